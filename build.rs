@@ -1,0 +1,14 @@
+//! Compiles `proto/` into `OUT_DIR`; `src/pb.rs` includes the result.
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let protos = ["kv", "auth", "rpc", "lock", "election", "endpointslice"].map(|p| format!("proto/{p}.proto"));
+    tonic_prost_build::configure()
+        // The server never reads from another server; tests use the etcd-client crate.
+        .build_client(false)
+        .bytes(".")
+        .btree_map(".endpointslice")
+        .extern_path(".mvccpb.KeyValue", "crate::pb::KeyValue")
+        .extern_path(".etcdserverpb.WatchResponse", "crate::pb::WatchResponse")
+        .compile_protos(&protos, &["proto".to_owned()])?;
+    Ok(())
+}

@@ -1,0 +1,224 @@
+//! A key-value as its encoded `mvccpb.KeyValue`, the form it has on the wire.
+//!
+//! Encoded once, at the put; every range answer and watch event copies these bytes as they are. Fields
+//! are in field-number order and zero fields are omitted, as etcd writes them, so that hashes agree.
+
+use std::fmt;
+use std::sync::Arc;
+
+const KEY: u8 = 0x0a;
+const CREATE: u8 = 0x10;
+const MOD: u8 = 0x18;
+const VERSION: u8 = 0x20;
+const VALUE: u8 = 0x2a;
+const LEASE: u8 = 0x30;
+
+/// One immutable, encoded key-value; cloning shares the bytes.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Kv(Arc<[u8]>);
+
+/// The decoded fields of a [`Kv`], borrowed from it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Fields<'a> {
+    /// The key.
+    pub key: &'a [u8],
+    /// Main revision of the put that created the key.
+    pub create_revision: i64,
+    /// Main revision of the last change.
+    pub mod_revision: i64,
+    /// Number of puts since creation, from 1; 0 in a tombstone.
+    pub version: i64,
+    /// The value.
+    pub value: &'a [u8],
+    /// The lease the key is attached to, or 0.
+    pub lease: i64,
+}
+
+// === impl Kv ===
+
+impl Kv {
+    /// Encodes `fields`.
+    pub fn new(fields: &Fields<'_>) -> Self {
+        let mut buf = Vec::with_capacity(fields.key.len() + fields.value.len() + 48);
+        put_bytes(&mut buf, KEY, fields.key);
+        put_int(&mut buf, CREATE, fields.create_revision);
+        put_int(&mut buf, MOD, fields.mod_revision);
+        put_int(&mut buf, VERSION, fields.version);
+        put_bytes(&mut buf, VALUE, fields.value);
+        put_int(&mut buf, LEASE, fields.lease);
+        Self(buf.into())
+    }
+
+    /// The key-value a delete event carries: key and mod revision only.
+    pub fn tombstone(key: &[u8], mod_revision: i64) -> Self {
+        Self::new(&Fields { key, mod_revision, ..Fields::default() })
+    }
+
+    /// The encoded message.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The key; cheaper than [`Kv::fields`].
+    pub fn key(&self) -> &[u8] {
+        match self.0.first() {
+            Some(&KEY) => take_bytes(&self.0, &mut 1),
+            _ => &[],
+        }
+    }
+
+    /// Decodes all fields. The bytes are our own, so decoding cannot fail.
+    pub fn fields(&self) -> Fields<'_> {
+        let buf = &self.0;
+        let mut fields = Fields::default();
+        let mut at = 0;
+        while let Some(&tag) = buf.get(at) {
+            at += 1;
+            match tag {
+                KEY => fields.key = take_bytes(buf, &mut at),
+                VALUE => fields.value = take_bytes(buf, &mut at),
+                CREATE => fields.create_revision = take_int(buf, &mut at),
+                MOD => fields.mod_revision = take_int(buf, &mut at),
+                VERSION => fields.version = take_int(buf, &mut at),
+                LEASE => fields.lease = take_int(buf, &mut at),
+                _ => unreachable!("a Kv holds only what Kv::new wrote"),
+            }
+        }
+        fields
+    }
+
+    /// The value.
+    pub fn value(&self) -> &[u8] {
+        self.fields().value
+    }
+
+    /// The lease the key is attached to, or 0.
+    pub fn lease(&self) -> i64 {
+        self.fields().lease
+    }
+
+    /// The same key-value with an empty value, for `keys_only`.
+    pub fn without_value(&self) -> Self {
+        Self::new(&Fields { value: &[], ..self.fields() })
+    }
+}
+
+impl fmt::Debug for Kv {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let fields = self.fields();
+        write!(
+            f,
+            "Kv({:?} create {} mod {} version {} lease {} value {} B)",
+            String::from_utf8_lossy(fields.key),
+            fields.create_revision,
+            fields.mod_revision,
+            fields.version,
+            fields.lease,
+            fields.value.len()
+        )
+    }
+}
+
+/// Appends a protobuf varint.
+pub fn put_varint(buf: &mut Vec<u8>, mut n: u64) {
+    while n >= 0x80 {
+        buf.push((n as u8 & 0x7f) | 0x80);
+        n >>= 7;
+    }
+    buf.push(n as u8);
+}
+
+/// Encoded length of a protobuf varint, in bytes.
+pub fn varint_len(n: u64) -> usize {
+    (64 - (n | 1).leading_zeros() as usize).div_ceil(7)
+}
+
+/// Reads the varint at `*at` and moves `*at` past it.
+pub fn take_varint(buf: &[u8], at: &mut usize) -> u64 {
+    let mut n = 0;
+    let mut shift = 0;
+    while let Some(&b) = buf.get(*at) {
+        *at += 1;
+        n |= u64::from(b & 0x7f) << shift;
+        if b < 0x80 || shift == 63 {
+            break;
+        }
+        shift += 7;
+    }
+    n
+}
+
+fn put_int(buf: &mut Vec<u8>, tag: u8, n: i64) {
+    if n != 0 {
+        buf.push(tag);
+        put_varint(buf, n as u64);
+    }
+}
+
+fn put_bytes(buf: &mut Vec<u8>, tag: u8, bytes: &[u8]) {
+    if !bytes.is_empty() {
+        buf.push(tag);
+        put_varint(buf, bytes.len() as u64);
+        buf.extend_from_slice(bytes);
+    }
+}
+
+fn take_int(buf: &[u8], at: &mut usize) -> i64 {
+    take_varint(buf, at) as i64
+}
+
+fn take_bytes<'a>(buf: &'a [u8], at: &mut usize) -> &'a [u8] {
+    let len = take_varint(buf, at) as usize;
+    let from = *at;
+    *at += len;
+    &buf[from..from + len]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prost::Message;
+
+    /// The same message as prost would derive it, to compare bytes with.
+    #[derive(Clone, PartialEq, Message)]
+    struct Reference {
+        #[prost(bytes = "vec", tag = "1")]
+        key: Vec<u8>,
+        #[prost(int64, tag = "2")]
+        create_revision: i64,
+        #[prost(int64, tag = "3")]
+        mod_revision: i64,
+        #[prost(int64, tag = "4")]
+        version: i64,
+        #[prost(bytes = "vec", tag = "5")]
+        value: Vec<u8>,
+        #[prost(int64, tag = "6")]
+        lease: i64,
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn the_bytes_are_what_prost_would_write(
+            key in proptest::collection::vec(0u8.., 1..200),
+            value in proptest::collection::vec(0u8.., 0..400),
+            create_revision in 0i64.., mod_revision in 0i64.., version in 0i64.., lease: i64,
+        ) {
+            let fields = Fields { key: &key, create_revision, mod_revision, version, value: &value, lease };
+            let kv = Kv::new(&fields);
+            let reference = Reference {
+                key: key.clone(), create_revision, mod_revision, version, value: value.clone(), lease,
+            };
+            proptest::prop_assert_eq!(kv.as_bytes(), &reference.encode_to_vec()[..]);
+            proptest::prop_assert_eq!(kv.fields(), fields);
+            proptest::prop_assert_eq!(kv.key(), &key[..]);
+        }
+
+        #[test]
+        fn varint_len_is_the_length_written(n: u64) {
+            let mut buf = Vec::new();
+            put_varint(&mut buf, n);
+            proptest::prop_assert_eq!(buf.len(), varint_len(n));
+            proptest::prop_assert_eq!(take_varint(&buf, &mut 0), n);
+        }
+    }
+}

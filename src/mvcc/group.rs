@@ -1,0 +1,291 @@
+//! Watchers of one range with the same options share a group, and a group encodes each event once.
+//!
+//! A commit routes its events to the groups that want them, through an interval map, and leaves one
+//! encoded frame per group and revision. Readers copy frames; none of them filters or encodes. Frames
+//! are kept only while a member may still need them and within a bound: a member that falls behind the
+//! bound reads the log instead, by the same rules, so a slow reader costs the others nothing.
+
+use super::encoded::{put_varint, varint_len};
+use super::log::{Batch, Event, EventKind};
+use super::range::KeyRange;
+use crate::util::interval::IntervalMap;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Frames a group keeps without asking whether anyone needs them, in bytes.
+const FRAMES_RELAXED: usize = 16 << 10;
+/// Frames a group keeps at most, in bytes.
+const FRAMES_MAX: usize = 4 << 20;
+
+/// What a watcher wants to see. Equal filters share one group.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct WatchFilter {
+    /// The keys.
+    pub range: KeyRange,
+    /// Attach the previous key-value.
+    pub prev_kv: bool,
+    /// Leave puts out.
+    pub no_put: bool,
+    /// Leave deletes out.
+    pub no_delete: bool,
+}
+
+/// Something to wake when a group has news; a stream has one for all its watchers.
+pub trait Wake: Send + Sync {
+    /// Called off the commit path, possibly often and for nothing.
+    fn wake(&self);
+}
+
+/// The events of one revision that a group wants, as encoded `WatchResponse.events` fields.
+#[derive(Clone, Debug)]
+pub(super) struct Frame {
+    pub(super) revision: i64,
+    pub(super) body: Bytes,
+}
+
+/// See the module's text.
+pub struct Group {
+    pub(super) filter: WatchFilter,
+    pub(super) state: Mutex<GroupState>,
+    dirty: AtomicBool,
+}
+
+#[derive(Default)]
+pub(super) struct GroupState {
+    frames: VecDeque<Frame>,
+    bytes: usize,
+    /// Bytes at which to look for frames that every member has read.
+    trim_at: usize,
+    /// Frames are complete for every revision after this one.
+    pub(super) complete_after: i64,
+    members: HashMap<u64, Member>,
+}
+
+struct Member {
+    next: i64,
+    wake: Arc<dyn Wake>,
+}
+
+/// All groups of a store.
+#[derive(Default)]
+pub(super) struct Groups {
+    by_filter: HashMap<WatchFilter, Arc<Group>>,
+    by_key: HashMap<Bytes, Vec<Arc<Group>>>,
+    by_range: IntervalMap<ById>,
+    members: u64,
+}
+
+/// A group compared by identity.
+#[derive(Clone)]
+struct ById(Arc<Group>);
+
+impl PartialEq for ById {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+// === impl WatchFilter ===
+
+impl WatchFilter {
+    /// Puts and deletes in `range`, without previous values.
+    pub fn new(range: KeyRange) -> Self {
+        Self { range, prev_kv: false, no_put: false, no_delete: false }
+    }
+
+    fn wants(&self, event: &Event) -> bool {
+        match event.kind {
+            EventKind::Put => !self.no_put,
+            EventKind::Delete => !self.no_delete,
+        }
+    }
+
+    /// The events of `batch` that pass, encoded; `None` if none does. `compacted` hides previous values
+    /// that a read could no longer see.
+    pub(super) fn encode(&self, batch: &Batch, compacted: i64) -> Option<Bytes> {
+        let passing = batch.events.iter().filter(|e| self.range.contains(e.kv.key()));
+        self.encode_events(passing, batch.revision > compacted)
+    }
+
+    fn encode_events<'a>(
+        &self,
+        events: impl Iterator<Item = &'a Event>,
+        prev_visible: bool,
+    ) -> Option<Bytes> {
+        let mut body = Vec::new();
+        for event in events.filter(|e| self.wants(e)) {
+            encode_event(&mut body, event, self.prev_kv && prev_visible);
+        }
+        (!body.is_empty()).then(|| body.into())
+    }
+}
+
+/// Appends `event` as one `WatchResponse.events` field (11).
+fn encode_event(body: &mut Vec<u8>, event: &Event, with_prev: bool) {
+    let field = |len: usize| 1 + varint_len(len as u64) + len;
+    let kv = event.kv.as_bytes();
+    let prev = event.prev.as_ref().filter(|_| with_prev).map(|p| p.as_bytes());
+    let kind = if event.kind == EventKind::Delete { 2 } else { 0 };
+    let len = kind + field(kv.len()) + prev.map_or(0, |p| field(p.len()));
+    body.reserve(field(len));
+    body.push(11 << 3 | 2);
+    put_varint(body, len as u64);
+    if kind > 0 {
+        body.extend_from_slice(&[1 << 3, 1]);
+    }
+    for (tag, bytes) in [(2 << 3 | 2, Some(kv)), (3 << 3 | 2, prev)] {
+        if let Some(bytes) = bytes {
+            body.push(tag);
+            put_varint(body, bytes.len() as u64);
+            body.extend_from_slice(bytes);
+        }
+    }
+}
+
+// === impl Group ===
+
+impl Group {
+    /// Wakes every member.
+    pub fn wake(&self) {
+        self.dirty.store(false, Ordering::Release);
+        for member in self.state.lock().members.values() {
+            member.wake.wake();
+        }
+    }
+}
+
+// === impl GroupState ===
+
+impl GroupState {
+    /// Frames from revision `next` on, up to `max` bytes but at least one.
+    pub(super) fn read(&self, next: i64, max: usize) -> (Vec<Bytes>, Option<i64>) {
+        let from = self.frames.partition_point(|f| f.revision < next);
+        let (mut out, mut last, mut bytes) = (Vec::new(), None, 0);
+        for frame in self.frames.range(from..) {
+            if !out.is_empty() && bytes + frame.body.len() > max {
+                break;
+            }
+            bytes += frame.body.len();
+            out.push(frame.body.clone());
+            last = Some(frame.revision);
+        }
+        (out, last)
+    }
+
+    pub(super) fn has_after(&self, next: i64) -> bool {
+        self.frames.back().is_some_and(|f| f.revision >= next)
+    }
+
+    pub(super) fn moved(&mut self, member: u64, next: i64) {
+        if let Some(m) = self.members.get_mut(&member) {
+            m.next = next;
+        }
+    }
+
+    fn push(&mut self, frame: Frame) {
+        self.bytes += frame.body.len();
+        self.frames.push_back(frame);
+        if self.bytes > self.trim_at.max(FRAMES_RELAXED) {
+            let needed = self.members.values().map(|m| m.next).min().unwrap_or(i64::MAX);
+            while let Some(frame) = self.frames.front() {
+                if frame.revision >= needed && self.bytes <= FRAMES_MAX {
+                    break;
+                }
+                self.bytes -= frame.body.len();
+                self.complete_after = frame.revision;
+                self.frames.pop_front();
+            }
+            self.trim_at = self.bytes * 2;
+        }
+    }
+}
+
+// === impl Groups ===
+
+impl Groups {
+    /// Adds a member that reads from revision `next`; returns its group and its name in it.
+    pub(super) fn join(
+        &mut self,
+        filter: WatchFilter,
+        current: i64,
+        next: i64,
+        wake: Arc<dyn Wake>,
+    ) -> (Arc<Group>, u64) {
+        let group = match self.by_filter.get(&filter) {
+            Some(group) => Arc::clone(group),
+            None => self.create(filter, current),
+        };
+        self.members += 1;
+        group.state.lock().members.insert(self.members, Member { next, wake });
+        (group, self.members)
+    }
+
+    /// Removes a member, and the group with its last one.
+    pub(super) fn leave(&mut self, group: &Arc<Group>, member: u64) {
+        let mut state = group.state.lock();
+        state.members.remove(&member);
+        if !state.members.is_empty() {
+            return;
+        }
+        drop(state);
+        let filter = &group.filter;
+        self.by_filter.remove(filter);
+        if filter.range.is_single() {
+            if let Some(groups) = self.by_key.get_mut(filter.range.start()) {
+                groups.retain(|g| !Arc::ptr_eq(g, group));
+                if groups.is_empty() {
+                    self.by_key.remove(filter.range.start());
+                }
+            }
+        } else {
+            self.by_range.remove(filter.range.start(), filter.range.end(), &ById(Arc::clone(group)));
+        }
+    }
+
+    fn create(&mut self, filter: WatchFilter, current: i64) -> Arc<Group> {
+        let state = GroupState { complete_after: current, ..GroupState::default() };
+        let group = Arc::new(Group {
+            filter: filter.clone(),
+            state: Mutex::new(state),
+            dirty: AtomicBool::new(false),
+        });
+        let range = &filter.range;
+        if range.is_single() {
+            let key = Bytes::copy_from_slice(range.start());
+            self.by_key.entry(key).or_default().push(Arc::clone(&group));
+        } else {
+            self.by_range.insert(range.start(), range.end(), ById(Arc::clone(&group)));
+        }
+        self.by_filter.insert(filter, Arc::clone(&group));
+        group
+    }
+
+    /// Leaves a frame of `batch` in each group that wants one; appends to `dirty` the groups that were
+    /// not already waiting to be woken.
+    pub(super) fn publish(&self, batch: &Batch, dirty: &mut Vec<Arc<Group>>) {
+        let mut hits: Vec<(&Arc<Group>, usize)> = Vec::new();
+        for (i, event) in batch.events.iter().enumerate() {
+            let key = event.kv.key();
+            hits.extend(self.by_range.at(key).iter().map(|g| (&g.0, i)));
+            hits.extend(self.by_key.get(key).into_iter().flatten().map(|g| (g, i)));
+        }
+        hits.sort_by_key(|(group, i)| (Arc::as_ptr(group) as usize, *i));
+        for run in hits.chunk_by(|a, b| Arc::ptr_eq(a.0, b.0)) {
+            let group = run[0].0;
+            let events = run.iter().map(|(_, i)| &batch.events[*i]);
+            let Some(body) = group.filter.encode_events(events, true) else { continue };
+            group.state.lock().push(Frame { revision: batch.revision, body });
+            if !group.dirty.swap(true, Ordering::AcqRel) {
+                dirty.push(Arc::clone(group));
+            }
+        }
+    }
+
+    /// Number of watchers.
+    pub(super) fn watchers(&self) -> usize {
+        self.by_filter.values().map(|g| g.state.lock().members.len()).sum()
+    }
+}

@@ -1,0 +1,249 @@
+//! The ordered index: every key with its history, and how many keys are live in any range.
+//!
+//! Leaves of up to [`LEAF_MAX`] histories in key order, and a Fenwick tree over the leaves' live counts.
+//! Finding a key is a binary search over leaves and one inside a leaf; counting a range is two ranks,
+//! O(log n), whatever the range holds. That is what keeps a paginated list linear: etcd walks the rest of
+//! the prefix on every page to fill `count`.
+
+use super::encoded::Kv;
+use super::range::KeyRange;
+use smallvec::SmallVec;
+
+const LEAF_MAX: usize = 256;
+
+/// One change of one key.
+#[derive(Clone, Debug)]
+pub(super) struct Version {
+    pub(super) main: i64,
+    pub(super) sub: u32,
+    pub(super) tombstone: bool,
+    pub(super) kv: Kv,
+}
+
+/// The versions of one key in (main, sub) order; never empty while it is in the index.
+///
+/// Two changes of one key may share a main revision (a from-key delete and a put in one txn), so `sub`
+/// decides, and the last one wins.
+#[derive(Clone, Debug, Default)]
+pub(super) struct History(SmallVec<[Version; 1]>);
+
+struct Leaf {
+    entries: Vec<History>,
+    live: usize,
+}
+
+/// All keys, live or deleted since the last compaction.
+pub(super) struct Index {
+    leaves: Vec<Leaf>,
+    live: Fenwick,
+    keys: usize,
+}
+
+struct Fenwick(Vec<usize>);
+
+// === impl History ===
+
+impl History {
+    pub(super) fn key(&self) -> &[u8] {
+        self.0.first().map_or(&[], |v| v.kv.key())
+    }
+
+    /// The key-value now, unless deleted.
+    pub(super) fn live(&self) -> Option<&Kv> {
+        self.0.last().filter(|v| !v.tombstone).map(|v| &v.kv)
+    }
+
+    /// The key-value at main revision `at`, unless absent or deleted then.
+    pub(super) fn at(&self, at: i64) -> Option<&Kv> {
+        self.0.iter().rev().find(|v| v.main <= at).filter(|v| !v.tombstone).map(|v| &v.kv)
+    }
+
+    fn push(&mut self, version: Version) {
+        debug_assert!(self.0.last().is_none_or(|l| (l.main, l.sub) < (version.main, version.sub)));
+        self.0.push(version);
+    }
+
+    /// Forgets what no read at `at` or later can see; returns the encoded bytes freed. A tombstone at
+    /// exactly `at` stays, since a watch may still start there.
+    fn compact(&mut self, at: i64) -> usize {
+        let newest = self.0.partition_point(|v| v.main <= at);
+        let Some(keep) = newest.checked_sub(1) else { return 0 };
+        let gone = match &self.0[keep] {
+            v if v.tombstone && v.main < at => newest,
+            _ => keep,
+        };
+        self.0.drain(..gone).map(|v| v.kv.as_bytes().len()).sum()
+    }
+}
+
+// === impl Index ===
+
+impl Index {
+    pub(super) fn new() -> Self {
+        Self { leaves: vec![Leaf { entries: Vec::new(), live: 0 }], live: Fenwick(vec![0]), keys: 0 }
+    }
+
+    /// Number of live keys.
+    pub(super) fn live(&self) -> usize {
+        self.live.before(self.leaves.len())
+    }
+
+    /// Number of keys, tombstoned ones included.
+    pub(super) fn keys(&self) -> usize {
+        self.keys
+    }
+
+    pub(super) fn get(&self, key: &[u8]) -> Option<&History> {
+        let (leaf, at) = self.find(key);
+        at.ok().map(|at| &self.leaves[leaf].entries[at])
+    }
+
+    /// Appends a version to `key`'s history, which begins with it if the key is new.
+    pub(super) fn push(&mut self, key: &[u8], version: Version) {
+        let (leaf, at) = self.find(key);
+        let entries = &mut self.leaves[leaf].entries;
+        let (was, is) = match at {
+            Ok(at) => {
+                let was = entries[at].live().is_some();
+                let is = !version.tombstone;
+                entries[at].push(version);
+                (was, is)
+            }
+            Err(at) => {
+                let is = !version.tombstone;
+                entries.insert(at, History(smallvec::smallvec![version]));
+                self.keys += 1;
+                (false, is)
+            }
+        };
+        self.adjust(leaf, was, is);
+        if self.leaves[leaf].entries.len() > LEAF_MAX {
+            self.split(leaf);
+        }
+    }
+
+    /// Compacts one key's history at `at`, dropping the key when nothing is left. Returns the encoded
+    /// bytes freed.
+    pub(super) fn compact(&mut self, key: &[u8], at: i64) -> usize {
+        let (leaf, Ok(pos)) = self.find(key) else { return 0 };
+        let entries = &mut self.leaves[leaf].entries;
+        let freed = entries[pos].compact(at);
+        if entries[pos].0.is_empty() {
+            // Only a tombstone leaves nothing behind, so live counts stay.
+            entries.remove(pos);
+            self.keys -= 1;
+            self.merge(leaf);
+        }
+        freed
+    }
+
+    /// Histories of the keys in `range`, in key order.
+    pub(super) fn range<'a>(&'a self, range: &'a KeyRange) -> impl Iterator<Item = &'a History> + 'a {
+        let (leaf, at) = self.find(range.start());
+        let first = at.unwrap_or_else(|at| at);
+        self.leaves[leaf..]
+            .iter()
+            .enumerate()
+            .flat_map(move |(i, l)| &l.entries[if i == 0 { first } else { 0 }..])
+            .take_while(move |h| range.is_before_end(h.key()))
+    }
+
+    /// Number of live keys in `range`.
+    pub(super) fn count(&self, range: &KeyRange) -> usize {
+        let to = match range.end() {
+            Some(end) => self.rank(end),
+            None => self.live(),
+        };
+        to.saturating_sub(self.rank(range.start()))
+    }
+
+    /// Number of live keys before `key`.
+    fn rank(&self, key: &[u8]) -> usize {
+        let (leaf, at) = self.find(key);
+        let at = at.unwrap_or_else(|at| at);
+        let inside = self.leaves[leaf].entries[..at].iter().filter(|h| h.live().is_some()).count();
+        self.live.before(leaf) + inside
+    }
+
+    /// The leaf that holds or would hold `key`, and the place in it.
+    fn find(&self, key: &[u8]) -> (usize, Result<usize, usize>) {
+        let leaf = self.leaves.partition_point(|l| l.entries.first().is_some_and(|h| h.key() <= key));
+        let leaf = leaf.saturating_sub(1);
+        (leaf, self.leaves[leaf].entries.binary_search_by(|h| h.key().cmp(key)))
+    }
+
+    fn adjust(&mut self, leaf: usize, was: bool, is: bool) {
+        match (was, is) {
+            (false, true) => {
+                self.leaves[leaf].live += 1;
+                self.live.add(leaf, 1);
+            }
+            (true, false) => {
+                self.leaves[leaf].live -= 1;
+                self.live.add(leaf, usize::MAX); // minus one, wrapping
+            }
+            _ => {}
+        }
+    }
+
+    fn split(&mut self, leaf: usize) {
+        // Keys often arrive in order: then the full leaf stays full and the new one starts empty-ish.
+        let at = if leaf + 1 == self.leaves.len() { LEAF_MAX * 7 / 8 } else { LEAF_MAX / 2 };
+        let entries = self.leaves[leaf].entries.split_off(at);
+        self.leaves[leaf].entries.shrink_to_fit();
+        let live = entries.iter().filter(|h| h.live().is_some()).count();
+        self.leaves[leaf].live -= live;
+        self.leaves.insert(leaf + 1, Leaf { entries, live });
+        self.recount();
+    }
+
+    fn merge(&mut self, leaf: usize) {
+        if self.leaves[leaf].entries.len() >= LEAF_MAX / 4 || self.leaves.len() == 1 {
+            return;
+        }
+        let left = leaf.saturating_sub(1);
+        if self.leaves[left].entries.len() + self.leaves[left + 1].entries.len() > LEAF_MAX / 2 {
+            return;
+        }
+        let right = self.leaves.remove(left + 1);
+        self.leaves[left].live += right.live;
+        self.leaves[left].entries.extend(right.entries);
+        self.recount();
+    }
+
+    fn recount(&mut self) {
+        self.live = Fenwick::of(self.leaves.iter().map(|l| l.live));
+    }
+}
+
+// === impl Fenwick ===
+
+impl Fenwick {
+    fn of(counts: impl Iterator<Item = usize>) -> Self {
+        let mut tree: Vec<usize> = counts.collect();
+        for i in 0..tree.len() {
+            let parent = i | (i + 1);
+            if parent < tree.len() {
+                tree[parent] = tree[parent].wrapping_add(tree[i]);
+            }
+        }
+        Self(tree)
+    }
+
+    fn add(&mut self, mut i: usize, delta: usize) {
+        while let Some(n) = self.0.get_mut(i) {
+            *n = n.wrapping_add(delta);
+            i |= i + 1;
+        }
+    }
+
+    /// Sum of the counts before index `end`.
+    fn before(&self, mut end: usize) -> usize {
+        let mut sum = 0usize;
+        while end > 0 {
+            sum = sum.wrapping_add(self.0[end - 1]);
+            end &= end - 1;
+        }
+        sum
+    }
+}

@@ -1,0 +1,76 @@
+//! The revision log: what each revision changed, from the compaction point to now.
+//!
+//! Revisions are dense, so a batch is found by subtraction. Watchers read it with cursors; nothing is
+//! queued for them.
+
+use super::encoded::Kv;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// What happened to a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EventKind {
+    /// The key has a new value.
+    Put,
+    /// The key is gone.
+    Delete,
+}
+
+/// One change of one key.
+#[derive(Clone, Debug)]
+pub struct Event {
+    /// Put or delete.
+    pub kind: EventKind,
+    /// The new key-value, or a tombstone.
+    pub kv: Kv,
+    /// The key-value before this event's transaction; none for a key that did not exist.
+    pub prev: Option<Kv>,
+    /// Whether the number of live keys grew: a put of a key that was absent right before it.
+    pub(super) created: bool,
+}
+
+/// Everything one revision changed, in order.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// The main revision.
+    pub revision: i64,
+    /// At least one event.
+    pub events: Arc<[Event]>,
+}
+
+/// Batches with consecutive revisions.
+pub(super) struct Log {
+    batches: VecDeque<Batch>,
+    /// Revision of the first batch, or of the next one when there is none.
+    first: i64,
+}
+
+impl Log {
+    pub(super) fn new(first: i64) -> Self {
+        Self { batches: VecDeque::new(), first }
+    }
+
+    pub(super) fn push(&mut self, batch: Batch) {
+        let next = self.first + self.batches.len() as i64;
+        assert_eq!(batch.revision, next, "revisions are dense");
+        self.batches.push_back(batch);
+    }
+
+    /// Batches with a revision of at least `from`.
+    pub(super) fn since(&self, from: i64) -> impl DoubleEndedIterator<Item = &Batch> {
+        let skip = usize::try_from(from - self.first).unwrap_or(0);
+        self.batches.range(skip.min(self.batches.len())..)
+    }
+
+    /// Drops the batches before `revision`.
+    pub(super) fn truncate_before(&mut self, revision: i64) {
+        while self.batches.front().is_some_and(|b| b.revision < revision) {
+            self.batches.pop_front();
+            self.first += 1;
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.batches.len()
+    }
+}

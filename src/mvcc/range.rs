@@ -1,0 +1,249 @@
+//! Key ranges with etcd's conventions, and range reads: limits, sorting, filters, counting.
+
+use super::encoded::{Fields, Kv};
+use bytes::Bytes;
+
+/// A set of consecutive keys: `[start, end)`, or everything from `start` when there is no end.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct KeyRange {
+    start: Bytes,
+    end: Option<Bytes>,
+}
+
+/// What a read wants. The default reads everything about one range now.
+#[derive(Clone, Debug)]
+pub struct RangeOptions {
+    /// The keys.
+    pub range: KeyRange,
+    /// At most this many key-values; 0 or less for all.
+    pub limit: i64,
+    /// Read at this revision; 0 or less for now.
+    pub revision: i64,
+    /// Order of the answer.
+    pub order: SortOrder,
+    /// What to order by.
+    pub target: SortTarget,
+    /// Leave values out.
+    pub keys_only: bool,
+    /// Only count.
+    pub count_only: bool,
+    /// Inclusive bounds on the mod revision; 0 is no bound.
+    pub mod_revision: (i64, i64),
+    /// Inclusive bounds on the create revision; 0 is no bound.
+    pub create_revision: (i64, i64),
+}
+
+/// Direction of a sort.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SortOrder {
+    /// As the target suggests: ascending.
+    None,
+    /// Smallest first.
+    Ascend,
+    /// Largest first.
+    Descend,
+}
+
+/// Field to sort by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SortTarget {
+    /// The key.
+    Key,
+    /// The version.
+    Version,
+    /// The create revision.
+    Create,
+    /// The mod revision.
+    Mod,
+    /// The value.
+    Value,
+}
+
+/// The answer to a range read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RangeResult {
+    /// The key-values.
+    pub kvs: Vec<Kv>,
+    /// Keys in the range at that revision, whatever the limit and filters.
+    pub count: usize,
+    /// Whether the limit cut the answer.
+    pub more: bool,
+    /// The store's revision when it answered, not the revision read.
+    pub revision: i64,
+}
+
+// === impl KeyRange ===
+
+impl KeyRange {
+    /// etcd's reading of `key` and `range_end`: no end is one key, an end of one zero byte is no end.
+    pub fn new(key: impl Into<Bytes>, range_end: impl Into<Bytes>) -> Self {
+        let (start, end) = (key.into(), range_end.into());
+        match &end[..] {
+            [] => Self::key(start),
+            [0] => Self { start, end: None },
+            _ => Self { start, end: Some(end) },
+        }
+    }
+
+    /// One key.
+    pub fn key(key: impl Into<Bytes>) -> Self {
+        let start = key.into();
+        let mut end = Vec::with_capacity(start.len() + 1);
+        end.extend_from_slice(&start);
+        end.push(0);
+        Self { start, end: Some(end.into()) }
+    }
+
+    /// Every key that begins with `prefix`.
+    pub fn prefix(prefix: impl Into<Bytes>) -> Self {
+        let start = prefix.into();
+        Self { end: prefix_end(&start), start }
+    }
+
+    /// Every key.
+    pub fn all() -> Self {
+        Self { start: Bytes::new(), end: None }
+    }
+
+    /// First key.
+    pub fn start(&self) -> &[u8] {
+        &self.start
+    }
+
+    /// First key after the range, unless it is open.
+    pub fn end(&self) -> Option<&[u8]> {
+        self.end.as_deref()
+    }
+
+    /// Whether the range can hold no key at all.
+    pub fn is_empty(&self) -> bool {
+        self.end.as_ref().is_some_and(|end| *end <= self.start)
+    }
+
+    /// Whether the range is exactly one key.
+    pub fn is_single(&self) -> bool {
+        let n = self.start.len();
+        self.end.as_ref().is_some_and(|e| e.len() == n + 1 && e[n] == 0 && e[..n] == self.start[..])
+    }
+
+    /// Whether `key` is in the range.
+    pub fn contains(&self, key: &[u8]) -> bool {
+        key >= &self.start[..] && self.is_before_end(key)
+    }
+
+    pub(super) fn is_before_end(&self, key: &[u8]) -> bool {
+        self.end.as_ref().is_none_or(|end| key < &end[..])
+    }
+
+    /// The rest of this range after `key`.
+    pub(super) fn after(&self, key: &[u8]) -> Self {
+        let mut start = key.to_vec();
+        start.push(0);
+        Self { start: start.into(), end: self.end.clone() }
+    }
+}
+
+/// The first key after all keys that begin with `prefix`; none if there is no such key.
+pub fn prefix_end(prefix: &[u8]) -> Option<Bytes> {
+    let last = prefix.iter().rposition(|&b| b != 0xff)?;
+    let mut end = prefix[..=last].to_vec();
+    end[last] += 1;
+    Some(end.into())
+}
+
+// === impl RangeOptions ===
+
+impl RangeOptions {
+    /// All of `range`, now.
+    pub fn new(range: KeyRange) -> Self {
+        Self {
+            range,
+            limit: 0,
+            revision: 0,
+            order: SortOrder::None,
+            target: SortTarget::Key,
+            keys_only: false,
+            count_only: false,
+            mod_revision: (0, 0),
+            create_revision: (0, 0),
+        }
+    }
+
+    /// How many key-values in key order are enough to answer, or `None` for all of them.
+    ///
+    /// Parity: order NONE with a target other than KEY counts as the default order, so only the first
+    /// `limit + 1` keys by key are looked at and then sorted.
+    pub(super) fn needed(&self) -> Option<usize> {
+        let default_order = self.order == SortOrder::None
+            || (self.order == SortOrder::Ascend && self.target == SortTarget::Key);
+        let limit = usize::try_from(self.limit).ok().filter(|&l| l > 0)?;
+        (default_order && !self.filters()).then(|| limit.saturating_add(1))
+    }
+
+    fn filters(&self) -> bool {
+        (self.mod_revision, self.create_revision) != ((0, 0), (0, 0))
+    }
+
+    /// Filters, sorts and cuts `kvs`, which are in key order; returns them and whether some were cut.
+    pub(super) fn finish(&self, mut kvs: Vec<Kv>) -> (Vec<Kv>, bool) {
+        if self.filters() {
+            kvs.retain(|kv| {
+                let f = kv.fields();
+                within(f.mod_revision, self.mod_revision) && within(f.create_revision, self.create_revision)
+            });
+        }
+        self.sort(&mut kvs);
+        let limit = usize::try_from(self.limit).unwrap_or(0);
+        let more = limit > 0 && kvs.len() > limit;
+        if more {
+            kvs.truncate(limit);
+        }
+        if self.keys_only {
+            for kv in &mut kvs {
+                *kv = kv.without_value();
+            }
+        }
+        (kvs, more)
+    }
+
+    fn sort(&self, kvs: &mut [Kv]) {
+        if self.target != SortTarget::Key {
+            kvs.sort_by(|a, b| compare(self.target, &a.fields(), &b.fields()));
+        }
+        if self.order == SortOrder::Descend {
+            kvs.reverse();
+        }
+    }
+}
+
+fn within(n: i64, (min, max): (i64, i64)) -> bool {
+    (min == 0 || n >= min) && (max == 0 || n <= max)
+}
+
+fn compare(target: SortTarget, a: &Fields<'_>, b: &Fields<'_>) -> std::cmp::Ordering {
+    match target {
+        SortTarget::Key => a.key.cmp(b.key),
+        SortTarget::Version => a.version.cmp(&b.version),
+        SortTarget::Create => a.create_revision.cmp(&b.create_revision),
+        SortTarget::Mod => a.mod_revision.cmp(&b.mod_revision),
+        SortTarget::Value => a.value.cmp(b.value),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn range_end_follows_etcds_conventions() {
+        assert!(KeyRange::new("a", "").is_single());
+        assert!(KeyRange::new("a", "\0").contains(b"zzz"));
+        assert!(!KeyRange::new("b", "\0").contains(b"a"));
+        assert!(KeyRange::new("\0", "\0").contains(b"\0"));
+        assert!(KeyRange::new("b", "a").is_empty());
+        assert_eq!(KeyRange::prefix("ab").end(), Some(&b"ac"[..]));
+        assert_eq!(KeyRange::prefix(&b"a\xff"[..]).end(), Some(&b"b"[..]));
+        assert_eq!(KeyRange::prefix(&b"\xff\xff"[..]).end(), None);
+        assert!(KeyRange::prefix("cilium/.heartbeat").contains(b"cilium/.heartbeat"));
+    }
+}

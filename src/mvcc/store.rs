@@ -1,0 +1,427 @@
+//! The store: one lock, one writer, many short reads.
+//!
+//! Writes run under the write lock and leave one batch in the log and one frame in each interested
+//! group. Reads take the read lock for at most [`READ_CHUNK`] keys at a time; a longer read goes on at
+//! the revision it began with, which a pin keeps readable, so a list of millions never stalls a writer.
+
+use super::Error;
+use super::encoded::Kv;
+use super::group::{Group, Groups, Wake, WatchFilter};
+use super::index::Index;
+use super::lease_book::LeaseBook;
+use super::log::{Batch, Event, Log};
+use super::range::{KeyRange, RangeOptions, RangeResult};
+use super::txn::{self, Put, Txn, TxnResult, WriteTxn};
+use super::watcher::Watcher;
+use bytes::Bytes;
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+/// Keys read under one lock.
+const READ_CHUNK: usize = 2000;
+/// Revisions purged under one lock.
+const PURGE_STEP: usize = 1000;
+
+/// An MVCC store. See the module's text; a new store is at revision 1 and empty.
+pub struct Store {
+    state: RwLock<State>,
+    /// Groups with frames whose members have not been woken yet.
+    dirty: Mutex<Vec<Arc<Group>>>,
+    on_publish: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    /// Revisions that long reads are at → how many of them.
+    pins: Mutex<BTreeMap<i64, usize>>,
+    counters: Counters,
+}
+
+/// What the lock protects.
+pub(super) struct State {
+    pub(super) index: Index,
+    pub(super) log: Log,
+    pub(super) leases: LeaseBook,
+    groups: Groups,
+    /// The last committed revision.
+    pub(super) current: i64,
+    /// Reads below this revision fail; −1 if never compacted.
+    pub(super) compacted: i64,
+    /// The history before this revision has been purged.
+    purged: i64,
+    /// Encoded bytes of all versions.
+    pub(super) bytes: usize,
+}
+
+/// A read lock on the store, for the watcher's catch-up.
+pub(super) struct Read<'a>(RwLockReadGuard<'a, State>);
+
+/// One write of [`Store::apply`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Write {
+    /// Put, without a lease.
+    Put(Bytes, Bytes),
+    /// Delete one key.
+    Delete(Bytes),
+}
+
+/// Sizes and counts at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// The current revision.
+    pub revision: i64,
+    /// The compact revision, −1 if never compacted.
+    pub compacted: i64,
+    /// Live keys.
+    pub keys: usize,
+    /// Encoded bytes of every version kept.
+    pub bytes: usize,
+    /// Revisions in the log.
+    pub log_len: usize,
+    /// Watchers.
+    pub watchers: usize,
+    /// Range reads served.
+    pub ranges: u64,
+    /// Write transactions committed.
+    pub commits: u64,
+    /// Events committed.
+    pub events: u64,
+}
+
+#[derive(Default)]
+struct Counters {
+    ranges: AtomicU64,
+    commits: AtomicU64,
+    events: AtomicU64,
+}
+
+// === impl Store ===
+
+impl Store {
+    /// An empty store at revision 1.
+    pub fn new() -> Arc<Self> {
+        let state = State {
+            index: Index::new(),
+            log: Log::new(2),
+            leases: LeaseBook::default(),
+            groups: Groups::default(),
+            current: 1,
+            compacted: -1,
+            purged: 0,
+            bytes: 0,
+        };
+        Arc::new(Self {
+            state: RwLock::new(state),
+            dirty: Mutex::default(),
+            on_publish: OnceLock::new(),
+            pins: Mutex::default(),
+            counters: Counters::default(),
+        })
+    }
+
+    /// Calls `f` after each commit that some watcher wants to see, outside the lock. `f` should lead to
+    /// [`Store::wake_watchers`] soon, on another task. Only the first call of this has an effect.
+    pub fn on_publish(&self, f: impl Fn() + Send + Sync + 'static) {
+        let _ = self.on_publish.set(Box::new(f));
+    }
+
+    /// Wakes the members of every group that has news; returns how many groups that were.
+    pub fn wake_watchers(&self) -> usize {
+        let dirty = std::mem::take(&mut *self.dirty.lock());
+        for group in &dirty {
+            group.wake();
+        }
+        dirty.len()
+    }
+
+    /// The last committed revision.
+    pub fn revision(&self) -> i64 {
+        self.state.read().current
+    }
+
+    /// The compact revision, −1 if never compacted.
+    pub fn compacted(&self) -> i64 {
+        self.state.read().compacted
+    }
+
+    /// Sizes and counts.
+    pub fn stats(&self) -> Stats {
+        let state = self.state.read();
+        Stats {
+            revision: state.current,
+            compacted: state.compacted,
+            keys: state.index.live(),
+            bytes: state.bytes + state.index.keys() * 64 + state.log.len() * 120,
+            log_len: state.log.len(),
+            watchers: state.groups.watchers(),
+            ranges: self.counters.ranges.load(Ordering::Relaxed),
+            commits: self.counters.commits.load(Ordering::Relaxed),
+            events: self.counters.events.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Reads a range at one revision.
+    pub fn range(&self, options: &RangeOptions) -> Result<RangeResult, Error> {
+        self.counters.ranges.fetch_add(1, Ordering::Relaxed);
+        let state = self.state.read();
+        let (current, at) = (state.current, state.readable(options.revision)?);
+        let count = state.count(&options.range, at, &[]);
+        let mut result = RangeResult { count, revision: current, ..RangeResult::default() };
+        if options.count_only {
+            return Ok(result);
+        }
+        let needed = options.needed().unwrap_or(usize::MAX);
+        let mut kvs = Vec::with_capacity(needed.min(count).min(READ_CHUNK));
+        let mut rest = options.range.clone();
+        let mut state = Some(state);
+        let mut pin = None;
+        loop {
+            let locked = state.take().unwrap_or_else(|| self.state.read());
+            let chunk = READ_CHUNK.min(needed - kvs.len());
+            let before = kvs.len();
+            kvs.extend(locked.index.range(&rest).filter_map(|h| h.at(at)).take(chunk).cloned());
+            let full = kvs.len() - before == chunk;
+            if !full || kvs.len() >= needed.min(count) {
+                break;
+            }
+            pin.get_or_insert_with(|| Pin::new(self, at));
+            let last = kvs.last().map(|kv| kv.key().to_vec()).unwrap_or_default();
+            rest = rest.after(&last);
+        }
+        (result.kvs, result.more) = options.finish(kvs);
+        Ok(result)
+    }
+
+    /// The key-value now.
+    pub fn get(&self, key: &[u8]) -> Option<Kv> {
+        self.state.read().index.get(key).and_then(|h| h.live()).cloned()
+    }
+
+    /// Runs a transaction: all of it at one revision, or none of it.
+    pub fn txn(&self, txn: &Txn) -> Result<TxnResult, Error> {
+        if txn.is_read_only() {
+            return txn::read_only(txn, &self.state.read());
+        }
+        self.write(|w| w.run(txn)).0
+    }
+
+    /// Puts one key; returns what was there and the new revision.
+    pub fn put(&self, put: Put) -> Result<(Option<Kv>, i64), Error> {
+        let result = self.txn(&vec![txn::Op::Put(put)].into())?;
+        match result.results.into_iter().next() {
+            Some(txn::OpResult::Put { prev, revision }) => Ok((prev, revision)),
+            _ => unreachable!("a put answers a put"),
+        }
+    }
+
+    /// Deletes a range; returns what was there, in key order, and the store's revision after it.
+    pub fn delete(&self, range: &KeyRange) -> (Vec<Kv>, i64) {
+        self.write(|w| w.delete(range))
+    }
+
+    /// Applies `writes` in order as one revision; deletions of absent keys are no change. Returns the
+    /// store's revision after it. The writer's fast path: no compares, no leases.
+    pub fn apply(&self, writes: &[Write]) -> i64 {
+        let ((), revision) = self.write(|w| {
+            for write in writes {
+                match write {
+                    Write::Put(key, value) => {
+                        let (key, value) = (key.clone(), value.clone());
+                        w.put(&Put { key, value, ..Put::default() });
+                    }
+                    Write::Delete(key) => {
+                        w.delete(&KeyRange::key(key.clone()));
+                    }
+                }
+            }
+        });
+        revision
+    }
+
+    /// Adds a lease without keys; false if the id is taken.
+    pub fn grant(&self, lease: i64) -> bool {
+        self.state.write().leases.grant(lease)
+    }
+
+    /// Removes a lease and deletes its keys as one revision. Returns how many, or an error if unknown.
+    pub fn revoke(&self, lease: i64) -> Result<usize, Error> {
+        self.write(|w| w.revoke(lease)).0
+    }
+
+    /// The keys attached to a lease, in order; `None` if the lease is unknown.
+    pub fn lease_keys(&self, lease: i64) -> Option<Vec<Bytes>> {
+        Some(self.state.read().leases.keys(lease)?.iter().cloned().collect())
+    }
+
+    /// Runs `f` under the write lock and publishes what it changed; returns its result and the store's
+    /// revision after it.
+    fn write<T>(&self, f: impl FnOnce(&mut WriteTxn<'_>) -> T) -> (T, i64) {
+        let mut state = self.state.write();
+        let mut txn = WriteTxn::new(&mut state);
+        let done = f(&mut txn);
+        let batch = txn.finish();
+        let revision = state.current;
+        let Some(batch) = batch else { return (done, revision) };
+        self.counters.commits.fetch_add(1, Ordering::Relaxed);
+        self.counters.events.fetch_add(batch.events.len() as u64, Ordering::Relaxed);
+        let mut dirty = Vec::new();
+        state.groups.publish(&batch, &mut dirty);
+        drop(state);
+        if !dirty.is_empty() {
+            self.dirty.lock().append(&mut dirty);
+            if let Some(f) = self.on_publish.get() {
+                f();
+            }
+        }
+        (done, revision)
+    }
+
+    /// Starts a watcher that sees every change from revision `start` on (0: from now on), waking `wake`
+    /// when there may be something to take. Returns it and the store's revision.
+    pub fn watch(
+        self: &Arc<Self>,
+        filter: WatchFilter,
+        start: i64,
+        wake: Arc<dyn Wake>,
+    ) -> (Watcher, i64) {
+        let mut state = self.state.write();
+        let current = state.current;
+        let start = if start == 0 { current + 1 } else { start };
+        let (group, member) = state.groups.join(filter, current, start, wake);
+        (Watcher::new(Arc::clone(self), group, member, start), current)
+    }
+
+    /// The store's revision, if each of `watchers` has taken everything up to it. Nothing is committed
+    /// while it looks.
+    pub fn synced<'a>(&self, watchers: impl IntoIterator<Item = &'a Watcher>) -> Option<i64> {
+        let state = self.state.read();
+        watchers.into_iter().all(|w| w.is_synced(state.current)).then_some(state.current)
+    }
+
+    pub(super) fn leave(&self, group: &Arc<Group>, member: u64) {
+        self.state.write().groups.leave(group, member);
+    }
+
+    pub(super) fn read(&self) -> Read<'_> {
+        Read(self.state.read())
+    }
+
+    /// Up to `max` committed batches with a revision of at least `from`.
+    pub fn batches(&self, from: i64, max: usize) -> Vec<Batch> {
+        self.state.read().log.since(from).take(max).cloned().collect()
+    }
+
+    /// Makes revisions before `revision` unreadable. The memory comes back through [`Store::purge`].
+    pub fn compact(&self, revision: i64) -> Result<(), Error> {
+        let mut state = self.state.write();
+        if revision <= state.compacted {
+            return Err(Error::Compacted);
+        }
+        if revision > state.current {
+            return Err(Error::FutureRevision);
+        }
+        state.compacted = revision;
+        Ok(())
+    }
+
+    /// Frees some of what compaction made unreadable, in one short lock; true if there is more to do.
+    /// Revisions that a long read is at are left for later.
+    pub fn purge(&self) -> bool {
+        let mut state = self.state.write();
+        let pinned = self.pins.lock().keys().next().copied().unwrap_or(i64::MAX);
+        let target = state.compacted.min(pinned);
+        if state.purged >= target {
+            return false;
+        }
+        let to = target.min(state.purged + PURGE_STEP as i64);
+        let State { log, index, bytes, .. } = &mut *state;
+        // A tombstone at exactly the last target was kept, so its batch is looked at again.
+        for batch in log.since(0).take_while(|b| b.revision <= to) {
+            for event in batch.events.iter() {
+                *bytes = bytes.saturating_sub(index.compact(event.kv.key(), to));
+            }
+        }
+        log.truncate_before(to);
+        state.purged = to;
+        to < target
+    }
+}
+
+// === impl State ===
+
+impl State {
+    /// The revision a read asks for, if it can be read.
+    fn readable(&self, revision: i64) -> Result<i64, Error> {
+        match revision {
+            r if r > self.current => Err(Error::FutureRevision),
+            r if r <= 0 => Ok(self.current),
+            r if r < self.compacted => Err(Error::Compacted),
+            r => Ok(r),
+        }
+    }
+
+    /// Reads inside a transaction whose events so far are `pending`; `now` is its revision. The
+    /// revision asked for has been checked.
+    pub(super) fn range(&self, options: &RangeOptions, now: i64, pending: &[Event]) -> RangeResult {
+        let at = if options.revision <= 0 { now } else { options.revision };
+        let count = self.count(&options.range, at, pending);
+        let mut result = RangeResult { count, revision: now, ..RangeResult::default() };
+        if !options.count_only {
+            let needed = options.needed().unwrap_or(usize::MAX);
+            let rows = self.index.range(&options.range).filter_map(|h| h.at(at));
+            (result.kvs, result.more) = options.finish(rows.take(needed).cloned().collect());
+        }
+        result
+    }
+
+    /// Keys in `range` that were live at revision `at`: those live now, less what changed since.
+    fn count(&self, range: &KeyRange, at: i64, pending: &[Event]) -> usize {
+        let now = self.index.count(range);
+        let since = self.log.since(at + 1).flat_map(|b| b.events.iter());
+        let pending = if at > self.current { &[] } else { pending };
+        let mut delta = 0i64;
+        for event in since.chain(pending).filter(|e| range.contains(e.kv.key())) {
+            match event.kind {
+                super::EventKind::Put if event.created => delta -= 1,
+                super::EventKind::Put => {}
+                super::EventKind::Delete => delta += 1,
+            }
+        }
+        usize::try_from(now as i64 + delta).unwrap_or(0)
+    }
+}
+
+// === impl Read ===
+
+impl Read<'_> {
+    pub(super) fn compacted(&self) -> i64 {
+        self.0.compacted
+    }
+
+    pub(super) fn log(&self) -> &Log {
+        &self.0.log
+    }
+}
+
+/// Keeps one revision readable while it lives.
+struct Pin<'a> {
+    store: &'a Store,
+    at: i64,
+}
+
+impl<'a> Pin<'a> {
+    fn new(store: &'a Store, at: i64) -> Self {
+        *store.pins.lock().entry(at).or_default() += 1;
+        Self { store, at }
+    }
+}
+
+impl Drop for Pin<'_> {
+    fn drop(&mut self) {
+        let mut pins = self.store.pins.lock();
+        if let Some(n) = pins.get_mut(&self.at) {
+            *n -= 1;
+            if *n == 0 {
+                pins.remove(&self.at);
+            }
+        }
+    }
+}

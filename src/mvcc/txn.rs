@@ -1,0 +1,366 @@
+//! Transactions: compares, nested operations, one main revision for all changes.
+//!
+//! As etcd does it, all compares of the whole tree are evaluated on the state before the transaction and
+//! fix the path; the path is validated on that state; then its operations run in order.
+
+use super::Error;
+use super::encoded::{Fields, Kv};
+use super::index::Version;
+use super::log::{Batch, Event, EventKind};
+use super::range::{KeyRange, RangeOptions, RangeResult};
+use super::store::State;
+use bytes::Bytes;
+use std::cmp::Ordering;
+use std::sync::Arc;
+
+/// A transaction: if all compares hold, `success`, else `failure`.
+#[derive(Clone, Debug, Default)]
+pub struct Txn {
+    /// The conditions; none is true.
+    pub compares: Vec<Compare>,
+    /// Operations when they hold.
+    pub success: Vec<Op>,
+    /// Operations when they do not.
+    pub failure: Vec<Op>,
+}
+
+/// One operation of a transaction.
+#[derive(Clone, Debug)]
+pub enum Op {
+    /// Read.
+    Range(RangeOptions),
+    /// Write one key.
+    Put(Put),
+    /// Delete keys.
+    Delete(KeyRange),
+    /// A nested transaction.
+    Txn(Txn),
+}
+
+/// A put.
+#[derive(Clone, Debug, Default)]
+pub struct Put {
+    /// The key.
+    pub key: Bytes,
+    /// The value; ignored with `ignore_value`.
+    pub value: Bytes,
+    /// The lease to attach to, 0 for none; ignored with `ignore_lease`.
+    pub lease: i64,
+    /// Keep the present value; the key must exist.
+    pub ignore_value: bool,
+    /// Keep the present lease; the key must exist.
+    pub ignore_lease: bool,
+}
+
+/// A condition on every key of a range; an empty range counts as one absent key.
+#[derive(Clone, Debug)]
+pub struct Compare {
+    /// The keys.
+    pub range: KeyRange,
+    /// What is compared, and with what.
+    pub target: Target,
+    /// Which result holds.
+    pub result: CompareResult,
+}
+
+/// The operand of a [`Compare`].
+#[derive(Clone, Debug)]
+pub enum Target {
+    /// The version.
+    Version(i64),
+    /// The create revision.
+    Create(i64),
+    /// The mod revision.
+    Mod(i64),
+    /// The value; never holds for an absent key.
+    Value(Bytes),
+    /// The lease.
+    Lease(i64),
+}
+
+/// The relation a [`Compare`] asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CompareResult {
+    /// Equal to the operand.
+    Equal,
+    /// Greater than the operand.
+    Greater,
+    /// Less than the operand.
+    Less,
+    /// Anything but equal.
+    NotEqual,
+    /// A relation this version does not know: always holds, as in etcd.
+    Unknown,
+}
+
+/// What a transaction did.
+#[derive(Clone, Debug, Default)]
+pub struct TxnResult {
+    /// Which branch was taken.
+    pub succeeded: bool,
+    /// One result for each operation of that branch.
+    pub results: Vec<OpResult>,
+    /// The store's revision after it: the new one if anything changed.
+    pub revision: i64,
+}
+
+/// The result of one [`Op`].
+#[derive(Clone, Debug)]
+pub enum OpResult {
+    /// Of a read.
+    Range(RangeResult),
+    /// Of a put.
+    Put {
+        /// The key-value before.
+        prev: Option<Kv>,
+        /// The revision of the put.
+        revision: i64,
+    },
+    /// Of a delete.
+    Delete {
+        /// The key-values deleted, in key order.
+        prev: Vec<Kv>,
+        /// The revision of the deletion, or the present one if nothing was there.
+        revision: i64,
+    },
+    /// Of a nested transaction.
+    Txn(TxnResult),
+}
+
+/// A write transaction under the store's lock; it becomes one batch when finished.
+///
+/// A panic while it is open would leave half a transaction behind, and no reader must ever see one: the
+/// process aborts instead.
+pub(super) struct WriteTxn<'a> {
+    state: &'a mut State,
+    main: i64,
+    events: Vec<Event>,
+    finished: bool,
+}
+
+// === impl Txn ===
+
+impl Txn {
+    /// Whether it can change nothing, so that a read lock is enough.
+    pub(super) fn is_read_only(&self) -> bool {
+        self.success.iter().chain(&self.failure).all(|op| matches!(op, Op::Range(_)))
+    }
+}
+
+impl From<Vec<Op>> for Txn {
+    fn from(success: Vec<Op>) -> Self {
+        Self { success, ..Self::default() }
+    }
+}
+
+// === impl Compare ===
+
+impl Compare {
+    fn holds(&self, state: &State) -> bool {
+        if self.range.is_single() {
+            let kv = state.index.get(self.range.start()).and_then(|h| h.live());
+            return self.holds_for(kv);
+        }
+        let mut live = state.index.range(&self.range).filter_map(|h| h.live()).peekable();
+        match live.peek() {
+            None => self.holds_for(None),
+            Some(_) => live.all(|kv| self.holds_for(Some(kv))),
+        }
+    }
+
+    fn holds_for(&self, kv: Option<&Kv>) -> bool {
+        let f = kv.map(Kv::fields).unwrap_or_default();
+        let ordering = match &self.target {
+            Target::Value(_) if kv.is_none() => return false,
+            Target::Value(v) => f.value.cmp(v),
+            Target::Version(n) => f.version.cmp(n),
+            Target::Create(n) => f.create_revision.cmp(n),
+            Target::Mod(n) => f.mod_revision.cmp(n),
+            Target::Lease(n) => f.lease.cmp(n),
+        };
+        match self.result {
+            CompareResult::Equal => ordering == Ordering::Equal,
+            CompareResult::Greater => ordering == Ordering::Greater,
+            CompareResult::Less => ordering == Ordering::Less,
+            CompareResult::NotEqual => ordering != Ordering::Equal,
+            CompareResult::Unknown => true,
+        }
+    }
+}
+
+/// The branches a transaction takes, nested ones included, in order of their evaluation.
+fn path(txn: &Txn, state: &State, taken: &mut Vec<bool>) {
+    let succeeded = txn.compares.iter().all(|c| c.holds(state));
+    taken.push(succeeded);
+    for op in branch(txn, succeeded) {
+        if let Op::Txn(nested) = op {
+            path(nested, state, taken);
+        }
+    }
+}
+
+fn branch(txn: &Txn, succeeded: bool) -> &[Op] {
+    if succeeded { &txn.success } else { &txn.failure }
+}
+
+fn check(txn: &Txn, state: &State, taken: &mut impl Iterator<Item = bool>) -> Result<(), Error> {
+    let succeeded = taken.next().unwrap_or_default();
+    for op in branch(txn, succeeded) {
+        match op {
+            // Parity: inside a transaction a negative revision is not "now".
+            Op::Range(r) if r.revision > state.current => return Err(Error::FutureRevision),
+            Op::Range(r) if r.revision != 0 && r.revision < state.compacted => {
+                return Err(Error::Compacted);
+            }
+            Op::Put(put) => check_put(put, state)?,
+            Op::Txn(nested) => check(nested, state, taken)?,
+            Op::Range(_) | Op::Delete(_) => {}
+        }
+    }
+    Ok(())
+}
+
+fn check_put(put: &Put, state: &State) -> Result<(), Error> {
+    if put.lease != 0 && !put.ignore_lease && !state.leases.contains(put.lease) {
+        return Err(Error::LeaseNotFound);
+    }
+    let keeps = put.ignore_value || put.ignore_lease;
+    if keeps && state.index.get(&put.key).and_then(|h| h.live()).is_none() {
+        return Err(Error::KeyNotFound);
+    }
+    Ok(())
+}
+
+/// Runs a transaction that only reads.
+pub(super) fn read_only(txn: &Txn, state: &State) -> Result<TxnResult, Error> {
+    let mut taken = Vec::new();
+    path(txn, state, &mut taken);
+    check(txn, state, &mut taken.iter().copied())?;
+    let succeeded = taken[0];
+    let mut results = Vec::new();
+    for op in branch(txn, succeeded) {
+        if let Op::Range(options) = op {
+            results.push(OpResult::Range(state.range(options, state.current, &[])));
+        }
+    }
+    Ok(TxnResult { succeeded, results, revision: state.current })
+}
+
+// === impl WriteTxn ===
+
+impl<'a> WriteTxn<'a> {
+    pub(super) fn new(state: &'a mut State) -> Self {
+        let main = state.current + 1;
+        Self { state, main, events: Vec::new(), finished: false }
+    }
+
+    /// Runs `txn`, or changes nothing and says why.
+    pub(super) fn run(&mut self, txn: &Txn) -> Result<TxnResult, Error> {
+        let mut taken = Vec::new();
+        path(txn, self.state, &mut taken);
+        check(txn, self.state, &mut taken.iter().copied())?;
+        Ok(self.branch(txn, &mut taken.into_iter()))
+    }
+
+    fn branch(&mut self, txn: &Txn, taken: &mut impl Iterator<Item = bool>) -> TxnResult {
+        let succeeded = taken.next().unwrap_or_default();
+        let mut results = Vec::with_capacity(branch(txn, succeeded).len());
+        for op in branch(txn, succeeded) {
+            results.push(match op {
+                Op::Range(options) => {
+                    let now = self.revision();
+                    OpResult::Range(self.state.range(options, now, &self.events))
+                }
+                Op::Put(put) => {
+                    let prev = self.put(put);
+                    OpResult::Put { prev, revision: self.main }
+                }
+                Op::Delete(range) => {
+                    let prev = self.delete(range);
+                    OpResult::Delete { prev, revision: self.revision() }
+                }
+                Op::Txn(nested) => OpResult::Txn(self.branch(nested, taken)),
+            });
+        }
+        TxnResult { succeeded, results, revision: self.revision() }
+    }
+
+    /// The revision as seen from inside: the new one once something has changed.
+    fn revision(&self) -> i64 {
+        if self.events.is_empty() { self.state.current } else { self.main }
+    }
+
+    /// Writes one key; returns what was there.
+    pub(super) fn put(&mut self, put: &Put) -> Option<Kv> {
+        let history = self.state.index.get(&put.key);
+        let prev = history.and_then(|h| h.live()).cloned();
+        let before = history.and_then(|h| h.at(self.main - 1)).cloned();
+        let was = prev.as_ref().map(Kv::fields).unwrap_or_default();
+        let lease = if put.ignore_lease { was.lease } else { put.lease };
+        let kv = Kv::new(&Fields {
+            key: &put.key,
+            create_revision: if prev.is_some() { was.create_revision } else { self.main },
+            mod_revision: self.main,
+            version: was.version + 1,
+            value: if put.ignore_value { was.value } else { &put.value },
+            lease,
+        });
+        self.state.leases.attach(&put.key, was.lease, lease);
+        self.change(&put.key, EventKind::Put, kv, before, prev.is_none());
+        prev
+    }
+
+    /// Deletes every live key in `range`; returns what was there, in key order.
+    pub(super) fn delete(&mut self, range: &KeyRange) -> Vec<Kv> {
+        let gone: Vec<Kv> = if range.is_single() {
+            self.state.index.get(range.start()).and_then(|h| h.live()).cloned().into_iter().collect()
+        } else {
+            self.state.index.range(range).filter_map(|h| h.live()).cloned().collect()
+        };
+        for kv in &gone {
+            let key = kv.key();
+            let before = self.state.index.get(key).and_then(|h| h.at(self.main - 1)).cloned();
+            self.state.leases.attach(key, kv.lease(), 0);
+            let tombstone = Kv::tombstone(key, self.main);
+            self.change(key, EventKind::Delete, tombstone, before, false);
+        }
+        gone
+    }
+
+    /// Ends a lease and deletes its keys in key order; returns how many there were.
+    pub(super) fn revoke(&mut self, lease: i64) -> Result<usize, Error> {
+        let keys = self.state.leases.take(lease).ok_or(Error::LeaseNotFound)?;
+        Ok(keys.into_iter().map(|key| self.delete(&KeyRange::key(key)).len()).sum())
+    }
+
+    fn change(&mut self, key: &[u8], kind: EventKind, kv: Kv, prev: Option<Kv>, created: bool) {
+        let sub = u32::try_from(self.events.len()).expect("a txn has fewer than 2^32 changes");
+        let tombstone = kind == EventKind::Delete;
+        self.state.bytes += kv.as_bytes().len();
+        self.state.index.push(key, Version { main: self.main, sub, tombstone, kv: kv.clone() });
+        self.events.push(Event { kind, kv, prev, created });
+    }
+
+    /// Makes the changes one revision; returns its batch, if anything changed.
+    pub(super) fn finish(mut self) -> Option<Batch> {
+        self.finished = true;
+        if self.events.is_empty() {
+            return None;
+        }
+        let events: Arc<[Event]> = std::mem::take(&mut self.events).into();
+        let batch = Batch { revision: self.main, events };
+        self.state.current = self.main;
+        self.state.log.push(batch.clone());
+        Some(batch)
+    }
+}
+
+impl Drop for WriteTxn<'_> {
+    fn drop(&mut self) {
+        if !self.finished && !self.events.is_empty() {
+            // Reached only by unwinding: nothing else makes a half-applied transaction safe.
+            tracing::error!("a write transaction did not finish: aborting");
+            std::process::abort();
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! A watcher is a filter and a cursor: no queue, no copy.
+
+use super::group::{Group, WatchFilter};
+use super::store::Store;
+use bytes::Bytes;
+use std::sync::Arc;
+
+/// Log batches read under one lock by a watcher that catches up.
+const CATCH_UP_BATCHES: usize = 2000;
+
+/// A cursor in the revision log; see [`Store::watch`].
+pub struct Watcher {
+    store: Arc<Store>,
+    group: Arc<Group>,
+    member: u64,
+    /// The next revision to look at.
+    next: i64,
+    start: i64,
+}
+
+/// What [`Watcher::take`] found.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// Nothing new.
+    Nothing,
+    /// Encoded `WatchResponse.events` fields, whole revisions in order. Everything this watcher wants up
+    /// to and including `revision` has now been taken.
+    Events {
+        /// The encoded fields, to be concatenated.
+        frames: Vec<Bytes>,
+        /// Last revision wholly delivered.
+        revision: i64,
+    },
+    /// History before this revision is gone and the watcher needed it: it can only be cancelled.
+    Compacted(i64),
+}
+
+impl Watcher {
+    pub(super) fn new(store: Arc<Store>, group: Arc<Group>, member: u64, start: i64) -> Self {
+        Self { store, group, member, next: start, start }
+    }
+
+    /// What the watcher watches.
+    pub fn filter(&self) -> &WatchFilter {
+        &self.group.filter
+    }
+
+    /// First revision asked for.
+    pub fn start(&self) -> i64 {
+        self.start
+    }
+
+    /// Takes what is ready, up to about `max` bytes. A revision is never split, so one alone may be
+    /// larger.
+    pub fn take(&mut self, max: usize) -> Taken {
+        {
+            let mut state = self.group.state.lock();
+            if self.next > state.complete_after {
+                let (frames, last) = state.read(self.next, max);
+                let Some(revision) = last else { return Taken::Nothing };
+                self.next = revision + 1;
+                state.moved(self.member, self.next);
+                return Taken::Events { frames, revision };
+            }
+        }
+        self.catch_up(max)
+    }
+
+    /// Reads the log itself, until the group's frames take over.
+    fn catch_up(&mut self, max: usize) -> Taken {
+        loop {
+            let read = self.store.read();
+            if self.next < read.compacted() {
+                return Taken::Compacted(read.compacted());
+            }
+            let mut state = self.group.state.lock();
+            let (mut frames, mut bytes) = (Vec::new(), 0);
+            let from = self.next;
+            for batch in read.log().since(from).take(CATCH_UP_BATCHES) {
+                if self.next > state.complete_after || bytes > max {
+                    break;
+                }
+                if let Some(body) = self.group.filter.encode(batch, read.compacted()) {
+                    bytes += body.len();
+                    frames.push(body);
+                }
+                self.next = batch.revision + 1;
+            }
+            state.moved(self.member, self.next);
+            if !frames.is_empty() {
+                return Taken::Events { frames, revision: self.next - 1 };
+            }
+            let joined = self.next > state.complete_after;
+            drop(state);
+            drop(read);
+            if joined {
+                return self.take(max);
+            }
+            if self.next == from {
+                return Taken::Nothing;
+            }
+        }
+    }
+
+    /// Whether everything up to `current` has been taken; `current` is the store's revision, read under
+    /// the same lock.
+    pub(super) fn is_synced(&self, current: i64) -> bool {
+        let state = self.group.state.lock();
+        self.start <= current + 1
+            && (self.next > state.complete_after || self.next > current)
+            && !state.has_after(self.next)
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.store.leave(&self.group, self.member);
+    }
+}

@@ -1,0 +1,3 @@
+//! Small parts that know nothing of the product.
+
+pub mod interval;
