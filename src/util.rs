@@ -1,3 +1,6 @@
 //! Small parts that know nothing of the product.
 
+pub mod backoff;
 pub mod interval;
+pub mod lifecycle;
+pub mod readiness;

@@ -14,7 +14,7 @@ const VALUE: u8 = 0x2a;
 const LEASE: u8 = 0x30;
 
 /// One immutable, encoded key-value; cloning shares the bytes.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Kv(Arc<[u8]>);
 
 /// The decoded fields of a [`Kv`], borrowed from it.

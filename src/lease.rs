@@ -1,0 +1,187 @@
+//! Leases in time: grant, keep alive, expire.
+//!
+//! Which keys a lease holds is the store's business; here is when it ends. Time is monotonic, so a jump
+//! of the wall clock expires nothing.
+
+use crate::mvcc::{Error as StoreError, Store};
+use bytes::Bytes;
+use parking_lot::Mutex;
+use rand::RngExt;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Shortest lease, in seconds: 1.5 election timeouts, rounded up. Shorter ones are raised to it.
+pub const MIN_TTL_SECS: i64 = 2;
+/// Longest lease, in seconds.
+pub const MAX_TTL_SECS: i64 = 9_000_000_000;
+/// How often expired leases are looked for.
+const TICK: Duration = Duration::from_millis(500);
+/// Leases revoked per tick, so that a mass expiry does not stall writers.
+const REVOKED_PER_TICK: usize = 500;
+
+/// Why a lease request failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The id is in use.
+    #[error("lease already exists")]
+    Exists,
+    /// No such lease.
+    #[error("requested lease not found")]
+    NotFound,
+    /// The TTL is over [`MAX_TTL_SECS`].
+    #[error("too large lease TTL")]
+    TtlTooLarge,
+}
+
+/// What is known of a lease.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Info {
+    /// Seconds granted.
+    pub granted_secs: i64,
+    /// Whole seconds left; zero or below when it is about to be revoked.
+    pub left_secs: i64,
+    /// Attached keys.
+    pub keys: Vec<Bytes>,
+}
+
+/// Grants and expires leases of one store.
+pub struct Lessor {
+    store: Arc<Store>,
+    leases: Mutex<HashMap<i64, Lease>>,
+}
+
+#[derive(Clone, Copy)]
+struct Lease {
+    ttl_secs: i64,
+    deadline: Instant,
+}
+
+impl Lease {
+    fn new(ttl_secs: i64) -> Self {
+        // Ages that no clock holds are as good as a century.
+        let secs = ttl_secs.clamp(0, 100 * 365 * 86_400);
+        let deadline = Instant::now() + Duration::from_secs(secs.unsigned_abs());
+        Self { ttl_secs, deadline }
+    }
+}
+
+impl Lessor {
+    /// No leases.
+    pub fn new(store: Arc<Store>) -> Self {
+        Self { store, leases: Mutex::default() }
+    }
+
+    /// Grants a lease of `ttl_secs`; `id` 0 has one chosen. Returns the id and the seconds granted.
+    pub fn grant(&self, id: i64, ttl_secs: i64) -> Result<(i64, i64), Error> {
+        if ttl_secs > MAX_TTL_SECS {
+            return Err(Error::TtlTooLarge);
+        }
+        let ttl_secs = ttl_secs.max(MIN_TTL_SECS);
+        let mut leases = self.leases.lock();
+        let id = match id {
+            0 => loop {
+                let id = rand::rng().random_range(1..=i64::MAX);
+                if !leases.contains_key(&id) {
+                    break id;
+                }
+            },
+            id => id,
+        };
+        if leases.contains_key(&id) || !self.store.grant(id) {
+            return Err(Error::Exists);
+        }
+        leases.insert(id, Lease::new(ttl_secs));
+        Ok((id, ttl_secs))
+    }
+
+    /// Ends a lease and deletes its keys.
+    pub fn revoke(&self, id: i64) -> Result<usize, Error> {
+        self.leases.lock().remove(&id).ok_or(Error::NotFound)?;
+        self.store.revoke(id).map_err(|e| match e {
+            StoreError::LeaseNotFound
+            | StoreError::Compacted
+            | StoreError::FutureRevision
+            | StoreError::KeyNotFound => Error::NotFound,
+        })
+    }
+
+    /// Gives a lease its full time again; returns the seconds, or `None` if it is gone or has run out.
+    pub fn keep_alive(&self, id: i64) -> Option<i64> {
+        let mut leases = self.leases.lock();
+        let lease = leases.get_mut(&id).filter(|l| l.deadline > Instant::now())?;
+        *lease = Lease::new(lease.ttl_secs);
+        Some(lease.ttl_secs)
+    }
+
+    /// What is known of a lease, with its keys if asked.
+    pub fn info(&self, id: i64, with_keys: bool) -> Option<Info> {
+        let lease = *self.leases.lock().get(&id)?;
+        let keys = if with_keys { self.store.lease_keys(id).unwrap_or_default() } else { vec![] };
+        let left = lease.deadline.saturating_duration_since(Instant::now());
+        let left_secs = i64::try_from(left.as_secs()).unwrap_or(i64::MAX);
+        Some(Info { granted_secs: lease.ttl_secs, left_secs, keys })
+    }
+
+    /// All lease ids, the one that ends first first.
+    pub fn ids(&self) -> Vec<i64> {
+        let leases = self.leases.lock();
+        let mut ids: Vec<_> = leases.iter().map(|(id, l)| (l.deadline, *id)).collect();
+        ids.sort_unstable();
+        ids.into_iter().map(|(_, id)| id).collect()
+    }
+
+    /// Revokes leases as they expire, for ever.
+    pub async fn expire(&self) {
+        let mut tick = tokio::time::interval(TICK);
+        loop {
+            tick.tick().await;
+            for id in self.expired(Instant::now()) {
+                match self.revoke(id) {
+                    Ok(keys) => tracing::debug!(lease_id = id, keys, "lease expired"),
+                    Err(error) => tracing::debug!(lease_id = id, %error, "expired lease was gone"),
+                }
+            }
+        }
+    }
+
+    fn expired(&self, now: Instant) -> Vec<i64> {
+        let leases = self.leases.lock();
+        let expired = leases.iter().filter(|(_, l)| l.deadline <= now);
+        expired.map(|(id, _)| *id).take(REVOKED_PER_TICK).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mvcc::Put;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_that_is_kept_alive_stays_and_one_that_is_not_takes_its_keys_along() {
+        let store = Store::new();
+        let lessor = Arc::new(Lessor::new(Arc::clone(&store)));
+        assert_eq!(lessor.grant(7, -5), Ok((7, MIN_TTL_SECS)));
+        assert_eq!(lessor.grant(7, 10), Err(Error::Exists));
+        assert_eq!(lessor.grant(0, MAX_TTL_SECS + 1), Err(Error::TtlTooLarge));
+        let (kept, _) = lessor.grant(0, 10).unwrap();
+        for (key, lease) in [("a", 7), ("b", kept)] {
+            store.put(Put { key: key.into(), lease, ..Put::default() }).unwrap();
+        }
+        let expiry = Arc::clone(&lessor);
+        let task = async move { expiry.expire().await };
+        let drive = async {
+            for _ in 0..6 {
+                tokio::time::sleep(Duration::from_secs(4)).await;
+                assert_eq!(lessor.keep_alive(kept), Some(10));
+            }
+        };
+        tokio::select! { () = task => unreachable!(), () = drive => {} }
+        assert!(store.get(b"a").is_none() && store.get(b"b").is_some());
+        assert_eq!(lessor.keep_alive(7), None);
+        assert_eq!(lessor.info(7, false), None);
+        assert_eq!(lessor.info(kept, true).unwrap().keys, ["b"]);
+        assert_eq!(lessor.ids(), [kept]);
+    }
+}

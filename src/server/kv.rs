@@ -1,0 +1,479 @@
+//! The KV service: validate, ask the guard, call the store, answer.
+
+use super::{Core, status};
+use crate::mvcc::{
+    Compare, CompareResult, KeyRange, Op, OpResult, Put, RangeOptions, RangeResult, SortOrder, SortTarget, Target, Txn,
+    TxnResult,
+};
+use crate::pb::etcdserverpb as pb;
+use bytes::Bytes;
+use prost::Message;
+use std::collections::HashSet;
+use std::pin::Pin;
+use std::sync::Arc;
+use tokio_stream::Stream;
+use tonic::{Request, Response, Status};
+
+/// Keys in the first chunk of a range stream.
+const FIRST_CHUNK: i64 = 10;
+/// Bytes of key-values a later chunk should have.
+const CHUNK_BYTES: usize = 512 << 10;
+
+/// Serves `etcdserverpb.KV`.
+pub(super) struct KvService(pub(super) Arc<Core>);
+
+type Ops = Vec<pb::RequestOp>;
+
+#[tonic::async_trait]
+impl pb::kv_server::Kv for KvService {
+    async fn range(&self, request: Request<pb::RangeRequest>) -> Result<Response<pb::RangeResponse>, Status> {
+        let guard = self.0.guard(&request)?;
+        let options = range_options(request.into_inner())?;
+        guard.read(&options.range)?;
+        let result = self.0.store.range(&options)?;
+        Ok(Response::new(self.range_response(result)))
+    }
+
+    type RangeStreamStream = Pin<Box<dyn Stream<Item = Result<pb::RangeStreamResponse, Status>> + Send>>;
+
+    async fn range_stream(
+        &self,
+        request: Request<pb::RangeRequest>,
+    ) -> Result<Response<Self::RangeStreamStream>, Status> {
+        let guard = self.0.guard(&request)?;
+        let request = request.into_inner();
+        let ordered = request.sort_order != 0 || request.sort_target != 0;
+        let options = range_options(request)?;
+        guard.read(&options.range)?;
+        if ordered && !(options.order == SortOrder::Ascend && options.target == SortTarget::Key) {
+            return Err(Status::unimplemented("RangeStream does not support custom sort orders"));
+        }
+        if (options.mod_revision, options.create_revision) != ((0, 0), (0, 0)) {
+            return Err(Status::unimplemented("RangeStream does not support revision filters"));
+        }
+        Ok(Response::new(Box::pin(self.chunks(options))))
+    }
+
+    async fn put(&self, request: Request<pb::PutRequest>) -> Result<Response<pb::PutResponse>, Status> {
+        self.check_size(request.get_ref())?;
+        let guard = self.0.guard(&request)?;
+        let request = request.into_inner();
+        check_put(&request)?;
+        let prev_kv = request.prev_kv;
+        let put = to_put(request);
+        guard.put(&self.0, &put, prev_kv)?;
+        let (prev, revision) = self.0.store.put(put)?;
+        Ok(Response::new(pb::PutResponse {
+            header: Some(self.0.header(revision)),
+            prev_kv: prev.filter(|_| prev_kv).map(Into::into),
+        }))
+    }
+
+    async fn delete_range(
+        &self,
+        request: Request<pb::DeleteRangeRequest>,
+    ) -> Result<Response<pb::DeleteRangeResponse>, Status> {
+        self.check_size(request.get_ref())?;
+        let guard = self.0.guard(&request)?;
+        let request = request.into_inner();
+        if request.key.is_empty() {
+            return Err(status::empty_key());
+        }
+        let range = KeyRange::new(request.key, request.range_end);
+        guard.write(&range)?;
+        if request.prev_kv {
+            guard.read(&range)?;
+        }
+        let (prev, revision) = self.0.store.delete(&range);
+        Ok(Response::new(pb::DeleteRangeResponse {
+            header: Some(self.0.header(revision)),
+            deleted: prev.len() as i64,
+            prev_kvs: if request.prev_kv { prev.into_iter().map(Into::into).collect() } else { vec![] },
+        }))
+    }
+
+    async fn txn(&self, request: Request<pb::TxnRequest>) -> Result<Response<pb::TxnResponse>, Status> {
+        self.check_size(request.get_ref())?;
+        let guard = self.0.guard(&request)?;
+        let request = request.into_inner();
+        check_txn(&request, self.0.config.max_txn_ops)?;
+        let prev_kv = prev_kvs(&request);
+        let txn = to_txn(request.clone());
+        guard.txn(&self.0, &txn, &mut prev_kv.into_iter())?;
+        let result = self.0.store.txn(&txn)?;
+        let header = Some(self.0.header(result.revision));
+        Ok(Response::new(pb::TxnResponse { header, ..txn_response(&request, result) }))
+    }
+
+    async fn compact(
+        &self,
+        request: Request<pb::CompactionRequest>,
+    ) -> Result<Response<pb::CompactionResponse>, Status> {
+        self.0.check_root(&request)?;
+        let request = request.into_inner();
+        self.0.store.compact(request.revision)?;
+        if request.physical {
+            self.0.purge().await;
+        } else {
+            self.0.compacted.notify_one();
+        }
+        let header = Some(self.0.header(self.0.store.revision()));
+        Ok(Response::new(pb::CompactionResponse { header }))
+    }
+}
+
+impl KvService {
+    fn check_size(&self, request: &impl Message) -> Result<(), Status> {
+        let fits = request.encoded_len() <= self.0.config.max_request_bytes;
+        fits.then_some(()).ok_or_else(status::request_too_large)
+    }
+
+    fn range_response(&self, result: RangeResult) -> pb::RangeResponse {
+        let header = Some(self.0.header(result.revision));
+        pb::RangeResponse { header, ..to_range_response(result) }
+    }
+
+    /// The answer in chunks, all read at the revision of the first; the last one carries header and
+    /// counts.
+    fn chunks(
+        &self,
+        options: RangeOptions,
+    ) -> impl Stream<Item = Result<pb::RangeStreamResponse, Status>> + Send + use<> {
+        let core = Arc::clone(&self.0);
+        async_stream::try_stream! {
+            let mut rest = options.clone();
+            let (mut first, mut sent, mut chunk) = (None, 0, FIRST_CHUNK);
+            loop {
+                rest.limit = if options.limit > 0 { chunk.min(options.limit - sent) } else { chunk };
+                let mut result = core.store.range(&rest)?;
+                let (revision, count) = *first.get_or_insert((result.revision, result.count));
+                if rest.revision <= 0 {
+                    rest.revision = revision;
+                }
+                sent += result.kvs.len() as i64;
+                let cut = options.limit > 0 && sent >= options.limit;
+                let last = !result.more || cut || options.count_only;
+                let bytes: usize = result.kvs.iter().map(|kv| kv.as_bytes().len()).sum();
+                if let Some(kv) = result.kvs.last() {
+                    rest.range = KeyRange::new([kv.key(), &[0]].concat(), match options.range.end() {
+                        None => Bytes::from_static(&[0]),
+                        Some(end) => Bytes::copy_from_slice(end),
+                    });
+                }
+                (result.count, result.revision) = (count, revision);
+                let response = if last {
+                    pb::RangeResponse { header: Some(core.header(revision)), ..to_range_response(result) }
+                } else {
+                    pb::RangeResponse { count: 0, more: false, ..to_range_response(result) }
+                };
+                yield pb::RangeStreamResponse { range_response: Some(response) };
+                if last {
+                    break;
+                }
+                chunk = if bytes < CHUNK_BYTES { chunk * 2 } else { (chunk / 2).max(1) };
+            }
+        }
+    }
+}
+
+fn to_range_response(result: RangeResult) -> pb::RangeResponse {
+    pb::RangeResponse {
+        header: None,
+        kvs: result.kvs.into_iter().map(Into::into).collect(),
+        more: result.more,
+        count: result.count as i64,
+    }
+}
+
+fn range_options(request: pb::RangeRequest) -> Result<RangeOptions, Status> {
+    if request.key.is_empty() {
+        return Err(status::empty_key());
+    }
+    use pb::range_request::{SortOrder as O, SortTarget as T};
+    let order = match O::try_from(request.sort_order).map_err(|_| status::invalid_sort_option())? {
+        O::None => SortOrder::None,
+        O::Ascend => SortOrder::Ascend,
+        O::Descend => SortOrder::Descend,
+    };
+    let target = match T::try_from(request.sort_target).map_err(|_| status::invalid_sort_option())? {
+        T::Key => SortTarget::Key,
+        T::Version => SortTarget::Version,
+        T::Create => SortTarget::Create,
+        T::Mod => SortTarget::Mod,
+        T::Value => SortTarget::Value,
+    };
+    Ok(RangeOptions {
+        range: KeyRange::new(request.key, request.range_end),
+        limit: request.limit,
+        revision: request.revision,
+        order,
+        target,
+        keys_only: request.keys_only,
+        count_only: request.count_only,
+        mod_revision: (request.min_mod_revision, request.max_mod_revision),
+        create_revision: (request.min_create_revision, request.max_create_revision),
+    })
+}
+
+fn check_put(request: &pb::PutRequest) -> Result<(), Status> {
+    if request.key.is_empty() {
+        return Err(status::empty_key());
+    }
+    if request.ignore_value && !request.value.is_empty() {
+        return Err(status::value_provided());
+    }
+    if request.ignore_lease && request.lease != 0 {
+        return Err(status::lease_provided());
+    }
+    Ok(())
+}
+
+fn to_put(request: pb::PutRequest) -> Put {
+    Put {
+        key: request.key,
+        value: request.value,
+        lease: request.lease,
+        ignore_value: request.ignore_value,
+        ignore_lease: request.ignore_lease,
+    }
+}
+
+// === transactions ===
+
+/// etcd's checks before a transaction runs: sizes, fields, and keys changed twice.
+fn check_txn(request: &pb::TxnRequest, budget: usize) -> Result<(), Status> {
+    check_fields(request, budget)?;
+    check_intervals(&request.success)?;
+    check_intervals(&request.failure)?;
+    Ok(())
+}
+
+fn check_fields(request: &pb::TxnRequest, budget: usize) -> Result<(), Status> {
+    use pb::request_op::Request as R;
+    let ops = request.compare.len().max(request.success.len()).max(request.failure.len());
+    let budget = budget.checked_sub(ops).ok_or_else(status::too_many_ops)?;
+    if request.compare.iter().any(|c| c.key.is_empty()) {
+        return Err(status::empty_key());
+    }
+    for op in request.success.iter().chain(&request.failure) {
+        match &op.request {
+            Some(R::RequestRange(r)) => range_options(r.clone()).map(drop)?,
+            Some(R::RequestPut(p)) => check_put(p)?,
+            Some(R::RequestDeleteRange(d)) if d.key.is_empty() => return Err(status::empty_key()),
+            Some(R::RequestDeleteRange(_)) => {}
+            Some(R::RequestTxn(t)) => check_fields(t, budget)?,
+            None => return Err(status::key_not_found()),
+        }
+    }
+    Ok(())
+}
+
+/// Deleted intervals with their raw ends: an end of `\0` is compared as bytes, so it overlaps nothing.
+type Deletes = Vec<(Bytes, Bytes)>;
+
+fn deletes_key(deletes: &Deletes, key: &[u8]) -> bool {
+    deletes.iter().any(|(start, end)| match end.is_empty() {
+        true => &start[..] == key,
+        false => &start[..] <= key && key < &end[..],
+    })
+}
+
+/// Refuses a branch that changes a key twice. Returns what it puts and deletes, nested branches
+/// included.
+///
+/// Parity: one pass, so that a put in a nested transaction collides with deletes of an earlier sibling
+/// but not of a later one (etcd: server/etcdserver/api/v3rpc/key.go, checkIntervals).
+fn check_intervals(ops: &Ops) -> Result<(HashSet<Bytes>, Deletes), Status> {
+    use pb::request_op::Request as R;
+    let requests = || ops.iter().filter_map(|op| op.request.as_ref());
+    let mut deletes: Deletes = requests()
+        .filter_map(|r| match r {
+            R::RequestDeleteRange(d) => Some((d.key.clone(), d.range_end.clone())),
+            _ => None,
+        })
+        .collect();
+    let mut puts = HashSet::new();
+    for request in requests() {
+        let R::RequestTxn(nested) = request else { continue };
+        let (then_puts, then_deletes) = check_intervals(&nested.success)?;
+        let (else_puts, else_deletes) = check_intervals(&nested.failure)?;
+        for key in &then_puts {
+            if deletes_key(&deletes, key) || !puts.insert(key.clone()) {
+                return Err(status::duplicate_key());
+            }
+        }
+        for key in else_puts {
+            // Then and else exclude each other, so both may put a key.
+            let twice = puts.contains(&key) && !then_puts.contains(&key);
+            if deletes_key(&deletes, &key) || twice {
+                return Err(status::duplicate_key());
+            }
+            puts.insert(key);
+        }
+        deletes.extend(then_deletes);
+        deletes.extend(else_deletes);
+    }
+    for request in requests() {
+        let R::RequestPut(put) = request else { continue };
+        if deletes_key(&deletes, &put.key) || !puts.insert(put.key.clone()) {
+            return Err(status::duplicate_key());
+        }
+    }
+    Ok((puts, deletes))
+}
+
+fn to_txn(request: pb::TxnRequest) -> Txn {
+    Txn {
+        compares: request.compare.into_iter().map(to_compare).collect(),
+        success: request.success.into_iter().filter_map(to_op).collect(),
+        failure: request.failure.into_iter().filter_map(to_op).collect(),
+    }
+}
+
+fn to_op(op: pb::RequestOp) -> Option<Op> {
+    use pb::request_op::Request as R;
+    Some(match op.request? {
+        // Checked by `check_fields`.
+        R::RequestRange(r) => Op::Range(range_options(r).ok()?),
+        R::RequestPut(p) => Op::Put(to_put(p)),
+        R::RequestDeleteRange(d) => Op::Delete(KeyRange::new(d.key, d.range_end)),
+        R::RequestTxn(t) => Op::Txn(to_txn(t)),
+    })
+}
+
+fn to_compare(compare: pb::Compare) -> Compare {
+    use pb::compare::{CompareResult as R, CompareTarget as T, TargetUnion as U};
+    let target = T::try_from(compare.target).unwrap_or(T::Version);
+    // A target without its operand compares with zero, as in etcd.
+    let number = match &compare.target_union {
+        Some(U::Version(n) | U::CreateRevision(n) | U::ModRevision(n) | U::Lease(n)) => *n,
+        Some(U::Value(_)) | None => 0,
+    };
+    Compare {
+        range: KeyRange::new(compare.key, compare.range_end),
+        target: match target {
+            T::Version => Target::Version(number),
+            T::Create => Target::Create(number),
+            T::Mod => Target::Mod(number),
+            T::Lease => Target::Lease(number),
+            T::Value => Target::Value(match compare.target_union {
+                Some(U::Value(value)) => value,
+                _ => Bytes::new(),
+            }),
+        },
+        result: match R::try_from(compare.result) {
+            Ok(R::Equal) => CompareResult::Equal,
+            Ok(R::Greater) => CompareResult::Greater,
+            Ok(R::Less) => CompareResult::Less,
+            Ok(R::NotEqual) => CompareResult::NotEqual,
+            Err(_) => CompareResult::Unknown,
+        },
+    }
+}
+
+/// For each put and delete in the order the guard visits them: does it return what was there?
+fn prev_kvs(request: &pb::TxnRequest) -> Vec<bool> {
+    use pb::request_op::Request as R;
+    let ops = request.success.iter().chain(&request.failure).filter_map(|op| op.request.as_ref());
+    ops.flat_map(|op| match op {
+        R::RequestPut(p) => vec![p.prev_kv],
+        R::RequestDeleteRange(d) => vec![d.prev_kv],
+        R::RequestTxn(t) => prev_kvs(t),
+        R::RequestRange(_) => vec![],
+    })
+    .collect()
+}
+
+/// The answer without its header. Nested answers carry the revision only, and nested transactions an
+/// empty header.
+fn txn_response(request: &pb::TxnRequest, result: TxnResult) -> pb::TxnResponse {
+    use pb::request_op::Request as Q;
+    use pb::response_op::Response as R;
+    let ops = if result.succeeded { &request.success } else { &request.failure };
+    let header = |revision| Some(pb::ResponseHeader { revision, ..Default::default() });
+    let responses = ops.iter().zip(result.results).map(|(op, result)| {
+        let response = match (&op.request, result) {
+            (_, OpResult::Range(result)) => R::ResponseRange(pb::RangeResponse {
+                header: header(result.revision),
+                ..to_range_response(result)
+            }),
+            (Some(Q::RequestPut(put)), OpResult::Put { prev, revision }) => R::ResponsePut(pb::PutResponse {
+                header: header(revision),
+                prev_kv: prev.filter(|_| put.prev_kv).map(Into::into),
+            }),
+            (Some(Q::RequestDeleteRange(delete)), OpResult::Delete { prev, revision }) => {
+                R::ResponseDeleteRange(pb::DeleteRangeResponse {
+                    header: header(revision),
+                    deleted: prev.len() as i64,
+                    prev_kvs: if delete.prev_kv { prev.into_iter().map(Into::into).collect() } else { vec![] },
+                })
+            }
+            (Some(Q::RequestTxn(nested)), OpResult::Txn(result)) => R::ResponseTxn(pb::TxnResponse {
+                header: Some(pb::ResponseHeader::default()),
+                ..txn_response(nested, result)
+            }),
+            _ => unreachable!("an operation's result is of its kind"),
+        };
+        pb::ResponseOp { response: Some(response) }
+    });
+    pb::TxnResponse { header: None, succeeded: result.succeeded, responses: responses.collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pb::request_op::Request as R;
+
+    fn op(request: R) -> pb::RequestOp {
+        pb::RequestOp { request: Some(request) }
+    }
+
+    fn put(key: &'static str) -> pb::RequestOp {
+        op(R::RequestPut(pb::PutRequest { key: key.into(), ..Default::default() }))
+    }
+
+    fn delete(key: &'static str, end: &'static str) -> pb::RequestOp {
+        op(R::RequestDeleteRange(pb::DeleteRangeRequest {
+            key: key.into(),
+            range_end: end.into(),
+            ..Default::default()
+        }))
+    }
+
+    fn nested(success: Ops, failure: Ops) -> pb::RequestOp {
+        op(R::RequestTxn(pb::TxnRequest { success, failure, ..Default::default() }))
+    }
+
+    fn check(success: Ops) -> Result<(), String> {
+        let request = pb::TxnRequest { success, ..Default::default() };
+        check_txn(&request, 128).map_err(|s| s.message().trim_start_matches("etcdserver: ").to_owned())
+    }
+
+    #[test]
+    fn a_transaction_may_not_change_a_key_twice() {
+        let duplicate = || Err("duplicate key given in txn request".to_owned());
+        assert_eq!(check(vec![put("a"), put("a")]), duplicate());
+        assert_eq!(check(vec![put("a"), delete("a", "")]), duplicate());
+        assert_eq!(check(vec![delete("a", "z"), put("b")]), duplicate());
+        assert_eq!(check(vec![put("a"), nested(vec![put("a")], vec![])]), duplicate());
+        assert_eq!(check(vec![nested(vec![delete("a", "c")], vec![]), put("b")]), duplicate());
+        assert_eq!(check(vec![delete("a", "c"), delete("b", "d")]), Ok(()));
+        assert_eq!(check(vec![nested(vec![put("a")], vec![put("a")])]), Ok(()));
+        // The two quirks: a from-key end overlaps nothing, and later siblings are not looked at.
+        assert_eq!(check(vec![put("b"), delete("a", "\0")]), Ok(()));
+        assert_eq!(check(vec![nested(vec![put("b")], vec![]), nested(vec![delete("a", "c")], vec![])]), Ok(()));
+        assert_eq!(check(vec![nested(vec![delete("a", "c")], vec![]), nested(vec![put("b")], vec![])]), duplicate());
+    }
+
+    #[test]
+    fn operations_are_counted_and_must_be_something() {
+        let many = || Err("too many operations in txn request".to_owned());
+        let reads = |n| (0..n).map(|i| put(["a", "b"][i % 2])).collect::<Vec<_>>();
+        assert_eq!(check(reads(129)), many());
+        let deep = |n| (0..n).map(|_| nested(vec![delete("a", "")], vec![])).collect::<Vec<_>>();
+        assert_eq!(check(deep(128)), many());
+        assert_eq!(check(deep(127)), Ok(()));
+        assert_eq!(check(vec![pb::RequestOp { request: None }]), Err("key not found".to_owned()));
+        assert_eq!(check(vec![put("")]), Err("key is not provided".to_owned()));
+    }
+}

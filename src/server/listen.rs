@@ -1,0 +1,187 @@
+//! Sockets: bind, accept, handshake. A connection that fails costs nobody else anything.
+
+use super::peer::{self, Peer};
+use super::tls::TlsConfig;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::server::Connected;
+
+/// A handshake may take this long.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Handshakes at once; more wait in the kernel's queue, so that a storm does not starve watches.
+const HANDSHAKES_MAX: usize = 256;
+
+/// A listener and how it speaks.
+pub struct Listener {
+    socket: TcpListener,
+    tls: Option<Arc<TlsConfig>>,
+    /// Whether a client's certificate says who it is.
+    cert_auth: bool,
+}
+
+/// One accepted connection.
+pub enum Io {
+    /// In clear.
+    Plain(TcpStream, Peer),
+    /// Encrypted.
+    Tls(Box<TlsStream<TcpStream>>, Peer),
+}
+
+impl Listener {
+    /// Binds `address` (`host:port`, port 0 picks one).
+    pub async fn bind(
+        address: &str,
+        tls: Option<Arc<TlsConfig>>,
+        cert_auth: bool,
+    ) -> io::Result<Self> {
+        let socket = TcpListener::bind(address).await?;
+        Ok(Self { socket, tls, cert_auth })
+    }
+
+    /// The address bound.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
+    /// Accepts until `stop`, sending connections whose handshake succeeded. Runs handshakes through
+    /// `spawn`.
+    pub async fn accept(
+        self,
+        connections: mpsc::Sender<io::Result<Io>>,
+        spawn: impl Fn(Pin<Box<dyn Future<Output = ()> + Send>>),
+        stop: CancellationToken,
+    ) {
+        let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+        loop {
+            let Ok(permit) = Arc::clone(&handshakes).acquire_owned().await else { return };
+            let accepted = tokio::select! {
+                () = stop.cancelled() => return,
+                accepted = self.socket.accept() => accepted,
+            };
+            let (stream, address) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    // Out of file descriptors, most likely: wait for some to come back.
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            // Answers are small and awaited.
+            let _ = stream.set_nodelay(true);
+            let (tls, cert_auth) = (self.tls.clone(), self.cert_auth);
+            let (connections, stop) = (connections.clone(), stop.clone());
+            spawn(Box::pin(async move {
+                let _permit = permit;
+                let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(stream, tls, cert_auth));
+                match handshake.await {
+                    Ok(Ok(io)) => {
+                        tokio::select! {
+                            _ = connections.send(Ok(io)) => {}
+                            () = stop.cancelled() => {}
+                        }
+                    }
+                    // Every Go client aborts one handshake at its start: routine, not a warning.
+                    Ok(Err(error)) => tracing::debug!(%address, %error, "rejected connection"),
+                    Err(_) => tracing::debug!(%address, "handshake timed out"),
+                }
+            }));
+        }
+    }
+}
+
+async fn handshake(
+    stream: TcpStream,
+    tls: Option<Arc<TlsConfig>>,
+    cert_auth: bool,
+) -> io::Result<Io> {
+    let address = stream.peer_addr().ok();
+    let Some(tls) = tls else {
+        return Ok(Io::Plain(stream, Peer { address, common_name: None }));
+    };
+    let stream = TlsAcceptor::from(tls.current()).accept(stream).await?;
+    let certificates = stream.get_ref().1.peer_certificates();
+    let leaf = certificates.and_then(|c| c.first()).filter(|_| cert_auth);
+    let common_name = leaf.and_then(|der| peer::common_name(der));
+    Ok(Io::Tls(Box::new(stream), Peer { address, common_name }))
+}
+
+// === impl Io ===
+
+impl Connected for Io {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        match self {
+            Self::Plain(_, peer) | Self::Tls(_, peer) => peer.clone(),
+        }
+    }
+}
+
+impl AsyncRead for Io {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(io, _) => Pin::new(io).poll_read(cx, buf),
+            Self::Tls(io, _) => Pin::new(io).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Io {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(io, _) => Pin::new(io).poll_write(cx, buf),
+            Self::Tls(io, _) => Pin::new(io).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(io, _) => Pin::new(io).poll_write_vectored(cx, bufs),
+            Self::Tls(io, _) => Pin::new(io).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Plain(io, _) => io.is_write_vectored(),
+            Self::Tls(io, _) => io.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(io, _) => Pin::new(io).poll_flush(cx),
+            Self::Tls(io, _) => Pin::new(io).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(io, _) => Pin::new(io).poll_shutdown(cx),
+            Self::Tls(io, _) => Pin::new(io).poll_shutdown(cx),
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! One retry policy: exponential, jittered, capped.
+
+use rand::RngExt;
+use std::time::Duration;
+
+/// Waits that double from `first` to `cap`, each shortened by up to a half at random so that peers do not
+/// retry in step.
+#[derive(Clone, Debug)]
+pub struct Backoff {
+    first: Duration,
+    cap: Duration,
+    attempts: u32,
+}
+
+impl Backoff {
+    /// A policy that has not waited yet.
+    pub fn new(first: Duration, cap: Duration) -> Self {
+        Self { first, cap, attempts: 0 }
+    }
+
+    /// For connections to remote clusters and stores.
+    pub fn connect() -> Self {
+        Self::new(Duration::from_millis(200), Duration::from_secs(30))
+    }
+
+    /// For writes that failed.
+    pub fn write() -> Self {
+        Self::new(Duration::from_millis(20), Duration::from_secs(5))
+    }
+
+    /// Waits so far without a reset.
+    pub fn attempts(&self) -> u32 {
+        self.attempts
+    }
+
+    /// After a success the next wait is the first again.
+    pub fn reset(&mut self) {
+        self.attempts = 0;
+    }
+
+    /// The next wait.
+    pub fn next_wait(&mut self) -> Duration {
+        let factor = 1u32.checked_shl(self.attempts).unwrap_or(u32::MAX);
+        self.attempts = self.attempts.saturating_add(1);
+        let full = self.first.saturating_mul(factor).min(self.cap);
+        full.mul_f64(rand::rng().random_range(0.5..=1.0))
+    }
+
+    /// Sleeps for the next wait.
+    pub async fn wait(&mut self) {
+        tokio::time::sleep(self.next_wait()).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_grow_to_the_cap_and_start_over_after_a_reset() {
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
+        let waits: Vec<_> = (0..40).map(|_| backoff.next_wait()).collect();
+        assert!(waits[0] <= Duration::from_millis(100));
+        assert!(waits[39] >= Duration::from_millis(500) && waits[39] <= Duration::from_secs(1));
+        backoff.reset();
+        assert!(backoff.next_wait() <= Duration::from_millis(100));
+    }
+}

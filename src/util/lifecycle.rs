@@ -1,0 +1,127 @@
+//! Tasks with names, one stop signal, and a shutdown that waits for them, but not for ever.
+
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Spawns and supervises the tasks of one process, or of one cluster of the demo. Clones share it.
+#[derive(Clone, Default)]
+pub struct Lifecycle {
+    stop: CancellationToken,
+    tasks: TaskTracker,
+    inner: Arc<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    next: AtomicU64,
+    running: Mutex<BTreeMap<u64, String>>,
+    failure: Mutex<Option<String>>,
+}
+
+impl Lifecycle {
+    /// Cancelled when the process should stop.
+    pub fn stop_token(&self) -> &CancellationToken {
+        &self.stop
+    }
+
+    /// Asks all tasks to stop.
+    pub fn stop(&self) {
+        self.stop.cancel();
+    }
+
+    /// Runs `task` until it ends by itself. An error or a panic stops the whole lifecycle, with the
+    /// task's name as the reason; so does an end before anybody asked for it.
+    pub fn spawn<E: std::fmt::Display>(
+        &self,
+        name: impl Into<String>,
+        task: impl Future<Output = Result<(), E>> + Send + 'static,
+    ) where
+        E: Send + 'static,
+    {
+        let (name, this) = (name.into(), self.clone());
+        self.run(name.clone(), async move {
+            #[allow(clippy::disallowed_methods, reason = "the one place that spawns")]
+            match tokio::spawn(task).await {
+                Ok(Ok(())) if this.stop.is_cancelled() => {}
+                Ok(Ok(())) => this.fail(&name, "ended early"),
+                Ok(Err(error)) => this.fail(&name, &error.to_string()),
+                Err(panic) => this.fail(&name, &panic.to_string()),
+            }
+        });
+    }
+
+    /// Runs `task` without minding how it ends: one connection, one remote cluster. A panic is logged by
+    /// the runtime's hook and ends only this task.
+    pub fn spawn_part(&self, name: impl Into<String>, task: impl Future<Output = ()> + Send + 'static) {
+        self.run(name.into(), task);
+    }
+
+    fn run(&self, name: String, task: impl Future<Output = ()> + Send + 'static) {
+        let id = self.inner.next.fetch_add(1, Ordering::Relaxed);
+        self.inner.running.lock().insert(id, name);
+        let done = Done(Arc::clone(&self.inner), id);
+        #[allow(clippy::disallowed_methods, reason = "the one place that spawns")]
+        self.tasks.spawn(async move {
+            let _done = done;
+            task.await;
+        });
+    }
+
+    fn fail(&self, name: &str, why: &str) {
+        tracing::error!(task = name, error = why, "a task failed: stopping");
+        self.inner.failure.lock().get_or_insert_with(|| format!("{name}: {why}"));
+        self.stop.cancel();
+    }
+
+    /// Waits for the stop signal, then at most `grace` for the tasks. Returns why it stopped, if that
+    /// was a failure.
+    pub async fn stopped(&self, grace: Duration) -> Option<String> {
+        self.stop.cancelled().await;
+        self.tasks.close();
+        if tokio::time::timeout(grace, self.tasks.wait()).await.is_err() {
+            let left: Vec<_> = self.inner.running.lock().values().cloned().collect();
+            tracing::warn!(tasks = left.join(", "), "tasks did not stop in time");
+        }
+        self.inner.failure.lock().clone()
+    }
+}
+
+struct Done(Arc<Inner>, u64);
+
+impl Drop for Done {
+    fn drop(&mut self) {
+        self.0.running.lock().remove(&self.1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_failing_task_stops_the_rest_and_is_named() {
+        let life = Lifecycle::default();
+        let stop = life.stop_token().clone();
+        life.spawn("waits", async move {
+            stop.cancelled().await;
+            Ok::<_, String>(())
+        });
+        life.spawn("breaks", async { Err("disk on fire") });
+        let failure = life.stopped(Duration::from_secs(5)).await;
+        assert_eq!(failure.as_deref(), Some("breaks: disk on fire"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_will_not_stop_does_not_hold_the_process() {
+        let life = Lifecycle::default();
+        life.spawn_part("stuck", std::future::pending());
+        life.stop();
+        assert_eq!(life.stopped(Duration::from_secs(5)).await, None);
+    }
+}
