@@ -1,5 +1,8 @@
 pub mod auth;
+pub mod clustermesh;
+pub mod k8s;
 pub mod lease;
+pub mod model;
 pub mod mvcc;
 pub mod pb;
 pub mod server;

@@ -1,0 +1,459 @@
+//! The publisher's core: a pure state machine from object events to key changes.
+//!
+//! It keeps what it needs to decide again when a namespace or a service changes: converted values of
+//! identities and endpoints, and the slim services and slices. All changes of one object come out
+//! together, and a scope is complete when every kind it is made of has been listed.
+
+use super::convert::{self, Problems};
+use super::owners::Owners;
+use crate::k8s::events::Event;
+use crate::k8s::types::{self as k8s, Kind, Object, ObjectKey};
+use crate::model::cluster::ClusterInfo;
+use crate::model::keys::Scope;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+/// Which forms of a service are exported (`--clustermesh-service-v2`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ServiceMode {
+    /// Both; readers take the legacy services.
+    #[default]
+    PreferLegacy,
+    /// Both; readers take the slices.
+    PreferEndpointSlice,
+    /// Slices only.
+    OnlyEndpointSlice,
+}
+
+/// What to publish.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The cluster.
+    pub cluster: ClusterInfo,
+    /// Whether a namespace that does not say is global.
+    pub default_global_namespace: bool,
+    /// Addresses come from CiliumEndpointSlices instead of CiliumEndpoints.
+    pub endpoint_slices: bool,
+    /// Whether MCS-API exports are published.
+    pub service_exports: bool,
+    /// Which forms of a service are exported.
+    pub service_mode: ServiceMode,
+}
+
+/// One step towards the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A key of a scope has this value.
+    Upsert(Scope, String, Vec<u8>),
+    /// A key of a scope is gone.
+    Delete(Scope, String),
+    /// Every first value of the scope has been said.
+    Synced(Scope),
+    /// Something is wrong with an object; the rest of it goes on.
+    Problem(ObjectKey, String),
+}
+
+/// See the module's text.
+pub struct Publisher {
+    options: Options,
+    /// Kinds listed so far.
+    listed: BTreeSet<Kind>,
+    synced: BTreeSet<Scope>,
+    /// Namespaces that exist → whether they are global.
+    namespaces: HashMap<String, bool>,
+    /// (namespace, name) → value.
+    identities: BTreeMap<(String, String), Vec<u8>>,
+    /// Identity name → namespace.
+    identity_namespaces: HashMap<String, String>,
+    /// (namespace, object) → its addresses and values.
+    endpoints: BTreeMap<(String, ObjectKey), Vec<(String, Vec<u8>)>>,
+    /// CiliumEndpointSlice → its namespace, which may change.
+    slice_namespaces: HashMap<ObjectKey, String>,
+    owners: Owners,
+    /// (namespace, name) → service.
+    services: BTreeMap<(String, String), k8s::Service>,
+    /// (namespace, name) → slice.
+    slices: BTreeMap<(String, String), k8s::EndpointSlice>,
+    /// (namespace, service) → names of its slices.
+    slices_of: HashMap<(String, String), BTreeSet<String>>,
+    exports: BTreeMap<(String, String), k8s::ServiceExport>,
+    /// Problems already told.
+    told: HashMap<ObjectKey, HashSet<String>>,
+}
+
+/// The label by which a slice names its service.
+const SERVICE_LABEL: &str = "kubernetes.io/service-name";
+
+impl Publisher {
+    /// Nothing seen yet.
+    pub fn new(options: Options) -> Self {
+        Self {
+            options,
+            listed: BTreeSet::new(),
+            synced: BTreeSet::new(),
+            namespaces: HashMap::new(),
+            identities: BTreeMap::new(),
+            identity_namespaces: HashMap::new(),
+            endpoints: BTreeMap::new(),
+            slice_namespaces: HashMap::new(),
+            owners: Owners::default(),
+            services: BTreeMap::new(),
+            slices: BTreeMap::new(),
+            slices_of: HashMap::new(),
+            exports: BTreeMap::new(),
+            told: HashMap::new(),
+        }
+    }
+
+    /// The kinds it wants to hear of.
+    pub fn kinds(options: &Options) -> Vec<Kind> {
+        let unwanted = |kind: &Kind| match kind {
+            Kind::Endpoint => options.endpoint_slices,
+            Kind::CiliumEndpointSlice => !options.endpoint_slices,
+            Kind::ServiceExport => !options.service_exports,
+            _ => false,
+        };
+        Kind::ALL.iter().copied().filter(|k| !unwanted(k)).collect()
+    }
+
+    /// Takes one event; returns what follows from it.
+    pub fn handle(&mut self, event: Event) -> Vec<Change> {
+        let mut out = vec![];
+        match event {
+            Event::Apply(object) => self.apply(*object, &mut out),
+            Event::Delete(key) => self.delete(key, &mut out),
+            Event::Listed(kind) => {
+                self.listed.insert(kind);
+                self.complete(&mut out);
+            }
+        }
+        out
+    }
+
+    /// Says which scopes have become complete.
+    fn complete(&mut self, out: &mut Vec<Change>) {
+        let endpoints = match self.options.endpoint_slices {
+            true => Kind::CiliumEndpointSlice,
+            false => Kind::Endpoint,
+        };
+        for scope in Scope::ALL {
+            let needs: &[Kind] = match scope {
+                Scope::Nodes => &[Kind::Node],
+                Scope::Identities => &[Kind::Identity, Kind::Namespace],
+                Scope::Endpoints => &[endpoints, Kind::Namespace],
+                Scope::Services | Scope::EndpointSlices => {
+                    &[Kind::Service, Kind::EndpointSlice, Kind::Namespace]
+                }
+                // Without exports there is nothing to wait for, and readers wait for the canary.
+                Scope::ServiceExports if !self.options.service_exports => &[],
+                Scope::ServiceExports => &[Kind::Service, Kind::ServiceExport],
+            };
+            if needs.iter().all(|k| self.listed.contains(k)) && self.synced.insert(scope) {
+                out.push(Change::Synced(scope));
+            }
+        }
+    }
+
+    fn apply(&mut self, object: Object, out: &mut Vec<Change>) {
+        let key = object.key();
+        let mut problems = vec![];
+        match object {
+            Object::Namespace(namespace) => {
+                let global = self.says_global(&namespace);
+                if self.namespaces.insert(key.name.clone(), global) != Some(global) {
+                    self.namespace_changed(&key.name, out);
+                }
+            }
+            Object::Node(node) => {
+                let value = convert::node(&node, &self.options.cluster, &mut problems);
+                out.push(Change::Upsert(Scope::Nodes, key.name.clone(), value));
+            }
+            Object::Identity(identity) => self.identity(&key, &identity, &mut problems, out),
+            Object::Endpoint(e) => {
+                let endpoint = convert::Endpoint {
+                    namespace: &key.namespace,
+                    pod: &key.name,
+                    identity: e.status.identity.id,
+                    networking: &e.status.networking,
+                    encryption_key: e.status.encryption.key,
+                    service_account: &e.status.service_account,
+                    named_ports: &e.status.named_ports,
+                };
+                let entries = convert::endpoint(&endpoint, &mut problems);
+                self.endpoints(&key.namespace, &key, entries, out);
+            }
+            Object::CiliumEndpointSlice(slice) => {
+                let entries = slice_entries(&slice, &mut problems);
+                if slice.namespace.is_empty() {
+                    problems.push("it has no namespace".to_owned());
+                }
+                self.endpoints(&slice.namespace, &key, entries, out);
+            }
+            Object::Service(service) => {
+                let name = (key.namespace.clone(), key.name.clone());
+                self.services.insert(name.clone(), service);
+                self.service_changed(&name, &mut problems, out);
+            }
+            Object::EndpointSlice(slice) => self.slice(&key, Some(slice), &mut problems, out),
+            Object::ServiceExport(export) => {
+                let name = (key.namespace.clone(), key.name.clone());
+                self.exports.insert(name.clone(), export);
+                self.export_changed(&name, out);
+            }
+        }
+        self.tell(&key, problems, out);
+    }
+
+    fn delete(&mut self, key: ObjectKey, out: &mut Vec<Change>) {
+        self.told.remove(&key);
+        let name = (key.namespace.clone(), key.name.clone());
+        match key.kind {
+            Kind::Namespace => {
+                if self.namespaces.remove(&key.name).is_some() {
+                    self.namespace_changed(&key.name, out);
+                }
+            }
+            Kind::Node => out.push(Change::Delete(Scope::Nodes, key.name)),
+            Kind::Identity => self.forget_identity(&key.name, out),
+            Kind::Endpoint => {
+                self.endpoints.remove(&(key.namespace.clone(), key.clone()));
+                self.own(&key, vec![], out);
+            }
+            Kind::CiliumEndpointSlice => {
+                if let Some(namespace) = self.slice_namespaces.remove(&key) {
+                    self.endpoints.remove(&(namespace, key.clone()));
+                }
+                self.own(&key, vec![], out);
+            }
+            Kind::Service => {
+                self.services.remove(&name);
+                self.service_changed(&name, &mut vec![], out);
+            }
+            Kind::EndpointSlice => self.slice(&key, None, &mut vec![], out),
+            Kind::ServiceExport => {
+                self.exports.remove(&name);
+                self.export_changed(&name, out);
+            }
+        }
+    }
+
+    /// Tells each problem of an object once, until the object is deleted or loses it.
+    fn tell(&mut self, key: &ObjectKey, problems: Problems, out: &mut Vec<Change>) {
+        if problems.is_empty() {
+            self.told.remove(key);
+            return;
+        }
+        let told = self.told.entry(key.clone()).or_default();
+        let now: HashSet<String> = problems.into_iter().collect();
+        out.extend(now.difference(told).map(|p| Change::Problem(key.clone(), p.clone())));
+        *told = now;
+    }
+
+    // --- namespaces ---
+
+    /// Whether a namespace is global by its annotation (pkg/clustermesh/namespace/namespace.go).
+    fn says_global(&self, namespace: &k8s::Namespace) -> bool {
+        let annotations = namespace.metadata.annotations.as_ref();
+        let annotation = annotations.and_then(|a| a.get("clustermesh.cilium.io/global"));
+        annotation.map_or(self.options.default_global_namespace, |v| v.eq_ignore_ascii_case("true"))
+    }
+
+    /// A namespace that does not exist is not global.
+    fn is_global(&self, namespace: &str) -> bool {
+        self.namespaces.get(namespace).copied().unwrap_or(false)
+    }
+
+    /// Decides again about everything in a namespace.
+    fn namespace_changed(&mut self, namespace: &str, out: &mut Vec<Change>) {
+        let global = self.is_global(namespace);
+        let from = (namespace.to_owned(), String::new());
+        for ((_, name), value) in of_namespace(&self.identities, namespace, &from) {
+            out.push(match global {
+                true => Change::Upsert(Scope::Identities, name.clone(), value.clone()),
+                false => Change::Delete(Scope::Identities, name.clone()),
+            });
+        }
+        let objects = self.endpoints.range(first_endpoint(namespace)..);
+        let objects: Vec<_> = objects.take_while(|((ns, _), _)| ns == namespace).map(|(k, _)| k.clone()).collect();
+        for (ns, object) in objects {
+            let entries = if global { self.endpoints[&(ns, object.clone())].clone() } else { vec![] };
+            self.own(&object, entries, out);
+        }
+        let services: Vec<_> = of_namespace(&self.services, namespace, &from).map(|(k, _)| k.clone()).collect();
+        for name in services {
+            self.service_changed(&name, &mut vec![], out);
+        }
+    }
+
+    // --- identities ---
+
+    fn identity(
+        &mut self,
+        key: &ObjectKey,
+        identity: &k8s::CiliumIdentity,
+        problems: &mut Problems,
+        out: &mut Vec<Change>,
+    ) {
+        let labels = &identity.security_labels;
+        let Some(namespace) = labels.get(convert::NAMESPACE_LABEL).filter(|n| !n.is_empty()) else {
+            // Parity: an identity of no namespace is never exported.
+            problems.push(format!("it has no label {}", convert::NAMESPACE_LABEL));
+            return self.forget_identity(&key.name, out);
+        };
+        let value = convert::identity(labels);
+        let before = self.identity_namespaces.insert(key.name.clone(), namespace.clone());
+        if let Some(before) = before.filter(|b| b != namespace) {
+            self.identities.remove(&(before, key.name.clone()));
+        }
+        self.identities.insert((namespace.clone(), key.name.clone()), value.clone());
+        out.push(match self.is_global(namespace) {
+            true => Change::Upsert(Scope::Identities, key.name.clone(), value),
+            false => Change::Delete(Scope::Identities, key.name.clone()),
+        });
+    }
+
+    fn forget_identity(&mut self, name: &str, out: &mut Vec<Change>) {
+        if let Some(namespace) = self.identity_namespaces.remove(name) {
+            self.identities.remove(&(namespace, name.to_owned()));
+        }
+        out.push(Change::Delete(Scope::Identities, name.to_owned()));
+    }
+
+    // --- endpoints ---
+
+    fn endpoints(
+        &mut self,
+        namespace: &str,
+        key: &ObjectKey,
+        entries: Vec<(String, Vec<u8>)>,
+        out: &mut Vec<Change>,
+    ) {
+        if key.kind == Kind::CiliumEndpointSlice {
+            let before = self.slice_namespaces.insert(key.clone(), namespace.to_owned());
+            if let Some(before) = before.filter(|b| b != namespace) {
+                self.endpoints.remove(&(before, key.clone()));
+            }
+        }
+        let global = self.is_global(namespace);
+        self.endpoints.insert((namespace.to_owned(), key.clone()), entries.clone());
+        self.own(key, if global { entries } else { vec![] }, out);
+    }
+
+    fn own(&mut self, key: &ObjectKey, entries: Vec<(String, Vec<u8>)>, out: &mut Vec<Change>) {
+        let changes = self.owners.set(key, entries).into_iter();
+        out.extend(changes.map(|(name, value)| match value {
+            Some(value) => Change::Upsert(Scope::Endpoints, name, value),
+            None => Change::Delete(Scope::Endpoints, name),
+        }));
+    }
+
+    // --- services ---
+
+    fn service_changed(&mut self, name: &(String, String), problems: &mut Problems, out: &mut Vec<Change>) {
+        let key = format!("{}/{}", name.0, name.1);
+        let shared = self.services.get(name).filter(|s| convert::is_shared(s) && self.is_global(&name.0));
+        let slices = self.slices_of.get(name);
+        let slices: Vec<_> = slices
+            .into_iter()
+            .flatten()
+            .filter_map(|slice| self.slices.get(&(name.0.clone(), slice.clone())))
+            .collect();
+        let legacy = self.options.service_mode != ServiceMode::OnlyEndpointSlice;
+        out.push(match shared.filter(|_| legacy) {
+            Some(service) => {
+                let cluster = &self.options.cluster;
+                let value = convert::service(service, slices.iter().copied(), cluster, problems);
+                Change::Upsert(Scope::Services, key, value)
+            }
+            None => Change::Delete(Scope::Services, key),
+        });
+        for slice in slices {
+            let key = format!("{}/{}", name.0, slice.metadata.name.as_deref().unwrap_or_default());
+            out.push(match shared {
+                Some(_) => {
+                    let value = convert::endpoint_slice(slice, &self.options.cluster);
+                    Change::Upsert(Scope::EndpointSlices, key, value)
+                }
+                None => Change::Delete(Scope::EndpointSlices, key),
+            });
+        }
+        if self.exports.contains_key(name) {
+            self.export_changed(name, out);
+        }
+    }
+
+    /// A slice is there with this content, or is gone.
+    fn slice(
+        &mut self,
+        key: &ObjectKey,
+        slice: Option<k8s::EndpointSlice>,
+        problems: &mut Problems,
+        out: &mut Vec<Change>,
+    ) {
+        let service_of = |slice: &k8s::EndpointSlice| {
+            let label = slice.metadata.labels.as_ref().and_then(|l| l.get(SERVICE_LABEL));
+            label.map(|service| (key.namespace.clone(), service.clone()))
+        };
+        let name = (key.namespace.clone(), key.name.clone());
+        let now = slice.as_ref().and_then(service_of);
+        let before = match slice {
+            Some(slice) => self.slices.insert(name, slice),
+            None => self.slices.remove(&name),
+        };
+        let before = before.as_ref().and_then(service_of).filter(|b| Some(b) != now.as_ref());
+        if let Some(service) = before {
+            if let Some(names) = self.slices_of.get_mut(&service) {
+                names.remove(&key.name);
+                if names.is_empty() {
+                    self.slices_of.remove(&service);
+                }
+            }
+            out.push(Change::Delete(Scope::EndpointSlices, format!("{}/{}", key.namespace, key.name)));
+            self.service_changed(&service, problems, out);
+        }
+        if let Some(service) = now {
+            self.slices_of.entry(service.clone()).or_default().insert(key.name.clone());
+            if self.services.contains_key(&service) {
+                self.service_changed(&service, problems, out);
+            }
+        }
+    }
+
+    fn export_changed(&self, name: &(String, String), out: &mut Vec<Change>) {
+        let pair = self.exports.get(name).zip(self.services.get(name));
+        let value = pair.and_then(|(e, s)| convert::service_export(e, s, &self.options.cluster));
+        let key = format!("{}/{}", name.0, name.1);
+        out.push(match value {
+            Some(value) => Change::Upsert(Scope::ServiceExports, key, value),
+            None => Change::Delete(Scope::ServiceExports, key),
+        });
+    }
+}
+
+fn slice_entries(slice: &k8s::CiliumEndpointSlice, problems: &mut Problems) -> Vec<(String, Vec<u8>)> {
+    let endpoint = |e: &k8s::CoreEndpoint, problems: &mut Problems| {
+        let endpoint = convert::Endpoint {
+            namespace: &slice.namespace,
+            pod: &e.name,
+            identity: e.id,
+            networking: &e.networking,
+            encryption_key: e.encryption.key,
+            service_account: &e.service_account,
+            named_ports: &e.named_ports,
+        };
+        convert::endpoint(&endpoint, problems)
+    };
+    slice.endpoints.iter().flat_map(|e| endpoint(e, problems)).collect()
+}
+
+fn of_namespace<'a, V>(
+    map: &'a BTreeMap<(String, String), V>,
+    namespace: &'a str,
+    from: &(String, String),
+) -> impl Iterator<Item = (&'a (String, String), &'a V)> {
+    map.range(from.clone()..).take_while(move |((ns, _), _)| ns == namespace)
+}
+
+fn first_endpoint(namespace: &str) -> (String, ObjectKey) {
+    let first = ObjectKey { kind: Kind::ALL[0], namespace: String::new(), name: String::new() };
+    (namespace.to_owned(), first)
+}

@@ -1,0 +1,200 @@
+//! Cluster names and ids, and the configuration a cluster publishes of itself.
+
+use super::gojson;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::sync::Arc;
+
+/// The cluster name nobody may use in a mesh.
+pub const DEFAULT_NAME: &str = "default";
+
+/// A valid cluster name: at most 32 of `a-z`, `0-9` and `-`, not at the ends.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClusterName(Arc<str>);
+
+/// Who a cluster is in the mesh.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClusterInfo {
+    /// Its name.
+    pub name: ClusterName,
+    /// Its id, from 1 to [`ClusterInfo::max_connected`].
+    pub id: u32,
+    /// 255 or 511: how many clusters the mesh may have.
+    pub max_connected: u32,
+}
+
+/// Why a name or id is not acceptable; texts are Cilium's.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "each says it itself")]
+pub enum Error {
+    #[error("ClusterID 0 is reserved")]
+    IdZero,
+    #[error("ClusterID {id} > {max} is not supported")]
+    IdTooLarge { id: u32, max: u32 },
+    #[error("--max-connected-clusters={0} is invalid; supported values are [255, 511]")]
+    MaxConnected(u32),
+    #[error("invalid cluster name: {name:?} must be 1 to 32 lower case alphanumeric characters or '-', and start and end with an alphanumeric one")]
+    Name { name: String },
+    #[error("cannot use default cluster name (default) with option cluster-id")]
+    DefaultName,
+}
+
+/// The value of `cilium/cluster-config/<cluster>`. Fields this version does not know are kept, so that a
+/// newer cluster's capabilities reach newer agents through an older mirror.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterConfig {
+    /// The cluster id; 0 if unset.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub id: u32,
+    /// What readers may rely on.
+    #[serde(default)]
+    pub capabilities: Capabilities,
+}
+
+/// What readers of a cluster's keys may rely on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Capabilities {
+    /// A canary is written per prefix once its first state is complete.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub synced_canaries: bool,
+    /// The keys are a mirror's, under `cilium/cache`.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub cached: bool,
+    /// 255 or 511.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub max_connected_clusters: u32,
+    /// `None`: service exports are not supported; `Some(false)`: off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_exports_enabled: Option<bool>,
+    /// Which forms of a global service are exported.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub endpoint_slices_export_mode: ExportMode,
+}
+
+/// Which forms of a global service a cluster exports.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
+pub enum ExportMode {
+    /// Legacy services only.
+    #[default]
+    Services,
+    /// Both.
+    ServicesAndEndpointSlices,
+    /// EndpointSlices only.
+    EndpointSlices,
+    /// Something newer.
+    Unknown(String),
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+// === impl ClusterName ===
+
+impl ClusterName {
+    /// Accepts a valid name.
+    pub fn new(name: &str) -> Result<Self, Error> {
+        let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        let valid = (1..=32).contains(&name.len())
+            && name.chars().all(inner)
+            && !name.starts_with('-')
+            && !name.ends_with('-');
+        valid.then(|| Self(name.into())).ok_or_else(|| Error::Name { name: name.to_owned() })
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ClusterName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+// === impl ClusterInfo ===
+
+impl ClusterInfo {
+    /// Accepts what may join a mesh.
+    pub fn new(name: &str, id: u32, max_connected: u32) -> Result<Self, Error> {
+        if ![255, 511].contains(&max_connected) {
+            return Err(Error::MaxConnected(max_connected));
+        }
+        match id {
+            0 => return Err(Error::IdZero),
+            id if id > max_connected => return Err(Error::IdTooLarge { id, max: max_connected }),
+            _ => {}
+        }
+        if name == DEFAULT_NAME {
+            return Err(Error::DefaultName);
+        }
+        Ok(Self { name: ClusterName::new(name)?, id, max_connected })
+    }
+}
+
+// === impl ClusterConfig ===
+
+impl ClusterConfig {
+    /// The stored value.
+    pub fn to_json(&self) -> Vec<u8> {
+        gojson::to_vec(self)
+    }
+}
+
+impl From<String> for ExportMode {
+    fn from(mode: String) -> Self {
+        match &*mode {
+            "" => Self::Services,
+            "services-and-endpointslices" => Self::ServicesAndEndpointSlices,
+            "endpointslices-only" => Self::EndpointSlices,
+            _ => Self::Unknown(mode),
+        }
+    }
+}
+
+impl From<ExportMode> for String {
+    fn from(mode: ExportMode) -> Self {
+        match mode {
+            ExportMode::Services => Self::new(),
+            ExportMode::ServicesAndEndpointSlices => "services-and-endpointslices".to_owned(),
+            ExportMode::EndpointSlices => "endpointslices-only".to_owned(),
+            ExportMode::Unknown(mode) => mode,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_follow_ciliums_rule() {
+        for good in ["a", "tokyo-cluster", "0x", &"a".repeat(32)] {
+            assert!(ClusterName::new(good).is_ok(), "{good}");
+        }
+        for bad in ["", "-a", "a-", "A", "a.b", "a/b", "..", &"a".repeat(33)] {
+            assert!(ClusterName::new(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn ids_are_checked_against_the_size_of_the_mesh() {
+        assert_eq!(ClusterInfo::new("c", 0, 255), Err(Error::IdZero));
+        assert_eq!(ClusterInfo::new("c", 256, 255), Err(Error::IdTooLarge { id: 256, max: 255 }));
+        assert!(ClusterInfo::new("c", 256, 511).is_ok());
+        assert_eq!(ClusterInfo::new("c", 1, 300), Err(Error::MaxConnected(300)));
+        assert_eq!(ClusterInfo::new("default", 1, 255), Err(Error::DefaultName));
+    }
+
+    #[test]
+    fn the_config_is_written_as_cilium_writes_it() {
+        let text = r#"{"id":3,"capabilities":{"syncedCanaries":true,"maxConnectedClusters":255,"serviceExportsEnabled":false,"endpointSlicesExportMode":"services-and-endpointslices"}}"#;
+        let config: ClusterConfig = serde_json::from_str(text).unwrap();
+        assert_eq!(String::from_utf8(config.to_json()).unwrap(), text);
+        assert_eq!(ClusterConfig::default().to_json(), br#"{"capabilities":{}}"#);
+    }
+}

@@ -1,0 +1,214 @@
+//! The JSON values that agents read, field for field in Cilium's order.
+
+use super::ip::{Cidr, GoIp};
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// Label or annotation maps.
+pub type Strings = BTreeMap<String, String>;
+
+/// `cilium/state/nodes/v1/<cluster>/<node>`. Nothing is ever omitted.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+#[allow(missing_docs, reason = "names are Cilium's (pkg/node/types/node.go)")]
+pub struct Node {
+    pub name: String,
+    pub cluster: String,
+    #[serde(rename = "IPAddresses")]
+    pub ip_addresses: Option<Vec<NodeAddress>>,
+    #[serde(rename = "IPv4AllocCIDR")]
+    pub ipv4_alloc_cidr: Option<Cidr>,
+    #[serde(rename = "IPv4SecondaryAllocCIDRs")]
+    pub ipv4_secondary_alloc_cidrs: Option<Vec<Cidr>>,
+    #[serde(rename = "IPv6AllocCIDR")]
+    pub ipv6_alloc_cidr: Option<Cidr>,
+    #[serde(rename = "IPv6SecondaryAllocCIDRs")]
+    pub ipv6_secondary_alloc_cidrs: Option<Vec<Cidr>>,
+    #[serde(rename = "IPv4HealthIP")]
+    pub ipv4_health_ip: GoIp,
+    #[serde(rename = "IPv6HealthIP")]
+    pub ipv6_health_ip: GoIp,
+    #[serde(rename = "IPv4IngressIP")]
+    pub ipv4_ingress_ip: GoIp,
+    #[serde(rename = "IPv6IngressIP")]
+    pub ipv6_ingress_ip: GoIp,
+    #[serde(rename = "ClusterID")]
+    pub cluster_id: u32,
+    pub source: &'static str,
+    pub encryption_key: u8,
+    pub labels: Option<Strings>,
+    pub annotations: Option<Strings>,
+    pub node_identity: u32,
+    pub wireguard_pub_key: String,
+    #[serde(rename = "BootID")]
+    pub boot_id: String,
+}
+
+/// One address of a node.
+#[derive(Clone, Debug, Serialize)]
+pub struct NodeAddress {
+    /// `InternalIP`, `ExternalIP`, `CiliumInternalIP`, …
+    #[serde(rename = "Type")]
+    pub kind: String,
+    /// The address.
+    #[serde(rename = "IP")]
+    pub ip: GoIp,
+}
+
+/// `cilium/state/ip/v1/default/<ip>`.
+#[derive(Clone, Debug, Serialize)]
+#[allow(missing_docs, reason = "names are Cilium's (pkg/identity/identity.go)")]
+pub struct IpIdentity {
+    #[serde(rename = "IP")]
+    pub ip: GoIp,
+    /// Always null: endpoints have addresses, not networks.
+    #[serde(rename = "Mask")]
+    pub mask: Option<String>,
+    #[serde(rename = "HostIP")]
+    pub host_ip: GoIp,
+    #[serde(rename = "ID")]
+    pub id: u32,
+    #[serde(rename = "Key")]
+    pub key: u8,
+    #[serde(rename = "Metadata")]
+    pub metadata: &'static str,
+    #[serde(rename = "K8sNamespace", skip_serializing_if = "String::is_empty")]
+    pub k8s_namespace: String,
+    #[serde(rename = "K8sPodName", skip_serializing_if = "String::is_empty")]
+    pub k8s_pod_name: String,
+    #[serde(rename = "K8sServiceAccount", skip_serializing_if = "String::is_empty")]
+    pub k8s_service_account: String,
+    #[serde(rename = "NamedPorts", skip_serializing_if = "Vec::is_empty")]
+    pub named_ports: Vec<NamedPort>,
+}
+
+/// A port that policies may name.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+#[allow(missing_docs, reason = "names are Cilium's")]
+pub struct NamedPort {
+    pub name: String,
+    pub port: u16,
+    pub protocol: String,
+}
+
+/// Port name → port; an unnamed port is `""`.
+pub type Ports = BTreeMap<String, Port>;
+
+/// A port of a frontend or backend.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "PascalCase")]
+#[allow(missing_docs, reason = "names are Cilium's")]
+pub struct Port {
+    pub protocol: String,
+    pub port: u16,
+}
+
+/// `cilium/state/services/v1/<cluster>/<namespace>/<name>`.
+#[derive(Clone, Debug, Serialize)]
+#[allow(missing_docs, reason = "names are Cilium's (pkg/clustermesh/store/store.go)")]
+pub struct Service {
+    pub cluster: String,
+    pub namespace: String,
+    pub name: String,
+    pub frontends: BTreeMap<String, Ports>,
+    pub backends: BTreeMap<String, Ports>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub hostnames: Strings,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub zones: BTreeMap<String, Zone>,
+    pub labels: Strings,
+    pub selector: Strings,
+    #[serde(rename = "includeExternal")]
+    pub include_external: bool,
+    pub shared: bool,
+    #[serde(rename = "clusterID")]
+    pub cluster_id: u32,
+}
+
+/// Where a backend is.
+#[derive(Clone, Debug, Serialize)]
+pub struct Zone {
+    /// Its zone.
+    pub zone: String,
+    /// Zones it should serve.
+    #[serde(rename = "forZones")]
+    pub for_zones: Vec<ForZone>,
+}
+
+/// A zone that a backend should serve.
+#[derive(Clone, Debug, Serialize)]
+pub struct ForZone {
+    /// Its name.
+    pub name: String,
+}
+
+/// `cilium/state/serviceexports/v1/<cluster>/<namespace>/<name>`.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs, reason = "names are Cilium's (pkg/clustermesh/mcsapi/types/mcsapiservicespec.go)")]
+pub struct ServiceExport {
+    pub cluster: String,
+    pub name: String,
+    pub namespace: String,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: Strings,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: Strings,
+    /// For readers before the names were made lower-case.
+    #[serde(rename = "Labels", skip_serializing_if = "BTreeMap::is_empty")]
+    pub old_labels: Strings,
+    /// For readers before the names were made lower-case.
+    #[serde(rename = "Annotations", skip_serializing_if = "BTreeMap::is_empty")]
+    pub old_annotations: Strings,
+    pub export_creation_timestamp: Option<String>,
+    pub ports: Vec<ExportPort>,
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    pub session_affinity: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub session_affinity_config: Option<SessionAffinityConfig>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ip_families: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub internal_traffic_policy: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub traffic_distribution: Option<String>,
+}
+
+/// A port of an exported service.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs, reason = "names are Kubernetes'")]
+pub struct ExportPort {
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub protocol: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub app_protocol: Option<String>,
+    pub port: i32,
+}
+
+/// Session affinity by client address.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs, reason = "names are Kubernetes'")]
+pub struct SessionAffinityConfig {
+    #[serde(rename = "clientIP")]
+    pub client_ip: ClientIp,
+}
+
+/// How long affinity lasts.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs, reason = "names are Kubernetes'")]
+pub struct ClientIp {
+    pub timeout_seconds: i32,
+}
+
+/// `cilium/state/endpointslices/v1/<cluster>/<namespace>/<slice>`, before compression.
+pub mod slice {
+    #![allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic)]
+    tonic::include_proto!("endpointslice");
+}
