@@ -1,6 +1,7 @@
 pub mod auth;
 pub mod clustermesh;
 pub mod k8s;
+pub mod kvstore;
 pub mod lease;
 pub mod model;
 pub mod mvcc;

@@ -1,0 +1,55 @@
+//! A key-value store to write to: our own in this process, or any etcd.
+
+pub mod client;
+pub mod config;
+pub mod etcd;
+pub mod keeper;
+pub mod local;
+pub mod sync_store;
+
+use bytes::Bytes;
+use futures::stream::BoxStream;
+
+pub use crate::mvcc::Write;
+
+/// Most operations in one batch for [`Backend::write`], where the store does not say less.
+pub const BATCH_MAX: usize = 1000;
+
+/// Why a store did not do something.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It cannot be reached, or did not answer in time: the same may work later.
+    #[error("{0}")]
+    Unavailable(String),
+    /// It will never take this.
+    #[error("{0}")]
+    Rejected(String),
+}
+
+/// A store to write to. There is one writer for each key.
+#[async_trait::async_trait]
+pub trait Backend: Send + Sync {
+    /// Everything that begins with `prefix`.
+    async fn list(&self, prefix: &str) -> Result<Vec<(Bytes, Bytes)>, Error>;
+
+    /// The value of one key.
+    async fn get(&self, key: &str) -> Result<Option<Bytes>, Error>;
+
+    /// Applies `writes` in order, at once where the store can. Keys are distinct.
+    async fn write(&self, writes: &[Write]) -> Result<(), Error>;
+
+    /// Deletes everything that begins with `prefix`.
+    async fn delete_prefix(&self, prefix: &str) -> Result<(), Error>;
+
+    /// Yields whenever `key` may have changed.
+    fn changes(&self, key: &str) -> BoxStream<'static, ()>;
+
+    /// How many times the store may have lost what was written, by a lease that ran out; who sees it
+    /// change looks again at what is there.
+    fn losses(&self) -> u64 {
+        0
+    }
+
+    /// What it is, for status texts.
+    fn describe(&self) -> String;
+}

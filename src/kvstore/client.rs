@@ -1,0 +1,234 @@
+//! An etcd client that trusts one store only: it pins the cluster id of the first answer.
+//!
+//! Every etcd has its own revisions. Going on at revision N on another one (a replica, or one that lost
+//! its data) would be silently wrong, so a changed cluster id ends the connection. A client is made anew
+//! for each connection, which also reads the TLS files again.
+
+use super::config::ClientConfig;
+use etcd_client::{
+    Certificate, Client, ConnectOptions, EventType, GetOptions, Identity, KeyValue, ResponseHeader,
+    TlsOptions, WatchOptions, WatchStream,
+};
+use std::error::Error as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// Largest answer accepted.
+const DECODE_MAX: usize = 2 << 30;
+/// gRPC keepalive: a ping after this long, and how long to wait for its answer.
+const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(25));
+/// For a connection to come up.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// For a read to be answered.
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
+/// Keys per page of a list, as in Cilium (`etcd.limit`).
+pub const PAGE: i64 = 256;
+
+/// Why a client could not do something.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A configured file cannot be read.
+    #[error("cannot read {path}: {source}")]
+    File {
+        /// The file.
+        path: String,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The store or the way to it failed.
+    #[error("{}", describe(.0))]
+    Etcd(#[from] etcd_client::Error),
+    /// No answer in time.
+    #[error("no answer in {} s", .0.as_secs())]
+    Timeout(Duration),
+    /// Another store answers than the one that was connected to.
+    #[error("etcd cluster ID has changed: expected {expected:x}, got {got:x}")]
+    ClusterChanged {
+        /// The id pinned.
+        expected: u64,
+        /// The id seen.
+        got: u64,
+    },
+    /// An answer without a header.
+    #[error("the etcd response has no header")]
+    NoHeader,
+    /// A watch was cancelled by the store.
+    #[error("watch cancelled: {0}")]
+    Cancelled(String),
+    /// The stream ended.
+    #[error("the watch stream ended")]
+    Ended,
+}
+
+/// One connection.
+#[derive(Clone)]
+pub struct EtcdClient {
+    client: Client,
+    pinned: Arc<AtomicU64>,
+}
+
+/// A list, complete at one revision.
+pub struct Listing {
+    /// All key-values, in key order.
+    pub kvs: Vec<KeyValue>,
+    /// The revision they were read at; a watch goes on from the next.
+    pub revision: i64,
+}
+
+/// A watch on a prefix.
+pub struct PrefixWatch {
+    stream: WatchStream,
+    client: EtcdClient,
+}
+
+/// One message of a watch: its events, in order.
+pub struct Changes {
+    /// (deleted, key-value); a deleted one has only its key.
+    pub events: Vec<(bool, KeyValue)>,
+    /// Everything up to this revision has been seen.
+    pub revision: i64,
+}
+
+/// An error with its causes, which etcd-client leaves inside.
+fn describe(error: &etcd_client::Error) -> String {
+    let (text, mut source) = match error {
+        etcd_client::Error::GRpcStatus(status) => (status.message().to_owned(), status.source()),
+        etcd_client::Error::TransportError(e) => (e.to_string(), e.source()),
+        other => (other.to_string(), None),
+    };
+    let mut texts = vec![text];
+    while let Some(error) = source {
+        let text = error.to_string();
+        // Most layers repeat what is inside them.
+        if !texts.iter().any(|t| t.contains(&text)) {
+            texts.push(text);
+        }
+        source = error.source();
+    }
+    texts.retain(|t| !t.is_empty());
+    texts.join(": ")
+}
+
+async fn read(path: &Path) -> Result<Vec<u8>, Error> {
+    let path_text = path.display().to_string();
+    tokio::fs::read(path).await.map_err(|source| Error::File { path: path_text, source })
+}
+
+/// TLS options from the configuration's files, read now.
+async fn tls(config: &ClientConfig) -> Result<TlsOptions, Error> {
+    let mut tls = TlsOptions::new();
+    if let Some(path) = &config.trusted_ca_file {
+        tls = tls.ca_certificate(Certificate::from_pem(read(path).await?));
+    }
+    if let (Some(cert), Some(key)) = (&config.cert_file, &config.key_file) {
+        tls = tls.identity(Identity::from_pem(read(cert).await?, read(key).await?));
+    }
+    Ok(tls)
+}
+
+impl EtcdClient {
+    /// Makes a client. Nothing is sent yet, unless a password has to be exchanged.
+    pub async fn connect(config: &ClientConfig) -> Result<Self, Error> {
+        let mut options = ConnectOptions::new()
+            .with_keep_alive(KEEPALIVE.0, KEEPALIVE.1)
+            .with_connect_timeout(CONNECT_TIMEOUT)
+            .with_require_leader(true);
+        let secure = config.endpoints.iter().any(|e| e.starts_with("https://"));
+        if secure && !config.insecure_transport {
+            options = options.with_tls(tls(config).await?);
+        }
+        if let (Some(user), Some(password)) = (&config.username, &config.password) {
+            options = options.with_user(user, password);
+        }
+        let client = Client::connect(&config.endpoints, Some(options)).await?;
+        Ok(Self { client, pinned: Arc::default() })
+    }
+
+    /// The etcd-client underneath.
+    pub fn raw(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// The pinned cluster id; 0 before the first answer.
+    pub fn cluster_id(&self) -> u64 {
+        self.pinned.load(Ordering::Relaxed)
+    }
+
+    fn check(&self, header: Option<&ResponseHeader>) -> Result<i64, Error> {
+        let header = header.ok_or(Error::NoHeader)?;
+        let got = header.cluster_id();
+        match self.pinned.compare_exchange(0, got, Ordering::Relaxed, Ordering::Relaxed) {
+            Err(expected) if expected != got => Err(Error::ClusterChanged { expected, got }),
+            _ => Ok(header.revision()),
+        }
+    }
+
+    async fn range(&self, key: Vec<u8>, options: GetOptions) -> Result<(etcd_client::GetResponse, i64), Error> {
+        let mut kv = self.client.kv_client().max_decoding_message_size(DECODE_MAX);
+        let answer = tokio::time::timeout(READ_TIMEOUT, kv.get(key, Some(options))).await;
+        let response = answer.map_err(|_| Error::Timeout(READ_TIMEOUT))??;
+        let revision = self.check(response.header())?;
+        Ok((response, revision))
+    }
+
+    /// Reads one key.
+    pub async fn get(&self, key: &str) -> Result<Option<KeyValue>, Error> {
+        let (mut response, _) = self.range(key.into(), GetOptions::new()).await?;
+        Ok(response.take_kvs().pop())
+    }
+
+    /// Reads a prefix page by page, all pages at one revision.
+    pub async fn list(&self, prefix: &str) -> Result<Listing, Error> {
+        let end = crate::mvcc::prefix_end(prefix.as_bytes()).map_or(vec![0], |end| end.to_vec());
+        let (mut kvs, mut at, mut from) = (Vec::new(), 0, prefix.as_bytes().to_vec());
+        loop {
+            let options = GetOptions::new().with_range(end.clone()).with_limit(PAGE).with_revision(at);
+            let (mut response, revision) = self.range(from, options).await?;
+            if at == 0 {
+                at = revision;
+            }
+            let more = response.more();
+            kvs.append(&mut response.take_kvs());
+            match kvs.last().filter(|_| more) {
+                None => return Ok(Listing { kvs, revision: at }),
+                Some(last) => from = [last.key(), &[0]].concat(),
+            }
+        }
+    }
+
+    /// Watches a prefix from a revision on.
+    pub async fn watch(&self, prefix: &str, from: i64) -> Result<PrefixWatch, Error> {
+        let mut client = self.client.watch_client().max_decoding_message_size(DECODE_MAX);
+        let options = WatchOptions::new().with_prefix().with_start_revision(from);
+        let stream = client.watch(prefix, Some(options)).await?;
+        Ok(PrefixWatch { stream, client: self.clone() })
+    }
+}
+
+impl PrefixWatch {
+    /// Waits for the next message with events.
+    pub async fn next(&mut self) -> Result<Changes, Error> {
+        loop {
+            let response = self.stream.message().await?.ok_or(Error::Ended)?;
+            let revision = self.client.check(response.header())?;
+            if response.canceled() {
+                let reason = match response.compact_revision() {
+                    0 => response.cancel_reason().to_owned(),
+                    at => format!("required revision has been compacted (at {at})"),
+                };
+                return Err(Error::Cancelled(reason));
+            }
+            let events = events_of(&response);
+            if !events.is_empty() {
+                return Ok(Changes { events, revision });
+            }
+        }
+    }
+}
+
+fn events_of(response: &etcd_client::WatchResponse) -> Vec<(bool, KeyValue)> {
+    let of = |e: &etcd_client::Event| Some((e.event_type() == EventType::Delete, e.kv()?.clone()));
+    response.events().iter().filter_map(of).collect()
+}

@@ -1,0 +1,98 @@
+//! The etcd client's YAML file, as Go's clientv3/yaml reads it: endpoints and TLS files.
+
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+
+/// What a client needs to connect. Unknown keys are ignored, as in the original.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct ClientConfig {
+    /// URLs; `https` means TLS.
+    pub endpoints: Vec<String>,
+    /// CAs of the server, PEM; the system's without.
+    pub trusted_ca_file: Option<PathBuf>,
+    /// Client certificate, PEM.
+    pub cert_file: Option<PathBuf>,
+    /// Client key, PEM.
+    pub key_file: Option<PathBuf>,
+    /// User name, where passwords authenticate.
+    pub username: Option<String>,
+    /// Password.
+    pub password: Option<String>,
+    /// No TLS, whatever the URLs say.
+    pub insecure_transport: bool,
+    /// Not supported: refused.
+    pub insecure_skip_tls_verify: bool,
+}
+
+/// Why a file is no usable client configuration. Each names its file.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// It is not the YAML that is wanted.
+    #[error("{} is not an etcd client configuration: {why}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        why: String,
+    },
+}
+
+impl ClientConfig {
+    /// A plain connection to one address.
+    pub fn address(address: &str) -> Self {
+        let endpoints = address.split(',').map(|a| a.trim().to_owned()).collect();
+        Self { endpoints, ..Self::default() }
+    }
+
+    /// Reads a file.
+    pub fn read(path: &Path) -> Result<Self, Error> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| Error::Read { path: path.to_owned(), source })?;
+        let parse = |why: String| Error::Parse { path: path.to_owned(), why };
+        let config: Self = serde_saphyr::from_str(&text).map_err(|e| parse(e.to_string()))?;
+        if config.endpoints.is_empty() {
+            return Err(parse("it has no endpoints".to_owned()));
+        }
+        if config.insecure_skip_tls_verify {
+            return Err(parse("insecure-skip-tls-verify is not supported".to_owned()));
+        }
+        Ok(config)
+    }
+
+    /// Files it refers to.
+    pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        [&self.trusted_ca_file, &self.cert_file, &self.key_file].into_iter().flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_charts_file_is_read_and_a_broken_one_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("hk-cluster");
+        let text = "endpoints:\n- https://hk.mesh.cilium.io:2379\ntrusted-ca-file: /ca.crt\nkey-file: /k\ncert-file: /c\nsomething: else\n";
+        std::fs::write(&path, text).unwrap();
+        let config = ClientConfig::read(&path).unwrap();
+        assert_eq!(config.endpoints, ["https://hk.mesh.cilium.io:2379"]);
+        assert_eq!(config.files().count(), 3);
+        for broken in ["endpoints: [", "endpoints: []", "a: b", "endpoints: [x]\ninsecure-skip-tls-verify: true"] {
+            std::fs::write(&path, broken).unwrap();
+            let error = ClientConfig::read(&path).unwrap_err().to_string();
+            assert!(error.contains("hk-cluster"), "{error}");
+        }
+        let error = ClientConfig::read(&dir.path().join("absent")).unwrap_err().to_string();
+        assert!(error.contains("absent"), "{error}");
+    }
+}

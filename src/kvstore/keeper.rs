@@ -1,0 +1,102 @@
+//! Single keys that must stay as they are: a cluster's configuration and the heartbeat.
+
+use super::{Backend, Write};
+use crate::model::keys;
+use futures::StreamExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How often a kept key is looked at even if nobody says it changed.
+const REFRESH: Duration = Duration::from_secs(300);
+/// After a failed look or write.
+const RETRY: Duration = Duration::from_secs(2);
+/// How often the heartbeat is written; readers give up after two of these.
+const HEARTBEAT: Duration = Duration::from_secs(60);
+/// A write that takes longer has failed.
+const DEADLINE: Duration = Duration::from_secs(25);
+
+/// Keeps `key` at `value`, whoever changes or deletes it, for ever.
+pub async fn keep(backend: Arc<dyn Backend>, key: String, value: Vec<u8>) {
+    loop {
+        let mut changes = backend.changes(&key);
+        let wait = match tokio::time::timeout(DEADLINE, ensure(&*backend, &key, &value)).await {
+            Ok(Ok(written)) => {
+                if written {
+                    tracing::debug!(key, "written");
+                }
+                REFRESH
+            }
+            Ok(Err(error)) => {
+                tracing::warn!(key, %error, "cannot be kept up, trying again");
+                RETRY
+            }
+            Err(_) => RETRY,
+        };
+        tokio::select! {
+            _ = changes.next() => {}
+            () = tokio::time::sleep(wait) => {}
+        }
+    }
+}
+
+/// Writes `key` unless it has `value`; says whether it did.
+pub async fn ensure(backend: &dyn Backend, key: &str, value: &[u8]) -> Result<bool, super::Error> {
+    if backend.get(key).await?.is_some_and(|v| v == value) {
+        return Ok(false);
+    }
+    backend.write(&[Write::Put(key.to_owned().into(), value.to_vec().into())]).await?;
+    Ok(true)
+}
+
+/// Writes the heartbeat now and every minute, for ever. Its own task and timer: no load delays it.
+pub async fn beat(backend: Arc<dyn Backend>) {
+    let mut tick = tokio::time::interval(HEARTBEAT);
+    loop {
+        tick.tick().await;
+        let write = [Write::Put(keys::HEARTBEAT.into(), keys::timestamp().into())];
+        match tokio::time::timeout(DEADLINE, backend.write(&write)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the heartbeat was not written"),
+            Err(_) => tracing::warn!("the heartbeat was not written in time"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kvstore::local::LocalBackend;
+    use crate::mvcc::{KeyRange, Store};
+
+    #[tokio::test]
+    async fn a_kept_key_comes_back() {
+        let store = Store::new();
+        // As the server does.
+        let waker = Arc::new(tokio::sync::Notify::new());
+        let notify = Arc::clone(&waker);
+        store.on_publish(move || notify.notify_one());
+        let backend: Arc<dyn Backend> = Arc::new(LocalBackend::new(Arc::clone(&store)));
+        let value = || store.get(b"k").map(|kv| kv.value().to_vec());
+        let drive = async {
+            for other in [None, Some("x")] {
+                while value().as_deref() != Some(b"v") {
+                    store.wake_watchers();
+                    tokio::task::yield_now().await;
+                }
+                match other {
+                    None => drop(store.delete(&KeyRange::key("k"))),
+                    Some(v) => drop(store.apply(&[Write::Put("k".into(), v.into())])),
+                }
+            }
+            while value().as_deref() != Some(b"v") {
+                store.wake_watchers();
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            () = keep(backend, "k".to_owned(), b"v".to_vec()) => {}
+            () = drive => {}
+            () = tokio::time::sleep(Duration::from_secs(10)) => panic!("not kept"),
+        }
+    }
+}

@@ -1,0 +1,455 @@
+//! Desired state, diffed: what should be in a store, and the writes that make it so.
+//!
+//! A writer owns prefixes. It says what each key should be; only differences are written, in batches and
+//! in the order they came up, so a canary queued behind its data is written after it. What was there
+//! before counts: the owned prefixes are listed first, so a restart writes nothing that did not change,
+//! and keys of a former life go once the first list is complete.
+
+use super::{BATCH_MAX, Backend, Error, Write};
+use crate::util::backoff::Backoff;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use std::collections::{BTreeMap, VecDeque};
+use std::hash::{BuildHasher, RandomState};
+use std::ops::Bound;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Notify;
+
+/// A write that takes longer has failed.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Bytes of values in one batch: below etcd's largest request.
+const BATCH_BYTES: usize = 1 << 20;
+
+/// A key's value by its hash; values themselves are kept only until they are written.
+type Digest = (u64, u64);
+
+/// See the module's text.
+pub struct SyncStore {
+    name: String,
+    backend: Arc<dyn Backend>,
+    prefixes: Vec<String>,
+    hashers: (RandomState, RandomState),
+    state: Mutex<State>,
+    wake: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    keys: BTreeMap<Bytes, Entry>,
+    queue: VecDeque<Bytes>,
+    /// Lists begun so far.
+    generation: u64,
+    stats: Stats,
+}
+
+#[derive(Default)]
+struct Entry {
+    /// What it should be; none: absent.
+    desired: Option<Digest>,
+    /// What it is, as far as known.
+    written: Option<Digest>,
+    /// The value to write, while it differs.
+    value: Option<Bytes>,
+    queued: bool,
+    /// The list that last named it.
+    generation: u64,
+    /// Written even if unchanged: a canary.
+    always: bool,
+}
+
+/// What has been done, and what is waiting.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Keys written or deleted.
+    pub writes: u64,
+    /// Batches that failed and were tried again.
+    pub failures: u64,
+    /// Writes that the store will never take.
+    pub rejected: u64,
+    /// Keys waiting.
+    pub queued: usize,
+}
+
+impl SyncStore {
+    /// A writer that owns `prefixes` of `backend`, and the single keys it is told to write.
+    pub fn new(name: impl Into<String>, backend: Arc<dyn Backend>, prefixes: Vec<String>) -> Self {
+        Self {
+            name: name.into(),
+            backend,
+            prefixes,
+            hashers: Default::default(),
+            state: Mutex::default(),
+            wake: Notify::new(),
+        }
+    }
+
+    fn digest(&self, value: &[u8]) -> Digest {
+        (self.hashers.0.hash_one(value), self.hashers.1.hash_one(value))
+    }
+
+    /// The key should have this value.
+    pub fn upsert(&self, key: impl Into<Bytes>, value: impl Into<Bytes>) {
+        self.desire(key.into(), Some(value.into()), false);
+    }
+
+    /// The key should be absent.
+    pub fn delete(&self, key: impl Into<Bytes>) {
+        self.desire(key.into(), None, false);
+    }
+
+    /// Writes the key behind everything queued so far, even if it has this value already.
+    pub fn canary(&self, key: impl Into<Bytes>, value: impl Into<Bytes>) {
+        self.desire(key.into(), Some(value.into()), true);
+    }
+
+    fn desire(&self, key: Bytes, value: Option<Bytes>, always: bool) {
+        let desired = value.as_ref().map(|v| self.digest(v));
+        let mut state = self.state.lock();
+        let State { keys, queue, generation, .. } = &mut *state;
+        if desired.is_none() && !keys.contains_key(&key) {
+            return;
+        }
+        let entry = keys.entry(key.clone()).or_default();
+        (entry.desired, entry.generation, entry.always) = (desired, *generation, always);
+        if entry.written == desired && !always {
+            // As it is already; a queued write of something else is skipped when its turn comes.
+            entry.value = None;
+            return;
+        }
+        entry.value = value;
+        if !entry.queued {
+            entry.queued = true;
+            queue.push_back(key);
+            self.wake.notify_one();
+        }
+    }
+
+    /// Begins a list: keys desired from now on count as named by it.
+    pub fn begin_list(&self) -> u64 {
+        let mut state = self.state.lock();
+        state.generation += 1;
+        state.generation
+    }
+
+    /// Ends a list of `prefix`: whatever there is under it that was not named since should be absent.
+    pub fn end_list(&self, prefix: &str, generation: u64) {
+        let mut state = self.state.lock();
+        let State { keys, queue, .. } = &mut *state;
+        let range = (Bound::Included(prefix.as_bytes()), Bound::Unbounded);
+        let under = keys.range_mut::<[u8], _>(range).take_while(|(k, _)| k.starts_with(prefix.as_bytes()));
+        for (key, entry) in under.filter(|(_, e)| e.generation < generation) {
+            (entry.desired, entry.value) = (None, None);
+            if entry.written.is_some() && !entry.queued {
+                entry.queued = true;
+                queue.push_back(key.clone());
+            }
+        }
+        self.wake.notify_one();
+    }
+
+    /// What has been done, and what is waiting.
+    pub fn stats(&self) -> Stats {
+        let state = self.state.lock();
+        Stats { queued: state.queue.len(), ..state.stats }
+    }
+
+    /// How many keys under `prefix` should be there.
+    pub fn desired(&self, prefix: &str) -> usize {
+        let state = self.state.lock();
+        let range = (Bound::Included(prefix.as_bytes()), Bound::Unbounded);
+        let under = state.keys.range::<[u8], _>(range).take_while(|(k, _)| k.starts_with(prefix.as_bytes()));
+        under.filter(|(_, e)| e.desired.is_some()).count()
+    }
+
+    /// Whether `key` is in the store as it should be.
+    pub fn is_written(&self, key: &str) -> bool {
+        let state = self.state.lock();
+        state.keys.get(key.as_bytes()).is_some_and(|e| e.desired.is_some() && e.desired == e.written && !e.queued)
+    }
+
+    /// Looks at what is there, then writes, for ever.
+    pub async fn run(&self) {
+        let mut losses = self.adopt().await;
+        let mut backoff = Backoff::write();
+        loop {
+            if self.backend.losses() != losses {
+                tracing::warn!(store = self.name, "leases ran out: looking at what is left");
+                losses = self.adopt().await;
+            }
+            let batch = self.next_batch();
+            if batch.is_empty() {
+                tokio::select! {
+                    () = self.wake.notified() => {}
+                    // A loss is noticed even when there is nothing to write.
+                    () = tokio::time::sleep(Duration::from_secs(5)) => {}
+                }
+                continue;
+            }
+            match self.write(&batch).await {
+                Ok(()) => {
+                    backoff.reset();
+                    self.done(&batch);
+                }
+                Err(Error::Rejected(error)) if batch.len() == 1 => {
+                    let key = String::from_utf8_lossy(key_of(&batch[0]));
+                    tracing::error!(store = self.name, %key, error, "the store refuses this key: skipped");
+                    self.refused(&batch[0]);
+                }
+                Err(Error::Rejected(_)) => self.write_one_by_one(&batch).await,
+                Err(Error::Unavailable(error)) => {
+                    self.state.lock().stats.failures += 1;
+                    if backoff.attempts() % 10 == 0 {
+                        tracing::warn!(store = self.name, error, keys = batch.len(), "writing failed, trying again");
+                    }
+                    self.requeue(&batch);
+                    backoff.wait().await;
+                }
+            }
+        }
+    }
+
+    async fn write(&self, batch: &[Write]) -> Result<(), Error> {
+        let write = tokio::time::timeout(WRITE_TIMEOUT, self.backend.write(batch)).await;
+        write.unwrap_or_else(|_| Err(Error::Unavailable("no answer in time".to_owned())))
+    }
+
+    /// After a batch was refused: finds the key at fault, so that it does not hold up the others.
+    async fn write_one_by_one(&self, batch: &[Write]) {
+        for (at, write) in batch.iter().enumerate() {
+            match self.write(std::slice::from_ref(write)).await {
+                Ok(()) => self.done(std::slice::from_ref(write)),
+                Err(Error::Rejected(error)) => {
+                    let key = String::from_utf8_lossy(key_of(write));
+                    tracing::error!(store = self.name, %key, error, "the store refuses this key: skipped");
+                    self.refused(write);
+                }
+                Err(Error::Unavailable(_)) => return self.requeue(&batch[at..]),
+            }
+        }
+    }
+
+    /// Learns what is under the owned prefixes; returns the backend's losses it has thereby covered.
+    async fn adopt(&self) -> u64 {
+        let mut backoff = Backoff::write();
+        'again: loop {
+            let losses = self.backend.losses();
+            let mut found = vec![];
+            for prefix in &self.prefixes {
+                match self.backend.list(prefix).await {
+                    Ok(kvs) => found.extend(kvs),
+                    Err(error) => {
+                        if backoff.attempts() % 10 == 0 {
+                            tracing::warn!(store = self.name, %error, prefix, "listing failed, trying again");
+                        }
+                        backoff.wait().await;
+                        continue 'again;
+                    }
+                }
+            }
+            self.adopted(found);
+            return losses;
+        }
+    }
+
+    fn adopted(&self, found: Vec<(Bytes, Bytes)>) {
+        let mut state = self.state.lock();
+        let State { keys, queue, .. } = &mut *state;
+        keys.values_mut().for_each(|e| e.written = None);
+        for (key, value) in found {
+            keys.entry(key).or_default().written = Some(self.digest(&value));
+        }
+        for (key, entry) in keys.iter_mut() {
+            // What is gone has to be said again by its source, but for what is still at hand.
+            if entry.desired != entry.written && entry.value.is_some() && !entry.queued {
+                entry.queued = true;
+                queue.push_back(key.clone());
+            }
+        }
+    }
+
+    /// Takes the next writes off the queue.
+    fn next_batch(&self) -> Vec<Write> {
+        let mut state = self.state.lock();
+        let State { keys, queue, .. } = &mut *state;
+        let (mut batch, mut bytes) = (Vec::new(), 0);
+        while batch.len() < BATCH_MAX && bytes < BATCH_BYTES {
+            let Some(key) = queue.pop_front() else { break };
+            let Some(entry) = keys.get_mut(&key) else { continue };
+            entry.queued = false;
+            match (&entry.value, entry.desired) {
+                _ if entry.desired == entry.written && !entry.always => entry.value = None,
+                (Some(value), Some(_)) => {
+                    bytes += key.len() + value.len();
+                    batch.push(Write::Put(key, value.clone()));
+                }
+                (_, None) => batch.push(Write::Delete(key)),
+                (None, Some(_)) => {}
+            }
+        }
+        batch
+    }
+
+    /// Notes that a batch is in the store. A key may have been asked to change since.
+    fn done(&self, batch: &[Write]) {
+        let mut state = self.state.lock();
+        state.stats.writes += batch.len() as u64;
+        for write in batch {
+            let (key, written) = match write {
+                Write::Put(key, value) => (key, Some(self.digest(value))),
+                Write::Delete(key) => (key, None),
+            };
+            let Some(entry) = state.keys.get_mut(key) else { continue };
+            entry.written = written;
+            if entry.desired == written && !entry.queued {
+                (entry.value, entry.always) = (None, false);
+                if written.is_none() {
+                    state.keys.remove(key);
+                }
+            }
+        }
+    }
+
+    fn refused(&self, write: &Write) {
+        let mut state = self.state.lock();
+        state.stats.rejected += 1;
+        if let Some(entry) = state.keys.get_mut(key_of(write)).filter(|e| !e.queued) {
+            entry.value = None;
+        }
+    }
+
+    /// Puts a failed batch back at the front, in its order.
+    fn requeue(&self, batch: &[Write]) {
+        let mut state = self.state.lock();
+        let State { keys, queue, .. } = &mut *state;
+        for write in batch.iter().rev() {
+            let (Write::Put(key, _) | Write::Delete(key)) = write;
+            if let Some(entry) = keys.get_mut(key).filter(|e| !e.queued) {
+                entry.queued = true;
+                queue.push_front(key.clone());
+            }
+        }
+    }
+}
+
+fn key_of(write: &Write) -> &[u8] {
+    let (Write::Put(key, _) | Write::Delete(key)) = write;
+    key
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kvstore::local::LocalBackend;
+    use crate::mvcc::Store;
+    use futures::stream::BoxStream;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    fn put(key: &str, value: &str) -> Write {
+        Write::Put(key.to_owned().into(), value.to_owned().into())
+    }
+
+    fn sync_store(store: &Arc<Store>) -> SyncStore {
+        SyncStore::new("test", Arc::new(LocalBackend::new(Arc::clone(store))), vec!["p/".to_owned()])
+    }
+
+    async fn run_until(sync: &SyncStore, done: impl Fn() -> bool) {
+        let wait = async {
+            while !done() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            () = sync.run() => {}
+            () = wait => {}
+            () = tokio::time::sleep(Duration::from_secs(10)) => panic!("did not settle"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_restart_writes_only_differences_and_deletes_what_went() {
+        let store = Store::new();
+        store.apply(&[put("p/same", "1"), put("p/changed", "1"), put("p/gone", "1"), put("q/other", "1")]);
+        let sync = sync_store(&store);
+        let list = sync.begin_list();
+        sync.upsert("p/same", "1");
+        sync.upsert("p/changed", "2");
+        sync.upsert("p/new", "1");
+        // The lists of the store and of the source may end in either order.
+        run_until(&sync, || store.get(b"p/new").is_some()).await;
+        assert_eq!(store.revision(), 3, "one batch");
+        sync.end_list("p/", list);
+        sync.canary("canary", "t");
+        run_until(&sync, || store.get(b"canary").is_some()).await;
+        let revision = |key: &[u8]| store.get(key).map(|kv| kv.fields().mod_revision);
+        assert_eq!(revision(b"p/same"), Some(2));
+        assert_eq!(revision(b"p/gone"), None);
+        assert_eq!(revision(b"q/other"), Some(2));
+        assert!(sync.is_written("canary") && sync.is_written("p/same"));
+        assert_eq!(sync.desired("p/"), 3);
+    }
+
+    #[tokio::test]
+    async fn a_key_that_changes_back_before_its_turn_is_not_written() {
+        let store = Store::new();
+        store.apply(&[put("p/a", "1")]);
+        let sync = sync_store(&store);
+        sync.upsert("p/a", "1");
+        run_until(&sync, || sync.is_written("p/a")).await;
+        sync.upsert("p/a", "2");
+        sync.upsert("p/a", "1");
+        sync.upsert("p/b", "1");
+        run_until(&sync, || store.get(b"p/b").is_some()).await;
+        assert_eq!(store.get(b"p/a").unwrap().fields().version, 1);
+    }
+
+    /// Fails at first, and never takes one key.
+    struct Flaky(LocalBackend, AtomicU32);
+
+    #[async_trait::async_trait]
+    impl Backend for Flaky {
+        async fn list(&self, prefix: &str) -> Result<Vec<(Bytes, Bytes)>, Error> {
+            self.0.list(prefix).await
+        }
+        async fn get(&self, key: &str) -> Result<Option<Bytes>, Error> {
+            self.0.get(key).await
+        }
+        async fn write(&self, writes: &[Write]) -> Result<(), Error> {
+            if self.1.fetch_add(1, Ordering::Relaxed) < 3 {
+                return Err(Error::Unavailable("away".to_owned()));
+            }
+            if writes.iter().any(|w| key_of(w) == b"p/huge") {
+                return Err(Error::Rejected("too large".to_owned()));
+            }
+            self.0.write(writes).await
+        }
+        async fn delete_prefix(&self, prefix: &str) -> Result<(), Error> {
+            self.0.delete_prefix(prefix).await
+        }
+        fn changes(&self, key: &str) -> BoxStream<'static, ()> {
+            self.0.changes(key)
+        }
+        fn describe(&self) -> String {
+            String::new()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn failures_are_tried_again_in_order_and_one_bad_key_does_not_hold_up_the_rest() {
+        let store = Store::new();
+        let backend = Flaky(LocalBackend::new(Arc::clone(&store)), AtomicU32::new(0));
+        let sync = SyncStore::new("test", Arc::new(backend), vec!["p/".to_owned()]);
+        for key in ["p/a", "p/huge", "p/b"] {
+            sync.upsert(key, "1");
+        }
+        sync.canary("canary", "t");
+        let done = async {
+            while store.get(b"canary").is_none() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::select! { () = sync.run() => {}, () = done => {} }
+        assert!(store.get(b"p/a").is_some() && store.get(b"p/b").is_some());
+        assert_eq!(sync.stats(), Stats { writes: 3, failures: 3, rejected: 1, queued: 0 });
+    }
+}
