@@ -5,3 +5,100 @@ mod owners;
 pub mod publisher;
 #[cfg(test)]
 mod tests;
+
+use crate::k8s::events::Event;
+use crate::kvstore::sync_store::SyncStore;
+use crate::kvstore::{Backend, keeper};
+use crate::model::cluster::{Capabilities, ClusterConfig, ExportMode};
+use crate::model::keys::{self, Scope};
+use crate::util::lifecycle::Lifecycle;
+use crate::util::readiness::{Block, Ready};
+use publisher::{Change, Options, Publisher, ServiceMode};
+use std::convert::Infallible;
+use std::sync::Arc;
+use tokio::sync::mpsc;
+
+/// Publishes what `events` say into `backend`, until the lifecycle stops: cluster configuration and
+/// heartbeat, then resources, each scope's canary after its first complete state. Returns the writer,
+/// for its figures.
+pub fn start(
+    options: Options,
+    events: mpsc::Receiver<Event>,
+    backend: Arc<dyn Backend>,
+    ready: &Ready,
+    life: &Lifecycle,
+) -> Arc<SyncStore> {
+    let cluster = options.cluster.clone();
+    let prefixes = Scope::ALL.map(|s| s.state_prefix(&cluster.name)).to_vec();
+    let sync = Arc::new(SyncStore::new("publisher", Arc::clone(&backend), prefixes));
+    let config = cluster_config(&options).to_json();
+    let config_key = keys::cluster_config(&cluster.name);
+    let stop = life.stop_token().clone();
+    let keep = keeper::keep(Arc::clone(&backend), config_key, config);
+    spawn(life, "cluster config", stop.clone(), keep);
+    spawn(life, "heartbeat", stop.clone(), keeper::beat(backend));
+    let writer = Arc::clone(&sync);
+    spawn(life, "publisher's writes", stop.clone(), async move { writer.run().await });
+    for scope in Scope::ALL {
+        let block = ready.block(format!("publishing {}", scope.word()));
+        let (sync, canary) = (Arc::clone(&sync), scope.state_canary(&cluster.name));
+        let stop = stop.clone();
+        life.spawn_part(format!("canary of {}", scope.word()), async move {
+            let _block: Block = block;
+            tokio::select! { () = stop.cancelled() => {}, () = sync.written(&canary) => {} }
+        });
+    }
+    spawn(life, "publisher", stop, publish(options, events, Arc::clone(&sync)));
+    sync
+}
+
+/// Runs `task` until the lifecycle stops.
+fn spawn(
+    life: &Lifecycle,
+    name: &str,
+    stop: tokio_util::sync::CancellationToken,
+    task: impl Future<Output = ()> + Send + 'static,
+) {
+    life.spawn(name, async move {
+        tokio::select! { () = stop.cancelled() => {}, () = task => {} }
+        Ok::<_, Infallible>(())
+    });
+}
+
+/// What the cluster says of itself.
+fn cluster_config(options: &Options) -> ClusterConfig {
+    ClusterConfig {
+        id: options.cluster.id,
+        capabilities: Capabilities {
+            synced_canaries: true,
+            cached: false,
+            max_connected_clusters: options.cluster.max_connected,
+            service_exports_enabled: Some(options.service_exports),
+            endpoint_slices_export_mode: match options.service_mode {
+                ServiceMode::OnlyEndpointSlice => ExportMode::EndpointSlices,
+                _ => ExportMode::ServicesAndEndpointSlices,
+            },
+        },
+    }
+}
+
+async fn publish(options: Options, mut events: mpsc::Receiver<Event>, sync: Arc<SyncStore>) {
+    let name = options.cluster.name.clone();
+    let mut publisher = Publisher::new(options);
+    let list = sync.begin_list();
+    while let Some(event) = events.recv().await {
+        for change in publisher.handle(event) {
+            match change {
+                Change::Upsert(scope, key, value) => {
+                    sync.upsert(scope.state_prefix(&name) + &key, value);
+                }
+                Change::Delete(scope, key) => sync.delete(scope.state_prefix(&name) + &key),
+                Change::Synced(scope) => {
+                    sync.end_list(&scope.state_prefix(&name), list);
+                    sync.canary(scope.state_canary(&name), keys::timestamp());
+                }
+                Change::Problem(object, problem) => tracing::warn!("{object}: {problem}"),
+            }
+        }
+    }
+}

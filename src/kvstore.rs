@@ -44,6 +44,11 @@ pub trait Backend: Send + Sync {
     /// Yields whenever `key` may have changed.
     fn changes(&self, key: &str) -> BoxStream<'static, ()>;
 
+    /// Whether the store may lose what was written while its writer lives.
+    fn can_lose(&self) -> bool {
+        false
+    }
+
     /// How many times the store may have lost what was written, by a lease that ran out; who sees it
     /// change looks again at what is there.
     fn losses(&self) -> u64 {

@@ -312,6 +312,10 @@ impl Backend for EtcdBackend {
         stream.boxed()
     }
 
+    fn can_lose(&self) -> bool {
+        true
+    }
+
     fn losses(&self) -> u64 {
         self.shared.losses.load(Ordering::Relaxed)
     }

@@ -9,7 +9,7 @@ use super::{BATCH_MAX, Backend, Error, Write};
 use crate::util::backoff::Backoff;
 use bytes::Bytes;
 use parking_lot::Mutex;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::ops::Bound;
 use std::sync::Arc;
@@ -29,9 +29,13 @@ pub struct SyncStore {
     name: String,
     backend: Arc<dyn Backend>,
     prefixes: Vec<String>,
+    /// Whether values are kept after they are written, because the store may lose them.
+    retain: bool,
     hashers: (RandomState, RandomState),
     state: Mutex<State>,
     wake: Notify,
+    /// Told when writes are in the store.
+    progress: Notify,
 }
 
 #[derive(Default)]
@@ -40,6 +44,8 @@ struct State {
     queue: VecDeque<Bytes>,
     /// Lists begun so far.
     generation: u64,
+    /// Prefixes whose list has ended at least once: what nobody named there is stale.
+    ended: BTreeSet<String>,
     stats: Stats,
 }
 
@@ -76,11 +82,13 @@ impl SyncStore {
     pub fn new(name: impl Into<String>, backend: Arc<dyn Backend>, prefixes: Vec<String>) -> Self {
         Self {
             name: name.into(),
+            retain: backend.can_lose(),
             backend,
             prefixes,
             hashers: Default::default(),
             state: Mutex::default(),
             wake: Notify::new(),
+            progress: Notify::new(),
         }
     }
 
@@ -114,7 +122,7 @@ impl SyncStore {
         (entry.desired, entry.generation, entry.always) = (desired, *generation, always);
         if entry.written == desired && !always {
             // As it is already; a queued write of something else is skipped when its turn comes.
-            entry.value = None;
+            entry.value = value.filter(|_| self.retain);
             return;
         }
         entry.value = value;
@@ -135,7 +143,8 @@ impl SyncStore {
     /// Ends a list of `prefix`: whatever there is under it that was not named since should be absent.
     pub fn end_list(&self, prefix: &str, generation: u64) {
         let mut state = self.state.lock();
-        let State { keys, queue, .. } = &mut *state;
+        let State { keys, queue, ended, .. } = &mut *state;
+        ended.insert(prefix.to_owned());
         let range = (Bound::Included(prefix.as_bytes()), Bound::Unbounded);
         let under = keys.range_mut::<[u8], _>(range).take_while(|(k, _)| k.starts_with(prefix.as_bytes()));
         for (key, entry) in under.filter(|(_, e)| e.generation < generation) {
@@ -166,6 +175,19 @@ impl SyncStore {
     pub fn is_written(&self, key: &str) -> bool {
         let state = self.state.lock();
         state.keys.get(key.as_bytes()).is_some_and(|e| e.desired.is_some() && e.desired == e.written && !e.queued)
+    }
+
+    /// Waits until `key` is in the store as it should be.
+    pub async fn written(&self, key: &str) {
+        loop {
+            let progress = self.progress.notified();
+            tokio::pin!(progress);
+            progress.as_mut().enable();
+            if self.is_written(key) {
+                return;
+            }
+            progress.await;
+        }
     }
 
     /// Looks at what is there, then writes, for ever.
@@ -254,16 +276,20 @@ impl SyncStore {
 
     fn adopted(&self, found: Vec<(Bytes, Bytes)>) {
         let mut state = self.state.lock();
-        let State { keys, queue, .. } = &mut *state;
+        let State { keys, queue, ended, .. } = &mut *state;
         keys.values_mut().for_each(|e| e.written = None);
         for (key, value) in found {
             keys.entry(key).or_default().written = Some(self.digest(&value));
         }
-        for (key, entry) in keys.iter_mut() {
-            // What is gone has to be said again by its source, but for what is still at hand.
-            if entry.desired != entry.written && entry.value.is_some() && !entry.queued {
+        for (key, entry) in keys.iter_mut().filter(|(_, e)| e.desired != e.written && !e.queued) {
+            let stale = || ended.iter().any(|p| key.starts_with(p.as_bytes()));
+            if entry.value.is_some() {
                 entry.queued = true;
                 queue.push_back(key.clone());
+            } else if entry.desired.is_none() && stale() {
+                // Before anything that waits, the canary of a list that has ended among it.
+                entry.queued = true;
+                queue.push_front(key.clone());
             }
         }
     }
@@ -278,7 +304,9 @@ impl SyncStore {
             let Some(entry) = keys.get_mut(&key) else { continue };
             entry.queued = false;
             match (&entry.value, entry.desired) {
-                _ if entry.desired == entry.written && !entry.always => entry.value = None,
+                _ if entry.desired == entry.written && !entry.always => {
+                    entry.value = entry.value.take().filter(|_| self.retain);
+                }
                 (Some(value), Some(_)) => {
                     bytes += key.len() + value.len();
                     batch.push(Write::Put(key, value.clone()));
@@ -294,6 +322,7 @@ impl SyncStore {
     fn done(&self, batch: &[Write]) {
         let mut state = self.state.lock();
         state.stats.writes += batch.len() as u64;
+        self.progress.notify_waiters();
         for write in batch {
             let (key, written) = match write {
                 Write::Put(key, value) => (key, Some(self.digest(value))),
@@ -302,7 +331,10 @@ impl SyncStore {
             let Some(entry) = state.keys.get_mut(key) else { continue };
             entry.written = written;
             if entry.desired == written && !entry.queued {
-                (entry.value, entry.always) = (None, false);
+                entry.always = false;
+                if !self.retain {
+                    entry.value = None;
+                }
                 if written.is_none() {
                     state.keys.remove(key);
                 }
@@ -368,6 +400,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_restart_writes_only_differences_and_deletes_what_went() {
+        restart(false).await;
+        restart(true).await;
+    }
+
+    /// The lists of the store and of the source may end in either order.
+    async fn restart(list_ends_first: bool) {
         let store = Store::new();
         store.apply(&[put("p/same", "1"), put("p/changed", "1"), put("p/gone", "1"), put("q/other", "1")]);
         let sync = sync_store(&store);
@@ -375,11 +413,15 @@ mod tests {
         sync.upsert("p/same", "1");
         sync.upsert("p/changed", "2");
         sync.upsert("p/new", "1");
-        // The lists of the store and of the source may end in either order.
-        run_until(&sync, || store.get(b"p/new").is_some()).await;
-        assert_eq!(store.revision(), 3, "one batch");
-        sync.end_list("p/", list);
-        sync.canary("canary", "t");
+        if list_ends_first {
+            sync.end_list("p/", list);
+            sync.canary("canary", "t");
+        } else {
+            run_until(&sync, || store.get(b"p/new").is_some()).await;
+            assert_eq!(store.revision(), 3, "one batch");
+            sync.end_list("p/", list);
+            sync.canary("canary", "t");
+        }
         run_until(&sync, || store.get(b"canary").is_some()).await;
         let revision = |key: &[u8]| store.get(key).map(|kv| kv.fields().mod_revision);
         assert_eq!(revision(b"p/same"), Some(2));
@@ -429,9 +471,33 @@ mod tests {
         fn changes(&self, key: &str) -> BoxStream<'static, ()> {
             self.0.changes(key)
         }
+        fn can_lose(&self) -> bool {
+            true
+        }
+        fn losses(&self) -> u64 {
+            u64::from(self.1.load(Ordering::Relaxed) >= 100)
+        }
         fn describe(&self) -> String {
             String::new()
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_store_lost_is_written_again() {
+        let store = Store::new();
+        let lossy = Arc::new(Flaky(LocalBackend::new(Arc::clone(&store)), AtomicU32::new(3)));
+        let sync = SyncStore::new("test", Arc::clone(&lossy) as _, vec!["p/".to_owned()]);
+        sync.upsert("p/a", "1");
+        let gone = async {
+            sync.written("p/a").await;
+            store.delete(&crate::mvcc::KeyRange::key("p/a"));
+            // The next write is the hundredth, at which this store says it lost something.
+            lossy.1.store(100, Ordering::Relaxed);
+            while store.get(b"p/a").is_none() {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        };
+        tokio::select! { () = sync.run() => {}, () = gone => {} }
     }
 
     #[tokio::test(start_paused = true)]

@@ -39,8 +39,8 @@ pub enum Error {
     DefaultName,
 }
 
-/// The value of `cilium/cluster-config/<cluster>`. Fields this version does not know are kept, so that a
-/// newer cluster's capabilities reach newer agents through an older mirror.
+/// The value of `cilium/cluster-config/<cluster>`. Fields this version does not know are dropped, as
+/// Cilium's mirror drops them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterConfig {
     /// The cluster id; 0 if unset.

@@ -396,6 +396,10 @@ impl Read<'_> {
         self.0.compacted
     }
 
+    pub(super) fn current(&self) -> i64 {
+        self.0.current
+    }
+
     pub(super) fn log(&self) -> &Log {
         &self.0.log
     }

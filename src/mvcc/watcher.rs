@@ -76,28 +76,32 @@ impl Watcher {
             let mut state = self.group.state.lock();
             let (mut frames, mut bytes) = (Vec::new(), 0);
             let from = self.next;
-            for batch in read.log().since(from).take(CATCH_UP_BATCHES) {
+            let mut batches = read.log().since(from).take(CATCH_UP_BATCHES);
+            let more = loop {
+                let Some(batch) = batches.next() else { break self.next - from >= CATCH_UP_BATCHES as i64 };
                 if self.next > state.complete_after || bytes > max {
-                    break;
+                    break true;
                 }
                 if let Some(body) = self.group.filter.encode(batch, read.compacted()) {
                     bytes += body.len();
                     frames.push(body);
                 }
                 self.next = batch.revision + 1;
+            };
+            if !more {
+                // Revision 1 and what was purged have no batch to get past.
+                self.next = self.next.max(read.current() + 1);
             }
             state.moved(self.member, self.next);
             if !frames.is_empty() {
-                return Taken::Events { frames, revision: self.next - 1 };
+                let revision = self.next - 1;
+                return Taken::Events { frames, revision };
             }
             let joined = self.next > state.complete_after;
             drop(state);
             drop(read);
             if joined {
                 return self.take(max);
-            }
-            if self.next == from {
-                return Taken::Nothing;
             }
         }
     }
