@@ -68,12 +68,13 @@ impl Watcher {
 
     /// Reads the log itself, until the group's frames take over.
     fn catch_up(&mut self, max: usize) -> Taken {
+        let (store, group) = (Arc::clone(&self.store), Arc::clone(&self.group));
         loop {
-            let read = self.store.read();
+            let read = store.read();
             if self.next < read.compacted() {
                 return Taken::Compacted(read.compacted());
             }
-            let mut state = self.group.state.lock();
+            let mut state = group.state.lock();
             let (mut frames, mut bytes) = (Vec::new(), 0);
             let from = self.next;
             let mut batches = read.log().since(from).take(CATCH_UP_BATCHES);
@@ -82,12 +83,13 @@ impl Watcher {
                 if self.next > state.complete_after || bytes > max {
                     break true;
                 }
-                if let Some(body) = self.group.filter.encode(batch, read.compacted()) {
+                if let Some(body) = group.filter.encode(batch, read.compacted()) {
                     bytes += body.len();
                     frames.push(body);
                 }
                 self.next = batch.revision + 1;
             };
+            drop(batches);
             if !more {
                 // Revision 1 and what was purged have no batch to get past.
                 self.next = self.next.max(read.current() + 1);
