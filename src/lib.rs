@@ -1,7 +1,34 @@
+//! Isthmus: a control plane for Cilium Cluster Mesh.
+//!
+//! ```text
+//!             Kubernetes API or manifests            remote clusters' etcd
+//!                   │                                       │ etcd-client watch
+//!                   ▼                                       ▼
+//!                k8s/  ── events ──►  clustermesh/     kvstoremesh/
+//!                                         │ upsert/delete   │ mirror state→cache
+//!                                         └──────┬──────────┘
+//!                                                ▼
+//!                                    kvstore/  (Backend: local | etcd)
+//!                                                │ local: direct call
+//!  agent ─TLS─► server/listen ─► server/peer ─► server/{kv,watch,lease,auth}
+//!               (accept, certs)  (CN → user)     │  ▲ may? auth/
+//!                                                ▼  │
+//!                               mvcc/  store ─commit─► log ─► groups ─ cursors ─► server/watch ─► stream
+//!                                 ▲ revoke
+//!                               lease (time)
+//!  admin: /readyz          app.rs wires it;  cli/ chooses what to wire
+//! ```
+//!
+//! `ARCHITECTURE.md` says who may use whom, and why.
+
+pub mod admin;
+pub mod app;
 pub mod auth;
+pub mod cli;
 pub mod clustermesh;
 pub mod k8s;
 pub mod kvstore;
+pub mod kvstoremesh;
 pub mod lease;
 pub mod model;
 pub mod mvcc;

@@ -3,4 +3,5 @@
 pub mod backoff;
 pub mod interval;
 pub mod lifecycle;
+pub mod net;
 pub mod readiness;

@@ -77,8 +77,8 @@ pub struct Listing {
     pub revision: i64,
 }
 
-/// A watch on a prefix.
-pub struct PrefixWatch {
+/// A watch on a key or a prefix.
+pub struct Watch {
     stream: WatchStream,
     client: EtcdClient,
 }
@@ -199,15 +199,23 @@ impl EtcdClient {
     }
 
     /// Watches a prefix from a revision on.
-    pub async fn watch(&self, prefix: &str, from: i64) -> Result<PrefixWatch, Error> {
+    pub async fn watch(&self, prefix: &str, from: i64) -> Result<Watch, Error> {
+        self.start_watch(prefix, WatchOptions::new().with_prefix().with_start_revision(from)).await
+    }
+
+    /// Watches one key from a revision on, 0 for now.
+    pub async fn watch_key(&self, key: &str, from: i64) -> Result<Watch, Error> {
+        self.start_watch(key, WatchOptions::new().with_start_revision(from)).await
+    }
+
+    async fn start_watch(&self, key: &str, options: WatchOptions) -> Result<Watch, Error> {
         let mut client = self.client.watch_client().max_decoding_message_size(DECODE_MAX);
-        let options = WatchOptions::new().with_prefix().with_start_revision(from);
-        let stream = client.watch(prefix, Some(options)).await?;
-        Ok(PrefixWatch { stream, client: self.clone() })
+        let stream = client.watch(key, Some(options)).await?;
+        Ok(Watch { stream, client: self.clone() })
     }
 }
 
-impl PrefixWatch {
+impl Watch {
     /// Waits for the next message with events.
     pub async fn next(&mut self) -> Result<Changes, Error> {
         loop {

@@ -298,12 +298,10 @@ impl Backend for EtcdBackend {
             loop {
                 let client = shared.client.lock().await.clone();
                 if let Some(client) = client
-                    && let Ok(mut watch) = client.watch(&key, 0).await
+                    && let Ok(mut watch) = client.watch_key(&key, 0).await
                 {
-                    while let Ok(changes) = watch.next().await {
-                        if changes.events.iter().any(|(_, kv)| kv.key() == key.as_bytes()) {
-                            yield ();
-                        }
+                    while watch.next().await.is_ok() {
+                        yield ();
                     }
                 }
                 tokio::time::sleep(Duration::from_secs(1)).await;

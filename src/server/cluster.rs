@@ -43,6 +43,9 @@ impl pb::cluster_server::Cluster for ClusterService {
     ) -> Result<Response<pb::MemberAddResponse>, Status> {
         self.0.check_root(&request)?;
         let urls = &request.get_ref().peer_ur_ls;
+        if urls.is_empty() || !urls.iter().all(|url| is_url(url)) {
+            return Err(status::bad_member_urls());
+        }
         if urls.iter().any(|url| self.0.config.peer_urls.contains(url)) {
             return Err(status::peer_url_exists());
         }
@@ -76,4 +79,11 @@ impl pb::cluster_server::Cluster for ClusterService {
         self.check_member(request.get_ref().id)?;
         Err(status::member_not_learner())
     }
+}
+
+/// Whether etcd takes `url` for a peer's: a scheme it knows, a host and a port.
+fn is_url(url: &str) -> bool {
+    let rest = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
+    rest.and_then(|r| r.rsplit_once(':'))
+        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
 }

@@ -44,7 +44,7 @@ impl Listener {
         tls: Option<Arc<TlsConfig>>,
         cert_auth: bool,
     ) -> io::Result<Self> {
-        let socket = TcpListener::bind(address).await?;
+        let socket = crate::util::net::bind(address).await?;
         Ok(Self { socket, tls, cert_auth })
     }
 

@@ -1,0 +1,97 @@
+//! A throw-away CA and certificates, for the demo and the tests. Nothing here is for production.
+
+use rcgen::{
+    BasicConstraints, Certificate, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose,
+};
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// A CA that writes what it issues into a directory.
+pub struct Ca {
+    certificate: Certificate,
+    issuer: Issuer<'static, KeyPair>,
+    directory: PathBuf,
+}
+
+/// Files of one certificate.
+#[derive(Clone, Debug)]
+pub struct Pair {
+    /// The certificate, PEM.
+    pub cert: PathBuf,
+    /// Its key, PEM.
+    pub key: PathBuf,
+}
+
+fn other(error: rcgen::Error) -> io::Error {
+    io::Error::other(error)
+}
+
+fn named(common_name: &str) -> DistinguishedName {
+    let mut name = DistinguishedName::new();
+    name.push(DnType::CommonName, common_name);
+    name
+}
+
+/// Writes a key that only its owner can read.
+fn write_key(path: &Path, pem: &str) -> io::Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600).open(path)?.write_all(pem.as_bytes())
+}
+
+impl Ca {
+    /// Makes a CA; its certificate is `ca.crt` in `directory`.
+    pub fn new(directory: &Path, common_name: &str) -> io::Result<Self> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = named(common_name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let key = KeyPair::generate().map_err(other)?;
+        let certificate = params.self_signed(&key).map_err(other)?;
+        std::fs::create_dir_all(directory)?;
+        let ca = Self { certificate, issuer: Issuer::new(params, key), directory: directory.to_owned() };
+        std::fs::write(ca.path(), ca.certificate.pem())?;
+        Ok(ca)
+    }
+
+    /// The CA's certificate file.
+    pub fn path(&self) -> PathBuf {
+        self.directory.join("ca.crt")
+    }
+
+    /// A server certificate for loopback, `localhost` and `*.mesh.cilium.io`.
+    pub fn server(&self, file: &str) -> io::Result<Pair> {
+        let names = ["localhost", "127.0.0.1", "::1", "*.mesh.cilium.io", "clustermesh-apiserver.cilium.io"];
+        self.issue(file, "clustermesh-apiserver.cilium.io", &names, ExtendedKeyUsagePurpose::ServerAuth)
+    }
+
+    /// A client certificate; the common name is the etcd user.
+    pub fn client(&self, file: &str, common_name: &str) -> io::Result<Pair> {
+        self.issue(file, common_name, &[], ExtendedKeyUsagePurpose::ClientAuth)
+    }
+
+    fn issue(
+        &self,
+        file: &str,
+        common_name: &str,
+        names: &[&str],
+        usage: ExtendedKeyUsagePurpose,
+    ) -> io::Result<Pair> {
+        let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
+        let mut params = CertificateParams::new(names).map_err(other)?;
+        params.distinguished_name = named(common_name);
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
+        params.extended_key_usages = vec![usage];
+        let key = KeyPair::generate().map_err(other)?;
+        let certificate = params.signed_by(&key, &self.issuer).map_err(other)?;
+        let pair = Pair {
+            cert: self.directory.join(format!("{file}.crt")),
+            key: self.directory.join(format!("{file}.key")),
+        };
+        std::fs::write(&pair.cert, certificate.pem())?;
+        write_key(&pair.key, &key.serialize_pem())?;
+        Ok(pair)
+    }
+}

@@ -1,0 +1,160 @@
+//! The command line. Every subcommand starts its parts, runs until it is told to stop or a part fails,
+//! and ends within five seconds.
+
+pub mod clustermesh;
+mod demo;
+pub mod etcd;
+mod flags;
+pub mod kvstoremesh;
+mod logging;
+pub mod serve;
+
+use crate::app::signal;
+use crate::util::lifecycle::Lifecycle;
+use anyhow::bail;
+use clap::{Parser, Subcommand};
+use std::time::Duration;
+
+/// Tasks get this long to stop; the process has five seconds.
+const GRACE: Duration = Duration::from_secs(4);
+
+#[derive(Debug, Parser)]
+#[command(name = "clustermesh-apiserver", about = "Isthmus: a control plane for Cilium Cluster Mesh", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Store, publisher and mirror in one process
+    Serve(Box<serve::ServeArgs>),
+    /// The etcd v3 store alone, with etcd's flags
+    #[command(disable_version_flag = true)]
+    Etcd(Box<etcd::EtcdArgs>),
+    /// The publisher alone: Kubernetes or manifests into an etcd
+    Clustermesh(Box<clustermesh::ClustermeshArgs>),
+    /// The mirror alone: remote clusters into an etcd
+    Kvstoremesh(Box<kvstoremesh::KvstoremeshArgs>),
+    /// What a running mirror knows
+    KvstoremeshDbg(kvstoremesh::DbgArgs),
+    /// A mesh of two clusters on this machine
+    Demo(demo::DemoArgs),
+    /// Print the version
+    Version,
+}
+
+/// Runs the command line `args`; returns the exit code.
+pub fn run(args: Vec<String>) -> u8 {
+    let (args, is_etcd) = as_subcommand(args);
+    let ignored: &[_] = if is_etcd { etcd::IGNORED } else { flags::IGNORED_BY_DAEMONS };
+    let (args, taken) = flags::strip(args, ignored);
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            // cobra exits with 1, Go's flag package with 2; help is no error.
+            return if error.use_stderr() { 1 + u8::from(is_etcd) } else { 0 };
+        }
+    };
+    // The originals of these two end with -1 on a fatal error.
+    let daemon = matches!(cli.command, Command::Clustermesh(_) | Command::Kvstoremesh(_));
+    match dispatch(cli.command, &taken) {
+        Ok(()) => 0,
+        Err(error) => {
+            say_fatal(&error);
+            if daemon { 255 } else { 1 }
+        }
+    }
+}
+
+#[allow(clippy::print_stderr, reason = "also where no log has been started")]
+fn say_fatal(error: &anyhow::Error) {
+    eprintln!("Error: {error:#}");
+}
+
+/// Makes `etcd …` a subcommand of ours, and Go's `-flag` a `--flag`.
+fn as_subcommand(mut args: Vec<String>) -> (Vec<String>, bool) {
+    let program = args.first().and_then(|a| a.rsplit('/').next()).unwrap_or_default();
+    if program == "etcd" {
+        args.insert(1, "etcd".to_owned());
+    }
+    let is_etcd = args.get(1).is_some_and(|a| a == "etcd");
+    if is_etcd {
+        for arg in args.iter_mut().skip(2) {
+            let long = |c: char| c.is_ascii_lowercase();
+            if arg.len() > 2 && arg.starts_with('-') && arg[1..].starts_with(long) {
+                arg.insert(0, '-');
+            }
+            // What was experimental in 3.5 goes by its plain name.
+            if let Some(plain) = arg.strip_prefix("--experimental-watch-") {
+                *arg = format!("--watch-{plain}");
+            }
+        }
+    }
+    (args, is_etcd)
+}
+
+#[allow(clippy::print_stdout, reason = "answers, not logs")]
+fn dispatch(command: Command, ignored: &[String]) -> anyhow::Result<()> {
+    let ignored = || {
+        for flag in ignored {
+            tracing::warn!("--{flag} is accepted and has no effect");
+        }
+    };
+    let init = |log: &flags::LogArgs| {
+        let (format, level, complaints) = logging::options(log.debug, &log.log_opt);
+        logging::init(format, level, true);
+        complaints.iter().for_each(|c| tracing::warn!("{c}"));
+        ignored();
+    };
+    match command {
+        Command::Etcd(args) if args.wants_version() => println!("{}", etcd::version()),
+        Command::Etcd(args) => {
+            args.init_logging();
+            // etcd's own tools pass many of them, always.
+            return daemon(async |life| args.start(&life).await);
+        }
+        Command::Serve(args) => {
+            init(&args.log);
+            return daemon(async |life| args.start(&life).await);
+        }
+        Command::Clustermesh(args) => {
+            init(&args.log);
+            return daemon(async |life| args.start(&life).await);
+        }
+        Command::Kvstoremesh(args) => {
+            init(&args.log);
+            return daemon(async |life| args.start(&life).await);
+        }
+        Command::KvstoremeshDbg(args) => match args.run() {
+            Ok(text) => print!("{text}"),
+            Err(error) => {
+                println!("Failed to retrieve status information: {error:#}");
+                bail!("no status");
+            }
+        },
+        Command::Demo(args) => return daemon(async |life| args.start(&life).await),
+        Command::Version => {
+            println!("Isthmus clustermesh-apiserver: {}", env!("CARGO_PKG_VERSION"));
+            println!("etcd: {} (compatible)", crate::server::ETCD_VERSION);
+        }
+    }
+    Ok(())
+}
+
+/// Runs `start`, then waits until everything is told to stop; fails if a part failed.
+#[tokio::main]
+async fn daemon(start: impl AsyncFnOnce(Lifecycle) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let life = Lifecycle::default();
+    signal::stop_on_signals(&life)?;
+    tokio::select! {
+        started = start(life.clone()) => started?,
+        // Told to stop, or a part failed, before everything was up.
+        () = life.stop_token().cancelled() => {}
+    }
+    match life.stopped(GRACE).await {
+        None => Ok(()),
+        Some(failure) => bail!("{failure}"),
+    }
+}

@@ -1,0 +1,108 @@
+//! `kvstoremesh`: the mirror alone, into any etcd; `kvstoremesh-dbg`: what it knows.
+
+use super::flags::{ClusterArgs, KvstoreArgs, LogArgs, MeshArgs, ServiceArgs};
+use crate::app;
+use crate::kvstore::etcd::EtcdBackend;
+use crate::kvstoremesh::status::{self, RemoteCluster};
+use crate::util::lifecycle::Lifecycle;
+use crate::util::readiness::Ready;
+use anyhow::{Context, bail};
+use clap::{Args, Subcommand, ValueEnum};
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Flags of `kvstoremesh`.
+#[derive(Args, Debug)]
+pub struct KvstoremeshArgs {
+    #[command(flatten)]
+    cluster: ClusterArgs,
+    #[command(flatten)]
+    mesh: MeshArgs,
+    #[command(flatten)]
+    service: ServiceArgs,
+    #[command(flatten)]
+    kvstore: KvstoreArgs,
+    /// Logging.
+    #[command(flatten)]
+    pub log: LogArgs,
+    /// Port for /readyz, on all interfaces
+    #[arg(long, env = "CILIUM_HEALTH_PORT", default_value_t = 9880)]
+    health_port: u16,
+}
+
+impl KvstoremeshArgs {
+    /// Connects to the local store, and starts mirroring.
+    pub async fn start(self, life: &Lifecycle) -> anyhow::Result<()> {
+        let Self { cluster, mesh, service, kvstore, log: _, health_port } = self;
+        let cluster = cluster.info()?;
+        let (source, lease_ttl_secs) = kvstore.source()?;
+        let Some(config) = mesh.config(cluster, service.clustermesh_service_v2) else {
+            bail!("--clustermesh-config is required");
+        };
+        let ready = Ready::default();
+        let starting = ready.block("starting");
+        app::start_health(&format!(":{health_port}"), ready.clone(), life).await?;
+        let backend = Arc::new(EtcdBackend::new(source, lease_ttl_secs, life.clone()));
+        backend.connected().await;
+        app::start_mesh(config, &mesh.api_serve_addr, backend, &ready, life).await?;
+        drop(starting);
+        Ok(())
+    }
+}
+
+/// Flags of `kvstoremesh-dbg`.
+#[derive(Args, Debug)]
+pub struct DbgArgs {
+    /// Where the status API is
+    #[arg(short = 'H', long, default_value = "localhost:9889", global = true)]
+    host: String,
+    #[command(subcommand)]
+    command: DbgCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum DbgCommand {
+    /// Show the remote clusters
+    Status {
+        /// Print the API's answer
+        #[arg(short, long)]
+        output: Option<Output>,
+        /// Print details of ready clusters, too
+        #[arg(long)]
+        verbose: bool,
+    },
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Output {
+    Json,
+}
+
+impl DbgArgs {
+    /// Asks the API; returns what to print.
+    pub fn run(&self) -> anyhow::Result<String> {
+        let DbgCommand::Status { output, verbose } = &self.command;
+        let clusters: Vec<RemoteCluster> = serde_json::from_str(&get(&self.host, "/v1/cluster")?)?;
+        Ok(match output {
+            Some(Output::Json) => serde_json::to_string_pretty(&clusters)? + "\n",
+            None => status::format(&clusters, *verbose),
+        })
+    }
+}
+
+/// The body of an HTTP answer; the API closes the connection after it.
+fn get(host: &str, path: &str) -> anyhow::Result<String> {
+    let connected = TcpStream::connect(host);
+    let mut stream = connected.with_context(|| format!("is KVStoreMesh running and serving the API on {host}?"))?;
+    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("the answer is not HTTP")?;
+    if !head.starts_with("HTTP/1.1 200") {
+        bail!("{host} answers {}", head.lines().next().unwrap_or_default());
+    }
+    Ok(body.to_owned())
+}

@@ -1,0 +1,96 @@
+//! `serve`: store, publisher and mirror in one process.
+
+use super::etcd::listeners;
+use super::flags::{ClusterArgs, LogArgs, MeshArgs, PublisherArgs, ServiceArgs, boolean, duration};
+use crate::app::{self, Etcd, EtcdConfig};
+use crate::auth;
+use crate::server::{self, Identity};
+use crate::util::lifecycle::Lifecycle;
+use crate::util::readiness::Ready;
+use clap::{ArgAction, Args};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Flags of `serve`.
+#[derive(Args, Debug)]
+pub struct ServeArgs {
+    #[command(flatten)]
+    cluster: ClusterArgs,
+    #[command(flatten)]
+    publisher: PublisherArgs,
+    #[command(flatten)]
+    mesh: MeshArgs,
+    #[command(flatten)]
+    service: ServiceArgs,
+    /// Logging.
+    #[command(flatten)]
+    pub log: LogArgs,
+    /// Where to listen for etcd clients
+    #[arg(long, env = "CILIUM_LISTEN_CLIENT_URLS", default_value = "https://0.0.0.0:2379", value_delimiter = ',')]
+    listen_client_urls: Vec<String>,
+    /// Server certificate
+    #[arg(long, env = "CILIUM_CERT_FILE", default_value = "/var/lib/etcd-secrets/tls.crt")]
+    cert_file: PathBuf,
+    /// Server key
+    #[arg(long, env = "CILIUM_KEY_FILE", default_value = "/var/lib/etcd-secrets/tls.key")]
+    key_file: PathBuf,
+    /// CAs of client certificates
+    #[arg(long, env = "CILIUM_TRUSTED_CA_FILE", default_value = "/var/lib/etcd-secrets/ca.crt")]
+    trusted_ca_file: PathBuf,
+    /// A client certificate is required, and its common name is the user
+    #[arg(long, env = "CILIUM_CLIENT_CERT_AUTH", num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", default_value = "true", value_parser = boolean, action = ArgAction::Set)]
+    client_cert_auth: bool,
+    /// How long clients can go back in history, to resume a watch or to page through a list
+    #[arg(long, env = "CILIUM_HISTORY", default_value = "10m", value_parser = duration)]
+    history: Duration,
+    /// Port for /readyz, on all interfaces; 0: none
+    #[arg(long, env = "CILIUM_HEALTH_PORT", default_value_t = 9880)]
+    health_port: u16,
+}
+
+impl ServeArgs {
+    /// Starts all parts.
+    pub async fn start(self, life: &Lifecycle) -> anyhow::Result<()> {
+        let Self {
+            cluster, publisher, mesh, service, log: _, listen_client_urls, cert_file, key_file, trusted_ca_file,
+            client_cert_auth, history, health_port,
+        } = self;
+        let (cluster, mode) = (cluster.info()?, service.clustermesh_service_v2);
+        let ready = Ready::default();
+        let starting = ready.block("starting");
+        if health_port != 0 {
+            app::start_health(&format!(":{health_port}"), ready.clone(), life).await?;
+        }
+        let listen = listeners(
+            &listen_client_urls,
+            Some(&cert_file),
+            Some(&key_file),
+            client_cert_auth.then_some(&trusted_ca_file),
+            client_cert_auth,
+        )?;
+        let config = EtcdConfig {
+            server: server::Config {
+                name: cluster.name.to_string(),
+                client_urls: listen_client_urls,
+                ..server::Config::new(Identity::random())
+            },
+            auth: auth::Config::default(),
+            listen,
+            keep_history: Some(history),
+            // Without certificates nobody could be told from anybody.
+            users_of: client_cert_auth.then(|| cluster.name.clone()),
+        };
+        let etcd = Etcd::start(config, life).await?;
+        for address in &etcd.addresses {
+            tracing::info!(%address, cluster_name = %cluster.name, cluster_id = cluster.id, "serving etcd clients");
+        }
+        let options = publisher.options(cluster.clone(), mode);
+        app::start_publisher(options, publisher.source(), etcd.backend(), &ready, life).await?;
+        if let Some(config) = mesh.config(cluster, mode) {
+            app::start_mesh(config, &mesh.api_serve_addr, etcd.backend(), &ready, life).await?;
+        }
+        drop(starting);
+        Ok(())
+    }
+}

@@ -1,0 +1,36 @@
+//! The status API that Cilium's tools read: `GET /v1/cluster`.
+
+use super::Mesh;
+use axum::extract::Request;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::{Router, routing};
+use std::sync::Arc;
+
+/// Routes of the API.
+pub fn router(mesh: Arc<Mesh>) -> Router {
+    let clusters = move || {
+        let mesh = Arc::clone(&mesh);
+        async move {
+            let body = serde_json::to_string(&mesh.remote_clusters()).unwrap_or_default() + "\n";
+            ([(header::CONTENT_TYPE, "application/json"), (header::CONNECTION, "close")], body)
+        }
+    };
+    Router::new()
+        .route("/v1/cluster", routing::get(clusters).fallback(not_allowed))
+        .fallback(not_found)
+}
+
+fn error(status: StatusCode, message: String) -> Response {
+    let body = serde_json::json!({"code": status.as_u16(), "message": message}).to_string();
+    (status, [(header::CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+async fn not_found(request: Request) -> Response {
+    error(StatusCode::NOT_FOUND, format!("path {} was not found", request.uri().path()))
+}
+
+async fn not_allowed(request: Request) -> Response {
+    let text = format!("method {} is not allowed, but [GET] are", request.method());
+    error(StatusCode::METHOD_NOT_ALLOWED, text)
+}

@@ -1,0 +1,175 @@
+//! The directory of remote clusters: one etcd client file each, named after the cluster.
+//!
+//! As in Cilium, a file counts if it holds the text `endpoints:`, and only its content matters. Mounted
+//! Secrets swap a symlink, so the directory is watched, and looked at every few seconds besides. The TLS
+//! files that a configuration names count as its content: new certificates make a new connection.
+
+use crate::kvstore::config::ClientConfig;
+use crate::model::cluster::ClusterName;
+use notify::{RecursiveMode, Watcher};
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// The directory is looked at this often even if no change was noticed.
+const RESCAN: Duration = Duration::from_secs(5);
+/// Changes come in groups: wait for the end of one.
+const SETTLE: Duration = Duration::from_millis(50);
+
+/// What happened to a remote cluster's file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// It is new, or its content changed.
+    Set(ClusterName, PathBuf),
+    /// It is gone.
+    Removed(ClusterName),
+}
+
+/// Files seen: name → hash of everything that counts.
+#[derive(Default)]
+struct Seen {
+    clusters: BTreeMap<ClusterName, u64>,
+    /// Names already complained about.
+    refused: Vec<String>,
+}
+
+/// Follows `directory` until `events` is closed. `own` is not a remote cluster. A directory that cannot
+/// be read is an error at the start, and later a warning: nothing is removed then.
+pub async fn follow(
+    directory: PathBuf,
+    own: ClusterName,
+    events: mpsc::Sender<Event>,
+) -> std::io::Result<()> {
+    let (changed, mut changes) = mpsc::channel(1);
+    let noticed = move |_: notify::Result<notify::Event>| {
+        let _ = changed.try_send(());
+    };
+    let mut watcher = notify::recommended_watcher(noticed).ok();
+    if let Some(watcher) = &mut watcher
+        && let Err(error) = watcher.watch(&directory, RecursiveMode::NonRecursive)
+    {
+        tracing::warn!(%error, "changes of the cluster configurations are noticed by polling only");
+    }
+    let mut seen = Seen::default();
+    let mut first = true;
+    loop {
+        match seen.scan(&directory, &own) {
+            Ok(list) => {
+                for event in list {
+                    if events.send(event).await.is_err() {
+                        return Ok(());
+                    }
+                }
+            }
+            Err(error) if first => return Err(error),
+            Err(error) => {
+                tracing::warn!(directory = %directory.display(), %error, "cannot read the cluster configurations");
+            }
+        }
+        first = false;
+        tokio::select! {
+            Some(()) = changes.recv() => tokio::time::sleep(SETTLE).await,
+            () = tokio::time::sleep(RESCAN) => {}
+        }
+        while changes.try_recv().is_ok() {}
+    }
+}
+
+impl Seen {
+    fn scan(&mut self, directory: &Path, own: &ClusterName) -> std::io::Result<Vec<Event>> {
+        let mut now = BTreeMap::new();
+        let mut events = vec![];
+        for entry in std::fs::read_dir(directory)? {
+            let path = entry?.path();
+            let Some(name) = path.file_name().and_then(|n| n.to_str()) else { continue };
+            let Some(text) = read_config(&path) else { continue };
+            match ClusterName::new(name) {
+                Ok(name) if name == *own => {}
+                Ok(name) => {
+                    let hash = hash(&path, &text);
+                    if self.clusters.get(&name) != Some(&hash) {
+                        events.push(Event::Set(name.clone(), path));
+                    }
+                    now.insert(name, hash);
+                }
+                Err(error) if !self.refused.iter().any(|r| r == name) => {
+                    tracing::error!(file = %path.display(), %error, "not a remote cluster");
+                    self.refused.push(name.to_owned());
+                }
+                Err(_) => {}
+            }
+        }
+        let gone = self.clusters.keys().filter(|name| !now.contains_key(name));
+        events.extend(gone.cloned().map(Event::Removed));
+        self.clusters = now;
+        Ok(events)
+    }
+}
+
+/// The text of a file that is a cluster configuration.
+fn read_config(path: &Path) -> Option<String> {
+    if !std::fs::metadata(path).ok()?.is_file() {
+        return None;
+    }
+    std::fs::read_to_string(path).ok().filter(|text| text.contains("endpoints:"))
+}
+
+fn hash(path: &Path, text: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    if let Ok(config) = ClientConfig::read(path) {
+        for file in config.files() {
+            std::fs::read(file).ok().hash(&mut hasher);
+        }
+    }
+    hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_that_hold_endpoints_are_clusters_and_only_content_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+        let name = |n: &str| ClusterName::new(n).unwrap();
+        let set = |n: &str| Event::Set(name(n), dir.path().join(n));
+        let mut seen = Seen::default();
+        let ca = dir.path().join("ca.crt");
+        std::fs::write(&ca, "one").unwrap();
+        let config = format!("endpoints:\n- https://x:2379\ntrusted-ca-file: {}\n", ca.display());
+        write("hk", &config);
+        write("own", &config);
+        write("Bad_Name", &config);
+        write("other.key", "secret");
+        std::fs::create_dir(dir.path().join("..data")).unwrap();
+        assert_eq!(seen.scan(dir.path(), &name("own")).unwrap(), [set("hk")]);
+        write("hk", &config);
+        assert_eq!(seen.scan(dir.path(), &name("own")).unwrap(), []);
+        std::fs::write(&ca, "two").unwrap();
+        assert_eq!(seen.scan(dir.path(), &name("own")).unwrap(), [set("hk")]);
+        write("hk", "no longer one");
+        assert_eq!(seen.scan(dir.path(), &name("own")).unwrap(), [Event::Removed(name("hk"))]);
+    }
+
+    #[test]
+    fn a_swapped_symlink_is_a_change() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |p: &str| dir.path().join(p);
+        for (version, port) in [("..1", 1), ("..2", 2)] {
+            std::fs::create_dir(at(version)).unwrap();
+            std::fs::write(at(version).join("hk"), format!("endpoints: [\"http://x:{port}\"]")).unwrap();
+        }
+        std::os::unix::fs::symlink("..1", at("..data")).unwrap();
+        std::os::unix::fs::symlink("..data/hk", at("hk")).unwrap();
+        let own = ClusterName::new("own").unwrap();
+        let mut seen = Seen::default();
+        assert_eq!(seen.scan(dir.path(), &own).unwrap().len(), 1);
+        std::fs::remove_file(at("..data")).unwrap();
+        std::os::unix::fs::symlink("..2", at("..data")).unwrap();
+        assert_eq!(seen.scan(dir.path(), &own).unwrap().len(), 1);
+    }
+}

@@ -1,0 +1,33 @@
+//! Listening as Go listens: on all interfaces means both families.
+
+use std::io;
+use tokio::net::TcpListener;
+
+/// Binds `host:port`. Without a host, or with `0.0.0.0`, both families are listened on where there is
+/// IPv6.
+pub async fn bind(address: &str) -> io::Result<TcpListener> {
+    let port = address.strip_prefix("0.0.0.0:").or_else(|| address.strip_prefix(':'));
+    let Some(port) = port else { return TcpListener::bind(address).await };
+    match TcpListener::bind(format!("[::]:{port}")).await {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(error),
+        Err(_) => TcpListener::bind(format!("0.0.0.0:{port}")).await,
+        listener => listener,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::TcpStream;
+
+    #[tokio::test]
+    async fn all_interfaces_are_reached_over_ipv4() {
+        for address in [":0", "0.0.0.0:0"] {
+            let listener = bind(address).await.unwrap();
+            let port = listener.local_addr().unwrap().port();
+            TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+            let taken = bind(&format!(":{port}")).await.unwrap_err();
+            assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
+        }
+    }
+}
