@@ -85,6 +85,7 @@ impl Etcd {
         if let Some(cluster) = &config.users_of {
             users::init(&auth, cluster).context("cannot set up the users")?;
         }
+        let secure: Vec<bool> = config.listen.iter().map(|l| l.tls.is_some()).collect();
         let mut listeners = vec![];
         for listen in config.listen {
             let tls = listen.tls.map(TlsConfig::load).transpose()?.map(Arc::new);
@@ -93,7 +94,11 @@ impl Etcd {
             listeners.push(listener.with_context(|| format!("cannot listen on {address}"))?);
         }
         let addresses = listeners.iter().map(Listener::address).collect::<Result<Vec<_>, _>>()?;
-        let core = Core::start(Arc::clone(&store), lessor, auth, config.server, life);
+        let mut server = config.server;
+        if server.client_urls.is_empty() {
+            server.client_urls = addresses.iter().zip(&secure).map(|(a, s)| url(*s, a)).collect();
+        }
+        let core = Core::start(Arc::clone(&store), lessor, auth, server, life);
         if let Some(keep) = config.keep_history {
             let (core, stop) = (Arc::clone(&core), life.stop_token().clone());
             life.spawn("compaction", async move {
@@ -105,10 +110,14 @@ impl Etcd {
         Ok(Self { store, addresses })
     }
 
-    /// A writer in this process.
+    /// A writer in this process, beside the clients.
     pub fn backend(&self) -> Arc<dyn Backend> {
         Arc::new(LocalBackend::new(Arc::clone(&self.store)))
     }
+}
+
+fn url(secure: bool, address: &SocketAddr) -> String {
+    format!("{}://{address}", if secure { "https" } else { "http" })
 }
 
 /// Starts publishing from `source` into `backend`; returns the publisher's writer.
@@ -167,12 +176,7 @@ pub async fn start_health(address: &str, ready: Ready, life: &Lifecycle) -> anyh
     start_http("health", address, admin::health(ready), life).await
 }
 
-async fn start_http(
-    name: &str,
-    address: &str,
-    router: axum::Router,
-    life: &Lifecycle,
-) -> anyhow::Result<SocketAddr> {
+async fn start_http(name: &str, address: &str, router: axum::Router, life: &Lifecycle) -> anyhow::Result<SocketAddr> {
     let (listener, bound) = admin::bind(address).await?;
     life.spawn(name, admin::serve(listener, router, life.stop_token().clone()));
     Ok(bound)

@@ -122,7 +122,10 @@ struct Token {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { token_ttl: Duration::from_secs(300), bcrypt_cost: 10 }
+        Self {
+            token_ttl: Duration::from_secs(300),
+            bcrypt_cost: 10,
+        }
     }
 }
 
@@ -135,7 +138,9 @@ impl State {
     }
 
     fn derive(&mut self) {
-        let State { users, roles, ranges, .. } = self;
+        let State {
+            users, roles, ranges, ..
+        } = self;
         *ranges = users
             .iter()
             .map(|(name, user)| {
@@ -151,7 +156,10 @@ impl State {
 impl AuthStore {
     /// No users, no roles, disabled.
     pub fn new(config: Config) -> Self {
-        let state = State { revision: 1, ..State::default() };
+        let state = State {
+            revision: 1,
+            ..State::default()
+        };
         Self {
             state: ArcSwap::from_pointee(state),
             writer: Mutex::default(),
@@ -223,7 +231,13 @@ impl AuthStore {
         self.revise(|state| match state.users.contains_key(name) {
             true => Err(Error::UserAlreadyExist),
             false => {
-                state.users.insert(name.to_owned(), User { password, roles: BTreeSet::new() });
+                state.users.insert(
+                    name.to_owned(),
+                    User {
+                        password,
+                        roles: BTreeSet::new(),
+                    },
+                );
                 Ok(())
             }
         })
@@ -266,7 +280,12 @@ impl AuthStore {
             return Ok(());
         }
         self.revise(|state| {
-            state.users.get_mut(user).ok_or(Error::UserNotFound)?.roles.insert(role.to_owned());
+            state
+                .users
+                .get_mut(user)
+                .ok_or(Error::UserNotFound)?
+                .roles
+                .insert(role.to_owned());
             Ok(())
         })
     }
@@ -349,13 +368,22 @@ impl AuthStore {
             return Err(Error::AuthFailed);
         }
         let mut rng = rand::rng();
-        let text: String = (0..16).map(|_| char::from(rng.sample(rand::distr::Alphabetic))).collect();
+        let text: String = (0..16)
+            .map(|_| char::from(rng.sample(rand::distr::Alphabetic)))
+            .collect();
         let token = format!("{text}.{}", state.revision);
         let now = Instant::now();
         let mut tokens = self.tokens.lock();
         tokens.retain(|_, t| t.expires > now);
         let expires = now + self.config.token_ttl;
-        tokens.insert(token.clone(), Token { user: name.into(), revision: state.revision, expires });
+        tokens.insert(
+            token.clone(),
+            Token {
+                user: name.into(),
+                revision: state.revision,
+                expires,
+            },
+        );
         Ok(token)
     }
 
@@ -366,7 +394,10 @@ impl AuthStore {
         let held = tokens.get_mut(token).filter(|t| t.expires > now);
         let held = held.ok_or(Error::InvalidAuthToken)?;
         held.expires = now + self.config.token_ttl;
-        Ok(Identity { user: Arc::clone(&held.user), revision: held.revision })
+        Ok(Identity {
+            user: Arc::clone(&held.user),
+            revision: held.revision,
+        })
     }
 
     /// The permissions of `identity`; `None` for root, who may do everything. Without authentication
@@ -399,8 +430,7 @@ impl AuthStore {
     }
 
     fn hash(&self, password: &str) -> Result<String, Error> {
-        bcrypt::non_truncating_hash(password, self.config.bcrypt_cost)
-            .map_err(|e| Error::Bcrypt(e.to_string()))
+        bcrypt::non_truncating_hash(password, self.config.bcrypt_cost).map_err(|e| Error::Bcrypt(e.to_string()))
     }
 
     fn forget_tokens(&self, user: &str) {
@@ -413,7 +443,10 @@ mod tests {
     use super::*;
 
     fn enabled() -> AuthStore {
-        let auth = AuthStore::new(Config { bcrypt_cost: 4, ..Config::default() });
+        let auth = AuthStore::new(Config {
+            bcrypt_cost: 4,
+            ..Config::default()
+        });
         assert_eq!(auth.enable(), Err(Error::RootUserNotExist));
         auth.user_add("root", None).unwrap();
         assert_eq!(auth.enable(), Err(Error::RootRoleNotExist));
@@ -426,14 +459,18 @@ mod tests {
             key: key.into(),
             range_end: end.into(),
         };
-        auth.role_grant("remote", read("cilium/state/", "cilium/state0")).unwrap();
+        auth.role_grant("remote", read("cilium/state/", "cilium/state0"))
+            .unwrap();
         auth.role_grant("remote", read("cilium/cluster-config/c1", "")).unwrap();
         auth.enable().unwrap();
         auth
     }
 
     fn who(auth: &AuthStore, user: &str) -> Option<Identity> {
-        Some(Identity { user: user.into(), revision: auth.state().revision })
+        Some(Identity {
+            user: user.into(),
+            revision: auth.state().revision,
+        })
     }
 
     #[test]
@@ -446,7 +483,10 @@ mod tests {
         assert!(!ranges.may_write((b"cilium/state/x", Some(b"cilium/state/x\0"))));
         assert_eq!(auth.check_root(remote.as_ref()), Err(Error::PermissionDenied));
         assert_eq!(auth.check_root(who(&auth, "nobody").as_ref()), Err(Error::UserNotFound));
-        assert_eq!(auth.ranges(who(&auth, "nobody").as_ref()).err(), Some(Error::PermissionDenied));
+        assert_eq!(
+            auth.ranges(who(&auth, "nobody").as_ref()).err(),
+            Some(Error::PermissionDenied)
+        );
         assert_eq!(auth.ranges(None).err(), Some(Error::UserEmpty));
         assert!(auth.ranges(who(&auth, "root").as_ref()).unwrap().is_none());
     }

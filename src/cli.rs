@@ -19,7 +19,13 @@ use std::time::Duration;
 const GRACE: Duration = Duration::from_secs(4);
 
 #[derive(Debug, Parser)]
-#[command(name = "clustermesh-apiserver", about = "Isthmus: a control plane for Cilium Cluster Mesh", version)]
+#[command(
+    name = "clustermesh-apiserver",
+    about = "Isthmus: a control plane for Cilium Cluster Mesh",
+    version
+)]
+// As in Go, the last of several wins.
+#[command(args_override_self = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -47,7 +53,11 @@ enum Command {
 /// Runs the command line `args`; returns the exit code.
 pub fn run(args: Vec<String>) -> u8 {
     let (args, is_etcd) = as_subcommand(args);
-    let ignored: &[_] = if is_etcd { etcd::IGNORED } else { flags::IGNORED_BY_DAEMONS };
+    let ignored: &[_] = if is_etcd {
+        etcd::IGNORED
+    } else {
+        flags::IGNORED_BY_DAEMONS
+    };
     let (args, taken) = flags::strip(args, ignored);
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,

@@ -38,7 +38,12 @@ pub fn start(
     spawn(life, "cluster config", stop.clone(), keep);
     spawn(life, "heartbeat", stop.clone(), keeper::beat(backend));
     let writer = Arc::clone(&sync);
-    spawn(life, "publisher's writes", stop.clone(), async move { writer.run().await });
+    spawn(
+        life,
+        "publisher's writes",
+        stop.clone(),
+        async move { writer.run().await },
+    );
     for scope in Scope::ALL {
         let block = ready.block(format!("publishing {}", scope.word()));
         let (sync, canary) = (Arc::clone(&sync), scope.state_canary(&cluster.name));

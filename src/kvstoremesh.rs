@@ -99,24 +99,15 @@ impl Mesh {
         listed: crate::util::readiness::Block,
     ) {
         let mut listed = Some(listed);
-        loop {
-            let event = match &listed {
-                None => events.recv().await,
-                // The first look sends all clusters at once.
-                Some(_) => match tokio::time::timeout(Duration::from_millis(500), events.recv()).await {
-                    Ok(event) => event,
-                    Err(_) => {
-                        drop(listed.take());
-                        continue;
-                    }
-                },
-            };
+        while let Some(event) = events.recv().await {
             match event {
-                None => return std::future::pending().await,
-                Some(Event::Set(name, path)) => self.set(name, path, ready),
-                Some(Event::Removed(name)) => self.remove(&name),
+                Event::Set(name, path) => self.set(name, path, ready),
+                Event::Removed(name) => self.remove(&name),
+                Event::Listed => drop(listed.take()),
             }
         }
+        // The directory's task has ended, which stops everything.
+        std::future::pending().await
     }
 
     /// Connects to a cluster, or connects to it anew with a changed configuration.
@@ -142,8 +133,7 @@ impl Mesh {
         };
         let status = cluster.status.clone();
         let synced = ready.block(format!("mirroring {name}"));
-        let (per_cluster, global) =
-            (self.config.per_cluster_ready_timeout, self.config.global_ready_timeout);
+        let (per_cluster, global) = (self.config.per_cluster_ready_timeout, self.config.global_ready_timeout);
         let waiter_stop = stop.clone();
         self.life.spawn_part(format!("readiness of {name}"), async move {
             let wait = tokio::time::timeout(global, wait_until_mirrored(&status, per_cluster));
@@ -166,7 +156,13 @@ impl Mesh {
             tokio::select! { () = stop.cancelled() => {}, () = run.run() => {} }
         });
         let status = Shared::new(name.to_string());
-        Cluster { sync, status, stop: CancellationToken::new(), stop_writes, removing: false }
+        Cluster {
+            sync,
+            status,
+            stop: CancellationToken::new(),
+            stop_writes,
+            removing: false,
+        }
     }
 
     fn remove(self: &Arc<Self>, name: &ClusterName) {
@@ -194,27 +190,33 @@ impl Mesh {
 
     /// The remote clusters, by name, as Cilium's tools read them.
     pub fn remote_clusters(&self) -> Vec<RemoteCluster> {
-        self.live().into_iter().map(|(live, sync, name)| {
-            live.remote_cluster(|scope| sync.desired(&scope.cache_prefix(&name)))
-        }).collect()
+        self.live()
+            .into_iter()
+            .map(|(live, sync, name)| live.remote_cluster(|scope| sync.desired(&scope.cache_prefix(&name))))
+            .collect()
     }
 
     /// The facts about each cluster that is not being removed, with its writer.
     pub fn live(&self) -> Vec<(Live, Arc<SyncStore>, ClusterName)> {
         let clusters = self.clusters.lock();
         let present = clusters.iter().filter(|(_, c)| !c.removing);
-        present.map(|(name, c)| (c.status.live(), Arc::clone(&c.sync), name.clone())).collect()
+        present
+            .map(|(name, c)| (c.status.live(), Arc::clone(&c.sync), name.clone()))
+            .collect()
     }
 
     /// What all writers together have done, and what is waiting.
     pub fn stats(&self) -> Stats {
         let clusters = self.clusters.lock();
-        clusters.values().map(|c| c.sync.stats()).fold(Stats::default(), |sum, s| Stats {
-            writes: sum.writes + s.writes,
-            failures: sum.failures + s.failures,
-            rejected: sum.rejected + s.rejected,
-            queued: sum.queued + s.queued,
-        })
+        clusters
+            .values()
+            .map(|c| c.sync.stats())
+            .fold(Stats::default(), |sum, s| Stats {
+                writes: sum.writes + s.writes,
+                failures: sum.failures + s.failures,
+                rejected: sum.rejected + s.rejected,
+                queued: sum.queued + s.queued,
+            })
     }
 }
 

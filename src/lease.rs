@@ -70,7 +70,10 @@ impl Lease {
 impl Lessor {
     /// No leases.
     pub fn new(store: Arc<Store>) -> Self {
-        Self { store, leases: Mutex::default() }
+        Self {
+            store,
+            leases: Mutex::default(),
+        }
     }
 
     /// Grants a lease of `ttl_secs`; `id` 0 has one chosen. Returns the id and the seconds granted.
@@ -118,10 +121,18 @@ impl Lessor {
     /// What is known of a lease, with its keys if asked.
     pub fn info(&self, id: i64, with_keys: bool) -> Option<Info> {
         let lease = *self.leases.lock().get(&id)?;
-        let keys = if with_keys { self.store.lease_keys(id).unwrap_or_default() } else { vec![] };
+        let keys = if with_keys {
+            self.store.lease_keys(id).unwrap_or_default()
+        } else {
+            vec![]
+        };
         let left = lease.deadline.saturating_duration_since(Instant::now());
         let left_secs = i64::try_from(left.as_secs()).unwrap_or(i64::MAX);
-        Some(Info { granted_secs: lease.ttl_secs, left_secs, keys })
+        Some(Info {
+            granted_secs: lease.ttl_secs,
+            left_secs,
+            keys,
+        })
     }
 
     /// All lease ids, the one that ends first first.
@@ -167,7 +178,13 @@ mod tests {
         assert_eq!(lessor.grant(0, MAX_TTL_SECS + 1), Err(Error::TtlTooLarge));
         let (kept, _) = lessor.grant(0, 10).unwrap();
         for (key, lease) in [("a", 7), ("b", kept)] {
-            store.put(Put { key: key.into(), lease, ..Put::default() }).unwrap();
+            store
+                .put(Put {
+                    key: key.into(),
+                    lease,
+                    ..Put::default()
+                })
+                .unwrap();
         }
         let expiry = Arc::clone(&lessor);
         let task = async move { expiry.expire().await };

@@ -31,9 +31,7 @@ mod watcher;
 pub use encoded::{Fields, Kv, put_varint, take_varint, varint_len};
 pub use group::{Wake, WatchFilter};
 pub use log::{Batch, Event, EventKind};
-pub use range::{
-    KeyRange, RangeOptions, RangeResult, SortOrder, SortTarget, prefix_end,
-};
+pub use range::{KeyRange, RangeOptions, RangeResult, SortOrder, SortTarget, prefix_end};
 pub use store::{Stats, Store, Write};
 pub use txn::{Compare, CompareResult, Op, OpResult, Put, Target, Txn, TxnResult};
 pub use watcher::{Taken, Watcher};

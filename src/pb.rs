@@ -68,7 +68,13 @@ impl prost::Message for KeyValue {
         }
     }
 
-    fn merge_field(&mut self, tag: u32, wire: WireType, buf: &mut impl Buf, ctx: DecodeContext) -> Result<(), DecodeError> {
+    fn merge_field(
+        &mut self,
+        tag: u32,
+        wire: WireType,
+        buf: &mut impl Buf,
+        ctx: DecodeContext,
+    ) -> Result<(), DecodeError> {
         skip_field(wire, tag, buf, ctx)
     }
 
@@ -89,7 +95,13 @@ impl prost::Message for WatchResponse {
         }
     }
 
-    fn merge_field(&mut self, tag: u32, wire: WireType, buf: &mut impl Buf, ctx: DecodeContext) -> Result<(), DecodeError> {
+    fn merge_field(
+        &mut self,
+        tag: u32,
+        wire: WireType,
+        buf: &mut impl Buf,
+        ctx: DecodeContext,
+    ) -> Result<(), DecodeError> {
         self.head.merge_field(tag, wire, buf, ctx)
     }
 

@@ -82,7 +82,11 @@ impl Identity {
     /// Random ids: for a store whose data began just now.
     pub fn random() -> Self {
         let id = || rand::random::<u64>() | 1;
-        Self { cluster_id: id(), member_id: id(), raft_term: 2 }
+        Self {
+            cluster_id: id(),
+            member_id: id(),
+            raft_term: 2,
+        }
     }
 }
 
@@ -116,7 +120,15 @@ impl Core {
         let (compacted, published) = (Notify::new(), Arc::new(Notify::new()));
         let notify = Arc::clone(&published);
         store.on_publish(move || notify.notify_one());
-        let core = Arc::new(Self { store, lessor, auth, config, stop, compacted, published });
+        let core = Arc::new(Self {
+            store,
+            lessor,
+            auth,
+            config,
+            stop,
+            compacted,
+            published,
+        });
         let background = Arc::clone(&core);
         life.spawn("store", async move {
             tokio::select! {
@@ -131,8 +143,17 @@ impl Core {
     }
 
     fn header(&self, revision: i64) -> pb::ResponseHeader {
-        let Identity { cluster_id, member_id, raft_term } = self.config.identity;
-        pb::ResponseHeader { cluster_id, member_id, revision, raft_term }
+        let Identity {
+            cluster_id,
+            member_id,
+            raft_term,
+        } = self.config.identity;
+        pb::ResponseHeader {
+            cluster_id,
+            member_id,
+            revision,
+            raft_term,
+        }
     }
 
     /// Purges until nothing is left to, letting writers in between.
@@ -169,7 +190,9 @@ impl Core {
             if revisions.len() <= samples.max(1) {
                 continue;
             }
-            let Some(revision) = revisions.pop_front() else { continue };
+            let Some(revision) = revisions.pop_front() else {
+                continue;
+            };
             if self.store.compact(revision).is_ok() {
                 tracing::debug!(revision, "compacted");
                 self.purge().await;
@@ -212,7 +235,9 @@ impl Core {
             .add_service(pb::lease_server::LeaseServer::new(lease::LeaseService(core())))
             .add_service(pb::auth_server::AuthServer::new(auth::AuthService(core())))
             .add_service(pb::cluster_server::ClusterServer::new(cluster::ClusterService(core())))
-            .add_service(pb::maintenance_server::MaintenanceServer::new(maintenance::MaintenanceService(core())))
+            .add_service(pb::maintenance_server::MaintenanceServer::new(
+                maintenance::MaintenanceService(core()),
+            ))
             .add_service(health_service);
         drop(health);
         let json = |body: String| async move { ([(CONTENT_TYPE, "application/json")], body) };
@@ -221,7 +246,10 @@ impl Core {
         );
         let http = axum::Router::new()
             .route("/version", get(move || json(version)))
-            .route("/health", get(move || json(r#"{"health":"true","reason":""}"#.to_owned())))
+            .route(
+                "/health",
+                get(move || json(r#"{"health":"true","reason":""}"#.to_owned())),
+            )
             .route("/livez", get(|| async { "ok\n" }))
             .route("/readyz", get(|| async { "ok\n" }));
         tonic::service::Routes::from(routes.into_axum_router().merge(http))

@@ -1,8 +1,8 @@
 //! A throw-away CA and certificates, for the demo and the tests. Nothing here is for production.
 
 use rcgen::{
-    BasicConstraints, Certificate, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose,
+    BasicConstraints, Certificate, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose,
 };
 use std::io;
 use std::path::{Path, PathBuf};
@@ -38,7 +38,13 @@ fn write_key(path: &Path, pem: &str) -> io::Result<()> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
     let mut options = std::fs::OpenOptions::new();
-    options.write(true).create(true).truncate(true).mode(0o600).open(path)?.write_all(pem.as_bytes())
+    options
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)?
+        .write_all(pem.as_bytes())
 }
 
 impl Ca {
@@ -51,7 +57,11 @@ impl Ca {
         let key = KeyPair::generate().map_err(other)?;
         let certificate = params.self_signed(&key).map_err(other)?;
         std::fs::create_dir_all(directory)?;
-        let ca = Self { certificate, issuer: Issuer::new(params, key), directory: directory.to_owned() };
+        let ca = Self {
+            certificate,
+            issuer: Issuer::new(params, key),
+            directory: directory.to_owned(),
+        };
         std::fs::write(ca.path(), ca.certificate.pem())?;
         Ok(ca)
     }
@@ -63,8 +73,19 @@ impl Ca {
 
     /// A server certificate for loopback, `localhost` and `*.mesh.cilium.io`.
     pub fn server(&self, file: &str) -> io::Result<Pair> {
-        let names = ["localhost", "127.0.0.1", "::1", "*.mesh.cilium.io", "clustermesh-apiserver.cilium.io"];
-        self.issue(file, "clustermesh-apiserver.cilium.io", &names, ExtendedKeyUsagePurpose::ServerAuth)
+        let names = [
+            "localhost",
+            "127.0.0.1",
+            "::1",
+            "*.mesh.cilium.io",
+            "clustermesh-apiserver.cilium.io",
+        ];
+        self.issue(
+            file,
+            "clustermesh-apiserver.cilium.io",
+            &names,
+            ExtendedKeyUsagePurpose::ServerAuth,
+        )
     }
 
     /// A client certificate; the common name is the etcd user.
@@ -72,13 +93,7 @@ impl Ca {
         self.issue(file, common_name, &[], ExtendedKeyUsagePurpose::ClientAuth)
     }
 
-    fn issue(
-        &self,
-        file: &str,
-        common_name: &str,
-        names: &[&str],
-        usage: ExtendedKeyUsagePurpose,
-    ) -> io::Result<Pair> {
+    fn issue(&self, file: &str, common_name: &str, names: &[&str], usage: ExtendedKeyUsagePurpose) -> io::Result<Pair> {
         let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
         let mut params = CertificateParams::new(names).map_err(other)?;
         params.distinguished_name = named(common_name);

@@ -17,9 +17,18 @@ pub(super) fn init(auth: &AuthStore, cluster: &ClusterName) -> Result<(), Error>
         auth.user_add(&user, None)?;
         auth.user_grant_role(&user, ROOT)?;
     }
-    let local = [keys::HEARTBEAT.to_owned(), "cilium/cache/".to_owned(), "cilium/cluster-config/".to_owned(), "cilium/synced/".to_owned()];
+    let local = [
+        keys::HEARTBEAT.to_owned(),
+        "cilium/cache/".to_owned(),
+        "cilium/cluster-config/".to_owned(),
+        "cilium/synced/".to_owned(),
+    ];
     role(auth, &format!("local-{cluster}"), "local", &local, &[])?;
-    let remote = [keys::HEARTBEAT.to_owned(), "cilium/state/".to_owned(), keys::synced_prefix(cluster)];
+    let remote = [
+        keys::HEARTBEAT.to_owned(),
+        "cilium/state/".to_owned(),
+        keys::synced_prefix(cluster),
+    ];
     role(auth, "remote", "remote", &remote, &[keys::cluster_config(cluster)])?;
     auth.enable()
 }
@@ -28,10 +37,19 @@ fn role(auth: &AuthStore, user: &str, role: &str, prefixes: &[String], single: &
     auth.user_add(user, None)?;
     auth.role_add(role)?;
     auth.user_grant_role(user, role)?;
-    let prefixes = prefixes.iter().map(|p| (p, prefix_end(p.as_bytes()).unwrap_or_default().to_vec()));
+    let prefixes = prefixes
+        .iter()
+        .map(|p| (p, prefix_end(p.as_bytes()).unwrap_or_default().to_vec()));
     for (key, range_end) in prefixes.chain(single.iter().map(|k| (k, vec![]))) {
         let key = key.clone().into_bytes();
-        auth.role_grant(role, Permission { access: Access::Read, key, range_end })?;
+        auth.role_grant(
+            role,
+            Permission {
+                access: Access::Read,
+                key,
+                range_end,
+            },
+        )?;
     }
     Ok(())
 }
@@ -46,7 +64,10 @@ mod tests {
         let auth = AuthStore::new(Config::default());
         init(&auth, &ClusterName::new("hk").unwrap()).unwrap();
         let reads = |user: &str, key: &str| {
-            let who = Identity { user: user.into(), revision: auth.state().revision };
+            let who = Identity {
+                user: user.into(),
+                revision: auth.state().revision,
+            };
             let ranges = auth.ranges(Some(&who)).unwrap();
             let end = [key.as_bytes(), &[0]].concat();
             ranges.is_none_or(|r| r.may_read((key.as_bytes(), Some(&end))))

@@ -57,9 +57,18 @@ impl Ranges {
     /// Merges `permissions`.
     pub fn merge<'a>(permissions: impl Iterator<Item = &'a Permission> + Clone) -> Self {
         let of = |wanted: fn(Access) -> bool| {
-            union(permissions.clone().filter(|p| wanted(p.access)).map(Permission::span).collect())
+            union(
+                permissions
+                    .clone()
+                    .filter(|p| wanted(p.access))
+                    .map(Permission::span)
+                    .collect(),
+            )
         };
-        Self { read: of(Access::reads), write: of(Access::writes) }
+        Self {
+            read: of(Access::reads),
+            write: of(Access::writes),
+        }
     }
 
     /// Whether all of `span` may be read.
@@ -92,7 +101,9 @@ fn union(mut spans: Vec<(Vec<u8>, Option<Vec<u8>>)>) -> Vec<(Vec<u8>, Option<Vec
 
 fn covers(spans: &[(Vec<u8>, Option<Vec<u8>>)], (start, end): Span<'_>) -> bool {
     let at = spans.partition_point(|(s, _)| &s[..] <= start);
-    let Some((_, span_end)) = at.checked_sub(1).map(|at| &spans[at]) else { return false };
+    let Some((_, span_end)) = at.checked_sub(1).map(|at| &spans[at]) else {
+        return false;
+    };
     match (span_end, end) {
         (None, _) => true,
         (Some(_), None) => false,
@@ -118,7 +129,11 @@ mod tests {
 
     #[test]
     fn adjacent_ranges_of_several_roles_join() {
-        let r = ranges(&[(Access::Read, "a", "c"), (Access::ReadWrite, "c", "e"), (Access::Write, "x", "")]);
+        let r = ranges(&[
+            (Access::Read, "a", "c"),
+            (Access::ReadWrite, "c", "e"),
+            (Access::Write, "x", ""),
+        ]);
         assert!(r.may_read((b"a", Some(b"e"))));
         assert!(!r.may_read((b"a", Some(b"f"))));
         assert!(!r.may_write((b"b", Some(b"d"))));

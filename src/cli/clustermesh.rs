@@ -30,7 +30,14 @@ pub struct ClustermeshArgs {
 impl ClustermeshArgs {
     /// Connects, and starts publishing.
     pub async fn start(self, life: &Lifecycle) -> anyhow::Result<()> {
-        let Self { cluster, publisher, service, kvstore, log: _, health_port } = self;
+        let Self {
+            cluster,
+            publisher,
+            service,
+            kvstore,
+            log: _,
+            health_port,
+        } = self;
         let cluster = cluster.info()?;
         let (source, lease_ttl_secs) = kvstore.source()?;
         let ready = Ready::default();

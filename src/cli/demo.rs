@@ -62,7 +62,11 @@ struct Running {
 impl DemoArgs {
     /// Starts both clusters, and shows what happens.
     pub async fn start(self, life: &Lifecycle) -> anyhow::Result<()> {
-        let level = if self.debug { tracing::Level::DEBUG } else { tracing::Level::WARN };
+        let level = if self.debug {
+            tracing::Level::DEBUG
+        } else {
+            tracing::Level::WARN
+        };
         logging::init(Format::Text, level, false);
         let work = Work::new()?;
         let started = Instant::now();
@@ -81,7 +85,10 @@ impl DemoArgs {
         if let Err(pending) = in_sync {
             bail!("not in sync after {} s: {pending}", self.timeout_secs);
         }
-        println!("Both clusters are in sync, {} ms after the start.", started.elapsed().as_millis());
+        println!(
+            "Both clusters are in sync, {} ms after the start.",
+            started.elapsed().as_millis()
+        );
         if self.once {
             life.stop();
             return Ok(());
@@ -98,23 +105,43 @@ impl DemoArgs {
     async fn cluster(&self, name: &str, id: u32, ca: &Ca, work: &Path, life: &Lifecycle) -> anyhow::Result<Cluster> {
         let manifests = self.manifests.join(name);
         if !manifests.is_dir() {
-            bail!("there is no directory {} with the manifests of {name}; run the demo from the repository, or say --manifests DIR", manifests.display());
+            bail!(
+                "there is no directory {} with the manifests of {name}; run the demo from the repository, or say --manifests DIR",
+                manifests.display()
+            );
         }
         let info = ClusterInfo::new(name, id, 255)?;
         let server = ca.server(&format!("{name}-server"))?;
         let admin = ca.client(&format!("{name}-admin"), &format!("admin-{name}"))?;
-        let tls = TlsFiles { cert: server.cert, key: server.key, client_ca: Some(ca.path()) };
+        let tls = TlsFiles {
+            cert: server.cert,
+            key: server.key,
+            client_ca: Some(ca.path()),
+        };
         let config = EtcdConfig {
-            server: server::Config { name: name.to_owned(), ..server::Config::new(Identity::random()) },
+            server: server::Config {
+                name: name.to_owned(),
+                ..server::Config::new(Identity::random())
+            },
             auth: auth::Config::default(),
-            listen: vec![ListenConfig { address: "127.0.0.1:0".to_owned(), tls: Some(tls), cert_auth: true }],
+            listen: vec![ListenConfig {
+                address: "127.0.0.1:0".to_owned(),
+                tls: Some(tls),
+                cert_auth: true,
+            }],
             keep_history: Some(Duration::from_secs(600)),
             users_of: Some(info.name.clone()),
         };
         let etcd = Etcd::start(config, life).await?;
         let directory = work.join(name);
         std::fs::create_dir_all(&directory)?;
-        Ok(Cluster { info, etcd, directory, admin, manifests })
+        Ok(Cluster {
+            info,
+            etcd,
+            directory,
+            admin,
+            manifests,
+        })
     }
 }
 
@@ -148,7 +175,10 @@ fn connect(clusters: &[Cluster], ca: &Ca) -> anyhow::Result<()> {
         for other in clusters.iter().filter(|o| o.info != cluster.info) {
             let text = format!(
                 "endpoints:\n- {}\ntrusted-ca-file: {}\ncert-file: {}\nkey-file: {}\n",
-                other.endpoint(), ca.path().display(), remote.cert.display(), remote.key.display(),
+                other.endpoint(),
+                ca.path().display(),
+                remote.cert.display(),
+                remote.key.display(),
             );
             std::fs::write(cluster.directory.join(other.info.name.as_str()), text)?;
         }
@@ -178,7 +208,12 @@ async fn run(cluster: Cluster, life: &Lifecycle) -> anyhow::Result<Running> {
     let source = Source::Manifests(cluster.manifests.clone());
     let publisher = app::start_publisher(options, source, cluster.etcd.backend(), &ready, life).await?;
     let mesh = app::start_mesh(config, "", cluster.etcd.backend(), &ready, life).await?;
-    Ok(Running { cluster, mesh, publisher, ready })
+    Ok(Running {
+        cluster,
+        mesh,
+        publisher,
+        ready,
+    })
 }
 
 async fn wait_until_ready(running: &[Running], timeout: Duration) -> Result<(), String> {
@@ -186,7 +221,12 @@ async fn wait_until_ready(running: &[Running], timeout: Duration) -> Result<(), 
     loop {
         let pending: Vec<_> = running
             .iter()
-            .flat_map(|r| r.ready.pending().into_iter().map(|p| format!("{}: {p}", r.cluster.info.name)))
+            .flat_map(|r| {
+                r.ready
+                    .pending()
+                    .into_iter()
+                    .map(|p| format!("{}: {p}", r.cluster.info.name))
+            })
             .collect();
         if pending.is_empty() {
             return Ok(());
@@ -200,22 +240,40 @@ async fn wait_until_ready(running: &[Running], timeout: Duration) -> Result<(), 
 
 /// One cluster, in the manner of `cilium clustermesh status`.
 fn status(running: &Running) -> String {
-    let Running { cluster, mesh, publisher, ready } = running;
+    let Running {
+        cluster,
+        mesh,
+        publisher,
+        ready,
+    } = running;
     let name = &cluster.info.name;
     let count = |scope: Scope| publisher.desired(&scope.state_prefix(name));
     let mut out = format!("{name} (id {})\n", cluster.info.id);
     let mark = |ok: bool| if ok { "✅" } else { "❌" };
-    let _ = writeln!(out, "✅ Cluster access information is available:\n  - {}", cluster.endpoint());
+    let _ = writeln!(
+        out,
+        "✅ Cluster access information is available:\n  - {}",
+        cluster.endpoint()
+    );
     let _ = writeln!(
         out,
         "{} Published: {} nodes, {} identities, {} endpoints, {} global services, {} endpoint slices, {} service exports",
         mark(!ready.pending().iter().any(|p| p.starts_with("publishing"))),
-        count(Scope::Nodes), count(Scope::Identities), count(Scope::Endpoints), count(Scope::Services),
-        count(Scope::EndpointSlices), count(Scope::ServiceExports),
+        count(Scope::Nodes),
+        count(Scope::Identities),
+        count(Scope::Endpoints),
+        count(Scope::Services),
+        count(Scope::EndpointSlices),
+        count(Scope::ServiceExports),
     );
     let clusters = mesh.remote_clusters();
     let connected = clusters.iter().filter(|c| c.ready).count();
-    let _ = writeln!(out, "{} KVStoreMesh: {connected}/{} remote clusters ready", mark(connected == clusters.len()), clusters.len());
+    let _ = writeln!(
+        out,
+        "{} KVStoreMesh: {connected}/{} remote clusters ready",
+        mark(connected == clusters.len()),
+        clusters.len()
+    );
     out += "🔌 Cluster Connections:\n";
     for (remote, (live, ..)) in clusters.iter().zip(mesh.live()) {
         let took = match live.sync_took {
@@ -225,9 +283,15 @@ fn status(running: &Running) -> String {
         let _ = writeln!(
             out,
             "  - {}: {} at {}\n    {} nodes, {} identities, {} endpoints, {} global services, {} endpoint slices, {} service exports — {took}",
-            remote.name, if remote.ready { "ready" } else { "not ready" }, live.endpoint,
-            remote.num_nodes, remote.num_identities, remote.num_endpoints, remote.num_shared_services,
-            remote.num_endpoint_slices, remote.num_service_exports,
+            remote.name,
+            if remote.ready { "ready" } else { "not ready" },
+            live.endpoint,
+            remote.num_nodes,
+            remote.num_identities,
+            remote.num_endpoints,
+            remote.num_shared_services,
+            remote.num_endpoint_slices,
+            remote.num_service_exports,
         );
     }
     out
@@ -240,11 +304,18 @@ fn instructions(running: &[Running], ca: &Ca) -> String {
         let _ = writeln!(
             out,
             "\n  # what {} mirrors of the other cluster\n  ETCDCTL_API=3 etcdctl --endpoints={} --cacert={} \\\n    --cert={} --key={} \\\n    get --prefix --keys-only cilium/cache/",
-            r.cluster.info.name, r.cluster.endpoint(), ca.path().display(), admin.cert.display(), admin.key.display(),
+            r.cluster.info.name,
+            r.cluster.endpoint(),
+            ca.path().display(),
+            admin.cert.display(),
+            admin.key.display(),
         );
     }
     let manifests = running[0].cluster.manifests.display();
-    let _ = write!(out, "\nEdit a manifest, such as {manifests}/nodes.yaml, and watch the change cross. Ctrl-C stops.\n");
+    let _ = write!(
+        out,
+        "\nEdit a manifest, such as {manifests}/nodes.yaml, and watch the change cross. Ctrl-C stops.\n"
+    );
     out
 }
 
@@ -257,7 +328,11 @@ async fn show_changes(running: &[Running]) {
         for (r, next) in running.iter().zip(&mut next) {
             for batch in r.cluster.etcd.store.batches(*next, 1000) {
                 *next = batch.revision + 1;
-                for line in batch.events.iter().filter_map(|e| change(&r.cluster, batch.revision, e)) {
+                for line in batch
+                    .events
+                    .iter()
+                    .filter_map(|e| change(&r.cluster, batch.revision, e))
+                {
                     println!("{line}");
                 }
             }

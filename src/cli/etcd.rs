@@ -3,10 +3,10 @@
 use super::flags::{Ignored, boolean, duration};
 use super::logging::{self, Format};
 use crate::app::{Etcd, EtcdConfig, ListenConfig};
+use crate::auth;
 use crate::server::tls::TlsFiles;
 use crate::server::{self, Identity};
 use crate::util::lifecycle::Lifecycle;
-use crate::auth;
 use anyhow::{Context, bail};
 use clap::{ArgAction, Args};
 use std::path::PathBuf;
@@ -14,21 +14,59 @@ use std::time::Duration;
 
 /// Flags of etcd that mean nothing for a single store in memory, or nothing yet.
 pub const IGNORED: &[Ignored] = &[
-    ("wal-dir", true), ("snapshot-count", true), ("heartbeat-interval", true), ("election-timeout", true),
-    ("initial-election-tick-advance", false), ("listen-peer-urls", true), ("initial-cluster", true),
-    ("initial-cluster-state", true), ("initial-cluster-token", true), ("pre-vote", false), ("strict-reconfig-check", false),
-    ("peer-cert-file", true), ("peer-key-file", true), ("peer-trusted-ca-file", true), ("peer-client-cert-auth", false),
-    ("peer-auto-tls", false), ("max-snapshots", true), ("max-wals", true), ("logger", true), ("log-outputs", true),
-    ("log-format", true), ("enable-grpc-gateway", false), ("metrics", true), ("snapshot-catchup-entries", true),
-    ("backend-bbolt-freelist-type", true), ("backend-batch-interval", true), ("backend-batch-limit", true),
-    ("corrupt-check-time", true), ("compact-hash-check-time", true), ("force-new-cluster", false),
-    ("unsafe-no-fsync", false), ("v2-deprecation", true), ("feature-gates", true), ("max-learners", true),
-    ("auto-compaction-mode", true), ("initial-cluster-token", true), ("experimental-initial-corrupt-check", false),
-    ("downgrade-check-time", true), ("memory-mlock", false), ("socket-reuse-port", false), ("socket-reuse-address", false),
-    ("warning-apply-duration", true), ("warning-unary-request-duration", true), ("enable-pprof", false),
-    ("compaction-batch-limit", true), ("compaction-sleep-interval", true), ("bootstrap-defrag-threshold-megabytes", true),
-    ("max-concurrent-streams", true), ("grpc-keepalive-min-time", true), ("grpc-keepalive-interval", true),
-    ("grpc-keepalive-timeout", true), ("cors", true), ("host-whitelist", true),
+    ("wal-dir", true),
+    ("snapshot-count", true),
+    ("heartbeat-interval", true),
+    ("election-timeout", true),
+    ("initial-election-tick-advance", false),
+    ("listen-peer-urls", true),
+    ("initial-cluster", true),
+    ("initial-cluster-state", true),
+    ("initial-cluster-token", true),
+    ("pre-vote", false),
+    ("strict-reconfig-check", false),
+    ("peer-cert-file", true),
+    ("peer-key-file", true),
+    ("peer-trusted-ca-file", true),
+    ("peer-client-cert-auth", false),
+    ("peer-auto-tls", false),
+    ("max-snapshots", true),
+    ("max-wals", true),
+    ("logger", true),
+    ("log-outputs", true),
+    ("log-format", true),
+    ("enable-grpc-gateway", false),
+    ("metrics", true),
+    ("snapshot-catchup-entries", true),
+    ("backend-bbolt-freelist-type", true),
+    ("backend-batch-interval", true),
+    ("backend-batch-limit", true),
+    ("corrupt-check-time", true),
+    ("compact-hash-check-time", true),
+    ("force-new-cluster", false),
+    ("unsafe-no-fsync", false),
+    ("v2-deprecation", true),
+    ("feature-gates", true),
+    ("max-learners", true),
+    ("auto-compaction-mode", true),
+    ("initial-cluster-token", true),
+    ("experimental-initial-corrupt-check", false),
+    ("downgrade-check-time", true),
+    ("memory-mlock", false),
+    ("socket-reuse-port", false),
+    ("socket-reuse-address", false),
+    ("warning-apply-duration", true),
+    ("warning-unary-request-duration", true),
+    ("enable-pprof", false),
+    ("compaction-batch-limit", true),
+    ("compaction-sleep-interval", true),
+    ("bootstrap-defrag-threshold-megabytes", true),
+    ("max-concurrent-streams", true),
+    ("grpc-keepalive-min-time", true),
+    ("grpc-keepalive-interval", true),
+    ("grpc-keepalive-timeout", true),
+    ("cors", true),
+    ("host-whitelist", true),
 ];
 
 /// Flags of `etcd`.
@@ -41,13 +79,23 @@ pub struct EtcdArgs {
     #[arg(long, env = "ETCD_NAME", default_value = "default")]
     name: String,
     /// Where to listen for clients
-    #[arg(long, env = "ETCD_LISTEN_CLIENT_URLS", default_value = "http://localhost:2379", value_delimiter = ',')]
+    #[arg(
+        long,
+        env = "ETCD_LISTEN_CLIENT_URLS",
+        default_value = "http://localhost:2379",
+        value_delimiter = ','
+    )]
     listen_client_urls: Vec<String>,
     /// Where clients should connect to
     #[arg(long, env = "ETCD_ADVERTISE_CLIENT_URLS", value_delimiter = ',')]
     advertise_client_urls: Vec<String>,
     /// Peer URLs to report; nothing listens there
-    #[arg(long, env = "ETCD_INITIAL_ADVERTISE_PEER_URLS", default_value = "http://localhost:2380", value_delimiter = ',')]
+    #[arg(
+        long,
+        env = "ETCD_INITIAL_ADVERTISE_PEER_URLS",
+        default_value = "http://localhost:2380",
+        value_delimiter = ','
+    )]
     initial_advertise_peer_urls: Vec<String>,
     /// Server certificate
     #[arg(long, env = "ETCD_CERT_FILE")]
@@ -107,7 +155,11 @@ pub fn listeners(
             if cert_auth && ca.is_none() {
                 bail!("--client-cert-auth needs --trusted-ca-file");
             }
-            Ok(TlsFiles { cert: cert.clone(), key: key.clone(), client_ca: ca.cloned() })
+            Ok(TlsFiles {
+                cert: cert.clone(),
+                key: key.clone(),
+                client_ca: ca.cloned(),
+            })
         }
         _ => bail!("an https URL needs --cert-file and --key-file"),
     };
@@ -121,8 +173,16 @@ pub fn listeners(
         if !matches!(port, Some(Ok(_))) {
             bail!("{url:?} has no port");
         }
-        let tls = if secure { Some(tls().with_context(|| format!("cannot listen on {url}"))?) } else { None };
-        Ok(ListenConfig { address: address.to_owned(), tls, cert_auth: cert_auth && secure })
+        let tls = if secure {
+            Some(tls().with_context(|| format!("cannot listen on {url}"))?)
+        } else {
+            None
+        };
+        Ok(ListenConfig {
+            address: address.to_owned(),
+            tls,
+            cert_auth: cert_auth && secure,
+        })
     };
     urls.iter().map(listen).collect()
 }
@@ -160,7 +220,11 @@ impl EtcdArgs {
         if let Some(directory) = &self.data_dir {
             tracing::warn!(data_dir = %directory.display(), "this version keeps all data in memory: nothing is written there");
         }
-        let (cert, key, ca) = (self.cert_file.as_ref(), self.key_file.as_ref(), self.trusted_ca_file.as_ref());
+        let (cert, key, ca) = (
+            self.cert_file.as_ref(),
+            self.key_file.as_ref(),
+            self.trusted_ca_file.as_ref(),
+        );
         let listen = listeners(&self.listen_client_urls, cert, key, ca, self.client_cert_auth)?;
         let defaults = server::Config::new(Identity::random());
         let config = EtcdConfig {
@@ -174,12 +238,20 @@ impl EtcdArgs {
                 max_request_bytes: self.max_request_bytes,
                 max_txn_ops: self.max_txn_ops,
                 watch_progress_interval: self.watch_progress_notify_interval.max(Duration::from_millis(100)),
-                quota_bytes: if self.quota_backend_bytes == 0 { defaults.quota_bytes } else { self.quota_backend_bytes },
+                quota_bytes: if self.quota_backend_bytes == 0 {
+                    defaults.quota_bytes
+                } else {
+                    self.quota_backend_bytes
+                },
                 ..defaults
             },
             auth: auth::Config {
                 token_ttl: Duration::from_secs(self.auth_token_ttl),
-                bcrypt_cost: if (4..=31).contains(&self.bcrypt_cost) { self.bcrypt_cost } else { 10 },
+                bcrypt_cost: if (4..=31).contains(&self.bcrypt_cost) {
+                    self.bcrypt_cost
+                } else {
+                    10
+                },
             },
             listen,
             keep_history: retention(&self.auto_compaction_retention)?,
@@ -220,7 +292,11 @@ mod tests {
     fn urls_must_be_complete() {
         let ok = |url: &str| listeners(&[url.to_owned()], None, None, None, false);
         assert!(ok("http://127.0.0.1:2379").is_ok());
-        for (url, why) in [("127.0.0.1:2379", "not an http"), ("http://localhost", "no port"), ("https://x:1", "--cert-file")] {
+        for (url, why) in [
+            ("127.0.0.1:2379", "not an http"),
+            ("http://localhost", "no port"),
+            ("https://x:1", "--cert-file"),
+        ] {
             assert!(format!("{:#}", ok(url).unwrap_err()).contains(why), "{url}");
         }
     }

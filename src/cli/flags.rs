@@ -46,7 +46,11 @@ pub struct ClusterArgs {
 impl ClusterArgs {
     /// The validated identity.
     pub fn info(&self) -> anyhow::Result<ClusterInfo> {
-        Ok(ClusterInfo::new(&self.cluster_name, self.cluster_id, self.max_connected_clusters)?)
+        Ok(ClusterInfo::new(
+            &self.cluster_name,
+            self.cluster_id,
+            self.max_connected_clusters,
+        )?)
     }
 }
 
@@ -129,7 +133,9 @@ fn service_mode(text: &str) -> Result<ServiceMode, String> {
         "prefer-legacy" => Ok(ServiceMode::PreferLegacy),
         "prefer-endpointslice" => Ok(ServiceMode::PreferEndpointSlice),
         "only-endpointslice" => Ok(ServiceMode::OnlyEndpointSlice),
-        _ => Err(format!("{text:?} is none of prefer-legacy, prefer-endpointslice, only-endpointslice")),
+        _ => Err(format!(
+            "{text:?} is none of prefer-legacy, prefer-endpointslice, only-endpointslice"
+        )),
     }
 }
 
@@ -202,7 +208,9 @@ impl KvstoreArgs {
                 "etcd.address" => address = Some(value),
                 "etcd.qps" | "etcd.bootstrapQps" | "etcd.maxInflight" | "etcd.limit" => {
                     // Batches make rate limits per key needless; the numbers are still checked.
-                    value.parse::<i64>().with_context(|| format!("--kvstore-opt {key}={value} is not a number"))?;
+                    value
+                        .parse::<i64>()
+                        .with_context(|| format!("--kvstore-opt {key}={value} is not a number"))?;
                 }
                 "etcd.keepaliveHeartbeat" | "etcd.keepaliveTimeout" => {
                     duration(&value).map_err(|e| anyhow::anyhow!("--kvstore-opt {key}: {e}"))?;
@@ -304,8 +312,14 @@ mod tests {
     fn options_come_as_lists_or_json_and_keep_commas() {
         let read = |texts: &[&str]| options(&texts.iter().map(|t| (*t).to_owned()).collect::<Vec<_>>());
         let pair = |k: &str, v: &str| (k.to_owned(), v.to_owned());
-        assert_eq!(read(&["a=1,b=2", "c=3"]).unwrap(), [pair("a", "1"), pair("b", "2"), pair("c", "3")]);
-        assert_eq!(read(&["etcd.address=x:1,y:2,z=3"]).unwrap(), [pair("etcd.address", "x:1,y:2"), pair("z", "3")]);
+        assert_eq!(
+            read(&["a=1,b=2", "c=3"]).unwrap(),
+            [pair("a", "1"), pair("b", "2"), pair("c", "3")]
+        );
+        assert_eq!(
+            read(&["etcd.address=x:1,y:2,z=3"]).unwrap(),
+            [pair("etcd.address", "x:1,y:2"), pair("z", "3")]
+        );
         assert_eq!(read(&[r#"{"a":"1"}"#]).unwrap(), [pair("a", "1")]);
         assert!(read(&["nothing"]).is_err());
     }
@@ -321,7 +335,9 @@ mod tests {
 
     #[test]
     fn ignored_flags_are_taken_out_with_their_values() {
-        let args = ["x", "--gops-port", "1", "--pprof", "--gops-port=2", "--cluster-id=3"].map(str::to_owned).to_vec();
+        let args = ["x", "--gops-port", "1", "--pprof", "--gops-port=2", "--cluster-id=3"]
+            .map(str::to_owned)
+            .to_vec();
         let (rest, taken) = strip(args, IGNORED_BY_DAEMONS);
         assert_eq!(rest, ["x", "--cluster-id=3"]);
         assert_eq!(taken, ["gops-port", "pprof", "gops-port"]);

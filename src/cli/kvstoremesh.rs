@@ -35,7 +35,14 @@ pub struct KvstoremeshArgs {
 impl KvstoremeshArgs {
     /// Connects to the local store, and starts mirroring.
     pub async fn start(self, life: &Lifecycle) -> anyhow::Result<()> {
-        let Self { cluster, mesh, service, kvstore, log: _, health_port } = self;
+        let Self {
+            cluster,
+            mesh,
+            service,
+            kvstore,
+            log: _,
+            health_port,
+        } = self;
         let cluster = cluster.info()?;
         let (source, lease_ttl_secs) = kvstore.source()?;
         let Some(config) = mesh.config(cluster, service.clustermesh_service_v2) else {
@@ -97,7 +104,10 @@ fn get(host: &str, path: &str) -> anyhow::Result<String> {
     let connected = TcpStream::connect(host);
     let mut stream = connected.with_context(|| format!("is KVStoreMesh running and serving the API on {host}?"))?;
     stream.set_read_timeout(Some(Duration::from_secs(30)))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")?;
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+    )?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let (head, body) = answer.split_once("\r\n\r\n").context("the answer is not HTTP")?;

@@ -23,7 +23,10 @@ pub enum Format {
 /// Starts logging. Daemons log to standard output, as the originals; etcd and the demo to standard error.
 pub fn init(format: Format, level: Level, to_stdout: bool) {
     let filter = EnvFilter::new(format!("warn,isthmus={}", level.as_str().to_ascii_lowercase()));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).event_format(Lines(format));
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(false)
+        .event_format(Lines(format));
     // A second subscriber is refused, which only tests could want.
     let _ = match to_stdout {
         true => builder.with_writer(std::io::stdout).try_init(),
@@ -77,12 +80,7 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
 {
-    fn format_event(
-        &self,
-        _: &FmtContext<'_, S, N>,
-        mut writer: Writer<'_>,
-        event: &Event<'_>,
-    ) -> fmt::Result {
+    fn format_event(&self, _: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
         let mut fields = Fields::default();
         event.record(&mut fields);
         let level = event.metadata().level().as_str().to_ascii_lowercase();
@@ -95,15 +93,17 @@ where
                 }
                 writeln!(writer)
             }
-            Format::Json => {
-                json(&mut writer, &[("time", &time.to_string()), ("level", &level)], &fields)
-            }
+            Format::Json => json(&mut writer, &[("time", &time.to_string()), ("level", &level)], &fields),
             Format::Etcd => {
                 let meta = event.metadata();
                 let file = meta.file().and_then(|f| f.rsplit('/').next()).unwrap_or_default();
                 let caller = format!("{file}:{}", meta.line().unwrap_or_default());
                 let ts = time.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string();
-                json(&mut writer, &[("level", &level), ("ts", &ts), ("caller", &caller)], &fields)
+                json(
+                    &mut writer,
+                    &[("level", &level), ("ts", &ts), ("caller", &caller)],
+                    &fields,
+                )
             }
         }
     }
@@ -143,7 +143,11 @@ mod tests {
 
     #[test]
     fn log_options_choose_format_and_level() {
-        let given = ["format=json".to_owned(), "level=warning".to_owned(), "color=red".to_owned()];
+        let given = [
+            "format=json".to_owned(),
+            "level=warning".to_owned(),
+            "color=red".to_owned(),
+        ];
         let (format, level, complaints) = options(true, &given);
         assert_eq!((format, level, complaints.len()), (Format::Json, Level::WARN, 1));
     }

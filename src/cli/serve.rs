@@ -26,7 +26,12 @@ pub struct ServeArgs {
     #[command(flatten)]
     pub log: LogArgs,
     /// Where to listen for etcd clients
-    #[arg(long, env = "CILIUM_LISTEN_CLIENT_URLS", default_value = "https://0.0.0.0:2379", value_delimiter = ',')]
+    #[arg(
+        long,
+        env = "CILIUM_LISTEN_CLIENT_URLS",
+        default_value = "https://0.0.0.0:2379",
+        value_delimiter = ','
+    )]
     listen_client_urls: Vec<String>,
     /// Server certificate
     #[arg(long, env = "CILIUM_CERT_FILE", default_value = "/var/lib/etcd-secrets/tls.crt")]
@@ -53,8 +58,18 @@ impl ServeArgs {
     /// Starts all parts.
     pub async fn start(self, life: &Lifecycle) -> anyhow::Result<()> {
         let Self {
-            cluster, publisher, mesh, service, log: _, listen_client_urls, cert_file, key_file, trusted_ca_file,
-            client_cert_auth, history, health_port,
+            cluster,
+            publisher,
+            mesh,
+            service,
+            log: _,
+            listen_client_urls,
+            cert_file,
+            key_file,
+            trusted_ca_file,
+            client_cert_auth,
+            history,
+            health_port,
         } = self;
         let (cluster, mode) = (cluster.info()?, service.clustermesh_service_v2);
         let ready = Ready::default();

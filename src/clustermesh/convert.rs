@@ -35,7 +35,10 @@ pub(super) fn node(node: &k8s::CiliumNode, cluster: &ClusterInfo, problems: &mut
                 problems.push(format!("address {:?} is not an IP address", a.ip));
                 return None;
             }
-            Some(values::NodeAddress { kind: a.kind.clone(), ip })
+            Some(values::NodeAddress {
+                kind: a.kind.clone(),
+                ip,
+            })
         })
         .collect();
     let pools = spec.ipam.pools.allocated.iter().flat_map(|p| &p.cidrs);
@@ -73,7 +76,9 @@ pub(super) fn node(node: &k8s::CiliumNode, cluster: &ClusterInfo, problems: &mut
         labels: non_empty(node.metadata.labels.as_ref()),
         annotations: non_empty(node.metadata.annotations.as_ref()),
         node_identity: (spec.node_identity & u64::from(u32::MAX)) as u32,
-        wireguard_pub_key: key.or_else(|| annotation("io.cilium.network.wg-pub-key")).unwrap_or_default(),
+        wireguard_pub_key: key
+            .or_else(|| annotation("io.cilium.network.wg-pub-key"))
+            .unwrap_or_default(),
         boot_id: spec.boot_id.clone(),
     })
 }
@@ -100,7 +105,9 @@ pub(super) fn identity(labels: &k8s::Strings) -> Vec<u8> {
         };
         sorted.insert(key, (source, value));
     }
-    let labels = sorted.iter().map(|(key, (source, value))| format!("{source}:{key}={value};"));
+    let labels = sorted
+        .iter()
+        .map(|(key, (source, value))| format!("{source}:{key}={value};"));
     labels.collect::<String>().into_bytes()
 }
 
@@ -118,13 +125,20 @@ pub(super) struct Endpoint<'a> {
 /// An endpoint's addresses, as key names, with their values.
 pub(super) fn endpoint(endpoint: &Endpoint<'_>, problems: &mut Problems) -> Vec<(String, Vec<u8>)> {
     let host_ip = GoIp::parse(&endpoint.networking.node);
-    let texts = endpoint.networking.addressing.iter().flat_map(|pair| [&pair.ipv4, &pair.ipv6]);
+    let texts = endpoint
+        .networking
+        .addressing
+        .iter()
+        .flat_map(|pair| [&pair.ipv4, &pair.ipv6]);
     let mut entries = vec![];
     for text in texts.filter(|t| !t.is_empty()) {
         let ip = GoIp::parse(text);
         if ip.0.is_none() {
             // Cilium writes it under the key `<nil>`, which readers reject, and where two collide.
-            problems.push(format!("address {text:?} of pod {:?} is not an IP address", endpoint.pod));
+            problems.push(format!(
+                "address {text:?} of pod {:?} is not an IP address",
+                endpoint.pod
+            ));
             continue;
         }
         let named_ports = endpoint.named_ports.iter().map(|p| values::NamedPort {
@@ -191,12 +205,19 @@ pub(super) fn service<'a>(
 
 fn frontends(service: &k8s::Service) -> BTreeMap<String, values::Ports> {
     let spec = &service.spec;
-    let label = service.metadata.labels.as_ref().is_some_and(|l| l.contains_key("service.kubernetes.io/headless"));
+    let label = service
+        .metadata
+        .labels
+        .as_ref()
+        .is_some_and(|l| l.contains_key("service.kubernetes.io/headless"));
     if label || spec.cluster_ip.eq_ignore_ascii_case("none") {
         return BTreeMap::new();
     }
     let port = |p: &k8s::ServicePort| {
-        let port = values::Port { protocol: p.protocol.clone(), port: wrap!(i64::from(p.port), u16) };
+        let port = values::Port {
+            protocol: p.protocol.clone(),
+            port: wrap!(i64::from(p.port), u16),
+        };
         (p.name.clone(), port)
     };
     let ports: values::Ports = spec.ports.iter().map(port).collect();
@@ -218,15 +239,15 @@ fn add_backends(value: &mut values::Service, slice: &k8s::EndpointSlice, problem
             Some((p.name.clone().unwrap_or_default(), values::Port { protocol, port }))
         })
         .collect();
-    let usable = |e: &&k8s::SliceEndpoint| {
-        e.conditions.ready.unwrap_or(true) || e.conditions.serving.unwrap_or(true)
-    };
+    let usable = |e: &&k8s::SliceEndpoint| e.conditions.ready.unwrap_or(true) || e.conditions.serving.unwrap_or(true);
     for endpoint in slice.endpoints.iter().filter(usable) {
         for address in &endpoint.addresses {
             let text = address.split_once('@').map_or(&**address, |(ip, _)| ip);
             let Ok(ip) = text.parse::<IpAddr>() else {
                 let name = slice.metadata.name.as_deref().unwrap_or_default();
-                problems.push(format!("address {address:?} of EndpointSlice {name} is not an IP address"));
+                problems.push(format!(
+                    "address {address:?} of EndpointSlice {name} is not an IP address"
+                ));
                 continue;
             };
             let ip = ip.to_string();
@@ -235,11 +256,22 @@ fn add_backends(value: &mut values::Service, slice: &k8s::EndpointSlice, problem
                 value.hostnames.insert(ip.clone(), hostname.clone());
             }
             let old = endpoint.deprecated_topology.get("topology.kubernetes.io/zone");
-            let zone = endpoint.zone.as_ref().filter(|z| !z.is_empty()).or(old).filter(|z| !z.is_empty());
+            let zone = endpoint
+                .zone
+                .as_ref()
+                .filter(|z| !z.is_empty())
+                .or(old)
+                .filter(|z| !z.is_empty());
             if let Some(zone) = zone {
                 let hints = endpoint.hints.iter().flat_map(|h| &h.for_zones);
                 let for_zones = hints.map(|z| values::ForZone { name: z.name.clone() }).collect();
-                value.zones.insert(ip, values::Zone { zone: zone.clone(), for_zones });
+                value.zones.insert(
+                    ip,
+                    values::Zone {
+                        zone: zone.clone(),
+                        for_zones,
+                    },
+                );
             }
         }
     }
@@ -260,7 +292,13 @@ pub(super) fn endpoint_slice(slice: &k8s::EndpointSlice, cluster: &ClusterInfo) 
         node_name: e.node_name.clone(),
         zone: e.zone.clone(),
         hints: e.hints.as_ref().map(|h| slice::EndpointHints {
-            for_zones: h.for_zones.iter().map(|z| slice::ForZone { name: Some(z.name.clone()) }).collect(),
+            for_zones: h
+                .for_zones
+                .iter()
+                .map(|z| slice::ForZone {
+                    name: Some(z.name.clone()),
+                })
+                .collect(),
         }),
     };
     // The API server fills in what a manifest may leave out.
@@ -313,7 +351,11 @@ pub(super) fn service_export(
         old_annotations: export.spec.exported_annotations.clone(),
         export_creation_timestamp: created.map(|t| t.0.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()),
         ports: spec.ports.iter().map(port).collect(),
-        kind: if spec.cluster_ip == "None" { "Headless" } else { "ClusterSetIP" },
+        kind: if spec.cluster_ip == "None" {
+            "Headless"
+        } else {
+            "ClusterSetIP"
+        },
         session_affinity: spec.session_affinity.clone(),
         session_affinity_config: timeout.map(|timeout_seconds| values::SessionAffinityConfig {
             client_ip: values::ClientIp { timeout_seconds },

@@ -5,8 +5,8 @@
 //! address is never deleted because a dead owner of it was (Cilium 1.20, entryGroup).
 
 use crate::k8s::types::ObjectKey;
-use std::collections::{BTreeMap, HashMap};
 use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 
 /// A key's change, if any: its new value, or its end.
 pub(super) type Change = (String, Option<Vec<u8>>);
@@ -26,7 +26,10 @@ impl Owners {
         let entries: BTreeMap<_, _> = entries.into_iter().collect();
         let mut changes = vec![];
         let before = self.keys.remove(object).unwrap_or_default();
-        let stale = before.into_iter().filter(|k| !entries.contains_key(k)).collect::<Vec<_>>();
+        let stale = before
+            .into_iter()
+            .filter(|k| !entries.contains_key(k))
+            .collect::<Vec<_>>();
         if !entries.is_empty() {
             self.keys.insert(object.clone(), entries.keys().cloned().collect());
         }
@@ -47,7 +50,9 @@ impl Owners {
     }
 
     fn release(&mut self, object: &ObjectKey, key: String) -> Option<Change> {
-        let Entry::Occupied(mut claims) = self.claims.entry(key) else { return None };
+        let Entry::Occupied(mut claims) = self.claims.entry(key) else {
+            return None;
+        };
         let at = claims.get().iter().position(|(o, _)| o == object)?;
         claims.get_mut().remove(at);
         let key = claims.key().clone();
@@ -68,7 +73,11 @@ mod tests {
     use crate::k8s::types::Kind;
 
     fn object(name: &str) -> ObjectKey {
-        ObjectKey { kind: Kind::Endpoint, namespace: "ns".to_owned(), name: name.to_owned() }
+        ObjectKey {
+            kind: Kind::Endpoint,
+            namespace: "ns".to_owned(),
+            name: name.to_owned(),
+        }
     }
 
     fn entry(key: &str, value: &str) -> (String, Vec<u8>) {
@@ -98,6 +107,9 @@ mod tests {
         let mut owners = Owners::default();
         let o = object("o");
         owners.set(&o, vec![entry("a", "1"), entry("b", "1")]);
-        assert_eq!(owners.set(&o, vec![entry("b", "2")]), [set("b", "2"), ("a".to_owned(), None)]);
+        assert_eq!(
+            owners.set(&o, vec![entry("b", "2")]),
+            [set("b", "2"), ("a".to_owned(), None)]
+        );
     }
 }

@@ -52,6 +52,9 @@ pub enum Change {
     Problem(ObjectKey, String),
 }
 
+/// Key names with their values.
+type Entries = Vec<(String, Vec<u8>)>;
+
 /// See the module's text.
 pub struct Publisher {
     options: Options,
@@ -65,7 +68,7 @@ pub struct Publisher {
     /// Identity name → namespace.
     identity_namespaces: HashMap<String, String>,
     /// (namespace, object) → its addresses and values.
-    endpoints: BTreeMap<(String, ObjectKey), Vec<(String, Vec<u8>)>>,
+    endpoints: BTreeMap<(String, ObjectKey), Entries>,
     /// CiliumEndpointSlice → its namespace, which may change.
     slice_namespaces: HashMap<ObjectKey, String>,
     owners: Owners,
@@ -140,9 +143,7 @@ impl Publisher {
                 Scope::Nodes => &[Kind::Node],
                 Scope::Identities => &[Kind::Identity, Kind::Namespace],
                 Scope::Endpoints => &[endpoints, Kind::Namespace],
-                Scope::Services | Scope::EndpointSlices => {
-                    &[Kind::Service, Kind::EndpointSlice, Kind::Namespace]
-                }
+                Scope::Services | Scope::EndpointSlices => &[Kind::Service, Kind::EndpointSlice, Kind::Namespace],
                 // Without exports there is nothing to wait for, and readers wait for the canary.
                 Scope::ServiceExports if !self.options.service_exports => &[],
                 Scope::ServiceExports => &[Kind::Service, Kind::ServiceExport],
@@ -254,7 +255,9 @@ impl Publisher {
     fn says_global(&self, namespace: &k8s::Namespace) -> bool {
         let annotations = namespace.metadata.annotations.as_ref();
         let annotation = annotations.and_then(|a| a.get("clustermesh.cilium.io/global"));
-        annotation.map_or(self.options.default_global_namespace, |v| v.eq_ignore_ascii_case("true"))
+        annotation.map_or(self.options.default_global_namespace, |v| {
+            v.eq_ignore_ascii_case("true")
+        })
     }
 
     /// A namespace that does not exist is not global.
@@ -273,12 +276,21 @@ impl Publisher {
             });
         }
         let objects = self.endpoints.range(first_endpoint(namespace)..);
-        let objects: Vec<_> = objects.take_while(|((ns, _), _)| ns == namespace).map(|(k, _)| k.clone()).collect();
+        let objects: Vec<_> = objects
+            .take_while(|((ns, _), _)| ns == namespace)
+            .map(|(k, _)| k.clone())
+            .collect();
         for (ns, object) in objects {
-            let entries = if global { self.endpoints[&(ns, object.clone())].clone() } else { vec![] };
+            let entries = if global {
+                self.endpoints[&(ns, object.clone())].clone()
+            } else {
+                vec![]
+            };
             self.own(&object, entries, out);
         }
-        let services: Vec<_> = of_namespace(&self.services, namespace, &from).map(|(k, _)| k.clone()).collect();
+        let services: Vec<_> = of_namespace(&self.services, namespace, &from)
+            .map(|(k, _)| k.clone())
+            .collect();
         for name in services {
             self.service_changed(&name, &mut vec![], out);
         }
@@ -304,7 +316,8 @@ impl Publisher {
         if let Some(before) = before.filter(|b| b != namespace) {
             self.identities.remove(&(before, key.name.clone()));
         }
-        self.identities.insert((namespace.clone(), key.name.clone()), value.clone());
+        self.identities
+            .insert((namespace.clone(), key.name.clone()), value.clone());
         out.push(match self.is_global(namespace) {
             true => Change::Upsert(Scope::Identities, key.name.clone(), value),
             false => Change::Delete(Scope::Identities, key.name.clone()),
@@ -320,13 +333,7 @@ impl Publisher {
 
     // --- endpoints ---
 
-    fn endpoints(
-        &mut self,
-        namespace: &str,
-        key: &ObjectKey,
-        entries: Vec<(String, Vec<u8>)>,
-        out: &mut Vec<Change>,
-    ) {
+    fn endpoints(&mut self, namespace: &str, key: &ObjectKey, entries: Entries, out: &mut Vec<Change>) {
         if key.kind == Kind::CiliumEndpointSlice {
             let before = self.slice_namespaces.insert(key.clone(), namespace.to_owned());
             if let Some(before) = before.filter(|b| b != namespace) {
@@ -334,11 +341,12 @@ impl Publisher {
             }
         }
         let global = self.is_global(namespace);
-        self.endpoints.insert((namespace.to_owned(), key.clone()), entries.clone());
+        self.endpoints
+            .insert((namespace.to_owned(), key.clone()), entries.clone());
         self.own(key, if global { entries } else { vec![] }, out);
     }
 
-    fn own(&mut self, key: &ObjectKey, entries: Vec<(String, Vec<u8>)>, out: &mut Vec<Change>) {
+    fn own(&mut self, key: &ObjectKey, entries: Entries, out: &mut Vec<Change>) {
         let changes = self.owners.set(key, entries).into_iter();
         out.extend(changes.map(|(name, value)| match value {
             Some(value) => Change::Upsert(Scope::Endpoints, name, value),
@@ -350,7 +358,10 @@ impl Publisher {
 
     fn service_changed(&mut self, name: &(String, String), problems: &mut Problems, out: &mut Vec<Change>) {
         let key = format!("{}/{}", name.0, name.1);
-        let shared = self.services.get(name).filter(|s| convert::is_shared(s) && self.is_global(&name.0));
+        let shared = self
+            .services
+            .get(name)
+            .filter(|s| convert::is_shared(s) && self.is_global(&name.0));
         let slices = self.slices_of.get(name);
         let slices: Vec<_> = slices
             .into_iter()
@@ -407,11 +418,17 @@ impl Publisher {
                     self.slices_of.remove(&service);
                 }
             }
-            out.push(Change::Delete(Scope::EndpointSlices, format!("{}/{}", key.namespace, key.name)));
+            out.push(Change::Delete(
+                Scope::EndpointSlices,
+                format!("{}/{}", key.namespace, key.name),
+            ));
             self.service_changed(&service, problems, out);
         }
         if let Some(service) = now {
-            self.slices_of.entry(service.clone()).or_default().insert(key.name.clone());
+            self.slices_of
+                .entry(service.clone())
+                .or_default()
+                .insert(key.name.clone());
             if self.services.contains_key(&service) {
                 self.service_changed(&service, problems, out);
             }
@@ -429,7 +446,7 @@ impl Publisher {
     }
 }
 
-fn slice_entries(slice: &k8s::CiliumEndpointSlice, problems: &mut Problems) -> Vec<(String, Vec<u8>)> {
+fn slice_entries(slice: &k8s::CiliumEndpointSlice, problems: &mut Problems) -> Entries {
     let endpoint = |e: &k8s::CoreEndpoint, problems: &mut Problems| {
         let endpoint = convert::Endpoint {
             namespace: &slice.namespace,
@@ -450,10 +467,15 @@ fn of_namespace<'a, V>(
     namespace: &'a str,
     from: &(String, String),
 ) -> impl Iterator<Item = (&'a (String, String), &'a V)> {
-    map.range(from.clone()..).take_while(move |((ns, _), _)| ns == namespace)
+    map.range(from.clone()..)
+        .take_while(move |((ns, _), _)| ns == namespace)
 }
 
 fn first_endpoint(namespace: &str) -> (String, ObjectKey) {
-    let first = ObjectKey { kind: Kind::ALL[0], namespace: String::new(), name: String::new() };
+    let first = ObjectKey {
+        kind: Kind::ALL[0],
+        namespace: String::new(),
+        name: String::new(),
+    };
     (namespace.to_owned(), first)
 }

@@ -36,7 +36,12 @@ struct Bench {
 impl Bench {
     fn new(options: Options) -> Self {
         let publisher = Publisher::new(options);
-        Self { publisher, keys: BTreeMap::new(), synced: vec![], problems: vec![] }
+        Self {
+            publisher,
+            keys: BTreeMap::new(),
+            synced: vec![],
+            problems: vec![],
+        }
     }
 
     fn send(&mut self, event: Event) {
@@ -64,7 +69,11 @@ impl Bench {
     }
 
     fn names(&self, scope: Scope) -> Vec<&str> {
-        self.keys.keys().filter(|(s, _)| *s == scope).map(|(_, name)| &**name).collect()
+        self.keys
+            .keys()
+            .filter(|(s, _)| *s == scope)
+            .map(|(_, name)| &**name)
+            .collect()
     }
 
     fn json(&self, scope: Scope, name: &str) -> Value {
@@ -114,18 +123,26 @@ fn the_golden_objects_give_ciliums_keys_and_values() {
         .iter()
         .filter(|((scope, _), _)| *scope != Scope::EndpointSlices)
         .map(|((scope, name), value)| {
-            (scope.state_prefix(&cluster.name) + name, String::from_utf8(value.clone()).unwrap())
+            (
+                scope.state_prefix(&cluster.name) + name,
+                String::from_utf8(value.clone()).unwrap(),
+            )
         })
         .collect();
     for scope in &bench.synced {
         ours.insert(scope.state_canary(&cluster.name), "time".to_owned());
     }
-    ours.insert(keys::cluster_config(&cluster.name), String::from_utf8(config().to_json()).unwrap());
+    ours.insert(
+        keys::cluster_config(&cluster.name),
+        String::from_utf8(config().to_json()).unwrap(),
+    );
 
     let dump = include_str!("../../tests/testdata/golden/dump.txt");
     let lines: Vec<_> = dump.lines().collect();
-    let mut golden: BTreeMap<String, String> =
-        lines.chunks_exact(2).map(|pair| (pair[0].to_owned(), pair[1].to_owned())).collect();
+    let mut golden: BTreeMap<String, String> = lines
+        .chunks_exact(2)
+        .map(|pair| (pair[0].to_owned(), pair[1].to_owned()))
+        .collect();
     for (key, value) in &mut golden {
         if key.starts_with("cilium/synced/") {
             *value = "time".to_owned();
@@ -134,7 +151,10 @@ fn the_golden_objects_give_ciliums_keys_and_values() {
     // Cilium 1.20: services of namespaces that are not global stay at home.
     assert!(golden.remove("cilium/state/services/v1/c3/priv/privsvc").is_some());
     // Cilium 1.20: slices are exported, too, and the config and a canary say so.
-    golden.insert("cilium/synced/c3/cilium/state/endpointslices/v1".to_owned(), "time".to_owned());
+    golden.insert(
+        "cilium/synced/c3/cilium/state/endpointslices/v1".to_owned(),
+        "time".to_owned(),
+    );
     let old = golden.get_mut("cilium/cluster-config/c3").unwrap();
     *old = old.replace("}}", r#","endpointSlicesExportMode":"services-and-endpointslices"}}"#);
     // Cilium 1.20.1 fills the named ports in (clustermesh/converters.go, namedPortsToIPIdentity).
@@ -145,7 +165,12 @@ fn the_golden_objects_give_ciliums_keys_and_values() {
     }
     // Ours: an address that is none gets a warning, not the key `<nil>`, which readers reject.
     assert!(golden.remove("cilium/state/ip/v1/default/<nil>").is_some());
-    assert!(bench.problems.iter().any(|p| p.starts_with("CiliumEndpoint foo/p2: address \"bad\"")));
+    assert!(
+        bench
+            .problems
+            .iter()
+            .any(|p| p.starts_with("CiliumEndpoint foo/p2: address \"bad\""))
+    );
 
     assert_eq!(ours.keys().collect::<Vec<_>>(), golden.keys().collect::<Vec<_>>());
     for (key, value) in &golden {
@@ -177,11 +202,25 @@ fn a_slice_is_exported_whole_and_compressed() {
     bench.apply(value);
     let bytes = &bench.keys[&(Scope::EndpointSlices, "foo/s-1".to_owned())];
     let message = ClusterEndpointSlice::decode(&*zstd::decode_all(&bytes[..]).unwrap()).unwrap();
-    assert_eq!((message.cluster(), message.cluster_id(), message.namespace(), message.name()), ("c3", 3, "foo", "s-1"));
+    assert_eq!(
+        (
+            message.cluster(),
+            message.cluster_id(),
+            message.namespace(),
+            message.name()
+        ),
+        ("c3", 3, "foo", "s-1")
+    );
     assert_eq!(message.endpoints[0].addresses, ["10.0.0.1"]);
     let conditions = message.endpoints[0].conditions.unwrap();
-    assert_eq!((conditions.ready, conditions.serving, conditions.terminating), (Some(false), Some(true), None));
-    assert_eq!((message.ports[0].name.as_deref(), message.ports[0].port), (Some(""), Some(8080)));
+    assert_eq!(
+        (conditions.ready, conditions.serving, conditions.terminating),
+        (Some(false), Some(true), None)
+    );
+    assert_eq!(
+        (message.ports[0].name.as_deref(), message.ports[0].port),
+        (Some(""), Some(8080))
+    );
 }
 
 #[test]
@@ -205,7 +244,10 @@ fn a_namespace_that_stops_being_global_takes_its_keys_along_and_brings_them_back
 
 #[test]
 fn only_annotated_namespaces_are_global_where_that_is_the_default() {
-    let mut bench = Bench::new(Options { default_global_namespace: false, ..options() });
+    let mut bench = Bench::new(Options {
+        default_global_namespace: false,
+        ..options()
+    });
     bench.apply(endpoint("p", "10.0.0.1"));
     bench.apply(namespace("foo", None));
     assert!(bench.keys.is_empty());
@@ -227,7 +269,10 @@ fn an_address_that_moves_between_pods_is_never_without_an_owner() {
 
 #[test]
 fn a_cilium_endpoint_slice_may_change_its_namespace() {
-    let mut bench = Bench::new(Options { endpoint_slices: true, ..options() });
+    let mut bench = Bench::new(Options {
+        endpoint_slices: true,
+        ..options()
+    });
     bench.apply(namespace("foo", None));
     bench.apply(namespace("private", Some("false")));
     let mut value = json!({
@@ -248,9 +293,15 @@ fn a_cilium_endpoint_slice_may_change_its_namespace() {
 fn annotations_decide_what_is_shared() {
     let cases = [
         (json!({"service.cilium.io/global": "true"}), true),
-        (json!({"service.cilium.io/global": "True", "service.cilium.io/shared": "false"}), false),
+        (
+            json!({"service.cilium.io/global": "True", "service.cilium.io/shared": "false"}),
+            false,
+        ),
         (json!({"io.cilium/global-service": "true"}), true),
-        (json!({"service.cilium.io/global": "false", "io.cilium/global-service": "true"}), false),
+        (
+            json!({"service.cilium.io/global": "false", "io.cilium/global-service": "true"}),
+            false,
+        ),
         (json!({"service.cilium.io/shared": "true"}), false),
     ];
     for (annotations, shared) in cases {
@@ -259,7 +310,11 @@ fn annotations_decide_what_is_shared() {
         bench.apply(slice("s-1", "10.0.0.1", ("http", 80)));
         bench.apply(service(annotations.clone()));
         assert_eq!(bench.names(Scope::Services).len(), usize::from(shared), "{annotations}");
-        assert_eq!(bench.names(Scope::EndpointSlices).len(), usize::from(shared), "{annotations}");
+        assert_eq!(
+            bench.names(Scope::EndpointSlices).len(),
+            usize::from(shared),
+            "{annotations}"
+        );
         bench.apply(service(json!({})));
         assert!(bench.keys.is_empty());
     }
@@ -288,7 +343,10 @@ fn ports_of_several_slices_add_up_and_a_slice_that_moves_on_leaves_nothing() {
 
 #[test]
 fn only_slices_are_exported_where_the_mode_says_so() {
-    let mut bench = Bench::new(Options { service_mode: ServiceMode::OnlyEndpointSlice, ..options() });
+    let mut bench = Bench::new(Options {
+        service_mode: ServiceMode::OnlyEndpointSlice,
+        ..options()
+    });
     bench.apply(namespace("foo", None));
     bench.apply(service(json!({"service.cilium.io/global": "true"})));
     bench.apply(slice("s-1", "10.0.0.1", ("http", 80)));
@@ -298,7 +356,10 @@ fn only_slices_are_exported_where_the_mode_says_so() {
 
 #[test]
 fn a_scope_is_complete_when_all_its_kinds_are_listed() {
-    let mut bench = Bench::new(Options { service_exports: false, ..options() });
+    let mut bench = Bench::new(Options {
+        service_exports: false,
+        ..options()
+    });
     bench.send(Event::Listed(Kind::Node));
     // Without exports their canary has nothing to wait for.
     assert_eq!(bench.synced, [Scope::Nodes, Scope::ServiceExports]);
@@ -315,7 +376,10 @@ fn a_problem_is_told_once_and_again_after_it_was_gone() {
     for _ in 0..3 {
         bench.apply(endpoint("p", "bad"));
     }
-    assert_eq!(bench.problems, ["CiliumEndpoint foo/p: address \"bad\" of pod \"p\" is not an IP address"]);
+    assert_eq!(
+        bench.problems,
+        ["CiliumEndpoint foo/p: address \"bad\" of pod \"p\" is not an IP address"]
+    );
     bench.apply(endpoint("p", "10.0.0.1"));
     bench.apply(endpoint("p", "bad"));
     assert_eq!(bench.problems.len(), 2);

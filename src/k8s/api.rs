@@ -53,12 +53,21 @@ impl ApiConfig {
     pub async fn client(&self) -> Result<Client, Error> {
         let config = match (&self.kubeconfig, self.urls.first()) {
             (Some(path), _) => {
-                let wrap = |source| Error::Kubeconfig { path: path.clone(), source };
+                let wrap = |source| Error::Kubeconfig {
+                    path: path.clone(),
+                    source,
+                };
                 let file = Kubeconfig::read_from(path).map_err(wrap)?;
-                Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(wrap)?
+                Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
+                    .await
+                    .map_err(wrap)?
             }
             (None, Some(url)) => {
-                let full = if url.contains("://") { url.clone() } else { format!("https://{url}") };
+                let full = if url.contains("://") {
+                    url.clone()
+                } else {
+                    format!("https://{url}")
+                };
                 Config::new(full.parse().map_err(|_| Error::Url { url: url.clone() })?)
             }
             (None, None) => Config::infer().await?,
@@ -76,10 +85,9 @@ impl ApiConfig {
                 "service.kubernetes.io/service-proxy-name=={}",
                 self.service_proxy_name
             )),
-            Kind::EndpointSlice => Some(
-                "endpointslice.kubernetes.io/managed-by!=endpointslice-mesh-controller.cilium.io"
-                    .to_owned(),
-            ),
+            Kind::EndpointSlice => {
+                Some("endpointslice.kubernetes.io/managed-by!=endpointslice-mesh-controller.cilium.io".to_owned())
+            }
             _ => None,
         }
     }
@@ -111,7 +119,9 @@ where
         config = config.labels(&selector);
     }
     let stream = watcher(Api::<K>::all(client), config).default_backoff();
-    let mut stream = stream.map_err(|error| tracing::warn!(kind = kind.name(), %error, "watching failed, trying again")).boxed();
+    let mut stream = stream
+        .map_err(|error| tracing::warn!(kind = kind.name(), %error, "watching failed, trying again"))
+        .boxed();
     let mut known = Known::new(kind);
     while let Some(event) = stream.next().await {
         let Ok(event) = event else { continue };
@@ -147,7 +157,12 @@ struct Known {
 
 impl Known {
     fn new(kind: Kind) -> Self {
-        Self { kind, keys: HashSet::new(), listed: None, first: true }
+        Self {
+            kind,
+            keys: HashSet::new(),
+            listed: None,
+            first: true,
+        }
     }
 
     fn step(&mut self, step: Step) -> Vec<Event> {
@@ -189,7 +204,9 @@ mod tests {
     #[test]
     fn what_a_new_list_does_not_name_is_gone() {
         let object = |name: &str| {
-            Kind::Node.parse(serde_json::json!({"metadata": {"name": name}})).unwrap()
+            Kind::Node
+                .parse(serde_json::json!({"metadata": {"name": name}}))
+                .unwrap()
         };
         let mut known = Known::new(Kind::Node);
         known.step(Step::Begin);
@@ -199,7 +216,9 @@ mod tests {
         known.step(Step::Begin);
         known.step(Step::Apply(object("b")));
         let events = known.step(Step::End);
-        let [Event::Delete(key)] = &events[..] else { panic!("{events:?}") };
+        let [Event::Delete(key)] = &events[..] else {
+            panic!("{events:?}")
+        };
         assert_eq!(key.name, "a");
     }
 }

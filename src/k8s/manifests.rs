@@ -48,11 +48,7 @@ struct File {
 
 /// Follows `directory`, for ever. The first look must succeed; says [`Event::Listed`] for `kinds` after
 /// it.
-pub async fn follow(
-    directory: PathBuf,
-    kinds: Vec<Kind>,
-    events: mpsc::Sender<Event>,
-) -> Result<(), Error> {
+pub async fn follow(directory: PathBuf, kinds: Vec<Kind>, events: mpsc::Sender<Event>) -> Result<(), Error> {
     let (changed, mut changes) = mpsc::channel(1);
     let noticed = move |_: notify::Result<notify::Event>| {
         // Full is as good as sent.
@@ -64,7 +60,8 @@ pub async fn follow(
     let mut manifests = Manifests::default();
     let mut first = true;
     loop {
-        if first && let Some(watcher) = &mut watcher
+        if first
+            && let Some(watcher) = &mut watcher
             && let Err(error) = watcher.watch(&directory, RecursiveMode::Recursive)
         {
             tracing::warn!(%error, "changes of manifests are noticed by polling only");
@@ -74,8 +71,15 @@ pub async fn follow(
         let (after, scanned) = read.expect("scanning does not panic");
         manifests = after;
         match scanned {
-            Err(source) if first => return Err(Error { path: directory, source }),
-            Err(error) => tracing::error!(directory = %directory.display(), %error, "cannot read the manifests: nothing changes"),
+            Err(source) if first => {
+                return Err(Error {
+                    path: directory,
+                    source,
+                });
+            }
+            Err(error) => {
+                tracing::error!(directory = %directory.display(), %error, "cannot read the manifests: nothing changes")
+            }
             Ok(list) => {
                 for event in list.into_iter().filter(|e| wanted(e, &kinds)) {
                     if events.send(event).await.is_err() {
@@ -137,11 +141,17 @@ impl Manifests {
         if self.files.get(&path).is_some_and(|f| f.hash == hash) {
             return;
         }
-        let mut file = File { hash, objects: vec![], errors: vec![] };
+        let mut file = File {
+            hash,
+            objects: vec![],
+            errors: vec![],
+        };
         for (line, document) in documents(text) {
             match serde_saphyr::from_str::<Value>(&document) {
                 Ok(value) => add(&mut file, value, line),
-                Err(error) => file.errors.push(format!("the document at line {line} does not parse: {error}")),
+                Err(error) => file
+                    .errors
+                    .push(format!("the document at line {line} does not parse: {error}")),
             }
         }
         // A file that changed may be wrong again in the same words.
@@ -218,7 +228,11 @@ impl Manifests {
             })
             .collect();
         for name in named {
-            let key = ObjectKey { kind: Kind::Namespace, namespace: String::new(), name };
+            let key = ObjectKey {
+                kind: Kind::Namespace,
+                namespace: String::new(),
+                name,
+            };
             if !self.said.contains_key(&key) {
                 let value = serde_json::json!({"metadata": {"name": key.name}});
                 let object = Kind::Namespace.parse(value).expect("a name is all it needs");
@@ -243,7 +257,11 @@ fn add(file: &mut File, value: Value, line: usize) {
     let items = match &value {
         Value::Array(items) => Some(items.clone()),
         Value::Null => return,
-        _ => value.get("items").filter(|_| is_list(&value)).and_then(Value::as_array).cloned(),
+        _ => value
+            .get("items")
+            .filter(|_| is_list(&value))
+            .and_then(Value::as_array)
+            .cloned(),
     };
     if let Some(items) = items {
         return items.into_iter().for_each(|item| add(file, item, line));
@@ -254,9 +272,12 @@ fn add(file: &mut File, value: Value, line: usize) {
         return;
     };
     // Other kinds are somebody else's business.
-    let Some(kind) = Kind::of(&kind, text("/apiVersion").as_deref()) else { return };
+    let Some(kind) = Kind::of(&kind, text("/apiVersion").as_deref()) else {
+        return;
+    };
     let Some(name) = text("/metadata/name").filter(|n| !n.is_empty()) else {
-        file.errors.push(format!("the {} at line {line} has no name", kind.name()));
+        file.errors
+            .push(format!("the {} at line {line} has no name", kind.name()));
         return;
     };
     let namespace = text("/metadata/namespace").unwrap_or_default();
@@ -264,7 +285,10 @@ fn add(file: &mut File, value: Value, line: usize) {
 }
 
 fn is_list(value: &Value) -> bool {
-    value.get("kind").and_then(Value::as_str).is_some_and(|k| k.ends_with("List"))
+    value
+        .get("kind")
+        .and_then(Value::as_str)
+        .is_some_and(|k| k.ends_with("List"))
 }
 
 /// The documents of a YAML stream, each with its first line's number. Cut by hand, so that one that does
@@ -279,7 +303,10 @@ fn documents(text: &str) -> Vec<(usize, String)> {
             document.push('\n');
         }
     }
-    let is_blank = |d: &str| d.lines().all(|l| l.trim().is_empty() || l.trim_start().starts_with('#'));
+    let is_blank = |d: &str| {
+        d.lines()
+            .all(|l| l.trim().is_empty() || l.trim_start().starts_with('#'))
+    };
     documents.retain(|(_, d)| !is_blank(d));
     documents
 }
@@ -288,7 +315,9 @@ fn walk(directory: &Path, out: &mut Vec<PathBuf>) -> std::io::Result<()> {
     for entry in std::fs::read_dir(directory)? {
         let path = entry?.path();
         let hidden = path.file_name().is_some_and(|n| n.to_string_lossy().starts_with('.'));
-        let manifest = path.extension().is_some_and(|e| ["yaml", "yml", "json"].iter().any(|m| e == *m));
+        let manifest = path
+            .extension()
+            .is_some_and(|e| ["yaml", "yml", "json"].iter().any(|m| e == *m));
         // Follows symlinks: a mounted ConfigMap is made of them.
         match std::fs::metadata(&path) {
             Ok(_) if hidden => {}
@@ -359,7 +388,10 @@ mod tests {
         let mut dir = Dir::new();
         dir.write("a.yaml", &format!("{}---\n{}", node("n1"), node("n2")));
         dir.scan();
-        dir.write("a.yaml", &format!("{}---\nkind: [broken\n---\n{}", node("n1"), node("n3")));
+        dir.write(
+            "a.yaml",
+            &format!("{}---\nkind: [broken\n---\n{}", node("n1"), node("n3")),
+        );
         assert_eq!(dir.scan(), ["+CiliumNode n3"]);
         assert!(dir.warned("a.yaml: the document at line 6 does not parse"));
         dir.write("a.yaml", &node("n1"));
@@ -387,14 +419,24 @@ mod tests {
         assert_eq!(dir.scan(), ["+CiliumNode n1"]);
         assert!(dir.warned("b.yaml: CiliumNode n1 is also in"));
         std::fs::remove_file(dir.0.path().join("a.yaml")).unwrap();
-        assert_eq!(dir.scan(), Vec::<String>::new(), "the same content from another file is no change");
+        assert_eq!(
+            dir.scan(),
+            Vec::<String>::new(),
+            "the same content from another file is no change"
+        );
     }
 
     #[test]
     fn lists_and_json_are_read_and_namespaces_are_implied() {
         let mut dir = Dir::new();
-        dir.write("a.json", r#"{"kind":"List","items":[{"kind":"Service","metadata":{"name":"s","namespace":"ns"}}]}"#);
-        dir.write("b.yaml", "kind: Deployment\nmetadata: {name: d}\n---\nmetadata: {name: x}\n---\nkind: Service\n");
+        dir.write(
+            "a.json",
+            r#"{"kind":"List","items":[{"kind":"Service","metadata":{"name":"s","namespace":"ns"}}]}"#,
+        );
+        dir.write(
+            "b.yaml",
+            "kind: Deployment\nmetadata: {name: d}\n---\nmetadata: {name: x}\n---\nkind: Service\n",
+        );
         assert_eq!(dir.scan(), ["+Namespace ns", "+Service ns/s"]);
         assert!(dir.warned("line 4 has no kind") && dir.warned("the Service at line 6 has no name"));
     }

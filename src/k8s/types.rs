@@ -268,7 +268,10 @@ mod tests {
 
     #[test]
     fn a_kind_goes_with_its_api_group() {
-        assert_eq!(Kind::of("EndpointSlice", Some("discovery.k8s.io/v1")), Some(Kind::EndpointSlice));
+        assert_eq!(
+            Kind::of("EndpointSlice", Some("discovery.k8s.io/v1")),
+            Some(Kind::EndpointSlice)
+        );
         assert_eq!(Kind::of("Service", Some("v1")), Some(Kind::Service));
         assert_eq!(Kind::of("Service", None), Some(Kind::Service));
         assert_eq!(Kind::of("Service", Some("serving.knative.dev/v1")), None);
@@ -278,7 +281,9 @@ mod tests {
     #[test]
     fn null_and_absent_fields_are_empty() {
         let value = serde_json::json!({"metadata": {"name": "s"}, "endpoints": null, "ports": null});
-        let Object::EndpointSlice(slice) = Kind::EndpointSlice.parse(value).unwrap() else { panic!() };
+        let Object::EndpointSlice(slice) = Kind::EndpointSlice.parse(value).unwrap() else {
+            panic!()
+        };
         assert!(slice.endpoints.is_empty() && slice.ports.is_empty());
     }
 }

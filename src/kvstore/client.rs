@@ -6,8 +6,8 @@
 
 use super::config::ClientConfig;
 use etcd_client::{
-    Certificate, Client, ConnectOptions, EventType, GetOptions, Identity, KeyValue, ResponseHeader,
-    TlsOptions, WatchOptions, WatchStream,
+    Certificate, Client, ConnectOptions, EventType, GetOptions, Identity, KeyValue, ResponseHeader, TlsOptions,
+    WatchOptions, WatchStream,
 };
 use std::error::Error as _;
 use std::path::Path;
@@ -113,7 +113,10 @@ fn describe(error: &etcd_client::Error) -> String {
 
 async fn read(path: &Path) -> Result<Vec<u8>, Error> {
     let path_text = path.display().to_string();
-    tokio::fs::read(path).await.map_err(|source| Error::File { path: path_text, source })
+    tokio::fs::read(path).await.map_err(|source| Error::File {
+        path: path_text,
+        source,
+    })
 }
 
 /// TLS options from the configuration's files, read now.
@@ -143,7 +146,10 @@ impl EtcdClient {
             options = options.with_user(user, password);
         }
         let client = Client::connect(&config.endpoints, Some(options)).await?;
-        Ok(Self { client, pinned: Arc::default() })
+        Ok(Self {
+            client,
+            pinned: Arc::default(),
+        })
     }
 
     /// The etcd-client underneath.
@@ -159,7 +165,10 @@ impl EtcdClient {
     fn check(&self, header: Option<&ResponseHeader>) -> Result<i64, Error> {
         let header = header.ok_or(Error::NoHeader)?;
         let got = header.cluster_id();
-        match self.pinned.compare_exchange(0, got, Ordering::Relaxed, Ordering::Relaxed) {
+        match self
+            .pinned
+            .compare_exchange(0, got, Ordering::Relaxed, Ordering::Relaxed)
+        {
             Err(expected) if expected != got => Err(Error::ClusterChanged { expected, got }),
             _ => Ok(header.revision()),
         }
@@ -184,7 +193,10 @@ impl EtcdClient {
         let end = crate::mvcc::prefix_end(prefix.as_bytes()).map_or(vec![0], |end| end.to_vec());
         let (mut kvs, mut at, mut from) = (Vec::new(), 0, prefix.as_bytes().to_vec());
         loop {
-            let options = GetOptions::new().with_range(end.clone()).with_limit(PAGE).with_revision(at);
+            let options = GetOptions::new()
+                .with_range(end.clone())
+                .with_limit(PAGE)
+                .with_revision(at);
             let (mut response, revision) = self.range(from, options).await?;
             if at == 0 {
                 at = revision;
@@ -200,18 +212,23 @@ impl EtcdClient {
 
     /// Watches a prefix from a revision on.
     pub async fn watch(&self, prefix: &str, from: i64) -> Result<Watch, Error> {
-        self.start_watch(prefix, WatchOptions::new().with_prefix().with_start_revision(from)).await
+        self.start_watch(prefix, WatchOptions::new().with_prefix().with_start_revision(from))
+            .await
     }
 
     /// Watches one key from a revision on, 0 for now.
     pub async fn watch_key(&self, key: &str, from: i64) -> Result<Watch, Error> {
-        self.start_watch(key, WatchOptions::new().with_start_revision(from)).await
+        self.start_watch(key, WatchOptions::new().with_start_revision(from))
+            .await
     }
 
     async fn start_watch(&self, key: &str, options: WatchOptions) -> Result<Watch, Error> {
         let mut client = self.client.watch_client().max_decoding_message_size(DECODE_MAX);
         let stream = client.watch(key, Some(options)).await?;
-        Ok(Watch { stream, client: self.clone() })
+        Ok(Watch {
+            stream,
+            client: self.clone(),
+        })
     }
 }
 

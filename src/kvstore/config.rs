@@ -50,14 +50,22 @@ impl ClientConfig {
     /// A plain connection to one address.
     pub fn address(address: &str) -> Self {
         let endpoints = address.split(',').map(|a| a.trim().to_owned()).collect();
-        Self { endpoints, ..Self::default() }
+        Self {
+            endpoints,
+            ..Self::default()
+        }
     }
 
     /// Reads a file.
     pub fn read(path: &Path) -> Result<Self, Error> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| Error::Read { path: path.to_owned(), source })?;
-        let parse = |why: String| Error::Parse { path: path.to_owned(), why };
+        let text = std::fs::read_to_string(path).map_err(|source| Error::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        let parse = |why: String| Error::Parse {
+            path: path.to_owned(),
+            why,
+        };
         let config: Self = serde_saphyr::from_str(&text).map_err(|e| parse(e.to_string()))?;
         if config.endpoints.is_empty() {
             return Err(parse("it has no endpoints".to_owned()));
@@ -70,7 +78,9 @@ impl ClientConfig {
 
     /// Files it refers to.
     pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
-        [&self.trusted_ca_file, &self.cert_file, &self.key_file].into_iter().flatten()
+        [&self.trusted_ca_file, &self.cert_file, &self.key_file]
+            .into_iter()
+            .flatten()
     }
 }
 
@@ -87,7 +97,12 @@ mod tests {
         let config = ClientConfig::read(&path).unwrap();
         assert_eq!(config.endpoints, ["https://hk.mesh.cilium.io:2379"]);
         assert_eq!(config.files().count(), 3);
-        for broken in ["endpoints: [", "endpoints: []", "a: b", "endpoints: [x]\ninsecure-skip-tls-verify: true"] {
+        for broken in [
+            "endpoints: [",
+            "endpoints: []",
+            "a: b",
+            "endpoints: [x]\ninsecure-skip-tls-verify: true",
+        ] {
             std::fs::write(&path, broken).unwrap();
             let error = ClientConfig::read(&path).unwrap_err().to_string();
             assert!(error.contains("hk-cluster"), "{error}");

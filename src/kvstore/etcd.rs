@@ -95,7 +95,12 @@ impl Leases {
 impl EtcdBackend {
     /// A store at `source`; nothing is connected yet. `lease_ttl_secs` is how long keys outlive us.
     pub fn new(source: Source, lease_ttl_secs: i64, life: Lifecycle) -> Self {
-        Self { source, lease_ttl_secs, life, shared: Arc::default() }
+        Self {
+            source,
+            lease_ttl_secs,
+            life,
+            shared: Arc::default(),
+        }
     }
 
     /// Waits until the store answers, for ever.
@@ -131,7 +136,8 @@ impl EtcdBackend {
     where
         F: Future<Output = Result<T, Error>>,
     {
-        let done = f(self.client().await?).await;
+        // The client's futures are large.
+        let done = Box::pin(f(self.client().await?)).await;
         if matches!(done, Err(Error::Unavailable(_))) {
             *self.shared.client.lock().await = None;
         }
@@ -335,7 +341,9 @@ mod tests {
         let put = |n: usize| Write::Put(format!("k{n}").into(), Bytes::from(vec![0; 10]));
         let many: Vec<_> = (0..300).map(put).collect();
         assert_eq!(parts(&many).iter().map(|p| p.len()).collect::<Vec<_>>(), [128, 128, 44]);
-        let big: Vec<_> = (0..3).map(|n| Write::Put(format!("k{n}").into(), vec![0; 600 << 10].into())).collect();
+        let big: Vec<_> = (0..3)
+            .map(|n| Write::Put(format!("k{n}").into(), vec![0; 600 << 10].into()))
+            .collect();
         assert_eq!(parts(&big).iter().map(|p| p.len()).collect::<Vec<_>>(), [1, 1, 1]);
     }
 

@@ -44,7 +44,9 @@ pub async fn ensure(backend: &dyn Backend, key: &str, value: &[u8]) -> Result<bo
     if backend.get(key).await?.is_some_and(|v| v == value) {
         return Ok(false);
     }
-    backend.write(&[Write::Put(key.to_owned().into(), value.to_vec().into())]).await?;
+    backend
+        .write(&[Write::Put(key.to_owned().into(), value.to_vec().into())])
+        .await?;
     Ok(true)
 }
 

@@ -38,7 +38,10 @@ impl Backend for LocalBackend {
     }
 
     async fn get(&self, key: &str) -> Result<Option<Bytes>, Error> {
-        Ok(self.store.get(key.as_bytes()).map(|kv| Bytes::copy_from_slice(kv.value())))
+        Ok(self
+            .store
+            .get(key.as_bytes())
+            .map(|kv| Bytes::copy_from_slice(kv.value())))
     }
 
     async fn write(&self, writes: &[Write]) -> Result<(), Error> {

@@ -114,7 +114,12 @@ impl SyncStore {
     fn desire(&self, key: Bytes, value: Option<Bytes>, always: bool) {
         let desired = value.as_ref().map(|v| self.digest(v));
         let mut state = self.state.lock();
-        let State { keys, queue, generation, .. } = &mut *state;
+        let State {
+            keys,
+            queue,
+            generation,
+            ..
+        } = &mut *state;
         if desired.is_none() && !keys.contains_key(&key) {
             return;
         }
@@ -146,7 +151,9 @@ impl SyncStore {
         let State { keys, queue, ended, .. } = &mut *state;
         ended.insert(prefix.to_owned());
         let range = (Bound::Included(prefix.as_bytes()), Bound::Unbounded);
-        let under = keys.range_mut::<[u8], _>(range).take_while(|(k, _)| k.starts_with(prefix.as_bytes()));
+        let under = keys
+            .range_mut::<[u8], _>(range)
+            .take_while(|(k, _)| k.starts_with(prefix.as_bytes()));
         for (key, entry) in under.filter(|(_, e)| e.generation < generation) {
             (entry.desired, entry.value) = (None, None);
             if entry.written.is_some() && !entry.queued {
@@ -160,21 +167,30 @@ impl SyncStore {
     /// What has been done, and what is waiting.
     pub fn stats(&self) -> Stats {
         let state = self.state.lock();
-        Stats { queued: state.queue.len(), ..state.stats }
+        Stats {
+            queued: state.queue.len(),
+            ..state.stats
+        }
     }
 
     /// How many keys under `prefix` should be there.
     pub fn desired(&self, prefix: &str) -> usize {
         let state = self.state.lock();
         let range = (Bound::Included(prefix.as_bytes()), Bound::Unbounded);
-        let under = state.keys.range::<[u8], _>(range).take_while(|(k, _)| k.starts_with(prefix.as_bytes()));
+        let under = state
+            .keys
+            .range::<[u8], _>(range)
+            .take_while(|(k, _)| k.starts_with(prefix.as_bytes()));
         under.filter(|(_, e)| e.desired.is_some()).count()
     }
 
     /// Whether `key` is in the store as it should be.
     pub fn is_written(&self, key: &str) -> bool {
         let state = self.state.lock();
-        state.keys.get(key.as_bytes()).is_some_and(|e| e.desired.is_some() && e.desired == e.written && !e.queued)
+        state
+            .keys
+            .get(key.as_bytes())
+            .is_some_and(|e| e.desired.is_some() && e.desired == e.written && !e.queued)
     }
 
     /// Waits until `key` is in the store as it should be.
@@ -221,8 +237,13 @@ impl SyncStore {
                 Err(Error::Rejected(_)) => self.write_one_by_one(&batch).await,
                 Err(Error::Unavailable(error)) => {
                     self.state.lock().stats.failures += 1;
-                    if backoff.attempts() % 10 == 0 {
-                        tracing::warn!(store = self.name, error, keys = batch.len(), "writing failed, trying again");
+                    if backoff.attempts().is_multiple_of(10) {
+                        tracing::warn!(
+                            store = self.name,
+                            error,
+                            keys = batch.len(),
+                            "writing failed, trying again"
+                        );
                     }
                     self.requeue(&batch);
                     backoff.wait().await;
@@ -261,7 +282,7 @@ impl SyncStore {
                 match self.backend.list(prefix).await {
                     Ok(kvs) => found.extend(kvs),
                     Err(error) => {
-                        if backoff.attempts() % 10 == 0 {
+                        if backoff.attempts().is_multiple_of(10) {
                             tracing::warn!(store = self.name, %error, prefix, "listing failed, trying again");
                         }
                         backoff.wait().await;
@@ -382,7 +403,11 @@ mod tests {
     }
 
     fn sync_store(store: &Arc<Store>) -> SyncStore {
-        SyncStore::new("test", Arc::new(LocalBackend::new(Arc::clone(store))), vec!["p/".to_owned()])
+        SyncStore::new(
+            "test",
+            Arc::new(LocalBackend::new(Arc::clone(store))),
+            vec!["p/".to_owned()],
+        )
     }
 
     async fn run_until(sync: &SyncStore, done: impl Fn() -> bool) {
@@ -407,7 +432,12 @@ mod tests {
     /// The lists of the store and of the source may end in either order.
     async fn restart(list_ends_first: bool) {
         let store = Store::new();
-        store.apply(&[put("p/same", "1"), put("p/changed", "1"), put("p/gone", "1"), put("q/other", "1")]);
+        store.apply(&[
+            put("p/same", "1"),
+            put("p/changed", "1"),
+            put("p/gone", "1"),
+            put("q/other", "1"),
+        ]);
         let sync = sync_store(&store);
         let list = sync.begin_list();
         sync.upsert("p/same", "1");
@@ -516,6 +546,14 @@ mod tests {
         };
         tokio::select! { () = sync.run() => {}, () = done => {} }
         assert!(store.get(b"p/a").is_some() && store.get(b"p/b").is_some());
-        assert_eq!(sync.stats(), Stats { writes: 3, failures: 3, rejected: 1, queued: 0 });
+        assert_eq!(
+            sync.stats(),
+            Stats {
+                writes: 3,
+                failures: 3,
+                rejected: 1,
+                queued: 0
+            }
+        );
     }
 }

@@ -13,7 +13,13 @@ pub fn router(mesh: Arc<Mesh>) -> Router {
         let mesh = Arc::clone(&mesh);
         async move {
             let body = serde_json::to_string(&mesh.remote_clusters()).unwrap_or_default() + "\n";
-            ([(header::CONTENT_TYPE, "application/json"), (header::CONNECTION, "close")], body)
+            (
+                [
+                    (header::CONTENT_TYPE, "application/json"),
+                    (header::CONNECTION, "close"),
+                ],
+                body,
+            )
         }
     };
     Router::new()
@@ -27,7 +33,10 @@ fn error(status: StatusCode, message: String) -> Response {
 }
 
 async fn not_found(request: Request) -> Response {
-    error(StatusCode::NOT_FOUND, format!("path {} was not found", request.uri().path()))
+    error(
+        StatusCode::NOT_FOUND,
+        format!("path {} was not found", request.uri().path()),
+    )
 }
 
 async fn not_allowed(request: Request) -> Response {

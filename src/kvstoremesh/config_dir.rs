@@ -25,6 +25,8 @@ pub enum Event {
     Set(ClusterName, PathBuf),
     /// It is gone.
     Removed(ClusterName),
+    /// Everything that was there at the start has been said.
+    Listed,
 }
 
 /// Files seen: name → hash of everything that counts.
@@ -37,11 +39,7 @@ struct Seen {
 
 /// Follows `directory` until `events` is closed. `own` is not a remote cluster. A directory that cannot
 /// be read is an error at the start, and later a warning: nothing is removed then.
-pub async fn follow(
-    directory: PathBuf,
-    own: ClusterName,
-    events: mpsc::Sender<Event>,
-) -> std::io::Result<()> {
+pub async fn follow(directory: PathBuf, own: ClusterName, events: mpsc::Sender<Event>) -> std::io::Result<()> {
     let (changed, mut changes) = mpsc::channel(1);
     let noticed = move |_: notify::Result<notify::Event>| {
         let _ = changed.try_send(());
@@ -68,7 +66,9 @@ pub async fn follow(
                 tracing::warn!(directory = %directory.display(), %error, "cannot read the cluster configurations");
             }
         }
-        first = false;
+        if std::mem::take(&mut first) && events.send(Event::Listed).await.is_err() {
+            return Ok(());
+        }
         tokio::select! {
             Some(()) = changes.recv() => tokio::time::sleep(SETTLE).await,
             () = tokio::time::sleep(RESCAN) => {}
@@ -83,7 +83,9 @@ impl Seen {
         let mut events = vec![];
         for entry in std::fs::read_dir(directory)? {
             let path = entry?.path();
-            let Some(name) = path.file_name().and_then(|n| n.to_str()) else { continue };
+            let Some(name) = path.file_name().and_then(|n| n.to_str()) else {
+                continue;
+            };
             let Some(text) = read_config(&path) else { continue };
             match ClusterName::new(name) {
                 Ok(name) if name == *own => {}
@@ -113,7 +115,9 @@ fn read_config(path: &Path) -> Option<String> {
     if !std::fs::metadata(path).ok()?.is_file() {
         return None;
     }
-    std::fs::read_to_string(path).ok().filter(|text| text.contains("endpoints:"))
+    std::fs::read_to_string(path)
+        .ok()
+        .filter(|text| text.contains("endpoints:"))
 }
 
 fn hash(path: &Path, text: &str) -> u64 {
@@ -152,7 +156,10 @@ mod tests {
         std::fs::write(&ca, "two").unwrap();
         assert_eq!(seen.scan(dir.path(), &name("own")).unwrap(), [set("hk")]);
         write("hk", "no longer one");
-        assert_eq!(seen.scan(dir.path(), &name("own")).unwrap(), [Event::Removed(name("hk"))]);
+        assert_eq!(
+            seen.scan(dir.path(), &name("own")).unwrap(),
+            [Event::Removed(name("hk"))]
+        );
     }
 
     #[test]

@@ -85,24 +85,10 @@ impl Remote {
         let mut lost_at = None;
         loop {
             let started = Instant::now();
-            let attempt = self.connection(started);
-            let error = match lost_at {
-                Some(lost) if !self.cache_ttl.is_zero() => {
-                    tokio::pin!(attempt);
-                    let revoke_at = lost + self.cache_ttl;
-                    loop {
-                        tokio::select! {
-                            error = &mut attempt => break error,
-                            () = tokio::time::sleep_until(revoke_at), if !self.status.live().connected => {
-                                self.revoke();
-                                break attempt.await;
-                            }
-                        }
-                    }
-                }
-                _ => attempt.await,
+            let Err(error) = tokio::select! {
+                ended = Box::pin(self.connection(started)) => ended,
+                never = self.revoke_when_overdue(lost_at) => match never {},
             };
-            let Err(error) = error;
             let was_connected = self.status.live().registered;
             self.status.update(|s| {
                 (s.connected, s.registered) = (false, false);
@@ -116,7 +102,7 @@ impl Remote {
                 backoff.reset();
                 lost_at = Some(Instant::now());
             }
-            if was_connected || backoff.attempts() % 10 == 0 {
+            if was_connected || backoff.attempts().is_multiple_of(10) {
                 tracing::warn!(cluster_name = %self.name, %error, file = %self.path.display(), "no connection to the remote cluster, trying again");
             } else {
                 tracing::debug!(cluster_name = %self.name, %error, "no connection to the remote cluster");
@@ -125,7 +111,17 @@ impl Remote {
         }
     }
 
-    /// Deletes what would send traffic to a cluster that is not there.
+    /// Deletes what would send traffic to a cluster that is not there, once it has been away for too long.
+    async fn revoke_when_overdue(&self, lost_at: Option<Instant>) -> Infallible {
+        if let Some(lost_at) = lost_at.filter(|_| !self.cache_ttl.is_zero()) {
+            tokio::time::sleep_until(lost_at + self.cache_ttl).await;
+            if !self.status.live().registered {
+                self.revoke();
+            }
+        }
+        std::future::pending().await
+    }
+
     fn revoke(&self) {
         tracing::warn!(cluster_name = %self.name, "the remote cluster stayed away: revoking its services");
         for scope in REVOCABLE {
@@ -188,7 +184,10 @@ impl Remote {
                 let parsed = serde_json::from_slice(kv.value());
                 return parsed.map_err(|source| Error::BadClusterConfig { key, source });
             }
-            let missing = Error::NoClusterConfig { key: key.clone(), name: self.name.clone() };
+            let missing = Error::NoClusterConfig {
+                key: key.clone(),
+                name: self.name.clone(),
+            };
             if Instant::now() >= deadline {
                 return Err(missing);
             }
@@ -256,7 +255,9 @@ impl Remote {
         let mut refused = 0;
         for kv in &listing.kvs {
             match name_under(kv.key(), &prefix) {
-                Some(name) => self.sync.upsert([target.as_bytes(), name].concat(), kv.value().to_vec()),
+                Some(name) => self
+                    .sync
+                    .upsert([target.as_bytes(), name].concat(), kv.value().to_vec()),
                 None => refused += 1,
             }
         }
@@ -275,7 +276,10 @@ impl Remote {
         }
         let written = async {
             self.sync.written(&canary).await;
-            if Scope::ALL.iter().all(|s| self.sync.is_written(&s.cache_canary(&self.name))) {
+            if Scope::ALL
+                .iter()
+                .all(|s| self.sync.is_written(&s.cache_canary(&self.name)))
+            {
                 self.status.update(|s| {
                     s.sync_took.get_or_insert(started.elapsed());
                 });
@@ -355,13 +359,16 @@ async fn watch_heartbeat(client: &EtcdClient, listed_at: i64) -> Result<Infallib
                 }
             }
         };
-        tokio::time::timeout(HEARTBEAT_MAX, beat).await.map_err(|_| Error::NoHeartbeat)??;
+        tokio::time::timeout(HEARTBEAT_MAX, beat)
+            .await
+            .map_err(|_| Error::NoHeartbeat)??;
     }
 }
 
 /// What follows `prefix` in a key, if that is safe to put under another prefix.
 fn name_under<'a>(key: &'a [u8], prefix: &str) -> Option<&'a [u8]> {
-    key.strip_prefix(prefix.as_bytes()).filter(|name| keys::is_safe_name(name))
+    key.strip_prefix(prefix.as_bytes())
+        .filter(|name| keys::is_safe_name(name))
 }
 
 /// Removes what is left of a cluster: its configuration first, then, after `grace`, canaries and data.
@@ -380,12 +387,18 @@ pub(super) async fn drain(name: &ClusterName, backend: &dyn Backend, grace: Dura
         }
         loop {
             let done = match at {
-                0 => backend.write(&[crate::kvstore::Write::Delete(target.clone().into())]).await,
+                0 => {
+                    backend
+                        .write(&[crate::kvstore::Write::Delete(target.clone().into())])
+                        .await
+                }
                 _ => backend.delete_prefix(&target).await,
             };
             match done {
                 Ok(()) => break,
-                Err(error) => tracing::warn!(cluster_name = %name, %error, "cannot remove the cluster's keys, trying again"),
+                Err(error) => {
+                    tracing::warn!(cluster_name = %name, %error, "cannot remove the cluster's keys, trying again")
+                }
             }
             backoff.wait().await;
         }

@@ -114,7 +114,10 @@ pub struct Live {
 impl Shared {
     /// The status of a cluster that has not been connected to.
     pub fn new(name: String) -> Self {
-        Self(Arc::new(Mutex::new(Live { name, ..Live::default() })))
+        Self(Arc::new(Mutex::new(Live {
+            name,
+            ..Live::default()
+        })))
     }
 
     /// Changes the facts.
@@ -148,7 +151,9 @@ impl Live {
                 sync_canaries: c.capabilities.synced_canaries,
             }),
             connected: self.connected,
-            last_failure: self.last_failure.map_or_else(|| "0001-01-01T00:00:00.000Z".to_owned(), text),
+            last_failure: self
+                .last_failure
+                .map_or_else(|| "0001-01-01T00:00:00.000Z".to_owned(), text),
             name: self.name.clone(),
             num_endpoint_slices: count(Scope::EndpointSlices),
             num_endpoints: count(Scope::Endpoints),
@@ -196,8 +201,14 @@ pub fn format(clusters: &[RemoteCluster], verbose: bool) -> String {
         let _ = writeln!(
             out,
             "   {}: {state}, {} nodes, {} endpoints, {} identities, {} services, {slices}{} MCS-API service exports, {} reconnections (last: {})",
-            c.name, c.num_nodes, c.num_endpoints, c.num_identities, c.num_shared_services,
-            c.num_service_exports, c.num_failures, ago(&c.last_failure),
+            c.name,
+            c.num_nodes,
+            c.num_endpoints,
+            c.num_identities,
+            c.num_shared_services,
+            c.num_service_exports,
+            c.num_failures,
+            ago(&c.last_failure),
         );
         if verbose || !c.ready {
             let _ = writeln!(out, "   └  {}", c.status);
@@ -209,7 +220,9 @@ pub fn format(clusters: &[RemoteCluster], verbose: bool) -> String {
 }
 
 fn config(config: Option<&RemoteConfig>) -> String {
-    let Some(c) = config else { return "expected=unknown, retrieved=unknown".to_owned() };
+    let Some(c) = config else {
+        return "expected=unknown, retrieved=unknown".to_owned();
+    };
     let mut text = format!("expected={}, retrieved={}", c.required, c.retrieved);
     if c.retrieved {
         let exports = match c.service_exports_enabled {
@@ -234,7 +247,10 @@ fn synced(s: &Synced) -> String {
         "nodes={}, endpoints={}, identities={}, services={}",
         s.nodes, s.endpoints, s.identities, s.services
     );
-    for (name, value) in [("service-exports", s.service_exports), ("endpoint-slices", s.endpoint_slices)] {
+    for (name, value) in [
+        ("service-exports", s.service_exports),
+        ("endpoint-slices", s.endpoint_slices),
+    ] {
         if let Some(value) = value {
             let _ = write!(text, ", {name}={value}");
         }
@@ -244,7 +260,10 @@ fn synced(s: &Synced) -> String {
 
 /// How long ago a time was, in Go's words; `never` for the year 1.
 fn ago(time: &str) -> String {
-    let then = time.parse::<jiff::Timestamp>().ok().filter(|_| !time.starts_with("0001-"));
+    let then = time
+        .parse::<jiff::Timestamp>()
+        .ok()
+        .filter(|_| !time.starts_with("0001-"));
     let Some(then) = then else { return "never".to_owned() };
     let secs = (jiff::Timestamp::now().as_second() - then.as_second()).max(0);
     let text = match (secs / 3600, secs / 60 % 60, secs % 60) {
@@ -261,7 +280,11 @@ mod tests {
 
     #[test]
     fn a_cluster_that_was_never_reached_looks_like_ciliums() {
-        let cluster = Live { name: "dead".to_owned(), ..Live::default() }.remote_cluster(|_| 0);
+        let cluster = Live {
+            name: "dead".to_owned(),
+            ..Live::default()
+        }
+        .remote_cluster(|_| 0);
         let json = serde_json::to_string(&cluster).unwrap();
         let expected = r#"{"last-failure":"0001-01-01T00:00:00.000Z","name":"dead","status":"Waiting for initial connection to be established","synced":{}}"#;
         assert_eq!(json, expected);
@@ -272,7 +295,10 @@ mod tests {
 
     #[test]
     fn a_ready_cluster_takes_one_line() {
-        let config = crate::model::cluster::ClusterConfig { id: 7, ..Default::default() };
+        let config = crate::model::cluster::ClusterConfig {
+            id: 7,
+            ..Default::default()
+        };
         let live = Live {
             name: "foo".to_owned(),
             connected: true,
@@ -284,7 +310,10 @@ mod tests {
         };
         let cluster = live.remote_cluster(|s| usize::from(s == Scope::Nodes) * 5);
         let text = format(std::slice::from_ref(&cluster), false);
-        assert_eq!(text.lines().nth(1).unwrap(), "   foo: ready, 5 nodes, 0 endpoints, 0 identities, 0 services, 0 MCS-API service exports, 0 reconnections (last: never)");
+        assert_eq!(
+            text.lines().nth(1).unwrap(),
+            "   foo: ready, 5 nodes, 0 endpoints, 0 identities, 0 services, 0 MCS-API service exports, 0 reconnections (last: never)"
+        );
         assert_eq!(text.lines().count(), 2);
         assert!(format(&[cluster], true).contains("expected=true, retrieved=true, cluster-id=7"));
     }

@@ -33,7 +33,9 @@ pub enum Error {
     IdTooLarge { id: u32, max: u32 },
     #[error("--max-connected-clusters={0} is invalid; supported values are [255, 511]")]
     MaxConnected(u32),
-    #[error("invalid cluster name: {name:?} must be 1 to 32 lower case alphanumeric characters or '-', and start and end with an alphanumeric one")]
+    #[error(
+        "invalid cluster name: {name:?} must be 1 to 32 lower case alphanumeric characters or '-', and start and end with an alphanumeric one"
+    )]
     Name { name: String },
     #[error("cannot use default cluster name (default) with option cluster-id")]
     DefaultName,
@@ -97,11 +99,11 @@ impl ClusterName {
     /// Accepts a valid name.
     pub fn new(name: &str) -> Result<Self, Error> {
         let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-        let valid = (1..=32).contains(&name.len())
-            && name.chars().all(inner)
-            && !name.starts_with('-')
-            && !name.ends_with('-');
-        valid.then(|| Self(name.into())).ok_or_else(|| Error::Name { name: name.to_owned() })
+        let valid =
+            (1..=32).contains(&name.len()) && name.chars().all(inner) && !name.starts_with('-') && !name.ends_with('-');
+        valid
+            .then(|| Self(name.into()))
+            .ok_or_else(|| Error::Name { name: name.to_owned() })
     }
 
     /// The name.
@@ -132,7 +134,11 @@ impl ClusterInfo {
         if name == DEFAULT_NAME {
             return Err(Error::DefaultName);
         }
-        Ok(Self { name: ClusterName::new(name)?, id, max_connected })
+        Ok(Self {
+            name: ClusterName::new(name)?,
+            id,
+            max_connected,
+        })
     }
 }
 
@@ -184,7 +190,10 @@ mod tests {
     #[test]
     fn ids_are_checked_against_the_size_of_the_mesh() {
         assert_eq!(ClusterInfo::new("c", 0, 255), Err(Error::IdZero));
-        assert_eq!(ClusterInfo::new("c", 256, 255), Err(Error::IdTooLarge { id: 256, max: 255 }));
+        assert_eq!(
+            ClusterInfo::new("c", 256, 255),
+            Err(Error::IdTooLarge { id: 256, max: 255 })
+        );
         assert!(ClusterInfo::new("c", 256, 511).is_ok());
         assert_eq!(ClusterInfo::new("c", 1, 300), Err(Error::MaxConnected(300)));
         assert_eq!(ClusterInfo::new("default", 1, 255), Err(Error::DefaultName));

@@ -46,15 +46,24 @@ impl Cidr {
         let (ip, mask) = match ip {
             IpAddr::V4(ip) if bits <= 32 => {
                 let mask = u32::MAX.checked_shl(32 - bits).unwrap_or(0);
-                (IpAddr::from((u32::from(ip) & mask).to_be_bytes()), mask.to_be_bytes().to_vec())
+                (
+                    IpAddr::from((u32::from(ip) & mask).to_be_bytes()),
+                    mask.to_be_bytes().to_vec(),
+                )
             }
             IpAddr::V6(ip) if bits <= 128 => {
                 let mask = u128::MAX.checked_shl(128 - bits).unwrap_or(0);
-                (IpAddr::from((u128::from(ip) & mask).to_be_bytes()), mask.to_be_bytes().to_vec())
+                (
+                    IpAddr::from((u128::from(ip) & mask).to_be_bytes()),
+                    mask.to_be_bytes().to_vec(),
+                )
             }
             _ => return None,
         };
-        Some(Self { ip: GoIp(Some(ip.to_canonical())), mask: STANDARD.encode(mask) })
+        Some(Self {
+            ip: GoIp(Some(ip.to_canonical())),
+            mask: STANDARD.encode(mask),
+        })
     }
 
     /// Whether the network is IPv4, or IPv4-mapped.
@@ -79,9 +88,15 @@ mod tests {
     #[test]
     fn host_bits_of_a_cidr_are_cleared() {
         let v4 = Cidr::parse("10.244.0.5/24").unwrap();
-        assert_eq!((v4.ip.text().as_str(), v4.mask.as_str(), v4.is_v4()), ("10.244.0.0", "////AA==", true));
+        assert_eq!(
+            (v4.ip.text().as_str(), v4.mask.as_str(), v4.is_v4()),
+            ("10.244.0.0", "////AA==", true)
+        );
         let v6 = Cidr::parse("fd00::5/64").unwrap();
-        assert_eq!((v6.ip.text().as_str(), v6.mask.as_str()), ("fd00::", "//////////8AAAAAAAAAAA=="));
+        assert_eq!(
+            (v6.ip.text().as_str(), v6.mask.as_str()),
+            ("fd00::", "//////////8AAAAAAAAAAA==")
+        );
         assert!(Cidr::parse("0.0.0.0/0").is_some() && Cidr::parse("::/0").is_some());
         for bad in ["bad", "10.0.0.0", "10.0.0.0/33", "fd00::/129", "10.0.0.0/-1"] {
             assert_eq!(Cidr::parse(bad), None, "{bad}");

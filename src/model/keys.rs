@@ -95,7 +95,8 @@ pub fn synced_prefix(cluster: &ClusterName) -> String {
 /// Whether `name`, what follows a prefix in a key, is safe to put under another prefix: not empty, and
 /// without empty, `.` or `..` segments, through which a hostile peer could name keys of others.
 pub fn is_safe_name(name: &[u8]) -> bool {
-    name.split(|&b| b == b'/').all(|segment| !matches!(segment, b"" | b"." | b".."))
+    name.split(|&b| b == b'/')
+        .all(|segment| !matches!(segment, b"" | b"." | b".."))
 }
 
 /// Time as heartbeats and canaries carry it: RFC 3339, seconds, UTC.

@@ -146,7 +146,10 @@ pub struct ForZone {
 /// `cilium/state/serviceexports/v1/<cluster>/<namespace>/<name>`.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-#[allow(missing_docs, reason = "names are Cilium's (pkg/clustermesh/mcsapi/types/mcsapiservicespec.go)")]
+#[allow(
+    missing_docs,
+    reason = "names are Cilium's (pkg/clustermesh/mcsapi/types/mcsapiservicespec.go)"
+)]
 pub struct ServiceExport {
     pub cluster: String,
     pub name: String,

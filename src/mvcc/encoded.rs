@@ -51,7 +51,11 @@ impl Kv {
 
     /// The key-value a delete event carries: key and mod revision only.
     pub fn tombstone(key: &[u8], mod_revision: i64) -> Self {
-        Self::new(&Fields { key, mod_revision, ..Fields::default() })
+        Self::new(&Fields {
+            key,
+            mod_revision,
+            ..Fields::default()
+        })
     }
 
     /// The encoded message.
@@ -99,7 +103,10 @@ impl Kv {
 
     /// The same key-value with an empty value, for `keys_only`.
     pub fn without_value(&self) -> Self {
-        Self::new(&Fields { value: &[], ..self.fields() })
+        Self::new(&Fields {
+            value: &[],
+            ..self.fields()
+        })
     }
 }
 

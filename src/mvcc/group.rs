@@ -93,7 +93,12 @@ impl PartialEq for ById {
 impl WatchFilter {
     /// Puts and deletes in `range`, without previous values.
     pub fn new(range: KeyRange) -> Self {
-        Self { range, prev_kv: false, no_put: false, no_delete: false }
+        Self {
+            range,
+            prev_kv: false,
+            no_put: false,
+            no_delete: false,
+        }
     }
 
     fn wants(&self, event: &Event) -> bool {
@@ -110,11 +115,7 @@ impl WatchFilter {
         self.encode_events(passing, batch.revision > compacted)
     }
 
-    fn encode_events<'a>(
-        &self,
-        events: impl Iterator<Item = &'a Event>,
-        prev_visible: bool,
-    ) -> Option<Bytes> {
+    fn encode_events<'a>(&self, events: impl Iterator<Item = &'a Event>, prev_visible: bool) -> Option<Bytes> {
         let mut body = Vec::new();
         for event in events.filter(|e| self.wants(e)) {
             encode_event(&mut body, event, self.prev_kv && prev_visible);
@@ -241,12 +242,16 @@ impl Groups {
                 }
             }
         } else {
-            self.by_range.remove(filter.range.start(), filter.range.end(), &ById(Arc::clone(group)));
+            self.by_range
+                .remove(filter.range.start(), filter.range.end(), &ById(Arc::clone(group)));
         }
     }
 
     fn create(&mut self, filter: WatchFilter, current: i64) -> Arc<Group> {
-        let state = GroupState { complete_after: current, ..GroupState::default() };
+        let state = GroupState {
+            complete_after: current,
+            ..GroupState::default()
+        };
         let group = Arc::new(Group {
             filter: filter.clone(),
             state: Mutex::new(state),
@@ -257,7 +262,8 @@ impl Groups {
             let key = Bytes::copy_from_slice(range.start());
             self.by_key.entry(key).or_default().push(Arc::clone(&group));
         } else {
-            self.by_range.insert(range.start(), range.end(), ById(Arc::clone(&group)));
+            self.by_range
+                .insert(range.start(), range.end(), ById(Arc::clone(&group)));
         }
         self.by_filter.insert(filter, Arc::clone(&group));
         group
@@ -276,8 +282,13 @@ impl Groups {
         for run in hits.chunk_by(|a, b| Arc::ptr_eq(a.0, b.0)) {
             let group = run[0].0;
             let events = run.iter().map(|(_, i)| &batch.events[*i]);
-            let Some(body) = group.filter.encode_events(events, true) else { continue };
-            group.state.lock().push(Frame { revision: batch.revision, body });
+            let Some(body) = group.filter.encode_events(events, true) else {
+                continue;
+            };
+            group.state.lock().push(Frame {
+                revision: batch.revision,
+                body,
+            });
             if !group.dirty.swap(true, Ordering::AcqRel) {
                 dirty.push(Arc::clone(group));
             }

@@ -55,11 +55,20 @@ impl History {
 
     /// The key-value at main revision `at`, unless absent or deleted then.
     pub(super) fn at(&self, at: i64) -> Option<&Kv> {
-        self.0.iter().rev().find(|v| v.main <= at).filter(|v| !v.tombstone).map(|v| &v.kv)
+        self.0
+            .iter()
+            .rev()
+            .find(|v| v.main <= at)
+            .filter(|v| !v.tombstone)
+            .map(|v| &v.kv)
     }
 
     fn push(&mut self, version: Version) {
-        debug_assert!(self.0.last().is_none_or(|l| (l.main, l.sub) < (version.main, version.sub)));
+        debug_assert!(
+            self.0
+                .last()
+                .is_none_or(|l| (l.main, l.sub) < (version.main, version.sub))
+        );
         self.0.push(version);
     }
 
@@ -80,7 +89,14 @@ impl History {
 
 impl Index {
     pub(super) fn new() -> Self {
-        Self { leaves: vec![Leaf { entries: Vec::new(), live: 0 }], live: Fenwick(vec![0]), keys: 0 }
+        Self {
+            leaves: vec![Leaf {
+                entries: Vec::new(),
+                live: 0,
+            }],
+            live: Fenwick(vec![0]),
+            keys: 0,
+        }
     }
 
     /// Number of live keys.
@@ -161,13 +177,18 @@ impl Index {
     fn rank(&self, key: &[u8]) -> usize {
         let (leaf, at) = self.find(key);
         let at = at.unwrap_or_else(|at| at);
-        let inside = self.leaves[leaf].entries[..at].iter().filter(|h| h.live().is_some()).count();
+        let inside = self.leaves[leaf].entries[..at]
+            .iter()
+            .filter(|h| h.live().is_some())
+            .count();
         self.live.before(leaf) + inside
     }
 
     /// The leaf that holds or would hold `key`, and the place in it.
     fn find(&self, key: &[u8]) -> (usize, Result<usize, usize>) {
-        let leaf = self.leaves.partition_point(|l| l.entries.first().is_some_and(|h| h.key() <= key));
+        let leaf = self
+            .leaves
+            .partition_point(|l| l.entries.first().is_some_and(|h| h.key() <= key));
         let leaf = leaf.saturating_sub(1);
         (leaf, self.leaves[leaf].entries.binary_search_by(|h| h.key().cmp(key)))
     }
@@ -188,7 +209,11 @@ impl Index {
 
     fn split(&mut self, leaf: usize) {
         // Keys often arrive in order: then the full leaf stays full and the new one starts empty-ish.
-        let at = if leaf + 1 == self.leaves.len() { LEAF_MAX * 7 / 8 } else { LEAF_MAX / 2 };
+        let at = if leaf + 1 == self.leaves.len() {
+            LEAF_MAX * 7 / 8
+        } else {
+            LEAF_MAX / 2
+        };
         let entries = self.leaves[leaf].entries.split_off(at);
         self.leaves[leaf].entries.shrink_to_fit();
         let live = entries.iter().filter(|h| h.live().is_some()).count();

@@ -47,7 +47,10 @@ pub(super) struct Log {
 
 impl Log {
     pub(super) fn new(first: i64) -> Self {
-        Self { batches: VecDeque::new(), first }
+        Self {
+            batches: VecDeque::new(),
+            first,
+        }
     }
 
     pub(super) fn push(&mut self, batch: Batch) {

@@ -91,18 +91,27 @@ impl KeyRange {
         let mut end = Vec::with_capacity(start.len() + 1);
         end.extend_from_slice(&start);
         end.push(0);
-        Self { start, end: Some(end.into()) }
+        Self {
+            start,
+            end: Some(end.into()),
+        }
     }
 
     /// Every key that begins with `prefix`.
     pub fn prefix(prefix: impl Into<Bytes>) -> Self {
         let start = prefix.into();
-        Self { end: prefix_end(&start), start }
+        Self {
+            end: prefix_end(&start),
+            start,
+        }
     }
 
     /// Every key.
     pub fn all() -> Self {
-        Self { start: Bytes::new(), end: None }
+        Self {
+            start: Bytes::new(),
+            end: None,
+        }
     }
 
     /// First key.
@@ -123,7 +132,9 @@ impl KeyRange {
     /// Whether the range is exactly one key.
     pub fn is_single(&self) -> bool {
         let n = self.start.len();
-        self.end.as_ref().is_some_and(|e| e.len() == n + 1 && e[n] == 0 && e[..n] == self.start[..])
+        self.end
+            .as_ref()
+            .is_some_and(|e| e.len() == n + 1 && e[n] == 0 && e[..n] == self.start[..])
     }
 
     /// Whether `key` is in the range.
@@ -139,7 +150,10 @@ impl KeyRange {
     pub(super) fn after(&self, key: &[u8]) -> Self {
         let mut start = key.to_vec();
         start.push(0);
-        Self { start: start.into(), end: self.end.clone() }
+        Self {
+            start: start.into(),
+            end: self.end.clone(),
+        }
     }
 }
 
@@ -174,8 +188,8 @@ impl RangeOptions {
     /// Parity: order NONE with a target other than KEY counts as the default order, so only the first
     /// `limit + 1` keys by key are looked at and then sorted.
     pub(super) fn needed(&self) -> Option<usize> {
-        let default_order = self.order == SortOrder::None
-            || (self.order == SortOrder::Ascend && self.target == SortTarget::Key);
+        let default_order =
+            self.order == SortOrder::None || (self.order == SortOrder::Ascend && self.target == SortTarget::Key);
         let limit = usize::try_from(self.limit).ok().filter(|&l| l > 0)?;
         (default_order && !self.filters()).then(|| limit.saturating_add(1))
     }

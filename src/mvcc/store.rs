@@ -164,7 +164,11 @@ impl Store {
         let state = self.state.read();
         let (current, at) = (state.current, state.readable(options.revision)?);
         let count = state.count(&options.range, at, &[]);
-        let mut result = RangeResult { count, revision: current, ..RangeResult::default() };
+        let mut result = RangeResult {
+            count,
+            revision: current,
+            ..RangeResult::default()
+        };
         if options.count_only {
             return Ok(result);
         }
@@ -225,7 +229,11 @@ impl Store {
                 match write {
                     Write::Put(key, value) => {
                         let (key, value) = (key.clone(), value.clone());
-                        w.put(&Put { key, value, ..Put::default() });
+                        w.put(&Put {
+                            key,
+                            value,
+                            ..Put::default()
+                        });
                     }
                     Write::Delete(key) => {
                         w.delete(&KeyRange::key(key.clone()));
@@ -261,7 +269,9 @@ impl Store {
         let revision = state.current;
         let Some(batch) = batch else { return (done, revision) };
         self.counters.commits.fetch_add(1, Ordering::Relaxed);
-        self.counters.events.fetch_add(batch.events.len() as u64, Ordering::Relaxed);
+        self.counters
+            .events
+            .fetch_add(batch.events.len() as u64, Ordering::Relaxed);
         let mut dirty = Vec::new();
         state.groups.publish(&batch, &mut dirty);
         drop(state);
@@ -276,12 +286,7 @@ impl Store {
 
     /// Starts a watcher that sees every change from revision `start` on (0: from now on), waking `wake`
     /// when there may be something to take. Returns it and the store's revision.
-    pub fn watch(
-        self: &Arc<Self>,
-        filter: WatchFilter,
-        start: i64,
-        wake: Arc<dyn Wake>,
-    ) -> (Watcher, i64) {
+    pub fn watch(self: &Arc<Self>, filter: WatchFilter, start: i64, wake: Arc<dyn Wake>) -> (Watcher, i64) {
         let mut state = self.state.write();
         let current = state.current;
         let start = if start == 0 { current + 1 } else { start };
@@ -293,7 +298,10 @@ impl Store {
     /// while it looks.
     pub fn synced<'a>(&self, watchers: impl IntoIterator<Item = &'a Watcher>) -> Option<i64> {
         let state = self.state.read();
-        watchers.into_iter().all(|w| w.is_synced(state.current)).then_some(state.current)
+        watchers
+            .into_iter()
+            .all(|w| w.is_synced(state.current))
+            .then_some(state.current)
     }
 
     pub(super) fn leave(&self, group: &Arc<Group>, member: u64) {
@@ -363,7 +371,11 @@ impl State {
     pub(super) fn range(&self, options: &RangeOptions, now: i64, pending: &[Event]) -> RangeResult {
         let at = if options.revision <= 0 { now } else { options.revision };
         let count = self.count(&options.range, at, pending);
-        let mut result = RangeResult { count, revision: now, ..RangeResult::default() };
+        let mut result = RangeResult {
+            count,
+            revision: now,
+            ..RangeResult::default()
+        };
         if !options.count_only {
             let needed = options.needed().unwrap_or(usize::MAX);
             let rows = self.index.range(&options.range).filter_map(|h| h.at(at));

@@ -9,6 +9,9 @@ use std::sync::Arc;
 /// Key → (create, mod, version, value, lease).
 type Map = BTreeMap<Vec<u8>, (i64, i64, i64, Vec<u8>, i64)>;
 
+/// (key, create, mod, version, value).
+type Row = (Vec<u8>, i64, i64, i64, Vec<u8>);
+
 /// Every revision's whole content, from revision 1.
 struct Model(Vec<Map>);
 
@@ -85,7 +88,7 @@ impl Model {
         }
     }
 
-    fn read(&self, range: &KeyRange, at: i64) -> Vec<(Vec<u8>, i64, i64, i64, Vec<u8>)> {
+    fn read(&self, range: &KeyRange, at: i64) -> Vec<Row> {
         let map = &self.0[at as usize - 1];
         let hits = map.iter().filter(|(k, _)| range.contains(k));
         hits.map(|(k, e)| (k.clone(), e.0, e.1, e.2, e.3.clone())).collect()
@@ -96,7 +99,13 @@ fn apply(store: &Store, step: &Step) {
     match step {
         Step::Put(k, v) => {
             let (key, value) = (k.clone().into(), v.clone().into());
-            store.put(Put { key, value, ..Put::default() }).unwrap();
+            store
+                .put(Put {
+                    key,
+                    value,
+                    ..Put::default()
+                })
+                .unwrap();
         }
         Step::Delete(range) => {
             store.delete(range);
@@ -110,7 +119,11 @@ fn apply(store: &Store, step: &Step) {
         }
         Step::Guarded { key, version, value } => {
             let range = KeyRange::key(key.clone());
-            let put = Put { key: key.clone().into(), value: value.clone().into(), ..Put::default() };
+            let put = Put {
+                key: key.clone().into(),
+                value: value.clone().into(),
+                ..Put::default()
+            };
             let txn = Txn {
                 compares: vec![Compare {
                     range: range.clone(),
@@ -155,10 +168,16 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-fn rows(result: &RangeResult) -> Vec<(Vec<u8>, i64, i64, i64, Vec<u8>)> {
+fn rows(result: &RangeResult) -> Vec<Row> {
     let row = |kv: &Kv| {
         let f = kv.fields();
-        (f.key.to_vec(), f.create_revision, f.mod_revision, f.version, f.value.to_vec())
+        (
+            f.key.to_vec(),
+            f.create_revision,
+            f.mod_revision,
+            f.version,
+            f.value.to_vec(),
+        )
     };
     result.kvs.iter().map(row).collect()
 }
@@ -170,7 +189,10 @@ fn decode(frames: &[bytes::Bytes]) -> Vec<(bool, Vec<u8>, i64, Option<i64>)> {
     while at < buf.len() {
         assert_eq!(buf[at], 0x5a);
         at += 1;
-        let end = { let n = take_varint(&buf, &mut at) as usize; at + n };
+        let end = {
+            let n = take_varint(&buf, &mut at) as usize;
+            at + n
+        };
         let (mut delete, mut kv, mut prev) = (false, None, None);
         while at < end {
             let tag = buf[at];
@@ -189,11 +211,17 @@ fn decode(frames: &[bytes::Bytes]) -> Vec<(bool, Vec<u8>, i64, Option<i64>)> {
                 let is_mod = msg[i] == 0x18;
                 i += 1;
                 let n = take_varint(msg, &mut i) as i64;
-                if is_mod || first { modrev = n; }
+                if is_mod || first {
+                    modrev = n;
+                }
                 first = false;
             }
             let parsed = (msg[2..2 + key_len].to_vec(), modrev);
-            if tag == 0x12 { kv = Some(parsed) } else { prev = Some(parsed.1) }
+            if tag == 0x12 {
+                kv = Some(parsed)
+            } else {
+                prev = Some(parsed.1)
+            }
         }
         let (key, modrev) = kv.unwrap();
         out.push((delete, key, modrev, prev));
@@ -280,7 +308,7 @@ proptest! {
             if let Some(at) = last.iter().position(|l| l.1 == e.1 && l.2 == e.2) { last.remove(at); }
             last.push(e);
         }
-        last.retain(|e| !(e.0 && model.0[e.2 as usize - 2].get(&e.1).is_none()));
+        last.retain(|e| !e.0 || model.0[e.2 as usize - 2].contains_key(&e.1));
         let compacted = store.compacted();
         for e in last.iter_mut().chain(expected.iter_mut()) { if e.2 <= compacted { e.3 = None; } }
         last.sort_by(|a, b| (a.2, a.0, &a.1).cmp(&(b.2, b.0, &b.1)));
@@ -290,20 +318,33 @@ proptest! {
 }
 
 fn put(store: &Store, key: &str, value: &str) -> i64 {
-    store.put(Put { key: key.to_owned().into(), value: value.to_owned().into(), ..Put::default() }).unwrap().1
+    store
+        .put(Put {
+            key: key.to_owned().into(),
+            value: value.to_owned().into(),
+            ..Put::default()
+        })
+        .unwrap()
+        .1
 }
 
 #[test]
 fn a_page_of_a_big_store_and_its_count_agree_with_the_whole() {
     let store = Store::new();
-    let writes: Vec<_> = (0..10_000).map(|i| Write::Put(format!("k/{i:05}").into(), "v".into())).collect();
+    let writes: Vec<_> = (0..10_000)
+        .map(|i| Write::Put(format!("k/{i:05}").into(), "v".into()))
+        .collect();
     for chunk in writes.chunks(997) {
         store.apply(chunk);
     }
     let (whole, pinned) = (KeyRange::prefix("k/"), store.revision());
     let (mut rest, mut seen) = (whole.clone(), vec![]);
     loop {
-        let options = RangeOptions { limit: 256, revision: pinned, ..RangeOptions::new(rest.clone()) };
+        let options = RangeOptions {
+            limit: 256,
+            revision: pinned,
+            ..RangeOptions::new(rest.clone())
+        };
         let page = store.range(&options).unwrap();
         assert_eq!(page.count, 10_000 - seen.len());
         seen.extend(page.kvs.iter().map(|kv| kv.key().to_vec()));
@@ -317,7 +358,12 @@ fn a_page_of_a_big_store_and_its_count_agree_with_the_whole() {
     }
     assert_eq!(seen.len(), 10_000);
     assert!(seen.is_sorted());
-    let all = store.range(&RangeOptions { revision: pinned, ..RangeOptions::new(whole) }).unwrap();
+    let all = store
+        .range(&RangeOptions {
+            revision: pinned,
+            ..RangeOptions::new(whole)
+        })
+        .unwrap();
     assert_eq!(all.kvs.len(), 10_000);
 }
 
@@ -331,7 +377,9 @@ fn a_tombstone_at_the_compact_revision_survives_and_an_older_one_does_not() {
     store.compact(at).unwrap();
     while store.purge() {}
     let (mut w, _) = store.watch(WatchFilter::new(KeyRange::all()), at, Arc::new(NoWake));
-    let Taken::Events { frames, .. } = w.take(1 << 20) else { panic!("no events") };
+    let Taken::Events { frames, .. } = w.take(1 << 20) else {
+        panic!("no events")
+    };
     assert_eq!(decode(&frames), [(true, b"b".to_vec(), at, None)]);
     assert_eq!(store.compact(at), Err(Error::Compacted));
     assert_eq!(store.compact(at + 1), Err(Error::FutureRevision));
@@ -348,11 +396,25 @@ fn compacting_to_zero_works_exactly_once_on_a_new_store() {
 fn nested_compares_look_at_the_state_before_the_transaction() {
     let store = Store::new();
     let nested = Txn {
-        compares: vec![Compare { range: KeyRange::key("k"), target: Target::Value("1".into()), result: CompareResult::Equal }],
-        success: vec![Op::Put(Put { key: "yes".into(), ..Put::default() })],
-        failure: vec![Op::Put(Put { key: "no".into(), ..Put::default() })],
+        compares: vec![Compare {
+            range: KeyRange::key("k"),
+            target: Target::Value("1".into()),
+            result: CompareResult::Equal,
+        }],
+        success: vec![Op::Put(Put {
+            key: "yes".into(),
+            ..Put::default()
+        })],
+        failure: vec![Op::Put(Put {
+            key: "no".into(),
+            ..Put::default()
+        })],
     };
-    let first = Op::Put(Put { key: "k".into(), value: "1".into(), ..Put::default() });
+    let first = Op::Put(Put {
+        key: "k".into(),
+        value: "1".into(),
+        ..Put::default()
+    });
     let done = store.txn(&vec![first, Op::Txn(nested)].into()).unwrap();
     assert_eq!(done.revision, 2);
     assert!(store.get(b"no").is_some() && store.get(b"yes").is_none());
@@ -361,13 +423,21 @@ fn nested_compares_look_at_the_state_before_the_transaction() {
 #[test]
 fn a_from_key_delete_and_a_put_of_one_key_share_a_revision_in_order() {
     let store = Store::new();
-    let put_b = || Op::Put(Put { key: "b".into(), value: "v".into(), ..Put::default() });
+    let put_b = || {
+        Op::Put(Put {
+            key: "b".into(),
+            value: "v".into(),
+            ..Put::default()
+        })
+    };
     let delete = || Op::Delete(KeyRange::new("a", "\0"));
     let done = store.txn(&vec![put_b(), delete()].into()).unwrap();
     assert_eq!(done.revision, 2);
     assert!(store.get(b"b").is_none());
     let done = store.txn(&vec![delete(), put_b()].into()).unwrap();
-    let OpResult::Delete { prev, revision } = &done.results[0] else { panic!() };
+    let OpResult::Delete { prev, revision } = &done.results[0] else {
+        panic!()
+    };
     assert_eq!((prev.len(), *revision), (0, 2));
     let b = store.get(b"b").unwrap();
     assert_eq!((b.fields().create_revision, b.fields().version), (3, 1));
@@ -378,7 +448,13 @@ fn revoking_a_lease_deletes_its_keys_in_one_revision_and_an_empty_one_changes_no
     let store = Store::new();
     assert!(store.grant(7) && !store.grant(7));
     for key in ["b", "a"] {
-        store.put(Put { key: key.into(), lease: 7, ..Put::default() }).unwrap();
+        store
+            .put(Put {
+                key: key.into(),
+                lease: 7,
+                ..Put::default()
+            })
+            .unwrap();
     }
     put(&store, "b", "moved off the lease");
     assert_eq!(store.lease_keys(7).unwrap(), ["a"]);
@@ -387,14 +463,22 @@ fn revoking_a_lease_deletes_its_keys_in_one_revision_and_an_empty_one_changes_no
     assert_eq!(store.revoke(7), Err(Error::LeaseNotFound));
     assert!(store.grant(8));
     assert_eq!((store.revoke(8), store.revision()), (Ok(0), 5));
-    let lost = Put { key: "c".into(), lease: 9, ..Put::default() };
+    let lost = Put {
+        key: "c".into(),
+        lease: 9,
+        ..Put::default()
+    };
     assert_eq!(store.put(lost), Err(Error::LeaseNotFound));
 }
 
 #[test]
 fn ignore_value_keeps_the_value_and_needs_the_key() {
     let store = Store::new();
-    let keep = Put { key: "k".into(), ignore_value: true, ..Put::default() };
+    let keep = Put {
+        key: "k".into(),
+        ignore_value: true,
+        ..Put::default()
+    };
     assert_eq!(store.put(keep.clone()), Err(Error::KeyNotFound));
     put(&store, "k", "v");
     store.put(keep).unwrap();
@@ -409,7 +493,12 @@ fn the_sort_with_no_order_and_a_limit_sorts_only_the_first_keys() {
         put(&store, k, v);
     }
     let read = |order, limit| {
-        let options = RangeOptions { order, limit, target: SortTarget::Value, ..RangeOptions::new(KeyRange::all()) };
+        let options = RangeOptions {
+            order,
+            limit,
+            target: SortTarget::Value,
+            ..RangeOptions::new(KeyRange::all())
+        };
         let result = store.range(&options).unwrap();
         result.kvs.iter().map(|kv| kv.value()[0]).collect::<Vec<_>>()
     };

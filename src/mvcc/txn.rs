@@ -143,13 +143,19 @@ pub(super) struct WriteTxn<'a> {
 impl Txn {
     /// Whether it can change nothing, so that a read lock is enough.
     pub(super) fn is_read_only(&self) -> bool {
-        self.success.iter().chain(&self.failure).all(|op| matches!(op, Op::Range(_)))
+        self.success
+            .iter()
+            .chain(&self.failure)
+            .all(|op| matches!(op, Op::Range(_)))
     }
 }
 
 impl From<Vec<Op>> for Txn {
     fn from(success: Vec<Op>) -> Self {
-        Self { success, ..Self::default() }
+        Self {
+            success,
+            ..Self::default()
+        }
     }
 }
 
@@ -243,7 +249,11 @@ pub(super) fn read_only(txn: &Txn, state: &State) -> Result<TxnResult, Error> {
             results.push(OpResult::Range(state.range(options, state.current, &[])));
         }
     }
-    Ok(TxnResult { succeeded, results, revision: state.current })
+    Ok(TxnResult {
+        succeeded,
+        results,
+        revision: state.current,
+    })
 }
 
 // === impl WriteTxn ===
@@ -251,7 +261,12 @@ pub(super) fn read_only(txn: &Txn, state: &State) -> Result<TxnResult, Error> {
 impl<'a> WriteTxn<'a> {
     pub(super) fn new(state: &'a mut State) -> Self {
         let main = state.current + 1;
-        Self { state, main, events: Vec::new(), finished: false }
+        Self {
+            state,
+            main,
+            events: Vec::new(),
+            finished: false,
+        }
     }
 
     /// Runs `txn`, or changes nothing and says why.
@@ -273,21 +288,35 @@ impl<'a> WriteTxn<'a> {
                 }
                 Op::Put(put) => {
                     let prev = self.put(put);
-                    OpResult::Put { prev, revision: self.main }
+                    OpResult::Put {
+                        prev,
+                        revision: self.main,
+                    }
                 }
                 Op::Delete(range) => {
                     let prev = self.delete(range);
-                    OpResult::Delete { prev, revision: self.revision() }
+                    OpResult::Delete {
+                        prev,
+                        revision: self.revision(),
+                    }
                 }
                 Op::Txn(nested) => OpResult::Txn(self.branch(nested, taken)),
             });
         }
-        TxnResult { succeeded, results, revision: self.revision() }
+        TxnResult {
+            succeeded,
+            results,
+            revision: self.revision(),
+        }
     }
 
     /// The revision as seen from inside: the new one once something has changed.
     fn revision(&self) -> i64 {
-        if self.events.is_empty() { self.state.current } else { self.main }
+        if self.events.is_empty() {
+            self.state.current
+        } else {
+            self.main
+        }
     }
 
     /// Writes one key; returns what was there.
@@ -313,9 +342,20 @@ impl<'a> WriteTxn<'a> {
     /// Deletes every live key in `range`; returns what was there, in key order.
     pub(super) fn delete(&mut self, range: &KeyRange) -> Vec<Kv> {
         let gone: Vec<Kv> = if range.is_single() {
-            self.state.index.get(range.start()).and_then(|h| h.live()).cloned().into_iter().collect()
+            self.state
+                .index
+                .get(range.start())
+                .and_then(|h| h.live())
+                .cloned()
+                .into_iter()
+                .collect()
         } else {
-            self.state.index.range(range).filter_map(|h| h.live()).cloned().collect()
+            self.state
+                .index
+                .range(range)
+                .filter_map(|h| h.live())
+                .cloned()
+                .collect()
         };
         for kv in &gone {
             let key = kv.key();
@@ -337,8 +377,21 @@ impl<'a> WriteTxn<'a> {
         let sub = u32::try_from(self.events.len()).expect("a txn has fewer than 2^32 changes");
         let tombstone = kind == EventKind::Delete;
         self.state.bytes += kv.as_bytes().len();
-        self.state.index.push(key, Version { main: self.main, sub, tombstone, kv: kv.clone() });
-        self.events.push(Event { kind, kv, prev, created });
+        self.state.index.push(
+            key,
+            Version {
+                main: self.main,
+                sub,
+                tombstone,
+                kv: kv.clone(),
+            },
+        );
+        self.events.push(Event {
+            kind,
+            kv,
+            prev,
+            created,
+        });
     }
 
     /// Makes the changes one revision; returns its batch, if anything changed.
@@ -348,7 +401,10 @@ impl<'a> WriteTxn<'a> {
             return None;
         }
         let events: Arc<[Event]> = std::mem::take(&mut self.events).into();
-        let batch = Batch { revision: self.main, events };
+        let batch = Batch {
+            revision: self.main,
+            events,
+        };
         self.state.current = self.main;
         self.state.log.push(batch.clone());
         Some(batch)

@@ -37,7 +37,13 @@ pub enum Taken {
 
 impl Watcher {
     pub(super) fn new(store: Arc<Store>, group: Arc<Group>, member: u64, start: i64) -> Self {
-        Self { store, group, member, next: start, start }
+        Self {
+            store,
+            group,
+            member,
+            next: start,
+            start,
+        }
     }
 
     /// What the watcher watches.
@@ -79,7 +85,9 @@ impl Watcher {
             let from = self.next;
             let mut batches = read.log().since(from).take(CATCH_UP_BATCHES);
             let more = loop {
-                let Some(batch) = batches.next() else { break self.next - from >= CATCH_UP_BATCHES as i64 };
+                let Some(batch) = batches.next() else {
+                    break self.next - from >= CATCH_UP_BATCHES as i64;
+                };
                 if self.next > state.complete_after || bytes > max {
                     break true;
                 }

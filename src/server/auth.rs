@@ -11,9 +11,7 @@ use tonic::{Request, Response, Status};
 pub(super) struct AuthService(pub(super) Arc<Core>);
 
 /// Runs something that hashes a password, off the workers.
-async fn blocking<T: Send + 'static>(
-    f: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, Status> {
+async fn blocking<T: Send + 'static>(f: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Status> {
     let done = tokio::task::spawn_blocking(f).await;
     Ok(done.map_err(|e| Status::internal(e.to_string()))??)
 }
@@ -31,8 +29,7 @@ impl AuthService {
     ) -> Result<(), Status> {
         let identity = self.0.identity_of(request)?;
         match self.0.auth.check_root(identity.as_ref()) {
-            Err(Error::PermissionDenied)
-                if identity.is_some_and(|i| allowed(&i.user, &self.0.auth.state())) => Ok(()),
+            Err(Error::PermissionDenied) if identity.is_some_and(|i| allowed(&i.user, &self.0.auth.state())) => Ok(()),
             other => Ok(other?),
         }
     }
@@ -167,5 +164,9 @@ fn from_pb(permission: authpb::Permission) -> Permission {
         Type::Write => Access::Write,
         Type::Readwrite => Access::ReadWrite,
     };
-    Permission { access, key: permission.key.into(), range_end: permission.range_end.into() }
+    Permission {
+        access,
+        key: permission.key.into(),
+        range_end: permission.range_end.into(),
+    }
 }

@@ -15,7 +15,9 @@ impl ClusterService {
     }
 
     fn check_member(&self, id: u64) -> Result<(), Status> {
-        (id == self.0.config.identity.member_id).then_some(()).ok_or_else(status::member_not_found)
+        (id == self.0.config.identity.member_id)
+            .then_some(())
+            .ok_or_else(status::member_not_found)
     }
 }
 
@@ -34,7 +36,10 @@ impl pb::cluster_server::Cluster for ClusterService {
             client_ur_ls: config.client_urls.clone(),
             is_learner: false,
         };
-        Ok(Response::new(pb::MemberListResponse { header: self.header(), members: vec![member] }))
+        Ok(Response::new(pb::MemberListResponse {
+            header: self.header(),
+            members: vec![member],
+        }))
     }
 
     async fn member_add(

@@ -20,7 +20,10 @@ impl Core {
         let token = metadata.get("token").or_else(|| metadata.get("authorization"));
         if let Some(token) = token {
             let token = token.to_str().map_err(|_| Error::InvalidAuthToken)?;
-            return self.auth.token_identity(token.strip_prefix("Bearer ").unwrap_or(token)).map(Some);
+            return self
+                .auth
+                .token_identity(token.strip_prefix("Bearer ").unwrap_or(token))
+                .map(Some);
         }
         let revision = self.auth.state().revision;
         Ok(peer.common_name.clone().map(|user| Identity { user, revision }))
@@ -98,12 +101,7 @@ impl Guard {
 
     /// May every compare and every operation of both branches be done, at every depth? `prev_kv` says of
     /// the operations in order of their visit whether they return what was there.
-    pub(super) fn txn(
-        &self,
-        core: &Core,
-        txn: &Txn,
-        prev_kv: &mut impl Iterator<Item = bool>,
-    ) -> Result<(), Status> {
+    pub(super) fn txn(&self, core: &Core, txn: &Txn, prev_kv: &mut impl Iterator<Item = bool>) -> Result<(), Status> {
         if self.0.is_none() {
             return Ok(());
         }

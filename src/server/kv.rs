@@ -88,7 +88,11 @@ impl pb::kv_server::Kv for KvService {
         Ok(Response::new(pb::DeleteRangeResponse {
             header: Some(self.0.header(revision)),
             deleted: prev.len() as i64,
-            prev_kvs: if request.prev_kv { prev.into_iter().map(Into::into).collect() } else { vec![] },
+            prev_kvs: if request.prev_kv {
+                prev.into_iter().map(Into::into).collect()
+            } else {
+                vec![]
+            },
         }))
     }
 
@@ -102,7 +106,10 @@ impl pb::kv_server::Kv for KvService {
         guard.txn(&self.0, &txn, &mut prev_kv.into_iter())?;
         let result = self.0.store.txn(&txn)?;
         let header = Some(self.0.header(result.revision));
-        Ok(Response::new(pb::TxnResponse { header, ..txn_response(&request, result) }))
+        Ok(Response::new(pb::TxnResponse {
+            header,
+            ..txn_response(&request, result)
+        }))
     }
 
     async fn compact(
@@ -130,7 +137,10 @@ impl KvService {
 
     fn range_response(&self, result: RangeResult) -> pb::RangeResponse {
         let header = Some(self.0.header(result.revision));
-        pb::RangeResponse { header, ..to_range_response(result) }
+        pb::RangeResponse {
+            header,
+            ..to_range_response(result)
+        }
     }
 
     /// The answer in chunks, all read at the revision of the first; the last one carries header and
@@ -250,7 +260,11 @@ fn check_txn(request: &pb::TxnRequest, budget: usize) -> Result<(), Status> {
 
 fn check_fields(request: &pb::TxnRequest, budget: usize) -> Result<(), Status> {
     use pb::request_op::Request as R;
-    let ops = request.compare.len().max(request.success.len()).max(request.failure.len());
+    let ops = request
+        .compare
+        .len()
+        .max(request.success.len())
+        .max(request.failure.len());
     let budget = budget.checked_sub(ops).ok_or_else(status::too_many_ops)?;
     if request.compare.iter().any(|c| c.key.is_empty()) {
         return Err(status::empty_key());
@@ -374,7 +388,11 @@ fn to_compare(compare: pb::Compare) -> Compare {
 /// For each put and delete in the order the guard visits them: does it return what was there?
 fn prev_kvs(request: &pb::TxnRequest) -> Vec<bool> {
     use pb::request_op::Request as R;
-    let ops = request.success.iter().chain(&request.failure).filter_map(|op| op.request.as_ref());
+    let ops = request
+        .success
+        .iter()
+        .chain(&request.failure)
+        .filter_map(|op| op.request.as_ref());
     ops.flat_map(|op| match op {
         R::RequestPut(p) => vec![p.prev_kv],
         R::RequestDeleteRange(d) => vec![d.prev_kv],
@@ -389,8 +407,17 @@ fn prev_kvs(request: &pb::TxnRequest) -> Vec<bool> {
 fn txn_response(request: &pb::TxnRequest, result: TxnResult) -> pb::TxnResponse {
     use pb::request_op::Request as Q;
     use pb::response_op::Response as R;
-    let ops = if result.succeeded { &request.success } else { &request.failure };
-    let header = |revision| Some(pb::ResponseHeader { revision, ..Default::default() });
+    let ops = if result.succeeded {
+        &request.success
+    } else {
+        &request.failure
+    };
+    let header = |revision| {
+        Some(pb::ResponseHeader {
+            revision,
+            ..Default::default()
+        })
+    };
     let responses = ops.iter().zip(result.results).map(|(op, result)| {
         let response = match (&op.request, result) {
             (_, OpResult::Range(result)) => R::ResponseRange(pb::RangeResponse {
@@ -405,7 +432,11 @@ fn txn_response(request: &pb::TxnRequest, result: TxnResult) -> pb::TxnResponse 
                 R::ResponseDeleteRange(pb::DeleteRangeResponse {
                     header: header(revision),
                     deleted: prev.len() as i64,
-                    prev_kvs: if delete.prev_kv { prev.into_iter().map(Into::into).collect() } else { vec![] },
+                    prev_kvs: if delete.prev_kv {
+                        prev.into_iter().map(Into::into).collect()
+                    } else {
+                        vec![]
+                    },
                 })
             }
             (Some(Q::RequestTxn(nested)), OpResult::Txn(result)) => R::ResponseTxn(pb::TxnResponse {
@@ -414,9 +445,15 @@ fn txn_response(request: &pb::TxnRequest, result: TxnResult) -> pb::TxnResponse 
             }),
             _ => unreachable!("an operation's result is of its kind"),
         };
-        pb::ResponseOp { response: Some(response) }
+        pb::ResponseOp {
+            response: Some(response),
+        }
     });
-    pb::TxnResponse { header: None, succeeded: result.succeeded, responses: responses.collect() }
+    pb::TxnResponse {
+        header: None,
+        succeeded: result.succeeded,
+        responses: responses.collect(),
+    }
 }
 
 #[cfg(test)]
@@ -429,7 +466,10 @@ mod tests {
     }
 
     fn put(key: &'static str) -> pb::RequestOp {
-        op(R::RequestPut(pb::PutRequest { key: key.into(), ..Default::default() }))
+        op(R::RequestPut(pb::PutRequest {
+            key: key.into(),
+            ..Default::default()
+        }))
     }
 
     fn delete(key: &'static str, end: &'static str) -> pb::RequestOp {
@@ -441,11 +481,18 @@ mod tests {
     }
 
     fn nested(success: Ops, failure: Ops) -> pb::RequestOp {
-        op(R::RequestTxn(pb::TxnRequest { success, failure, ..Default::default() }))
+        op(R::RequestTxn(pb::TxnRequest {
+            success,
+            failure,
+            ..Default::default()
+        }))
     }
 
     fn check(success: Ops) -> Result<(), String> {
-        let request = pb::TxnRequest { success, ..Default::default() };
+        let request = pb::TxnRequest {
+            success,
+            ..Default::default()
+        };
         check_txn(&request, 128).map_err(|s| s.message().trim_start_matches("etcdserver: ").to_owned())
     }
 
@@ -456,13 +503,28 @@ mod tests {
         assert_eq!(check(vec![put("a"), delete("a", "")]), duplicate());
         assert_eq!(check(vec![delete("a", "z"), put("b")]), duplicate());
         assert_eq!(check(vec![put("a"), nested(vec![put("a")], vec![])]), duplicate());
-        assert_eq!(check(vec![nested(vec![delete("a", "c")], vec![]), put("b")]), duplicate());
+        assert_eq!(
+            check(vec![nested(vec![delete("a", "c")], vec![]), put("b")]),
+            duplicate()
+        );
         assert_eq!(check(vec![delete("a", "c"), delete("b", "d")]), Ok(()));
         assert_eq!(check(vec![nested(vec![put("a")], vec![put("a")])]), Ok(()));
         // The two quirks: a from-key end overlaps nothing, and later siblings are not looked at.
         assert_eq!(check(vec![put("b"), delete("a", "\0")]), Ok(()));
-        assert_eq!(check(vec![nested(vec![put("b")], vec![]), nested(vec![delete("a", "c")], vec![])]), Ok(()));
-        assert_eq!(check(vec![nested(vec![delete("a", "c")], vec![]), nested(vec![put("b")], vec![])]), duplicate());
+        assert_eq!(
+            check(vec![
+                nested(vec![put("b")], vec![]),
+                nested(vec![delete("a", "c")], vec![])
+            ]),
+            Ok(())
+        );
+        assert_eq!(
+            check(vec![
+                nested(vec![delete("a", "c")], vec![]),
+                nested(vec![put("b")], vec![])
+            ]),
+            duplicate()
+        );
     }
 
     #[test]
@@ -470,10 +532,17 @@ mod tests {
         let many = || Err("too many operations in txn request".to_owned());
         let reads = |n| (0..n).map(|i| put(["a", "b"][i % 2])).collect::<Vec<_>>();
         assert_eq!(check(reads(129)), many());
-        let deep = |n| (0..n).map(|_| nested(vec![delete("a", "")], vec![])).collect::<Vec<_>>();
+        let deep = |n| {
+            (0..n)
+                .map(|_| nested(vec![delete("a", "")], vec![]))
+                .collect::<Vec<_>>()
+        };
         assert_eq!(check(deep(128)), many());
         assert_eq!(check(deep(127)), Ok(()));
-        assert_eq!(check(vec![pb::RequestOp { request: None }]), Err("key not found".to_owned()));
+        assert_eq!(
+            check(vec![pb::RequestOp { request: None }]),
+            Err("key not found".to_owned())
+        );
         assert_eq!(check(vec![put("")]), Err("key is not provided".to_owned()));
     }
 }

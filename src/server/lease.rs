@@ -1,8 +1,8 @@
 //! The Lease service.
 
 use super::Core;
-use crate::pb::etcdserverpb as pb;
 use crate::mvcc::KeyRange;
+use crate::pb::etcdserverpb as pb;
 use std::pin::Pin;
 use std::sync::Arc;
 use tokio_stream::Stream;
@@ -27,7 +27,12 @@ impl pb::lease_server::Lease for LeaseService {
         let request = request.into_inner();
         let (id, ttl) = self.0.lessor.grant(request.id, request.ttl)?;
         let header = self.header();
-        Ok(Response::new(pb::LeaseGrantResponse { header, id, ttl, error: String::new() }))
+        Ok(Response::new(pb::LeaseGrantResponse {
+            header,
+            id,
+            ttl,
+            error: String::new(),
+        }))
     }
 
     async fn lease_revoke(
@@ -40,8 +45,7 @@ impl pb::lease_server::Lease for LeaseService {
         Ok(Response::new(pb::LeaseRevokeResponse { header: self.header() }))
     }
 
-    type LeaseKeepAliveStream =
-        Pin<Box<dyn Stream<Item = Result<pb::LeaseKeepAliveResponse, Status>> + Send>>;
+    type LeaseKeepAliveStream = Pin<Box<dyn Stream<Item = Result<pb::LeaseKeepAliveResponse, Status>> + Send>>;
 
     async fn lease_keep_alive(
         &self,
@@ -75,7 +79,12 @@ impl pb::lease_server::Lease for LeaseService {
         let pb::LeaseTimeToLiveRequest { id, keys } = *request.get_ref();
         let header = self.header();
         let Some(info) = self.0.lessor.info(id, keys) else {
-            let unknown = pb::LeaseTimeToLiveResponse { header, id, ttl: -1, ..Default::default() };
+            let unknown = pb::LeaseTimeToLiveResponse {
+                header,
+                id,
+                ttl: -1,
+                ..Default::default()
+            };
             return Ok(Response::new(unknown));
         };
         if keys {
@@ -85,7 +94,13 @@ impl pb::lease_server::Lease for LeaseService {
             }
         }
         let (ttl, granted_ttl) = (info.left_secs, info.granted_secs);
-        Ok(Response::new(pb::LeaseTimeToLiveResponse { header, id, ttl, granted_ttl, keys: info.keys }))
+        Ok(Response::new(pb::LeaseTimeToLiveResponse {
+            header,
+            id,
+            ttl,
+            granted_ttl,
+            keys: info.keys,
+        }))
     }
 
     async fn lease_leases(
@@ -98,7 +113,9 @@ impl pb::lease_server::Lease for LeaseService {
             guard.read(&KeyRange::key(key))?;
         }
         let leases = ids.into_iter().map(|id| pb::LeaseStatus { id }).collect();
-        Ok(Response::new(pb::LeaseLeasesResponse { header: self.header(), leases }))
+        Ok(Response::new(pb::LeaseLeasesResponse {
+            header: self.header(),
+            leases,
+        }))
     }
 }
-

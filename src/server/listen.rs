@@ -39,11 +39,7 @@ pub enum Io {
 
 impl Listener {
     /// Binds `address` (`host:port`, port 0 picks one).
-    pub async fn bind(
-        address: &str,
-        tls: Option<Arc<TlsConfig>>,
-        cert_auth: bool,
-    ) -> io::Result<Self> {
+    pub async fn bind(address: &str, tls: Option<Arc<TlsConfig>>, cert_auth: bool) -> io::Result<Self> {
         let socket = crate::util::net::bind(address).await?;
         Ok(Self { socket, tls, cert_auth })
     }
@@ -63,7 +59,9 @@ impl Listener {
     ) {
         let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
         loop {
-            let Ok(permit) = Arc::clone(&handshakes).acquire_owned().await else { return };
+            let Ok(permit) = Arc::clone(&handshakes).acquire_owned().await else {
+                return;
+            };
             let accepted = tokio::select! {
                 () = stop.cancelled() => return,
                 accepted = self.socket.accept() => accepted,
@@ -100,14 +98,16 @@ impl Listener {
     }
 }
 
-async fn handshake(
-    stream: TcpStream,
-    tls: Option<Arc<TlsConfig>>,
-    cert_auth: bool,
-) -> io::Result<Io> {
+async fn handshake(stream: TcpStream, tls: Option<Arc<TlsConfig>>, cert_auth: bool) -> io::Result<Io> {
     let address = stream.peer_addr().ok();
     let Some(tls) = tls else {
-        return Ok(Io::Plain(stream, Peer { address, common_name: None }));
+        return Ok(Io::Plain(
+            stream,
+            Peer {
+                address,
+                common_name: None,
+            },
+        ));
     };
     let stream = TlsAcceptor::from(tls.current()).accept(stream).await?;
     let certificates = stream.get_ref().1.peer_certificates();
@@ -129,11 +129,7 @@ impl Connected for Io {
 }
 
 impl AsyncRead for Io {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(io, _) => Pin::new(io).poll_read(cx, buf),
             Self::Tls(io, _) => Pin::new(io).poll_read(cx, buf),
@@ -142,11 +138,7 @@ impl AsyncRead for Io {
 }
 
 impl AsyncWrite for Io {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Plain(io, _) => Pin::new(io).poll_write(cx, buf),
             Self::Tls(io, _) => Pin::new(io).poll_write(cx, buf),

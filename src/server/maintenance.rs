@@ -12,10 +12,7 @@ pub(super) struct MaintenanceService(pub(super) Arc<Core>);
 
 #[tonic::async_trait]
 impl pb::maintenance_server::Maintenance for MaintenanceService {
-    async fn status(
-        &self,
-        request: Request<pb::StatusRequest>,
-    ) -> Result<Response<pb::StatusResponse>, Status> {
+    async fn status(&self, request: Request<pb::StatusRequest>) -> Result<Response<pb::StatusResponse>, Status> {
         self.0.check_authenticated(&request)?;
         let stats = self.0.store.stats();
         let identity = &self.0.config.identity;
@@ -38,10 +35,7 @@ impl pb::maintenance_server::Maintenance for MaintenanceService {
         }))
     }
 
-    async fn alarm(
-        &self,
-        request: Request<pb::AlarmRequest>,
-    ) -> Result<Response<pb::AlarmResponse>, Status> {
+    async fn alarm(&self, request: Request<pb::AlarmRequest>) -> Result<Response<pb::AlarmResponse>, Status> {
         let action = request.get_ref().action();
         match action {
             pb::alarm_request::AlarmAction::Get => self.0.check_authenticated(&request)?,
@@ -93,19 +87,13 @@ impl pb::maintenance_server::Maintenance for MaintenanceService {
         Err(Status::unimplemented("Hash is not implemented yet"))
     }
 
-    async fn hash_kv(
-        &self,
-        _: Request<pb::HashKvRequest>,
-    ) -> Result<Response<pb::HashKvResponse>, Status> {
+    async fn hash_kv(&self, _: Request<pb::HashKvRequest>) -> Result<Response<pb::HashKvResponse>, Status> {
         Err(Status::unimplemented("HashKV is not implemented yet"))
     }
 
     type SnapshotStream = Pin<Box<dyn Stream<Item = Result<pb::SnapshotResponse, Status>> + Send>>;
 
-    async fn snapshot(
-        &self,
-        _: Request<pb::SnapshotRequest>,
-    ) -> Result<Response<Self::SnapshotStream>, Status> {
+    async fn snapshot(&self, _: Request<pb::SnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
         Err(Status::unimplemented("Snapshot is not implemented yet"))
     }
 }

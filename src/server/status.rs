@@ -99,17 +99,44 @@ mod tests {
     #[test]
     fn errors_have_etcds_codes_and_texts() {
         let cases: [(Status, Code, &str); 6] = [
-            (mvcc::Error::Compacted.into(), Code::OutOfRange, "etcdserver: mvcc: required revision has been compacted"),
-            (mvcc::Error::LeaseNotFound.into(), Code::NotFound, "etcdserver: requested lease not found"),
-            (lease::Error::Exists.into(), Code::FailedPrecondition, "etcdserver: lease already exists"),
-            (auth::Error::UserEmpty.into(), Code::InvalidArgument, "etcdserver: user name is empty"),
-            (auth::Error::InvalidAuthToken.into(), Code::Unauthenticated, "etcdserver: invalid auth token"),
-            (auth::Error::RoleNotFound.into(), Code::FailedPrecondition, "etcdserver: role name not found"),
+            (
+                mvcc::Error::Compacted.into(),
+                Code::OutOfRange,
+                "etcdserver: mvcc: required revision has been compacted",
+            ),
+            (
+                mvcc::Error::LeaseNotFound.into(),
+                Code::NotFound,
+                "etcdserver: requested lease not found",
+            ),
+            (
+                lease::Error::Exists.into(),
+                Code::FailedPrecondition,
+                "etcdserver: lease already exists",
+            ),
+            (
+                auth::Error::UserEmpty.into(),
+                Code::InvalidArgument,
+                "etcdserver: user name is empty",
+            ),
+            (
+                auth::Error::InvalidAuthToken.into(),
+                Code::Unauthenticated,
+                "etcdserver: invalid auth token",
+            ),
+            (
+                auth::Error::RoleNotFound.into(),
+                Code::FailedPrecondition,
+                "etcdserver: role name not found",
+            ),
         ];
         for (status, code, text) in cases {
             assert_eq!((status.code(), status.message()), (code, text));
         }
         let denied = rendered(&auth::Error::PermissionDenied.into());
-        assert_eq!(denied, "rpc error: code = PermissionDenied desc = etcdserver: permission denied");
+        assert_eq!(
+            denied,
+            "rpc error: code = PermissionDenied desc = etcdserver: permission denied"
+        );
     }
 }

@@ -76,7 +76,10 @@ struct Loaded {
 
 impl TlsFiles {
     fn paths(&self) -> impl Iterator<Item = &Path> {
-        [Some(&self.cert), Some(&self.key), self.client_ca.as_ref()].into_iter().flatten().map(|p| &**p)
+        [Some(&self.cert), Some(&self.key), self.client_ca.as_ref()]
+            .into_iter()
+            .flatten()
+            .map(|p| &**p)
     }
 
     fn print(&self) -> Vec<Option<(SystemTime, u64)>> {
@@ -99,7 +102,10 @@ impl TlsFiles {
         let builder = match &self.client_ca {
             None => builder.with_no_client_auth(),
             Some(path) => {
-                let ca = |why: String| Error::Ca { path: path.clone(), why };
+                let ca = |why: String| Error::Ca {
+                    path: path.clone(),
+                    why,
+                };
                 let roots = Arc::new(roots(path)?);
                 let verifier = WebPkiClientVerifier::builder(roots).build();
                 builder.with_client_cert_verifier(verifier.map_err(|e| ca(e.to_string()))?)
@@ -119,7 +125,11 @@ impl TlsFiles {
 
 /// All certificates of a PEM file; an error if there is none.
 pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
-    let wrap = |source| Error::Read { what: "certificate", path: path.to_owned(), source };
+    let wrap = |source| Error::Read {
+        what: "certificate",
+        path: path.to_owned(),
+        source,
+    };
     let list = CertificateDer::pem_file_iter(path).map_err(wrap)?;
     let list = list.collect::<Result<Vec<_>, _>>().map_err(wrap)?;
     match list.is_empty() {
@@ -131,7 +141,10 @@ pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> 
 fn roots(path: &Path) -> Result<RootCertStore, Error> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(path)? {
-        let ca = |e: rustls::Error| Error::Ca { path: path.to_owned(), why: e.to_string() };
+        let ca = |e: rustls::Error| Error::Ca {
+            path: path.to_owned(),
+            why: e.to_string(),
+        };
         roots.add(certificate).map_err(ca)?;
     }
     Ok(roots)
@@ -143,8 +156,15 @@ impl TlsConfig {
     /// Loads the files; an error names the one at fault.
     pub fn load(files: TlsFiles) -> Result<Self, Error> {
         let print = files.print();
-        let loaded = Loaded { config: files.load()?, print, checked: Instant::now() };
-        Ok(Self { files, loaded: Mutex::new(loaded) })
+        let loaded = Loaded {
+            config: files.load()?,
+            print,
+            checked: Instant::now(),
+        };
+        Ok(Self {
+            files,
+            loaded: Mutex::new(loaded),
+        })
     }
 
     /// The configuration for a new connection. Changed files that cannot be used are logged, once for

@@ -184,12 +184,19 @@ impl Session {
 
     fn answer(&mut self, revision: i64, head: WatchHead) {
         let header = Some(self.core.header(revision));
-        self.answers.push_back(WatchResponse { head: WatchHead { header, ..head }, events: vec![] });
+        self.answers.push_back(WatchResponse {
+            head: WatchHead { header, ..head },
+            events: vec![],
+        });
     }
 
     fn create(&mut self, request: pb::WatchCreateRequest) {
         // Parity: no key is the smallest key. Permission is asked for the range as the client means it.
-        let key = if request.key.is_empty() { Bytes::from_static(&[0]) } else { request.key };
+        let key = if request.key.is_empty() {
+            Bytes::from_static(&[0])
+        } else {
+            request.key
+        };
         let range = KeyRange::new(key, request.range_end);
         let id = request.watch_id;
         let refused = if range.is_empty() {
@@ -214,8 +221,11 @@ impl Session {
             return self.answer(self.core.store.revision(), head);
         }
         let id = if id == 0 { self.free_id() } else { id };
-        let wake =
-            Arc::new(WatcherWake { id, queued: AtomicBool::new(false), list: Arc::clone(&self.ready) });
+        let wake = Arc::new(WatcherWake {
+            id,
+            queued: AtomicBool::new(false),
+            list: Arc::clone(&self.ready),
+        });
         let filter = WatchFilter {
             range,
             prev_kv: request.prev_kv,
@@ -227,9 +237,23 @@ impl Session {
         // It may have history to read.
         wake.wake();
         let (fragment, progress) = (request.fragment, request.progress_notify);
-        let entry = Entry { watcher, start, wake, fragment, progress, busy: false };
+        let entry = Entry {
+            watcher,
+            start,
+            wake,
+            fragment,
+            progress,
+            busy: false,
+        };
         self.watchers.insert(id, entry);
-        self.answer(revision, WatchHead { watch_id: id, created: true, ..WatchHead::default() });
+        self.answer(
+            revision,
+            WatchHead {
+                watch_id: id,
+                created: true,
+                ..WatchHead::default()
+            },
+        );
     }
 
     fn may_read(&self, range: &KeyRange) -> Result<(), Status> {
@@ -246,7 +270,11 @@ impl Session {
 
     fn cancel(&mut self, id: i64) {
         if self.watchers.remove(&id).is_some() {
-            let head = WatchHead { watch_id: id, canceled: true, ..WatchHead::default() };
+            let head = WatchHead {
+                watch_id: id,
+                canceled: true,
+                ..WatchHead::default()
+            };
             self.answer(self.core.store.revision(), head);
         }
     }
@@ -258,7 +286,13 @@ impl Session {
             && !self.watchers.is_empty()
             && self.watchers.values().all(|e| revision >= e.start)
         {
-            self.answer(revision, WatchHead { watch_id: -1, ..WatchHead::default() });
+            self.answer(
+                revision,
+                WatchHead {
+                    watch_id: -1,
+                    ..WatchHead::default()
+                },
+            );
         }
     }
 
@@ -276,7 +310,13 @@ impl Session {
             }
         }
         for (watch_id, revision) in idle {
-            self.answer(revision, WatchHead { watch_id, ..WatchHead::default() });
+            self.answer(
+                revision,
+                WatchHead {
+                    watch_id,
+                    ..WatchHead::default()
+                },
+            );
         }
     }
 
@@ -285,7 +325,9 @@ impl Session {
         loop {
             let id = self.ready.ids.lock().pop_front()?;
             // Cancelled since.
-            let Some(entry) = self.watchers.get_mut(&id) else { continue };
+            let Some(entry) = self.watchers.get_mut(&id) else {
+                continue;
+            };
             entry.wake.queued.store(false, Ordering::Release);
             match entry.watcher.take(MESSAGE_BYTES) {
                 Taken::Nothing => {}
@@ -295,7 +337,11 @@ impl Session {
                     // There may be more than one message's worth.
                     entry.wake.wake();
                     let header = Some(self.core.header(revision));
-                    let head = WatchHead { header, watch_id: id, ..WatchHead::default() };
+                    let head = WatchHead {
+                        header,
+                        watch_id: id,
+                        ..WatchHead::default()
+                    };
                     if fragment {
                         let max = self.core.config.max_request_bytes + (512 << 10);
                         self.answers.extend(fragments(head, frames, max));
@@ -337,7 +383,10 @@ fn fragments(head: WatchHead, frames: Vec<Bytes>, max: usize) -> Vec<WatchRespon
     }
     let last = out.len() - 1;
     let response = |(i, events)| {
-        let head = WatchHead { fragment: i < last, ..head.clone() };
+        let head = WatchHead {
+            fragment: i < last,
+            ..head.clone()
+        };
         WatchResponse { head, events }
     };
     out.into_iter().enumerate().map(response).collect()

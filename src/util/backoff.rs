@@ -15,7 +15,11 @@ pub struct Backoff {
 impl Backoff {
     /// A policy that has not waited yet.
     pub fn new(first: Duration, cap: Duration) -> Self {
-        Self { first, cap, attempts: 0 }
+        Self {
+            first,
+            cap,
+            attempts: 0,
+        }
     }
 
     /// For connections to remote clusters and stores.

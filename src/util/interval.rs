@@ -17,7 +17,9 @@ pub struct IntervalMap<T> {
 
 impl<T> Default for IntervalMap<T> {
     fn default() -> Self {
-        Self { segments: BTreeMap::new() }
+        Self {
+            segments: BTreeMap::new(),
+        }
     }
 }
 
@@ -52,7 +54,10 @@ impl<T: Clone + PartialEq> IntervalMap<T> {
     /// The values of the ranges that contain `key`, in no particular order.
     pub fn at(&self, key: &[u8]) -> &[T] {
         let bounds = (Bound::Unbounded, Bound::Included(key));
-        self.segments.range::<[u8], _>(bounds).next_back().map_or(&[], |(_, values)| values)
+        self.segments
+            .range::<[u8], _>(bounds)
+            .next_back()
+            .map_or(&[], |(_, values)| values)
     }
 
     fn cut(&mut self, at: &[u8]) {
@@ -66,7 +71,11 @@ impl<T: Clone + PartialEq> IntervalMap<T> {
     fn join(&mut self, at: &[u8]) {
         let Some(right) = self.segments.get(at) else { return };
         let before = (Bound::Unbounded, Bound::Excluded(at));
-        let left = self.segments.range::<[u8], _>(before).next_back().map_or(&[][..], |(_, v)| v);
+        let left = self
+            .segments
+            .range::<[u8], _>(before)
+            .next_back()
+            .map_or(&[][..], |(_, v)| v);
         let same = left.len() == right.len() && left.iter().all(|v| right.contains(v));
         if same {
             self.segments.remove(at);

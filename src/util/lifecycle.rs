@@ -37,13 +37,11 @@ impl Lifecycle {
 
     /// Runs `task` until it ends by itself. An error or a panic stops the whole lifecycle, with the
     /// task's name as the reason; so does an end before anybody asked for it.
-    pub fn spawn<E: std::fmt::Display>(
+    pub fn spawn<E: std::fmt::Display + Send + 'static>(
         &self,
         name: impl Into<String>,
         task: impl Future<Output = Result<(), E>> + Send + 'static,
-    ) where
-        E: Send + 'static,
-    {
+    ) {
         let (name, this) = (name.into(), self.clone());
         self.run(name.clone(), async move {
             #[allow(clippy::disallowed_methods, reason = "the one place that spawns")]
@@ -75,7 +73,10 @@ impl Lifecycle {
 
     fn fail(&self, name: &str, why: &str) {
         tracing::error!(task = name, error = why, "a task failed: stopping");
-        self.inner.failure.lock().get_or_insert_with(|| format!("{name}: {why}"));
+        self.inner
+            .failure
+            .lock()
+            .get_or_insert_with(|| format!("{name}: {why}"));
         self.stop.cancel();
     }
 

@@ -7,7 +7,9 @@ use tokio::net::TcpListener;
 /// IPv6.
 pub async fn bind(address: &str) -> io::Result<TcpListener> {
     let port = address.strip_prefix("0.0.0.0:").or_else(|| address.strip_prefix(':'));
-    let Some(port) = port else { return TcpListener::bind(address).await };
+    let Some(port) = port else {
+        return TcpListener::bind(address).await;
+    };
     match TcpListener::bind(format!("[::]:{port}")).await {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(error),
         Err(_) => TcpListener::bind(format!("0.0.0.0:{port}")).await,

@@ -19,7 +19,10 @@ impl Ready {
     pub fn block(&self, name: impl Into<String>) -> Block {
         let name = name.into();
         self.0.lock().insert(name.clone());
-        Block { ready: self.clone(), name }
+        Block {
+            ready: self.clone(),
+            name,
+        }
     }
 
     /// What is still unfinished, by name.

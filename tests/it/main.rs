@@ -1,0 +1,21 @@
+//! Black-box tests: the real binary, on loopback, over real TLS.
+
+#![allow(clippy::disallowed_methods, reason = "tests may spawn")]
+#![allow(
+    missing_docs,
+    clippy::too_many_lines,
+    clippy::print_stderr,
+    reason = "test names and asserts say it"
+)]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
+
+mod auth_mtls;
+mod bad_input;
+mod demo;
+mod etcd_api;
+mod etcdctl;
+mod layers;
+mod mesh;
+mod shutdown;
+mod support;
+mod watch;
