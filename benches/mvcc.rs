@@ -22,7 +22,9 @@ fn filled() -> Arc<Store> {
     let writes: Vec<_> = (0..KEYS)
         .map(|i| Write::Put(key(i).into(), vec![b'x'; 256].into()))
         .collect();
-    writes.chunks(1000).for_each(|chunk| drop(store.apply(chunk)));
+    for chunk in writes.chunks(1000) {
+        store.apply(chunk);
+    }
     store
 }
 
