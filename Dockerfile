@@ -4,9 +4,9 @@ RUN apt-get update && apt-get install -y --no-install-recommends protobuf-compil
  && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY . .
-RUN cargo build --locked --release && strip target/release/clustermesh-apiserver \
+RUN cargo build --locked --profile dist && strip target/dist/clustermesh-apiserver \
  && mkdir -p /out/usr/bin /out/var/run/etcd /out/var/run/cilium \
- && cp target/release/clustermesh-apiserver /out/usr/bin/ \
+ && cp target/dist/clustermesh-apiserver /out/usr/bin/ \
  # Called `etcd`, the binary is that server: the chart's sidecar runs /usr/bin/etcd.
  && ln -s clustermesh-apiserver /out/usr/bin/etcd
 

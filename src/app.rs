@@ -10,9 +10,9 @@ use crate::clustermesh;
 use crate::clustermesh::publisher::{Options, Publisher};
 use crate::k8s::api::ApiConfig;
 use crate::k8s::manifests;
-use crate::kvstore::Backend;
 use crate::kvstore::local::LocalBackend;
 use crate::kvstore::sync_store::SyncStore;
+use crate::kvstore::{Backend, keeper};
 use crate::kvstoremesh::{self, Mesh};
 use crate::lease::Lessor;
 use crate::model::cluster::ClusterName;
@@ -169,6 +169,15 @@ pub async fn start_mesh(
         start_http("status API", api_address, router, life).await?;
     }
     Ok(mesh)
+}
+
+/// Writes the heartbeat, where no publisher does.
+pub fn start_heartbeat(backend: Arc<dyn Backend>, life: &Lifecycle) {
+    let stop = life.stop_token().clone();
+    life.spawn("heartbeat", async move {
+        tokio::select! { () = stop.cancelled() => {}, () = keeper::beat(backend) => {} }
+        Ok::<_, Infallible>(())
+    });
 }
 
 /// Serves readiness at `address`; returns the address bound.

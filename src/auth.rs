@@ -209,11 +209,11 @@ impl AuthStore {
     /// Turns checks off and forgets all tokens.
     pub fn disable(&self) -> Result<(), Error> {
         if self.state.load().enabled {
-            self.tokens.lock().clear();
             self.revise(|state| {
                 state.enabled = false;
                 Ok(())
             })?;
+            self.tokens.lock().clear();
         }
         Ok(())
     }
@@ -374,6 +374,10 @@ impl AuthStore {
         let token = format!("{text}.{}", state.revision);
         let now = Instant::now();
         let mut tokens = self.tokens.lock();
+        // The password may have been changed while it was hashed.
+        if self.state.load().revision != state.revision {
+            return Err(Error::AuthOldRevision);
+        }
         tokens.retain(|_, t| t.expires > now);
         let expires = now + self.config.token_ttl;
         tokens.insert(

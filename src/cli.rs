@@ -12,7 +12,8 @@ pub mod serve;
 use crate::app::signal;
 use crate::util::lifecycle::Lifecycle;
 use anyhow::bail;
-use clap::{Parser, Subcommand};
+use clap::builder::Resettable;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::time::Duration;
 
 /// Tasks get this long to stop; the process has five seconds.
@@ -59,7 +60,10 @@ pub fn run(args: Vec<String>) -> u8 {
         flags::IGNORED_BY_DAEMONS
     };
     let (args, taken) = flags::strip(args, ignored);
-    let cli = match Cli::try_parse_from(args) {
+    let parsed = without_empty_variables(Cli::command())
+        .try_get_matches_from(args)
+        .and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => {
             let _ = error.print();
@@ -76,6 +80,16 @@ pub fn run(args: Vec<String>) -> u8 {
             if daemon { 255 } else { 1 }
         }
     }
+}
+
+/// A variable set to nothing is not set, as in the originals.
+fn without_empty_variables(command: clap::Command) -> clap::Command {
+    command.mut_subcommands(|sub| {
+        without_empty_variables(sub).mut_args(|arg| match arg.get_env().and_then(std::env::var_os) {
+            Some(value) if value.is_empty() => arg.env(Resettable::Reset),
+            _ => arg,
+        })
+    })
 }
 
 #[allow(clippy::print_stderr, reason = "also where no log has been started")]

@@ -101,7 +101,7 @@ impl Mesh {
         let mut listed = Some(listed);
         while let Some(event) = events.recv().await {
             match event {
-                Event::Set(name, path) => self.set(name, path, ready),
+                Event::Set(name, path) => self.set(name, path, listed.is_some().then_some(ready)),
                 Event::Removed(name) => self.remove(&name),
                 Event::Listed => drop(listed.take()),
             }
@@ -111,7 +111,7 @@ impl Mesh {
     }
 
     /// Connects to a cluster, or connects to it anew with a changed configuration.
-    fn set(self: &Arc<Self>, name: ClusterName, path: PathBuf, ready: &Ready) {
+    fn set(self: &Arc<Self>, name: ClusterName, path: PathBuf, ready: Option<&Ready>) {
         let mut clusters = self.clusters.lock();
         let stop = self.life.stop_token().child_token();
         let cluster = clusters.entry(name.clone()).or_insert_with(|| self.new_cluster(&name));
@@ -131,17 +131,22 @@ impl Mesh {
             status: cluster.status.clone(),
             cache_ttl: self.config.cache_ttl,
         };
-        let status = cluster.status.clone();
+        // Readiness is about the clusters there were at the start.
+        if let Some(ready) = ready {
+            self.hold_readiness(&name, cluster.status.clone(), ready, stop.clone());
+        }
+        self.life.spawn_part(format!("remote cluster {name}"), async move {
+            tokio::select! { biased; () = stop.cancelled() => {}, () = remote.run() => {} }
+        });
+    }
+
+    fn hold_readiness(&self, name: &ClusterName, status: Shared, ready: &Ready, stop: CancellationToken) {
         let synced = ready.block(format!("mirroring {name}"));
         let (per_cluster, global) = (self.config.per_cluster_ready_timeout, self.config.global_ready_timeout);
-        let waiter_stop = stop.clone();
         self.life.spawn_part(format!("readiness of {name}"), async move {
             let wait = tokio::time::timeout(global, wait_until_mirrored(&status, per_cluster));
-            tokio::select! { () = waiter_stop.cancelled() => {}, _ = wait => {} }
+            tokio::select! { () = stop.cancelled() => {}, _ = wait => {} }
             drop(synced);
-        });
-        self.life.spawn_part(format!("remote cluster {name}"), async move {
-            tokio::select! { () = stop.cancelled() => {}, () = remote.run() => {} }
         });
     }
 
@@ -181,9 +186,11 @@ impl Mesh {
                     remote::drain(&name, &*this.backend, this.config.drain_grace).await;
                 }
             };
-            tokio::select! {
-                () = stop.cancelled() => {}
-                () = drained => drop(this.clusters.lock().remove(&name)),
+            tokio::select! { () = stop.cancelled() => return, () = drained => {} }
+            let mut clusters = this.clusters.lock();
+            // It may have come back just now.
+            if !stop.is_cancelled() {
+                clusters.remove(&name);
             }
         });
     }

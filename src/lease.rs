@@ -10,7 +10,7 @@ use rand::RngExt;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 
 /// Shortest lease, in seconds: 1.5 election timeouts, rounded up. Shorter ones are raised to it.
 pub const MIN_TTL_SECS: i64 = 2;
@@ -18,6 +18,8 @@ pub const MIN_TTL_SECS: i64 = 2;
 pub const MAX_TTL_SECS: i64 = 9_000_000_000;
 /// How often expired leases are looked for.
 const TICK: Duration = Duration::from_millis(500);
+/// Longer than this between two looks means that the process did not run.
+const PAUSE: Duration = Duration::from_secs(5);
 /// Leases revoked per tick, so that a mass expiry does not stall writers.
 const REVOKED_PER_TICK: usize = 500;
 
@@ -101,7 +103,17 @@ impl Lessor {
 
     /// Ends a lease and deletes its keys.
     pub fn revoke(&self, id: i64) -> Result<usize, Error> {
-        self.leases.lock().remove(&id).ok_or(Error::NotFound)?;
+        self.revoke_if(id, |_| true)
+    }
+
+    /// Revokes a lease if `wanted` says so of it. The lease is there, with its keys, or it is not: nobody
+    /// sees it half gone.
+    fn revoke_if(&self, id: i64, wanted: impl FnOnce(&Lease) -> bool) -> Result<usize, Error> {
+        let mut leases = self.leases.lock();
+        if !leases.get(&id).is_some_and(wanted) {
+            return Err(Error::NotFound);
+        }
+        leases.remove(&id);
         self.store.revoke(id).map_err(|e| match e {
             StoreError::LeaseNotFound
             | StoreError::Compacted
@@ -110,12 +122,20 @@ impl Lessor {
         })
     }
 
-    /// Gives a lease its full time again; returns the seconds, or `None` if it is gone or has run out.
+    /// Gives a lease its full time again; returns the seconds, or `None` if it is gone. One that has run
+    /// out is gone by then.
     pub fn keep_alive(&self, id: i64) -> Option<i64> {
-        let mut leases = self.leases.lock();
-        let lease = leases.get_mut(&id).filter(|l| l.deadline > Instant::now())?;
-        *lease = Lease::new(lease.ttl_secs);
-        Some(lease.ttl_secs)
+        let now = Instant::now();
+        {
+            let mut leases = self.leases.lock();
+            let lease = leases.get_mut(&id)?;
+            if lease.deadline > now {
+                *lease = Lease::new(lease.ttl_secs);
+                return Some(lease.ttl_secs);
+            }
+        }
+        let _ = self.revoke_if(id, |lease| lease.deadline <= now);
+        None
     }
 
     /// What is known of a lease, with its keys if asked.
@@ -146,13 +166,28 @@ impl Lessor {
     /// Revokes leases as they expire, for ever.
     pub async fn expire(&self) {
         let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut last = Instant::now();
         loop {
             tick.tick().await;
-            for id in self.expired(Instant::now()) {
-                match self.revoke(id) {
-                    Ok(keys) => tracing::debug!(lease_id = id, keys, "lease expired"),
-                    Err(error) => tracing::debug!(lease_id = id, %error, "expired lease was gone"),
+            let now = Instant::now();
+            if now.duration_since(last) > PAUSE {
+                // We did not run, so nobody could keep a lease alive: all get their full time again.
+                tracing::warn!(
+                    secs = now.duration_since(last).as_secs(),
+                    "the process was paused: leases are prolonged"
+                );
+                self.leases
+                    .lock()
+                    .values_mut()
+                    .for_each(|l| *l = Lease::new(l.ttl_secs));
+            }
+            last = now;
+            for id in self.expired(now) {
+                if let Ok(keys) = self.revoke_if(id, |lease| lease.deadline <= now) {
+                    tracing::debug!(lease_id = id, keys, "lease expired");
                 }
+                tokio::task::yield_now().await;
             }
         }
     }
@@ -190,7 +225,7 @@ mod tests {
         let task = async move { expiry.expire().await };
         let drive = async {
             for _ in 0..6 {
-                tokio::time::sleep(Duration::from_secs(4)).await;
+                tokio::time::sleep(Duration::from_secs(2)).await;
                 assert_eq!(lessor.keep_alive(kept), Some(10));
             }
         };
@@ -200,5 +235,38 @@ mod tests {
         assert_eq!(lessor.info(7, false), None);
         assert_eq!(lessor.info(kept, true).unwrap().keys, ["b"]);
         assert_eq!(lessor.ids(), [kept]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_keep_alive_that_comes_too_late_finds_the_lease_wholly_gone() {
+        let store = Store::new();
+        let lessor = Lessor::new(Arc::clone(&store));
+        lessor.grant(7, 2).unwrap();
+        store
+            .put(Put {
+                key: "a".into(),
+                lease: 7,
+                ..Put::default()
+            })
+            .unwrap();
+        tokio::time::advance(Duration::from_secs(3)).await;
+        assert_eq!(lessor.keep_alive(7), None);
+        assert!(store.get(b"a").is_none());
+        assert_eq!(lessor.grant(7, 2), Ok((7, 2)), "its id is free again");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pause_of_the_process_expires_nothing() {
+        let lessor = Arc::new(Lessor::new(Store::new()));
+        lessor.grant(7, 2).unwrap();
+        let expiry = Arc::clone(&lessor);
+        let task = async move { expiry.expire().await };
+        let drive = async {
+            tokio::task::yield_now().await;
+            tokio::time::advance(Duration::from_secs(60)).await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            assert_eq!(lessor.keep_alive(7), Some(2));
+        };
+        tokio::select! { () = task => unreachable!(), () = drive => {} }
     }
 }

@@ -30,6 +30,8 @@ use tonic::codegen::http::header::CONTENT_TYPE;
 pub const ETCD_VERSION: &str = "3.6.7";
 /// The storage version that goes with it.
 const STORAGE_VERSION: &str = "3.6.0";
+/// After this long without a word a client is pinged, and given this long to answer.
+const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(300), Duration::from_secs(20));
 /// Handshaken connections waiting for the transport to take them.
 const CONNECTIONS_WAITING: usize = 64;
 
@@ -129,17 +131,19 @@ impl Core {
             compacted,
             published,
         });
-        let background = Arc::clone(&core);
-        life.spawn("store", async move {
-            tokio::select! {
-                () = background.stop.cancelled() => {}
-                () = background.lessor.expire() => {}
-                () = background.purge_when_compacted() => {}
-                () = background.wake_watchers() => {}
-            }
+        let (expiry, purge, wake) = (Arc::clone(&core), Arc::clone(&core), Arc::clone(&core));
+        core.background(life, "lease expiry", async move { expiry.lessor.expire().await });
+        core.background(life, "purge", async move { purge.purge_when_compacted().await });
+        core.background(life, "watchers", async move { wake.wake_watchers().await });
+        core
+    }
+
+    fn background(&self, life: &Lifecycle, name: &str, task: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        life.spawn(name, async move {
+            tokio::select! { () = stop.cancelled() => {}, () = task => {} }
             Ok::<_, std::convert::Infallible>(())
         });
-        core
     }
 
     fn header(&self, revision: i64) -> pb::ResponseHeader {
@@ -181,7 +185,9 @@ impl Core {
     /// revision ten times in that time, and compacts to the one of `keep` ago.
     pub async fn compact_periodically(&self, keep: Duration) {
         let period = keep.min(Duration::from_secs(3600));
-        let mut tick = tokio::time::interval(period / 10);
+        let mut tick = tokio::time::interval((period / 10).max(Duration::from_millis(1)));
+        // A pause is not history.
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let samples = (keep.as_secs_f64() / (period / 10).as_secs_f64()).round() as usize;
         let mut revisions = std::collections::VecDeque::new();
         loop {
@@ -217,7 +223,8 @@ impl Core {
         tonic::transport::Server::builder()
             .accept_http1(true)
             .max_concurrent_streams(u32::MAX)
-            .tcp_nodelay(true)
+            .http2_keepalive_interval(Some(KEEPALIVE.0))
+            .http2_keepalive_timeout(Some(KEEPALIVE.1))
             .add_routes(self.routes())
             .serve_with_incoming_shutdown(ReceiverStream::new(connections), stop.cancelled_owned())
             .await

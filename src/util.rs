@@ -1,6 +1,7 @@
 //! Small parts that know nothing of the product.
 
 pub mod backoff;
+pub mod files;
 pub mod interval;
 pub mod lifecycle;
 pub mod net;

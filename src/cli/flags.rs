@@ -24,7 +24,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
 pub fn boolean(text: &str) -> Result<bool, String> {
     match text {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
-        "0" | "f" | "F" | "false" | "FALSE" | "False" | "" => Ok(false),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
         _ => Err(format!("{text:?} is not a boolean")),
     }
 }
@@ -281,7 +281,6 @@ pub const IGNORED_BY_DAEMONS: &[Ignored] = &[
     ("k8s-client-connection-timeout", true),
     ("k8s-client-qps", true),
     ("k8s-heartbeat-timeout", true),
-    ("enable-heartbeat", false),
 ];
 
 /// Takes the ignored flags out of `args`; returns the remaining arguments and the names taken out.

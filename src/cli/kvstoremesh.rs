@@ -1,13 +1,13 @@
 //! `kvstoremesh`: the mirror alone, into any etcd; `kvstoremesh-dbg`: what it knows.
 
-use super::flags::{ClusterArgs, KvstoreArgs, LogArgs, MeshArgs, ServiceArgs};
+use super::flags::{ClusterArgs, KvstoreArgs, LogArgs, MeshArgs, ServiceArgs, boolean};
 use crate::app;
 use crate::kvstore::etcd::EtcdBackend;
 use crate::kvstoremesh::status::{self, RemoteCluster};
 use crate::util::lifecycle::Lifecycle;
 use crate::util::readiness::Ready;
 use anyhow::{Context, bail};
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, Subcommand, ValueEnum};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
@@ -27,6 +27,10 @@ pub struct KvstoremeshArgs {
     /// Logging.
     #[command(flatten)]
     pub log: LogArgs,
+    /// Write the heartbeat, too: where no publisher does
+    #[arg(long, env = "CILIUM_ENABLE_HEARTBEAT", num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", default_value = "false", value_parser = boolean, action = ArgAction::Set)]
+    enable_heartbeat: bool,
     /// Port for /readyz, on all interfaces
     #[arg(long, env = "CILIUM_HEALTH_PORT", default_value_t = 9880)]
     health_port: u16,
@@ -41,6 +45,7 @@ impl KvstoremeshArgs {
             service,
             kvstore,
             log: _,
+            enable_heartbeat,
             health_port,
         } = self;
         let cluster = cluster.info()?;
@@ -53,6 +58,9 @@ impl KvstoremeshArgs {
         app::start_health(&format!(":{health_port}"), ready.clone(), life).await?;
         let backend = Arc::new(EtcdBackend::new(source, lease_ttl_secs, life.clone()));
         backend.connected().await;
+        if enable_heartbeat {
+            app::start_heartbeat(Arc::clone(&backend) as _, life);
+        }
         app::start_mesh(config, &mesh.api_serve_addr, backend, &ready, life).await?;
         drop(starting);
         Ok(())

@@ -46,7 +46,7 @@ pub struct ServeArgs {
     #[arg(long, env = "CILIUM_CLIENT_CERT_AUTH", num_args = 0..=1, require_equals = true,
           default_missing_value = "true", default_value = "true", value_parser = boolean, action = ArgAction::Set)]
     client_cert_auth: bool,
-    /// How long clients can go back in history, to resume a watch or to page through a list
+    /// How long clients can go back in history, to resume a watch or to page through a list; 0: for ever
     #[arg(long, env = "CILIUM_HISTORY", default_value = "10m", value_parser = duration)]
     history: Duration,
     /// Port for /readyz, on all interfaces; 0: none
@@ -92,7 +92,7 @@ impl ServeArgs {
             },
             auth: auth::Config::default(),
             listen,
-            keep_history: Some(history),
+            keep_history: (!history.is_zero()).then_some(history),
             // Without certificates nobody could be told from anybody.
             users_of: client_cert_auth.then(|| cluster.name.clone()),
         };

@@ -79,6 +79,9 @@ pub struct Publisher {
     /// (namespace, service) → names of its slices.
     slices_of: HashMap<(String, String), BTreeSet<String>>,
     exports: BTreeMap<(String, String), k8s::ServiceExport>,
+    /// The last change of each key of the scopes that are not complete yet. What is not known completely
+    /// could look as if it were gone, and it may be there from a former life.
+    held: BTreeMap<(Scope, String), Option<Vec<u8>>>,
     /// Problems already told.
     told: HashMap<ObjectKey, HashSet<String>>,
 }
@@ -103,6 +106,7 @@ impl Publisher {
             slices: BTreeMap::new(),
             slices_of: HashMap::new(),
             exports: BTreeMap::new(),
+            held: BTreeMap::new(),
             told: HashMap::new(),
         }
     }
@@ -126,10 +130,27 @@ impl Publisher {
             Event::Delete(key) => self.delete(key, &mut out),
             Event::Listed(kind) => {
                 self.listed.insert(kind);
-                self.complete(&mut out);
+                let mut complete = vec![];
+                self.complete(&mut complete);
+                return complete;
             }
         }
-        out
+        out.into_iter().filter_map(|change| self.unless_held(change)).collect()
+    }
+
+    /// The change, or nothing if its scope is not complete yet.
+    fn unless_held(&mut self, change: Change) -> Option<Change> {
+        match change {
+            Change::Upsert(scope, key, value) if !self.synced.contains(&scope) => {
+                self.held.insert((scope, key), Some(value));
+                None
+            }
+            Change::Delete(scope, key) if !self.synced.contains(&scope) => {
+                self.held.insert((scope, key), None);
+                None
+            }
+            change => Some(change),
+        }
     }
 
     /// Says which scopes have become complete.
@@ -146,9 +167,14 @@ impl Publisher {
                 Scope::Services | Scope::EndpointSlices => &[Kind::Service, Kind::EndpointSlice, Kind::Namespace],
                 // Without exports there is nothing to wait for, and readers wait for the canary.
                 Scope::ServiceExports if !self.options.service_exports => &[],
-                Scope::ServiceExports => &[Kind::Service, Kind::ServiceExport],
+                Scope::ServiceExports => &[Kind::Service, Kind::ServiceExport, Kind::Namespace],
             };
             if needs.iter().all(|k| self.listed.contains(k)) && self.synced.insert(scope) {
+                let of_scope = |(s, _): &(Scope, String), _: &mut Option<Vec<u8>>| *s == scope;
+                for ((_, key), value) in self.held.extract_if(.., of_scope) {
+                    // Nothing of an incomplete scope was said, so there is nothing to take back.
+                    out.extend(value.map(|value| Change::Upsert(scope, key, value)));
+                }
                 out.push(Change::Synced(scope));
             }
         }
@@ -436,7 +462,8 @@ impl Publisher {
     }
 
     fn export_changed(&self, name: &(String, String), out: &mut Vec<Change>) {
-        let pair = self.exports.get(name).zip(self.services.get(name));
+        let global = self.is_global(&name.0);
+        let pair = self.exports.get(name).zip(self.services.get(name)).filter(|_| global);
         let value = pair.and_then(|(e, s)| convert::service_export(e, s, &self.options.cluster));
         let key = format!("{}/{}", name.0, name.1);
         out.push(match value {

@@ -34,7 +34,14 @@ struct Bench {
 }
 
 impl Bench {
+    /// After everything that was there at the start, which is nothing.
     fn new(options: Options) -> Self {
+        let mut bench = Self::before_lists(options);
+        Kind::ALL.iter().for_each(|kind| bench.send(Event::Listed(*kind)));
+        bench
+    }
+
+    fn before_lists(options: Options) -> Self {
         let publisher = Publisher::new(options);
         Self {
             publisher,
@@ -111,7 +118,7 @@ fn slice(name: &str, address: &str, port: (&str, i32)) -> Value {
 /// Everything Cilium 1.20-dev wrote for `objs.json`, key by key, but for what is different on purpose.
 #[test]
 fn the_golden_objects_give_ciliums_keys_and_values() {
-    let mut bench = Bench::new(options());
+    let mut bench = Bench::before_lists(options());
     let objects = include_str!("../../tests/testdata/golden/objs.json");
     for value in serde_json::from_str::<Vec<Value>>(objects).unwrap() {
         bench.apply(value);
@@ -356,7 +363,7 @@ fn only_slices_are_exported_where_the_mode_says_so() {
 
 #[test]
 fn a_scope_is_complete_when_all_its_kinds_are_listed() {
-    let mut bench = Bench::new(Options {
+    let mut bench = Bench::before_lists(Options {
         service_exports: false,
         ..options()
     });
@@ -384,4 +391,43 @@ fn a_problem_is_told_once_and_again_after_it_was_gone() {
     bench.apply(endpoint("p", "bad"));
     assert_eq!(bench.problems.len(), 2);
     assert!(bench.keys.is_empty());
+}
+
+#[test]
+fn nothing_of_a_scope_is_said_before_it_is_known_completely() {
+    let mut bench = Bench::before_lists(options());
+    // A restart over keys of a former life: what comes before its namespace or its slices must not look
+    // as if it were gone, or empty.
+    let before = bench
+        .publisher
+        .handle(object(service(json!({"service.cilium.io/global": "true"}))));
+    assert_eq!(before, []);
+    bench.apply(slice("s-1", "10.0.0.1", ("http", 80)));
+    for kind in [Kind::Service, Kind::EndpointSlice] {
+        bench.send(Event::Listed(kind));
+    }
+    bench.apply(namespace("foo", None));
+    assert!(bench.keys.is_empty());
+    let complete = bench.publisher.handle(Event::Listed(Kind::Namespace));
+    let said: Vec<_> = complete
+        .iter()
+        .filter(|c| matches!(c, Change::Upsert(Scope::Services, ..)))
+        .collect();
+    let [Change::Upsert(_, key, value)] = said[..] else {
+        panic!("{complete:?}")
+    };
+    assert_eq!(key, "foo/s");
+    assert!(String::from_utf8_lossy(value).contains("10.0.0.1"));
+    assert!(!complete.iter().any(|c| matches!(c, Change::Delete(..))));
+}
+
+#[test]
+fn an_export_leaves_with_its_namespace() {
+    let mut bench = Bench::new(options());
+    bench.apply(namespace("foo", None));
+    bench.apply(service(json!({})));
+    bench.apply(json!({"kind": "ServiceExport", "metadata": {"name": "s", "namespace": "foo"}}));
+    assert_eq!(bench.names(Scope::ServiceExports), ["foo/s"]);
+    bench.apply(namespace("foo", Some("false")));
+    assert_eq!(bench.names(Scope::ServiceExports), Vec::<&str>::new());
 }

@@ -4,7 +4,8 @@
 //! until the file is right again.
 
 use super::events::Event;
-use super::types::{Kind, Object, ObjectKey};
+use super::types::{Kind, ObjectKey};
+use crate::util::files::{SETTLE, is_settled};
 use notify::{RecursiveMode, Watcher};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -15,8 +16,6 @@ use tokio::sync::mpsc;
 
 /// The directory is looked at this often even if no change was noticed.
 const RESCAN: Duration = Duration::from_secs(5);
-/// Changes come in groups: wait for the end of one.
-const SETTLE: Duration = Duration::from_millis(20);
 
 /// Why a directory cannot be a source.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +33,10 @@ struct Manifests {
     files: BTreeMap<PathBuf, File>,
     /// What is published: object → hash of its content, and its file.
     said: HashMap<ObjectKey, (u64, PathBuf)>,
+    /// Namespaces that objects name and no manifest declares.
+    implied: BTreeSet<String>,
+    /// Whether a file was being written when it was looked at.
+    unsettled: bool,
     /// Warnings already given.
     warned: BTreeSet<String>,
 }
@@ -59,13 +62,12 @@ pub async fn follow(directory: PathBuf, kinds: Vec<Kind>, events: mpsc::Sender<E
         .ok();
     let mut manifests = Manifests::default();
     let mut first = true;
+    if let Some(watcher) = &mut watcher
+        && let Err(error) = watcher.watch(&directory, RecursiveMode::Recursive)
+    {
+        tracing::warn!(%error, "changes of manifests are noticed by polling only");
+    }
     loop {
-        if first
-            && let Some(watcher) = &mut watcher
-            && let Err(error) = watcher.watch(&directory, RecursiveMode::Recursive)
-        {
-            tracing::warn!(%error, "changes of manifests are noticed by polling only");
-        }
         let (path, known) = (directory.clone(), manifests);
         let read = tokio::task::spawn_blocking(move || known.scan(&path)).await;
         let (after, scanned) = read.expect("scanning does not panic");
@@ -87,6 +89,10 @@ pub async fn follow(directory: PathBuf, kinds: Vec<Kind>, events: mpsc::Sender<E
                     }
                 }
             }
+        }
+        if manifests.unsettled {
+            tokio::time::sleep(SETTLE).await;
+            continue;
         }
         if std::mem::take(&mut first) {
             for kind in &kinds {
@@ -120,9 +126,17 @@ impl Manifests {
         }
         paths.sort();
         self.files.retain(|path, _| paths.contains(path));
+        self.unsettled = false;
         for path in paths {
+            if !is_settled(&path) {
+                self.unsettled = true;
+                continue;
+            }
             match std::fs::read_to_string(&path) {
-                Ok(text) => self.read(path, &text),
+                Ok(text) => {
+                    let modified = modified(&path);
+                    self.read(path, &text, &modified);
+                }
                 Err(error) => self.warn(format!("cannot read {}: {error}", path.display())),
             }
         }
@@ -136,7 +150,7 @@ impl Manifests {
         }
     }
 
-    fn read(&mut self, path: PathBuf, text: &str) {
+    fn read(&mut self, path: PathBuf, text: &str, modified: &str) {
         let hash = hash(&text);
         if self.files.get(&path).is_some_and(|f| f.hash == hash) {
             return;
@@ -148,7 +162,7 @@ impl Manifests {
         };
         for (line, document) in documents(text) {
             match serde_saphyr::from_str::<Value>(&document) {
-                Ok(value) => add(&mut file, value, line),
+                Ok(value) => add(&mut file, value, line, modified),
                 Err(error) => file
                     .errors
                     .push(format!("the document at line {line} does not parse: {error}")),
@@ -218,42 +232,100 @@ impl Manifests {
         events
     }
 
-    /// A namespace that objects name exists, whether it has a manifest or not.
+    /// A namespace that objects name exists, whether it has a manifest or not: said before the objects, and
+    /// again in place of a manifest's end.
     fn implied_namespaces(&mut self, events: &mut Vec<Event>) {
-        let named: BTreeSet<String> = events
+        let named: BTreeSet<String> = self
+            .files
+            .values()
+            .flat_map(|f| &f.objects)
+            .filter_map(namespace_of)
+            .collect();
+        let key = |name: &String| ObjectKey {
+            kind: Kind::Namespace,
+            namespace: String::new(),
+            name: name.clone(),
+        };
+        let wanted: BTreeSet<String> = named.into_iter().filter(|n| !self.said.contains_key(&key(n))).collect();
+        let ended = |event: &Event| matches!(event, Event::Delete(k) if k.kind == Kind::Namespace);
+        let deleted: BTreeSet<String> = events
             .iter()
-            .filter_map(|event| match event {
-                Event::Apply(object) => namespace_of(object),
-                Event::Delete(_) | Event::Listed(_) => None,
+            .filter(|e| ended(e))
+            .filter_map(|e| match e {
+                Event::Delete(key) => Some(key.name.clone()),
+                _ => None,
             })
             .collect();
-        for name in named {
-            let key = ObjectKey {
-                kind: Kind::Namespace,
-                namespace: String::new(),
-                name,
-            };
-            if !self.said.contains_key(&key) {
-                let value = serde_json::json!({"metadata": {"name": key.name}});
-                let object = Kind::Namespace.parse(value).expect("a name is all it needs");
-                events.insert(0, Event::Apply(Box::new(object)));
-            }
+        events.retain(|e| !matches!(e, Event::Delete(k) if ended(e) && wanted.contains(&k.name)));
+        for name in wanted
+            .iter()
+            .filter(|n| !self.implied.contains(*n) || deleted.contains(*n))
+        {
+            let value = serde_json::json!({"metadata": {"name": name}});
+            let object = Kind::Namespace.parse(value).expect("a name is all it needs");
+            events.insert(0, Event::Apply(Box::new(object)));
         }
+        let gone: Vec<_> = self
+            .implied
+            .difference(&wanted)
+            .filter(|n| !self.said.contains_key(&key(n)))
+            .collect();
+        events.extend(gone.into_iter().map(|n| Event::Delete(key(n))));
+        self.implied = wanted;
     }
 }
 
 /// The namespace that decides whether an object is exported.
-fn namespace_of(object: &Object) -> Option<String> {
-    let namespace = match object {
-        Object::Identity(i) => i.security_labels.get("k8s:io.kubernetes.pod.namespace").cloned(),
-        Object::CiliumEndpointSlice(s) => Some(s.namespace.clone()),
-        other => other.meta().namespace.clone(),
+fn namespace_of((key, value): &(ObjectKey, Value)) -> Option<String> {
+    let text = |pointer: &str| value.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
+    let namespace = match key.kind {
+        Kind::Identity => text("/security-labels/k8s:io.kubernetes.pod.namespace"),
+        Kind::CiliumEndpointSlice => text("/namespace"),
+        _ => Some(key.namespace.clone()),
     };
     namespace.filter(|n| !n.is_empty())
 }
 
+/// Fills in what an API server would, since readers count on it.
+fn set_defaults(kind: Kind, value: &mut Value, modified: &str) {
+    let namespaced = [Kind::Endpoint, Kind::Service, Kind::EndpointSlice, Kind::ServiceExport].contains(&kind);
+    let default = |object: &mut Value, field: &str, default: Value| {
+        if let Some(map) = object.as_object_mut() {
+            let empty = map.get(field).is_none_or(|v| v.is_null() || v == "");
+            if empty {
+                map.insert(field.to_owned(), default);
+            }
+        }
+    };
+    if namespaced {
+        default(&mut value["metadata"], "namespace", "default".into());
+    }
+    match kind {
+        Kind::Service => {
+            let Some(spec) = value.get_mut("spec").filter(|s| s.is_object()) else {
+                return;
+            };
+            default(spec, "sessionAffinity", "None".into());
+            if spec["type"] != "ExternalName" && spec["clusterIPs"].as_array().is_none_or(Vec::is_empty) {
+                // Nobody hands out addresses here, so a service without one is headless.
+                default(spec, "clusterIP", "None".into());
+            }
+            for port in spec
+                .get_mut("ports")
+                .and_then(Value::as_array_mut)
+                .into_iter()
+                .flatten()
+            {
+                default(port, "protocol", "TCP".into());
+            }
+        }
+        Kind::ServiceExport => default(&mut value["metadata"], "creationTimestamp", modified.into()),
+        _ => {}
+    }
+}
+
 /// Adds a document, or what a list of them holds.
-fn add(file: &mut File, value: Value, line: usize) {
+fn add(file: &mut File, mut value: Value, line: usize, modified: &str) {
     let items = match &value {
         Value::Array(items) => Some(items.clone()),
         Value::Null => return,
@@ -264,7 +336,7 @@ fn add(file: &mut File, value: Value, line: usize) {
             .cloned(),
     };
     if let Some(items) = items {
-        return items.into_iter().for_each(|item| add(file, item, line));
+        return items.into_iter().for_each(|item| add(file, item, line, modified));
     }
     let text = |pointer: &str| value.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
     let Some(kind) = text("/kind") else {
@@ -280,7 +352,12 @@ fn add(file: &mut File, value: Value, line: usize) {
             .push(format!("the {} at line {line} has no name", kind.name()));
         return;
     };
-    let namespace = text("/metadata/namespace").unwrap_or_default();
+    set_defaults(kind, &mut value, modified);
+    let namespace = value
+        .pointer("/metadata/namespace")
+        .and_then(Value::as_str)
+        .unwrap_or_default()
+        .to_owned();
     file.objects.push((ObjectKey { kind, namespace, name }, value));
 }
 
@@ -309,6 +386,13 @@ fn documents(text: &str) -> Vec<(usize, String)> {
     };
     documents.retain(|(_, d)| !is_blank(d));
     documents
+}
+
+/// When a file was last changed, as Kubernetes writes times.
+fn modified(path: &Path) -> String {
+    let time = std::fs::metadata(path).and_then(|m| m.modified()).ok();
+    let time = time.and_then(|t| jiff::Timestamp::try_from(t).ok()).unwrap_or_default();
+    time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
 fn walk(directory: &Path, out: &mut Vec<PathBuf>) -> std::io::Result<()> {
@@ -341,6 +425,7 @@ mod tests {
 
     struct Dir(tempfile::TempDir, Option<Manifests>);
 
+    #[allow(clippy::disallowed_methods, reason = "file times are what is waited for")]
     impl Dir {
         fn new() -> Self {
             Self(tempfile::tempdir().unwrap(), Some(Manifests::default()))
@@ -351,6 +436,7 @@ mod tests {
         }
 
         fn scan(&mut self) -> Vec<String> {
+            std::thread::sleep(SETTLE);
             let (after, events) = self.1.take().unwrap().scan(self.0.path());
             self.1 = Some(after);
             let text = |e: Event| match e {
@@ -402,6 +488,20 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_is_being_written_is_left_for_later() {
+        let mut dir = Dir::new();
+        dir.write("a.yaml", &node("n1"));
+        dir.scan();
+        // Emptied, and not yet filled.
+        dir.write("a.yaml", "");
+        let (after, events) = dir.1.take().unwrap().scan(dir.0.path());
+        assert!(events.unwrap().is_empty() && after.unsettled);
+        dir.1 = Some(after);
+        dir.write("a.yaml", &node("n2"));
+        assert_eq!(dir.scan(), ["+CiliumNode n2", "-CiliumNode n1"]);
+    }
+
+    #[test]
     fn an_object_of_the_wrong_shape_keeps_what_it_was() {
         let mut dir = Dir::new();
         dir.write("a.yaml", &node("n1"));
@@ -424,6 +524,30 @@ mod tests {
             Vec::<String>::new(),
             "the same content from another file is no change"
         );
+    }
+
+    #[test]
+    fn a_namespace_outlives_its_manifest_while_objects_name_it() {
+        let mut dir = Dir::new();
+        dir.write("ns.yaml", "kind: Namespace\nmetadata: {name: ns}\n");
+        dir.write("s.yaml", "kind: Service\nmetadata: {name: s, namespace: ns}\n");
+        assert_eq!(dir.scan(), ["+Namespace ns", "+Service ns/s"]);
+        std::fs::remove_file(dir.0.path().join("ns.yaml")).unwrap();
+        assert_eq!(dir.scan(), ["+Namespace ns"], "as if it had no annotations");
+        std::fs::remove_file(dir.0.path().join("s.yaml")).unwrap();
+        assert_eq!(dir.scan(), ["-Service ns/s", "-Namespace ns"]);
+    }
+
+    #[test]
+    fn what_an_api_server_fills_in_is_filled_in() {
+        let mut value = serde_json::json!({"metadata": {"name": "s"}, "spec": {"ports": [{"port": 80}]}});
+        set_defaults(Kind::Service, &mut value, "");
+        assert_eq!(value["metadata"]["namespace"], "default");
+        let spec = serde_json::json!({"clusterIP": "None", "sessionAffinity": "None", "ports": [{"port": 80, "protocol": "TCP"}]});
+        assert_eq!(value["spec"], spec);
+        let mut export = serde_json::json!({"metadata": {"name": "s"}});
+        set_defaults(Kind::ServiceExport, &mut export, "2026-11-01T09:00:00Z");
+        assert_eq!(export["metadata"]["creationTimestamp"], "2026-11-01T09:00:00Z");
     }
 
     #[test]

@@ -138,14 +138,19 @@ impl EtcdClient {
             .with_keep_alive(KEEPALIVE.0, KEEPALIVE.1)
             .with_connect_timeout(CONNECT_TIMEOUT)
             .with_require_leader(true);
-        let secure = config.endpoints.iter().any(|e| e.starts_with("https://"));
+        let (targets, name) = config.targets();
+        let secure = targets.iter().any(|e| e.starts_with("https://"));
         if secure && !config.insecure_transport {
-            options = options.with_tls(tls(config).await?);
+            let tls = tls(config).await?;
+            options = options.with_tls(match &name {
+                Some(name) => tls.domain_name(name),
+                None => tls,
+            });
         }
         if let (Some(user), Some(password)) = (&config.username, &config.password) {
             options = options.with_user(user, password);
         }
-        let client = Client::connect(&config.endpoints, Some(options)).await?;
+        let client = Client::connect(&targets, Some(options)).await?;
         Ok(Self {
             client,
             pinned: Arc::default(),

@@ -19,10 +19,22 @@ pub struct ClientConfig {
     pub username: Option<String>,
     /// Password.
     pub password: Option<String>,
+    /// Addresses of hosts that names do not resolve to.
+    pub cilium_host_aliases: Vec<HostAlias>,
     /// No TLS, whatever the URLs say.
     pub insecure_transport: bool,
     /// Not supported: refused.
     pub insecure_skip_tls_verify: bool,
+}
+
+/// Where a host is (Cilium 1.20: `cilium-host-aliases`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct HostAlias {
+    /// The name, which the server's certificate is still checked for.
+    pub hostname: String,
+    /// Its addresses.
+    pub ips: Vec<std::net::IpAddr>,
 }
 
 /// Why a file is no usable client configuration. Each names its file.
@@ -76,6 +88,33 @@ impl ClientConfig {
         Ok(config)
     }
 
+    /// The endpoints with aliases resolved, and the name to check a certificate for where that is not the
+    /// endpoint's own.
+    pub fn targets(&self) -> (Vec<String>, Option<String>) {
+        let (mut targets, mut name) = (vec![], None);
+        for endpoint in &self.endpoints {
+            let parts = endpoint.split_once("://").and_then(|(scheme, rest)| {
+                let (host, port) = rest.rsplit_once(':')?;
+                let alias = self.cilium_host_aliases.iter().find(|a| a.hostname == host)?;
+                Some((scheme, alias, port.trim_end_matches('/')))
+            });
+            match parts.filter(|(_, alias, _)| !alias.ips.is_empty()) {
+                None => targets.push(endpoint.clone()),
+                Some((scheme, alias, port)) => {
+                    name = Some(alias.hostname.clone());
+                    let url = |ip: &std::net::IpAddr| {
+                        format!(
+                            "{scheme}://{}",
+                            std::net::SocketAddr::new(*ip, port.parse().unwrap_or(2379))
+                        )
+                    };
+                    targets.extend(alias.ips.iter().map(url));
+                }
+            }
+        }
+        (targets, name)
+    }
+
     /// Files it refers to.
     pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
         [&self.trusted_ca_file, &self.cert_file, &self.key_file]
@@ -97,6 +136,12 @@ mod tests {
         let config = ClientConfig::read(&path).unwrap();
         assert_eq!(config.endpoints, ["https://hk.mesh.cilium.io:2379"]);
         assert_eq!(config.files().count(), 3);
+        assert_eq!(config.targets(), (config.endpoints.clone(), None));
+        let aliases = "cilium-host-aliases:\n- hostname: hk.mesh.cilium.io\n  ips: [10.0.0.1, 'fd00::1']\n";
+        std::fs::write(&path, format!("{text}{aliases}")).unwrap();
+        let (targets, name) = ClientConfig::read(&path).unwrap().targets();
+        assert_eq!(targets, ["https://10.0.0.1:2379", "https://[fd00::1]:2379"]);
+        assert_eq!(name.as_deref(), Some("hk.mesh.cilium.io"));
         for broken in [
             "endpoints: [",
             "endpoints: []",

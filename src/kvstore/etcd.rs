@@ -57,8 +57,9 @@ impl From<client::Error> for Error {
     fn from(error: client::Error) -> Self {
         match &error {
             client::Error::Etcd(etcd_client::Error::GRpcStatus(status)) => {
-                // Only the size of a request is a key's own fault.
-                match status.message().contains("request is too large") {
+                // Only the size of a request is a key's own fault: etcd's words, Go's and tonic's.
+                let too_large = ["request is too large", "larger than max", "message length too large"];
+                match too_large.iter().any(|text| status.message().contains(text)) {
                     true => Self::Rejected(error.to_string()),
                     false => Self::Unavailable(error.to_string()),
                 }
@@ -217,25 +218,55 @@ impl EtcdBackend {
 
 /// Renews a lease; returns when it is gone.
 async fn keep_alive(shared: &Shared, lease: i64, ttl_secs: i64) {
-    let period = Duration::from_secs(u64::try_from(ttl_secs / 3).unwrap_or(1).max(1));
-    let deadline = Duration::from_secs(ttl_secs.unsigned_abs());
+    let mut ttl = Duration::from_secs(ttl_secs.unsigned_abs());
     let mut renewed = tokio::time::Instant::now();
-    while renewed.elapsed() < deadline {
+    while renewed.elapsed() < ttl {
         let client = shared.client.lock().await.clone();
-        if let Some(client) = client
-            && let Ok((mut keeper, mut answers)) = client.raw().lease_keep_alive(lease).await
-        {
-            while keeper.keep_alive().await.is_ok() {
-                let answer = tokio::time::timeout(Duration::from_secs(10), answers.message()).await;
-                match answer {
-                    Ok(Ok(Some(answer))) if answer.ttl() > 0 => renewed = tokio::time::Instant::now(),
-                    Ok(Ok(Some(_))) => return,
-                    _ => break,
-                }
-                tokio::time::sleep(period).await;
-            }
+        match Box::pin(renew(client, lease, &mut ttl, &mut renewed)).await {
+            Renewal::Gone => return,
+            Renewal::Interrupted => tokio::time::sleep(Duration::from_secs(1)).await,
         }
-        tokio::time::sleep(Duration::from_secs(1).min(period)).await;
+    }
+}
+
+enum Renewal {
+    /// The store does not know the lease.
+    Gone,
+    /// The connection failed: another may do.
+    Interrupted,
+}
+
+/// Renews a lease over one connection, a third of its own TTL apart: an adopted one may be shorter than
+/// ours.
+async fn renew(
+    client: Option<EtcdClient>,
+    lease: i64,
+    ttl: &mut Duration,
+    renewed: &mut tokio::time::Instant,
+) -> Renewal {
+    let Some(client) = client else {
+        return Renewal::Interrupted;
+    };
+    let (mut keeper, mut answers) = match client.raw().lease_keep_alive(lease).await {
+        Ok(stream) => stream,
+        Err(etcd_client::Error::LeaseKeepAliveError(text)) if text.contains("not found") => return Renewal::Gone,
+        Err(_) => return Renewal::Interrupted,
+    };
+    loop {
+        if keeper.keep_alive().await.is_err() {
+            return Renewal::Interrupted;
+        }
+        match tokio::time::timeout(Duration::from_secs(10), answers.message()).await {
+            Ok(Ok(Some(answer))) if answer.ttl() > 0 => *ttl = Duration::from_secs(answer.ttl().unsigned_abs()),
+            Ok(Ok(Some(_))) => return Renewal::Gone,
+            _ => return Renewal::Interrupted,
+        }
+        *renewed = tokio::time::Instant::now();
+        tokio::select! {
+            () = tokio::time::sleep(*ttl / 3) => {}
+            // Nothing was asked, so this is the end of the stream.
+            _ = answers.message() => return Renewal::Interrupted,
+        }
     }
 }
 
@@ -306,6 +337,8 @@ impl Backend for EtcdBackend {
                 if let Some(client) = client
                     && let Ok(mut watch) = client.watch_key(&key, 0).await
                 {
+                    // It may have changed while nobody was looking.
+                    yield ();
                     while watch.next().await.is_ok() {
                         yield ();
                     }

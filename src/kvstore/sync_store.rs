@@ -9,7 +9,7 @@ use super::{BATCH_MAX, Backend, Error, Write};
 use crate::util::backoff::Backoff;
 use bytes::Bytes;
 use parking_lot::Mutex;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::ops::Bound;
 use std::sync::Arc;
@@ -23,6 +23,15 @@ const BATCH_BYTES: usize = 1 << 20;
 
 /// A key's value by its hash; values themselves are kept only until they are written.
 type Digest = (u64, u64);
+
+/// What a key is in the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Written {
+    /// This, or absent.
+    Known(Option<Digest>),
+    /// A write is on its way, or its outcome is not known: only another write makes sure.
+    Unknown,
+}
 
 /// See the module's text.
 pub struct SyncStore {
@@ -49,12 +58,11 @@ struct State {
     stats: Stats,
 }
 
-#[derive(Default)]
 struct Entry {
     /// What it should be; none: absent.
     desired: Option<Digest>,
     /// What it is, as far as known.
-    written: Option<Digest>,
+    written: Written,
     /// The value to write, while it differs.
     value: Option<Bytes>,
     queued: bool,
@@ -62,6 +70,25 @@ struct Entry {
     generation: u64,
     /// Written even if unchanged: a canary.
     always: bool,
+}
+
+impl Default for Entry {
+    fn default() -> Self {
+        Self {
+            desired: None,
+            written: Written::Known(None),
+            value: None,
+            queued: false,
+            generation: 0,
+            always: false,
+        }
+    }
+}
+
+impl Entry {
+    fn is_as_desired(&self) -> bool {
+        self.written == Written::Known(self.desired)
+    }
 }
 
 /// What has been done, and what is waiting.
@@ -125,7 +152,7 @@ impl SyncStore {
         }
         let entry = keys.entry(key.clone()).or_default();
         (entry.desired, entry.generation, entry.always) = (desired, *generation, always);
-        if entry.written == desired && !always {
+        if entry.is_as_desired() && !always {
             // As it is already; a queued write of something else is skipped when its turn comes.
             entry.value = value.filter(|_| self.retain);
             return;
@@ -156,7 +183,7 @@ impl SyncStore {
             .take_while(|(k, _)| k.starts_with(prefix.as_bytes()));
         for (key, entry) in under.filter(|(_, e)| e.generation < generation) {
             (entry.desired, entry.value) = (None, None);
-            if entry.written.is_some() && !entry.queued {
+            if !entry.is_as_desired() && !entry.queued {
                 entry.queued = true;
                 queue.push_back(key.clone());
             }
@@ -190,7 +217,7 @@ impl SyncStore {
         state
             .keys
             .get(key.as_bytes())
-            .is_some_and(|e| e.desired.is_some() && e.desired == e.written && !e.queued)
+            .is_some_and(|e| e.desired.is_some() && e.is_as_desired() && !e.queued)
     }
 
     /// Waits until `key` is in the store as it should be.
@@ -298,11 +325,11 @@ impl SyncStore {
     fn adopted(&self, found: Vec<(Bytes, Bytes)>) {
         let mut state = self.state.lock();
         let State { keys, queue, ended, .. } = &mut *state;
-        keys.values_mut().for_each(|e| e.written = None);
+        keys.values_mut().for_each(|e| e.written = Written::Known(None));
         for (key, value) in found {
-            keys.entry(key).or_default().written = Some(self.digest(&value));
+            keys.entry(key).or_default().written = Written::Known(Some(self.digest(&value)));
         }
-        for (key, entry) in keys.iter_mut().filter(|(_, e)| e.desired != e.written && !e.queued) {
+        for (key, entry) in keys.iter_mut().filter(|(_, e)| !e.is_as_desired() && !e.queued) {
             let stale = || ended.iter().any(|p| key.starts_with(p.as_bytes()));
             if entry.value.is_some() {
                 entry.queued = true;
@@ -325,42 +352,54 @@ impl SyncStore {
             let Some(entry) = keys.get_mut(&key) else { continue };
             entry.queued = false;
             match (&entry.value, entry.desired) {
-                _ if entry.desired == entry.written && !entry.always => {
+                _ if entry.is_as_desired() && !entry.always => {
                     entry.value = entry.value.take().filter(|_| self.retain);
                 }
                 (Some(value), Some(_)) => {
                     bytes += key.len() + value.len();
+                    entry.written = Written::Unknown;
                     batch.push(Write::Put(key, value.clone()));
                 }
-                (_, None) => batch.push(Write::Delete(key)),
+                (_, None) => {
+                    entry.written = Written::Unknown;
+                    batch.push(Write::Delete(key));
+                }
                 (None, Some(_)) => {}
             }
         }
         batch
     }
 
-    /// Notes that a batch is in the store. A key may have been asked to change since.
+    /// Notes that a batch is in the store. A key that was asked to change since is queued again.
     fn done(&self, batch: &[Write]) {
         let mut state = self.state.lock();
-        state.stats.writes += batch.len() as u64;
-        self.progress.notify_waiters();
+        let State { keys, queue, stats, .. } = &mut *state;
+        stats.writes += batch.len() as u64;
         for write in batch {
             let (key, written) = match write {
                 Write::Put(key, value) => (key, Some(self.digest(value))),
                 Write::Delete(key) => (key, None),
             };
-            let Some(entry) = state.keys.get_mut(key) else { continue };
-            entry.written = written;
-            if entry.desired == written && !entry.queued {
-                entry.always = false;
-                if !self.retain {
-                    entry.value = None;
-                }
-                if written.is_none() {
-                    state.keys.remove(key);
-                }
+            let Some(entry) = keys.get_mut(key) else { continue };
+            entry.written = Written::Known(written);
+            if entry.queued {
+                continue;
+            }
+            if !entry.is_as_desired() {
+                entry.queued = true;
+                queue.push_back(key.clone());
+                continue;
+            }
+            entry.always = false;
+            if !self.retain {
+                entry.value = None;
+            }
+            if written.is_none() {
+                keys.remove(key);
             }
         }
+        drop(state);
+        self.progress.notify_waiters();
     }
 
     fn refused(&self, write: &Write) {
@@ -371,13 +410,16 @@ impl SyncStore {
         }
     }
 
-    /// Puts a failed batch back at the front, in its order.
+    /// Puts a failed batch back at the front, in its order. What was queued again meanwhile moves there,
+    /// too, or a canary that waits behind the batch would go first.
     fn requeue(&self, batch: &[Write]) {
         let mut state = self.state.lock();
         let State { keys, queue, .. } = &mut *state;
+        let failed: HashSet<&[u8]> = batch.iter().map(key_of).collect();
+        queue.retain(|key| !failed.contains(&key[..]));
         for write in batch.iter().rev() {
             let (Write::Put(key, _) | Write::Delete(key)) = write;
-            if let Some(entry) = keys.get_mut(key).filter(|e| !e.queued) {
+            if let Some(entry) = keys.get_mut(key) {
                 entry.queued = true;
                 queue.push_front(key.clone());
             }
@@ -510,6 +552,60 @@ mod tests {
         fn describe(&self) -> String {
             String::new()
         }
+    }
+
+    /// A key that changes while a write of it is on its way, in every order that could lose the change.
+    #[tokio::test]
+    async fn a_change_during_a_write_is_not_lost() {
+        let store = Store::new();
+        let sync = sync_store(&store);
+        sync.adopted(vec![("p/old".into(), "1".into())]);
+        store.apply(&[put("p/old", "1")]);
+        let in_flight = |sync: &SyncStore| sync.next_batch();
+        // Created, then deleted while the put is on its way.
+        sync.upsert("p/new", "1");
+        let batch = in_flight(&sync);
+        sync.delete("p/new");
+        store.apply(&batch);
+        sync.done(&batch);
+        let batch = in_flight(&sync);
+        assert_eq!(batch, [Write::Delete("p/new".into())]);
+        sync.done(&batch);
+        // Deleted, then there again with its old value.
+        let list = sync.begin_list();
+        sync.end_list("p/", list);
+        let batch = in_flight(&sync);
+        assert_eq!(batch, [Write::Delete("p/old".into())]);
+        sync.upsert("p/old", "1");
+        sync.done(&batch);
+        let batch = in_flight(&sync);
+        assert_eq!(batch, [put("p/old", "1")]);
+        sync.done(&batch);
+        // A list that ends while a key it does not name is on its way.
+        sync.upsert("p/late", "1");
+        let batch = in_flight(&sync);
+        let list = sync.begin_list();
+        sync.end_list("p/", list);
+        sync.done(&batch);
+        assert!(in_flight(&sync).contains(&Write::Delete("p/late".into())));
+    }
+
+    #[tokio::test]
+    async fn a_canary_does_not_overtake_a_batch_that_failed() {
+        let store = Store::new();
+        let sync = sync_store(&store);
+        sync.upsert("p/a", "1");
+        let batch = sync.next_batch();
+        sync.canary("canary", "t");
+        sync.upsert("p/a", "2");
+        sync.requeue(&batch);
+        assert_eq!(sync.next_batch(), [put("p/a", "2"), put("canary", "t")]);
+        // Whether a write that failed took place is not known, so the old value is written again.
+        sync.upsert("p/b", "1");
+        let batch = sync.next_batch();
+        sync.requeue(&batch);
+        sync.delete("p/b");
+        assert_eq!(sync.next_batch(), [Write::Delete("p/b".into())]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -6,6 +6,7 @@
 
 use crate::kvstore::config::ClientConfig;
 use crate::model::cluster::ClusterName;
+use crate::util::files::{SETTLE, is_settled};
 use notify::{RecursiveMode, Watcher};
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -15,8 +16,6 @@ use tokio::sync::mpsc;
 
 /// The directory is looked at this often even if no change was noticed.
 const RESCAN: Duration = Duration::from_secs(5);
-/// Changes come in groups: wait for the end of one.
-const SETTLE: Duration = Duration::from_millis(50);
 
 /// What happened to a remote cluster's file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +32,8 @@ pub enum Event {
 #[derive(Default)]
 struct Seen {
     clusters: BTreeMap<ClusterName, u64>,
+    /// Whether a file was being written when it was looked at.
+    unsettled: bool,
     /// Names already complained about.
     refused: Vec<String>,
 }
@@ -66,6 +67,10 @@ pub async fn follow(directory: PathBuf, own: ClusterName, events: mpsc::Sender<E
                 tracing::warn!(directory = %directory.display(), %error, "cannot read the cluster configurations");
             }
         }
+        if seen.unsettled {
+            tokio::time::sleep(SETTLE).await;
+            continue;
+        }
         if std::mem::take(&mut first) && events.send(Event::Listed).await.is_err() {
             return Ok(());
         }
@@ -81,17 +86,28 @@ impl Seen {
     fn scan(&mut self, directory: &Path, own: &ClusterName) -> std::io::Result<Vec<Event>> {
         let mut now = BTreeMap::new();
         let mut events = vec![];
+        self.unsettled = false;
         for entry in std::fs::read_dir(directory)? {
             let path = entry?.path();
             let Some(name) = path.file_name().and_then(|n| n.to_str()) else {
                 continue;
             };
-            let Some(text) = read_config(&path) else { continue };
+            let known = ClusterName::new(name).ok().and_then(|n| self.clusters.remove_entry(&n));
+            if std::fs::metadata(&path).is_ok_and(|m| m.is_file()) && !is_settled(&path) {
+                self.unsettled = true;
+                now.extend(known);
+                continue;
+            }
+            let before = known.as_ref().map(|(_, hash)| *hash);
+            let Some(text) = read_config(&path) else {
+                events.extend(known.map(|(name, _)| Event::Removed(name)));
+                continue;
+            };
             match ClusterName::new(name) {
                 Ok(name) if name == *own => {}
                 Ok(name) => {
                     let hash = hash(&path, &text);
-                    if self.clusters.get(&name) != Some(&hash) {
+                    if before != Some(hash) {
                         events.push(Event::Set(name.clone(), path));
                     }
                     now.insert(name, hash);
@@ -103,9 +119,9 @@ impl Seen {
                 Err(_) => {}
             }
         }
-        let gone = self.clusters.keys().filter(|name| !now.contains_key(name));
-        events.extend(gone.cloned().map(Event::Removed));
-        self.clusters = now;
+        // What is left was not there.
+        let gone = std::mem::replace(&mut self.clusters, now);
+        events.extend(gone.into_keys().map(Event::Removed));
         Ok(events)
     }
 }
@@ -136,9 +152,13 @@ mod tests {
     use super::*;
 
     #[test]
+    #[allow(clippy::disallowed_methods, reason = "file times are what is waited for")]
     fn files_that_hold_endpoints_are_clusters_and_only_content_counts() {
         let dir = tempfile::tempdir().unwrap();
-        let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+        let write = |name: &str, text: &str| {
+            std::fs::write(dir.path().join(name), text).unwrap();
+            std::thread::sleep(SETTLE);
+        };
         let name = |n: &str| ClusterName::new(n).unwrap();
         let set = |n: &str| Event::Set(name(n), dir.path().join(n));
         let mut seen = Seen::default();
@@ -163,6 +183,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::disallowed_methods, reason = "file times are what is waited for")]
     fn a_swapped_symlink_is_a_change() {
         let dir = tempfile::tempdir().unwrap();
         let at = |p: &str| dir.path().join(p);
@@ -174,6 +195,9 @@ mod tests {
         std::os::unix::fs::symlink("..data/hk", at("hk")).unwrap();
         let own = ClusterName::new("own").unwrap();
         let mut seen = Seen::default();
+        assert_eq!(seen.scan(dir.path(), &own).unwrap(), [], "still being written");
+        assert!(seen.unsettled);
+        std::thread::sleep(SETTLE);
         assert_eq!(seen.scan(dir.path(), &own).unwrap().len(), 1);
         std::fs::remove_file(at("..data")).unwrap();
         std::os::unix::fs::symlink("..2", at("..data")).unwrap();

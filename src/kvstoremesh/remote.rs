@@ -82,12 +82,11 @@ impl Remote {
     /// Mirrors, for ever.
     pub(super) async fn run(self) {
         let mut backoff = Backoff::connect();
-        let mut lost_at = None;
         loop {
             let started = Instant::now();
             let Err(error) = tokio::select! {
                 ended = Box::pin(self.connection(started)) => ended,
-                never = self.revoke_when_overdue(lost_at) => match never {},
+                never = self.revoke_when_overdue() => match never {},
             };
             let was_connected = self.status.live().registered;
             self.status.update(|s| {
@@ -96,11 +95,11 @@ impl Remote {
                 if was_connected {
                     s.failures += 1;
                     s.last_failure = Some(SystemTime::now());
+                    s.lost_at = Some(Instant::now());
                 }
             });
             if was_connected {
                 backoff.reset();
-                lost_at = Some(Instant::now());
             }
             if was_connected || backoff.attempts().is_multiple_of(10) {
                 tracing::warn!(cluster_name = %self.name, %error, file = %self.path.display(), "no connection to the remote cluster, trying again");
@@ -112,8 +111,8 @@ impl Remote {
     }
 
     /// Deletes what would send traffic to a cluster that is not there, once it has been away for too long.
-    async fn revoke_when_overdue(&self, lost_at: Option<Instant>) -> Infallible {
-        if let Some(lost_at) = lost_at.filter(|_| !self.cache_ttl.is_zero()) {
+    async fn revoke_when_overdue(&self) -> Infallible {
+        if let Some(lost_at) = self.status.live().lost_at.filter(|_| !self.cache_ttl.is_zero()) {
             tokio::time::sleep_until(lost_at + self.cache_ttl).await;
             if !self.status.live().registered {
                 self.revoke();
@@ -150,6 +149,7 @@ impl Remote {
         keeper::ensure(&*self.backend, &config_key, &config).await?;
         self.status.update(|s| {
             (s.config, s.config_retrieved, s.registered) = (Some(remote.clone()), true, true);
+            (s.error, s.lost_at) = (None, None);
             // What was complete before stays so while it is listed again.
             s.listed.retain(|scope, _| source.enabled.contains(scope));
             for scope in &source.enabled {
@@ -236,8 +236,8 @@ impl Remote {
             // Nothing is mirrored, and readers that wait for the canary should not.
             let list = self.sync.begin_list();
             self.sync.end_list(&target, list);
-            self.sync.canary(canary, keys::timestamp());
-            return std::future::pending().await;
+            self.sync.canary(canary.clone(), keys::timestamp());
+            return Ok(self.written(&canary, started).await);
         }
         let (prefix, gate) = match source.cached {
             true => (target.clone(), canary.clone()),
@@ -274,20 +274,22 @@ impl Remote {
         if let Some(done) = identities_done {
             done.send_replace(true);
         }
-        let written = async {
-            self.sync.written(&canary).await;
-            if Scope::ALL
-                .iter()
-                .all(|s| self.sync.is_written(&s.cache_canary(&self.name)))
-            {
-                self.status.update(|s| {
-                    s.sync_took.get_or_insert(started.elapsed());
-                });
-            }
-            std::future::pending::<Infallible>().await
-        };
         let follow = self.follow_scope(client, &prefix, &target, listing.revision + 1);
-        tokio::select! { ended = follow => ended, never = written => match never {} }
+        tokio::select! { ended = follow => ended, never = self.written(&canary, started) => match never {} }
+    }
+
+    /// Notes how long the first complete mirror took, once the last canary is written.
+    async fn written(&self, canary: &str, started: Instant) -> Infallible {
+        self.sync.written(canary).await;
+        if Scope::ALL
+            .iter()
+            .all(|s| self.sync.is_written(&s.cache_canary(&self.name)))
+        {
+            self.status.update(|s| {
+                s.sync_took.get_or_insert(started.elapsed());
+            });
+        }
+        std::future::pending().await
     }
 
     async fn follow_scope(
@@ -342,6 +344,7 @@ impl Remote {
             if self.cluster_config(client).await? != *known {
                 return Err(Error::ConfigChanged);
             }
+            self.status.update(|s| s.error = None);
             watch.next().await?;
         }
     }

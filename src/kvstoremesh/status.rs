@@ -1,6 +1,5 @@
 //! What is known of remote clusters, as Cilium's tools read it (api/v1/models/remote_cluster*.go).
 
-use crate::model::cluster::ExportMode;
 use crate::model::keys::Scope;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -106,6 +105,8 @@ pub struct Live {
     pub listed: BTreeMap<Scope, bool>,
     pub failures: u64,
     pub last_failure: Option<SystemTime>,
+    /// Since when the remote has been away, after it was here.
+    pub lost_at: Option<tokio::time::Instant>,
     pub error: Option<String>,
     /// From the start of the connection to the last canary.
     pub sync_took: Option<Duration>,
@@ -170,7 +171,8 @@ impl Live {
                 identities: listed(Scope::Identities).unwrap_or_default(),
                 nodes: listed(Scope::Nodes).unwrap_or_default(),
                 service_exports: listed(Scope::ServiceExports),
-                services: listed(Scope::Services).unwrap_or_default(),
+                // What is not mirrored is not missing.
+                services: self.registered && listed(Scope::Services).unwrap_or(true),
             },
         }
     }
@@ -194,18 +196,15 @@ pub fn format(clusters: &[RemoteCluster], verbose: bool) -> String {
     let _ = writeln!(out, "KVStoreMesh:\t{ready}/{} remote clusters ready", clusters.len());
     for c in clusters {
         let state = if c.ready { "ready" } else { "not-ready" };
-        let slices = match c.synced.endpoint_slices {
-            Some(_) => format!("{} endpoint slices, ", c.num_endpoint_slices),
-            None => String::new(),
-        };
         let _ = writeln!(
             out,
-            "   {}: {state}, {} nodes, {} endpoints, {} identities, {} services, {slices}{} MCS-API service exports, {} reconnections (last: {})",
+            "   {}: {state}, {} nodes, {} endpoints, {} identities, {} services, {} endpoint slices, {} MCS-API service exports, {} reconnections (last: {})",
             c.name,
             c.num_nodes,
             c.num_endpoints,
             c.num_identities,
             c.num_shared_services,
+            c.num_endpoint_slices,
             c.num_service_exports,
             c.num_failures,
             ago(&c.last_failure),
@@ -230,14 +229,15 @@ fn config(config: Option<&RemoteConfig>) -> String {
             Some(true) => "enabled",
             Some(false) => "disabled",
         };
+        let mode = match &*c.endpoint_slices_export_mode {
+            "" => "services-only",
+            mode => mode,
+        };
         let _ = write!(
             text,
-            ", cluster-id={}, kvstoremesh={}, sync-canaries={}, service-exports={exports}",
+            ", cluster-id={}, kvstoremesh={}, sync-canaries={}, service-exports={exports}, endpoint-slice-export-mode={mode}",
             c.cluster_id, c.kvstoremesh, c.sync_canaries
         );
-        if ExportMode::from(c.endpoint_slices_export_mode.clone()) != ExportMode::Services {
-            let _ = write!(text, ", endpoint-slices-export-mode={}", c.endpoint_slices_export_mode);
-        }
     }
     text
 }
@@ -248,8 +248,8 @@ fn synced(s: &Synced) -> String {
         s.nodes, s.endpoints, s.identities, s.services
     );
     for (name, value) in [
-        ("service-exports", s.service_exports),
         ("endpoint-slices", s.endpoint_slices),
+        ("service-exports", s.service_exports),
     ] {
         if let Some(value) = value {
             let _ = write!(text, ", {name}={value}");
@@ -312,7 +312,7 @@ mod tests {
         let text = format(std::slice::from_ref(&cluster), false);
         assert_eq!(
             text.lines().nth(1).unwrap(),
-            "   foo: ready, 5 nodes, 0 endpoints, 0 identities, 0 services, 0 MCS-API service exports, 0 reconnections (last: never)"
+            "   foo: ready, 5 nodes, 0 endpoints, 0 identities, 0 services, 0 endpoint slices, 0 MCS-API service exports, 0 reconnections (last: never)"
         );
         assert_eq!(text.lines().count(), 2);
         assert!(format(&[cluster], true).contains("expected=true, retrieved=true, cluster-id=7"));

@@ -152,9 +152,15 @@ impl Group {
     /// Wakes every member.
     pub fn wake(&self) {
         self.dirty.store(false, Ordering::Release);
-        for member in self.state.lock().members.values() {
-            member.wake.wake();
-        }
+        // A commit may be waiting for the group.
+        let wakes: Vec<_> = self
+            .state
+            .lock()
+            .members
+            .values()
+            .map(|m| Arc::clone(&m.wake))
+            .collect();
+        wakes.iter().for_each(|wake| wake.wake());
     }
 }
 
@@ -190,17 +196,33 @@ impl GroupState {
         self.bytes += frame.body.len();
         self.frames.push_back(frame);
         if self.bytes > self.trim_at.max(FRAMES_RELAXED) {
-            let needed = self.members.values().map(|m| m.next).min().unwrap_or(i64::MAX);
-            while let Some(frame) = self.frames.front() {
-                if frame.revision >= needed && self.bytes <= FRAMES_MAX {
-                    break;
-                }
-                self.bytes -= frame.body.len();
-                self.complete_after = frame.revision;
-                self.frames.pop_front();
-            }
-            self.trim_at = self.bytes * 2;
+            self.trim();
+            self.trim_at = (self.bytes * 2).min(FRAMES_MAX);
         }
+    }
+
+    /// Drops frames that every member has read, and more if they are too many.
+    fn trim(&mut self) {
+        let needed = self.members.values().map(|m| m.next).min().unwrap_or(i64::MAX);
+        while let Some(frame) = self.frames.front() {
+            let revision = frame.revision;
+            if revision >= needed && self.bytes <= FRAMES_MAX {
+                break;
+            }
+            // A member that had read all frames so far has seen everything before this one, however long
+            // ago it read the last: the log need not reach further back for it.
+            for member in self.members.values_mut().filter(|m| m.next > self.complete_after) {
+                member.next = member.next.max(revision);
+            }
+            self.bytes -= frame.body.len();
+            self.complete_after = revision;
+            self.frames.pop_front();
+        }
+    }
+
+    /// Where a member is, as far as the group knows.
+    pub(super) fn next_of(&self, member: u64) -> i64 {
+        self.members.get(&member).map_or(0, |m| m.next)
     }
 }
 

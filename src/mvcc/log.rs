@@ -41,6 +41,9 @@ pub struct Batch {
 /// Batches with consecutive revisions.
 pub(super) struct Log {
     batches: VecDeque<Batch>,
+    /// For each batch, how many events there were up to its end, ever.
+    totals: VecDeque<u64>,
+    total: u64,
     /// Revision of the first batch, or of the next one when there is none.
     first: i64,
 }
@@ -49,6 +52,8 @@ impl Log {
     pub(super) fn new(first: i64) -> Self {
         Self {
             batches: VecDeque::new(),
+            totals: VecDeque::new(),
+            total: 0,
             first,
         }
     }
@@ -56,7 +61,21 @@ impl Log {
     pub(super) fn push(&mut self, batch: Batch) {
         let next = self.first + self.batches.len() as i64;
         assert_eq!(batch.revision, next, "revisions are dense");
+        self.total += batch.events.len() as u64;
+        self.totals.push_back(self.total);
         self.batches.push_back(batch);
+    }
+
+    /// How many events there were after `revision`.
+    pub(super) fn events_after(&self, revision: i64) -> u64 {
+        let at = usize::try_from(revision - self.first)
+            .ok()
+            .and_then(|at| self.totals.get(at));
+        match at {
+            Some(then) => self.total - then,
+            None if revision < self.first => self.total,
+            None => 0,
+        }
     }
 
     /// Batches with a revision of at least `from`.
@@ -69,6 +88,7 @@ impl Log {
     pub(super) fn truncate_before(&mut self, revision: i64) {
         while self.batches.front().is_some_and(|b| b.revision < revision) {
             self.batches.pop_front();
+            self.totals.pop_front();
             self.first += 1;
         }
     }

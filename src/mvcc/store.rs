@@ -15,14 +15,16 @@ use super::txn::{self, Put, Txn, TxnResult, WriteTxn};
 use super::watcher::Watcher;
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 /// Keys read under one lock.
 const READ_CHUNK: usize = 2000;
-/// Revisions purged under one lock.
-const PURGE_STEP: usize = 1000;
+/// Events purged under one lock, but always a whole revision.
+const PURGE_STEP: usize = 2000;
+/// Counts of what is left of paginated lists that are remembered.
+const PAGES: usize = 256;
 
 /// An MVCC store. See the module's text; a new store is at revision 1 and empty.
 pub struct Store {
@@ -32,7 +34,15 @@ pub struct Store {
     on_publish: OnceLock<Box<dyn Fn() + Send + Sync>>,
     /// Revisions that long reads are at → how many of them.
     pins: Mutex<BTreeMap<i64, usize>>,
+    pages: Mutex<Pages>,
     counters: Counters,
+}
+
+/// Counts of the rest of lists that are being read page by page; the oldest is forgotten first.
+#[derive(Default)]
+struct Pages {
+    counts: HashMap<(KeyRange, i64), usize>,
+    order: VecDeque<(KeyRange, i64)>,
 }
 
 /// What the lock protects.
@@ -113,6 +123,7 @@ impl Store {
             dirty: Mutex::default(),
             on_publish: OnceLock::new(),
             pins: Mutex::default(),
+            pages: Mutex::default(),
             counters: Counters::default(),
         })
     }
@@ -163,7 +174,9 @@ impl Store {
         self.counters.ranges.fetch_add(1, Ordering::Relaxed);
         let state = self.state.read();
         let (current, at) = (state.current, state.readable(options.revision)?);
-        let count = state.count(&options.range, at, &[]);
+        let page = (options.range.clone(), at);
+        let known = self.pages.lock().get(&page);
+        let count = known.unwrap_or_else(|| state.count(&options.range, at, &[]));
         let mut result = RangeResult {
             count,
             revision: current,
@@ -191,6 +204,11 @@ impl Store {
             rest = rest.after(&last);
         }
         (result.kvs, result.more) = options.finish(kvs);
+        if let Some(last) = result.kvs.last().filter(|_| result.more && options.needed().is_some()) {
+            // What is left of a list at one revision never changes: its next page need not count it.
+            let rest = (options.range.after(last.key()), at);
+            self.pages.lock().put(rest, count - result.kvs.len());
+        }
         Ok(result)
     }
 
@@ -339,12 +357,17 @@ impl Store {
         if state.purged >= target {
             return false;
         }
-        let to = target.min(state.purged + PURGE_STEP as i64);
         let State { log, index, bytes, .. } = &mut *state;
         // A tombstone at exactly the last target was kept, so its batch is looked at again.
-        for batch in log.since(0).take_while(|b| b.revision <= to) {
+        let (mut to, mut events) = (target, 0);
+        for batch in log.since(0).take_while(|b| b.revision <= target) {
+            if events >= PURGE_STEP {
+                to = batch.revision - 1;
+                break;
+            }
+            events += batch.events.len();
             for event in batch.events.iter() {
-                *bytes = bytes.saturating_sub(index.compact(event.kv.key(), to));
+                *bytes = bytes.saturating_sub(index.compact(event.kv.key(), batch.revision));
             }
         }
         log.truncate_before(to);
@@ -389,6 +412,10 @@ impl State {
         let now = self.index.count(range);
         let since = self.log.since(at + 1).flat_map(|b| b.events.iter());
         let pending = if at > self.current { &[] } else { pending };
+        // Undoing what happened since, or looking at each key: whichever is less.
+        if self.log.events_after(at) + pending.len() as u64 > now as u64 {
+            return self.index.range(range).filter(|h| h.at(at).is_some()).count();
+        }
         let mut delta = 0i64;
         for event in since.chain(pending).filter(|e| range.contains(e.kv.key())) {
             match event.kind {
@@ -398,6 +425,25 @@ impl State {
             }
         }
         usize::try_from(now as i64 + delta).unwrap_or(0)
+    }
+}
+
+// === impl Pages ===
+
+impl Pages {
+    fn put(&mut self, rest: (KeyRange, i64), count: usize) {
+        if self.counts.insert(rest.clone(), count).is_none() {
+            self.order.push_back(rest);
+        }
+        while self.order.len() > PAGES {
+            let oldest = self.order.pop_front();
+            oldest.map(|oldest| self.counts.remove(&oldest));
+        }
+    }
+
+    /// Many clients read the same list, so what is found stays.
+    fn get(&self, rest: &(KeyRange, i64)) -> Option<usize> {
+        self.counts.get(rest).copied()
     }
 }
 

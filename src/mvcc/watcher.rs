@@ -77,10 +77,11 @@ impl Watcher {
         let (store, group) = (Arc::clone(&self.store), Arc::clone(&self.group));
         loop {
             let read = store.read();
+            let mut state = group.state.lock();
+            self.next = self.next.max(state.next_of(self.member));
             if self.next < read.compacted() {
                 return Taken::Compacted(read.compacted());
             }
-            let mut state = group.state.lock();
             let (mut frames, mut bytes) = (Vec::new(), 0);
             let from = self.next;
             let mut batches = read.log().since(from).take(CATCH_UP_BATCHES);

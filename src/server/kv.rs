@@ -27,9 +27,8 @@ type Ops = Vec<pb::RequestOp>;
 #[tonic::async_trait]
 impl pb::kv_server::Kv for KvService {
     async fn range(&self, request: Request<pb::RangeRequest>) -> Result<Response<pb::RangeResponse>, Status> {
-        let guard = self.0.guard(&request)?;
-        let options = range_options(request.into_inner())?;
-        guard.read(&options.range)?;
+        let options = range_options(request.get_ref().clone())?;
+        self.0.guard(&request)?.read(&options.range)?;
         let result = self.0.store.range(&options)?;
         Ok(Response::new(self.range_response(result)))
     }
@@ -40,11 +39,9 @@ impl pb::kv_server::Kv for KvService {
         &self,
         request: Request<pb::RangeRequest>,
     ) -> Result<Response<Self::RangeStreamStream>, Status> {
-        let guard = self.0.guard(&request)?;
-        let request = request.into_inner();
-        let ordered = request.sort_order != 0 || request.sort_target != 0;
-        let options = range_options(request)?;
-        guard.read(&options.range)?;
+        let options = range_options(request.get_ref().clone())?;
+        self.0.guard(&request)?.read(&options.range)?;
+        let ordered = request.get_ref().sort_order != 0 || request.get_ref().sort_target != 0;
         if ordered && !(options.order == SortOrder::Ascend && options.target == SortTarget::Key) {
             return Err(Status::unimplemented("RangeStream does not support custom sort orders"));
         }
@@ -56,9 +53,9 @@ impl pb::kv_server::Kv for KvService {
 
     async fn put(&self, request: Request<pb::PutRequest>) -> Result<Response<pb::PutResponse>, Status> {
         self.check_size(request.get_ref())?;
+        check_put(request.get_ref())?;
         let guard = self.0.guard(&request)?;
         let request = request.into_inner();
-        check_put(&request)?;
         let prev_kv = request.prev_kv;
         let put = to_put(request);
         guard.put(&self.0, &put, prev_kv)?;
@@ -74,11 +71,11 @@ impl pb::kv_server::Kv for KvService {
         request: Request<pb::DeleteRangeRequest>,
     ) -> Result<Response<pb::DeleteRangeResponse>, Status> {
         self.check_size(request.get_ref())?;
-        let guard = self.0.guard(&request)?;
-        let request = request.into_inner();
-        if request.key.is_empty() {
+        if request.get_ref().key.is_empty() {
             return Err(status::empty_key());
         }
+        let guard = self.0.guard(&request)?;
+        let request = request.into_inner();
         let range = KeyRange::new(request.key, request.range_end);
         guard.write(&range)?;
         if request.prev_kv {
@@ -98,9 +95,9 @@ impl pb::kv_server::Kv for KvService {
 
     async fn txn(&self, request: Request<pb::TxnRequest>) -> Result<Response<pb::TxnResponse>, Status> {
         self.check_size(request.get_ref())?;
+        check_txn(request.get_ref(), self.0.config.max_txn_ops)?;
         let guard = self.0.guard(&request)?;
         let request = request.into_inner();
-        check_txn(&request, self.0.config.max_txn_ops)?;
         let prev_kv = prev_kvs(&request);
         let txn = to_txn(request.clone());
         guard.txn(&self.0, &txn, &mut prev_kv.into_iter())?;
@@ -282,14 +279,28 @@ fn check_fields(request: &pb::TxnRequest, budget: usize) -> Result<(), Status> {
     Ok(())
 }
 
-/// Deleted intervals with their raw ends: an end of `\0` is compared as bytes, so it overlaps nothing.
-type Deletes = Vec<(Bytes, Bytes)>;
+/// Deleted intervals, sorted and joined. Ends are compared as bytes, so a from-key end of `\0` covers
+/// nothing.
+#[derive(Default)]
+struct Deletes(Vec<(Bytes, Bytes)>);
 
-fn deletes_key(deletes: &Deletes, key: &[u8]) -> bool {
-    deletes.iter().any(|(start, end)| match end.is_empty() {
-        true => &start[..] == key,
-        false => &start[..] <= key && key < &end[..],
-    })
+impl Deletes {
+    fn add(&mut self, more: impl IntoIterator<Item = (Bytes, Bytes)>) {
+        self.0.extend(more.into_iter().filter(|(start, end)| start < end));
+        self.0.sort();
+        self.0.dedup_by(|next, before| {
+            let joins = next.0 <= before.1;
+            if joins && next.1 > before.1 {
+                before.1 = next.1.clone();
+            }
+            joins
+        });
+    }
+
+    fn contain(&self, key: &Bytes) -> bool {
+        let at = self.0.partition_point(|(start, _)| start <= key);
+        at.checked_sub(1).is_some_and(|at| key < &self.0[at].1)
+    }
 }
 
 /// Refuses a branch that changes a key twice. Returns what it puts and deletes, nested branches
@@ -300,36 +311,36 @@ fn deletes_key(deletes: &Deletes, key: &[u8]) -> bool {
 fn check_intervals(ops: &Ops) -> Result<(HashSet<Bytes>, Deletes), Status> {
     use pb::request_op::Request as R;
     let requests = || ops.iter().filter_map(|op| op.request.as_ref());
-    let mut deletes: Deletes = requests()
-        .filter_map(|r| match r {
-            R::RequestDeleteRange(d) => Some((d.key.clone(), d.range_end.clone())),
-            _ => None,
-        })
-        .collect();
+    let mut deletes = Deletes::default();
+    deletes.add(requests().filter_map(|r| match r {
+        R::RequestDeleteRange(d) if d.range_end.is_empty() => Some((d.key.clone(), [&d.key[..], &[0]].concat().into())),
+        R::RequestDeleteRange(d) => Some((d.key.clone(), d.range_end.clone())),
+        _ => None,
+    }));
     let mut puts = HashSet::new();
     for request in requests() {
         let R::RequestTxn(nested) = request else { continue };
         let (then_puts, then_deletes) = check_intervals(&nested.success)?;
         let (else_puts, else_deletes) = check_intervals(&nested.failure)?;
         for key in &then_puts {
-            if deletes_key(&deletes, key) || !puts.insert(key.clone()) {
+            if deletes.contain(key) || !puts.insert(key.clone()) {
                 return Err(status::duplicate_key());
             }
         }
         for key in else_puts {
             // Then and else exclude each other, so both may put a key.
             let twice = puts.contains(&key) && !then_puts.contains(&key);
-            if deletes_key(&deletes, &key) || twice {
+            if deletes.contain(&key) || twice {
                 return Err(status::duplicate_key());
             }
             puts.insert(key);
         }
-        deletes.extend(then_deletes);
-        deletes.extend(else_deletes);
+        deletes.add(then_deletes.0);
+        deletes.add(else_deletes.0);
     }
     for request in requests() {
         let R::RequestPut(put) = request else { continue };
-        if deletes_key(&deletes, &put.key) || !puts.insert(put.key.clone()) {
+        if deletes.contain(&put.key) || !puts.insert(put.key.clone()) {
             return Err(status::duplicate_key());
         }
     }

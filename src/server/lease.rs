@@ -1,6 +1,7 @@
 //! The Lease service.
 
 use super::Core;
+use super::peer::Peer;
 use crate::mvcc::KeyRange;
 use crate::pb::etcdserverpb as pb;
 use std::pin::Pin;
@@ -52,7 +53,7 @@ impl pb::lease_server::Lease for LeaseService {
         request: Request<Streaming<pb::LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
         let core = Arc::clone(&self.0);
-        let guard = core.guard(&request)?;
+        let (metadata, peer) = (request.metadata().clone(), Peer::of(&request));
         let mut inbound = request.into_inner();
         let stream = async_stream::try_stream! {
             loop {
@@ -61,7 +62,8 @@ impl pb::lease_server::Lease for LeaseService {
                     message = inbound.message() => message,
                 };
                 let Some(request) = message? else { break };
-                guard.lease(&core, request.id)?;
+                // Each time: rights may have gone since.
+                core.guard_for(&metadata, &peer)?.lease(&core, request.id)?;
                 let header = Some(core.header(core.store.revision()));
                 // A lease that is gone answers 0 seconds, which is not an error.
                 let ttl = core.lessor.keep_alive(request.id).unwrap_or(0);

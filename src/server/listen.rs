@@ -59,9 +59,11 @@ impl Listener {
     ) {
         let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
         loop {
-            let Ok(permit) = Arc::clone(&handshakes).acquire_owned().await else {
-                return;
+            let permit = tokio::select! {
+                () = stop.cancelled() => return,
+                permit = Arc::clone(&handshakes).acquire_owned() => permit,
             };
+            let Ok(permit) = permit else { return };
             let accepted = tokio::select! {
                 () = stop.cancelled() => return,
                 accepted = self.socket.accept() => accepted,
@@ -82,7 +84,11 @@ impl Listener {
             spawn(Box::pin(async move {
                 let _permit = permit;
                 let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(stream, tls, cert_auth));
-                match handshake.await {
+                let done = tokio::select! {
+                    () = stop.cancelled() => return,
+                    done = handshake => done,
+                };
+                match done {
                     Ok(Ok(io)) => {
                         tokio::select! {
                             _ = connections.send(Ok(io)) => {}

@@ -14,6 +14,7 @@ mod bad_input;
 mod demo;
 mod etcd_api;
 mod etcdctl;
+mod kubernetes;
 mod layers;
 mod mesh;
 mod shutdown;

@@ -1,0 +1,14 @@
+//! Files that others write while we read them.
+
+use std::path::Path;
+use std::time::Duration;
+
+/// A file that changed less than this long ago may still be being written: most programs empty a file
+/// before they fill it.
+pub const SETTLE: Duration = Duration::from_millis(50);
+
+/// Whether the file has not changed just now. A time in the future counts as long ago.
+pub fn is_settled(path: &Path) -> bool {
+    let modified = std::fs::metadata(path).and_then(|m| m.modified());
+    modified.is_ok_and(|time| time.elapsed().map_or(true, |ago| ago >= SETTLE))
+}
