@@ -75,7 +75,6 @@ pub(super) fn node(node: &k8s::CiliumNode, cluster: &ClusterInfo, problems: &mut
         encryption_key: wrap!(spec.encryption.key, u8),
         labels: non_empty(node.metadata.labels.as_ref()),
         annotations: non_empty(node.metadata.annotations.as_ref()),
-        node_identity: (spec.node_identity & u64::from(u32::MAX)) as u32,
         wireguard_pub_key: key
             .or_else(|| annotation("io.cilium.network.wg-pub-key"))
             .unwrap_or_default(),

@@ -155,7 +155,6 @@ objects! {
         health: IpPair,
         ingress: IpPair,
         encryption: Encryption,
-        node_identity as "nodeidentity": u64,
         boot_id as "bootid": String,
     }
     /// An address of a node.

@@ -38,7 +38,6 @@ pub struct Node {
     pub encryption_key: u8,
     pub labels: Option<Strings>,
     pub annotations: Option<Strings>,
-    pub node_identity: u32,
     pub wireguard_pub_key: String,
     #[serde(rename = "BootID")]
     pub boot_id: String,
