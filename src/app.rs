@@ -65,6 +65,7 @@ pub struct Etcd {
     pub store: Arc<Store>,
     /// The addresses bound, in the order of the configuration.
     pub addresses: Vec<SocketAddr>,
+    core: Arc<Core>,
 }
 
 /// Where objects come from.
@@ -106,8 +107,13 @@ impl Etcd {
                 Ok::<_, Infallible>(())
             });
         }
-        life.spawn("etcd server", core.serve(listeners, life.clone()));
-        Ok(Self { store, addresses })
+        life.spawn("etcd server", Arc::clone(&core).serve(listeners, life.clone()));
+        Ok(Self { store, addresses, core })
+    }
+
+    /// Serves health and metrics at one more address, without TLS.
+    pub async fn start_metrics(&self, address: &str, life: &Lifecycle) -> anyhow::Result<SocketAddr> {
+        start_http("metrics", address, self.core.http(), life).await
     }
 
     /// A writer in this process, beside the clients.

@@ -247,18 +247,48 @@ impl Core {
             ))
             .add_service(health_service);
         drop(health);
-        let json = |body: String| async move { ([(CONTENT_TYPE, "application/json")], body) };
+        let http = self.http();
+        tonic::service::Routes::from(routes.into_axum_router().merge(http))
+    }
+
+    /// What is answered over plain HTTP: health, version and metrics.
+    pub fn http(self: &Arc<Self>) -> axum::Router {
+        let typed = |kind: &'static str, body: String| async move { ([(CONTENT_TYPE, kind)], body) };
+        let json = move |body: &str| typed("application/json", body.to_owned());
         let version = format!(
             r#"{{"etcdserver":"{ETCD_VERSION}","etcdcluster":"{STORAGE_VERSION}","storage":"{STORAGE_VERSION}"}}"#
         );
-        let http = axum::Router::new()
-            .route("/version", get(move || json(version)))
-            .route(
-                "/health",
-                get(move || json(r#"{"health":"true","reason":""}"#.to_owned())),
-            )
+        let core = Arc::clone(self);
+        let metrics = move || typed("text/plain; version=0.0.4", core.metrics());
+        axum::Router::new()
+            .route("/version", get(move || json(&version)))
+            .route("/health", get(move || json(r#"{"health":"true","reason":""}"#)))
             .route("/livez", get(|| async { "ok\n" }))
-            .route("/readyz", get(|| async { "ok\n" }));
-        tonic::service::Routes::from(routes.into_axum_router().merge(http))
+            .route("/readyz", get(|| async { "ok\n" }))
+            .route("/metrics", get(metrics))
+    }
+
+    /// The figures that etcd's dashboards need most, under etcd's names.
+    fn metrics(&self) -> String {
+        let stats = self.store.stats();
+        let gauges = [
+            ("etcd_server_has_leader", 1),
+            ("etcd_server_is_leader", 1),
+            ("etcd_server_quota_backend_bytes", self.config.quota_bytes),
+            ("etcd_mvcc_db_total_size_in_bytes", stats.bytes as i64),
+            ("etcd_mvcc_db_total_size_in_use_in_bytes", stats.bytes as i64),
+            ("etcd_debugging_mvcc_keys_total", stats.keys as i64),
+            ("etcd_debugging_mvcc_watcher_total", stats.watchers as i64),
+            ("etcd_debugging_mvcc_current_revision", stats.revision),
+            ("etcd_debugging_mvcc_compact_revision", stats.compacted),
+        ];
+        let counters = [
+            ("etcd_mvcc_range_total", stats.ranges),
+            ("etcd_mvcc_txn_total", stats.commits),
+            ("etcd_debugging_mvcc_events_total", stats.events),
+        ];
+        let gauges = gauges.map(|(name, n)| format!("# TYPE {name} gauge\n{name} {n}\n"));
+        let counters = counters.map(|(name, n)| format!("# TYPE {name} counter\n{name} {n}\n"));
+        [gauges.concat(), counters.concat()].concat()
     }
 }

@@ -75,6 +75,9 @@ pub struct EtcdArgs {
     /// Directory for durable data; this version keeps all data in memory
     #[arg(long, env = "ETCD_DATA_DIR", value_name = "DIR")]
     data_dir: Option<PathBuf>,
+    /// More addresses for /metrics and /health, without TLS
+    #[arg(long, env = "ETCD_LISTEN_METRICS_URLS", value_delimiter = ',')]
+    listen_metrics_urls: Vec<String>,
     /// Member name
     #[arg(long, env = "ETCD_NAME", default_value = "default")]
     name: String,
@@ -257,8 +260,17 @@ impl EtcdArgs {
             keep_history: retention(&self.auto_compaction_retention)?,
             users_of: None,
         };
+        let metrics = self.listen_metrics_urls.iter().map(|url| {
+            let address = url.strip_prefix("http://").map(|a| a.trim_end_matches('/').to_owned());
+            address.with_context(|| format!("--listen-metrics-urls={url}: only http URLs are supported"))
+        });
+        let metrics = metrics.collect::<anyhow::Result<Vec<_>>>()?;
         let etcd = Etcd::start(config, life).await?;
-        for address in etcd.addresses {
+        for address in metrics {
+            let address = etcd.start_metrics(&address, life).await?;
+            tracing::info!(%address, "metrics are here");
+        }
+        for address in &etcd.addresses {
             tracing::info!(%address, "serving client traffic");
         }
         tracing::info!("ready to serve client requests");

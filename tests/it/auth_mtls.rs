@@ -202,4 +202,16 @@ async fn health_and_version_are_answered_over_http_1_on_the_same_port() {
     };
     assert_eq!(get("/health"), r#"{"health":"true","reason":""}"#);
     assert!(get("/version").starts_with(r#"{"etcdserver":"3.6."#));
+    assert!(get("/metrics").contains("\netcd_debugging_mvcc_current_revision 1\n"));
+    use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+    let mut health = HealthClient::new(
+        tonic::transport::Endpoint::new(format!("http://{address}"))
+            .unwrap()
+            .connect_lazy(),
+    );
+    let answer = health
+        .check(HealthCheckRequest { service: String::new() })
+        .await
+        .unwrap();
+    assert_eq!(answer.into_inner().status, 1, "serving");
 }
