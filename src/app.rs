@@ -23,7 +23,6 @@ use crate::server::{self, Core};
 use crate::util::lifecycle::Lifecycle;
 use crate::util::readiness::Ready;
 use anyhow::Context;
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -101,11 +100,8 @@ impl Etcd {
         }
         let core = Core::start(Arc::clone(&store), lessor, auth, server, life);
         if let Some(keep) = config.keep_history {
-            let (core, stop) = (Arc::clone(&core), life.stop_token().clone());
-            life.spawn("compaction", async move {
-                tokio::select! { () = stop.cancelled() => {}, () = core.compact_periodically(keep) => {} }
-                Ok::<_, Infallible>(())
-            });
+            let core = Arc::clone(&core);
+            life.spawn_forever("compaction", async move { core.compact_periodically(keep).await });
         }
         life.spawn("etcd server", Arc::clone(&core).serve(listeners, life.clone()));
         Ok(Self { store, addresses, core })
@@ -150,11 +146,7 @@ pub async fn start_publisher(
             let client = config.client().await?;
             for kind in kinds {
                 let follow = config.clone().follow(client.clone(), kind, sender.clone());
-                let stop = stop.clone();
-                life.spawn(format!("watch of {}", kind.name()), async move {
-                    tokio::select! { () = stop.cancelled() => {}, () = follow => {} }
-                    Ok::<_, Infallible>(())
-                });
+                life.spawn_forever(format!("watch of {}", kind.name()), follow);
             }
         }
     }
@@ -179,11 +171,7 @@ pub async fn start_mesh(
 
 /// Writes the heartbeat, where no publisher does.
 pub fn start_heartbeat(backend: Arc<dyn Backend>, life: &Lifecycle) {
-    let stop = life.stop_token().clone();
-    life.spawn("heartbeat", async move {
-        tokio::select! { () = stop.cancelled() => {}, () = keeper::beat(backend) => {} }
-        Ok::<_, Infallible>(())
-    });
+    life.spawn_forever("heartbeat", keeper::beat(backend));
 }
 
 /// Serves readiness at `address`; returns the address bound.

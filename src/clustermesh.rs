@@ -14,7 +14,6 @@ use crate::model::keys::{self, Scope};
 use crate::util::lifecycle::Lifecycle;
 use crate::util::readiness::{Block, Ready};
 use publisher::{Change, Options, Publisher, ServiceMode};
-use std::convert::Infallible;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
@@ -35,15 +34,10 @@ pub fn start(
     let config_key = keys::cluster_config(&cluster.name);
     let stop = life.stop_token().clone();
     let keep = keeper::keep(Arc::clone(&backend), config_key, config);
-    spawn(life, "cluster config", stop.clone(), keep);
-    spawn(life, "heartbeat", stop.clone(), keeper::beat(backend));
+    life.spawn_forever("cluster config", keep);
+    life.spawn_forever("heartbeat", keeper::beat(backend));
     let writer = Arc::clone(&sync);
-    spawn(
-        life,
-        "publisher's writes",
-        stop.clone(),
-        async move { writer.run().await },
-    );
+    life.spawn_forever("publisher's writes", async move { writer.run().await });
     for scope in Scope::ALL {
         let block = ready.block(format!("publishing {}", scope.word()));
         let (sync, canary) = (Arc::clone(&sync), scope.state_canary(&cluster.name));
@@ -53,21 +47,8 @@ pub fn start(
             tokio::select! { () = stop.cancelled() => {}, () = sync.written(&canary) => {} }
         });
     }
-    spawn(life, "publisher", stop, publish(options, events, Arc::clone(&sync)));
+    life.spawn_forever("publisher", publish(options, events, Arc::clone(&sync)));
     sync
-}
-
-/// Runs `task` until the lifecycle stops.
-fn spawn(
-    life: &Lifecycle,
-    name: &str,
-    stop: tokio_util::sync::CancellationToken,
-    task: impl Future<Output = ()> + Send + 'static,
-) {
-    life.spawn(name, async move {
-        tokio::select! { () = stop.cancelled() => {}, () = task => {} }
-        Ok::<_, Infallible>(())
-    });
 }
 
 /// What the cluster says of itself.

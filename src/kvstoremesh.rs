@@ -83,12 +83,12 @@ impl Mesh {
                 }
             }
         });
-        let (this, stop, ready) = (Arc::clone(&mesh), life.stop_token().clone(), ready.clone());
+        let (this, ready) = (Arc::clone(&mesh), ready.clone());
         let listed = ready.block("remote clusters are not known yet");
-        life.spawn("remote clusters", async move {
-            tokio::select! { () = stop.cancelled() => {}, () = this.follow(events, &ready, listed) => {} }
-            Ok::<_, std::convert::Infallible>(())
-        });
+        life.spawn_forever(
+            "remote clusters",
+            async move { this.follow(events, &ready, listed).await },
+        );
         mesh
     }
 

@@ -132,18 +132,10 @@ impl Core {
             published,
         });
         let (expiry, purge, wake) = (Arc::clone(&core), Arc::clone(&core), Arc::clone(&core));
-        core.background(life, "lease expiry", async move { expiry.lessor.expire().await });
-        core.background(life, "purge", async move { purge.purge_when_compacted().await });
-        core.background(life, "watchers", async move { wake.wake_watchers().await });
+        life.spawn_forever("lease expiry", async move { expiry.lessor.expire().await });
+        life.spawn_forever("purge", async move { purge.purge_when_compacted().await });
+        life.spawn_forever("watchers", async move { wake.wake_watchers().await });
         core
-    }
-
-    fn background(&self, life: &Lifecycle, name: &str, task: impl Future<Output = ()> + Send + 'static) {
-        let stop = self.stop.clone();
-        life.spawn(name, async move {
-            tokio::select! { () = stop.cancelled() => {}, () = task => {} }
-            Ok::<_, std::convert::Infallible>(())
-        });
     }
 
     fn header(&self, revision: i64) -> pb::ResponseHeader {

@@ -162,6 +162,23 @@ pub(super) fn endpoint(endpoint: &Endpoint<'_>, problems: &mut Problems) -> Vec<
     entries
 }
 
+/// The addresses of all endpoints of a slice, as key names, with their values.
+pub(super) fn endpoints_of_slice(slice: &k8s::CiliumEndpointSlice, problems: &mut Problems) -> Vec<(String, Vec<u8>)> {
+    let one = |e: &k8s::CoreEndpoint, problems: &mut Problems| {
+        let of = Endpoint {
+            namespace: &slice.namespace,
+            pod: &e.name,
+            identity: e.id,
+            networking: &e.networking,
+            encryption_key: e.encryption.key,
+            service_account: &e.service_account,
+            named_ports: &e.named_ports,
+        };
+        endpoint(&of, problems)
+    };
+    slice.endpoints.iter().flat_map(|e| one(e, problems)).collect()
+}
+
 /// Whether a service is global and shared, by its annotations (pkg/annotation/clustermesh.go).
 pub(super) fn is_shared(service: &k8s::Service) -> bool {
     let annotations = service.metadata.annotations.as_ref();

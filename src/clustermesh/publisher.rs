@@ -209,7 +209,7 @@ impl Publisher {
                 self.endpoints(&key.namespace, &key, entries, out);
             }
             Object::CiliumEndpointSlice(slice) => {
-                let entries = slice_entries(&slice, &mut problems);
+                let entries = convert::endpoints_of_slice(&slice, &mut problems);
                 if slice.namespace.is_empty() {
                     problems.push("it has no namespace".to_owned());
                 }
@@ -471,22 +471,6 @@ impl Publisher {
             None => Change::Delete(Scope::ServiceExports, key),
         });
     }
-}
-
-fn slice_entries(slice: &k8s::CiliumEndpointSlice, problems: &mut Problems) -> Entries {
-    let endpoint = |e: &k8s::CoreEndpoint, problems: &mut Problems| {
-        let endpoint = convert::Endpoint {
-            namespace: &slice.namespace,
-            pod: &e.name,
-            identity: e.id,
-            networking: &e.networking,
-            encryption_key: e.encryption.key,
-            service_account: &e.service_account,
-            named_ports: &e.named_ports,
-        };
-        convert::endpoint(&endpoint, problems)
-    };
-    slice.endpoints.iter().flat_map(|e| endpoint(e, problems)).collect()
 }
 
 fn of_namespace<'a, V>(

@@ -54,6 +54,15 @@ impl Lifecycle {
         });
     }
 
+    /// Runs a task that has no end of its own until everything is asked to stop.
+    pub fn spawn_forever(&self, name: impl Into<String>, task: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.spawn(name, async move {
+            tokio::select! { () = stop.cancelled() => {}, () = task => {} }
+            Ok::<_, std::convert::Infallible>(())
+        });
+    }
+
     /// Runs `task` without minding how it ends: one connection, one remote cluster. A panic is logged by
     /// the runtime's hook and ends only this task.
     pub fn spawn_part(&self, name: impl Into<String>, task: impl Future<Output = ()> + Send + 'static) {
