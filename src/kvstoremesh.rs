@@ -7,7 +7,7 @@ mod remote;
 pub mod status;
 
 use crate::kvstore::Backend;
-use crate::kvstore::sync_store::{Stats, SyncStore};
+use crate::kvstore::sync_store::SyncStore;
 use crate::model::cluster::{ClusterInfo, ClusterName};
 use crate::model::keys::Scope;
 use crate::util::lifecycle::Lifecycle;
@@ -210,20 +210,6 @@ impl Mesh {
         present
             .map(|(name, c)| (c.status.live(), Arc::clone(&c.sync), name.clone()))
             .collect()
-    }
-
-    /// What all writers together have done, and what is waiting.
-    pub fn stats(&self) -> Stats {
-        let clusters = self.clusters.lock();
-        clusters
-            .values()
-            .map(|c| c.sync.stats())
-            .fold(Stats::default(), |sum, s| Stats {
-                writes: sum.writes + s.writes,
-                failures: sum.failures + s.failures,
-                rejected: sum.rejected + s.rejected,
-                queued: sum.queued + s.queued,
-            })
     }
 }
 

@@ -213,8 +213,7 @@ impl EtcdArgs {
 
     /// Starts the store.
     pub async fn start(self, life: &Lifecycle) -> anyhow::Result<()> {
-        if !self.advertise_client_urls.is_empty() || self.listen_client_urls == ["http://localhost:2379"] {
-        } else {
+        if self.advertise_client_urls.is_empty() && self.listen_client_urls != ["http://localhost:2379"] {
             bail!("--advertise-client-urls is required when --listen-client-urls is set explicitly");
         }
         if self.auth_token != "simple" {
