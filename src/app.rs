@@ -81,7 +81,7 @@ impl Etcd {
     pub async fn start(config: EtcdConfig, life: &Lifecycle) -> anyhow::Result<Self> {
         let store = Store::new();
         let lessor = Arc::new(Lessor::new(Arc::clone(&store)));
-        let auth = Arc::new(AuthStore::new(config.auth));
+        let auth = Arc::new(AuthStore::new(config.auth)?);
         if let Some(cluster) = &config.users_of {
             users::init(&auth, cluster).context("cannot set up the users")?;
         }

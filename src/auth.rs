@@ -4,11 +4,14 @@
 //! is a pointer load and a binary search. The auth revision grows with each change; a token remembers
 //! the one it was issued at.
 
+mod jwt;
 mod permission;
 
+pub use jwt::{ConfigError as JwtError, Options as JwtOptions};
 pub use permission::{Access, Permission, Ranges, Span};
 
 use arc_swap::ArcSwap;
+use jwt::Jwt;
 use parking_lot::Mutex;
 use rand::RngExt;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -59,8 +62,10 @@ pub enum Error {
     InvalidAuthMgmt,
     #[error("revision of auth store is old")]
     AuthOldRevision,
+    #[error("auth: token signing attempted with verify-only key")]
+    VerifyOnly,
     #[error("{0}")]
-    Bcrypt(String),
+    Internal(String),
 }
 
 /// Who makes a request, once authentication has been looked at.
@@ -102,13 +107,16 @@ pub struct AuthStore {
     /// One change at a time.
     writer: Mutex<()>,
     tokens: Mutex<HashMap<String, Token>>,
+    jwt: Option<Jwt>,
     config: Config,
 }
 
 /// Tokens and passwords.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// How long a token lives after its last use.
+    /// Issue signed tokens instead of simple ones.
+    pub jwt: Option<JwtOptions>,
+    /// How long a simple token lives after its last use.
     pub token_ttl: Duration,
     /// bcrypt cost, 4 to 31.
     pub bcrypt_cost: u32,
@@ -123,6 +131,7 @@ struct Token {
 impl Default for Config {
     fn default() -> Self {
         Self {
+            jwt: None,
             token_ttl: Duration::from_secs(300),
             bcrypt_cost: 10,
         }
@@ -154,18 +163,19 @@ impl State {
 // === impl AuthStore ===
 
 impl AuthStore {
-    /// No users, no roles, disabled.
-    pub fn new(config: Config) -> Self {
+    /// No users, no roles, disabled. Fails if tokens cannot be signed or verified as configured.
+    pub fn new(config: Config) -> Result<Self, JwtError> {
         let state = State {
             revision: 1,
             ..State::default()
         };
-        Self {
+        Ok(Self {
             state: ArcSwap::from_pointee(state),
             writer: Mutex::default(),
             tokens: Mutex::default(),
+            jwt: config.jwt.as_ref().map(Jwt::new).transpose()?,
             config,
-        }
+        })
     }
 
     /// The present state.
@@ -367,6 +377,9 @@ impl AuthStore {
         if !bcrypt::verify(password, hash).unwrap_or(false) {
             return Err(Error::AuthFailed);
         }
+        if let Some(jwt) = &self.jwt {
+            return jwt.issue(name, state.revision);
+        }
         let mut rng = rand::rng();
         let text: String = (0..16)
             .map(|_| char::from(rng.sample(rand::distr::Alphabetic)))
@@ -391,8 +404,13 @@ impl AuthStore {
         Ok(token)
     }
 
-    /// Who holds `token`; using it prolongs it.
+    /// Who holds `token`; using a simple one prolongs it.
     pub fn token_identity(&self, token: &str) -> Result<Identity, Error> {
+        if let Some(jwt) = &self.jwt {
+            let (user, revision) = jwt.verify(token)?;
+            let user = user.into();
+            return Ok(Identity { user, revision });
+        }
         let now = Instant::now();
         let mut tokens = self.tokens.lock();
         let held = tokens.get_mut(token).filter(|t| t.expires > now);
@@ -434,7 +452,7 @@ impl AuthStore {
     }
 
     fn hash(&self, password: &str) -> Result<String, Error> {
-        bcrypt::non_truncating_hash(password, self.config.bcrypt_cost).map_err(|e| Error::Bcrypt(e.to_string()))
+        bcrypt::non_truncating_hash(password, self.config.bcrypt_cost).map_err(|e| Error::Internal(e.to_string()))
     }
 
     fn forget_tokens(&self, user: &str) {
@@ -450,7 +468,8 @@ mod tests {
         let auth = AuthStore::new(Config {
             bcrypt_cost: 4,
             ..Config::default()
-        });
+        })
+        .unwrap();
         assert_eq!(auth.enable(), Err(Error::RootUserNotExist));
         auth.user_add("root", None).unwrap();
         assert_eq!(auth.enable(), Err(Error::RootRoleNotExist));

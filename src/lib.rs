@@ -34,4 +34,5 @@ pub mod model;
 pub mod mvcc;
 pub mod pb;
 pub mod server;
+pub mod snapshot;
 pub mod util;

@@ -18,6 +18,7 @@
 
 mod encoded;
 mod group;
+mod hash;
 mod index;
 mod lease_book;
 mod log;
@@ -30,6 +31,7 @@ mod watcher;
 
 pub use encoded::{Fields, Kv, put_varint, take_varint, varint_len};
 pub use group::{Wake, WatchFilter};
+pub use hash::{History, Stored};
 pub use log::{Batch, Event, EventKind};
 pub use range::{KeyRange, RangeOptions, RangeResult, SortOrder, SortTarget, prefix_end};
 pub use store::{Stats, Store, Write};

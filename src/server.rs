@@ -1,7 +1,9 @@
 //! The etcd v3 front of a store: gRPC services, authentication, TLS, and a little HTTP beside them.
 
+mod alarm;
 mod auth;
 mod cluster;
+mod concurrency;
 mod guard;
 mod kv;
 mod lease;
@@ -27,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::codegen::http::header::CONTENT_TYPE;
 
 /// The etcd release we say we are, where clients ask.
-pub const ETCD_VERSION: &str = "3.6.7";
+pub const ETCD_VERSION: &str = "3.6.16";
 /// The storage version that goes with it.
 const STORAGE_VERSION: &str = "3.6.0";
 /// After this long without a word a client is pinged, and given this long to answer.
@@ -63,7 +65,7 @@ pub struct Config {
     pub max_txn_ops: usize,
     /// How often idle watchers that ask for it are told how far they are.
     pub watch_progress_interval: Duration,
-    /// The quota to report, in bytes.
+    /// Bytes the store may take; negative for no limit.
     pub quota_bytes: i64,
 }
 
@@ -72,6 +74,7 @@ pub struct Core {
     store: Arc<Store>,
     lessor: Arc<Lessor>,
     auth: Arc<AuthStore>,
+    alarms: alarm::Alarms,
     config: Config,
     stop: CancellationToken,
     /// Told when there is history to purge.
@@ -126,6 +129,7 @@ impl Core {
             store,
             lessor,
             auth,
+            alarms: alarm::Alarms::default(),
             config,
             stop,
             compacted,
@@ -227,6 +231,7 @@ impl Core {
         let max = self.config.max_request_bytes + (512 << 10);
         let (health, health_service) = tonic_health::server::health_reporter();
         let core = || Arc::clone(&self);
+        let (lock, election) = concurrency::services(&self);
         let kv = pb::kv_server::KvServer::new(kv::KvService(core())).max_decoding_message_size(max);
         let watch = pb::watch_server::WatchServer::new(watch::WatchService(core()));
         let routes = tonic::service::Routes::new(kv)
@@ -237,6 +242,8 @@ impl Core {
             .add_service(pb::maintenance_server::MaintenanceServer::new(
                 maintenance::MaintenanceService(core()),
             ))
+            .add_service(lock)
+            .add_service(election)
             .add_service(health_service);
         drop(health);
         let http = self.http();

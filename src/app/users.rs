@@ -61,7 +61,7 @@ mod tests {
 
     #[test]
     fn a_remote_reads_this_clusters_own_keys_and_a_local_agent_the_mirrors() {
-        let auth = AuthStore::new(Config::default());
+        let auth = AuthStore::new(Config::default()).unwrap();
         init(&auth, &ClusterName::new("hk").unwrap()).unwrap();
         let reads = |user: &str, key: &str| {
             let who = Identity {

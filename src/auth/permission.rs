@@ -1,5 +1,8 @@
 //! What a user may read and write: unions of key ranges.
 
+use crate::pb::authpb;
+use authpb::permission::Type;
+
 /// Kinds of access a permission grants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
@@ -50,6 +53,36 @@ impl Permission {
             end => Some(end.to_vec()),
         };
         (self.key.clone(), end)
+    }
+}
+
+impl From<&Permission> for authpb::Permission {
+    fn from(permission: &Permission) -> Self {
+        let kind = match permission.access {
+            Access::Read => Type::Read,
+            Access::Write => Type::Write,
+            Access::ReadWrite => Type::Readwrite,
+        };
+        Self {
+            perm_type: kind.into(),
+            key: permission.key.clone().into(),
+            range_end: permission.range_end.clone().into(),
+        }
+    }
+}
+
+impl From<authpb::Permission> for Permission {
+    fn from(permission: authpb::Permission) -> Self {
+        let access = match permission.perm_type() {
+            Type::Read => Access::Read,
+            Type::Write => Access::Write,
+            Type::Readwrite => Access::ReadWrite,
+        };
+        Self {
+            access,
+            key: permission.key.into(),
+            range_end: permission.range_end.into(),
+        }
     }
 }
 

@@ -248,6 +248,7 @@ impl EtcdArgs {
                 ..defaults
             },
             auth: auth::Config {
+                jwt: None,
                 token_ttl: Duration::from_secs(self.auth_token_ttl),
                 bcrypt_cost: if (4..=31).contains(&self.bcrypt_cost) {
                     self.bcrypt_cost

@@ -6,6 +6,7 @@
 //! the prefix on every page to fill `count`.
 
 use super::encoded::Kv;
+use super::hash::Stored;
 use super::range::KeyRange;
 use smallvec::SmallVec;
 
@@ -61,6 +62,16 @@ impl History {
             .find(|v| v.main <= at)
             .filter(|v| !v.tombstone)
             .map(|v| &v.kv)
+    }
+
+    /// The changes up to main revision `at`, in order.
+    pub(super) fn stored(&self, at: i64) -> impl Iterator<Item = Stored> + '_ {
+        self.0.iter().take_while(move |v| v.main <= at).map(|v| Stored {
+            main: v.main,
+            sub: v.sub,
+            tombstone: v.tombstone,
+            kv: v.kv.clone(),
+        })
     }
 
     fn push(&mut self, version: Version) {

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 /// Keys read under one lock.
-const READ_CHUNK: usize = 2000;
+pub(super) const READ_CHUNK: usize = 2000;
 /// Events purged under one lock, but always a whole revision.
 const PURGE_STEP: usize = 2000;
 /// Counts of what is left of paginated lists that are remembered.
@@ -160,13 +160,18 @@ impl Store {
             revision: state.current,
             compacted: state.compacted,
             keys: state.index.live(),
-            bytes: state.bytes + state.index.keys() * 64 + state.log.len() * 120,
+            bytes: state.size(),
             log_len: state.log.len(),
             watchers: state.groups.watchers(),
             ranges: self.counters.ranges.load(Ordering::Relaxed),
             commits: self.counters.commits.load(Ordering::Relaxed),
             events: self.counters.events.load(Ordering::Relaxed),
         }
+    }
+
+    /// Bytes that the store takes, with what it needs to find them.
+    pub fn size(&self) -> usize {
+        self.state.read().size()
     }
 
     /// Reads a range at one revision.
@@ -379,6 +384,10 @@ impl Store {
 // === impl State ===
 
 impl State {
+    fn size(&self) -> usize {
+        self.bytes + self.index.keys() * 64 + self.log.len() * 120
+    }
+
     /// The revision a read asks for, if it can be read.
     fn readable(&self, revision: i64) -> Result<i64, Error> {
         match revision {
@@ -461,16 +470,20 @@ impl Read<'_> {
     pub(super) fn log(&self) -> &Log {
         &self.0.log
     }
+
+    pub(super) fn index(&self) -> &Index {
+        &self.0.index
+    }
 }
 
 /// Keeps one revision readable while it lives.
-struct Pin<'a> {
+pub(super) struct Pin<'a> {
     store: &'a Store,
     at: i64,
 }
 
 impl<'a> Pin<'a> {
-    fn new(store: &'a Store, at: i64) -> Self {
+    pub(super) fn new(store: &'a Store, at: i64) -> Self {
         *store.pins.lock().entry(at).or_default() += 1;
         Self { store, at }
     }

@@ -1,8 +1,7 @@
 //! The Auth service. All of it needs the role `root`, but for a user's own data.
 
 use super::Core;
-use crate::auth::{Access, Error, Permission};
-use crate::pb::authpb;
+use crate::auth::Error;
 use crate::pb::etcdserverpb as pb;
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
@@ -100,7 +99,7 @@ macro_rules! simple {
                 })?;
                 let state = self.0.auth.state();
                 let permissions = state.roles.get(role).ok_or(Error::RoleNotFound)?;
-                let perm = permissions.iter().map(to_pb).collect();
+                let perm = permissions.iter().map(Into::into).collect();
                 Ok(Response::new(pb::AuthRoleGetResponse { header: self.header(), perm }))
             }
 
@@ -136,37 +135,9 @@ simple! {
     (role_add, AuthRoleAddRequest, AuthRoleAddResponse, |auth, r| auth.role_add(&r.name))
     (role_delete, AuthRoleDeleteRequest, AuthRoleDeleteResponse, |auth, r| auth.role_delete(&r.role))
     (role_grant_permission, AuthRoleGrantPermissionRequest, AuthRoleGrantPermissionResponse, |auth, r| {
-        auth.role_grant(&r.name, from_pb(r.perm.ok_or(Error::PermissionNotGiven)?))
+        auth.role_grant(&r.name, r.perm.ok_or(Error::PermissionNotGiven)?.into())
     })
     (role_revoke_permission, AuthRoleRevokePermissionRequest, AuthRoleRevokePermissionResponse, |auth, r| {
         auth.role_revoke(&r.role, &r.key, &r.range_end)
     })
-}
-
-fn to_pb(permission: &Permission) -> authpb::Permission {
-    use authpb::permission::Type;
-    let kind = match permission.access {
-        Access::Read => Type::Read,
-        Access::Write => Type::Write,
-        Access::ReadWrite => Type::Readwrite,
-    };
-    authpb::Permission {
-        perm_type: kind.into(),
-        key: permission.key.clone().into(),
-        range_end: permission.range_end.clone().into(),
-    }
-}
-
-fn from_pb(permission: authpb::Permission) -> Permission {
-    use authpb::permission::Type;
-    let access = match permission.perm_type() {
-        Type::Read => Access::Read,
-        Type::Write => Access::Write,
-        Type::Readwrite => Access::ReadWrite,
-    };
-    Permission {
-        access,
-        key: permission.key.into(),
-        range_end: permission.range_end.into(),
-    }
 }

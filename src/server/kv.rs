@@ -1,5 +1,6 @@
 //! The KV service: validate, ask the guard, call the store, answer.
 
+use super::alarm::put_cost;
 use super::{Core, status};
 use crate::mvcc::{
     Compare, CompareResult, KeyRange, Op, OpResult, Put, RangeOptions, RangeResult, SortOrder, SortTarget, Target, Txn,
@@ -59,6 +60,8 @@ impl pb::kv_server::Kv for KvService {
         let prev_kv = request.prev_kv;
         let put = to_put(request);
         guard.put(&self.0, &put, prev_kv)?;
+        self.0.check_intact()?;
+        self.0.check_space(put_cost(&put.key, &put.value))?;
         let (prev, revision) = self.0.store.put(put)?;
         Ok(Response::new(pb::PutResponse {
             header: Some(self.0.header(revision)),
@@ -81,6 +84,7 @@ impl pb::kv_server::Kv for KvService {
         if request.prev_kv {
             guard.read(&range)?;
         }
+        self.0.check_intact()?;
         let (prev, revision) = self.0.store.delete(&range);
         Ok(Response::new(pb::DeleteRangeResponse {
             header: Some(self.0.header(revision)),
@@ -101,6 +105,10 @@ impl pb::kv_server::Kv for KvService {
         let prev_kv = prev_kvs(&request);
         let txn = to_txn(request.clone());
         guard.txn(&self.0, &txn, &mut prev_kv.into_iter())?;
+        self.0.check_intact()?;
+        if let Some(cost) = cost(&request) {
+            self.0.check_space(cost)?;
+        }
         let result = self.0.store.txn(&txn)?;
         let header = Some(self.0.header(result.revision));
         Ok(Response::new(pb::TxnResponse {
@@ -114,6 +122,7 @@ impl pb::kv_server::Kv for KvService {
         request: Request<pb::CompactionRequest>,
     ) -> Result<Response<pb::CompactionResponse>, Status> {
         self.0.check_root(&request)?;
+        self.0.check_intact()?;
         let request = request.into_inner();
         self.0.store.compact(request.revision)?;
         if request.physical {
@@ -277,6 +286,18 @@ fn check_fields(request: &pb::TxnRequest, budget: usize) -> Result<(), Status> {
         }
     }
     Ok(())
+}
+
+/// Bytes that the puts of the larger branch cost, if any branch puts anything.
+fn cost(request: &pb::TxnRequest) -> Option<usize> {
+    use pb::request_op::Request as R;
+    let of = |op: &pb::RequestOp| match op.request.as_ref()? {
+        R::RequestPut(put) => Some(put_cost(&put.key, &put.value)),
+        R::RequestTxn(nested) => cost(nested),
+        R::RequestRange(_) | R::RequestDeleteRange(_) => None,
+    };
+    let branch = |ops: &Ops| ops.iter().filter_map(of).reduce(|a, b| a + b);
+    branch(&request.success).max(branch(&request.failure))
 }
 
 /// Deleted intervals, sorted and joined. Ends are compared as bytes, so a from-key end of `\0` covers

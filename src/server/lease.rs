@@ -1,6 +1,7 @@
 //! The Lease service.
 
 use super::Core;
+use super::alarm::LEASE_COST;
 use super::peer::Peer;
 use crate::mvcc::KeyRange;
 use crate::pb::etcdserverpb as pb;
@@ -25,6 +26,8 @@ impl pb::lease_server::Lease for LeaseService {
         request: Request<pb::LeaseGrantRequest>,
     ) -> Result<Response<pb::LeaseGrantResponse>, Status> {
         self.0.check_authenticated(&request)?;
+        self.0.check_intact()?;
+        self.0.check_space(LEASE_COST)?;
         let request = request.into_inner();
         let (id, ttl) = self.0.lessor.grant(request.id, request.ttl)?;
         let header = self.header();
@@ -42,6 +45,7 @@ impl pb::lease_server::Lease for LeaseService {
     ) -> Result<Response<pb::LeaseRevokeResponse>, Status> {
         let id = request.get_ref().id;
         self.0.guard(&request)?.lease(&self.0, id)?;
+        self.0.check_intact()?;
         self.0.lessor.revoke(id)?;
         Ok(Response::new(pb::LeaseRevokeResponse { header: self.header() }))
     }

@@ -1,11 +1,19 @@
-//! The Maintenance service. Hashes and snapshots are not there yet and say so.
+//! The Maintenance service.
 
 use super::{Core, ETCD_VERSION, STORAGE_VERSION, status};
+use crate::mvcc::History;
 use crate::pb::etcdserverpb as pb;
+use crate::snapshot::{Member, Snapshot};
+use sha2::{Digest, Sha256};
+use std::fs::File;
 use std::pin::Pin;
 use std::sync::Arc;
 use tokio_stream::Stream;
+use tokio::io::AsyncReadExt;
 use tonic::{Request, Response, Status};
+
+/// Bytes of one message of a snapshot.
+const SNAPSHOT_BLOB: usize = 32 << 10;
 
 /// Serves `etcdserverpb.Maintenance`.
 pub(super) struct MaintenanceService(pub(super) Arc<Core>);
@@ -16,6 +24,13 @@ impl pb::maintenance_server::Maintenance for MaintenanceService {
         self.0.check_authenticated(&request)?;
         let stats = self.0.store.stats();
         let identity = &self.0.config.identity;
+        let errors = self.0.alarms.list(pb::AlarmType::None);
+        // As Go prints the message.
+        let errors = errors.into_iter().map(|a| match a.member_id {
+            0 => format!("alarm:{} ", a.alarm().as_str_name()),
+            id => format!("memberID:{id} alarm:{} ", a.alarm().as_str_name()),
+        });
+        let errors = errors.collect();
         // Writes are applied as they are taken, so both indexes are the number of writes.
         let index = stats.commits.max(1);
         Ok(Response::new(pb::StatusResponse {
@@ -26,7 +41,7 @@ impl pb::maintenance_server::Maintenance for MaintenanceService {
             raft_index: index,
             raft_term: identity.raft_term,
             raft_applied_index: index,
-            errors: vec![],
+            errors,
             db_size_in_use: stats.bytes as i64,
             is_learner: false,
             storage_version: STORAGE_VERSION.to_owned(),
@@ -36,16 +51,21 @@ impl pb::maintenance_server::Maintenance for MaintenanceService {
     }
 
     async fn alarm(&self, request: Request<pb::AlarmRequest>) -> Result<Response<pb::AlarmResponse>, Status> {
-        let action = request.get_ref().action();
+        use pb::alarm_request::AlarmAction as Action;
+        let (action, alarms) = (request.get_ref().action(), &self.0.alarms);
         match action {
-            pb::alarm_request::AlarmAction::Get => self.0.check_authenticated(&request)?,
-            _ => self.0.check_root(&request)?,
+            Action::Get => self.0.check_authenticated(&request)?,
+            Action::Activate | Action::Deactivate => self.0.check_root(&request)?,
         }
-        if action == pb::alarm_request::AlarmAction::Activate && request.get_ref().alarm != 0 {
-            return Err(Status::unimplemented("alarms cannot be activated by hand yet"));
-        }
+        let (kind, member) = (request.get_ref().alarm(), request.get_ref().member_id);
+        let alarms = match action {
+            Action::Get => alarms.list(kind),
+            Action::Activate if kind == pb::AlarmType::None => vec![],
+            Action::Activate => vec![alarms.raise(kind, member)],
+            Action::Deactivate => alarms.disarm(kind, member).into_iter().collect(),
+        };
         let header = Some(self.0.header(self.0.store.revision()));
-        Ok(Response::new(pb::AlarmResponse { header, alarms: vec![] }))
+        Ok(Response::new(pb::AlarmResponse { header, alarms }))
     }
 
     async fn defragment(
@@ -83,17 +103,102 @@ impl pb::maintenance_server::Maintenance for MaintenanceService {
         })
     }
 
-    async fn hash(&self, _: Request<pb::HashRequest>) -> Result<Response<pb::HashResponse>, Status> {
-        Err(Status::unimplemented("Hash is not implemented yet"))
+    async fn hash(&self, request: Request<pb::HashRequest>) -> Result<Response<pb::HashResponse>, Status> {
+        self.0.check_root(&request)?;
+        let history = self.0.history(0).await?;
+        let header = Some(self.0.header(history.current));
+        let hash = hash(history).await?;
+        Ok(Response::new(pb::HashResponse { header, hash }))
     }
 
-    async fn hash_kv(&self, _: Request<pb::HashKvRequest>) -> Result<Response<pb::HashKvResponse>, Status> {
-        Err(Status::unimplemented("HashKV is not implemented yet"))
+    async fn hash_kv(&self, request: Request<pb::HashKvRequest>) -> Result<Response<pb::HashKvResponse>, Status> {
+        self.0.check_root(&request)?;
+        let history = self.0.history(request.get_ref().revision).await?;
+        let header = Some(self.0.header(history.current));
+        let (compact_revision, hash_revision) = (history.compacted, history.revision);
+        let hash = hash(history).await?;
+        Ok(Response::new(pb::HashKvResponse {
+            header,
+            hash,
+            compact_revision,
+            hash_revision,
+        }))
     }
 
     type SnapshotStream = Pin<Box<dyn Stream<Item = Result<pb::SnapshotResponse, Status>> + Send>>;
 
-    async fn snapshot(&self, _: Request<pb::SnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
-        Err(Status::unimplemented("Snapshot is not implemented yet"))
+    async fn snapshot(&self, request: Request<pb::SnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
+        self.0.check_root(&request)?;
+        let (file, len) = self.0.snapshot().await?;
+        Ok(Response::new(Box::pin(blobs(tokio::fs::File::from_std(file), len))))
+    }
+}
+
+impl Core {
+    async fn history(&self, revision: i64) -> Result<History, Status> {
+        let store = Arc::clone(&self.store);
+        Ok(blocking(move || store.history(revision)).await??)
+    }
+
+    /// A snapshot as a file without a name, and its length in bytes.
+    async fn snapshot(&self) -> Result<(File, u64), Status> {
+        let config = &self.config;
+        // Leases first: a key whose lease is missing would be there for ever, an empty lease just ends.
+        let ids = self.lessor.ids();
+        let leases = ids.into_iter().filter_map(|id| Some((id, self.lessor.info(id, false)?)));
+        let (leases, auth) = (leases.collect(), self.auth.state());
+        let alarms = self.alarms.list(pb::AlarmType::None);
+        let history = self.history(0).await?;
+        let snapshot = Snapshot {
+            history,
+            leases,
+            auth,
+            alarms,
+            member: Member {
+                id: config.identity.member_id,
+                name: config.name.clone(),
+                peer_urls: config.peer_urls.clone(),
+                client_urls: config.client_urls.clone(),
+                term: config.identity.raft_term,
+                index: self.store.stats().commits.max(1),
+                version: STORAGE_VERSION.to_owned(),
+            },
+        };
+        let written = blocking(move || snapshot.write()).await?;
+        written.map_err(|e| Status::internal(format!("cannot write the snapshot: {e}")))
+    }
+}
+
+/// Runs something long off the workers.
+async fn blocking<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> Result<T, Status> {
+    let done = tokio::task::spawn_blocking(f).await;
+    done.map_err(|e| Status::internal(e.to_string()))
+}
+
+async fn hash(history: History) -> Result<u32, Status> {
+    blocking(move || history.hash()).await
+}
+
+/// The file in blobs, and at last the SHA-256 of all of it.
+fn blobs(
+    mut file: tokio::fs::File,
+    len: u64,
+) -> impl Stream<Item = Result<pb::SnapshotResponse, Status>> + Send + use<> {
+    let response = |blob: bytes::Bytes, remaining_bytes| pb::SnapshotResponse {
+        header: None,
+        remaining_bytes,
+        blob,
+        version: STORAGE_VERSION.to_owned(),
+    };
+    async_stream::try_stream! {
+        let (mut sha, mut sent) = (Sha256::new(), 0);
+        while sent < len {
+            let mut blob = vec![0; SNAPSHOT_BLOB.min((len - sent) as usize)];
+            file.read_exact(&mut blob).await?;
+            sha.update(&blob);
+            sent += blob.len() as u64;
+            yield response(blob.into(), len - sent);
+        }
+        yield response(sha.finalize().to_vec().into(), 0);
     }
 }

@@ -29,6 +29,8 @@ statuses! {
     peer_url_exists = FailedPrecondition, "Peer URLs already exists";
     bad_leader_transferee = FailedPrecondition, "bad leader transferee";
     no_inflight_downgrade = FailedPrecondition, "no inflight downgrade job";
+    no_space = ResourceExhausted, "mvcc: database space exceeded";
+    corrupt = DataLoss, "corrupt cluster";
     unhealthy = Unavailable, "unhealthy cluster";
     stopped = Unavailable, "server stopped";
     future_revision = OutOfRange, "mvcc: required revision is a future revision";
@@ -71,8 +73,8 @@ impl From<auth::Error> for Status {
             | E::AuthOldRevision => Code::InvalidArgument,
             E::PermissionDenied => Code::PermissionDenied,
             E::InvalidAuthToken => Code::Unauthenticated,
-            // etcd lets these two pass as raw text.
-            E::NoPasswordUser | E::Bcrypt(_) => return Self::unknown(error.to_string()),
+            // etcd lets these pass as raw text.
+            E::NoPasswordUser | E::VerifyOnly | E::Internal(_) => return Self::unknown(error.to_string()),
             E::RootUserNotExist
             | E::RootRoleNotExist
             | E::UserAlreadyExist

@@ -1,0 +1,158 @@
+//! Snapshots in etcd's own form, a bbolt file, so that `etcdutl snapshot status` and `restore` take them
+//! and a store can be moved to etcd.
+//!
+//! Buckets and their content: etcd, server/storage/schema.
+
+mod bolt;
+
+use crate::auth::State;
+use crate::lease::Info;
+use crate::mvcc::History;
+use crate::pb::{authpb, etcdserverpb};
+use prost::Message;
+use std::fs::File;
+use std::io;
+
+/// What goes into a snapshot.
+pub struct Snapshot {
+    /// Everything kept.
+    pub history: History,
+    /// Lease id → what is known of it.
+    pub leases: Vec<(i64, Info)>,
+    /// Users and roles.
+    pub auth: std::sync::Arc<State>,
+    /// Alarms that are on.
+    pub alarms: Vec<etcdserverpb::AlarmMember>,
+    /// The member and its cluster's version.
+    pub member: Member,
+}
+
+/// The only member of the cluster.
+pub struct Member {
+    /// Its id.
+    pub id: u64,
+    /// Its name.
+    pub name: String,
+    /// Where peers would find it.
+    pub peer_urls: Vec<String>,
+    /// Where clients find it.
+    pub client_urls: Vec<String>,
+    /// Raft term and index to claim.
+    pub term: u64,
+    /// See `term`.
+    pub index: u64,
+    /// `major.minor.patch` of cluster and storage.
+    pub version: String,
+}
+
+type Entries = Vec<(Vec<u8>, Vec<u8>)>;
+
+impl Snapshot {
+    /// Writes the snapshot into a file without a name; returns it, at its start, and its length in
+    /// bytes.
+    pub fn write(self) -> io::Result<(File, u64)> {
+        let mut out = bolt::Writer::new(tempfile::tempfile()?)?;
+        let compacted = self.history.compacted;
+        let changes = self.history.changes.into_iter();
+        out.bucket(
+            "key",
+            changes.map(|c| (c.revision_key(), c.value().as_bytes().to_vec())),
+        )?;
+        out.bucket("meta", meta(&self.member, compacted))?;
+        out.bucket("lease", leases(&self.leases))?;
+        out.bucket(
+            "alarm",
+            sorted(self.alarms.iter().map(|a| (a.encode_to_vec(), vec![]))),
+        )?;
+        let version = self.member.version.clone().into_bytes();
+        out.bucket("cluster", [(b"clusterVersion".to_vec(), version)])?;
+        out.bucket("members", [member(&self.member)])?;
+        out.bucket("members_removed", [])?;
+        let enabled = vec![u8::from(self.auth.enabled)];
+        let revision = self.auth.revision.to_be_bytes().to_vec();
+        out.bucket(
+            "auth",
+            [(b"authEnabled".to_vec(), enabled), (b"authRevision".to_vec(), revision)],
+        )?;
+        out.bucket("authUsers", users(&self.auth))?;
+        out.bucket("authRoles", roles(&self.auth))?;
+        out.finish()
+    }
+}
+
+fn sorted(entries: impl Iterator<Item = (Vec<u8>, Vec<u8>)>) -> Entries {
+    let mut entries: Entries = entries.collect();
+    entries.sort();
+    entries
+}
+
+fn meta(member: &Member, compacted: i64) -> Entries {
+    let entry = |key: &str, value: Vec<u8>| (key.as_bytes().to_vec(), value);
+    let revision = |r: i64| [&r.to_be_bytes()[..], b"_", &[0; 8]].concat();
+    let conf_state = serde_json::json!({ "voters": [member.id], "auto_leave": false });
+    let mut meta = vec![
+        entry("confState", conf_state.to_string().into_bytes()),
+        entry("consistent_index", member.index.to_be_bytes().to_vec()),
+        entry("storageVersion", member.version.clone().into_bytes()),
+        entry("term", member.term.to_be_bytes().to_vec()),
+    ];
+    if compacted >= 0 {
+        meta.push(entry("finishedCompactRev", revision(compacted)));
+        meta.push(entry("scheduledCompactRev", revision(compacted)));
+    }
+    sorted(meta.into_iter())
+}
+
+fn leases(leases: &[(i64, Info)]) -> Entries {
+    /// `leasepb.Lease`.
+    #[derive(Clone, PartialEq, prost::Message)]
+    struct Lease {
+        #[prost(int64, tag = "1")]
+        id: i64,
+        #[prost(int64, tag = "2")]
+        ttl: i64,
+    }
+    sorted(leases.iter().map(|(id, info)| {
+        let lease = Lease {
+            id: *id,
+            ttl: info.granted_secs,
+        };
+        (id.to_be_bytes().to_vec(), lease.encode_to_vec())
+    }))
+}
+
+fn member(member: &Member) -> (Vec<u8>, Vec<u8>) {
+    // Go writes this one as JSON, under the id in hexadecimal (etcd: api/membership/store.go).
+    let json = serde_json::json!({
+        "id": member.id,
+        "peerURLs": member.peer_urls,
+        "name": member.name,
+        "clientURLs": member.client_urls,
+    });
+    (format!("{:x}", member.id).into_bytes(), json.to_string().into_bytes())
+}
+
+fn users(auth: &State) -> Entries {
+    let user = |(name, user): (&String, &crate::auth::User)| {
+        let no_password = user.password.is_none();
+        let message = authpb::User {
+            name: name.clone().into(),
+            password: user.password.clone().unwrap_or_default().into(),
+            roles: user.roles.iter().cloned().collect(),
+            options: Some(authpb::UserAddOptions { no_password }),
+        };
+        (name.clone().into_bytes(), message.encode_to_vec())
+    };
+    auth.users.iter().map(user).collect()
+}
+
+fn roles(auth: &State) -> Entries {
+    let role = |(name, permissions): (&String, &Vec<crate::auth::Permission>)| {
+        let message = authpb::Role {
+            name: name.clone().into(),
+            key_permission: permissions.iter().map(Into::into).collect(),
+        };
+        (name.clone().into_bytes(), message.encode_to_vec())
+    };
+    auth.roles.iter().map(role).collect()
+}
