@@ -2,7 +2,10 @@
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let protos = ["kv", "auth", "rpc", "lock", "election", "endpointslice"].map(|p| format!("proto/{p}.proto"));
+    let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?);
     tonic_prost_build::configure()
+        // For the JSON gateway.
+        .file_descriptor_set_path(out.join("descriptors.bin"))
         // The server never reads from another server; tests use the etcd-client crate.
         .build_client(false)
         .bytes(".")

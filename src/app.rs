@@ -17,9 +17,9 @@ use crate::kvstoremesh::{self, Mesh};
 use crate::lease::Lessor;
 use crate::model::cluster::ClusterName;
 use crate::mvcc::Store;
-use crate::server::listen::Listener;
+use crate::server::listen::{Address, Listener};
 use crate::server::tls::{TlsConfig, TlsFiles};
-use crate::server::{self, Core};
+use crate::server::{self, Core, Serve};
 use crate::util::lifecycle::Lifecycle;
 use crate::util::readiness::Ready;
 use anyhow::Context;
@@ -35,8 +35,8 @@ const EVENTS: usize = 1024;
 /// Where to listen for etcd clients.
 #[derive(Clone, Debug)]
 pub struct ListenConfig {
-    /// `host:port`; port 0 picks one.
-    pub address: String,
+    /// The socket.
+    pub address: Address,
     /// TLS, unless in clear.
     pub tls: Option<TlsFiles>,
     /// Whether a client certificate's common name is the etcd user.
@@ -50,21 +50,55 @@ pub struct EtcdConfig {
     pub server: server::Config,
     /// Passwords and tokens.
     pub auth: auth::Config,
+    /// Shortest lease, in seconds.
+    pub min_lease_ttl_secs: i64,
     /// Where to listen.
     pub listen: Vec<ListenConfig>,
-    /// History older than this is compacted; `None` keeps all.
-    pub keep_history: Option<Duration>,
+    /// Where to listen for HTTP; then `listen` is for gRPC alone.
+    pub listen_http: Vec<ListenConfig>,
+    /// Where to listen for health and metrics, besides.
+    pub listen_metrics: Vec<ListenConfig>,
+    /// What history is kept.
+    pub history: History,
     /// Sets up the users and roles of this cluster, and turns authentication on.
     pub users_of: Option<ClusterName>,
+}
+
+/// What is compacted by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum History {
+    /// Nothing.
+    All,
+    /// What is older than this.
+    For(Duration),
+    /// All but this many revisions.
+    Revisions(i64),
 }
 
 /// A store that is being served.
 pub struct Etcd {
     /// The store.
     pub store: Arc<Store>,
-    /// The addresses bound, in the order of the configuration.
+    /// The network addresses bound for clients, in the order of the configuration.
     pub addresses: Vec<SocketAddr>,
-    core: Arc<Core>,
+    /// The network addresses bound for health and metrics.
+    pub metrics_addresses: Vec<SocketAddr>,
+}
+
+impl EtcdConfig {
+    /// etcd's defaults, for clients at `listen`.
+    pub fn new(server: server::Config, listen: Vec<ListenConfig>) -> Self {
+        Self {
+            server,
+            auth: auth::Config::default(),
+            min_lease_ttl_secs: crate::lease::MIN_TTL_SECS,
+            listen,
+            listen_http: vec![],
+            listen_metrics: vec![],
+            history: History::All,
+            users_of: None,
+        }
+    }
 }
 
 /// Where objects come from.
@@ -80,36 +114,45 @@ impl Etcd {
     /// Starts a store, empty, and serves it. It is ready to serve when this returns.
     pub async fn start(config: EtcdConfig, life: &Lifecycle) -> anyhow::Result<Self> {
         let store = Store::new();
-        let lessor = Arc::new(Lessor::new(Arc::clone(&store)));
+        let lessor = Arc::new(Lessor::new(Arc::clone(&store), config.min_lease_ttl_secs));
         let auth = Arc::new(AuthStore::new(config.auth)?);
         if let Some(cluster) = &config.users_of {
             users::init(&auth, cluster).context("cannot set up the users")?;
         }
-        let secure: Vec<bool> = config.listen.iter().map(|l| l.tls.is_some()).collect();
-        let mut listeners = vec![];
-        for listen in config.listen {
-            let tls = listen.tls.map(TlsConfig::load).transpose()?.map(Arc::new);
-            let listener = Listener::bind(&listen.address, tls, listen.cert_auth).await;
-            let address = &listen.address;
-            listeners.push(listener.with_context(|| format!("cannot listen on {address}"))?);
-        }
-        let addresses = listeners.iter().map(Listener::address).collect::<Result<Vec<_>, _>>()?;
+        let listeners = listen(config.listen).await?;
+        let (http, metrics) = (listen(config.listen_http).await?, listen(config.listen_metrics).await?);
+        let addresses = addresses(&listeners)?;
+        let metrics_addresses = self::addresses(&metrics)?;
         let mut server = config.server;
         if server.client_urls.is_empty() {
-            server.client_urls = addresses.iter().zip(&secure).map(|(a, s)| url(*s, a)).collect();
+            server.client_urls = urls(&listeners)?;
         }
         let core = Core::start(Arc::clone(&store), lessor, auth, server, life);
-        if let Some(keep) = config.keep_history {
-            let core = Arc::clone(&core);
-            life.spawn_forever("compaction", async move { core.compact_periodically(keep).await });
+        let compactor = Arc::clone(&core);
+        match config.history {
+            History::All => {}
+            History::For(keep) => {
+                life.spawn_forever("compaction", async move { compactor.compact_periodically(keep).await });
+            }
+            History::Revisions(keep) => {
+                life.spawn_forever("compaction", async move { compactor.compact_to_revisions(keep).await });
+            }
         }
-        life.spawn("etcd server", Arc::clone(&core).serve(listeners, life.clone()));
-        Ok(Self { store, addresses, core })
-    }
-
-    /// Serves health and metrics at one more address, without TLS.
-    pub async fn start_metrics(&self, address: &str, life: &Lifecycle) -> anyhow::Result<SocketAddr> {
-        start_http("metrics", address, self.core.http(), life).await
+        let clients = if http.is_empty() { Serve::All } else { Serve::Grpc };
+        for (name, listeners, what) in [
+            ("etcd server", listeners, clients),
+            ("http", http, Serve::Http),
+            ("metrics", metrics, Serve::Metrics),
+        ] {
+            if !listeners.is_empty() {
+                life.spawn(name, Arc::clone(&core).serve(listeners, what, life.clone()));
+            }
+        }
+        Ok(Self {
+            store,
+            addresses,
+            metrics_addresses,
+        })
     }
 
     /// A writer in this process, beside the clients.
@@ -118,8 +161,27 @@ impl Etcd {
     }
 }
 
-fn url(secure: bool, address: &SocketAddr) -> String {
-    format!("{}://{address}", if secure { "https" } else { "http" })
+async fn listen(configs: Vec<ListenConfig>) -> anyhow::Result<Vec<Listener>> {
+    let mut listeners = vec![];
+    for config in configs {
+        let address = &config.address;
+        let tls = config.tls.map(TlsConfig::load).transpose()?.map(Arc::new);
+        let listener = Listener::bind(address, tls, config.cert_auth).await;
+        listeners.push(listener.with_context(|| format!("cannot listen on {address}"))?);
+    }
+    Ok(listeners)
+}
+
+fn addresses(listeners: &[Listener]) -> std::io::Result<Vec<SocketAddr>> {
+    listeners.iter().filter_map(|l| l.address().transpose()).collect()
+}
+
+fn urls(listeners: &[Listener]) -> std::io::Result<Vec<String>> {
+    let url = |l: &Listener| {
+        let scheme = if l.is_secure() { "https" } else { "http" };
+        Ok(l.address()?.map(|address| format!("{scheme}://{address}")))
+    };
+    listeners.iter().filter_map(|l| url(l).transpose()).collect()
 }
 
 /// Starts publishing from `source` into `backend`; returns the publisher's writer.

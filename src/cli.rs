@@ -14,6 +14,7 @@ use crate::util::lifecycle::Lifecycle;
 use anyhow::bail;
 use clap::builder::Resettable;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Tasks get this long to stop; the process has five seconds.
@@ -53,33 +54,89 @@ enum Command {
 
 /// Runs the command line `args`; returns the exit code.
 pub fn run(args: Vec<String>) -> u8 {
-    let (args, is_etcd) = as_subcommand(args);
+    let (mut args, is_etcd) = as_subcommand(args);
+    let mut complaints = vec![];
+    let mut command = without_empty_variables(Cli::command());
+    if is_etcd {
+        match settle(&mut args, command) {
+            Ok((settled, unknown)) => {
+                command = settled;
+                let complaint = |name: String| format!("unrecognized environment variable {name}");
+                complaints.extend(unknown.into_iter().map(complaint));
+            }
+            Err(error) => {
+                say_fatal(&error);
+                return 1;
+            }
+        }
+    }
     let ignored: &[_] = if is_etcd {
         etcd::IGNORED
     } else {
         flags::IGNORED_BY_DAEMONS
     };
     let (args, taken) = flags::strip(args, ignored);
-    let parsed = without_empty_variables(Cli::command())
+    let no_effect = |flag: &String| format!("--{flag} is accepted and has no effect");
+    complaints.extend(taken.iter().map(no_effect));
+    let parsed = command
         .try_get_matches_from(args)
         .and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = match parsed {
         Ok(cli) => cli,
-        Err(error) => {
-            let _ = error.print();
-            // cobra exits with 1, Go's flag package with 2; help is no error.
-            return if error.use_stderr() { 1 + u8::from(is_etcd) } else { 0 };
-        }
+        Err(error) => return refused(&error, is_etcd),
     };
     // The originals of these two end with -1 on a fatal error.
     let daemon = matches!(cli.command, Command::Clustermesh(_) | Command::Kvstoremesh(_));
-    match dispatch(cli.command, &taken) {
+    match dispatch(cli.command, &complaints) {
         Ok(()) => 0,
         Err(error) => {
             say_fatal(&error);
             if daemon { 255 } else { 1 }
         }
     }
+}
+
+/// Where etcd's settings come from: a file alone, or flags and variables, never the same from both.
+/// Returns the command to parse with, and variables that are no settings.
+fn settle(args: &mut Vec<String>, command: clap::Command) -> anyhow::Result<(clap::Command, Vec<String>)> {
+    let variables: BTreeMap<String, String> = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect();
+    if let Some(path) = etcd::environment::config_file(args, &variables) {
+        let flags = etcd::environment::flags_of_file(&path)?;
+        args.truncate(2);
+        args.extend(flags);
+        let command = command.mut_subcommand("etcd", |etcd| etcd.mut_args(|arg| arg.env(Resettable::Reset)));
+        return Ok((command, vec![]));
+    }
+    let etcd = command.find_subcommand("etcd");
+    let own = etcd
+        .into_iter()
+        .flat_map(|c| c.get_arguments())
+        .filter_map(|a| a.get_long());
+    let ignored = etcd::IGNORED.iter().map(|(name, _)| *name);
+    let flags: Vec<String> = own.chain(ignored).map(str::to_owned).collect();
+    let unknown = etcd::environment::check(args, &flags, &variables)?;
+    Ok((command, unknown))
+}
+
+/// Says what is wrong with the command line; returns the exit code.
+fn refused(error: &clap::Error, is_etcd: bool) -> u8 {
+    use clap::error::{ContextKind, ContextValue, ErrorKind};
+    if !error.use_stderr() {
+        let _ = error.print();
+        return 0;
+    }
+    if let (true, ErrorKind::UnknownArgument, Some(ContextValue::String(arg))) =
+        (is_etcd, error.kind(), error.get(ContextKind::InvalidArg))
+        && !arg.starts_with('-')
+    {
+        say_fatal(&anyhow::anyhow!("{arg:?} is not a valid flag"));
+        return 1;
+    }
+    let _ = error.print();
+    // cobra exits with 1, Go's flag package with 2.
+    1 + u8::from(is_etcd)
 }
 
 /// A variable set to nothing is not set, as in the originals.
@@ -111,8 +168,8 @@ fn as_subcommand(mut args: Vec<String>) -> (Vec<String>, bool) {
                 arg.insert(0, '-');
             }
             // What was experimental in 3.5 goes by its plain name.
-            if let Some(plain) = arg.strip_prefix("--experimental-watch-") {
-                *arg = format!("--watch-{plain}");
+            if let Some(plain) = arg.strip_prefix("--experimental-") {
+                *arg = format!("--{plain}");
             }
         }
     }
@@ -120,23 +177,18 @@ fn as_subcommand(mut args: Vec<String>) -> (Vec<String>, bool) {
 }
 
 #[allow(clippy::print_stdout, reason = "answers, not logs")]
-fn dispatch(command: Command, ignored: &[String]) -> anyhow::Result<()> {
-    let ignored = || {
-        for flag in ignored {
-            tracing::warn!("--{flag} is accepted and has no effect");
-        }
-    };
+fn dispatch(command: Command, complaints: &[String]) -> anyhow::Result<()> {
     let init = |log: &flags::LogArgs| {
-        let (format, level, complaints) = logging::options(log.debug, &log.log_opt);
+        let (format, level, more) = logging::options(log.debug, &log.log_opt);
         logging::init(format, level, true);
-        complaints.iter().for_each(|c| tracing::warn!("{c}"));
-        ignored();
+        more.iter().chain(complaints).for_each(|c| tracing::warn!("{c}"));
     };
     match command {
         Command::Etcd(args) if args.wants_version() => println!("{}", etcd::version()),
         Command::Etcd(args) => {
             args.init_logging();
-            // etcd's own tools pass many of them, always.
+            // etcd's own tools pass many flags that mean nothing here, always.
+            complaints.iter().for_each(|c| tracing::debug!("{c}"));
             return daemon(async |life| args.start(&life).await);
         }
         Command::Serve(args) => {

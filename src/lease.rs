@@ -9,10 +9,11 @@ use parking_lot::Mutex;
 use rand::RngExt;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior};
 
-/// Shortest lease, in seconds: 1.5 election timeouts, rounded up. Shorter ones are raised to it.
+/// Shortest lease of an etcd with the default election timeout, in seconds: 1.5 times that, rounded up.
 pub const MIN_TTL_SECS: i64 = 2;
 /// Longest lease, in seconds.
 pub const MAX_TTL_SECS: i64 = 9_000_000_000;
@@ -51,7 +52,30 @@ pub struct Info {
 /// Grants and expires leases of one store.
 pub struct Lessor {
     store: Arc<Store>,
+    min_ttl_secs: i64,
     leases: Mutex<HashMap<i64, Lease>>,
+    counters: Counters,
+}
+
+/// How often things have happened to leases.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Granted.
+    pub granted: u64,
+    /// Revoked by hand.
+    pub revoked: u64,
+    /// Kept alive.
+    pub renewed: u64,
+    /// Ended by time.
+    pub expired: u64,
+}
+
+#[derive(Default)]
+struct Counters {
+    granted: AtomicU64,
+    revoked: AtomicU64,
+    renewed: AtomicU64,
+    expired: AtomicU64,
 }
 
 #[derive(Clone, Copy)]
@@ -70,11 +94,24 @@ impl Lease {
 }
 
 impl Lessor {
-    /// No leases.
-    pub fn new(store: Arc<Store>) -> Self {
+    /// No leases. Leases shorter than `min_ttl_secs` are raised to it; see [`MIN_TTL_SECS`].
+    pub fn new(store: Arc<Store>, min_ttl_secs: i64) -> Self {
         Self {
             store,
+            min_ttl_secs,
             leases: Mutex::default(),
+            counters: Counters::default(),
+        }
+    }
+
+    /// How often things have happened.
+    pub fn counts(&self) -> Counts {
+        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Counts {
+            granted: of(&self.counters.granted),
+            revoked: of(&self.counters.revoked),
+            renewed: of(&self.counters.renewed),
+            expired: of(&self.counters.expired),
         }
     }
 
@@ -83,7 +120,7 @@ impl Lessor {
         if ttl_secs > MAX_TTL_SECS {
             return Err(Error::TtlTooLarge);
         }
-        let ttl_secs = ttl_secs.max(MIN_TTL_SECS);
+        let ttl_secs = ttl_secs.max(self.min_ttl_secs);
         let mut leases = self.leases.lock();
         let id = match id {
             0 => loop {
@@ -98,12 +135,15 @@ impl Lessor {
             return Err(Error::Exists);
         }
         leases.insert(id, Lease::new(ttl_secs));
+        self.counters.granted.fetch_add(1, Ordering::Relaxed);
         Ok((id, ttl_secs))
     }
 
     /// Ends a lease and deletes its keys.
     pub fn revoke(&self, id: i64) -> Result<usize, Error> {
-        self.revoke_if(id, |_| true)
+        let keys = self.revoke_if(id, |_| true)?;
+        self.counters.revoked.fetch_add(1, Ordering::Relaxed);
+        Ok(keys)
     }
 
     /// Revokes a lease if `wanted` says so of it. The lease is there, with its keys, or it is not: nobody
@@ -131,10 +171,11 @@ impl Lessor {
             let lease = leases.get_mut(&id)?;
             if lease.deadline > now {
                 *lease = Lease::new(lease.ttl_secs);
+                self.counters.renewed.fetch_add(1, Ordering::Relaxed);
                 return Some(lease.ttl_secs);
             }
         }
-        let _ = self.revoke_if(id, |lease| lease.deadline <= now);
+        self.expire_one(id, now);
         None
     }
 
@@ -184,11 +225,16 @@ impl Lessor {
             }
             last = now;
             for id in self.expired(now) {
-                if let Ok(keys) = self.revoke_if(id, |lease| lease.deadline <= now) {
-                    tracing::debug!(lease_id = id, keys, "lease expired");
-                }
+                self.expire_one(id, now);
                 tokio::task::yield_now().await;
             }
+        }
+    }
+
+    fn expire_one(&self, id: i64, now: Instant) {
+        if let Ok(keys) = self.revoke_if(id, |lease| lease.deadline <= now) {
+            self.counters.expired.fetch_add(1, Ordering::Relaxed);
+            tracing::debug!(lease_id = id, keys, "lease expired");
         }
     }
 
@@ -207,7 +253,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_lease_that_is_kept_alive_stays_and_one_that_is_not_takes_its_keys_along() {
         let store = Store::new();
-        let lessor = Arc::new(Lessor::new(Arc::clone(&store)));
+        let lessor = Arc::new(Lessor::new(Arc::clone(&store), MIN_TTL_SECS));
         assert_eq!(lessor.grant(7, -5), Ok((7, MIN_TTL_SECS)));
         assert_eq!(lessor.grant(7, 10), Err(Error::Exists));
         assert_eq!(lessor.grant(0, MAX_TTL_SECS + 1), Err(Error::TtlTooLarge));
@@ -240,7 +286,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_keep_alive_that_comes_too_late_finds_the_lease_wholly_gone() {
         let store = Store::new();
-        let lessor = Lessor::new(Arc::clone(&store));
+        let lessor = Lessor::new(Arc::clone(&store), MIN_TTL_SECS);
         lessor.grant(7, 2).unwrap();
         store
             .put(Put {
@@ -257,7 +303,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_pause_of_the_process_expires_nothing() {
-        let lessor = Arc::new(Lessor::new(Store::new()));
+        let lessor = Arc::new(Lessor::new(Store::new(), MIN_TTL_SECS));
         lessor.grant(7, 2).unwrap();
         let expiry = Arc::clone(&lessor);
         let task = async move { expiry.expire().await };

@@ -4,11 +4,15 @@ mod alarm;
 mod auth;
 mod cluster;
 mod concurrency;
+mod gateway;
 mod guard;
+pub mod http;
 mod kv;
 mod lease;
 pub mod listen;
 mod maintenance;
+mod metrics;
+mod observe;
 pub mod peer;
 mod status;
 pub mod tls;
@@ -19,21 +23,20 @@ use crate::lease::Lessor;
 use crate::mvcc::Store;
 use crate::pb::etcdserverpb as pb;
 use crate::util::lifecycle::Lifecycle;
-use axum::routing::get;
 use listen::Listener;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::codegen::http::header::CONTENT_TYPE;
+use tonic::service::Routes;
 
 /// The etcd release we say we are, where clients ask.
 pub const ETCD_VERSION: &str = "3.6.16";
 /// The storage version that goes with it.
 const STORAGE_VERSION: &str = "3.6.0";
-/// After this long without a word a client is pinged, and given this long to answer.
-const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(300), Duration::from_secs(20));
+/// How often history is compacted to a number of revisions.
+const REVISION_COMPACTION: Duration = Duration::from_secs(300);
 /// Handshaken connections waiting for the transport to take them.
 const CONNECTIONS_WAITING: usize = 64;
 
@@ -67,6 +70,37 @@ pub struct Config {
     pub watch_progress_interval: Duration,
     /// Bytes the store may take; negative for no limit.
     pub quota_bytes: i64,
+    /// After this long without a word a client is pinged, and given this long to answer.
+    pub keepalive: (Duration, Duration),
+    /// Most calls at once on one connection.
+    pub max_concurrent_streams: u32,
+    /// Whether `/v3/` speaks JSON.
+    pub gateway: bool,
+    /// Who may use HTTP from a browser.
+    pub access: http::Access,
+    /// Whether metrics say how long calls take.
+    pub extensive_metrics: bool,
+}
+
+/// What a listener serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Serve {
+    /// gRPC and HTTP.
+    All,
+    /// gRPC alone.
+    Grpc,
+    /// HTTP alone, with the JSON gateway.
+    Http,
+    /// Health and metrics.
+    Metrics,
+}
+
+/// A gRPC method of ours.
+struct GrpcMethod {
+    service: String,
+    name: String,
+    /// unary, client_stream, server_stream or bidi_stream.
+    kind: &'static str,
 }
 
 /// What the services share.
@@ -75,6 +109,7 @@ pub struct Core {
     lessor: Arc<Lessor>,
     auth: Arc<AuthStore>,
     alarms: alarm::Alarms,
+    metrics: metrics::Metrics,
     config: Config,
     stop: CancellationToken,
     /// Told when there is history to purge.
@@ -107,6 +142,11 @@ impl Config {
             max_txn_ops: 128,
             watch_progress_interval: Duration::from_secs(600),
             quota_bytes: 2 << 30,
+            keepalive: (Duration::from_secs(300), Duration::from_secs(20)),
+            max_concurrent_streams: u32::MAX,
+            gateway: true,
+            access: http::Access::default(),
+            extensive_metrics: false,
         }
     }
 }
@@ -125,11 +165,19 @@ impl Core {
         let (compacted, published) = (Notify::new(), Arc::new(Notify::new()));
         let notify = Arc::clone(&published);
         store.on_publish(move || notify.notify_one());
+        let metrics = metrics::Metrics::new(
+            Arc::clone(&store),
+            Arc::clone(&lessor),
+            config.quota_bytes,
+            config.identity.member_id,
+            config.extensive_metrics,
+        );
         let core = Arc::new(Self {
             store,
             lessor,
             auth,
             alarms: alarm::Alarms::default(),
+            metrics,
             config,
             stop,
             compacted,
@@ -202,10 +250,25 @@ impl Core {
         }
     }
 
-    /// Serves all services on `listeners` until the lifecycle stops.
+    /// Compacts everything but the last `keep` revisions, for ever, as etcd's revision mode does.
+    pub async fn compact_to_revisions(&self, keep: i64) {
+        let mut tick = tokio::time::interval(REVISION_COMPACTION);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            let revision = self.store.revision() - keep;
+            if revision > 0 && self.store.compact(revision).is_ok() {
+                tracing::debug!(revision, "compacted");
+                self.purge().await;
+            }
+        }
+    }
+
+    /// Serves on `listeners` until the lifecycle stops.
     pub async fn serve(
         self: Arc<Self>,
         listeners: Vec<Listener>,
+        what: Serve,
         life: Lifecycle,
     ) -> Result<(), tonic::transport::Error> {
         let (sender, connections) = mpsc::channel(CONNECTIONS_WAITING);
@@ -216,78 +279,85 @@ impl Core {
         }
         drop(sender);
         let stop = self.stop.clone();
+        let (idle, patience) = self.config.keepalive;
         tonic::transport::Server::builder()
             .accept_http1(true)
-            .max_concurrent_streams(u32::MAX)
-            .http2_keepalive_interval(Some(KEEPALIVE.0))
-            .http2_keepalive_timeout(Some(KEEPALIVE.1))
-            .add_routes(self.routes())
+            .max_concurrent_streams(self.config.max_concurrent_streams)
+            .http2_keepalive_interval(Some(idle))
+            .http2_keepalive_timeout(Some(patience))
+            .add_routes(self.routes(what))
             .serve_with_incoming_shutdown(ReceiverStream::new(connections), stop.cancelled_owned())
             .await
     }
 
-    fn routes(self: Arc<Self>) -> tonic::service::Routes {
+    fn routes(self: &Arc<Self>, what: Serve) -> Routes {
+        let gateway = || self.config.gateway.then(|| gateway::router(&self.grpc()));
+        Routes::from(match what {
+            Serve::All => self.grpc().merge(self.http(gateway())),
+            Serve::Grpc => self.grpc(),
+            Serve::Http => self.http(gateway()),
+            Serve::Metrics => self.health_and_metrics(),
+        })
+    }
+
+    /// All gRPC services, counted.
+    fn grpc(self: &Arc<Self>) -> axum::Router {
         // Parity: requests may be this much larger than the largest write.
         let max = self.config.max_request_bytes + (512 << 10);
         let (health, health_service) = tonic_health::server::health_reporter();
-        let core = || Arc::clone(&self);
-        let (lock, election) = concurrency::services(&self);
+        let core = || Arc::clone(self);
+        let (lock, election) = concurrency::services(self);
         let kv = pb::kv_server::KvServer::new(kv::KvService(core())).max_decoding_message_size(max);
         let watch = pb::watch_server::WatchServer::new(watch::WatchService(core()));
-        let routes = tonic::service::Routes::new(kv)
+        let lease = pb::lease_server::LeaseServer::new(lease::LeaseService(core()));
+        let auth = pb::auth_server::AuthServer::new(auth::AuthService(core()));
+        let cluster = pb::cluster_server::ClusterServer::new(cluster::ClusterService(core()));
+        let maintenance = pb::maintenance_server::MaintenanceServer::new(maintenance::MaintenanceService(core()));
+        let routes = Routes::new(kv)
             .add_service(watch.max_decoding_message_size(max))
-            .add_service(pb::lease_server::LeaseServer::new(lease::LeaseService(core())))
-            .add_service(pb::auth_server::AuthServer::new(auth::AuthService(core())))
-            .add_service(pb::cluster_server::ClusterServer::new(cluster::ClusterService(core())))
-            .add_service(pb::maintenance_server::MaintenanceServer::new(
-                maintenance::MaintenanceService(core()),
-            ))
-            .add_service(lock)
-            .add_service(election)
+            .add_service(lease.max_decoding_message_size(max))
+            .add_service(auth.max_decoding_message_size(max))
+            .add_service(cluster.max_decoding_message_size(max))
+            .add_service(maintenance.max_decoding_message_size(max))
+            .add_service(lock.max_decoding_message_size(max))
+            .add_service(election.max_decoding_message_size(max))
             .add_service(health_service);
         drop(health);
-        let http = self.http();
-        tonic::service::Routes::from(routes.into_axum_router().merge(http))
+        let core = core();
+        let observe = move |request: axum::extract::Request, next: axum::middleware::Next| {
+            let core = Arc::clone(&core);
+            async move { observe::observe(&core.metrics, request, next).await }
+        };
+        // The fallback is the other router's.
+        routes
+            .into_axum_router()
+            .reset_fallback()
+            .route_layer(axum::middleware::from_fn(observe))
     }
+}
 
-    /// What is answered over plain HTTP: health, version and metrics.
-    pub fn http(self: &Arc<Self>) -> axum::Router {
-        let typed = |kind: &'static str, body: String| async move { ([(CONTENT_TYPE, kind)], body) };
-        let json = move |body: &str| typed("application/json", body.to_owned());
-        let version = format!(
-            r#"{{"etcdserver":"{ETCD_VERSION}","etcdcluster":"{STORAGE_VERSION}","storage":"{STORAGE_VERSION}"}}"#
-        );
-        let core = Arc::clone(self);
-        let metrics = move || typed("text/plain; version=0.0.4", core.metrics());
-        axum::Router::new()
-            .route("/version", get(move || json(&version)))
-            .route("/health", get(move || json(r#"{"health":"true","reason":""}"#)))
-            .route("/livez", get(|| async { "ok\n" }))
-            .route("/readyz", get(|| async { "ok\n" }))
-            .route("/metrics", get(metrics))
-    }
+/// The descriptors of all messages and services in `proto/`.
+fn descriptors() -> prost_reflect::DescriptorPool {
+    let bytes = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+    prost_reflect::DescriptorPool::decode(&bytes[..]).expect("the build compiled these descriptors")
+}
 
-    /// The figures that etcd's dashboards need most, under etcd's names.
-    fn metrics(&self) -> String {
-        let stats = self.store.stats();
-        let gauges = [
-            ("etcd_server_has_leader", 1),
-            ("etcd_server_is_leader", 1),
-            ("etcd_server_quota_backend_bytes", self.config.quota_bytes),
-            ("etcd_mvcc_db_total_size_in_bytes", stats.bytes as i64),
-            ("etcd_mvcc_db_total_size_in_use_in_bytes", stats.bytes as i64),
-            ("etcd_debugging_mvcc_keys_total", stats.keys as i64),
-            ("etcd_debugging_mvcc_watcher_total", stats.watchers as i64),
-            ("etcd_debugging_mvcc_current_revision", stats.revision),
-            ("etcd_debugging_mvcc_compact_revision", stats.compacted),
-        ];
-        let counters = [
-            ("etcd_mvcc_range_total", stats.ranges),
-            ("etcd_mvcc_txn_total", stats.commits),
-            ("etcd_debugging_mvcc_events_total", stats.events),
-        ];
-        let gauges = gauges.map(|(name, n)| format!("# TYPE {name} gauge\n{name} {n}\n"));
-        let counters = counters.map(|(name, n)| format!("# TYPE {name} counter\n{name} {n}\n"));
-        [gauges.concat(), counters.concat()].concat()
-    }
+/// All gRPC methods of `proto/`.
+fn grpc_methods() -> Vec<GrpcMethod> {
+    let pool = descriptors();
+    let methods = pool
+        .services()
+        .flat_map(|service| service.methods().collect::<Vec<_>>());
+    methods
+        .map(|method| GrpcMethod {
+            service: method.parent_service().full_name().to_owned(),
+            name: method.name().to_owned(),
+            kind: match (method.is_client_streaming(), method.is_server_streaming()) {
+                (false, false) => "unary",
+                (true, false) => "client_stream",
+                (false, true) => "server_stream",
+                (true, true) => "bidi_stream",
+            },
+        })
+        .collect()
 }

@@ -60,10 +60,7 @@ impl Snapshot {
         )?;
         out.bucket("meta", meta(&self.member, compacted))?;
         out.bucket("lease", leases(&self.leases))?;
-        out.bucket(
-            "alarm",
-            sorted(self.alarms.iter().map(|a| (a.encode_to_vec(), vec![]))),
-        )?;
+        out.bucket("alarm", sorted(self.alarms.iter().map(|a| (a.encode_to_vec(), vec![]))))?;
         let version = self.member.version.clone().into_bytes();
         out.bucket("cluster", [(b"clusterVersion".to_vec(), version)])?;
         out.bucket("members", [member(&self.member)])?;

@@ -1,4 +1,5 @@
-//! A throw-away CA and certificates, for the demo and the tests. Nothing here is for production.
+//! A throw-away CA and certificates, for the demo, the tests, and `--auto-tls`. Nothing here is for
+//! production.
 
 use rcgen::{
     BasicConstraints, Certificate, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
@@ -45,6 +46,27 @@ fn write_key(path: &Path, pem: &str) -> io::Result<()> {
         .mode(0o600)
         .open(path)?
         .write_all(pem.as_bytes())
+}
+
+/// A certificate that nobody vouches for, for `--auto-tls`; the one made before, if it is there.
+pub fn self_signed(directory: &Path) -> io::Result<Pair> {
+    let pair = Pair {
+        cert: directory.join("cert.pem"),
+        key: directory.join("key.pem"),
+    };
+    if pair.cert.is_file() && pair.key.is_file() {
+        return Ok(pair);
+    }
+    std::fs::create_dir_all(directory)?;
+    let names = ["localhost", "127.0.0.1", "::1"].map(str::to_owned);
+    let mut params = CertificateParams::new(names).map_err(other)?;
+    params.distinguished_name = named("etcd");
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    let key = KeyPair::generate().map_err(other)?;
+    let certificate = params.self_signed(&key).map_err(other)?;
+    std::fs::write(&pair.cert, certificate.pem())?;
+    write_key(&pair.key, &key.serialize_pem())?;
+    Ok(pair)
 }
 
 impl Ca {

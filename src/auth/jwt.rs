@@ -68,7 +68,10 @@ impl Jwt {
         use Algorithm as A;
         let (sign, verify) = if matches!(method, A::HS256 | A::HS384 | A::HS512) {
             let secret = read(private.or(public).ok_or(ConfigError::Missing("priv-key"))?)?;
-            (Some(EncodingKey::from_secret(&secret)), DecodingKey::from_secret(&secret))
+            (
+                Some(EncodingKey::from_secret(&secret)),
+                DecodingKey::from_secret(&secret),
+            )
         } else {
             let path = public.ok_or(ConfigError::Missing("pub-key"))?;
             let pem = read(path)?;

@@ -2,15 +2,15 @@
 
 use super::logging::{self, Format};
 use crate::app::certs::{Ca, Pair};
-use crate::app::{self, Etcd, EtcdConfig, ListenConfig, Source};
-use crate::auth;
+use crate::app::{self, Etcd, EtcdConfig, History, ListenConfig, Source};
 use crate::clustermesh::publisher::{Options, ServiceMode};
 use crate::kvstore::sync_store::SyncStore;
 use crate::kvstoremesh::{self, Mesh};
 use crate::model::cluster::ClusterInfo;
 use crate::model::keys::Scope;
 use crate::mvcc::{Event, EventKind};
-use crate::server::tls::TlsFiles;
+use crate::server::listen::Address;
+use crate::server::tls::{Protocol, TlsFiles};
 use crate::server::{self, Identity};
 use crate::util::lifecycle::Lifecycle;
 use crate::util::readiness::Ready;
@@ -117,20 +117,23 @@ impl DemoArgs {
             cert: server.cert,
             key: server.key,
             client_ca: Some(ca.path()),
+            client_crl: None,
+            allowed_hostname: None,
+            protocol: Protocol::default(),
+        };
+        let server = server::Config {
+            name: name.to_owned(),
+            ..server::Config::new(Identity::random())
+        };
+        let listen = ListenConfig {
+            address: Address::Tcp("127.0.0.1:0".to_owned()),
+            tls: Some(tls),
+            cert_auth: true,
         };
         let config = EtcdConfig {
-            server: server::Config {
-                name: name.to_owned(),
-                ..server::Config::new(Identity::random())
-            },
-            auth: auth::Config::default(),
-            listen: vec![ListenConfig {
-                address: "127.0.0.1:0".to_owned(),
-                tls: Some(tls),
-                cert_auth: true,
-            }],
-            keep_history: Some(Duration::from_secs(600)),
+            history: History::For(Duration::from_secs(600)),
             users_of: Some(info.name.clone()),
+            ..EtcdConfig::new(server, vec![listen])
         };
         let etcd = Etcd::start(config, life).await?;
         let directory = work.join(name);

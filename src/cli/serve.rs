@@ -1,9 +1,8 @@
 //! `serve`: store, publisher and mirror in one process.
 
-use super::etcd::listeners;
+use super::etcd::listen::Tls;
 use super::flags::{ClusterArgs, LogArgs, MeshArgs, PublisherArgs, ServiceArgs, boolean, duration};
-use crate::app::{self, Etcd, EtcdConfig};
-use crate::auth;
+use crate::app::{self, Etcd, EtcdConfig, History};
 use crate::server::{self, Identity};
 use crate::util::lifecycle::Lifecycle;
 use crate::util::readiness::Ready;
@@ -77,24 +76,27 @@ impl ServeArgs {
         if health_port != 0 {
             app::start_health(&format!(":{health_port}"), ready.clone(), life).await?;
         }
-        let listen = listeners(
-            &listen_client_urls,
-            Some(&cert_file),
-            Some(&key_file),
-            client_cert_auth.then_some(&trusted_ca_file),
-            client_cert_auth,
-        )?;
+        let tls = Tls {
+            cert: Some(cert_file),
+            key: Some(key_file),
+            ca: client_cert_auth.then_some(trusted_ca_file),
+            cert_auth: client_cert_auth,
+            ..Tls::default()
+        };
+        let server = server::Config {
+            name: cluster.name.to_string(),
+            client_urls: listen_client_urls.clone(),
+            ..server::Config::new(Identity::random())
+        };
         let config = EtcdConfig {
-            server: server::Config {
-                name: cluster.name.to_string(),
-                client_urls: listen_client_urls,
-                ..server::Config::new(Identity::random())
+            history: if history.is_zero() {
+                History::All
+            } else {
+                History::For(history)
             },
-            auth: auth::Config::default(),
-            listen,
-            keep_history: (!history.is_zero()).then_some(history),
             // Without certificates nobody could be told from anybody.
             users_of: client_cert_auth.then(|| cluster.name.clone()),
+            ..EtcdConfig::new(server, tls.listeners(&listen_client_urls)?)
         };
         let etcd = Etcd::start(config, life).await?;
         for address in &etcd.addresses {

@@ -94,13 +94,21 @@ pub struct Stats {
     pub commits: u64,
     /// Events committed.
     pub events: u64,
+    /// Keys put.
+    pub puts: u64,
+    /// Keys deleted.
+    pub deletes: u64,
+    /// Write transactions of more than one change.
+    pub txns: u64,
 }
 
 #[derive(Default)]
 struct Counters {
     ranges: AtomicU64,
     commits: AtomicU64,
-    events: AtomicU64,
+    puts: AtomicU64,
+    deletes: AtomicU64,
+    txns: AtomicU64,
 }
 
 // === impl Store ===
@@ -156,6 +164,8 @@ impl Store {
     /// Sizes and counts.
     pub fn stats(&self) -> Stats {
         let state = self.state.read();
+        let puts = self.counters.puts.load(Ordering::Relaxed);
+        let deletes = self.counters.deletes.load(Ordering::Relaxed);
         Stats {
             revision: state.current,
             compacted: state.compacted,
@@ -165,7 +175,10 @@ impl Store {
             watchers: state.groups.watchers(),
             ranges: self.counters.ranges.load(Ordering::Relaxed),
             commits: self.counters.commits.load(Ordering::Relaxed),
-            events: self.counters.events.load(Ordering::Relaxed),
+            events: puts + deletes,
+            puts,
+            deletes,
+            txns: self.counters.txns.load(Ordering::Relaxed),
         }
     }
 
@@ -291,10 +304,7 @@ impl Store {
         let batch = txn.finish();
         let revision = state.current;
         let Some(batch) = batch else { return (done, revision) };
-        self.counters.commits.fetch_add(1, Ordering::Relaxed);
-        self.counters
-            .events
-            .fetch_add(batch.events.len() as u64, Ordering::Relaxed);
+        self.counters.count(&batch);
         let mut dirty = Vec::new();
         state.groups.publish(&batch, &mut dirty);
         drop(state);
@@ -378,6 +388,23 @@ impl Store {
         log.truncate_before(to);
         state.purged = to;
         to < target
+    }
+}
+
+// === impl Counters ===
+
+impl Counters {
+    fn count(&self, batch: &Batch) {
+        let add = |counter: &AtomicU64, n: usize| counter.fetch_add(n as u64, Ordering::Relaxed);
+        let deletes = batch
+            .events
+            .iter()
+            .filter(|e| e.kind == super::EventKind::Delete)
+            .count();
+        add(&self.commits, 1);
+        add(&self.deletes, deletes);
+        add(&self.puts, batch.events.len() - deletes);
+        add(&self.txns, usize::from(batch.events.len() > 1));
     }
 }
 

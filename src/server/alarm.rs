@@ -23,7 +23,9 @@ impl Alarms {
         let wanted = |alarm: &i32| kind == AlarmType::None || *alarm == i32::from(kind);
         let alarms = self.0.read();
         let alarms = alarms.iter().filter(|(alarm, _)| wanted(alarm));
-        alarms.map(|&(alarm, member_id)| AlarmMember { member_id, alarm }).collect()
+        alarms
+            .map(|&(alarm, member_id)| AlarmMember { member_id, alarm })
+            .collect()
     }
 
     /// Whether any of a kind is on.

@@ -2,14 +2,16 @@
 
 use super::peer::{self, Peer};
 use super::tls::TlsConfig;
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -21,32 +23,101 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Handshakes at once; more wait in the kernel's queue, so that a storm does not starve watches.
 const HANDSHAKES_MAX: usize = 256;
 
+/// Where to listen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// `host:port`; port 0 picks one.
+    Tcp(String),
+    /// A socket file; one that is there already is replaced.
+    Unix(PathBuf),
+}
+
 /// A listener and how it speaks.
 pub struct Listener {
-    socket: TcpListener,
+    socket: Socket,
     tls: Option<Arc<TlsConfig>>,
     /// Whether a client's certificate says who it is.
     cert_auth: bool,
 }
 
+enum Socket {
+    Tcp(TcpListener),
+    Unix(UnixListener, PathBuf),
+}
+
+/// A connection before it is known how it speaks.
+#[derive(Debug)]
+pub enum Stream {
+    /// Over the network.
+    Tcp(TcpStream),
+    /// Through a file.
+    Unix(UnixStream),
+}
+
 /// One accepted connection.
 pub enum Io {
     /// In clear.
-    Plain(TcpStream, Peer),
+    Plain(Stream, Peer),
     /// Encrypted.
-    Tls(Box<TlsStream<TcpStream>>, Peer),
+    Tls(Box<TlsStream<Stream>>, Peer),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => f.write_str(address),
+            Self::Unix(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+impl Socket {
+    async fn accept(&self) -> io::Result<(Stream, Option<SocketAddr>)> {
+        match self {
+            Self::Tcp(socket) => {
+                let (stream, address) = socket.accept().await?;
+                // Answers are small and awaited.
+                let _ = stream.set_nodelay(true);
+                Ok((Stream::Tcp(stream), Some(address)))
+            }
+            Self::Unix(socket, _) => Ok((Stream::Unix(socket.accept().await?.0), None)),
+        }
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        if let Self::Unix(_, path) = self {
+            let _ = std::fs::remove_file(path);
+        }
+    }
 }
 
 impl Listener {
-    /// Binds `address` (`host:port`, port 0 picks one).
-    pub async fn bind(address: &str, tls: Option<Arc<TlsConfig>>, cert_auth: bool) -> io::Result<Self> {
-        let socket = crate::util::net::bind(address).await?;
+    /// Binds `address`.
+    pub async fn bind(address: &Address, tls: Option<Arc<TlsConfig>>, cert_auth: bool) -> io::Result<Self> {
+        let socket = match address {
+            Address::Tcp(address) => Socket::Tcp(crate::util::net::bind(address).await?),
+            Address::Unix(path) => {
+                // Left behind by a process that was killed.
+                let _ = std::fs::remove_file(path);
+                Socket::Unix(UnixListener::bind(path)?, path.clone())
+            }
+        };
         Ok(Self { socket, tls, cert_auth })
     }
 
-    /// The address bound.
-    pub fn address(&self) -> io::Result<SocketAddr> {
-        self.socket.local_addr()
+    /// Whether connections are encrypted.
+    pub fn is_secure(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    /// The address bound; none for a file.
+    pub fn address(&self) -> io::Result<Option<SocketAddr>> {
+        match &self.socket {
+            Socket::Tcp(socket) => socket.local_addr().map(Some),
+            Socket::Unix(..) => Ok(None),
+        }
     }
 
     /// Accepts until `stop`, sending connections whose handshake succeeded. Runs handshakes through
@@ -77,13 +148,11 @@ impl Listener {
                     continue;
                 }
             };
-            // Answers are small and awaited.
-            let _ = stream.set_nodelay(true);
             let (tls, cert_auth) = (self.tls.clone(), self.cert_auth);
             let (connections, stop) = (connections.clone(), stop.clone());
             spawn(Box::pin(async move {
                 let _permit = permit;
-                let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(stream, tls, cert_auth));
+                let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(stream, address, tls, cert_auth));
                 let done = tokio::select! {
                     () = stop.cancelled() => return,
                     done = handshake => done,
@@ -96,22 +165,28 @@ impl Listener {
                         }
                     }
                     // Every Go client aborts one handshake at its start: routine, not a warning.
-                    Ok(Err(error)) => tracing::debug!(%address, %error, "rejected connection"),
-                    Err(_) => tracing::debug!(%address, "handshake timed out"),
+                    Ok(Err(error)) => {
+                        tracing::debug!(?address, %error, "rejected connection on client endpoint");
+                    }
+                    Err(_) => tracing::debug!(?address, "handshake timed out"),
                 }
             }));
         }
     }
 }
 
-async fn handshake(stream: TcpStream, tls: Option<Arc<TlsConfig>>, cert_auth: bool) -> io::Result<Io> {
-    let address = stream.peer_addr().ok();
+async fn handshake(
+    stream: Stream,
+    address: Option<SocketAddr>,
+    tls: Option<Arc<TlsConfig>>,
+    cert_auth: bool,
+) -> io::Result<Io> {
     let Some(tls) = tls else {
         return Ok(Io::Plain(
             stream,
             Peer {
                 address,
-                common_name: None,
+                ..Peer::default()
             },
         ));
     };
@@ -119,7 +194,12 @@ async fn handshake(stream: TcpStream, tls: Option<Arc<TlsConfig>>, cert_auth: bo
     let certificates = stream.get_ref().1.peer_certificates();
     let leaf = certificates.and_then(|c| c.first()).filter(|_| cert_auth);
     let common_name = leaf.and_then(|der| peer::common_name(der));
-    Ok(Io::Tls(Box::new(stream), Peer { address, common_name }))
+    let peer = Peer {
+        address,
+        secure: true,
+        common_name,
+    };
+    Ok(Io::Tls(Box::new(stream), peer))
 }
 
 // === impl Io ===
@@ -180,6 +260,58 @@ impl AsyncWrite for Io {
         match self.get_mut() {
             Self::Plain(io, _) => Pin::new(io).poll_shutdown(cx),
             Self::Tls(io, _) => Pin::new(io).poll_shutdown(cx),
+        }
+    }
+}
+
+// === impl Stream ===
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(io) => Pin::new(io).poll_read(cx, buf),
+            Self::Unix(io) => Pin::new(io).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(io) => Pin::new(io).poll_write(cx, buf),
+            Self::Unix(io) => Pin::new(io).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+            Self::Unix(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Tcp(io) => io.is_write_vectored(),
+            Self::Unix(io) => io.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(io) => Pin::new(io).poll_flush(cx),
+            Self::Unix(io) => Pin::new(io).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(io) => Pin::new(io).poll_shutdown(cx),
+            Self::Unix(io) => Pin::new(io).poll_shutdown(cx),
         }
     }
 }

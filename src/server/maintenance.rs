@@ -8,8 +8,8 @@ use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::pin::Pin;
 use std::sync::Arc;
-use tokio_stream::Stream;
 use tokio::io::AsyncReadExt;
+use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
 /// Bytes of one message of a snapshot.
@@ -145,7 +145,9 @@ impl Core {
         let config = &self.config;
         // Leases first: a key whose lease is missing would be there for ever, an empty lease just ends.
         let ids = self.lessor.ids();
-        let leases = ids.into_iter().filter_map(|id| Some((id, self.lessor.info(id, false)?)));
+        let leases = ids
+            .into_iter()
+            .filter_map(|id| Some((id, self.lessor.info(id, false)?)));
         let (leases, auth) = (leases.collect(), self.auth.state());
         let alarms = self.alarms.list(pb::AlarmType::None);
         let history = self.history(0).await?;

@@ -10,6 +10,8 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 pub struct Peer {
     /// Its address, unless on a unix socket.
     pub address: Option<SocketAddr>,
+    /// Whether the connection is encrypted.
+    pub secure: bool,
     /// Subject CN of its verified certificate; the etcd user, where certificates authenticate.
     pub common_name: Option<Arc<str>>,
 }

@@ -4,19 +4,27 @@
 //! modification time and size, at most once a second, when a connection comes in.
 
 use parking_lot::Mutex;
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme,
+    SupportedCipherSuite, SupportedProtocolVersion,
+};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
+use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
 
 /// How often the files are looked at, when connections come in.
 const RECHECK: Duration = Duration::from_secs(1);
 
-/// Files of one TLS listener.
+/// Files of one TLS listener, and what is asked of its clients.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsFiles {
     /// Certificate chain, PEM.
@@ -25,6 +33,31 @@ pub struct TlsFiles {
     pub key: PathBuf,
     /// CAs for client certificates, PEM; with it a client certificate is required.
     pub client_ca: Option<PathBuf>,
+    /// Serial numbers of client certificates to refuse: a CRL, DER.
+    pub client_crl: Option<PathBuf>,
+    /// A name that client certificates must be for.
+    pub allowed_hostname: Option<String>,
+    /// Versions and cipher suites.
+    pub protocol: Protocol,
+}
+
+/// What a listener speaks. The default is TLS 1.2 and 1.3 with all suites.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Protocol {
+    /// Lowest version.
+    pub min: Option<Version>,
+    /// Highest version.
+    pub max: Option<Version>,
+    /// Suites for TLS 1.2, by their IANA names; empty for all. TLS 1.3 has all of its own, as in Go.
+    pub cipher_suites: Vec<String>,
+}
+
+/// A version of TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(missing_docs, reason = "each says it itself")]
+pub enum Version {
+    Tls12,
+    Tls13,
 }
 
 /// Why a TLS configuration cannot be had. Each names its file.
@@ -48,6 +81,17 @@ pub enum Error {
         /// Why not.
         why: String,
     },
+    /// A CRL cannot be read.
+    #[error("CRL file {} cannot be used: {why}", path.display())]
+    Crl {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        why: String,
+    },
+    /// Versions and suites leave nothing to speak, or are not known.
+    #[error("{0}")]
+    Protocol(String),
     /// Certificate and key do not fit together.
     #[error("certificate {} and key {} cannot be used: {source}", cert.display(), key.display())]
     Pair {
@@ -76,8 +120,10 @@ struct Loaded {
 
 impl TlsFiles {
     fn paths(&self) -> impl Iterator<Item = &Path> {
-        [Some(&self.cert), Some(&self.key), self.client_ca.as_ref()]
+        let optional = [self.client_ca.as_ref(), self.client_crl.as_ref()];
+        [Some(&self.cert), Some(&self.key)]
             .into_iter()
+            .chain(optional)
             .flatten()
             .map(|p| &**p)
     }
@@ -97,18 +143,23 @@ impl TlsFiles {
             path: self.key.clone(),
             source,
         })?;
-        let versions = &[&rustls::version::TLS13, &rustls::version::TLS12];
-        let builder = ServerConfig::builder_with_protocol_versions(versions);
+        let provider = Arc::new(self.protocol.provider()?);
+        let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_protocol_versions(&self.protocol.versions()?)
+            .map_err(|e| Error::Protocol(e.to_string()))?;
         let builder = match &self.client_ca {
             None => builder.with_no_client_auth(),
             Some(path) => {
-                let ca = |why: String| Error::Ca {
+                let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(path)?), provider).build();
+                let inner = verifier.map_err(|e| Error::Ca {
                     path: path.clone(),
-                    why,
-                };
-                let roots = Arc::new(roots(path)?);
-                let verifier = WebPkiClientVerifier::builder(roots).build();
-                builder.with_client_cert_verifier(verifier.map_err(|e| ca(e.to_string()))?)
+                    why: e.to_string(),
+                })?;
+                builder.with_client_cert_verifier(Arc::new(ClientVerifier {
+                    inner,
+                    revoked: self.client_crl.as_deref().map(revoked).transpose()?.unwrap_or_default(),
+                    allowed_hostname: self.allowed_hostname.clone(),
+                }))
             }
         };
         let mut config = builder.with_single_cert(chain, key).map_err(|source| Error::Pair {
@@ -121,6 +172,146 @@ impl TlsFiles {
         config.send_tls13_tickets = 0;
         Ok(Arc::new(config))
     }
+}
+
+// === impl Protocol ===
+
+impl Protocol {
+    fn versions(&self) -> Result<Vec<&'static SupportedProtocolVersion>, Error> {
+        let (min, max) = (self.min.unwrap_or(Version::Tls12), self.max.unwrap_or(Version::Tls13));
+        let all = [
+            (Version::Tls13, &rustls::version::TLS13),
+            (Version::Tls12, &rustls::version::TLS12),
+        ];
+        let versions = all.iter().filter(|(v, _)| (min..=max).contains(v)).map(|(_, v)| *v);
+        let versions: Vec<_> = versions.collect();
+        if versions.is_empty() {
+            let text = "min version of TLS is greater than the max version";
+            return Err(Error::Protocol(text.to_owned()));
+        }
+        if min == Version::Tls13 && !self.cipher_suites.is_empty() {
+            let text = "cipher suites cannot be configured with TLS 1.3 alone";
+            return Err(Error::Protocol(text.to_owned()));
+        }
+        Ok(versions)
+    }
+
+    fn provider(&self) -> Result<CryptoProvider, Error> {
+        let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+        if self.cipher_suites.is_empty() {
+            return Ok(provider);
+        }
+        let name = |suite: &SupportedCipherSuite| format!("{:?}", suite.suite());
+        // Go knows these two by older names as well.
+        let wanted = self.cipher_suites.iter().map(|s| match s.strip_suffix("_POLY1305") {
+            Some(_) => format!("{s}_SHA256"),
+            None => s.clone(),
+        });
+        let (known, unknown): (Vec<_>, Vec<_>) =
+            wanted.partition(|s| provider.cipher_suites.iter().any(|have| name(have) == *s));
+        if known.is_empty() {
+            let list = unknown.join(", ");
+            return Err(Error::Protocol(format!("no supported cipher suite among {list}")));
+        }
+        if !unknown.is_empty() {
+            tracing::warn!(
+                suites = unknown.join(","),
+                "cipher suites are not supported and left out"
+            );
+        }
+        provider
+            .cipher_suites
+            .retain(|s| s.tls13().is_some() || known.contains(&name(s)));
+        Ok(provider)
+    }
+}
+
+impl std::str::FromStr for Version {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "TLS1.2" => Ok(Self::Tls12),
+            "TLS1.3" => Ok(Self::Tls13),
+            _ => Err(format!("{text:?} is no TLS version: TLS1.2 or TLS1.3")),
+        }
+    }
+}
+
+/// The chain is verified as ever; then the CRL and the name wanted are held against the leaf.
+#[derive(Debug)]
+struct ClientVerifier {
+    inner: Arc<dyn ClientCertVerifier>,
+    revoked: HashSet<Vec<u8>>,
+    allowed_hostname: Option<String>,
+}
+
+impl ClientVerifier {
+    /// Parity: etcd looks at serial numbers alone, whoever issued them (client/pkg/transport/listener_tls.go).
+    fn check(&self, leaf: &CertificateDer<'_>) -> Result<(), rustls::Error> {
+        if !self.revoked.is_empty() {
+            let (_, certificate) = X509Certificate::from_der(leaf).map_err(|_| CertificateError::BadEncoding)?;
+            if self.revoked.contains(certificate.raw_serial()) {
+                return Err(CertificateError::Revoked.into());
+            }
+        }
+        if let Some(name) = &self.allowed_hostname {
+            let name = ServerName::try_from(name.as_str()).map_err(|e| rustls::Error::General(e.to_string()))?;
+            rustls::client::verify_server_name(&rustls::server::ParsedCertificate::try_from(leaf)?, &name)?;
+        }
+        Ok(())
+    }
+}
+
+impl ClientCertVerifier for ClientVerifier {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.inner.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        let verified = self.inner.verify_client_cert(leaf, intermediates, now)?;
+        self.check(leaf)?;
+        Ok(verified)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
+    }
+}
+
+/// The serial numbers in a CRL.
+fn revoked(path: &Path) -> Result<HashSet<Vec<u8>>, Error> {
+    let wrap = |why: String| Error::Crl {
+        path: path.to_owned(),
+        why,
+    };
+    let der = std::fs::read(path).map_err(|e| wrap(e.to_string()))?;
+    let (_, list) = CertificateRevocationList::from_der(&der).map_err(|e| wrap(e.to_string()))?;
+    let serials = list.iter_revoked_certificates().map(|c| c.raw_serial().to_vec());
+    Ok(serials.collect())
 }
 
 /// All certificates of a PEM file; an error if there is none.

@@ -1,0 +1,341 @@
+//! The JSON gateway: `/v3/…` in, the gRPC services behind it, JSON out.
+//!
+//! Messages are translated by the descriptors compiled from `proto/`, so the gateway knows nothing of
+//! what it carries. Paths: the `google.api.http` options of etcd's rpc.proto; JSON as grpc-gateway writes
+//! it: proto field names, 64-bit integers as strings, bytes in base64, defaults left out.
+
+use crate::server::peer::Peer;
+use axum::Router;
+use axum::body::{Body, BodyDataStream, Bytes};
+use axum::extract::Request;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use bytes::{Buf, BufMut, BytesMut};
+use futures::StreamExt;
+use http_body_util::BodyExt;
+use prost::Message;
+use prost_reflect::{DeserializeOptions, DynamicMessage, MessageDescriptor, MethodDescriptor, SerializeOptions};
+use std::pin::pin;
+use std::sync::Arc;
+use tonic::Code;
+use tower::ServiceExt;
+
+/// Path below `/v3/`, service, method.
+const ROUTES: &[(&str, &str, &str)] = &[
+    ("kv/range", "etcdserverpb.KV", "Range"),
+    ("kv/put", "etcdserverpb.KV", "Put"),
+    ("kv/deleterange", "etcdserverpb.KV", "DeleteRange"),
+    ("kv/txn", "etcdserverpb.KV", "Txn"),
+    ("kv/compaction", "etcdserverpb.KV", "Compact"),
+    ("watch", "etcdserverpb.Watch", "Watch"),
+    ("lease/grant", "etcdserverpb.Lease", "LeaseGrant"),
+    ("lease/revoke", "etcdserverpb.Lease", "LeaseRevoke"),
+    ("kv/lease/revoke", "etcdserverpb.Lease", "LeaseRevoke"),
+    ("lease/keepalive", "etcdserverpb.Lease", "LeaseKeepAlive"),
+    ("lease/timetolive", "etcdserverpb.Lease", "LeaseTimeToLive"),
+    ("kv/lease/timetolive", "etcdserverpb.Lease", "LeaseTimeToLive"),
+    ("lease/leases", "etcdserverpb.Lease", "LeaseLeases"),
+    ("kv/lease/leases", "etcdserverpb.Lease", "LeaseLeases"),
+    ("cluster/member/add", "etcdserverpb.Cluster", "MemberAdd"),
+    ("cluster/member/remove", "etcdserverpb.Cluster", "MemberRemove"),
+    ("cluster/member/update", "etcdserverpb.Cluster", "MemberUpdate"),
+    ("cluster/member/list", "etcdserverpb.Cluster", "MemberList"),
+    ("cluster/member/promote", "etcdserverpb.Cluster", "MemberPromote"),
+    ("maintenance/alarm", "etcdserverpb.Maintenance", "Alarm"),
+    ("maintenance/status", "etcdserverpb.Maintenance", "Status"),
+    ("maintenance/defragment", "etcdserverpb.Maintenance", "Defragment"),
+    ("maintenance/hash", "etcdserverpb.Maintenance", "Hash"),
+    ("maintenance/hashkv", "etcdserverpb.Maintenance", "HashKV"),
+    ("maintenance/snapshot", "etcdserverpb.Maintenance", "Snapshot"),
+    (
+        "maintenance/transfer-leadership",
+        "etcdserverpb.Maintenance",
+        "MoveLeader",
+    ),
+    ("maintenance/downgrade", "etcdserverpb.Maintenance", "Downgrade"),
+    ("auth/enable", "etcdserverpb.Auth", "AuthEnable"),
+    ("auth/disable", "etcdserverpb.Auth", "AuthDisable"),
+    ("auth/status", "etcdserverpb.Auth", "AuthStatus"),
+    ("auth/authenticate", "etcdserverpb.Auth", "Authenticate"),
+    ("auth/user/add", "etcdserverpb.Auth", "UserAdd"),
+    ("auth/user/get", "etcdserverpb.Auth", "UserGet"),
+    ("auth/user/list", "etcdserverpb.Auth", "UserList"),
+    ("auth/user/delete", "etcdserverpb.Auth", "UserDelete"),
+    ("auth/user/changepw", "etcdserverpb.Auth", "UserChangePassword"),
+    ("auth/user/grant", "etcdserverpb.Auth", "UserGrantRole"),
+    ("auth/user/revoke", "etcdserverpb.Auth", "UserRevokeRole"),
+    ("auth/role/add", "etcdserverpb.Auth", "RoleAdd"),
+    ("auth/role/get", "etcdserverpb.Auth", "RoleGet"),
+    ("auth/role/list", "etcdserverpb.Auth", "RoleList"),
+    ("auth/role/delete", "etcdserverpb.Auth", "RoleDelete"),
+    ("auth/role/grant", "etcdserverpb.Auth", "RoleGrantPermission"),
+    ("auth/role/revoke", "etcdserverpb.Auth", "RoleRevokePermission"),
+    ("lock/lock", "v3lockpb.Lock", "Lock"),
+    ("lock/unlock", "v3lockpb.Lock", "Unlock"),
+    ("election/campaign", "v3electionpb.Election", "Campaign"),
+    ("election/proclaim", "v3electionpb.Election", "Proclaim"),
+    ("election/leader", "v3electionpb.Election", "Leader"),
+    ("election/observe", "v3electionpb.Election", "Observe"),
+    ("election/resign", "v3electionpb.Election", "Resign"),
+];
+
+/// An error as the gateway shows it.
+struct Failure {
+    code: Code,
+    message: String,
+}
+
+/// A router for `/v3/` over the gRPC services in `grpc`.
+pub(super) fn router(grpc: &Router) -> Router {
+    let pool = super::descriptors();
+    ROUTES.iter().fold(Router::new(), |router, (path, service, name)| {
+        let service = pool.get_service_by_name(service).expect("a service of proto/");
+        let method = service
+            .methods()
+            .find(|m| m.name() == *name)
+            .expect("a method of proto/");
+        let method = Arc::new(method);
+        let grpc = grpc.clone();
+        let handler = move |request: Request| call(grpc.clone(), Arc::clone(&method), request);
+        router.route(&format!("/v3/{path}"), post(handler))
+    })
+}
+
+/// One call: the request's JSON documents go in as they come, the answers come out as they come.
+async fn call(grpc: Router, method: Arc<MethodDescriptor>, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    let input = method.input();
+    let frames = if method.is_client_streaming() {
+        Body::from_stream(translate(body.into_data_stream(), input))
+    } else {
+        match unary(body, &input).await {
+            Ok(frame) => Body::from(frame),
+            Err(failure) => return failure.into_response(),
+        }
+    };
+    let path = format!("/{}/{}", method.parent_service().full_name(), method.name());
+    let mut inner = Request::builder().method("POST").uri(path);
+    if let Some(headers) = inner.headers_mut() {
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        if let Some(token) = parts.headers.get(header::AUTHORIZATION) {
+            headers.insert(header::AUTHORIZATION, token.clone());
+        }
+    }
+    let address = parts.extensions.get::<Peer>().and_then(|p| p.address);
+    let peer = Peer {
+        address,
+        ..Peer::default()
+    };
+    let Ok(inner) = inner.extension(peer).body(frames) else {
+        return Failure::internal("no request").into_response();
+    };
+    let Ok(response) = grpc.oneshot(inner).await;
+    if let Some(failure) = Failure::of(response.headers()) {
+        return failure.into_response();
+    }
+    let output = method.output();
+    if method.is_server_streaming() {
+        let json = [(header::CONTENT_TYPE, "application/json")];
+        return (json, Body::from_stream(documents(response.into_body(), output))).into_response();
+    }
+    single(response.into_body(), &output)
+        .await
+        .unwrap_or_else(IntoResponse::into_response)
+}
+
+/// A unary request's message; no body is an empty one.
+async fn unary(body: Body, input: &MessageDescriptor) -> Result<Bytes, Failure> {
+    let bytes = body.collect().await.map_err(Failure::internal)?.to_bytes();
+    if bytes.iter().all(u8::is_ascii_whitespace) {
+        return Ok(frame(&DynamicMessage::new(input.clone())));
+    }
+    let message = parse(&mut serde_json::Deserializer::from_slice(&bytes), input)?;
+    Ok(frame(&message))
+}
+
+fn parse<'de, R: serde_json::de::Read<'de>>(
+    json: &mut serde_json::Deserializer<R>,
+    input: &MessageDescriptor,
+) -> Result<DynamicMessage, Failure> {
+    let options = DeserializeOptions::new().deny_unknown_fields(false);
+    DynamicMessage::deserialize_with_options(input.clone(), json, &options).map_err(|e| Failure {
+        code: Code::InvalidArgument,
+        message: e.to_string(),
+    })
+}
+
+/// JSON documents, one after the other, as gRPC frames.
+fn translate(
+    mut body: BodyDataStream,
+    input: MessageDescriptor,
+) -> impl futures::Stream<Item = Result<Bytes, std::io::Error>> + Send {
+    async_stream::try_stream! {
+        let mut buffer = BytesMut::new();
+        while let Some(chunk) = body.next().await {
+            buffer.extend_from_slice(&chunk.map_err(std::io::Error::other)?);
+            loop {
+                let mut documents = serde_json::Deserializer::from_slice(&buffer).into_iter::<serde_json::Value>();
+                let document = match documents.next() {
+                    Some(Ok(document)) => document,
+                    // Half a document: the rest is on its way.
+                    None => break,
+                    Some(Err(error)) if error.is_eof() => break,
+                    Some(Err(error)) => Err(std::io::Error::other(error))?,
+                };
+                let used = documents.byte_offset();
+                buffer.advance(used);
+                let text = document.to_string();
+                let message = parse(&mut serde_json::Deserializer::from_str(&text), &input);
+                yield frame(&message.map_err(|f| std::io::Error::other(f.message))?);
+            }
+        }
+    }
+}
+
+/// A message with gRPC's prefix.
+fn frame(message: &DynamicMessage) -> Bytes {
+    let mut frame = BytesMut::new();
+    frame.put_u8(0);
+    frame.put_u32(u32::try_from(message.encoded_len()).unwrap_or(u32::MAX));
+    frame.put_slice(&message.encode_to_vec());
+    frame.freeze()
+}
+
+/// The next message in `buffer`, if it is all there.
+fn take_frame(buffer: &mut BytesMut) -> Option<Bytes> {
+    let len = u32::from_be_bytes(buffer.get(1..5)?.try_into().ok()?) as usize;
+    if buffer.len() < 5 + len {
+        return None;
+    }
+    buffer.advance(5);
+    Some(buffer.split_to(len).freeze())
+}
+
+fn to_json(message: Bytes, output: &MessageDescriptor) -> Result<String, Failure> {
+    let message = DynamicMessage::decode(output.clone(), message).map_err(Failure::internal)?;
+    let mut json = Vec::new();
+    let options = SerializeOptions::new().use_proto_field_name(true);
+    let done = message.serialize_with_options(&mut serde_json::Serializer::new(&mut json), &options);
+    done.map_err(Failure::internal)?;
+    String::from_utf8(json).map_err(Failure::internal)
+}
+
+async fn single(body: Body, output: &MessageDescriptor) -> Result<Response, Failure> {
+    let collected = body.collect().await.map_err(Failure::internal)?;
+    if let Some(failure) = collected.trailers().and_then(Failure::of) {
+        return Err(failure);
+    }
+    let mut buffer = BytesMut::from(&collected.to_bytes()[..]);
+    let message = take_frame(&mut buffer).ok_or_else(|| Failure::internal("no answer"))?;
+    let json = [(header::CONTENT_TYPE, "application/json")];
+    Ok((json, to_json(message, output)?).into_response())
+}
+
+/// A stream's answers, one JSON document on a line.
+fn documents(body: Body, output: MessageDescriptor) -> impl futures::Stream<Item = Result<String, axum::Error>> + Send {
+    async_stream::stream! {
+        let mut buffer = BytesMut::new();
+        let mut body = pin!(body);
+        while let Some(next) = body.frame().await {
+            let part = match next {
+                Ok(part) => part,
+                Err(error) => {
+                    yield Ok(Failure::internal(error).line());
+                    return;
+                }
+            };
+            if let Some(failure) = part.trailers_ref().and_then(Failure::of) {
+                yield Ok(failure.line());
+            }
+            let Ok(data) = part.into_data() else { continue };
+            buffer.extend_from_slice(&data);
+            while let Some(message) = take_frame(&mut buffer) {
+                yield Ok(match to_json(message, &output) {
+                    Ok(json) => format!("{{\"result\":{json}}}\n"),
+                    Err(failure) => failure.line(),
+                });
+            }
+        }
+    }
+}
+
+// === impl Failure ===
+
+impl Failure {
+    fn internal(error: impl std::fmt::Display) -> Self {
+        Self {
+            code: Code::Internal,
+            message: error.to_string(),
+        }
+    }
+
+    /// The failure that gRPC headers or trailers tell of, if they do.
+    fn of(headers: &HeaderMap) -> Option<Self> {
+        let status = tonic::Status::from_header_map(headers)?;
+        (status.code() != Code::Ok).then(|| Self {
+            code: status.code(),
+            message: status.message().to_owned(),
+        })
+    }
+
+    fn json(&self) -> serde_json::Value {
+        serde_json::json!({ "code": self.code as i32, "message": self.message })
+    }
+
+    fn line(&self) -> String {
+        format!("{}\n", serde_json::json!({ "error": self.json() }))
+    }
+
+    /// As grpc-gateway maps them (runtime/errors.go).
+    fn status(&self) -> StatusCode {
+        match self.code {
+            Code::Ok => StatusCode::OK,
+            Code::Cancelled => StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
+            Code::InvalidArgument | Code::FailedPrecondition | Code::OutOfRange => StatusCode::BAD_REQUEST,
+            Code::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
+            Code::NotFound => StatusCode::NOT_FOUND,
+            Code::AlreadyExists | Code::Aborted => StatusCode::CONFLICT,
+            Code::PermissionDenied => StatusCode::FORBIDDEN,
+            Code::Unauthenticated => StatusCode::UNAUTHORIZED,
+            Code::ResourceExhausted => StatusCode::TOO_MANY_REQUESTS,
+            Code::Unimplemented => StatusCode::NOT_IMPLEMENTED,
+            Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Code::Unknown | Code::Internal | Code::DataLoss => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let json = [(header::CONTENT_TYPE, "application/json")];
+        (self.status(), json, self.json().to_string()).into_response()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_route_names_a_method_that_exists() {
+        let _ = router(&Router::new());
+    }
+
+    #[test]
+    fn frames_are_taken_whole() {
+        let pool = crate::server::descriptors();
+        let put = pool.get_message_by_name("etcdserverpb.PutRequest").unwrap();
+        let json = r#"{"key":"Zm9v","prevKv":true,"unknown":1}"#;
+        let message = parse(&mut serde_json::Deserializer::from_str(json), &put);
+        let message = message.map_err(|f| f.message).unwrap();
+        let whole = frame(&message);
+        let mut buffer = BytesMut::from(&whole[..whole.len() - 1]);
+        assert_eq!(take_frame(&mut buffer), None);
+        buffer.extend_from_slice(&whole[whole.len() - 1..]);
+        let json = to_json(take_frame(&mut buffer).unwrap(), &put)
+            .map_err(|f| f.message)
+            .unwrap();
+        assert_eq!(json, r#"{"key":"Zm9v","prev_kv":true}"#);
+    }
+}

@@ -1,0 +1,271 @@
+//! What is answered over plain HTTP: health, version, metrics, and the JSON gateway's gate.
+//!
+//! Paths and texts: etcd, server/etcdserver/api/etcdhttp and server/embed/serve.go.
+
+use super::{Core, ETCD_VERSION, STORAGE_VERSION};
+use crate::mvcc::{KeyRange, RangeOptions};
+use crate::pb::etcdserverpb::AlarmType;
+use crate::server::peer::Peer;
+use axum::Router;
+use axum::extract::{RawQuery, Request};
+use axum::http::header::{self, HeaderValue};
+use axum::http::{Method, StatusCode, Uri};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{any, get};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// Who may use the HTTP side from a browser.
+#[derive(Clone, Debug)]
+pub struct Access {
+    /// Origins that may; `*` is everybody.
+    pub cors: BTreeSet<String>,
+    /// Hosts that requests without TLS may name; `*`, or none, is any.
+    pub hosts: BTreeSet<String>,
+}
+
+impl Default for Access {
+    fn default() -> Self {
+        let any = || BTreeSet::from(["*".to_owned()]);
+        Self {
+            cors: any(),
+            hosts: any(),
+        }
+    }
+}
+
+/// A check and whether it is passed, with the reason if not.
+type Check = (&'static str, Result<(), String>);
+
+impl Core {
+    /// Health and metrics alone, as at `--listen-metrics-urls`.
+    pub fn health_and_metrics(self: &Arc<Self>) -> Router {
+        let core = || Arc::clone(self);
+        let mut router = Router::new()
+            .route("/health", answer(core(), Core::health))
+            .route("/metrics", answer(core(), |core, _| core.metrics_response()));
+        for kind in ["livez", "readyz"] {
+            let all = move |core: &Core, query: &str| report(core.checks(kind), query);
+            router = router.route(&format!("/{kind}"), answer(core(), all));
+            for (name, _) in self.checks(kind) {
+                let one = move |core: &Core, query: &str| {
+                    let checks = core.checks(kind).into_iter().filter(|(n, _)| *n == name);
+                    report(checks.collect(), query)
+                };
+                router = router.route(&format!("/{kind}/{name}"), answer(core(), one));
+            }
+        }
+        router
+    }
+
+    /// Everything that is not gRPC; `gateway` serves `/v3/`.
+    pub(super) fn http(self: &Arc<Self>, gateway: Option<Router>) -> Router {
+        let version = |_: &Core, _: &str| {
+            let body = format!(
+                r#"{{"etcdserver":"{ETCD_VERSION}","etcdcluster":"{STORAGE_VERSION}","storage":"{STORAGE_VERSION}"}}"#
+            );
+            ([(header::CONTENT_TYPE, "application/json")], body).into_response()
+        };
+        let mut router = self
+            .health_and_metrics()
+            .route("/version", answer(Arc::clone(self), version));
+        if let Some(gateway) = gateway {
+            router = router.merge(gateway);
+        }
+        let core = Arc::clone(self);
+        let gate = move |request: Request, next: Next| {
+            let core = Arc::clone(&core);
+            async move { core.gate(request, next).await }
+        };
+        router
+            .fallback(any(|| async { (StatusCode::NOT_FOUND, "404 page not found\n") }))
+            .layer(middleware::from_fn(gate))
+    }
+
+    /// Refuses what browsers should not do, and says what they may.
+    async fn gate(&self, mut request: Request, next: Next) -> Response {
+        if let Some(rest) = request.uri().path().strip_prefix("/v3beta/") {
+            let path = format!("/v3/{rest}");
+            if let Ok(uri) = path.parse::<Uri>() {
+                *request.uri_mut() = uri;
+            }
+        }
+        let peer = request.extensions().get::<Peer>().cloned().unwrap_or_default();
+        let gateway = request.uri().path().starts_with("/v3/");
+        if !peer.secure {
+            let host = host_of(&request);
+            let hosts = &self.config.access.hosts;
+            if !hosts.is_empty() && !hosts.contains("*") && !hosts.contains(&host) {
+                // DNS rebinding: a page that has its own name resolve to us.
+                let text = format!(
+                    "etcd received your request, but the Host header was unrecognized.\n\
+                     Use TLS, or add the host with --host-whitelist {host:?} (CVE-2018-5702).\n"
+                );
+                return (StatusCode::MISDIRECTED_REQUEST, text).into_response();
+            }
+        } else if gateway && peer.common_name.is_some() && self.auth.state().enabled {
+            // Parity: etcd's gateway is a client of its own, which has lost the certificate.
+            let text =
+                "CommonName of client sending a request against gateway will be ignored and not used as expected";
+            return (StatusCode::BAD_REQUEST, format!("{text}\n")).into_response();
+        }
+        let cors = &self.config.access.cors;
+        let origin = match request.headers().get(header::ORIGIN) {
+            _ if cors.contains("*") => Some(HeaderValue::from_static("*")),
+            Some(origin) if origin.to_str().is_ok_and(|o| cors.contains(o)) => Some(origin.clone()),
+            _ => None,
+        };
+        let mut response = match *request.method() == Method::OPTIONS {
+            true => StatusCode::OK.into_response(),
+            false => next.run(request).await,
+        };
+        if let Some(origin) = origin {
+            let headers = response.headers_mut();
+            let fixed = HeaderValue::from_static;
+            headers.insert(
+                header::ACCESS_CONTROL_ALLOW_METHODS,
+                fixed("POST, GET, OPTIONS, PUT, DELETE"),
+            );
+            headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+            headers.insert(
+                header::ACCESS_CONTROL_ALLOW_HEADERS,
+                fixed("accept, content-type, authorization"),
+            );
+        }
+        response
+    }
+
+    fn health(&self, query: &str) -> Response {
+        let excluded: Vec<_> = values(query, "exclude").collect();
+        let alarms = self.alarms.list(AlarmType::None);
+        let alarm = alarms
+            .iter()
+            .map(|a| a.alarm().as_str_name())
+            .find(|name| !excluded.contains(name));
+        let reason = match (alarm, self.check_read()) {
+            (Some(alarm), _) => format!("ALARM {alarm}"),
+            (None, Err(error)) => format!("RANGE ERROR:{error}"),
+            (None, Ok(())) => String::new(),
+        };
+        let healthy = reason.is_empty();
+        self.metrics.health(healthy);
+        let body = serde_json::json!({ "health": healthy.to_string(), "reason": reason }).to_string();
+        match healthy {
+            true => ([(header::CONTENT_TYPE, "application/json")], body).into_response(),
+            false => (StatusCode::SERVICE_UNAVAILABLE, format!("{body}\n")).into_response(),
+        }
+    }
+
+    fn checks(&self, kind: &'static str) -> Vec<Check> {
+        let read = || self.check_read();
+        let corrupt = match self.alarms.has(AlarmType::Corrupt) {
+            true => Err("alarm activated: CORRUPT".to_owned()),
+            false => Ok(()),
+        };
+        let checks = match kind {
+            "livez" => vec![("serializable_read", read())],
+            // A store of one reads linearizably whenever it reads, and is never a learner.
+            _ => vec![
+                ("data_corruption", corrupt),
+                ("serializable_read", read()),
+                ("linearizable_read", read()),
+                ("non_learner", Ok(())),
+            ],
+        };
+        for (name, result) in &checks {
+            self.metrics.check(kind, name, result.is_ok());
+        }
+        checks
+    }
+
+    fn check_read(&self) -> Result<(), String> {
+        if self.stop.is_cancelled() {
+            return Err("etcdserver: server stopped".to_owned());
+        }
+        let one = RangeOptions {
+            limit: 1,
+            keys_only: true,
+            ..RangeOptions::new(KeyRange::key("\0"))
+        };
+        self.store.range(&one).map(drop).map_err(|e| e.to_string())
+    }
+}
+
+/// A GET handler.
+fn answer(
+    core: Arc<Core>,
+    f: impl Fn(&Core, &str) -> Response + Clone + Send + Sync + 'static,
+) -> axum::routing::MethodRouter {
+    let not_allowed = || async {
+        let allow = [(header::ALLOW, "GET")];
+        (StatusCode::METHOD_NOT_ALLOWED, allow, "Method Not Allowed\n")
+    };
+    let handler = move |RawQuery(query): RawQuery| {
+        let response = f(&core, &query.unwrap_or_default());
+        async move { response }
+    };
+    get(handler).head(not_allowed).fallback(not_allowed)
+}
+
+/// What the checks that are not excluded say.
+fn report(checks: Vec<Check>, query: &str) -> Response {
+    let excluded: Vec<_> = values(query, "exclude").collect();
+    let (mut text, mut failed) = (String::new(), false);
+    for (name, result) in checks.iter().filter(|(name, _)| !excluded.contains(name)) {
+        match result {
+            Ok(()) => text.push_str(&format!("[+]{name} ok\n")),
+            Err(error) => {
+                failed = true;
+                text.push_str(&format!("[-]{name} failed: {error}\n"));
+            }
+        }
+    }
+    if failed {
+        return (StatusCode::SERVICE_UNAVAILABLE, format!("{text}\n")).into_response();
+    }
+    let verbose = query.split('&').any(|pair| pair.split('=').next() == Some("verbose"));
+    if verbose {
+        format!("{text}ok\n")
+    } else {
+        "ok\n".to_owned()
+    }
+    .into_response()
+}
+
+/// The values of `name` in a query. Names of checks and alarms need no decoding.
+fn values<'a>(query: &'a str, name: &'a str) -> impl Iterator<Item = &'a str> {
+    let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+    pairs
+        .filter(move |(key, value)| *key == name && !value.is_empty())
+        .map(|(_, value)| value)
+}
+
+/// The host a request names, without its port.
+fn host_of(request: &Request) -> String {
+    let header = request.headers().get(header::HOST).and_then(|h| h.to_str().ok());
+    let host = header.or_else(|| request.uri().host()).unwrap_or_default();
+    let port = |p: &str| !p.is_empty() && p.bytes().all(|b| b.is_ascii_digit());
+    match host.rsplit_once(':') {
+        Some((host, p)) if port(p) => host.trim_matches(['[', ']']).to_owned(),
+        _ => host.trim_matches(['[', ']']).to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queries_and_hosts_are_taken_apart() {
+        let query = "serializable=true&exclude=NOSPACE&exclude=&exclude=CORRUPT";
+        assert!(values(query, "exclude").eq(["NOSPACE", "CORRUPT"]));
+        let host = |text: &str| {
+            let request = Request::builder().header("host", text).body(axum::body::Body::empty());
+            host_of(&request.unwrap())
+        };
+        assert_eq!(host("example.com:2379"), "example.com");
+        assert_eq!(host("[::1]:2379"), "::1");
+        assert_eq!(host("localhost"), "localhost");
+    }
+}

@@ -1,0 +1,363 @@
+//! Metrics under etcd's and grpc-prometheus's names, so that etcd's dashboards and alerts work.
+//!
+//! Sizes are looked up when somebody asks. Where etcd has a figure that means nothing here (Raft, disk),
+//! its name is there with zero: an alert on it stays silent instead of missing its series.
+
+use super::{Core, ETCD_VERSION, STORAGE_VERSION};
+use crate::lease::Lessor;
+use crate::mvcc::Store;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use tonic::Code;
+
+type Labels = Vec<(&'static str, String)>;
+
+/// All that is counted, and the registry that shows it.
+pub(super) struct Metrics {
+    registry: Registry,
+    methods: HashMap<String, Arc<Method>>,
+    health_success: Gauge,
+    health_failures: Gauge,
+    check: Family<Labels, Gauge>,
+    checks: Family<Labels, Counter>,
+    /// Bytes of requests and of answers.
+    pub(super) received_bytes: Counter,
+    pub(super) sent_bytes: Counter,
+}
+
+/// What is counted of one gRPC method.
+pub(super) struct Method {
+    started: Counter,
+    received: Counter,
+    sent: Counter,
+    handled: Vec<Counter>,
+    seconds: Option<Histogram>,
+}
+
+/// Sizes of the store at the time of a scrape.
+struct Sizes {
+    store: Arc<Store>,
+    lessor: Arc<Lessor>,
+    quota: i64,
+}
+
+impl fmt::Debug for Sizes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Sizes")
+    }
+}
+
+const CODES: [&str; 17] = [
+    "OK",
+    "Canceled",
+    "Unknown",
+    "InvalidArgument",
+    "DeadlineExceeded",
+    "NotFound",
+    "AlreadyExists",
+    "PermissionDenied",
+    "ResourceExhausted",
+    "FailedPrecondition",
+    "Aborted",
+    "OutOfRange",
+    "Unimplemented",
+    "Internal",
+    "Unavailable",
+    "DataLoss",
+    "Unauthenticated",
+];
+
+/// Counters that only a cluster or a disk would move. Names without their `_total`.
+const ZERO_COUNTERS: &[&str] = &[
+    "etcd_server_leader_changes_seen",
+    "etcd_server_proposals_failed",
+    "etcd_server_slow_apply",
+    "etcd_server_slow_read_indexes",
+    "etcd_server_read_indexes_failed",
+    "etcd_server_heartbeat_send_failures",
+    "etcd_disk_wal_write_bytes",
+    "etcd_debugging_store_expires",
+    "etcd_debugging_store_watch_requests",
+];
+
+/// Gauges that only a cluster or a disk would move, and counters of etcd that do not end in `_total`.
+const ZERO_GAUGES: &[&str] = &[
+    "etcd_server_is_learner",
+    "etcd_server_learner_promote_successes",
+    "etcd_server_proposals_pending",
+    "etcd_server_snapshot_apply_in_progress_total",
+    "etcd_debugging_mvcc_pending_events_total",
+    "etcd_debugging_mvcc_slow_watcher_total",
+    "etcd_debugging_store_watchers",
+    "etcd_disk_defrag_inflight",
+    "etcd_mvcc_db_open_read_transactions",
+];
+
+/// Histograms that nothing is observed in, first bucket and number of buckets.
+const ZERO_HISTOGRAMS: &[(&str, f64, u16)] = &[
+    ("etcd_disk_wal_fsync_duration_seconds", 0.001, 14),
+    ("etcd_disk_wal_write_duration_seconds", 0.001, 14),
+    ("etcd_disk_backend_commit_duration_seconds", 0.001, 14),
+    ("etcd_disk_backend_defrag_duration_seconds", 0.1, 13),
+    ("etcd_disk_backend_snapshot_duration_seconds", 0.01, 17),
+    ("etcd_mvcc_hash_duration_seconds", 0.01, 15),
+    ("etcd_mvcc_hash_rev_duration_seconds", 0.01, 15),
+    ("etcd_snap_db_fsync_duration_seconds", 0.001, 14),
+    ("etcd_snap_db_save_total_duration_seconds", 0.1, 10),
+    ("etcd_snap_fsync_duration_seconds", 0.001, 14),
+];
+
+// === impl Method ===
+
+impl Method {
+    pub(super) fn started(&self) {
+        self.started.inc();
+    }
+
+    pub(super) fn received(&self, messages: u64) {
+        self.received.inc_by(messages);
+    }
+
+    pub(super) fn sent(&self, messages: u64) {
+        self.sent.inc_by(messages);
+    }
+
+    pub(super) fn handled(&self, code: Code, seconds: f64) {
+        if let Some(counter) = self.handled.get(code as usize) {
+            counter.inc();
+        }
+        if let Some(histogram) = &self.seconds {
+            histogram.observe(seconds);
+        }
+    }
+}
+
+// === impl Metrics ===
+
+impl Metrics {
+    /// `extensive` adds how long each call takes.
+    pub(super) fn new(store: Arc<Store>, lessor: Arc<Lessor>, quota: i64, member: u64, extensive: bool) -> Self {
+        let mut registry = Registry::default();
+        let methods = methods(&mut registry, extensive);
+        let (health_success, health_failures) = (Gauge::default(), Gauge::default());
+        registry.register(
+            "etcd_server_health_success",
+            "Health checks passed",
+            health_success.clone(),
+        );
+        registry.register(
+            "etcd_server_health_failures",
+            "Health checks failed",
+            health_failures.clone(),
+        );
+        let (check, checks) = (Family::default(), Family::default());
+        registry.register(
+            "etcd_server_healthcheck",
+            "Result of each check, 1 is good",
+            Family::clone(&check),
+        );
+        registry.register(
+            "etcd_server_healthchecks",
+            "Results of each check",
+            Family::clone(&checks),
+        );
+        let (received_bytes, sent_bytes) = (Counter::default(), Counter::default());
+        registry.register(
+            "etcd_network_client_grpc_received_bytes",
+            "Bytes received from clients",
+            received_bytes.clone(),
+        );
+        registry.register(
+            "etcd_network_client_grpc_sent_bytes",
+            "Bytes sent to clients",
+            sent_bytes.clone(),
+        );
+        let one = |registry: &mut Registry, name: &str, label: &'static str, value: String| {
+            let family: Family<Labels, Gauge> = Family::default();
+            family.get_or_create(&vec![(label, value)]).set(1);
+            registry.register(name, "1 for what runs", family);
+        };
+        one(
+            &mut registry,
+            "etcd_server_version",
+            "server_version",
+            ETCD_VERSION.to_owned(),
+        );
+        let cluster = STORAGE_VERSION.trim_end_matches(".0").to_owned();
+        one(&mut registry, "etcd_cluster_version", "cluster_version", cluster);
+        one(&mut registry, "etcd_server_id", "server_id", format!("{member:x}"));
+        for &(name, first, buckets) in ZERO_HISTOGRAMS {
+            let histogram = Histogram::new(exponential_buckets(first, 2.0, buckets));
+            registry.register(name, "Nothing here does this", histogram);
+        }
+        registry.register_collector(Box::new(Sizes { store, lessor, quota }));
+        Self {
+            registry,
+            methods,
+            health_success,
+            health_failures,
+            check,
+            checks,
+            received_bytes,
+            sent_bytes,
+        }
+    }
+
+    /// The counters of a method by its path, `/package.Service/Method`.
+    pub(super) fn method(&self, path: &str) -> Option<Arc<Method>> {
+        self.methods.get(path).map(Arc::clone)
+    }
+
+    pub(super) fn health(&self, healthy: bool) {
+        let counter = if healthy {
+            &self.health_success
+        } else {
+            &self.health_failures
+        };
+        counter.inc();
+    }
+
+    pub(super) fn check(&self, kind: &str, name: &str, passed: bool) {
+        let mut labels = vec![("type", kind.to_owned()), ("name", name.to_owned())];
+        self.check.get_or_create(&labels).set(passed.into());
+        labels.push(("status", if passed { "success" } else { "error" }.to_owned()));
+        self.checks.get_or_create(&labels).inc();
+    }
+}
+
+/// Registers the counters of all methods, at zero, so that rates exist before the first call.
+fn methods(registry: &mut Registry, extensive: bool) -> HashMap<String, Arc<Method>> {
+    let counters = || Family::<Labels, Counter>::default();
+    let (started, handled, received, sent) = (counters(), counters(), counters(), counters());
+    let seconds = Family::<Labels, Histogram, fn() -> Histogram>::new_with_constructor(|| {
+        Histogram::new([0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0])
+    });
+    let mut methods = HashMap::new();
+    for method in super::grpc_methods() {
+        let labels: Labels = vec![
+            ("grpc_type", method.kind.to_owned()),
+            ("grpc_service", method.service.clone()),
+            ("grpc_method", method.name.clone()),
+        ];
+        let with_code = |code: &&str| [&labels[..], &[("grpc_code", (*code).to_owned())]].concat();
+        let counted = Method {
+            started: started.get_or_create(&labels).clone(),
+            received: received.get_or_create(&labels).clone(),
+            sent: sent.get_or_create(&labels).clone(),
+            handled: CODES
+                .iter()
+                .map(|code| handled.get_or_create(&with_code(code)).clone())
+                .collect(),
+            seconds: extensive.then(|| seconds.get_or_create(&labels).clone()),
+        };
+        methods.insert(format!("/{}/{}", method.service, method.name), Arc::new(counted));
+    }
+    registry.register("grpc_server_started", "RPCs started on the server", started);
+    registry.register("grpc_server_handled", "RPCs completed on the server", handled);
+    registry.register("grpc_server_msg_received", "Messages received", received);
+    registry.register("grpc_server_msg_sent", "Messages sent", sent);
+    if extensive {
+        let help = "How long the server took, in seconds";
+        registry.register("grpc_server_handling_seconds", help, seconds);
+    }
+    methods
+}
+
+impl Collector for Sizes {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let (stats, leases) = (self.store.stats(), self.lessor.counts());
+        let bytes = stats.bytes as i64;
+        let quota = self.quota;
+        let process = Process::now();
+        let gauges = [
+            ("etcd_server_has_leader", 1),
+            ("etcd_server_is_leader", 1),
+            ("etcd_server_quota_backend_bytes", quota),
+            ("etcd_server_proposals_applied_total", stats.commits as i64),
+            ("etcd_server_proposals_committed_total", stats.commits as i64),
+            ("etcd_mvcc_db_total_size_in_bytes", bytes),
+            ("etcd_mvcc_db_total_size_in_use_in_bytes", bytes),
+            ("etcd_debugging_mvcc_keys_total", stats.keys as i64),
+            ("etcd_debugging_mvcc_watcher_total", stats.watchers as i64),
+            ("etcd_debugging_mvcc_watch_stream_total", stats.watchers as i64),
+            ("etcd_debugging_mvcc_current_revision", stats.revision),
+            ("etcd_debugging_mvcc_compact_revision", stats.compacted),
+            ("process_resident_memory_bytes", process.resident_bytes),
+            ("process_open_fds", process.open_fds),
+            ("process_max_fds", process.max_fds),
+            ("os_fd_used", process.open_fds),
+            ("os_fd_limit", process.max_fds),
+        ];
+        for (name, n) in gauges.into_iter().chain(ZERO_GAUGES.iter().map(|name| (*name, 0))) {
+            let gauge = ConstGauge::new(n);
+            gauge.encode(encoder.encode_descriptor(name, "See etcd", None, gauge.metric_type())?)?;
+        }
+        let counters = [
+            ("etcd_mvcc_range", stats.ranges),
+            ("etcd_mvcc_put", stats.puts),
+            ("etcd_mvcc_delete", stats.deletes),
+            ("etcd_mvcc_txn", stats.txns),
+            ("etcd_debugging_mvcc_events", stats.events),
+            ("etcd_debugging_lease_granted", leases.granted),
+            ("etcd_debugging_lease_revoked", leases.revoked),
+            ("etcd_debugging_lease_renewed", leases.renewed),
+            ("etcd_debugging_server_lease_expired", leases.expired),
+        ];
+        for (name, n) in counters.into_iter().chain(ZERO_COUNTERS.iter().map(|name| (*name, 0))) {
+            let counter = ConstCounter::new(n);
+            counter.encode(encoder.encode_descriptor(name, "See etcd", None, counter.metric_type())?)?;
+        }
+        let cpu = ConstCounter::new(process.cpu_seconds);
+        cpu.encode(encoder.encode_descriptor("process_cpu_seconds", "CPU time", None, cpu.metric_type())?)
+    }
+}
+
+/// What the kernel says of this process; zeros where it says nothing.
+#[derive(Default)]
+struct Process {
+    resident_bytes: i64,
+    cpu_seconds: f64,
+    open_fds: i64,
+    max_fds: i64,
+}
+
+impl Process {
+    fn now() -> Self {
+        const PAGE: i64 = 4096;
+        const TICKS_PER_SECOND: f64 = 100.0;
+        let read = |name: &str| std::fs::read_to_string(format!("/proc/self/{name}")).unwrap_or_default();
+        let number = |text: Option<&str>| text.and_then(|t| t.parse::<i64>().ok()).unwrap_or_default();
+        let (statm, stat, limits) = (read("statm"), read("stat"), read("limits"));
+        // The command, in parentheses, may hold spaces: count from its end.
+        let fields: Vec<_> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+        let ticks = number(fields.get(11).copied()) + number(fields.get(12).copied());
+        let files = limits.lines().find_map(|l| l.strip_prefix("Max open files"));
+        Self {
+            resident_bytes: number(statm.split_whitespace().nth(1)) * PAGE,
+            cpu_seconds: ticks as f64 / TICKS_PER_SECOND,
+            open_fds: std::fs::read_dir("/proc/self/fd").map_or(0, |d| d.count() as i64),
+            max_fds: number(files.and_then(|f| f.split_whitespace().next())),
+        }
+    }
+}
+
+impl Core {
+    pub(super) fn metrics_response(&self) -> Response {
+        let mut body = String::new();
+        if let Err(error) = text::encode(&mut body, &self.metrics.registry) {
+            tracing::error!(%error, "cannot write the metrics");
+        }
+        let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+        ([(header::CONTENT_TYPE, kind)], body).into_response()
+    }
+}

@@ -1,0 +1,195 @@
+//! Counts every gRPC call, its messages and bytes, and gives refusals of the transport etcd's words.
+
+use super::metrics::{Method, Metrics};
+use axum::body::{Body, Bytes, HttpBody};
+use axum::extract::Request;
+use axum::http::{HeaderMap, HeaderValue};
+use axum::middleware::Next;
+use axum::response::Response;
+use prometheus_client::metrics::counter::Counter;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use tokio::time::Instant;
+use tonic::Code;
+
+/// A body whose messages and bytes are counted.
+struct Counted {
+    inner: Body,
+    frames: Frames,
+    bytes: Counter,
+    side: Side,
+}
+
+enum Side {
+    Request(Arc<Method>),
+    Response(Call),
+}
+
+/// A call that ends when its answer does, or when the client has gone.
+struct Call {
+    method: Arc<Method>,
+    started: Instant,
+    code: Option<Code>,
+}
+
+/// Where gRPC messages begin in a stream of bytes.
+#[derive(Default)]
+struct Frames {
+    /// Bytes left of the present message.
+    left: usize,
+    header: Vec<u8>,
+}
+
+impl Frames {
+    /// Messages that begin in `data`.
+    fn count(&mut self, mut data: &[u8]) -> u64 {
+        let mut messages = 0;
+        while !data.is_empty() {
+            if self.left > 0 {
+                let skip = self.left.min(data.len());
+                self.left -= skip;
+                data = &data[skip..];
+                continue;
+            }
+            let take = (5 - self.header.len()).min(data.len());
+            self.header.extend_from_slice(&data[..take]);
+            data = &data[take..];
+            if let [_, len @ ..] = &self.header[..]
+                && let Ok(len) = <[u8; 4]>::try_from(len)
+            {
+                messages += 1;
+                self.left = u32::from_be_bytes(len) as usize;
+                self.header.clear();
+            }
+        }
+        messages
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        let code = self.code.unwrap_or(Code::Cancelled);
+        self.method.handled(code, self.started.elapsed().as_secs_f64());
+    }
+}
+
+impl HttpBody for Counted {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, axum::Error>>> {
+        let this = &mut *self;
+        let mut polled = Pin::new(&mut this.inner).poll_frame(cx);
+        if let Poll::Ready(Some(Ok(frame))) = &mut polled {
+            if let Some(data) = frame.data_ref() {
+                let messages = this.frames.count(data);
+                this.bytes.inc_by(data.len() as u64);
+                match &this.side {
+                    Side::Request(method) => method.received(messages),
+                    Side::Response(call) => call.method.sent(messages),
+                }
+            } else if let (Some(trailers), Side::Response(call)) = (frame.trailers_mut(), &mut this.side) {
+                call.code = code_of(trailers);
+            }
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        // Trailers have to be seen.
+        matches!(self.side, Side::Request(_)) && self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+/// The code in headers or trailers. A message over the limit gets the code and text of grpc-go.
+fn code_of(headers: &mut HeaderMap) -> Option<Code> {
+    let code = Code::from_bytes(headers.get("grpc-status")?.as_bytes());
+    let status = tonic::Status::from_header_map(headers)?;
+    let Some(rest) = status
+        .message()
+        .strip_prefix("Error, decoded message length too large: found ")
+    else {
+        return Some(code);
+    };
+    let mut numbers = rest.split(|c: char| !c.is_ascii_digit()).filter(|n| !n.is_empty());
+    let (found, limit) = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
+    let text = format!("grpc: received message larger than max ({found} vs. {limit})");
+    headers.insert("grpc-status", HeaderValue::from_static("8"));
+    if let Ok(text) = HeaderValue::try_from(text.replace(' ', "%20")) {
+        headers.insert("grpc-message", text);
+    }
+    Some(Code::ResourceExhausted)
+}
+
+/// A middleware for the gRPC services.
+pub(super) async fn observe(metrics: &Metrics, request: Request, next: Next) -> Response {
+    let Some(method) = metrics.method(request.uri().path()) else {
+        return next.run(request).await;
+    };
+    method.started();
+    let mut call = Call {
+        method: Arc::clone(&method),
+        started: Instant::now(),
+        code: None,
+    };
+    let received = metrics.received_bytes.clone();
+    let request = request.map(|inner| {
+        Body::new(Counted {
+            inner,
+            frames: Frames::default(),
+            bytes: received,
+            side: Side::Request(method),
+        })
+    });
+    let mut response = next.run(request).await;
+    // Without a body, the status is among the headers.
+    call.code = code_of(response.headers_mut());
+    let sent = metrics.sent_bytes.clone();
+    response.map(|inner| {
+        Body::new(Counted {
+            inner,
+            frames: Frames::default(),
+            bytes: sent,
+            side: Side::Response(call),
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_counted_wherever_the_chunks_are_cut() {
+        let message = |n: u8| [&[0, 0, 0, 0, n][..], &vec![7; n.into()]].concat();
+        let stream = [message(3), message(0), message(9)].concat();
+        for size in 1..stream.len() {
+            let mut frames = Frames::default();
+            let counted: u64 = stream.chunks(size).map(|chunk| frames.count(chunk)).sum();
+            assert_eq!(counted, 3, "in chunks of {size}");
+        }
+    }
+
+    #[test]
+    fn a_message_over_the_limit_is_refused_in_grpc_gos_words() {
+        let mut headers = HeaderMap::new();
+        let text = "Error, decoded message length too large: found 2100000 bytes, the limit is: 2097152 bytes";
+        headers.insert("grpc-status", HeaderValue::from_static("11"));
+        headers.insert("grpc-message", HeaderValue::try_from(text).unwrap());
+        assert_eq!(code_of(&mut headers), Some(Code::ResourceExhausted));
+        let status = tonic::Status::from_header_map(&headers).unwrap();
+        assert_eq!(status.code(), Code::ResourceExhausted);
+        assert_eq!(
+            status.message(),
+            "grpc: received message larger than max (2100000 vs. 2097152)"
+        );
+    }
+}
