@@ -16,6 +16,7 @@ mod observe;
 pub mod peer;
 mod status;
 pub mod tls;
+mod txn;
 mod watch;
 
 use crate::auth::AuthStore;

@@ -152,7 +152,8 @@ impl Core {
         self.metrics.health(healthy);
         let body = serde_json::json!({ "health": healthy.to_string(), "reason": reason }).to_string();
         match healthy {
-            true => ([(header::CONTENT_TYPE, "application/json")], body).into_response(),
+            // Parity: JSON, called text.
+            true => body.into_response(),
             false => (StatusCode::SERVICE_UNAVAILABLE, format!("{body}\n")).into_response(),
         }
     }

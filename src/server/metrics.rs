@@ -30,6 +30,7 @@ pub(super) struct Metrics {
     health_failures: Gauge,
     check: Family<Labels, Gauge>,
     checks: Family<Labels, Counter>,
+    requests: Family<Labels, Counter>,
     /// Bytes of requests and of answers.
     pub(super) received_bytes: Counter,
     pub(super) sent_bytes: Counter,
@@ -42,6 +43,10 @@ pub(super) struct Method {
     sent: Counter,
     handled: Vec<Counter>,
     seconds: Option<Histogram>,
+    /// For reads and writes of keys: how long those that fail and those that succeed take.
+    outcome: Option<[Histogram; 2]>,
+    /// `unary` or `stream`, as etcd counts clients' requests.
+    kind: &'static str,
 }
 
 /// Sizes of the store at the time of a scrape.
@@ -88,6 +93,13 @@ const ZERO_COUNTERS: &[&str] = &[
     "etcd_disk_wal_write_bytes",
     "etcd_debugging_store_expires",
     "etcd_debugging_store_watch_requests",
+    "etcd_debugging_store_reads",
+    "etcd_debugging_store_writes",
+    "etcd_debugging_mvcc_db_compaction_keys",
+    "etcd_grpc_proxy_cache_hits",
+    "etcd_grpc_proxy_cache_misses",
+    "etcd_grpc_proxy_events_coalescing",
+    "etcd_grpc_proxy_watchers_coalescing",
 ];
 
 /// Gauges that only a cluster or a disk would move, and counters of etcd that do not end in `_total`.
@@ -99,6 +111,8 @@ const ZERO_GAUGES: &[&str] = &[
     "etcd_debugging_mvcc_pending_events_total",
     "etcd_debugging_mvcc_slow_watcher_total",
     "etcd_debugging_store_watchers",
+    "etcd_debugging_mvcc_db_compaction_last",
+    "etcd_grpc_proxy_cache_keys_total",
     "etcd_disk_defrag_inflight",
     "etcd_mvcc_db_open_read_transactions",
 ];
@@ -115,6 +129,27 @@ const ZERO_HISTOGRAMS: &[(&str, f64, u16)] = &[
     ("etcd_snap_db_fsync_duration_seconds", 0.001, 14),
     ("etcd_snap_db_save_total_duration_seconds", 0.1, 10),
     ("etcd_snap_fsync_duration_seconds", 0.001, 14),
+    (
+        "etcd_debugging_disk_backend_commit_rebalance_duration_seconds",
+        0.001,
+        14,
+    ),
+    ("etcd_debugging_disk_backend_commit_spill_duration_seconds", 0.001, 14),
+    ("etcd_debugging_disk_backend_commit_write_duration_seconds", 0.001, 14),
+    ("etcd_debugging_lease_ttl_total", 1.0, 24),
+    ("etcd_debugging_mvcc_db_compaction_pause_duration_milliseconds", 1.0, 13),
+    (
+        "etcd_debugging_mvcc_db_compaction_total_duration_milliseconds",
+        100.0,
+        14,
+    ),
+    (
+        "etcd_debugging_mvcc_index_compaction_pause_duration_milliseconds",
+        0.5,
+        14,
+    ),
+    ("etcd_debugging_snap_save_marshalling_duration_seconds", 0.001, 14),
+    ("etcd_debugging_snap_save_total_duration_seconds", 0.001, 14),
 ];
 
 // === impl Method ===
@@ -138,6 +173,9 @@ impl Method {
         }
         if let Some(histogram) = &self.seconds {
             histogram.observe(seconds);
+        }
+        if let Some(histograms) = &self.outcome {
+            histograms[usize::from(code == Code::Ok)].observe(seconds);
         }
     }
 }
@@ -171,6 +209,12 @@ impl Metrics {
             "Results of each check",
             Family::clone(&checks),
         );
+        let requests = Family::default();
+        registry.register(
+            "etcd_server_client_requests",
+            "Requests by kind and version of the client",
+            Family::clone(&requests),
+        );
         let (received_bytes, sent_bytes) = (Counter::default(), Counter::default());
         registry.register(
             "etcd_network_client_grpc_received_bytes",
@@ -182,20 +226,7 @@ impl Metrics {
             "Bytes sent to clients",
             sent_bytes.clone(),
         );
-        let one = |registry: &mut Registry, name: &str, label: &'static str, value: String| {
-            let family: Family<Labels, Gauge> = Family::default();
-            family.get_or_create(&vec![(label, value)]).set(1);
-            registry.register(name, "1 for what runs", family);
-        };
-        one(
-            &mut registry,
-            "etcd_server_version",
-            "server_version",
-            ETCD_VERSION.to_owned(),
-        );
-        let cluster = STORAGE_VERSION.trim_end_matches(".0").to_owned();
-        one(&mut registry, "etcd_cluster_version", "cluster_version", cluster);
-        one(&mut registry, "etcd_server_id", "server_id", format!("{member:x}"));
+        facts(&mut registry, member);
         for &(name, first, buckets) in ZERO_HISTOGRAMS {
             let histogram = Histogram::new(exponential_buckets(first, 2.0, buckets));
             registry.register(name, "Nothing here does this", histogram);
@@ -208,6 +239,7 @@ impl Metrics {
             health_failures,
             check,
             checks,
+            requests,
             received_bytes,
             sent_bytes,
         }
@@ -216,6 +248,17 @@ impl Metrics {
     /// The counters of a method by its path, `/package.Service/Method`.
     pub(super) fn method(&self, path: &str) -> Option<Arc<Method>> {
         self.methods.get(path).map(Arc::clone)
+    }
+
+    /// Counts a request by the version its client says it has, if that looks like one.
+    pub(super) fn request(&self, method: &Method, version: Option<&str>) {
+        let plain = |v: &&str| v.len() <= 16 && v.bytes().all(|b| b.is_ascii_alphanumeric() || b".-".contains(&b));
+        let version = version.filter(plain).unwrap_or("unknown");
+        let labels = vec![
+            ("type", method.kind.to_owned()),
+            ("client_api_version", version.to_owned()),
+        ];
+        self.requests.get_or_create(&labels).inc();
     }
 
     pub(super) fn health(&self, healthy: bool) {
@@ -235,6 +278,20 @@ impl Metrics {
     }
 }
 
+/// Gauges that say by their label what runs.
+fn facts(registry: &mut Registry, member: u64) {
+    let cluster = STORAGE_VERSION.trim_end_matches(".0").to_owned();
+    for (name, label, value) in [
+        ("etcd_server_version", "server_version", ETCD_VERSION.to_owned()),
+        ("etcd_cluster_version", "cluster_version", cluster),
+        ("etcd_server_id", "server_id", format!("{member:x}")),
+    ] {
+        let family: Family<Labels, Gauge> = Family::default();
+        family.get_or_create(&vec![(label, value)]).set(1);
+        registry.register(name, "1 for what runs", family);
+    }
+}
+
 /// Registers the counters of all methods, at zero, so that rates exist before the first call.
 fn methods(registry: &mut Registry, extensive: bool) -> HashMap<String, Arc<Method>> {
     let counters = || Family::<Labels, Counter>::default();
@@ -242,6 +299,28 @@ fn methods(registry: &mut Registry, extensive: bool) -> HashMap<String, Arc<Meth
     let seconds = Family::<Labels, Histogram, fn() -> Histogram>::new_with_constructor(|| {
         Histogram::new([0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0])
     });
+    let timed = || {
+        Family::<Labels, Histogram, fn() -> Histogram>::new_with_constructor(|| {
+            Histogram::new(exponential_buckets(0.0001, 2.0, 20))
+        })
+    };
+    let (reads, writes) = (timed(), timed());
+    let outcome = |method: &super::GrpcMethod| {
+        let write = |op: &str| {
+            let labels = |success: bool| {
+                let fixed = [("version", "v3"), ("op", op)].map(|(k, v)| (k, v.to_owned()));
+                [&fixed[..], &[("success", success.to_string())]].concat()
+            };
+            [false, true].map(|success| writes.get_or_create(&labels(success)).clone())
+        };
+        match (&*method.service, &*method.name) {
+            ("etcdserverpb.KV", "Range") => {
+                Some([false, true].map(|success| reads.get_or_create(&vec![("success", success.to_string())]).clone()))
+            }
+            ("etcdserverpb.KV", name @ ("Put" | "DeleteRange" | "Txn")) => Some(write(name)),
+            _ => None,
+        }
+    };
     let mut methods = HashMap::new();
     for method in super::grpc_methods() {
         let labels: Labels = vec![
@@ -259,6 +338,8 @@ fn methods(registry: &mut Registry, extensive: bool) -> HashMap<String, Arc<Meth
                 .map(|code| handled.get_or_create(&with_code(code)).clone())
                 .collect(),
             seconds: extensive.then(|| seconds.get_or_create(&labels).clone()),
+            outcome: outcome(&method),
+            kind: if method.kind == "unary" { "unary" } else { "stream" },
         };
         methods.insert(format!("/{}/{}", method.service, method.name), Arc::new(counted));
     }
@@ -266,6 +347,8 @@ fn methods(registry: &mut Registry, extensive: bool) -> HashMap<String, Arc<Meth
     registry.register("grpc_server_handled", "RPCs completed on the server", handled);
     registry.register("grpc_server_msg_received", "Messages received", received);
     registry.register("grpc_server_msg_sent", "Messages sent", sent);
+    registry.register("etcd_server_range_duration_seconds", "How long reads take", reads);
+    registry.register("etcd_server_apply_duration_seconds", "How long writes take", writes);
     if extensive {
         let help = "How long the server took, in seconds";
         registry.register("grpc_server_handling_seconds", help, seconds);

@@ -100,8 +100,7 @@ impl HttpBody for Counted {
     }
 
     fn is_end_stream(&self) -> bool {
-        // Trailers have to be seen.
-        matches!(self.side, Side::Request(_)) && self.inner.is_end_stream()
+        self.inner.is_end_stream()
     }
 
     fn size_hint(&self) -> http_body::SizeHint {
@@ -135,6 +134,8 @@ pub(super) async fn observe(metrics: &Metrics, request: Request, next: Next) -> 
         return next.run(request).await;
     };
     method.started();
+    let version = request.headers().get("client-api-version");
+    metrics.request(&method, version.and_then(|v| v.to_str().ok()));
     let mut call = Call {
         method: Arc::clone(&method),
         started: Instant::now(),
