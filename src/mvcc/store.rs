@@ -245,11 +245,8 @@ impl Store {
 
     /// Puts one key; returns what was there and the new revision.
     pub fn put(&self, put: Put) -> Result<(Option<Kv>, i64), Error> {
-        let result = self.txn(&vec![txn::Op::Put(put)].into())?;
-        match result.results.into_iter().next() {
-            Some(txn::OpResult::Put { prev, revision }) => Ok((prev, revision)),
-            _ => unreachable!("a put answers a put"),
-        }
+        let (prev, revision) = self.write(|w| w.put_alone(&put));
+        Ok((prev?, revision))
     }
 
     /// Deletes a range; returns what was there, in key order, and the store's revision after it.

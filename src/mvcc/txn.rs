@@ -218,7 +218,10 @@ fn check(txn: &Txn, state: &State, taken: &mut impl Iterator<Item = bool>) -> Re
             Op::Range(r) if r.revision != 0 && r.revision < state.compacted => {
                 return Err(Error::Compacted);
             }
-            Op::Put(put) => check_put(put, state)?,
+            Op::Put(put) => {
+                check_key(put, state)?;
+                check_lease(put, state)?;
+            }
             Op::Txn(nested) => check(nested, state, taken)?,
             Op::Range(_) | Op::Delete(_) => {}
         }
@@ -226,13 +229,17 @@ fn check(txn: &Txn, state: &State, taken: &mut impl Iterator<Item = bool>) -> Re
     Ok(())
 }
 
-fn check_put(put: &Put, state: &State) -> Result<(), Error> {
-    if put.lease != 0 && !put.ignore_lease && !state.leases.contains(put.lease) {
-        return Err(Error::LeaseNotFound);
-    }
+fn check_key(put: &Put, state: &State) -> Result<(), Error> {
     let keeps = put.ignore_value || put.ignore_lease;
     if keeps && state.index.get(&put.key).and_then(|h| h.live()).is_none() {
         return Err(Error::KeyNotFound);
+    }
+    Ok(())
+}
+
+fn check_lease(put: &Put, state: &State) -> Result<(), Error> {
+    if put.lease != 0 && !put.ignore_lease && !state.leases.contains(put.lease) {
+        return Err(Error::LeaseNotFound);
     }
     Ok(())
 }
@@ -267,6 +274,15 @@ impl<'a> WriteTxn<'a> {
             events: Vec::new(),
             finished: false,
         }
+    }
+
+    /// Puts one key, or changes nothing and says why; returns what was there.
+    ///
+    /// Parity: a put of its own looks at the lease first, one in a transaction at the key.
+    pub(super) fn put_alone(&mut self, put: &Put) -> Result<Option<Kv>, Error> {
+        check_lease(put, self.state)?;
+        check_key(put, self.state)?;
+        Ok(self.put(put))
     }
 
     /// Runs `txn`, or changes nothing and says why.

@@ -10,7 +10,7 @@ use axum::body::{Body, BodyDataStream, Bytes};
 use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::post;
+use axum::routing::{any, post};
 use bytes::{Buf, BufMut, BytesMut};
 use futures::StreamExt;
 use http_body_util::BodyExt;
@@ -86,10 +86,15 @@ struct Failure {
     message: String,
 }
 
-/// A router for `/v3/` over the gRPC services in `grpc`.
+/// A router for `/v3/`, and its old name `/v3beta/`, over the gRPC services in `grpc`.
 pub(super) fn router(grpc: &Router) -> Router {
     let pool = super::descriptors();
-    ROUTES.iter().fold(Router::new(), |router, (path, service, name)| {
+    let not_allowed = || async { Failure::new(Code::Unimplemented, "Method Not Allowed") };
+    let not_found = || async { Failure::new(Code::NotFound, "Not Found") };
+    let router = Router::new()
+        .route("/v3/{*path}", any(not_found))
+        .route("/v3beta/{*path}", any(not_found));
+    ROUTES.iter().fold(router, |router, (path, service, name)| {
         let service = pool.get_service_by_name(service).expect("a service of proto/");
         let method = service
             .methods()
@@ -98,7 +103,10 @@ pub(super) fn router(grpc: &Router) -> Router {
         let method = Arc::new(method);
         let grpc = grpc.clone();
         let handler = move |request: Request| call(grpc.clone(), Arc::clone(&method), request);
-        router.route(&format!("/v3/{path}"), post(handler))
+        let route = post(handler).fallback(not_allowed);
+        router
+            .route(&format!("/v3/{path}"), route.clone())
+            .route(&format!("/v3beta/{path}"), route)
     })
 }
 
@@ -263,6 +271,11 @@ fn documents(body: Body, output: MessageDescriptor) -> impl futures::Stream<Item
 // === impl Failure ===
 
 impl Failure {
+    fn new(code: Code, message: &str) -> Self {
+        let message = message.to_owned();
+        Self { code, message }
+    }
+
     fn internal(error: impl std::fmt::Display) -> Self {
         Self {
             code: Code::Internal,

@@ -9,7 +9,7 @@ use crate::server::peer::Peer;
 use axum::Router;
 use axum::extract::{RawQuery, Request};
 use axum::http::header::{self, HeaderValue};
-use axum::http::{Method, StatusCode, Uri};
+use axum::http::{Method, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
@@ -84,15 +84,9 @@ impl Core {
     }
 
     /// Refuses what browsers should not do, and says what they may.
-    async fn gate(&self, mut request: Request, next: Next) -> Response {
-        if let Some(rest) = request.uri().path().strip_prefix("/v3beta/") {
-            let path = format!("/v3/{rest}");
-            if let Ok(uri) = path.parse::<Uri>() {
-                *request.uri_mut() = uri;
-            }
-        }
+    async fn gate(&self, request: Request, next: Next) -> Response {
         let peer = request.extensions().get::<Peer>().cloned().unwrap_or_default();
-        let gateway = request.uri().path().starts_with("/v3/");
+        let gateway = request.uri().path().starts_with("/v3");
         if !peer.secure {
             let host = host_of(&request);
             let hosts = &self.config.access.hosts;

@@ -6,7 +6,7 @@ use tonic::{Code, Status};
 
 macro_rules! statuses {
     ($($name:ident = $code:ident, $text:literal;)*) => {
-        $(pub(super) fn $name() -> Status {
+        $(pub(in crate::server) fn $name() -> Status {
             Status::new(Code::$code, concat!("etcdserver: ", $text))
         })*
     };

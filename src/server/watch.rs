@@ -199,12 +199,12 @@ impl Session {
         };
         let range = KeyRange::new(key, request.range_end);
         let id = request.watch_id;
-        let refused = if let Err(denied) = self.may_read(&range) {
+        let refused = if request.start_revision < 0 {
+            Some(status::compacted().message().to_owned())
+        } else if let Err(denied) = self.may_read(&range) {
             Some(status::rendered(&denied))
         } else if range.is_empty() {
             Some("mvcc: watcher range is empty".to_owned())
-        } else if request.start_revision < 0 {
-            Some("etcdserver: mvcc: required revision has been compacted".to_owned())
         } else if id != 0 && self.watchers.contains_key(&id) {
             Some("mvcc: duplicate watch ID provided on the WatchStream".to_owned())
         } else {

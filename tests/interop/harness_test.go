@@ -1,0 +1,196 @@
+// Package interop holds Isthmus's store against the peers it stands in for: etcd 3.6 with its own tools and
+// clients. The Makefile builds the peers from pinned modules and says where everything is:
+// ISTHMUS_BIN, PEERS_BIN (a directory with etcd, etcdctl and etcdutl).
+package interop
+
+import (
+	"bufio"
+	"context"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+)
+
+const patience = 60 * time.Second
+
+// server is a running etcd, theirs or ours.
+type server struct {
+	name    string
+	address string
+	cmd     *exec.Cmd
+	log     *os.File
+}
+
+func peer(t testing.TB, name string) string {
+	t.Helper()
+	dir := os.Getenv("PEERS_BIN")
+	if dir == "" {
+		t.Skip("PEERS_BIN is not set: run `make interop`")
+	}
+	return filepath.Join(dir, name)
+}
+
+func freePort(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// ours starts Isthmus as etcd.
+func ours(t testing.TB, args ...string) *server {
+	t.Helper()
+	bin := os.Getenv("ISTHMUS_BIN")
+	if bin == "" {
+		t.Skip("ISTHMUS_BIN is not set: run `make interop`")
+	}
+	return start(t, "isthmus", bin, append([]string{"etcd"}, args...))
+}
+
+// theirs starts the real etcd.
+func theirs(t testing.TB, args ...string) *server {
+	t.Helper()
+	dir := t.TempDir()
+	peerURL := "http://" + freePort(t)
+	args = append([]string{
+		"--data-dir=" + dir, "--unsafe-no-fsync", "--listen-peer-urls=" + peerURL,
+		"--initial-advertise-peer-urls=" + peerURL, "--initial-cluster=default=" + peerURL,
+	}, args...)
+	return start(t, "etcd", peer(t, "etcd"), args)
+}
+
+func start(t testing.TB, name, bin string, args []string) *server {
+	t.Helper()
+	address := freePort(t)
+	url := "http://" + address
+	args = append(args, "--listen-client-urls="+url, "--advertise-client-urls="+url)
+	log, err := os.Create(filepath.Join(t.TempDir(), name+".log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(bin, args...)
+	cmd.Stdout, cmd.Stderr = log, log
+	// No orphan outlives a test that is killed.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	s := &server{name: name, address: address, cmd: cmd, log: log}
+	t.Cleanup(func() {
+		s.stop()
+		if t.Failed() {
+			t.Logf("last lines of %s:\n%s", name, s.tail(20))
+		}
+		log.Close()
+	})
+	eventually(t, name+" answers", func() bool {
+		conn, err := net.DialTimeout("tcp", address, time.Second)
+		if err != nil {
+			return false
+		}
+		conn.Close()
+		c := s.client(t)
+		defer c.Close()
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		_, err = c.Get(ctx, "ready")
+		return err == nil
+	})
+	return s
+}
+
+func (s *server) stop() {
+	if s.cmd.ProcessState != nil {
+		return
+	}
+	_ = s.cmd.Process.Signal(syscall.SIGTERM)
+	done := make(chan struct{})
+	go func() { _ = s.cmd.Wait(); close(done) }()
+	select {
+	case <-done:
+	case <-time.After(10 * time.Second):
+		_ = s.cmd.Process.Kill()
+		<-done
+	}
+}
+
+func (s *server) tail(n int) string {
+	f, err := os.Open(s.log.Name())
+	if err != nil {
+		return err.Error()
+	}
+	defer f.Close()
+	var lines []string
+	for scan := bufio.NewScanner(f); scan.Scan(); {
+		lines = append(lines, scan.Text())
+	}
+	return strings.Join(lines[max(0, len(lines)-n):], "\n")
+}
+
+func (s *server) client(t testing.TB) *clientv3.Client {
+	t.Helper()
+	c, err := clientv3.New(clientv3.Config{Endpoints: []string{s.address}, DialTimeout: 5 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func (s *server) dial(t testing.TB) *grpc.ClientConn {
+	t.Helper()
+	conn, err := grpc.NewClient(s.address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+func eventually(t testing.TB, what string, check func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		if check() {
+			return
+		}
+	}
+	t.Fatalf("still not: %s", what)
+}
+
+// run runs a peer's tool and returns what it prints.
+func run(t testing.TB, tool string, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(peer(t, tool), args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %v: %v\n%s", tool, args, err, out)
+	}
+	return string(out)
+}
+
+func must[T any](t testing.TB) func(T, error) T {
+	return func(v T, err error) T {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+}
+
+func ctx(t testing.TB) context.Context {
+	t.Helper()
+	c, cancel := context.WithTimeout(context.Background(), patience)
+	t.Cleanup(cancel)
+	return c
+}

@@ -1,0 +1,215 @@
+package interop
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// A snapshot of ours is one of etcd's: etcdutl reads it, and an etcd restored from it holds the same.
+func TestSnapshotRestoresIntoEtcd(t *testing.T) {
+	s := ours(t)
+	c := s.client(t)
+	defer c.Close()
+	for i := range 2000 {
+		must[*clientv3.PutResponse](t)(c.Put(ctx(t), fmt.Sprintf("k/%05d", i%700), strings.Repeat("v", i%400)))
+	}
+	must[*clientv3.PutResponse](t)(c.Put(ctx(t), "large", strings.Repeat("x", 1<<20)))
+	must[*clientv3.DeleteResponse](t)(c.Delete(ctx(t), "k/001", clientv3.WithPrefix()))
+	lease := must[*clientv3.LeaseGrantResponse](t)(c.Grant(ctx(t), 3000))
+	must[*clientv3.PutResponse](t)(c.Put(ctx(t), "leased", "v", clientv3.WithLease(lease.ID)))
+	must[*clientv3.CompactResponse](t)(c.Compact(ctx(t), 900, clientv3.WithCompactPhysical()))
+	must[*clientv3.AuthUserAddResponse](t)(c.UserAdd(ctx(t), "ann", "pw"))
+	must[*clientv3.AuthRoleAddResponse](t)(c.RoleAdd(ctx(t), "reader"))
+	must[*clientv3.AuthUserGrantRoleResponse](t)(c.UserGrantRole(ctx(t), "ann", "reader"))
+	before := must[*clientv3.HashKVResponse](t)(c.HashKV(ctx(t), s.address, 0))
+
+	dir := t.TempDir()
+	file := filepath.Join(dir, "snapshot.db")
+	run(t, "etcdctl", "--endpoints="+s.address, "snapshot", "save", file)
+	var status struct {
+		Revision int64
+		TotalKey int
+		Version  string
+	}
+	if err := json.Unmarshal([]byte(run(t, "etcdutl", "snapshot", "status", file, "-w", "json")), &status); err != nil {
+		t.Fatal(err)
+	}
+	if status.Revision != before.Header.Revision || status.TotalKey != 602 || status.Version != "3.6.0" {
+		t.Fatalf("status %+v, at revision %d", status, before.Header.Revision)
+	}
+	peerURL := "http://" + freePort(t)
+	data := filepath.Join(dir, "restored")
+	run(t, "etcdutl", "snapshot", "restore", file, "--data-dir="+data,
+		"--initial-cluster=default="+peerURL, "--initial-advertise-peer-urls="+peerURL)
+	restored := start(t, "restored", peer(t, "etcd"), []string{
+		"--data-dir=" + data, "--listen-peer-urls=" + peerURL, "--initial-advertise-peer-urls=" + peerURL,
+		"--initial-cluster=default=" + peerURL,
+	})
+	r := restored.client(t)
+	defer r.Close()
+	after := must[*clientv3.HashKVResponse](t)(r.HashKV(ctx(t), restored.address, 0))
+	if after.Hash != before.Hash || after.Header.Revision != before.Header.Revision {
+		t.Fatalf("hash %x at %d, was %x at %d", after.Hash, after.Header.Revision, before.Hash, before.Header.Revision)
+	}
+	ttl := must[*clientv3.LeaseTimeToLiveResponse](t)(r.TimeToLive(ctx(t), lease.ID, clientv3.WithAttachedKeys()))
+	if ttl.GrantedTTL != 3000 || len(ttl.Keys) != 1 {
+		t.Fatalf("lease %+v", ttl)
+	}
+	user := must[*clientv3.AuthUserGetResponse](t)(r.UserGet(ctx(t), "ann"))
+	if fmt.Sprint(user.Roles) != "[reader]" {
+		t.Fatalf("user %+v", user)
+	}
+	old := must[*clientv3.GetResponse](t)(r.Get(ctx(t), "k/00400", clientv3.WithRev(1200)))
+	if len(old.Kvs) != 1 || old.Kvs[0].ModRevision >= 1200 {
+		t.Fatalf("history %+v", old.Kvs)
+	}
+}
+
+var ids = regexp.MustCompile(`"(cluster_id|member_id|leader|ID|raftIndex|raftAppliedIndex|dbSize|dbSizeInUse)":"\d+"`)
+
+// The JSON gateway and the health checks answer with the same texts and codes.
+func TestGatewayAnswersAlike(t *testing.T) {
+	type exchange struct{ path, body string }
+	var texts [2][]string
+	for i, s := range []*server{theirs(t), ours(t)} {
+		for _, x := range []exchange{
+			{"/v3/kv/put", `{"key":"Zm9v","value":"YmFy"}`},
+			{"/v3/kv/put", `{"key":"Zm9v","value":"YmF6","prevKv":true}`},
+			{"/v3/kv/range", `{"key":"Zm9v","range_end":"AA==","sort_order":"DESCEND","limit":"5"}`},
+			{"/v3/kv/range", `{"key":""}`},
+			{"/v3/kv/range", `{"key":"Zm9v","revision":"99"}`},
+			{"/v3beta/kv/range", `{"key":"Zm9v"}`},
+			{"/v3/kv/txn", `{"compare":[{"target":"VERSION","key":"Zm9v","version":"2"}],"success":[{"requestDeleteRange":{"key":"Zm9v"}}]}`},
+			{"/v3/kv/deleterange", `{"key":"Zm9v","prev_kv":true}`},
+			{"/v3/kv/compaction", `{"revision":"77"}`},
+			{"/v3/lease/grant", `{"ID":"7","TTL":"600"}`},
+			{"/v3/lease/timetolive", `{"ID":"8"}`},
+			{"/v3/kv/lease/revoke", `{"ID":"7"}`},
+			{"/v3/kv/lease/revoke", `{"ID":"7"}`},
+			{"/v3/lease/keepalive", `{"ID":"9"}`},
+			{"/v3/maintenance/status", `{}`},
+			{"/v3/maintenance/hashkv", `{}`},
+			{"/v3/maintenance/alarm", `{"action":"GET"}`},
+			{"/v3/auth/user/add", `{"name":"ann","password":"x"}`},
+			{"/v3/auth/user/get", `{"name":"ann"}`},
+			{"/v3/auth/user/get", `{"name":"nobody"}`},
+			{"/v3/auth/role/add", `{"name":"r"}`},
+			{"/v3/auth/role/grant", `{"name":"r","perm":{"key":"Zm9v","range_end":"Zm9w","permType":"READWRITE"}}`},
+			{"/v3/auth/role/get", `{"role":"r"}`},
+			{"/v3/auth/enable", `{}`},
+			{"/v3/auth/status", ``},
+			{"/v3/election/leader", `{"name":"bm9uZQ=="}`},
+			{"/v3/nonsense", `{}`},
+			{"/health", ""},
+			{"/health?serializable=true&exclude=NOSPACE", ""},
+			{"/livez?verbose", ""},
+			{"/livez/serializable_read", ""},
+			{"/readyz/data_corruption?verbose", ""},
+			{"/readyz?exclude=linearizable_read&exclude=data_corruption&exclude=non_learner&verbose", ""},
+			{"/version", ""},
+			{"/nonsense", ""},
+		} {
+			var r *http.Response
+			var err error
+			if strings.HasPrefix(x.path, "/v3") {
+				r, err = http.Post("http://"+s.address+x.path, "application/json", strings.NewReader(x.body))
+			} else {
+				r, err = http.Get("http://" + s.address + x.path)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			body := must[[]byte](t)(io.ReadAll(r.Body))
+			r.Body.Close()
+			text := ids.ReplaceAllString(string(body), `"$1":"N"`)
+			texts[i] = append(texts[i], fmt.Sprintf("%s %s\n  %d %s %s", x.path, x.body, r.StatusCode, r.Header.Get("Content-Type"), plain(text)))
+		}
+	}
+	for i := range texts[0] {
+		if texts[0][i] != texts[1][i] {
+			t.Errorf("etcd: %s\nours: %s", texts[0][i], texts[1][i])
+		}
+	}
+}
+
+// plain takes out the blanks that protojson adds at random.
+func plain(text string) string {
+	var v any
+	if json.Unmarshal([]byte(text), &v) != nil {
+		return text
+	}
+	out, _ := json.Marshal(v)
+	return string(out)
+}
+
+func TestGatewayWatches(t *testing.T) {
+	s := ours(t)
+	c := s.client(t)
+	defer c.Close()
+	r, err := http.Post("http://"+s.address+"/v3/watch", "application/json", strings.NewReader(`{"create_request":{"key":"Zm9v"}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Body.Close()
+	documents := json.NewDecoder(r.Body)
+	next := func() map[string]any {
+		var v struct{ Result map[string]any }
+		if err := documents.Decode(&v); err != nil {
+			t.Fatal(err)
+		}
+		return v.Result
+	}
+	if created := next(); created["created"] != true {
+		t.Fatalf("%v", created)
+	}
+	must[*clientv3.PutResponse](t)(c.Put(ctx(t), "foo", "bar"))
+	event := next()["events"].([]any)[0].(map[string]any)["kv"].(map[string]any)
+	if event["key"] != "Zm9v" || event["value"] != "YmFy" {
+		t.Fatalf("%v", event)
+	}
+}
+
+// etcd's own check of a server's speed, small: every request has to succeed.
+func TestQuotaAndAlarm(t *testing.T) {
+	for _, s := range []*server{theirs(t, "--quota-backend-bytes=2000000"), ours(t, "--quota-backend-bytes=2000000")} {
+		t.Run(s.name, func(t *testing.T) {
+			c := s.client(t)
+			defer c.Close()
+			var err error
+			for i := 0; err == nil && i < 40; i++ {
+				_, err = c.Put(ctx(t), fmt.Sprint("k", i%10), strings.Repeat("v", 100_000))
+			}
+			if err == nil || !strings.Contains(err.Error(), "etcdserver: mvcc: database space exceeded") {
+				t.Fatalf("over the quota: %v", err)
+			}
+			alarms := must[*clientv3.AlarmResponse](t)(c.AlarmList(ctx(t)))
+			if len(alarms.Alarms) != 1 || alarms.Alarms[0].Alarm.String() != "NOSPACE" {
+				t.Fatalf("alarms %v", alarms)
+			}
+			health := must[*http.Response](t)(http.Get("http://" + s.address + "/health"))
+			body := must[[]byte](t)(io.ReadAll(health.Body))
+			health.Body.Close()
+			if health.StatusCode != 503 || string(body) != "{\"health\":\"false\",\"reason\":\"ALARM NOSPACE\"}\n" {
+				t.Fatalf("%d %q", health.StatusCode, body)
+			}
+			// What makes room is allowed; the alarm stays until it is disarmed.
+			now := must[*clientv3.GetResponse](t)(c.Get(ctx(t), "k0")).Header.Revision
+			must[*clientv3.DeleteResponse](t)(c.Delete(ctx(t), "k", clientv3.WithPrefix()))
+			must[*clientv3.CompactResponse](t)(c.Compact(ctx(t), now+1, clientv3.WithCompactPhysical()))
+			must[*clientv3.DefragmentResponse](t)(c.Defragment(ctx(t), s.address))
+			if _, err := c.Put(ctx(t), "k", "v"); err == nil {
+				t.Fatal("the alarm went by itself")
+			}
+			must[*clientv3.AlarmResponse](t)(c.AlarmDisarm(ctx(t), &clientv3.AlarmMember{}))
+			must[*clientv3.PutResponse](t)(c.Put(ctx(t), "k", "v"))
+		})
+	}
+}
