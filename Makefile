@@ -18,8 +18,20 @@ check: setup ## all that CI runs
 bench: setup ## criterion benchmarks of the store and its fan-out
 	$(CARGO) bench --locked
 
-fuzz: setup ## property tests, long: CASES=100000
-	PROPTEST_CASES=$(or $(CASES),20000) $(CARGO) test --locked --release --lib
+# Edges are counted by LLVM itself, so a stable compiler is enough.
+FUZZ_FLAGS = -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+	-Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+	-Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1
+FUZZ_HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+fuzz: setup ## libFuzzer on what decodes input: TARGETS="requests …", SECONDS=60 for each
+	RUSTFLAGS="$(FUZZ_FLAGS)" $(CARGO) build --manifest-path tests/fuzz/Cargo.toml --release \
+		--target $(FUZZ_HOST) --target-dir $(TARGET)/fuzz
+	@for target in $(or $(TARGETS),requests gateway manifests remotes); do \
+		mkdir -p $(TARGET)/fuzz/corpus/$$target && echo "== $$target" && \
+		FUZZ_TARGET=$$target $(TARGET)/fuzz/$(FUZZ_HOST)/release/isthmus-fuzz $(TARGET)/fuzz/corpus/$$target \
+			$(wildcard tests/fuzz/seeds) -max_total_time=$(or $(SECONDS),60) -rss_limit_mb=4096 -timeout=20 \
+			-artifact_prefix=$(TARGET)/fuzz/$$target- -print_final_stats=1 -verbosity=0 || exit 1; \
+	done
 
 setup: ## protoc, a C compiler and Rust, where they are missing
 	@./.ci/setup

@@ -286,19 +286,20 @@ impl Core {
             .max_concurrent_streams(self.config.max_concurrent_streams)
             .http2_keepalive_interval(Some(idle))
             .http2_keepalive_timeout(Some(patience))
-            .add_routes(self.routes(what))
+            .add_routes(Routes::from(self.router(what)))
             .serve_with_incoming_shutdown(ReceiverStream::new(connections), stop.cancelled_owned())
             .await
     }
 
-    fn routes(self: &Arc<Self>, what: Serve) -> Routes {
+    /// What answers requests, without the sockets.
+    pub fn router(self: &Arc<Self>, what: Serve) -> axum::Router {
         let gateway = || self.config.gateway.then(|| gateway::router(&self.grpc()));
-        Routes::from(match what {
+        match what {
             Serve::All => self.grpc().merge(self.http(gateway())),
             Serve::Grpc => self.grpc(),
             Serve::Http => self.http(gateway()),
             Serve::Metrics => self.health_and_metrics(),
-        })
+        }
     }
 
     /// All gRPC services, counted.

@@ -109,6 +109,14 @@ pub async fn follow(directory: PathBuf, kinds: Vec<Kind>, events: mpsc::Sender<E
     }
 }
 
+/// The events of one manifest, as if it were the only one in its directory. Documents that are not valid
+/// are left out.
+pub fn parse(text: &str) -> Vec<Event> {
+    let mut manifests = Manifests::default();
+    manifests.read(PathBuf::from("manifest"), text, "2006-01-02T15:04:05Z");
+    manifests.events()
+}
+
 fn wanted(event: &Event, kinds: &[Kind]) -> bool {
     match event {
         Event::Apply(object) => kinds.contains(&object.kind()),

@@ -74,16 +74,20 @@ impl ClientConfig {
             path: path.to_owned(),
             source,
         })?;
-        let parse = |why: String| Error::Parse {
+        Self::parse(&text).map_err(|why| Error::Parse {
             path: path.to_owned(),
             why,
-        };
-        let config: Self = serde_saphyr::from_str(&text).map_err(|e| parse(e.to_string()))?;
+        })
+    }
+
+    /// Reads a file's text; an error says what is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let config: Self = serde_saphyr::from_str(text).map_err(|e| e.to_string())?;
         if config.endpoints.is_empty() {
-            return Err(parse("it has no endpoints".to_owned()));
+            return Err("it has no endpoints".to_owned());
         }
         if config.insecure_skip_tls_verify {
-            return Err(parse("insecure-skip-tls-verify is not supported".to_owned()));
+            return Err("insecure-skip-tls-verify is not supported".to_owned());
         }
         Ok(config)
     }

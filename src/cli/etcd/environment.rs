@@ -91,7 +91,8 @@ pub fn flags_of_file(path: &str) -> anyhow::Result<Vec<String>> {
     flags_of(&text).with_context(|| format!("cannot use the config file {path}"))
 }
 
-fn flags_of(text: &str) -> anyhow::Result<Vec<String>> {
+/// The settings of a config file's text as flags.
+pub fn flags_of(text: &str) -> anyhow::Result<Vec<String>> {
     let settings: BTreeMap<String, Value> = serde_saphyr::from_str(text)?;
     let mut flags = vec![];
     for (name, value) in &settings {

@@ -1,0 +1,165 @@
+//! Fuzzing of everything that decodes bytes from outside. libFuzzer drives it; `FUZZ_TARGET` says what:
+//!
+//! - `requests`: gRPC requests of every method, against a store that goes on from input to input;
+//! - `gateway`: the same as JSON;
+//! - `manifests`: Kubernetes objects as YAML, through the publisher;
+//! - `remotes`: the files that say how to reach a remote cluster, a config file of etcd's, and a cluster's
+//!   configuration as remote clusters publish it.
+
+#![no_main]
+
+use axum::body::Body;
+use axum::http::Request;
+use isthmus::auth::{self, AuthStore};
+use isthmus::cli::etcd::environment;
+use isthmus::clustermesh::publisher::{Options, Publisher, ServiceMode};
+use isthmus::k8s::manifests;
+use isthmus::k8s::types::Kind;
+use isthmus::kvstore::config::ClientConfig;
+use isthmus::lease::{Lessor, MIN_TTL_SECS};
+use isthmus::model::cluster::{ClusterConfig, ClusterInfo};
+use isthmus::mvcc::Store;
+use isthmus::server::{Config, Core, Identity, Serve};
+use isthmus::util::lifecycle::Lifecycle;
+use libfuzzer_sys::fuzz_target;
+use std::cell::RefCell;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use tower::ServiceExt;
+
+/// Methods whose answer ends, with their path below the gateway.
+const METHODS: &[(&str, &str)] = &[
+    ("/etcdserverpb.KV/Range", "kv/range"),
+    ("/etcdserverpb.KV/Put", "kv/put"),
+    ("/etcdserverpb.KV/DeleteRange", "kv/deleterange"),
+    ("/etcdserverpb.KV/Txn", "kv/txn"),
+    ("/etcdserverpb.KV/Compact", "kv/compaction"),
+    ("/etcdserverpb.KV/RangeStream", "kv/range"),
+    ("/etcdserverpb.Watch/Watch", "watch"),
+    ("/etcdserverpb.Lease/LeaseGrant", "lease/grant"),
+    ("/etcdserverpb.Lease/LeaseRevoke", "lease/revoke"),
+    ("/etcdserverpb.Lease/LeaseKeepAlive", "lease/keepalive"),
+    ("/etcdserverpb.Lease/LeaseTimeToLive", "lease/timetolive"),
+    ("/etcdserverpb.Cluster/MemberAdd", "cluster/member/add"),
+    ("/etcdserverpb.Maintenance/Alarm", "maintenance/alarm"),
+    ("/etcdserverpb.Maintenance/HashKV", "maintenance/hashkv"),
+    ("/etcdserverpb.Maintenance/Downgrade", "maintenance/downgrade"),
+    ("/etcdserverpb.Auth/RoleAdd", "auth/role/add"),
+    ("/etcdserverpb.Auth/RoleGrantPermission", "auth/role/grant"),
+    ("/etcdserverpb.Auth/RoleRevokePermission", "auth/role/revoke"),
+    ("/etcdserverpb.Auth/UserGrantRole", "auth/user/grant"),
+    ("/v3lockpb.Lock/Lock", "lock/lock"),
+    ("/v3electionpb.Election/Campaign", "election/campaign"),
+    ("/v3electionpb.Election/Proclaim", "election/proclaim"),
+];
+
+/// Inputs for one store; then it starts over.
+const INPUTS: u32 = 5000;
+
+/// A store with its services and the runtime they live in.
+struct Server {
+    runtime: tokio::runtime::Runtime,
+    router: axum::Router,
+    life: Lifecycle,
+    inputs: u32,
+}
+
+impl Server {
+    fn new() -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let life = Lifecycle::default();
+        let router = runtime.block_on(async {
+            let store = Store::new();
+            let lessor = Arc::new(Lessor::new(Arc::clone(&store), MIN_TTL_SECS));
+            let auth = Arc::new(AuthStore::new(auth::Config::default()).expect("simple tokens"));
+            let config = Config { quota_bytes: 64 << 20, ..Config::new(Identity::random()) };
+            Core::start(store, lessor, auth, config, &life).router(Serve::All)
+        });
+        Self { runtime, router, life, inputs: 0 }
+    }
+
+    fn call(&mut self, path: String, kind: &'static str, body: Vec<u8>) {
+        self.inputs += 1;
+        let request = Request::post(path).header("content-type", kind).body(Body::from(body)).expect("a request");
+        let router = self.router.clone();
+        self.runtime.block_on(async move {
+            let Ok(response) = router.oneshot(request).await;
+            // Watches and locks do not end: what they say at once is enough.
+            let all = axum::body::to_bytes(response.into_body(), usize::MAX);
+            let _ = tokio::time::timeout(Duration::from_millis(2), all).await;
+        });
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.life.stop();
+    }
+}
+
+thread_local! {
+    static SERVER: RefCell<Option<Server>> = const { RefCell::new(None) };
+}
+
+fn call(data: &[u8], json: bool) {
+    let Some((&method, body)) = data.split_first() else { return };
+    let (grpc, rest) = METHODS[usize::from(method) % METHODS.len()];
+    SERVER.with_borrow_mut(|server| {
+        if server.as_ref().is_some_and(|s| s.inputs >= INPUTS) {
+            *server = None;
+        }
+        let server = server.get_or_insert_with(Server::new);
+        if json {
+            server.call(format!("/v3/{rest}"), "application/json", body.to_vec());
+        } else {
+            let len = (body.len() as u32).to_be_bytes();
+            server.call(grpc.to_owned(), "application/grpc", [&[0], &len[..], body].concat());
+        }
+    });
+}
+
+fn publish(text: &str) {
+    let events = manifests::parse(text);
+    for endpoint_slices in [false, true] {
+        let mut publisher = Publisher::new(Options {
+            cluster: ClusterInfo::new("c1", 1, 255).expect("a valid cluster"),
+            default_global_namespace: true,
+            endpoint_slices,
+            service_exports: true,
+            service_mode: ServiceMode::default(),
+        });
+        let listed = Kind::ALL.iter().map(|kind| isthmus::k8s::events::Event::Listed(*kind));
+        for event in events.iter().cloned().chain(listed) {
+            publisher.handle(event);
+        }
+    }
+}
+
+fn target() -> &'static str {
+    static TARGET: OnceLock<String> = OnceLock::new();
+    TARGET.get_or_init(|| std::env::var("FUZZ_TARGET").expect("FUZZ_TARGET names what to fuzz"))
+}
+
+fuzz_target!(|data: &[u8]| {
+    match target() {
+        "requests" => call(data, false),
+        "gateway" => call(data, true),
+        "manifests" => {
+            if let Ok(text) = std::str::from_utf8(data) {
+                publish(text);
+            }
+        }
+        "remotes" => {
+            if let Ok(text) = std::str::from_utf8(data) {
+                if let Ok(config) = ClientConfig::parse(text) {
+                    let _ = config.targets();
+                }
+                let _ = environment::flags_of(text);
+            }
+            if let Ok(config) = serde_json::from_slice::<ClusterConfig>(data) {
+                let _ = config.to_json();
+            }
+        }
+        other => panic!("there is no target {other}"),
+    }
+});

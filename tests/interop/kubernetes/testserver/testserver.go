@@ -1,0 +1,89 @@
+// Package testserver takes the place of k8s.io/apiserver/pkg/storage/etcd3/testserver (`go test -overlay`):
+// where that one embeds an etcd, this one starts the binary that ETCD_BIN names. So Kubernetes' own tests
+// of its storage run on it.
+package testserver
+
+import (
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/client/v3/kubernetes"
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	storagetesting "k8s.io/apiserver/pkg/storage/testing"
+)
+
+// starting keeps two servers from choosing one port.
+var starting sync.Mutex
+
+// NewTestConfig gives the configuration that tests change before they start a server.
+func NewTestConfig(t testing.TB) *embed.Config {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	at := url.URL{Scheme: "http", Host: strings.Replace(l.Addr().String(), "127.0.0.1", "localhost", 1)}
+	cfg := embed.NewConfig()
+	cfg.Dir = t.TempDir()
+	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{at}, []url.URL{at}
+	return cfg
+}
+
+// RunEtcd starts a server and returns a client of it; both end with the test.
+func RunEtcd(t testing.TB, cfg *embed.Config) *kubernetes.Client {
+	t.Helper()
+	if cfg == nil {
+		starting.Lock()
+		defer starting.Unlock()
+		cfg = NewTestConfig(t)
+	}
+	at := cfg.AdvertiseClientUrls[0].String()
+	args := []string{
+		"--listen-client-urls=" + cfg.ListenClientUrls[0].String(), "--advertise-client-urls=" + at,
+		fmt.Sprintf("--max-request-bytes=%d", cfg.MaxRequestBytes),
+		"--watch-progress-notify-interval=" + cfg.WatchProgressNotifyInterval.String(),
+	}
+	tls := cfg.ClientTLSInfo
+	for flag, file := range map[string]string{"cert": tls.CertFile, "key": tls.KeyFile, "trusted-ca": tls.TrustedCAFile} {
+		if file != "" {
+			args = append(args, fmt.Sprintf("--%s-file=%s", flag, file))
+		}
+	}
+	cmd := exec.Command(os.Getenv("ETCD_BIN"), append([]string{"etcd"}, args...)...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	client, err := tls.ClientConfig()
+	if err != nil {
+		t.Fatal(err)
+	}
+	connected, err := kubernetes.New(clientv3.Config{
+		TLS:         client,
+		Endpoints:   []string{at},
+		DialTimeout: 30 * time.Second,
+		DialOptions: []grpc.DialOption{grpc.WithBlock()},
+		Logger:      zap.NewNop(),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	connected.KV = storagetesting.NewKVRecorder(connected.KV)
+	connected.Kubernetes = storagetesting.NewKubernetesRecorder(connected.Kubernetes)
+	return connected
+}

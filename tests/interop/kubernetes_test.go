@@ -1,0 +1,301 @@
+package interop
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// A kube-apiserver whose etcd is ours has to do everything it does on its own, and say nothing it does not
+// say there. `make interop-kubernetes` builds one and names it in KUBE_APISERVER.
+
+const objects = 2000
+
+type apiserver struct {
+	t    *testing.T
+	url  string
+	http *http.Client
+	cmd  *exec.Cmd
+	log  string
+}
+
+// dict is a JSON object.
+type dict = map[string]any
+
+func startAPIServer(t *testing.T, store string) *apiserver {
+	t.Helper()
+	bin := os.Getenv("KUBE_APISERVER")
+	if bin == "" {
+		t.Skip("KUBE_APISERVER is not set: run `make interop-kubernetes`")
+	}
+	dir := t.TempDir()
+	key := must[*rsa.PrivateKey](t)(rsa.GenerateKey(rand.Reader, 2048))
+	account := filepath.Join(dir, "sa.key")
+	block := pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)})
+	tokens := filepath.Join(dir, "tokens.csv")
+	for file, text := range map[string][]byte{account: block, tokens: []byte(`sesame,admin,admin,"system:masters"`)} {
+		if err := os.WriteFile(file, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	address := freePort(t)
+	_, port, _ := net.SplitHostPort(address)
+	a := &apiserver{t: t, url: "https://" + address, log: filepath.Join(dir, "apiserver.log")}
+	// The certificate is made at the start and lives as long as the test.
+	a.http = &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
+	a.cmd = exec.Command(bin,
+		"--etcd-servers=http://"+store, "--bind-address=127.0.0.1", "--secure-port="+port,
+		"--cert-dir="+filepath.Join(dir, "certs"), "--service-cluster-ip-range=10.0.0.0/24",
+		// Nobody goes there; without a default route one has to be given.
+		"--advertise-address=192.0.2.1",
+		"--authorization-mode=AlwaysAllow", "--token-auth-file="+tokens,
+		"--service-account-issuer=https://kubernetes.default.svc", "--service-account-key-file="+account,
+		"--service-account-signing-key-file="+account, "--endpoint-reconciler-type=none",
+		"--etcd-compaction-interval=60s", "--event-ttl=10s")
+	log := must[*os.File](t)(os.Create(a.log))
+	defer log.Close()
+	a.cmd.Stdout, a.cmd.Stderr = log, log
+	a.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := a.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		a.stop()
+		if text, err := os.ReadFile(a.log); err == nil && t.Failed() {
+			t.Logf("the end of kube-apiserver's log:\n%s", text[max(0, len(text)-3000):])
+		}
+	})
+	eventually(t, "kube-apiserver is ready", func() bool {
+		r, err := a.get("/readyz")
+		if err != nil {
+			return false
+		}
+		r.Body.Close()
+		return r.StatusCode == http.StatusOK
+	})
+	eventually(t, "there is a namespace", func() bool {
+		code, _ := a.call("GET", "/api/v1/namespaces/default", nil)
+		return code == http.StatusOK
+	})
+	return a
+}
+
+func (a *apiserver) stop() {
+	if a.cmd.ProcessState == nil {
+		_ = a.cmd.Process.Signal(syscall.SIGTERM)
+		_ = a.cmd.Wait()
+	}
+}
+
+func (a *apiserver) call(method, path string, body any) (int, dict) {
+	a.t.Helper()
+	payload, _ := json.Marshal(body)
+	if body == nil {
+		payload = nil
+	}
+	q := must[*http.Request](a.t)(http.NewRequestWithContext(ctx(a.t), method, a.url+path, bytes.NewReader(payload)))
+	q.Header.Set("Authorization", "Bearer sesame")
+	q.Header.Set("Content-Type", "application/json")
+	r, err := a.http.Do(q)
+	if err != nil {
+		return 0, nil
+	}
+	defer r.Body.Close()
+	var answer dict
+	_ = json.NewDecoder(r.Body).Decode(&answer)
+	return r.StatusCode, answer
+}
+
+func (a *apiserver) expect(code int, method, path string, body any) dict {
+	a.t.Helper()
+	got, answer := a.call(method, path, body)
+	if got != code {
+		a.t.Fatalf("%s %s: %d, not %d: %v", method, path, got, code, answer)
+	}
+	return answer
+}
+
+func configMap(name string, n int) dict {
+	return dict{
+		"metadata": dict{"name": name, "labels": dict{"half": fmt.Sprint(n % 2)}},
+		"data":     dict{"n": fmt.Sprint(n)},
+	}
+}
+
+func meta(object dict, field string) string {
+	s, _ := object["metadata"].(dict)[field].(string)
+	return s
+}
+
+const maps = "/api/v1/namespaces/default/configmaps"
+
+// names lists all objects page by page.
+func (a *apiserver) names(query string) []string {
+	a.t.Helper()
+	var all []string
+	next := ""
+	for {
+		page := a.expect(200, "GET", maps+"?limit=300&"+query+"&continue="+url.QueryEscape(next), nil)
+		for _, item := range page["items"].([]any) {
+			all = append(all, meta(item.(dict), "name"))
+		}
+		if next = meta(page, "continue"); next == "" {
+			return all
+		}
+	}
+}
+
+func (a *apiserver) watch(from string) (chan dict, context.CancelFunc) {
+	c, cancel := context.WithCancel(context.Background())
+	q, _ := http.NewRequestWithContext(c, "GET", a.url+maps+"?watch=1&resourceVersion="+from, nil)
+	q.Header.Set("Authorization", "Bearer sesame")
+	r, err := a.http.Do(q)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	events := make(chan dict, 3*objects)
+	go func() {
+		defer close(events)
+		defer r.Body.Close()
+		for d := json.NewDecoder(r.Body); ; {
+			var e dict
+			if d.Decode(&e) != nil {
+				return
+			}
+			events <- e
+		}
+	}()
+	return events, cancel
+}
+
+func TestKubeAPIServer(t *testing.T) {
+	for _, which := range []func(testing.TB, ...string) *server{theirs, ours} {
+		s := which(t)
+		t.Run(s.name, func(t *testing.T) {
+			a := startAPIServer(t, s.address)
+			useAPIServer(t, a)
+			left := a.names("")
+			a.stop()
+			// Another one finds on the store what the first one left.
+			b := startAPIServer(t, s.address)
+			if again := b.names(""); fmt.Sprint(again) != fmt.Sprint(left) {
+				t.Fatalf("a second apiserver finds %d objects, the first left %d", len(again), len(left))
+			}
+			b.stop()
+			for _, log := range []string{a.log, b.log} {
+				text := string(must[[]byte](t)(os.ReadFile(log)))
+				for line := range strings.Lines(text) {
+					about := strings.Contains(line, "etcd") || strings.Contains(line, "storage") || strings.Contains(line, "compact")
+					// Its own short-lived connections to the store end while they begin, on etcd, too.
+					noise := strings.Contains(line, "error reading server preface") || strings.Contains(line, "failed to write client preface") ||
+						strings.Contains(line, "operation was canceled") || strings.Contains(line, "context canceled")
+					if (line[0] == 'E' || line[0] == 'F') && about && !noise {
+						t.Errorf("the log says: %s", line)
+					}
+				}
+			}
+		})
+	}
+}
+
+func useAPIServer(t *testing.T, a *apiserver) {
+	before := meta(a.expect(200, "GET", maps+"?limit=1", nil), "resourceVersion")
+	events, cancel := a.watch(before)
+	defer cancel()
+	started := time.Now()
+	name := func(n int) string { return fmt.Sprintf("cm-%05d", n) }
+	for n := range objects {
+		a.expect(201, "POST", maps, configMap(name(n), n))
+	}
+	t.Logf("%d objects created in %v", objects, time.Since(started))
+	a.expect(409, "POST", maps, configMap(name(0), 0))
+	// The API server's own config map is there as well.
+	if all := a.names("labelSelector=half"); len(all) != objects || all[7] != name(7) {
+		t.Fatalf("%d listed", len(all))
+	}
+	if half := a.names("labelSelector=half%3D1"); len(half) != objects/2 {
+		t.Fatalf("%d of a half listed", len(half))
+	}
+	exact := a.names("labelSelector=half&resourceVersionMatch=Exact&resourceVersion=" + before)
+	if len(exact) != 0 {
+		t.Fatalf("%d objects before any", len(exact))
+	}
+
+	for n := range 200 {
+		object := a.expect(200, "GET", maps+"/"+name(n), nil)
+		stale := configMap(name(n), n)
+		stale["metadata"].(dict)["resourceVersion"] = meta(object, "resourceVersion")
+		object["data"] = dict{"n": "changed"}
+		a.expect(200, "PUT", maps+"/"+name(n), object)
+		a.expect(409, "PUT", maps+"/"+name(n), stale)
+	}
+	a.expect(409, "DELETE", maps+"/"+name(1), dict{"preconditions": dict{"resourceVersion": "1"}})
+	for n := range 100 {
+		a.expect(200, "DELETE", maps+"/"+name(n), nil)
+	}
+	a.expect(200, "DELETE", maps+"?labelSelector=half%3D1", nil)
+	if rest := a.names("labelSelector=half"); len(rest) != objects/2-50 {
+		t.Fatalf("%d left", len(rest))
+	}
+	a.expect(422, "POST", maps, configMap("Not A Name", 1))
+	large := configMap("large", 2)
+	large["data"] = dict{"blob": strings.Repeat("x", 900_000)}
+	a.expect(201, "POST", maps, large)
+
+	counted := map[string]int{}
+	for want := objects + 200 + 100 + objects/2 - 50; counted["ADDED"]+counted["MODIFIED"]+counted["DELETED"] < want; {
+		select {
+		case e, ok := <-events:
+			if !ok {
+				t.Fatalf("the watch ended after %v", counted)
+			}
+			if e["object"].(dict)["metadata"].(dict)["labels"].(dict)["half"] != nil {
+				counted[e["type"].(string)]++
+			}
+		case <-time.After(patience):
+			t.Fatalf("the watch brought %v", counted)
+		}
+	}
+	if counted["MODIFIED"] != 200 || counted["DELETED"] != 100+objects/2-50 {
+		t.Fatalf("the watch brought %v", counted)
+	}
+	// Objects with a lease: events end by themselves.
+	event := dict{
+		"metadata": dict{"name": "e"}, "involvedObject": dict{"namespace": "default", "kind": "Pod", "name": "p"},
+		"reason": "Test", "message": "m", "type": "Normal",
+	}
+	a.expect(201, "POST", "/api/v1/namespaces/default/events", event)
+	eventually(t, "the event is gone", func() bool {
+		code, _ := a.call("GET", "/api/v1/namespaces/default/events/e", nil)
+		return code == http.StatusNotFound
+	})
+	metrics := must[*http.Response](t)(a.get("/metrics"))
+	io.Copy(io.Discard, metrics.Body)
+	metrics.Body.Close()
+}
+
+func (a *apiserver) get(path string) (*http.Response, error) {
+	q, err := http.NewRequest("GET", a.url+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	q.Header.Set("Authorization", "Bearer sesame")
+	return a.http.Do(q)
+}
