@@ -61,7 +61,7 @@ pub fn run(args: Vec<String>) -> u8 {
         match settle(&mut args, command) {
             Ok((settled, unknown)) => {
                 command = settled;
-                let complaint = |name: String| format!("unrecognized environment variable {name}");
+                let complaint = |name: String| format!("unrecognized setting {name}");
                 complaints.extend(unknown.into_iter().map(complaint));
             }
             Err(error) => {
@@ -76,8 +76,7 @@ pub fn run(args: Vec<String>) -> u8 {
         flags::IGNORED_BY_DAEMONS
     };
     let (args, taken) = flags::strip(args, ignored);
-    let no_effect = |flag: &String| format!("--{flag} is accepted and has no effect");
-    complaints.extend(taken.iter().map(no_effect));
+    complaints.extend(taken.iter().map(|flag| no_effect(flag)));
     let parsed = command
         .try_get_matches_from(args)
         .and_then(|matches| Cli::from_arg_matches(&matches));
@@ -97,18 +96,11 @@ pub fn run(args: Vec<String>) -> u8 {
 }
 
 /// Where etcd's settings come from: a file alone, or flags and variables, never the same from both.
-/// Returns the command to parse with, and variables that are no settings.
+/// Returns the command to parse with, and what is no setting.
 fn settle(args: &mut Vec<String>, command: clap::Command) -> anyhow::Result<(clap::Command, Vec<String>)> {
     let variables: BTreeMap<String, String> = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect();
-    if let Some(path) = etcd::environment::config_file(args, &variables) {
-        let flags = etcd::environment::flags_of_file(&path)?;
-        args.truncate(2);
-        args.extend(flags);
-        let command = command.mut_subcommand("etcd", |etcd| etcd.mut_args(|arg| arg.env(Resettable::Reset)));
-        return Ok((command, vec![]));
-    }
     let etcd = command.find_subcommand("etcd");
     let own = etcd
         .into_iter()
@@ -116,8 +108,33 @@ fn settle(args: &mut Vec<String>, command: clap::Command) -> anyhow::Result<(cla
         .filter_map(|a| a.get_long());
     let ignored = etcd::IGNORED.iter().map(|(name, _)| *name);
     let flags: Vec<String> = own.chain(ignored).map(str::to_owned).collect();
+    if let Some(path) = etcd::environment::config_file(args, &variables) {
+        let mut given = etcd::environment::flags_of_file(&path)?;
+        for arg in &mut given {
+            plain(arg);
+        }
+        let name = |arg: &str| arg.trim_start_matches("--").split('=').next().map(str::to_owned);
+        let known = |arg: &String| name(arg).is_some_and(|name| flags.contains(&name));
+        let unknown = given.extract_if(.., |arg| !known(arg)).collect();
+        args.truncate(2);
+        args.extend(given);
+        let command = command.mut_subcommand("etcd", |etcd| etcd.mut_args(|arg| arg.env(Resettable::Reset)));
+        return Ok((command, unknown));
+    }
     let unknown = etcd::environment::check(args, &flags, &variables)?;
     Ok((command, unknown))
+}
+
+/// What to say of a flag that changes nothing. etcd's own words where it has some, since tools look for
+/// them.
+fn no_effect(flag: &str) -> String {
+    match flag {
+        "max-snapshots" => "--max-snapshots is deprecated in 3.6 and will be decommissioned in 3.8.".to_owned(),
+        "v2-deprecation" => "--v2-deprecation is deprecated and scheduled for removal in v3.8. \
+            The default value is enforced, ignoring user input."
+            .to_owned(),
+        _ => format!("--{flag} is accepted and has no effect"),
+    }
 }
 
 /// Says what is wrong with the command line; returns the exit code.
@@ -149,6 +166,13 @@ fn without_empty_variables(command: clap::Command) -> clap::Command {
     })
 }
 
+/// What was experimental in 3.5 goes by its plain name.
+fn plain(arg: &mut String) {
+    if let Some(plain) = arg.strip_prefix("--experimental-") {
+        *arg = format!("--{plain}");
+    }
+}
+
 #[allow(clippy::print_stderr, reason = "also where no log has been started")]
 fn say_fatal(error: &anyhow::Error) {
     eprintln!("Error: {error:#}");
@@ -167,10 +191,7 @@ fn as_subcommand(mut args: Vec<String>) -> (Vec<String>, bool) {
             if arg.len() > 2 && arg.starts_with('-') && arg[1..].starts_with(long) {
                 arg.insert(0, '-');
             }
-            // What was experimental in 3.5 goes by its plain name.
-            if let Some(plain) = arg.strip_prefix("--experimental-") {
-                *arg = format!("--{plain}");
-            }
+            plain(arg);
         }
     }
     (args, is_etcd)
@@ -188,7 +209,12 @@ fn dispatch(command: Command, complaints: &[String]) -> anyhow::Result<()> {
         Command::Etcd(args) => {
             args.init_logging();
             // etcd's own tools pass many flags that mean nothing here, always.
-            complaints.iter().for_each(|c| tracing::debug!("{c}"));
+            for complaint in complaints {
+                match complaint.contains("no effect") {
+                    true => tracing::debug!("{complaint}"),
+                    false => tracing::warn!("{complaint}"),
+                }
+            }
             return daemon(async |life| args.start(&life).await);
         }
         Command::Serve(args) => {

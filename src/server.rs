@@ -25,6 +25,7 @@ use crate::mvcc::Store;
 use crate::pb::etcdserverpb as pb;
 use crate::util::lifecycle::Lifecycle;
 use listen::Listener;
+use parking_lot::RwLock;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
@@ -111,6 +112,8 @@ pub struct Core {
     auth: Arc<AuthStore>,
     alarms: alarm::Alarms,
     metrics: metrics::Metrics,
+    /// Where peers would be, as last told.
+    peer_urls: RwLock<Vec<String>>,
     config: Config,
     stop: CancellationToken,
     /// Told when there is history to purge.
@@ -169,6 +172,7 @@ impl Core {
         let metrics = metrics::Metrics::new(
             Arc::clone(&store),
             Arc::clone(&lessor),
+            Arc::clone(&auth),
             config.quota_bytes,
             config.identity.member_id,
             config.extensive_metrics,
@@ -179,6 +183,7 @@ impl Core {
             auth,
             alarms: alarm::Alarms::default(),
             metrics,
+            peer_urls: RwLock::new(config.peer_urls.clone()),
             config,
             stop,
             compacted,

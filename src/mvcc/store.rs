@@ -23,6 +23,8 @@ use std::sync::{Arc, OnceLock};
 pub(super) const READ_CHUNK: usize = 2000;
 /// Events purged under one lock, but always a whole revision.
 const PURGE_STEP: usize = 2000;
+/// Bytes that a store without keys is said to take, as an etcd's empty file does.
+const EMPTY: usize = 20 << 10;
 /// Counts of what is left of paginated lists that are remembered.
 const PAGES: usize = 256;
 
@@ -409,7 +411,7 @@ impl Counters {
 
 impl State {
     fn size(&self) -> usize {
-        self.bytes + self.index.keys() * 64 + self.log.len() * 120
+        EMPTY + self.bytes + self.index.keys() * 64 + self.log.len() * 120
     }
 
     /// The revision a read asks for, if it can be read.

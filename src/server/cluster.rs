@@ -14,6 +14,17 @@ impl ClusterService {
         Some(self.0.header(0))
     }
 
+    fn members(&self) -> Vec<pb::Member> {
+        let config = &self.0.config;
+        vec![pb::Member {
+            id: config.identity.member_id,
+            name: config.name.clone(),
+            peer_ur_ls: self.0.peer_urls.read().clone(),
+            client_ur_ls: config.client_urls.clone(),
+            is_learner: false,
+        }]
+    }
+
     fn check_member(&self, id: u64) -> Result<(), Status> {
         (id == self.0.config.identity.member_id)
             .then_some(())
@@ -28,17 +39,9 @@ impl pb::cluster_server::Cluster for ClusterService {
         request: Request<pb::MemberListRequest>,
     ) -> Result<Response<pb::MemberListResponse>, Status> {
         self.0.check_authenticated(&request)?;
-        let config = &self.0.config;
-        let member = pb::Member {
-            id: config.identity.member_id,
-            name: config.name.clone(),
-            peer_ur_ls: config.peer_urls.clone(),
-            client_ur_ls: config.client_urls.clone(),
-            is_learner: false,
-        };
         Ok(Response::new(pb::MemberListResponse {
             header: self.header(),
-            members: vec![member],
+            members: self.members(),
         }))
     }
 
@@ -51,7 +54,7 @@ impl pb::cluster_server::Cluster for ClusterService {
         if urls.is_empty() || !urls.iter().all(|url| is_url(url)) {
             return Err(status::bad_member_urls());
         }
-        if urls.iter().any(|url| self.0.config.peer_urls.contains(url)) {
+        if urls.iter().any(|url| self.0.peer_urls.read().contains(url)) {
             return Err(status::peer_url_exists());
         }
         // There is no Raft here to join; this is what etcd says when it cannot take a member.
@@ -73,7 +76,12 @@ impl pb::cluster_server::Cluster for ClusterService {
     ) -> Result<Response<pb::MemberUpdateResponse>, Status> {
         self.0.check_root(&request)?;
         self.check_member(request.get_ref().id)?;
-        Err(Status::unimplemented("peer URLs have no meaning without peers"))
+        // Nothing listens there; they are kept to be listed.
+        *self.0.peer_urls.write() = request.into_inner().peer_ur_ls;
+        Ok(Response::new(pb::MemberUpdateResponse {
+            header: self.header(),
+            members: self.members(),
+        }))
     }
 
     async fn member_promote(

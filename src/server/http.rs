@@ -69,7 +69,8 @@ impl Core {
         };
         let mut router = self
             .health_and_metrics()
-            .route("/version", answer(Arc::clone(self), version));
+            .route("/version", answer(Arc::clone(self), version))
+            .route("/debug/vars", answer(Arc::clone(self), |core, _| core.variables()));
         if let Some(gateway) = gateway {
             router = router.merge(gateway);
         }
@@ -128,6 +129,20 @@ impl Core {
             );
         }
         response
+    }
+
+    /// What Go's expvar would show; no command line, which may hold secrets.
+    fn variables(&self) -> Response {
+        let stats = self.store.stats();
+        let vars = serde_json::json!({
+            "cmdline": [],
+            "memstats": {},
+            "revision": stats.revision,
+            "keys": stats.keys,
+            "watchers": stats.watchers,
+        });
+        let json = [(header::CONTENT_TYPE, "application/json; charset=utf-8")];
+        (json, vars.to_string()).into_response()
     }
 
     fn health(&self, query: &str) -> Response {

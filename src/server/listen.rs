@@ -2,6 +2,7 @@
 
 use super::peer::{self, Peer};
 use super::tls::TlsConfig;
+use parking_lot::Mutex;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -13,6 +14,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
+use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
@@ -22,6 +24,9 @@ use tonic::transport::server::Connected;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Handshakes at once; more wait in the kernel's queue, so that a storm does not starve watches.
 const HANDSHAKES_MAX: usize = 256;
+
+/// How long nothing more is said of refused connections.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// Where to listen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +65,28 @@ pub enum Io {
     Plain(Stream, Peer),
     /// Encrypted.
     Tls(Box<TlsStream<Stream>>, Peer),
+}
+
+/// Says why connections are refused, at most once a second: who is not let in may try often.
+#[derive(Default)]
+struct Rejections(Mutex<Option<Instant>>);
+
+impl Rejections {
+    fn say(&self, address: Option<SocketAddr>, error: &io::Error) {
+        let now = Instant::now();
+        let mut last = self.0.lock();
+        // Clients that go away while they connect are routine.
+        let routine = matches!(
+            error.kind(),
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+        );
+        let remote = address.map(|a| a.to_string()).unwrap_or_default();
+        if routine || last.is_some_and(|last| now.duration_since(last) < QUIET) {
+            return tracing::debug!("remote-addr" = remote, %error, "rejected connection on client endpoint");
+        }
+        *last = Some(now);
+        tracing::warn!("remote-addr" = remote, %error, "rejected connection on client endpoint");
+    }
 }
 
 impl fmt::Display for Address {
@@ -129,6 +156,7 @@ impl Listener {
         stop: CancellationToken,
     ) {
         let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+        let rejections = Arc::new(Rejections::default());
         loop {
             let permit = tokio::select! {
                 () = stop.cancelled() => return,
@@ -149,7 +177,7 @@ impl Listener {
                 }
             };
             let (tls, cert_auth) = (self.tls.clone(), self.cert_auth);
-            let (connections, stop) = (connections.clone(), stop.clone());
+            let (connections, stop, rejections) = (connections.clone(), stop.clone(), Arc::clone(&rejections));
             spawn(Box::pin(async move {
                 let _permit = permit;
                 let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(stream, address, tls, cert_auth));
@@ -164,10 +192,7 @@ impl Listener {
                             () = stop.cancelled() => {}
                         }
                     }
-                    // Every Go client aborts one handshake at its start: routine, not a warning.
-                    Ok(Err(error)) => {
-                        tracing::debug!(?address, %error, "rejected connection on client endpoint");
-                    }
+                    Ok(Err(error)) => rejections.say(address, &error),
                     Err(_) => tracing::debug!(?address, "handshake timed out"),
                 }
             }));

@@ -159,7 +159,7 @@ impl Core {
             member: Member {
                 id: config.identity.member_id,
                 name: config.name.clone(),
-                peer_urls: config.peer_urls.clone(),
+                peer_urls: self.peer_urls.read().clone(),
                 client_urls: config.client_urls.clone(),
                 term: config.identity.raft_term,
                 index: self.store.stats().commits.max(1),

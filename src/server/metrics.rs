@@ -4,6 +4,7 @@
 //! its name is there with zero: an alert on it stays silent instead of missing its series.
 
 use super::{Core, ETCD_VERSION, STORAGE_VERSION};
+use crate::auth::AuthStore;
 use crate::lease::Lessor;
 use crate::mvcc::Store;
 use axum::http::header;
@@ -53,6 +54,7 @@ pub(super) struct Method {
 struct Sizes {
     store: Arc<Store>,
     lessor: Arc<Lessor>,
+    auth: Arc<AuthStore>,
     quota: i64,
 }
 
@@ -115,6 +117,7 @@ const ZERO_GAUGES: &[&str] = &[
     "etcd_grpc_proxy_cache_keys_total",
     "etcd_disk_defrag_inflight",
     "etcd_mvcc_db_open_read_transactions",
+    "etcd_network_known_peers",
 ];
 
 /// Histograms that nothing is observed in, first bucket and number of buckets.
@@ -184,7 +187,14 @@ impl Method {
 
 impl Metrics {
     /// `extensive` adds how long each call takes.
-    pub(super) fn new(store: Arc<Store>, lessor: Arc<Lessor>, quota: i64, member: u64, extensive: bool) -> Self {
+    pub(super) fn new(
+        store: Arc<Store>,
+        lessor: Arc<Lessor>,
+        auth: Arc<AuthStore>,
+        quota: i64,
+        member: u64,
+        extensive: bool,
+    ) -> Self {
         let mut registry = Registry::default();
         let methods = methods(&mut registry, extensive);
         let (health_success, health_failures) = (Gauge::default(), Gauge::default());
@@ -231,7 +241,12 @@ impl Metrics {
             let histogram = Histogram::new(exponential_buckets(first, 2.0, buckets));
             registry.register(name, "Nothing here does this", histogram);
         }
-        registry.register_collector(Box::new(Sizes { store, lessor, quota }));
+        registry.register_collector(Box::new(Sizes {
+            store,
+            lessor,
+            auth,
+            quota,
+        }));
         Self {
             registry,
             methods,
@@ -255,8 +270,8 @@ impl Metrics {
         let plain = |v: &&str| v.len() <= 16 && v.bytes().all(|b| b.is_ascii_alphanumeric() || b".-".contains(&b));
         let version = version.filter(plain).unwrap_or("unknown");
         let labels = vec![
-            ("type", method.kind.to_owned()),
             ("client_api_version", version.to_owned()),
+            ("type", method.kind.to_owned()),
         ];
         self.requests.get_or_create(&labels).inc();
     }
@@ -271,9 +286,10 @@ impl Metrics {
     }
 
     pub(super) fn check(&self, kind: &str, name: &str, passed: bool) {
-        let mut labels = vec![("type", kind.to_owned()), ("name", name.to_owned())];
+        let status = if passed { "success" } else { "error" };
+        let mut labels = vec![("name", name.to_owned()), ("type", kind.to_owned())];
         self.check.get_or_create(&labels).set(passed.into());
-        labels.push(("status", if passed { "success" } else { "error" }.to_owned()));
+        labels.insert(1, ("status", status.to_owned()));
         self.checks.get_or_create(&labels).inc();
     }
 }
@@ -284,6 +300,7 @@ fn facts(registry: &mut Registry, member: u64) {
     for (name, label, value) in [
         ("etcd_server_version", "server_version", ETCD_VERSION.to_owned()),
         ("etcd_cluster_version", "cluster_version", cluster),
+        ("etcd_server_go_version", "server_go_version", "none".to_owned()),
         ("etcd_server_id", "server_id", format!("{member:x}")),
     ] {
         let family: Family<Labels, Gauge> = Family::default();
@@ -308,8 +325,11 @@ fn methods(registry: &mut Registry, extensive: bool) -> HashMap<String, Arc<Meth
     let outcome = |method: &super::GrpcMethod| {
         let write = |op: &str| {
             let labels = |success: bool| {
-                let fixed = [("version", "v3"), ("op", op)].map(|(k, v)| (k, v.to_owned()));
-                [&fixed[..], &[("success", success.to_string())]].concat()
+                vec![
+                    ("op", op.to_owned()),
+                    ("success", success.to_string()),
+                    ("version", "v3".to_owned()),
+                ]
             };
             [false, true].map(|success| writes.get_or_create(&labels(success)).clone())
         };
@@ -323,12 +343,13 @@ fn methods(registry: &mut Registry, extensive: bool) -> HashMap<String, Arc<Meth
     };
     let mut methods = HashMap::new();
     for method in super::grpc_methods() {
+        // Labels are sorted, as Go's client sorts them.
         let labels: Labels = vec![
-            ("grpc_type", method.kind.to_owned()),
-            ("grpc_service", method.service.clone()),
             ("grpc_method", method.name.clone()),
+            ("grpc_service", method.service.clone()),
+            ("grpc_type", method.kind.to_owned()),
         ];
-        let with_code = |code: &&str| [&labels[..], &[("grpc_code", (*code).to_owned())]].concat();
+        let with_code = |code: &&str| [&[("grpc_code", (*code).to_owned())], &labels[..]].concat();
         let counted = Method {
             started: started.get_or_create(&labels).clone(),
             received: received.get_or_create(&labels).clone(),
@@ -370,6 +391,8 @@ impl Collector for Sizes {
             ("etcd_server_proposals_committed_total", stats.commits as i64),
             ("etcd_mvcc_db_total_size_in_bytes", bytes),
             ("etcd_mvcc_db_total_size_in_use_in_bytes", bytes),
+            ("etcd_debugging_auth_revision", self.auth.state().revision as i64),
+            ("etcd_debugging_mvcc_total_put_size_in_bytes", bytes),
             ("etcd_debugging_mvcc_keys_total", stats.keys as i64),
             ("etcd_debugging_mvcc_watcher_total", stats.watchers as i64),
             ("etcd_debugging_mvcc_watch_stream_total", stats.watchers as i64),

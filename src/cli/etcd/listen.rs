@@ -28,7 +28,7 @@ pub struct Tls {
 impl Tls {
     fn files(&self) -> anyhow::Result<TlsFiles> {
         let (Some(cert), Some(key)) = (&self.cert, &self.key) else {
-            bail!("an https URL needs --cert-file and --key-file");
+            bail!("KeyFile and CertFile are not presented (--cert-file, --key-file)");
         };
         if self.cert_auth && self.ca.is_none() {
             bail!("--client-cert-auth needs --trusted-ca-file");
@@ -80,7 +80,10 @@ impl Tls {
             tracing::warn!(url, "TLS files are ignored for a URL without TLS");
         }
         let tls = match secure {
-            true => Some(self.files().with_context(|| format!("cannot listen on {url}"))?),
+            true => Some(
+                self.files()
+                    .with_context(|| format!("cannot listen on TLS for {url}"))?,
+            ),
             false => None,
         };
         Ok(ListenConfig {
