@@ -136,6 +136,19 @@ impl TlsFiles {
         self.paths().map(of).collect()
     }
 
+    fn verifier(&self, ca: &Path, provider: Arc<CryptoProvider>) -> Result<ClientVerifier, Error> {
+        let inner = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(ca)?), provider).build();
+        Ok(ClientVerifier {
+            inner: inner.map_err(|e| Error::Ca {
+                path: ca.to_owned(),
+                why: e.to_string(),
+            })?,
+            roots: certificates(ca)?.iter().map(|c| c.to_vec()).collect(),
+            revoked: self.client_crl.as_deref().map(revoked).transpose()?.unwrap_or_default(),
+            allowed_hostname: self.allowed_hostname.clone(),
+        })
+    }
+
     fn load(&self) -> Result<Arc<ServerConfig>, Error> {
         let chain = certificates(&self.cert)?;
         let key = PrivateKeyDer::from_pem_file(&self.key).map_err(|source| Error::Read {
@@ -149,19 +162,7 @@ impl TlsFiles {
             .map_err(|e| Error::Protocol(e.to_string()))?;
         let builder = match &self.client_ca {
             None => builder.with_no_client_auth(),
-            Some(path) => {
-                let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(path)?), provider).build();
-                let inner = verifier.map_err(|e| Error::Ca {
-                    path: path.clone(),
-                    why: e.to_string(),
-                })?;
-                builder.with_client_cert_verifier(Arc::new(ClientVerifier {
-                    inner,
-                    roots: certificates(path)?.iter().map(|c| c.to_vec()).collect(),
-                    revoked: self.client_crl.as_deref().map(revoked).transpose()?.unwrap_or_default(),
-                    allowed_hostname: self.allowed_hostname.clone(),
-                }))
-            }
+            Some(path) => builder.with_client_cert_verifier(Arc::new(self.verifier(path, provider)?)),
         };
         let mut config = builder.with_single_cert(chain, key).map_err(|source| Error::Pair {
             cert: self.cert.clone(),
@@ -393,5 +394,131 @@ impl TlsConfig {
             }
         }
         Arc::clone(&loaded.config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SerialNumber};
+
+    /// A CA and what it issues, in a directory.
+    struct Authority {
+        dir: tempfile::TempDir,
+        issuer: Issuer<'static, KeyPair>,
+        own: CertificateDer<'static>,
+    }
+
+    impl Authority {
+        fn new() -> Self {
+            let mut params = CertificateParams::default();
+            params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+            params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+            let key = KeyPair::generate().unwrap();
+            let own = params.self_signed(&key).unwrap();
+            let dir = tempfile::tempdir().unwrap();
+            std::fs::write(dir.path().join("ca.crt"), own.pem()).unwrap();
+            Self {
+                dir,
+                own: own.der().clone(),
+                issuer: Issuer::new(params, key),
+            }
+        }
+
+        fn client(&self, serial: u64, name: &str) -> CertificateDer<'static> {
+            let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+            params.serial_number = Some(SerialNumber::from(serial));
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+            let key = KeyPair::generate().unwrap();
+            params.signed_by(&key, &self.issuer).unwrap().der().clone()
+        }
+
+        /// A CRL with these serial numbers.
+        fn revoke(&self, serials: &[u64]) -> PathBuf {
+            let now = rcgen::date_time_ymd(2026, 1, 1);
+            let revoked = serials.iter().map(|serial| rcgen::RevokedCertParams {
+                serial_number: SerialNumber::from(*serial),
+                revocation_time: now,
+                reason_code: None,
+                invalidity_date: None,
+            });
+            let params = rcgen::CertificateRevocationListParams {
+                this_update: now,
+                next_update: rcgen::date_time_ymd(2100, 1, 1),
+                crl_number: SerialNumber::from(1),
+                issuing_distribution_point: None,
+                revoked_certs: revoked.collect(),
+                key_identifier_method: rcgen::KeyIdMethod::Sha256,
+            };
+            let path = self.dir.path().join("crl.der");
+            std::fs::write(&path, params.signed_by(&self.issuer).unwrap().der()).unwrap();
+            path
+        }
+
+        fn verifier(&self, change: impl FnOnce(&mut TlsFiles)) -> Result<ClientVerifier, Error> {
+            let ca = self.dir.path().join("ca.crt");
+            let mut files = TlsFiles {
+                cert: ca.clone(),
+                key: ca.clone(),
+                client_ca: Some(ca.clone()),
+                client_crl: None,
+                allowed_hostname: None,
+                protocol: Protocol::default(),
+            };
+            change(&mut files);
+            files.verifier(&ca, Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+        }
+    }
+
+    fn accepts(verifier: &ClientVerifier, leaf: &CertificateDer<'_>) -> bool {
+        verifier.verify_client_cert(leaf, &[], UnixTime::now()).is_ok()
+    }
+
+    #[test]
+    fn revoked_certificates_and_those_for_other_names_are_refused() {
+        let ca = Authority::new();
+        let (one, two) = (ca.client(1001, "one.example"), ca.client(1002, "two.example"));
+        let plain = ca.verifier(|_| ()).unwrap();
+        assert!(accepts(&plain, &one) && accepts(&plain, &two));
+        let revoking = ca.verifier(|f| f.client_crl = Some(ca.revoke(&[1002]))).unwrap();
+        assert!(accepts(&revoking, &one) && !accepts(&revoking, &two));
+        let naming = |f: &mut TlsFiles| f.allowed_hostname = Some("two.example".to_owned());
+        let naming = ca.verifier(naming).unwrap();
+        assert!(!accepts(&naming, &one) && accepts(&naming, &two));
+        assert!(!accepts(&plain, &Authority::new().client(1001, "one.example")));
+        let broken = ca.verifier(|f| f.client_crl = Some(ca.dir.path().join("ca.crt")));
+        assert!(broken.err().unwrap().to_string().contains("CRL file"));
+    }
+
+    #[test]
+    fn a_trusted_certificate_is_a_clients_own_as_in_go() {
+        let (ca, stranger) = (Authority::new(), Authority::new());
+        let verifier = ca.verifier(|_| ()).unwrap();
+        assert!(accepts(&verifier, &ca.own));
+        assert!(!accepts(&verifier, &stranger.own));
+    }
+
+    #[test]
+    fn versions_and_suites_must_leave_something() {
+        let protocol = |min, max, suites: &[&str]| {
+            let cipher_suites = suites.iter().map(|s| (*s).to_owned()).collect();
+            let p = Protocol {
+                min,
+                max,
+                cipher_suites,
+            };
+            let versions = p.versions().map_err(|e| e.to_string())?.len();
+            Ok::<_, String>((versions, p.provider().map_err(|e| e.to_string())?.cipher_suites.len()))
+        };
+        let all = protocol(None, None, &[]).unwrap();
+        assert_eq!(all.0, 2);
+        let one = ["TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"];
+        assert!(protocol(None, None, &one).unwrap().1 < all.1);
+        // By its older name, and beside one that nobody has any more.
+        let old = ["TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305", "TLS_RSA_WITH_AES_128_CBC_SHA"];
+        assert_eq!(protocol(None, None, &old).unwrap(), protocol(None, None, &one).unwrap());
+        assert!(protocol(Some(Version::Tls13), None, &one).is_err());
+        assert!(protocol(Some(Version::Tls13), Some(Version::Tls12), &[]).is_err());
+        assert!(protocol(None, None, &["TLS_RSA_WITH_RC4_128_SHA"]).is_err());
     }
 }

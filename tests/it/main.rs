@@ -9,10 +9,12 @@
 )]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
 
+mod advisories;
 mod auth_mtls;
 mod bad_input;
 mod demo;
 mod etcd_api;
+mod etcd_flags;
 mod etcdctl;
 mod kubernetes;
 mod layers;

@@ -34,7 +34,19 @@ impl Process {
 
     pub fn start_in(directory: &Path, args: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_clustermesh-apiserver"));
-        command.args(args).current_dir(directory).stdin(Stdio::null());
+        command.args(args).current_dir(directory);
+        Self::spawn(command)
+    }
+
+    /// Starts the binary with variables in its environment.
+    pub fn start_with(variables: &[(&str, &str)], args: &[&str]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_clustermesh-apiserver"));
+        command.args(args).envs(variables.iter().copied());
+        Self::spawn(command)
+    }
+
+    fn spawn(mut command: Command) -> Self {
+        command.stdin(Stdio::null());
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let log = Arc::new(Log::default());
         let streams: [Box<dyn Read + Send>; 2] = [
