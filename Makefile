@@ -1,5 +1,5 @@
 # `make demo` and `make test` set up what is missing and need nothing else.
-.PHONY: demo test check bench fuzz setup build fmt lint doc deny interop image
+.PHONY: demo test check bench fuzz setup build fmt lint doc deny interop interop-kubernetes interop-cilium image
 
 CARGO ?= cargo
 TARGET ?= $(or $(CARGO_TARGET_DIR),target)
@@ -52,9 +52,32 @@ doc: setup
 deny: ## licences, advisories and bans, where cargo-deny is installed
 	@if command -v cargo-deny >/dev/null; then cargo deny --all-features check $(DENY); else echo "cargo-deny is not installed: skipped"; fi
 
-interop: setup ## real peers: etcdctl, installed if it can be
+# Peers are built from Go modules pinned in tests/interop, once.
+PEERS = $(abspath $(TARGET))/peers
+GO_TEST = ISTHMUS_BIN=$(abspath $(TARGET))/debug/clustermesh-apiserver PEERS_BIN=$(PEERS) go test -C tests/interop -count=1
+SEEDS ?= 4
+CALLS ?= 1000
+
+interop: setup ## real peers: etcd 3.6 call by call, its tools and clientv3; SEEDS=20 CALLS=2000 for the long walk
 	@PEERS=1 ./.ci/setup
 	ISTHMUS_REQUIRE_PEERS=1 $(CARGO) test --locked --test it etcdctl
+	$(CARGO) build --locked
+	cd tests/interop && for tool in etcd:server etcdctl:etcdctl etcdutl:etcdutl; do \
+		go build -o $(PEERS)/$${tool%%:*} go.etcd.io/etcd/$${tool##*:}/v3 || exit 1; done
+	$(GO_TEST) -v -timeout 40m -skip KubeAPIServer . -args -seeds $(SEEDS) -calls $(CALLS)
+
+interop-kubernetes: interop ## kube-apiserver on the store, and Kubernetes' own tests of its storage; builds for ten minutes
+	cd tests/interop/kubernetes && go build -ldflags "-X k8s.io/component-base/version.gitVersion=v1.36.3" \
+		-o $(PEERS)/kube-apiserver k8s.io/kubernetes/cmd/kube-apiserver
+	KUBE_APISERVER=$(PEERS)/kube-apiserver $(GO_TEST) -v -timeout 20m -run KubeAPIServer .
+	cd tests/interop/kubernetes && storage=$$(go list -m -f '{{.Dir}}' k8s.io/apiserver)/pkg/storage && \
+		printf '{"Replace":{"%s":"%s"}}' $$storage/etcd3/testserver/test_server.go $$PWD/testserver/testserver.go \
+			>$(PEERS)/overlay.json && \
+		ETCD_BIN=$(abspath $(TARGET))/debug/clustermesh-apiserver go test -overlay $(PEERS)/overlay.json -vet=off \
+			-count=1 -timeout 20m k8s.io/apiserver/pkg/storage/etcd3
+
+interop-cilium: interop ## Cilium's own tests of its kvstore packages, on 127.0.0.1:4002 of a network namespace
+	./tests/interop/cilium/run $(PEERS) $(abspath $(TARGET))/debug/clustermesh-apiserver
 
 image: ## container image
 	docker build -t isthmus .
