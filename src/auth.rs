@@ -1,8 +1,8 @@
 //! Users, roles, permissions and tokens, with etcd's rules.
 //!
 //! Who may do what is decided from an immutable state that is replaced whole at each change, so a check
-//! is a pointer load and a binary search. The auth revision grows with each change; a token remembers
-//! the one it was issued at.
+//! is a pointer load and a binary search. The auth revision grows with each change; a signed token says
+//! at which one it was issued.
 
 mod jwt;
 mod permission;
@@ -124,7 +124,6 @@ pub struct Config {
 
 struct Token {
     user: Arc<str>,
-    revision: u64,
     expires: Instant,
 }
 
@@ -265,12 +264,18 @@ impl AuthStore {
         Ok(())
     }
 
-    /// Sets a password (in clear) and forgets the user's tokens. May block, as [`AuthStore::user_add`].
+    /// Sets a password (in clear) and forgets the user's tokens; without one nobody can authenticate. May
+    /// block, as [`AuthStore::user_add`].
+    ///
+    /// Parity: a user added without a password stays one.
     pub fn user_change_password(&self, name: &str, password: &str) -> Result<(), Error> {
-        if !self.state.load().users.contains_key(name) {
-            return Err(Error::UserNotFound);
-        }
-        let password = (!password.is_empty()).then(|| self.hash(password)).transpose()?;
+        let state = self.state.load();
+        let has_one = state.users.get(name).ok_or(Error::UserNotFound)?.password.is_some();
+        let password = match (has_one, password) {
+            (false, _) => None,
+            (true, "") => Some(String::new()),
+            (true, password) => Some(self.hash(password)?),
+        };
         self.revise(|state| {
             state.users.get_mut(name).ok_or(Error::UserNotFound)?.password = password;
             Ok(())
@@ -397,7 +402,6 @@ impl AuthStore {
             token.clone(),
             Token {
                 user: name.into(),
-                revision: state.revision,
                 expires,
             },
         );
@@ -416,9 +420,11 @@ impl AuthStore {
         let held = tokens.get_mut(token).filter(|t| t.expires > now);
         let held = held.ok_or(Error::InvalidAuthToken)?;
         held.expires = now + self.config.token_ttl;
+        // Parity: a simple token is never too old, it is forgotten when its user changes.
+        let revision = self.state.load().revision;
         Ok(Identity {
             user: Arc::clone(&held.user),
-            revision: held.revision,
+            revision,
         })
     }
 

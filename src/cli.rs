@@ -246,8 +246,15 @@ fn dispatch(command: Command, complaints: &[String]) -> anyhow::Result<()> {
 }
 
 /// Runs `start`, then waits until everything is told to stop; fails if a part failed.
-#[tokio::main]
-async fn daemon(start: impl AsyncFnOnce(Lifecycle) -> anyhow::Result<()>) -> anyhow::Result<()> {
+fn daemon(start: impl AsyncFnOnce(Lifecycle) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let done = runtime.block_on(run_until_stopped(start));
+    // A long computation, a snapshot or a hash, is not waited for.
+    runtime.shutdown_background();
+    done
+}
+
+async fn run_until_stopped(start: impl AsyncFnOnce(Lifecycle) -> anyhow::Result<()>) -> anyhow::Result<()> {
     let life = Lifecycle::default();
     signal::stop_on_signals(&life)?;
     tokio::select! {

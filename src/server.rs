@@ -28,7 +28,7 @@ use listen::Listener;
 use parking_lot::RwLock;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -116,8 +116,10 @@ pub struct Core {
     peer_urls: RwLock<Vec<String>>,
     config: Config,
     stop: CancellationToken,
+    /// One snapshot at a time.
+    snapshots: Arc<Semaphore>,
     /// Told when there is history to purge.
-    compacted: Notify,
+    compacted: Arc<Notify>,
     /// Told when watchers have news.
     published: Arc<Notify>,
 }
@@ -135,7 +137,7 @@ impl Identity {
 }
 
 impl Config {
-    /// etcd's defaults.
+    /// etcd's defaults, but that silent clients are found sooner.
     pub fn new(identity: Identity) -> Self {
         Self {
             identity,
@@ -166,9 +168,12 @@ impl Core {
         life: &Lifecycle,
     ) -> Arc<Self> {
         let stop = life.stop_token().clone();
-        let (compacted, published) = (Notify::new(), Arc::new(Notify::new()));
+        let published = Arc::new(Notify::new());
         let notify = Arc::clone(&published);
         store.on_publish(move || notify.notify_one());
+        let compacted = Arc::new(Notify::new());
+        let notify = Arc::clone(&compacted);
+        store.on_unpin(move || notify.notify_one());
         let metrics = metrics::Metrics::new(
             Arc::clone(&store),
             Arc::clone(&lessor),
@@ -186,6 +191,7 @@ impl Core {
             peer_urls: RwLock::new(config.peer_urls.clone()),
             config,
             stop,
+            snapshots: Arc::new(Semaphore::new(1)),
             compacted,
             published,
         });
@@ -285,12 +291,14 @@ impl Core {
         }
         drop(sender);
         let stop = self.stop.clone();
+        // As in etcd, nothing of one is nothing at all.
         let (idle, patience) = self.config.keepalive;
+        let pings = !idle.is_zero() && !patience.is_zero();
         tonic::transport::Server::builder()
             .accept_http1(true)
             .max_concurrent_streams(self.config.max_concurrent_streams)
-            .http2_keepalive_interval(Some(idle))
-            .http2_keepalive_timeout(Some(patience))
+            .http2_keepalive_interval(pings.then_some(idle))
+            .http2_keepalive_timeout(pings.then_some(patience))
             .add_routes(Routes::from(self.router(what)))
             .serve_with_incoming_shutdown(ReceiverStream::new(connections), stop.cancelled_owned())
             .await
@@ -298,7 +306,11 @@ impl Core {
 
     /// What answers requests, without the sockets.
     pub fn router(self: &Arc<Self>, what: Serve) -> axum::Router {
-        let gateway = || self.config.gateway.then(|| gateway::router(&self.grpc()));
+        let gateway = || {
+            self.config
+                .gateway
+                .then(|| gateway::router(&self.grpc(), self.message_limit()))
+        };
         match what {
             Serve::All => self.grpc().merge(self.http(gateway())),
             Serve::Grpc => self.grpc(),
@@ -307,10 +319,14 @@ impl Core {
         }
     }
 
+    /// Parity: messages may be this much larger than the largest write.
+    fn message_limit(&self) -> usize {
+        self.config.max_request_bytes + (512 << 10)
+    }
+
     /// All gRPC services, counted.
     fn grpc(self: &Arc<Self>) -> axum::Router {
-        // Parity: requests may be this much larger than the largest write.
-        let max = self.config.max_request_bytes + (512 << 10);
+        let max = self.message_limit();
         let (health, health_service) = tonic_health::server::health_reporter();
         let core = || Arc::clone(self);
         let (lock, election) = concurrency::services(self);

@@ -6,10 +6,11 @@
 mod bolt;
 
 use crate::auth::State;
-use crate::lease::Info;
+use crate::lease::{Info, MIN_TTL_SECS};
 use crate::mvcc::History;
 use crate::pb::{authpb, etcdserverpb};
 use prost::Message;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io;
 
@@ -53,13 +54,14 @@ impl Snapshot {
     pub fn write(self) -> io::Result<(File, u64)> {
         let mut out = bolt::Writer::new(tempfile::tempfile()?)?;
         let compacted = self.history.compacted;
+        let leases = leases(&self.leases, &self.history);
         let changes = self.history.changes.into_iter();
         out.bucket(
             "key",
             changes.map(|c| (c.revision_key(), c.value().as_bytes().to_vec())),
         )?;
         out.bucket("meta", meta(&self.member, compacted))?;
-        out.bucket("lease", leases(&self.leases))?;
+        out.bucket("lease", leases)?;
         out.bucket("alarm", sorted(self.alarms.iter().map(|a| (a.encode_to_vec(), vec![]))))?;
         let version = self.member.version.clone().into_bytes();
         out.bucket("cluster", [(b"clusterVersion".to_vec(), version)])?;
@@ -100,7 +102,8 @@ fn meta(member: &Member, compacted: i64) -> Entries {
     sorted(meta.into_iter())
 }
 
-fn leases(leases: &[(i64, Info)]) -> Entries {
+/// The leases, and those that a key names though nobody lists them any more: it must not outlive its lease.
+fn leases(leases: &[(i64, Info)], history: &History) -> Entries {
     /// `leasepb.Lease`.
     #[derive(Clone, PartialEq, prost::Message)]
     struct Lease {
@@ -109,13 +112,16 @@ fn leases(leases: &[(i64, Info)]) -> Entries {
         #[prost(int64, tag = "2")]
         ttl: i64,
     }
-    sorted(leases.iter().map(|(id, info)| {
-        let lease = Lease {
-            id: *id,
-            ttl: info.granted_secs,
-        };
-        (id.to_be_bytes().to_vec(), lease.encode_to_vec())
-    }))
+    let mut newest = HashMap::new();
+    for change in &history.changes {
+        newest.insert(change.kv.key(), change);
+    }
+    let live = newest.into_values().filter(|change| !change.tombstone);
+    let named = live.map(|change| (change.kv.lease(), MIN_TTL_SECS));
+    let mut ttls: BTreeMap<i64, i64> = named.filter(|(id, _)| *id != 0).collect();
+    ttls.extend(leases.iter().map(|(id, info)| (*id, info.granted_secs)));
+    let entry = |(id, ttl): (i64, i64)| (id.to_be_bytes().to_vec(), Lease { id, ttl }.encode_to_vec());
+    sorted(ttls.into_iter().map(entry))
 }
 
 fn member(member: &Member) -> (Vec<u8>, Vec<u8>) {

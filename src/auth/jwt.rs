@@ -12,6 +12,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 pub enum ConfigError {
     #[error("jwt: {0} is missing")]
     Missing(&'static str),
+    #[error("jwt: pub-key does not belong to priv-key")]
+    Mismatch,
     #[error("jwt: sign-method {0} is not supported")]
     Method(String),
     #[error("jwt: cannot read {}: {source}", path.display())]
@@ -47,8 +49,10 @@ pub(super) struct Jwt {
 #[derive(Serialize, Deserialize)]
 struct Claims {
     username: String,
-    revision: u64,
-    exp: u64,
+    /// A JSON number, as Go has it.
+    revision: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    exp: Option<f64>,
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, ConfigError> {
@@ -67,7 +71,10 @@ impl Jwt {
         };
         use Algorithm as A;
         let (sign, verify) = if matches!(method, A::HS256 | A::HS384 | A::HS512) {
-            let secret = read(private.or(public).ok_or(ConfigError::Missing("priv-key"))?)?;
+            let secret = read(private.ok_or(ConfigError::Missing("priv-key"))?)?;
+            if secret.is_empty() {
+                return Err(ConfigError::Missing("the secret in priv-key"));
+            }
             (
                 Some(EncodingKey::from_secret(&secret)),
                 DecodingKey::from_secret(&secret),
@@ -92,11 +99,19 @@ impl Jwt {
             };
             (private.map(sign).transpose()?, verify)
         };
-        Ok(Self {
+        let jwt = Self {
             method,
             sign,
             verify,
+            ttl: options.ttl.max(Duration::from_secs(1)),
+        };
+        // Keys that do not belong together are noticed now, not by whoever logs in.
+        if jwt.sign.is_some() && jwt.issue("", 0).and_then(|token| jwt.verify(&token)).is_err() {
+            return Err(ConfigError::Mismatch);
+        }
+        Ok(Self {
             ttl: options.ttl,
+            ..jwt
         })
     }
 
@@ -106,8 +121,8 @@ impl Jwt {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let claims = Claims {
             username: user.to_owned(),
-            revision,
-            exp: (now + self.ttl).as_secs(),
+            revision: revision as f64,
+            exp: Some((now + self.ttl).as_secs() as f64),
         };
         jsonwebtoken::encode(&Header::new(self.method), &claims, key).map_err(|e| Error::Internal(e.to_string()))
     }
@@ -116,9 +131,13 @@ impl Jwt {
     pub(super) fn verify(&self, token: &str) -> Result<(String, u64), Error> {
         let mut validation = Validation::new(self.method);
         validation.leeway = 0;
+        // As golang-jwt does: times that are there count, an audience is nobody's business here.
+        validation.validate_nbf = true;
+        validation.validate_aud = false;
+        validation.required_spec_claims.clear();
         let claims = jsonwebtoken::decode::<Claims>(token, &self.verify, &validation);
         let claims = claims.map_err(|_| Error::InvalidAuthToken)?.claims;
-        Ok((claims.username, claims.revision))
+        Ok((claims.username, claims.revision as u64))
     }
 }
 
@@ -173,5 +192,24 @@ mod tests {
         assert!(why(&options("XS256", none, None)).contains("XS256"));
         assert!(why(&options("RS256", none, None)).contains("pub-key is missing"));
         assert!(why(&options("HS256", none, None)).contains("/nowhere"));
+        let dir = tempfile::tempdir().unwrap();
+        let empty = dir.path().join("empty");
+        std::fs::write(&empty, "").unwrap();
+        assert!(why(&options("HS256", &empty, None)).contains("the secret"));
+        let public = Options {
+            private: None,
+            public: Some(empty),
+            ..options("HS256", none, None)
+        };
+        assert!(why(&public).contains("priv-key is missing"));
+        let pair = |name: &str| {
+            let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+            let (private, public) = (dir.path().join(name), dir.path().join(format!("{name}.pub")));
+            std::fs::write(&private, key.serialize_pem()).unwrap();
+            std::fs::write(&public, key.public_key_pem()).unwrap();
+            (private, public)
+        };
+        let ((one, _), (_, other)) = (pair("one"), pair("other"));
+        assert!(why(&options("ES256", &one, Some(other))).contains("does not belong"));
     }
 }

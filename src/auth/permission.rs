@@ -137,6 +137,10 @@ fn covers(spans: &[(Vec<u8>, Option<Vec<u8>>)], (start, end): Span<'_>) -> bool 
     let Some((_, span_end)) = at.checked_sub(1).map(|at| &spans[at]) else {
         return false;
     };
+    // Parity: an end before the start is no range, which a grant covers only if it reaches down to it.
+    if end.is_some_and(|end| &spans[at - 1].0[..] >= end) {
+        return false;
+    }
     match (span_end, end) {
         (None, _) => true,
         (Some(_), None) => false,

@@ -118,7 +118,7 @@ impl DemoArgs {
             key: server.key,
             client_ca: Some(ca.path()),
             client_crl: None,
-            allowed_hostname: None,
+            allowed_hostnames: vec![],
             protocol: Protocol::default(),
         };
         let server = server::Config {

@@ -167,9 +167,9 @@ pub struct EtcdArgs {
     /// Client certificates to refuse: a CRL, DER
     #[arg(long, env = "ETCD_CLIENT_CRL_FILE")]
     client_crl_file: Option<PathBuf>,
-    /// A name that client certificates must be for
-    #[arg(long, env = "ETCD_CLIENT_CERT_ALLOWED_HOSTNAME")]
-    client_cert_allowed_hostname: Option<String>,
+    /// Names of which client certificates must be for one
+    #[arg(long, env = "ETCD_CLIENT_CERT_ALLOWED_HOSTNAME", value_delimiter = ',')]
+    client_cert_allowed_hostname: Vec<String>,
     /// Make a certificate, where there is none
     #[arg(long, env = "ETCD_AUTO_TLS", num_args = 0..=1, require_equals = true,
           default_missing_value = "true", default_value = "false", value_parser = boolean, action = ArgAction::Set)]
@@ -345,7 +345,12 @@ impl EtcdArgs {
             ca: self.trusted_ca_file.clone(),
             cert_auth: self.client_cert_auth,
             crl: self.client_crl_file.clone(),
-            allowed_hostname: self.client_cert_allowed_hostname.clone().filter(|h| !h.is_empty()),
+            allowed_hostnames: self
+                .client_cert_allowed_hostname
+                .iter()
+                .filter(|h| !h.is_empty())
+                .cloned()
+                .collect(),
             protocol: Protocol {
                 min: self.tls_min_version,
                 max: self.tls_max_version,

@@ -8,6 +8,10 @@ use std::collections::{BTreeSet, HashMap};
 pub(super) struct LeaseBook(HashMap<i64, BTreeSet<Bytes>>);
 
 impl LeaseBook {
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     pub(super) fn contains(&self, lease: i64) -> bool {
         self.0.contains_key(&lease)
     }

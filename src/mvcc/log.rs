@@ -23,7 +23,7 @@ pub struct Event {
     pub kind: EventKind,
     /// The new key-value, or a tombstone.
     pub kv: Kv,
-    /// The key-value before this event's transaction; none for a key that did not exist.
+    /// The key-value before this event's transaction; none for an event that creates the key.
     pub prev: Option<Kv>,
     /// Whether the number of live keys grew: a put of a key that was absent right before it.
     pub(super) created: bool,

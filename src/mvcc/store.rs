@@ -25,6 +25,8 @@ pub(super) const READ_CHUNK: usize = 2000;
 const PURGE_STEP: usize = 2000;
 /// Bytes that a store without keys is said to take, as an etcd's empty file does.
 const EMPTY: usize = 20 << 10;
+/// Bytes that a lease is said to take.
+const LEASE: usize = 64;
 /// Counts of what is left of paginated lists that are remembered.
 const PAGES: usize = 256;
 
@@ -34,6 +36,7 @@ pub struct Store {
     /// Groups with frames whose members have not been woken yet.
     dirty: Mutex<Vec<Arc<Group>>>,
     on_publish: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    on_unpin: OnceLock<Box<dyn Fn() + Send + Sync>>,
     /// Revisions that long reads are at → how many of them.
     pins: Mutex<BTreeMap<i64, usize>>,
     pages: Mutex<Pages>,
@@ -132,6 +135,7 @@ impl Store {
             state: RwLock::new(state),
             dirty: Mutex::default(),
             on_publish: OnceLock::new(),
+            on_unpin: OnceLock::new(),
             pins: Mutex::default(),
             pages: Mutex::default(),
             counters: Counters::default(),
@@ -142,6 +146,12 @@ impl Store {
     /// [`Store::wake_watchers`] soon, on another task. Only the first call of this has an effect.
     pub fn on_publish(&self, f: impl Fn() + Send + Sync + 'static) {
         let _ = self.on_publish.set(Box::new(f));
+    }
+
+    /// Calls `f` when no long read holds a revision any more, so that what a compaction had to leave can be
+    /// purged. Only the first call of this has an effect.
+    pub fn on_unpin(&self, f: impl Fn() + Send + Sync + 'static) {
+        let _ = self.on_unpin.set(Box::new(f));
     }
 
     /// Wakes the members of every group that has news; returns how many groups that were.
@@ -322,8 +332,10 @@ impl Store {
         let mut state = self.state.write();
         let current = state.current;
         let start = if start == 0 { current + 1 } else { start };
+        // The group may have frames from before the compaction, but a new watcher has no claim to them.
+        let compacted = Some(state.compacted).filter(|compacted| start < *compacted);
         let (group, member) = state.groups.join(filter, current, start, wake);
-        (Watcher::new(Arc::clone(self), group, member, start), current)
+        (Watcher::new(Arc::clone(self), group, member, start, compacted), current)
     }
 
     /// The store's revision, if each of `watchers` has taken everything up to it. Nothing is committed
@@ -363,7 +375,7 @@ impl Store {
     }
 
     /// Frees some of what compaction made unreadable, in one short lock; true if there is more to do.
-    /// Revisions that a long read is at are left for later.
+    /// Revisions that a long read is at are left for later: when it ends, there is more again.
     pub fn purge(&self) -> bool {
         let mut state = self.state.write();
         let pinned = self.pins.lock().keys().next().copied().unwrap_or(i64::MAX);
@@ -372,7 +384,6 @@ impl Store {
             return false;
         }
         let State { log, index, bytes, .. } = &mut *state;
-        // A tombstone at exactly the last target was kept, so its batch is looked at again.
         let (mut to, mut events) = (target, 0);
         for batch in log.since(0).take_while(|b| b.revision <= target) {
             if events >= PURGE_STEP {
@@ -380,9 +391,15 @@ impl Store {
                 break;
             }
             events += batch.events.len();
-            for event in batch.events.iter() {
-                *bytes = bytes.saturating_sub(index.compact(event.kv.key(), batch.revision));
-            }
+        }
+        // The batch at the last bound is there still, and looked at again: tombstones at exactly the bound
+        // were kept.
+        for event in log
+            .since(0)
+            .take_while(|b| b.revision <= to)
+            .flat_map(|b| b.events.iter())
+        {
+            *bytes = bytes.saturating_sub(index.compact(event.kv.key(), to));
         }
         log.truncate_before(to);
         state.purged = to;
@@ -411,7 +428,7 @@ impl Counters {
 
 impl State {
     fn size(&self) -> usize {
-        EMPTY + self.bytes + self.index.keys() * 64 + self.log.len() * 120
+        EMPTY + self.leases.len() * LEASE + self.bytes + self.index.keys() * 64 + self.log.len() * 120
     }
 
     /// The revision a read asks for, if it can be read.
@@ -523,6 +540,11 @@ impl Drop for Pin<'_> {
             if *n == 0 {
                 pins.remove(&self.at);
             }
+        }
+        let free = pins.is_empty();
+        drop(pins);
+        if free && let Some(f) = self.store.on_unpin.get() {
+            f();
         }
     }
 }

@@ -299,7 +299,13 @@ proptest! {
         let mut expected = vec![];
         for rev in first.max(2)..=upto {
             let (before, after) = (&model.0[rev as usize - 2], &model.0[rev as usize - 1]);
-            for (k, e) in after { if e.1 == rev && range.contains(k) { expected.push((false, k.clone(), rev, before.get(k).map(|b| b.1))); } }
+            for (k, e) in after {
+                if e.1 == rev && range.contains(k) {
+                    // What creates a key has nothing before it, even if the key was there a revision ago.
+                    let prev = before.get(k).filter(|_| e.0 != rev);
+                    expected.push((false, k.clone(), rev, prev.map(|b| b.1)));
+                }
+            }
             for k in before.keys() { if !after.contains_key(k) && range.contains(k) { expected.push((true, k.clone(), rev, before.get(k).map(|b| b.1))); } }
         }
         // Inside one revision a key may change more than once (an applied batch): compare final states.
@@ -383,6 +389,27 @@ fn a_tombstone_at_the_compact_revision_survives_and_an_older_one_does_not() {
     assert_eq!(decode(&frames), [(true, b"b".to_vec(), at, None)]);
     assert_eq!(store.compact(at), Err(Error::Compacted));
     assert_eq!(store.compact(at + 1), Err(Error::FutureRevision));
+    assert_eq!(store.history(0).unwrap().changes.len(), 1, "of a nothing is left");
+    let now = put(&store, "c", "1");
+    store.compact(now).unwrap();
+    while store.purge() {}
+    assert_eq!(store.history(0).unwrap().changes.len(), 1, "of b neither");
+}
+
+#[test]
+fn a_watcher_from_before_the_compaction_is_told_so_even_if_others_have_its_frames() {
+    let store = Store::new();
+    let watch = |start| {
+        store
+            .watch(WatchFilter::new(KeyRange::all()), start, Arc::new(NoWake))
+            .0
+    };
+    let _others = watch(0);
+    let first = put(&store, "a", "1");
+    let last = put(&store, "a", "2");
+    store.compact(last).unwrap();
+    assert_eq!(watch(first).take(1 << 20), Taken::Compacted(last));
+    assert!(matches!(watch(last).take(1 << 20), Taken::Events { revision, .. } if revision == last));
 }
 
 #[test]

@@ -339,7 +339,11 @@ impl<'a> WriteTxn<'a> {
     pub(super) fn put(&mut self, put: &Put) -> Option<Kv> {
         let history = self.state.index.get(&put.key);
         let prev = history.and_then(|h| h.live()).cloned();
-        let before = history.and_then(|h| h.at(self.main - 1)).cloned();
+        // Parity: an event that creates a key has none before it, even if this transaction deleted one.
+        let before = history
+            .filter(|_| prev.is_some())
+            .and_then(|h| h.at(self.main - 1))
+            .cloned();
         let was = prev.as_ref().map(Kv::fields).unwrap_or_default();
         let lease = if put.ignore_lease { was.lease } else { put.lease };
         let kv = Kv::new(&Fields {

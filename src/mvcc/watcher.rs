@@ -16,6 +16,8 @@ pub struct Watcher {
     /// The next revision to look at.
     next: i64,
     start: i64,
+    /// The compact revision, if the watcher was made too late.
+    too_late: Option<i64>,
 }
 
 /// What [`Watcher::take`] found.
@@ -36,13 +38,14 @@ pub enum Taken {
 }
 
 impl Watcher {
-    pub(super) fn new(store: Arc<Store>, group: Arc<Group>, member: u64, start: i64) -> Self {
+    pub(super) fn new(store: Arc<Store>, group: Arc<Group>, member: u64, start: i64, too_late: Option<i64>) -> Self {
         Self {
             store,
             group,
             member,
             next: start,
             start,
+            too_late,
         }
     }
 
@@ -59,6 +62,9 @@ impl Watcher {
     /// Takes what is ready, up to about `max` bytes. A revision is never split, so one alone may be
     /// larger.
     pub fn take(&mut self, max: usize) -> Taken {
+        if let Some(compacted) = self.too_late {
+            return Taken::Compacted(compacted);
+        }
         {
             let mut state = self.group.state.lock();
             if self.next > state.complete_after {

@@ -6,7 +6,7 @@ use super::{Core, status};
 use crate::pb::etcdserverpb::{AlarmMember, AlarmType};
 use parking_lot::RwLock;
 use std::collections::BTreeSet;
-use tonic::Status;
+use tonic::{Request, Status};
 
 /// What a put costs beside its key and value, in bytes (etcd: server/storage/quota.go).
 const PUT_OVERHEAD: usize = 256;
@@ -67,12 +67,31 @@ impl Core {
         }
     }
 
-    /// Fails if `cost` more bytes do not fit, or did not fit some time and nobody has disarmed the alarm
-    /// since.
-    pub(super) fn check_space(&self, cost: usize) -> Result<(), Status> {
-        if self.alarms.has(AlarmType::Nospace) {
-            return Err(status::no_space());
+    /// Fails while an alarm forbids a write; `grows` says whether it takes room.
+    ///
+    /// Parity: a token that is none is refused first, and after that alarms, before permissions.
+    pub(super) fn check_alarms<T>(&self, request: &Request<T>, grows: bool) -> Result<(), Status> {
+        if self.alarms.0.read().is_empty() {
+            return Ok(());
         }
+        self.identity_of(request)?;
+        self.check_intact()?;
+        match grows {
+            true => self.check_alarm(),
+            false => Ok(()),
+        }
+    }
+
+    /// Fails if there was no room some time, and nobody has disarmed the alarm since.
+    pub(super) fn check_alarm(&self) -> Result<(), Status> {
+        match self.alarms.has(AlarmType::Nospace) {
+            true => Err(status::no_space()),
+            false => Ok(()),
+        }
+    }
+
+    /// Fails, and raises the alarm, if `cost` more bytes do not fit.
+    pub(super) fn check_space(&self, cost: usize) -> Result<(), Status> {
         let quota = usize::try_from(self.config.quota_bytes).unwrap_or(usize::MAX);
         if self.store.size() + cost >= quota {
             self.alarms.raise(AlarmType::Nospace, self.config.identity.member_id);

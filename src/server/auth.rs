@@ -2,7 +2,9 @@
 
 use super::Core;
 use crate::auth::Error;
+use crate::pb::authpb;
 use crate::pb::etcdserverpb as pb;
+use bytes::Bytes;
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
@@ -13,6 +15,15 @@ pub(super) struct AuthService(pub(super) Arc<Core>);
 async fn blocking<T: Send + 'static>(f: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Status> {
     let done = tokio::task::spawn_blocking(f).await;
     Ok(done.map_err(|e| Status::internal(e.to_string()))??)
+}
+
+/// What the role `root` is shown to have.
+fn everything() -> authpb::Permission {
+    authpb::Permission {
+        perm_type: authpb::permission::Type::Readwrite.into(),
+        key: Bytes::new(),
+        range_end: Bytes::from_static(&[0]),
+    }
 }
 
 impl AuthService {
@@ -27,9 +38,13 @@ impl AuthService {
         allowed: impl FnOnce(&str, &crate::auth::State) -> bool,
     ) -> Result<(), Status> {
         let identity = self.0.identity_of(request)?;
-        match self.0.auth.check_root(identity.as_ref()) {
-            Err(Error::PermissionDenied) if identity.is_some_and(|i| allowed(&i.user, &self.0.auth.state())) => Ok(()),
-            other => Ok(other?),
+        let Err(refused) = self.0.auth.check_root(identity.as_ref()) else {
+            return Ok(());
+        };
+        let user = identity.as_ref().map_or("", |i| &*i.user);
+        match allowed(user, &self.0.auth.state()) {
+            true => Ok(()),
+            false => Err(refused.into()),
         }
     }
 }
@@ -99,7 +114,11 @@ macro_rules! simple {
                 })?;
                 let state = self.0.auth.state();
                 let permissions = state.roles.get(role).ok_or(Error::RoleNotFound)?;
-                let perm = permissions.iter().map(Into::into).collect();
+                let perm = match &**role {
+                    // Parity: whatever has been granted to it, it may do everything.
+                    crate::auth::ROOT => vec![everything()],
+                    _ => permissions.iter().map(Into::into).collect(),
+                };
                 Ok(Response::new(pb::AuthRoleGetResponse { header: self.header(), perm }))
             }
 

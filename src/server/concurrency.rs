@@ -126,10 +126,19 @@ impl Session {
 
     /// Runs a transaction with the caller's rights.
     fn txn(&self, txn: &Txn) -> Result<TxnResult, Status> {
+        if txn.compares.iter().any(|c| c.range.start().is_empty()) {
+            return Err(status::empty_key());
+        }
+        if let Some(Op::Put(put)) = txn.success.first()
+            && put.key.len() + put.value.len() > self.core.config.max_request_bytes
+        {
+            return Err(status::request_too_large());
+        }
+        self.core.check_intact()?;
         let guard = self.core.guard_for(&self.metadata, &self.peer)?;
         guard.txn(&self.core, txn, &mut std::iter::repeat(false))?;
-        self.core.check_intact()?;
         if let Some(Op::Put(put)) = txn.success.first() {
+            self.core.check_alarm()?;
             self.core.check_space(put_cost(&put.key, &put.value))?;
         }
         Ok(self.core.store.txn(txn)?)
@@ -150,6 +159,8 @@ impl Session {
         if self.core.auth.state().enabled && self.core.identity(&self.metadata, &self.peer)?.is_none() {
             return Err(crate::auth::Error::UserEmpty.into());
         }
+        self.core.check_intact()?;
+        self.core.check_alarm()?;
         self.core.check_space(LEASE_COST)?;
         Ok(self.core.lessor.grant(0, LEASE_TTL_SECS)?.0)
     }
@@ -220,7 +231,8 @@ impl Session {
         let put = Put {
             key: leader.key.clone(),
             value,
-            lease: leader.lease,
+            // A leader without a lease would lead for ever.
+            lease: self.lease(leader.lease)?,
             ..Put::default()
         };
         let result = self.txn(&Txn {

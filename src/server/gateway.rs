@@ -13,7 +13,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{any, post};
 use bytes::{Buf, BufMut, BytesMut};
 use futures::StreamExt;
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, Limited};
 use prost::Message;
 use prost_reflect::{DeserializeOptions, DynamicMessage, MessageDescriptor, MethodDescriptor, SerializeOptions};
 use std::pin::pin;
@@ -80,14 +80,22 @@ const ROUTES: &[(&str, &str, &str)] = &[
     ("election/resign", "v3electionpb.Election", "Resign"),
 ];
 
+/// Half a document of at most this many bytes is parsed again whenever there is more of it.
+const PATIENT_BYTES: usize = 16 << 10;
+
 /// An error as the gateway shows it.
 struct Failure {
     code: Code,
     message: String,
 }
 
+/// The largest JSON for a gRPC message of `max` bytes: base64 takes a third more, and names take some.
+fn json_limit(max: usize) -> usize {
+    max / 3 * 4 + (64 << 10)
+}
+
 /// A router for `/v3/`, and its old name `/v3beta/`, over the gRPC services in `grpc`.
-pub(super) fn router(grpc: &Router) -> Router {
+pub(super) fn router(grpc: &Router, max: usize) -> Router {
     let pool = super::descriptors();
     let not_allowed = || async { Failure::new(Code::Unimplemented, "Method Not Allowed") };
     let not_found = || async { Failure::new(Code::NotFound, "Not Found") };
@@ -102,7 +110,8 @@ pub(super) fn router(grpc: &Router) -> Router {
             .expect("a method of proto/");
         let method = Arc::new(method);
         let grpc = grpc.clone();
-        let handler = move |request: Request| call(grpc.clone(), Arc::clone(&method), request);
+        let limit = json_limit(max);
+        let handler = move |request: Request| call(grpc.clone(), Arc::clone(&method), limit, request);
         let route = post(handler).fallback(not_allowed);
         router
             .route(&format!("/v3/{path}"), route.clone())
@@ -111,13 +120,13 @@ pub(super) fn router(grpc: &Router) -> Router {
 }
 
 /// One call: the request's JSON documents go in as they come, the answers come out as they come.
-async fn call(grpc: Router, method: Arc<MethodDescriptor>, request: Request) -> Response {
+async fn call(grpc: Router, method: Arc<MethodDescriptor>, limit: usize, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let input = method.input();
     let frames = if method.is_client_streaming() {
-        Body::from_stream(translate(body.into_data_stream(), input))
+        Body::from_stream(translate(body.into_data_stream(), input, limit))
     } else {
-        match unary(body, &input).await {
+        match unary(body, &input, limit).await {
             Ok(frame) => Body::from(frame),
             Err(failure) => return failure.into_response(),
         }
@@ -153,8 +162,10 @@ async fn call(grpc: Router, method: Arc<MethodDescriptor>, request: Request) -> 
 }
 
 /// A unary request's message; no body is an empty one.
-async fn unary(body: Body, input: &MessageDescriptor) -> Result<Bytes, Failure> {
-    let bytes = body.collect().await.map_err(Failure::internal)?.to_bytes();
+async fn unary(body: Body, input: &MessageDescriptor, limit: usize) -> Result<Bytes, Failure> {
+    let body = Limited::new(body, limit).collect().await;
+    let body = body.map_err(|_| Failure::new(Code::ResourceExhausted, "the request is too large"))?;
+    let bytes = body.to_bytes();
     if bytes.iter().all(u8::is_ascii_whitespace) {
         return Ok(frame(&DynamicMessage::new(input.clone())));
     }
@@ -177,22 +188,36 @@ fn parse<'de, R: serde_json::de::Read<'de>>(
 fn translate(
     mut body: BodyDataStream,
     input: MessageDescriptor,
+    limit: usize,
 ) -> impl futures::Stream<Item = Result<Bytes, std::io::Error>> + Send {
     async_stream::try_stream! {
-        let mut buffer = BytesMut::new();
+        let (mut buffer, mut parse_at) = (BytesMut::new(), 0);
         while let Some(chunk) = body.next().await {
             buffer.extend_from_slice(&chunk.map_err(std::io::Error::other)?);
+            let blank = buffer.iter().take_while(|b| b.is_ascii_whitespace()).count();
+            buffer.advance(blank);
+            if buffer.len() > limit {
+                Err(std::io::Error::other("a document is too large"))?;
+            }
+            // A long document is not parsed from its start with each chunk of it.
+            if buffer.len() < parse_at {
+                continue;
+            }
             loop {
                 let mut documents = serde_json::Deserializer::from_slice(&buffer).into_iter::<serde_json::Value>();
                 let document = match documents.next() {
                     Some(Ok(document)) => document,
                     // Half a document: the rest is on its way.
                     None => break,
-                    Some(Err(error)) if error.is_eof() => break,
+                    Some(Err(error)) if error.is_eof() => {
+                        parse_at = if buffer.len() > PATIENT_BYTES { buffer.len() * 2 } else { 0 };
+                        break;
+                    }
                     Some(Err(error)) => Err(std::io::Error::other(error))?,
                 };
                 let used = documents.byte_offset();
                 buffer.advance(used);
+                parse_at = 0;
                 let text = document.to_string();
                 let message = parse(&mut serde_json::Deserializer::from_str(&text), &input);
                 yield frame(&message.map_err(|f| std::io::Error::other(f.message))?);
@@ -332,7 +357,7 @@ mod tests {
 
     #[test]
     fn every_route_names_a_method_that_exists() {
-        let _ = router(&Router::new());
+        let _ = router(&Router::new(), 1 << 20);
     }
 
     #[test]

@@ -50,12 +50,12 @@ impl pb::kv_server::Kv for KvService {
     async fn put(&self, request: Request<pb::PutRequest>) -> Result<Response<pb::PutResponse>, Status> {
         self.check_size(request.get_ref())?;
         check_put(request.get_ref())?;
+        self.0.check_alarms(&request, true)?;
         let guard = self.0.guard(&request)?;
         let request = request.into_inner();
         let prev_kv = request.prev_kv;
         let put = to_put(request);
         guard.put(&self.0, &put, prev_kv)?;
-        self.0.check_intact()?;
         self.0.check_space(put_cost(&put.key, &put.value))?;
         let (prev, revision) = self.0.store.put(put)?;
         Ok(Response::new(pb::PutResponse {
@@ -72,6 +72,7 @@ impl pb::kv_server::Kv for KvService {
         if request.get_ref().key.is_empty() {
             return Err(status::empty_key());
         }
+        self.0.check_alarms(&request, false)?;
         let guard = self.0.guard(&request)?;
         let request = request.into_inner();
         let range = KeyRange::new(request.key, request.range_end);
@@ -79,7 +80,6 @@ impl pb::kv_server::Kv for KvService {
         if request.prev_kv {
             guard.read(&range)?;
         }
-        self.0.check_intact()?;
         let (prev, revision) = self.0.store.delete(&range);
         Ok(Response::new(pb::DeleteRangeResponse {
             header: Some(self.0.header(revision)),
@@ -95,13 +95,14 @@ impl pb::kv_server::Kv for KvService {
     async fn txn(&self, request: Request<pb::TxnRequest>) -> Result<Response<pb::TxnResponse>, Status> {
         self.check_size(request.get_ref())?;
         check_txn(request.get_ref(), self.0.config.max_txn_ops)?;
+        let cost = cost(request.get_ref());
+        self.0.check_alarms(&request, cost.is_some())?;
         let guard = self.0.guard(&request)?;
         let request = request.into_inner();
         let prev_kv = prev_kvs(&request);
         let txn = to_txn(request.clone());
         guard.txn(&self.0, &txn, &mut prev_kv.into_iter())?;
-        self.0.check_intact()?;
-        if let Some(cost) = cost(&request) {
+        if let Some(cost) = cost {
             self.0.check_space(cost)?;
         }
         let result = self.0.store.txn(&txn)?;
@@ -116,8 +117,8 @@ impl pb::kv_server::Kv for KvService {
         &self,
         request: Request<pb::CompactionRequest>,
     ) -> Result<Response<pb::CompactionResponse>, Status> {
+        self.0.check_alarms(&request, false)?;
         self.0.check_root(&request)?;
-        self.0.check_intact()?;
         let request = request.into_inner();
         self.0.store.compact(request.revision)?;
         if request.physical {

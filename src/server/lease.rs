@@ -25,8 +25,8 @@ impl pb::lease_server::Lease for LeaseService {
         &self,
         request: Request<pb::LeaseGrantRequest>,
     ) -> Result<Response<pb::LeaseGrantResponse>, Status> {
+        self.0.check_alarms(&request, true)?;
         self.0.check_authenticated(&request)?;
-        self.0.check_intact()?;
         self.0.check_space(LEASE_COST)?;
         let request = request.into_inner();
         let (id, ttl) = self.0.lessor.grant(request.id, request.ttl)?;
@@ -44,8 +44,8 @@ impl pb::lease_server::Lease for LeaseService {
         request: Request<pb::LeaseRevokeRequest>,
     ) -> Result<Response<pb::LeaseRevokeResponse>, Status> {
         let id = request.get_ref().id;
+        self.0.check_alarms(&request, false)?;
         self.0.guard(&request)?.lease(&self.0, id)?;
-        self.0.check_intact()?;
         self.0.lessor.revoke(id)?;
         Ok(Response::new(pb::LeaseRevokeResponse { header: self.header() }))
     }

@@ -3,11 +3,12 @@
 use super::peer::{self, Peer};
 use super::tls::TlsConfig;
 use parking_lot::Mutex;
+use rustls::server::Acceptor;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -15,15 +16,18 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 
 /// A handshake may take this long.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Handshakes at once; more wait in the kernel's queue, so that a storm does not starve watches.
+/// Handshakes that are being computed at once, so that a storm does not starve watches. Clients that have
+/// said nothing yet do not count.
 const HANDSHAKES_MAX: usize = 256;
+/// Connections whose client has not finished its handshake; more wait in the kernel's queue.
+const UNFINISHED_MAX: usize = 8192;
 
 /// How long nothing more is said of refused connections.
 const QUIET: Duration = Duration::from_secs(1);
@@ -155,12 +159,13 @@ impl Listener {
         spawn: impl Fn(Pin<Box<dyn Future<Output = ()> + Send>>),
         stop: CancellationToken,
     ) {
+        let unfinished = Arc::new(Semaphore::new(UNFINISHED_MAX));
         let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
         let rejections = Arc::new(Rejections::default());
         loop {
             let permit = tokio::select! {
                 () = stop.cancelled() => return,
-                permit = Arc::clone(&handshakes).acquire_owned() => permit,
+                permit = Arc::clone(&unfinished).acquire_owned() => permit,
             };
             let Ok(permit) = permit else { return };
             let accepted = tokio::select! {
@@ -178,9 +183,11 @@ impl Listener {
             };
             let (tls, cert_auth) = (self.tls.clone(), self.cert_auth);
             let (connections, stop, rejections) = (connections.clone(), stop.clone(), Arc::clone(&rejections));
+            let turns = Arc::clone(&handshakes);
             spawn(Box::pin(async move {
                 let _permit = permit;
-                let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(stream, address, tls, cert_auth));
+                let handshake =
+                    tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(stream, address, tls, cert_auth, &turns));
                 let done = tokio::select! {
                     () = stop.cancelled() => return,
                     done = handshake => done,
@@ -205,6 +212,7 @@ async fn handshake(
     address: Option<SocketAddr>,
     tls: Option<Arc<TlsConfig>>,
     cert_auth: bool,
+    turns: &Semaphore,
 ) -> io::Result<Io> {
     let Some(tls) = tls else {
         return Ok(Io::Plain(
@@ -215,7 +223,17 @@ async fn handshake(
             },
         ));
     };
-    let stream = TlsAcceptor::from(tls.current()).accept(stream).await?;
+    let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
+    let mut accept = pin!(hello.into_stream(tls.current()));
+    // The work is in the first answer; a client that then says nothing holds nobody's turn.
+    let first = {
+        let _turn = turns.acquire().await.map_err(io::Error::other)?;
+        futures::poll!(accept.as_mut())
+    };
+    let stream = match first {
+        Poll::Ready(done) => done?,
+        Poll::Pending => accept.await?,
+    };
     let certificates = stream.get_ref().1.peer_certificates();
     let leaf = certificates.and_then(|c| c.first()).filter(|_| cert_auth);
     let common_name = leaf.and_then(|der| peer::common_name(der));

@@ -1,14 +1,17 @@
 //! The Maintenance service.
 
 use super::{Core, ETCD_VERSION, STORAGE_VERSION, status};
+use crate::lease::Info;
 use crate::mvcc::History;
 use crate::pb::etcdserverpb as pb;
 use crate::snapshot::{Member, Snapshot};
 use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::pin::Pin;
 use std::sync::Arc;
 use tokio::io::AsyncReadExt;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
@@ -129,8 +132,15 @@ impl pb::maintenance_server::Maintenance for MaintenanceService {
 
     async fn snapshot(&self, request: Request<pb::SnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
         self.0.check_root(&request)?;
+        // One at a time: each is as large as the data.
+        let turn = Arc::clone(&self.0.snapshots).acquire_owned().await;
+        let turn = turn.map_err(|e| Status::internal(e.to_string()))?;
         let (file, len) = self.0.snapshot().await?;
-        Ok(Response::new(Box::pin(blobs(tokio::fs::File::from_std(file), len))))
+        Ok(Response::new(Box::pin(blobs(
+            tokio::fs::File::from_std(file),
+            len,
+            turn,
+        ))))
     }
 }
 
@@ -143,14 +153,17 @@ impl Core {
     /// A snapshot as a file without a name, and its length in bytes.
     async fn snapshot(&self) -> Result<(File, u64), Status> {
         let config = &self.config;
-        // Leases first: a key whose lease is missing would be there for ever, an empty lease just ends.
-        let ids = self.lessor.ids();
-        let leases = ids
-            .into_iter()
-            .filter_map(|id| Some((id, self.lessor.info(id, false)?)));
-        let (leases, auth) = (leases.collect(), self.auth.state());
-        let alarms = self.alarms.list(pb::AlarmType::None);
+        let (auth, alarms) = (self.auth.state(), self.alarms.list(pb::AlarmType::None));
+        let leases = || -> BTreeMap<i64, Info> {
+            let ids = self.lessor.ids().into_iter();
+            ids.filter_map(|id| Some((id, self.lessor.info(id, false)?))).collect()
+        };
+        // Leases come and go while keys are read: those of before and of after. A lease too many just ends,
+        // a key whose lease is missing would be there for ever.
+        let mut known = leases();
         let history = self.history(0).await?;
+        known.extend(leases());
+        let leases = known.into_iter().collect();
         let snapshot = Snapshot {
             history,
             leases,
@@ -185,6 +198,7 @@ async fn hash(history: History) -> Result<u32, Status> {
 fn blobs(
     mut file: tokio::fs::File,
     len: u64,
+    turn: OwnedSemaphorePermit,
 ) -> impl Stream<Item = Result<pb::SnapshotResponse, Status>> + Send + use<> {
     let response = |blob: bytes::Bytes, remaining_bytes| pb::SnapshotResponse {
         header: None,
@@ -202,5 +216,6 @@ fn blobs(
             yield response(blob.into(), len - sent);
         }
         yield response(sha.finalize().to_vec().into(), 0);
+        drop(turn);
     }
 }

@@ -267,7 +267,9 @@ impl Metrics {
 
     /// Counts a request by the version its client says it has, if that looks like one.
     pub(super) fn request(&self, method: &Method, version: Option<&str>) {
-        let plain = |v: &&str| v.len() <= 16 && v.bytes().all(|b| b.is_ascii_alphanumeric() || b".-".contains(&b));
+        // What a client says is not to fill the memory: major.minor, or nothing.
+        let short = |n: &str| (1..=2).contains(&n.len()) && n.bytes().all(|b| b.is_ascii_digit());
+        let plain = |v: &&str| v.split_once('.').is_some_and(|(a, b)| short(a) && short(b));
         let version = version.filter(plain).unwrap_or("unknown");
         let labels = vec![
             ("client_api_version", version.to_owned()),
@@ -439,17 +441,17 @@ struct Process {
 
 impl Process {
     fn now() -> Self {
-        const PAGE: i64 = 4096;
         const TICKS_PER_SECOND: f64 = 100.0;
         let read = |name: &str| std::fs::read_to_string(format!("/proc/self/{name}")).unwrap_or_default();
         let number = |text: Option<&str>| text.and_then(|t| t.parse::<i64>().ok()).unwrap_or_default();
-        let (statm, stat, limits) = (read("statm"), read("stat"), read("limits"));
+        let (status, stat, limits) = (read("status"), read("stat"), read("limits"));
+        let resident = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
         // The command, in parentheses, may hold spaces: count from its end.
         let fields: Vec<_> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
         let ticks = number(fields.get(11).copied()) + number(fields.get(12).copied());
         let files = limits.lines().find_map(|l| l.strip_prefix("Max open files"));
         Self {
-            resident_bytes: number(statm.split_whitespace().nth(1)) * PAGE,
+            resident_bytes: number(resident.and_then(|r| r.split_whitespace().next())) << 10,
             cpu_seconds: ticks as f64 / TICKS_PER_SECOND,
             open_fds: std::fs::read_dir("/proc/self/fd").map_or(0, |d| d.count() as i64),
             max_fds: number(files.and_then(|f| f.split_whitespace().next())),

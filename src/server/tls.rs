@@ -35,8 +35,8 @@ pub struct TlsFiles {
     pub client_ca: Option<PathBuf>,
     /// Serial numbers of client certificates to refuse: a CRL, DER.
     pub client_crl: Option<PathBuf>,
-    /// A name that client certificates must be for.
-    pub allowed_hostname: Option<String>,
+    /// Names of which client certificates must be for one; empty for any.
+    pub allowed_hostnames: Vec<String>,
     /// Versions and cipher suites.
     pub protocol: Protocol,
 }
@@ -145,7 +145,14 @@ impl TlsFiles {
             })?,
             roots: certificates(ca)?.iter().map(|c| c.to_vec()).collect(),
             revoked: self.client_crl.as_deref().map(revoked).transpose()?.unwrap_or_default(),
-            allowed_hostname: self.allowed_hostname.clone(),
+            allowed_hostnames: self
+                .allowed_hostnames
+                .iter()
+                .map(|name| {
+                    let parsed = ServerName::try_from(name.clone());
+                    parsed.map_err(|_| Error::Protocol(format!("allowed hostname {name:?} is not a name")))
+                })
+                .collect::<Result<_, _>>()?,
         })
     }
 
@@ -247,33 +254,45 @@ struct ClientVerifier {
     /// The trusted certificates, DER.
     roots: HashSet<Vec<u8>>,
     revoked: HashSet<Vec<u8>>,
-    allowed_hostname: Option<String>,
+    allowed_hostnames: Vec<ServerName<'static>>,
 }
 
 impl ClientVerifier {
-    /// Whether `leaf` is itself trusted, and valid now. Go takes such a certificate, webpki does not.
+    /// Whether `leaf` is itself trusted, valid now, and not for servers alone. Go takes such a certificate,
+    /// webpki does not if it is a CA's.
     fn is_trusted(&self, leaf: &CertificateDer<'_>, now: UnixTime) -> bool {
         let now = i64::try_from(now.as_secs())
             .ok()
             .and_then(|s| ASN1Time::from_timestamp(s).ok());
         let certificate = X509Certificate::from_der(leaf);
+        let for_clients = |c: &X509Certificate<'_>| match c.extended_key_usage() {
+            Ok(usage) => usage.is_none_or(|u| u.value.any || u.value.client_auth),
+            Err(_) => false,
+        };
         self.roots.contains(&leaf[..])
-            && certificate.is_ok_and(|(_, c)| now.is_some_and(|now| c.validity().is_valid_at(now)))
+            && certificate.is_ok_and(|(_, c)| for_clients(&c) && now.is_some_and(|now| c.validity().is_valid_at(now)))
     }
 
     /// Parity: etcd looks at serial numbers alone, whoever issued them (client/pkg/transport/listener_tls.go).
-    fn check(&self, leaf: &CertificateDer<'_>) -> Result<(), rustls::Error> {
+    fn check(&self, leaf: &CertificateDer<'_>, others: &[CertificateDer<'_>]) -> Result<(), rustls::Error> {
         if !self.revoked.is_empty() {
-            let (_, certificate) = X509Certificate::from_der(leaf).map_err(|_| CertificateError::BadEncoding)?;
-            if self.revoked.contains(certificate.raw_serial()) {
-                return Err(CertificateError::Revoked.into());
+            for certificate in others.iter().chain([leaf]) {
+                let parsed = X509Certificate::from_der(certificate);
+                let (_, parsed) = parsed.map_err(|_| CertificateError::BadEncoding)?;
+                if self.revoked.contains(parsed.raw_serial()) {
+                    return Err(CertificateError::Revoked.into());
+                }
             }
         }
-        if let Some(name) = &self.allowed_hostname {
-            let name = ServerName::try_from(name.as_str()).map_err(|e| rustls::Error::General(e.to_string()))?;
-            rustls::client::verify_server_name(&rustls::server::ParsedCertificate::try_from(leaf)?, &name)?;
+        if self.allowed_hostnames.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        let parsed = rustls::server::ParsedCertificate::try_from(leaf)?;
+        let mut names = self.allowed_hostnames.iter();
+        match names.any(|name| rustls::client::verify_server_name(&parsed, name).is_ok()) {
+            true => Ok(()),
+            false => Err(CertificateError::NotValidForName.into()),
+        }
     }
 }
 
@@ -292,7 +311,7 @@ impl ClientCertVerifier for ClientVerifier {
             Err(_) if self.is_trusted(leaf, now) => ClientCertVerified::assertion(),
             verified => verified?,
         };
-        self.check(leaf)?;
+        self.check(leaf, intermediates)?;
         Ok(verified)
     }
 
@@ -462,7 +481,7 @@ mod tests {
                 key: ca.clone(),
                 client_ca: Some(ca.clone()),
                 client_crl: None,
-                allowed_hostname: None,
+                allowed_hostnames: vec![],
                 protocol: Protocol::default(),
             };
             change(&mut files);
@@ -482,7 +501,7 @@ mod tests {
         assert!(accepts(&plain, &one) && accepts(&plain, &two));
         let revoking = ca.verifier(|f| f.client_crl = Some(ca.revoke(&[1002]))).unwrap();
         assert!(accepts(&revoking, &one) && !accepts(&revoking, &two));
-        let naming = |f: &mut TlsFiles| f.allowed_hostname = Some("two.example".to_owned());
+        let naming = |f: &mut TlsFiles| f.allowed_hostnames = ["x.example", "two.example"].map(str::to_owned).into();
         let naming = ca.verifier(naming).unwrap();
         assert!(!accepts(&naming, &one) && accepts(&naming, &two));
         assert!(!accepts(&plain, &Authority::new().client(1001, "one.example")));

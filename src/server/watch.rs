@@ -14,7 +14,7 @@ use futures::FutureExt;
 use parking_lot::Mutex;
 use pb::watch_request::RequestUnion;
 use rand::RngExt;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -37,6 +37,8 @@ struct Session {
     peer: Peer,
     inbound: Option<Streaming<pb::WatchRequest>>,
     watchers: BTreeMap<i64, Entry>,
+    /// Ids of watchers that a compaction ended. Parity: they are in use until the client cancels them.
+    ended_ids: BTreeSet<i64>,
     /// Answers to requests, sent before events.
     answers: VecDeque<WatchResponse>,
     ready: Arc<ReadyList>,
@@ -97,6 +99,7 @@ impl pb::watch_server::Watch for WatchService {
             peer: Peer::of(&request),
             inbound: Some(request.into_inner()),
             watchers: BTreeMap::new(),
+            ended_ids: BTreeSet::new(),
             answers: VecDeque::new(),
             ready: Arc::default(),
             ticker,
@@ -205,7 +208,7 @@ impl Session {
             Some(status::rendered(&denied))
         } else if range.is_empty() {
             Some("mvcc: watcher range is empty".to_owned())
-        } else if id != 0 && self.watchers.contains_key(&id) {
+        } else if id != 0 && self.is_used(id) {
             Some("mvcc: duplicate watch ID provided on the WatchStream".to_owned())
         } else {
             None
@@ -261,15 +264,19 @@ impl Session {
     }
 
     fn free_id(&mut self) -> i64 {
-        while self.watchers.contains_key(&self.next_id) {
+        while self.is_used(self.next_id) {
             self.next_id += 1;
         }
         self.next_id += 1;
         self.next_id - 1
     }
 
+    fn is_used(&self, id: i64) -> bool {
+        self.watchers.contains_key(&id) || self.ended_ids.contains(&id)
+    }
+
     fn cancel(&mut self, id: i64) {
-        if self.watchers.remove(&id).is_some() {
+        if self.watchers.remove(&id).is_some() || self.ended_ids.remove(&id) {
             let head = WatchHead {
                 watch_id: id,
                 canceled: true,
@@ -351,6 +358,7 @@ impl Session {
                 }
                 Taken::Compacted(compact_revision) => {
                     self.watchers.remove(&id);
+                    self.ended_ids.insert(id);
                     let header = Some(self.core.header(0));
                     let head = WatchHead {
                         header,

@@ -143,7 +143,9 @@ impl<'a> Level<'a> {
 
     fn push(&mut self, entry: Entry) -> io::Result<()> {
         let size = ELEMENT + entry.key.len() + entry.value.len();
-        if !self.entries.is_empty() && self.bytes + size > PAGE {
+        // A branch of one would never come to a root, however long the keys are.
+        let fewest = if self.kind == BRANCH { 2 } else { 1 };
+        if self.entries.len() >= fewest && self.bytes + size > PAGE {
             self.flush()?;
         }
         self.bytes += size;
@@ -262,6 +264,8 @@ mod tests {
         let entries = |n: usize| (0..n).map(|i| (format!("{i:08}").into_bytes(), vec![b'v'; i % 300]));
         writer.bucket("many", entries(50_000)).unwrap();
         writer.bucket("empty", []).unwrap();
+        let long = |n: u8| (vec![n; 5000], vec![n]);
+        writer.bucket("long", (0..9).map(long)).unwrap();
         writer.bucket("big", [(b"k".to_vec(), vec![7; 3 << 20])]).unwrap();
         let (mut file, len) = writer.finish().unwrap();
         let mut bytes = vec![];
@@ -278,6 +282,7 @@ mod tests {
         };
         assert!(bucket("many").into_iter().eq(entries(50_000)));
         assert_eq!(bucket("empty"), []);
+        assert!(bucket("long").into_iter().eq((0..9).map(long)));
         assert_eq!(bucket("big")[0].1.len(), 3 << 20);
     }
 }

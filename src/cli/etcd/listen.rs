@@ -19,8 +19,8 @@ pub struct Tls {
     pub cert_auth: bool,
     /// Client certificates to refuse.
     pub crl: Option<PathBuf>,
-    /// The name client certificates must be for.
-    pub allowed_hostname: Option<String>,
+    /// The names of which client certificates must be for one.
+    pub allowed_hostnames: Vec<String>,
     /// Versions and suites.
     pub protocol: Protocol,
 }
@@ -38,7 +38,7 @@ impl Tls {
             key: key.clone(),
             client_ca: self.ca.clone(),
             client_crl: self.crl.clone(),
-            allowed_hostname: self.allowed_hostname.clone(),
+            allowed_hostnames: self.allowed_hostnames.clone(),
             protocol: self.protocol.clone(),
         })
     }
