@@ -25,8 +25,9 @@ impl pb::lease_server::Lease for LeaseService {
         &self,
         request: Request<pb::LeaseGrantRequest>,
     ) -> Result<Response<pb::LeaseGrantResponse>, Status> {
-        self.0.check_alarms(&request, true)?;
+        // Parity: here who asks comes before the alarms.
         self.0.check_authenticated(&request)?;
+        self.0.check_alarms(&request, true)?;
         self.0.check_space(LEASE_COST)?;
         let request = request.into_inner();
         let (id, ttl) = self.0.lessor.grant(request.id, request.ttl)?;
