@@ -101,7 +101,8 @@ impl Store {
                 _ => (Pin::new(self, compacted), current, compacted),
             }
         };
-        let revision = if revision <= 0 { current } else { revision };
+        // Parity: before the first revision there is nothing, and that is no error.
+        let revision = if revision == 0 { current } else { revision };
         let (mut changes, mut rest) = (Vec::new(), KeyRange::all());
         loop {
             let read = self.read();
@@ -155,6 +156,7 @@ mod tests {
         let order: Vec<_> = history.changes.iter().map(|c| (c.main, c.tombstone)).collect();
         assert_eq!(order, [(2, false), (3, false), (4, false), (5, true)]);
         assert_eq!(store.history(3).unwrap().changes.len(), 2);
+        assert_eq!(store.history(-1).unwrap().changes.len(), 0);
         assert_eq!(store.history(6).unwrap_err(), Error::FutureRevision);
 
         store.compact(4).unwrap();
