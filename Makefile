@@ -70,11 +70,12 @@ interop-kubernetes: interop ## kube-apiserver on the store, and Kubernetes' own 
 	cd tests/interop/kubernetes && go build -ldflags "-X k8s.io/component-base/version.gitVersion=v1.36.3" \
 		-o $(PEERS)/kube-apiserver k8s.io/kubernetes/cmd/kube-apiserver
 	KUBE_APISERVER=$(PEERS)/kube-apiserver $(GO_TEST) -v -timeout 20m -run KubeAPIServer .
-	cd tests/interop/kubernetes && storage=$$(go list -m -f '{{.Dir}}' k8s.io/apiserver)/pkg/storage && \
-		printf '{"Replace":{"%s":"%s"}}' $$storage/etcd3/testserver/test_server.go $$PWD/testserver/testserver.go \
-			>$(PEERS)/overlay.json && \
-		ETCD_BIN=$(abspath $(TARGET))/debug/clustermesh-apiserver go test -overlay $(PEERS)/overlay.json -vet=off \
-			-count=1 -timeout 20m k8s.io/apiserver/pkg/storage/etcd3
+	rm -rf $(PEERS)/apiserver
+	cp -r $$(cd tests/interop/kubernetes && go list -m -f '{{.Dir}}' k8s.io/apiserver) $(PEERS)/apiserver
+	chmod -R u+w $(PEERS)/apiserver
+	cp tests/interop/kubernetes/testserver/testserver.go $(PEERS)/apiserver/pkg/storage/etcd3/testserver/test_server.go
+	ETCD_BIN=$(abspath $(TARGET))/debug/clustermesh-apiserver go test -C $(PEERS)/apiserver -mod=mod -vet=off -count=1 \
+		-timeout 20m ./pkg/storage/etcd3
 
 interop-cilium: interop ## Cilium's own tests of its kvstore packages, on 127.0.0.1:4002 of a network namespace
 	./tests/interop/cilium/run $(PEERS) $(abspath $(TARGET))/debug/clustermesh-apiserver

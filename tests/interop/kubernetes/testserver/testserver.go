@@ -1,6 +1,6 @@
-// Package testserver takes the place of k8s.io/apiserver/pkg/storage/etcd3/testserver (`go test -overlay`):
-// where that one embeds an etcd, this one starts the binary that ETCD_BIN names. So Kubernetes' own tests
-// of its storage run on it.
+// Package testserver takes the place of k8s.io/apiserver/pkg/storage/etcd3/testserver in a copy of that
+// module: where that one embeds an etcd, this one starts the binary that ETCD_BIN names. So Kubernetes' own
+// tests of its storage run on it.
 package testserver
 
 import (
