@@ -23,6 +23,7 @@ mod index;
 mod lease_book;
 mod log;
 mod range;
+mod reads;
 mod store;
 #[cfg(test)]
 mod tests;

@@ -3,7 +3,7 @@
 use super::Error;
 use super::encoded::{Fields, Kv};
 use super::range::KeyRange;
-use super::store::{Pin, READ_CHUNK, Store};
+use super::store::{READ_CHUNK, Store};
 use std::collections::HashMap;
 
 /// One stored change.
@@ -98,7 +98,7 @@ impl Store {
                 r if r > 0 && r < compacted => return Err(Error::Compacted),
                 r if r > current => return Err(Error::FutureRevision),
                 // What this compaction keeps stays while we look at it.
-                _ => (Pin::new(self, compacted), current, compacted),
+                _ => (self.pins.pin(compacted), current, compacted),
             }
         };
         // Parity: before the first revision there is nothing, and that is no error.

@@ -11,11 +11,11 @@ use super::index::Index;
 use super::lease_book::LeaseBook;
 use super::log::{Batch, Event, Log};
 use super::range::{KeyRange, RangeOptions, RangeResult};
+use super::reads::{Pages, Pins};
 use super::txn::{self, Put, Txn, TxnResult, WriteTxn};
 use super::watcher::Watcher;
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
-use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -27,8 +27,6 @@ const PURGE_STEP: usize = 2000;
 const EMPTY: usize = 20 << 10;
 /// Bytes that a lease is said to take.
 const LEASE: usize = 64;
-/// Counts of what is left of paginated lists that are remembered.
-const PAGES: usize = 256;
 
 /// An MVCC store. See the module's text; a new store is at revision 1 and empty.
 pub struct Store {
@@ -36,18 +34,9 @@ pub struct Store {
     /// Groups with frames whose members have not been woken yet.
     dirty: Mutex<Vec<Arc<Group>>>,
     on_publish: OnceLock<Box<dyn Fn() + Send + Sync>>,
-    on_unpin: OnceLock<Box<dyn Fn() + Send + Sync>>,
-    /// Revisions that long reads are at → how many of them.
-    pins: Mutex<BTreeMap<i64, usize>>,
+    pub(super) pins: Pins,
     pages: Mutex<Pages>,
     counters: Counters,
-}
-
-/// Counts of the rest of lists that are being read page by page; the oldest is forgotten first.
-#[derive(Default)]
-struct Pages {
-    counts: HashMap<(KeyRange, i64), usize>,
-    order: VecDeque<(KeyRange, i64)>,
 }
 
 /// What the lock protects.
@@ -135,8 +124,7 @@ impl Store {
             state: RwLock::new(state),
             dirty: Mutex::default(),
             on_publish: OnceLock::new(),
-            on_unpin: OnceLock::new(),
-            pins: Mutex::default(),
+            pins: Pins::default(),
             pages: Mutex::default(),
             counters: Counters::default(),
         })
@@ -151,7 +139,7 @@ impl Store {
     /// Calls `f` when no long read holds a revision any more, so that what a compaction had to leave can be
     /// purged. Only the first call of this has an effect.
     pub fn on_unpin(&self, f: impl Fn() + Send + Sync + 'static) {
-        let _ = self.on_unpin.set(Box::new(f));
+        self.pins.on_unpin(f);
     }
 
     /// Wakes the members of every group that has news; returns how many groups that were.
@@ -229,7 +217,7 @@ impl Store {
             if !full || kvs.len() >= needed.min(count) {
                 break;
             }
-            pin.get_or_insert_with(|| Pin::new(self, at));
+            pin.get_or_insert_with(|| self.pins.pin(at));
             let last = kvs.last().map(|kv| kv.key().to_vec()).unwrap_or_default();
             rest = rest.after(&last);
         }
@@ -378,7 +366,7 @@ impl Store {
     /// Revisions that a long read is at are left for later: when it ends, there is more again.
     pub fn purge(&self) -> bool {
         let mut state = self.state.write();
-        let pinned = self.pins.lock().keys().next().copied().unwrap_or(i64::MAX);
+        let pinned = self.pins.oldest().unwrap_or(i64::MAX);
         let target = state.compacted.min(pinned);
         if state.purged >= target {
             return false;
@@ -480,25 +468,6 @@ impl State {
     }
 }
 
-// === impl Pages ===
-
-impl Pages {
-    fn put(&mut self, rest: (KeyRange, i64), count: usize) {
-        if self.counts.insert(rest.clone(), count).is_none() {
-            self.order.push_back(rest);
-        }
-        while self.order.len() > PAGES {
-            let oldest = self.order.pop_front();
-            oldest.map(|oldest| self.counts.remove(&oldest));
-        }
-    }
-
-    /// Many clients read the same list, so what is found stays.
-    fn get(&self, rest: &(KeyRange, i64)) -> Option<usize> {
-        self.counts.get(rest).copied()
-    }
-}
-
 // === impl Read ===
 
 impl Read<'_> {
@@ -516,35 +485,5 @@ impl Read<'_> {
 
     pub(super) fn index(&self) -> &Index {
         &self.0.index
-    }
-}
-
-/// Keeps one revision readable while it lives.
-pub(super) struct Pin<'a> {
-    store: &'a Store,
-    at: i64,
-}
-
-impl<'a> Pin<'a> {
-    pub(super) fn new(store: &'a Store, at: i64) -> Self {
-        *store.pins.lock().entry(at).or_default() += 1;
-        Self { store, at }
-    }
-}
-
-impl Drop for Pin<'_> {
-    fn drop(&mut self) {
-        let mut pins = self.store.pins.lock();
-        if let Some(n) = pins.get_mut(&self.at) {
-            *n -= 1;
-            if *n == 0 {
-                pins.remove(&self.at);
-            }
-        }
-        let free = pins.is_empty();
-        drop(pins);
-        if free && let Some(f) = self.store.on_unpin.get() {
-            f();
-        }
     }
 }

@@ -35,8 +35,18 @@ impl Default for Access {
     }
 }
 
-/// A check and whether it is passed, with the reason if not.
-type Check = (&'static str, Result<(), String>);
+/// The checks of `/livez` or `/readyz`.
+fn checks(kind: &str) -> &'static [&'static str] {
+    match kind {
+        "livez" => &["serializable_read"],
+        _ => &[
+            "data_corruption",
+            "serializable_read",
+            "linearizable_read",
+            "non_learner",
+        ],
+    }
+}
 
 impl Core {
     /// Health and metrics alone, as at `--listen-metrics-urls`.
@@ -46,13 +56,10 @@ impl Core {
             .route("/health", answer(core(), Core::health))
             .route("/metrics", answer(core(), |core, _| core.metrics_response()));
         for kind in ["livez", "readyz"] {
-            let all = move |core: &Core, query: &str| report(core.checks(kind), query);
+            let all = move |core: &Core, query: &str| core.report(kind, checks(kind), query);
             router = router.route(&format!("/{kind}"), answer(core(), all));
-            for (name, _) in self.checks(kind) {
-                let one = move |core: &Core, query: &str| {
-                    let checks = core.checks(kind).into_iter().filter(|(n, _)| *n == name);
-                    report(checks.collect(), query)
-                };
+            for &name in checks(kind) {
+                let one = move |core: &Core, query: &str| core.report(kind, &[name], query);
                 router = router.route(&format!("/{kind}/{name}"), answer(core(), one));
             }
         }
@@ -167,26 +174,40 @@ impl Core {
         }
     }
 
-    fn checks(&self, kind: &'static str) -> Vec<Check> {
-        let read = || self.check_read();
-        let corrupt = match self.alarms.has(AlarmType::Corrupt) {
-            true => Err("alarm activated: CORRUPT".to_owned()),
-            false => Ok(()),
-        };
-        let checks = match kind {
-            "livez" => vec![("serializable_read", read())],
-            // A store of one reads linearizably whenever it reads, and is never a learner.
-            _ => vec![
-                ("data_corruption", corrupt),
-                ("serializable_read", read()),
-                ("linearizable_read", read()),
-                ("non_learner", Ok(())),
-            ],
-        };
-        for (name, result) in &checks {
+    /// What those of `checks` say that are not excluded.
+    fn report(&self, kind: &str, checks: &[&str], query: &str) -> Response {
+        let excluded: Vec<_> = values(query, "exclude").collect();
+        let (mut text, mut failed) = (String::new(), false);
+        for &name in checks.iter().filter(|name| !excluded.contains(name)) {
+            let result = self.check(name);
             self.metrics.check(kind, name, result.is_ok());
+            match result {
+                Ok(()) => text.push_str(&format!("[+]{name} ok\n")),
+                Err(error) => {
+                    failed = true;
+                    text.push_str(&format!("[-]{name} failed: {error}\n"));
+                }
+            }
         }
-        checks
+        if failed {
+            return (StatusCode::SERVICE_UNAVAILABLE, format!("{text}\n")).into_response();
+        }
+        let verbose = query.split('&').any(|pair| pair.split('=').next() == Some("verbose"));
+        if verbose {
+            format!("{text}ok\n")
+        } else {
+            "ok\n".to_owned()
+        }
+        .into_response()
+    }
+
+    fn check(&self, name: &str) -> Result<(), String> {
+        match name {
+            "data_corruption" if self.alarms.has(AlarmType::Corrupt) => Err("alarm activated: CORRUPT".to_owned()),
+            // A store of one reads linearizably whenever it reads, and is never a learner.
+            "serializable_read" | "linearizable_read" => self.check_read(),
+            _ => Ok(()),
+        }
     }
 
     fn check_read(&self) -> Result<(), String> {
@@ -216,31 +237,6 @@ fn answer(
         async move { response }
     };
     get(handler).head(not_allowed).fallback(not_allowed)
-}
-
-/// What the checks that are not excluded say.
-fn report(checks: Vec<Check>, query: &str) -> Response {
-    let excluded: Vec<_> = values(query, "exclude").collect();
-    let (mut text, mut failed) = (String::new(), false);
-    for (name, result) in checks.iter().filter(|(name, _)| !excluded.contains(name)) {
-        match result {
-            Ok(()) => text.push_str(&format!("[+]{name} ok\n")),
-            Err(error) => {
-                failed = true;
-                text.push_str(&format!("[-]{name} failed: {error}\n"));
-            }
-        }
-    }
-    if failed {
-        return (StatusCode::SERVICE_UNAVAILABLE, format!("{text}\n")).into_response();
-    }
-    let verbose = query.split('&').any(|pair| pair.split('=').next() == Some("verbose"));
-    if verbose {
-        format!("{text}ok\n")
-    } else {
-        "ok\n".to_owned()
-    }
-    .into_response()
 }
 
 /// The values of `name` in a query. Names of checks and alarms need no decoding.

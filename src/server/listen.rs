@@ -18,6 +18,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
+use tokio_util::either::Either;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 
@@ -54,14 +55,8 @@ enum Socket {
     Unix(UnixListener, PathBuf),
 }
 
-/// A connection before it is known how it speaks.
-#[derive(Debug)]
-pub enum Stream {
-    /// Over the network.
-    Tcp(TcpStream),
-    /// Through a file.
-    Unix(UnixStream),
-}
+/// A connection before it is known how it speaks: over the network, or through a file.
+pub type Stream = Either<TcpStream, UnixStream>;
 
 /// One accepted connection.
 pub enum Io {
@@ -109,9 +104,9 @@ impl Socket {
                 let (stream, address) = socket.accept().await?;
                 // Answers are small and awaited.
                 let _ = stream.set_nodelay(true);
-                Ok((Stream::Tcp(stream), Some(address)))
+                Ok((Either::Left(stream), Some(address)))
             }
-            Self::Unix(socket, _) => Ok((Stream::Unix(socket.accept().await?.0), None)),
+            Self::Unix(socket, _) => Ok((Either::Right(socket.accept().await?.0), None)),
         }
     }
 }
@@ -303,58 +298,6 @@ impl AsyncWrite for Io {
         match self.get_mut() {
             Self::Plain(io, _) => Pin::new(io).poll_shutdown(cx),
             Self::Tls(io, _) => Pin::new(io).poll_shutdown(cx),
-        }
-    }
-}
-
-// === impl Stream ===
-
-impl AsyncRead for Stream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(io) => Pin::new(io).poll_read(cx, buf),
-            Self::Unix(io) => Pin::new(io).poll_read(cx, buf),
-        }
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tcp(io) => Pin::new(io).poll_write(cx, buf),
-            Self::Unix(io) => Pin::new(io).poll_write(cx, buf),
-        }
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tcp(io) => Pin::new(io).poll_write_vectored(cx, bufs),
-            Self::Unix(io) => Pin::new(io).poll_write_vectored(cx, bufs),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        match self {
-            Self::Tcp(io) => io.is_write_vectored(),
-            Self::Unix(io) => io.is_write_vectored(),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(io) => Pin::new(io).poll_flush(cx),
-            Self::Unix(io) => Pin::new(io).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(io) => Pin::new(io).poll_shutdown(cx),
-            Self::Unix(io) => Pin::new(io).poll_shutdown(cx),
         }
     }
 }
