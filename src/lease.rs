@@ -94,12 +94,15 @@ impl Lease {
 }
 
 impl Lessor {
-    /// No leases. Leases shorter than `min_ttl_secs` are raised to it; see [`MIN_TTL_SECS`].
+    /// The leases of the store, each with its full time again. New ones shorter than `min_ttl_secs` are
+    /// raised to it; see [`MIN_TTL_SECS`].
     pub fn new(store: Arc<Store>, min_ttl_secs: i64) -> Self {
+        let leases = store.leases().into_iter();
+        let leases = leases.map(|(id, ttl_secs)| (id, Lease::new(ttl_secs))).collect();
         Self {
             store,
             min_ttl_secs,
-            leases: Mutex::default(),
+            leases: Mutex::new(leases),
             counters: Counters::default(),
         }
     }
@@ -131,7 +134,7 @@ impl Lessor {
             },
             id => id,
         };
-        if leases.contains_key(&id) || !self.store.grant(id) {
+        if leases.contains_key(&id) || !self.store.grant(id, ttl_secs) {
             return Err(Error::Exists);
         }
         leases.insert(id, Lease::new(ttl_secs));

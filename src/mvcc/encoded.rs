@@ -58,6 +58,28 @@ impl Kv {
         })
     }
 
+    /// Takes bytes that [`Kv::new`] may have written; `None` if it has not.
+    pub fn checked(bytes: &[u8]) -> Option<Self> {
+        let (mut at, mut last) = (0, 0);
+        while let Some(&tag) = bytes.get(at) {
+            at += 1;
+            let known = matches!(tag, KEY | CREATE | MOD | VERSION | VALUE | LEASE);
+            let more = &bytes[at..];
+            let len = more.iter().take(10).position(|b| *b < 0x80)? + 1;
+            let n = take_varint(bytes, &mut at);
+            if !known || tag <= last || n == 0 || len != varint_len(n) {
+                return None;
+            }
+            if matches!(tag, KEY | VALUE) {
+                at = at
+                    .checked_add(usize::try_from(n).ok()?)
+                    .filter(|at| *at <= bytes.len())?;
+            }
+            last = tag;
+        }
+        Some(Self(bytes.into()))
+    }
+
     /// The encoded message.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
@@ -218,6 +240,14 @@ mod tests {
             proptest::prop_assert_eq!(kv.as_bytes(), &reference.encode_to_vec()[..]);
             proptest::prop_assert_eq!(kv.fields(), fields);
             proptest::prop_assert_eq!(kv.key(), &key[..]);
+            proptest::prop_assert_eq!(Kv::checked(kv.as_bytes()), Some(kv));
+        }
+
+        #[test]
+        fn checked_bytes_can_be_decoded(bytes in proptest::collection::vec(0u8.., 0..40)) {
+            if let Some(kv) = Kv::checked(&bytes) {
+                proptest::prop_assert_eq!(Kv::new(&kv.fields()), kv);
+            }
         }
 
         #[test]

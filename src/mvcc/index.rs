@@ -7,6 +7,7 @@
 
 use super::encoded::Kv;
 use super::hash::Stored;
+use super::log::EventKind;
 use super::range::KeyRange;
 use smallvec::SmallVec;
 
@@ -42,6 +43,16 @@ pub(super) struct Index {
 
 struct Fenwick(Vec<usize>);
 
+impl Version {
+    pub(super) fn kind(&self) -> EventKind {
+        if self.tombstone {
+            EventKind::Delete
+        } else {
+            EventKind::Put
+        }
+    }
+}
+
 // === impl History ===
 
 impl History {
@@ -62,6 +73,10 @@ impl History {
             .find(|v| v.main <= at)
             .filter(|v| !v.tombstone)
             .map(|v| &v.kv)
+    }
+
+    pub(super) fn versions(&self) -> &[Version] {
+        &self.0
     }
 
     /// The changes up to main revision `at`, in order.

@@ -1,11 +1,18 @@
 //! Which keys are attached to which lease. Data only: time is `crate::lease`'s business.
 
 use bytes::Bytes;
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
 
-/// Lease id → attached keys. A granted lease is present, with or without keys.
+/// Lease id → what it holds. A granted lease is present, with or without keys.
 #[derive(Default)]
-pub(super) struct LeaseBook(HashMap<i64, BTreeSet<Bytes>>);
+pub(super) struct LeaseBook(HashMap<i64, Held>);
+
+#[derive(Default)]
+struct Held {
+    ttl_secs: i64,
+    keys: BTreeSet<Bytes>,
+}
 
 impl LeaseBook {
     pub(super) fn len(&self) -> usize {
@@ -17,11 +24,14 @@ impl LeaseBook {
     }
 
     /// Adds a lease; false if it exists.
-    pub(super) fn grant(&mut self, lease: i64) -> bool {
+    pub(super) fn grant(&mut self, lease: i64, ttl_secs: i64) -> bool {
         match self.0.entry(lease) {
-            std::collections::hash_map::Entry::Occupied(_) => false,
-            std::collections::hash_map::Entry::Vacant(v) => {
-                v.insert(BTreeSet::new());
+            Entry::Occupied(_) => false,
+            Entry::Vacant(v) => {
+                v.insert(Held {
+                    ttl_secs,
+                    ..Held::default()
+                });
                 true
             }
         }
@@ -29,11 +39,16 @@ impl LeaseBook {
 
     /// Removes a lease and returns its keys in order; `None` if unknown.
     pub(super) fn take(&mut self, lease: i64) -> Option<BTreeSet<Bytes>> {
-        self.0.remove(&lease)
+        self.0.remove(&lease).map(|held| held.keys)
     }
 
     pub(super) fn keys(&self, lease: i64) -> Option<&BTreeSet<Bytes>> {
-        self.0.get(&lease)
+        self.0.get(&lease).map(|held| &held.keys)
+    }
+
+    /// Every lease with the seconds granted.
+    pub(super) fn ttls(&self) -> Vec<(i64, i64)> {
+        self.0.iter().map(|(id, held)| (*id, held.ttl_secs)).collect()
     }
 
     /// Moves `key` from lease `from` to lease `to`; 0 is none.
@@ -41,11 +56,11 @@ impl LeaseBook {
         if from == to {
             return;
         }
-        if let Some(keys) = self.0.get_mut(&from) {
-            keys.remove(key);
+        if let Some(held) = self.0.get_mut(&from) {
+            held.keys.remove(key);
         }
-        if let Some(keys) = self.0.get_mut(&to) {
-            keys.insert(Bytes::copy_from_slice(key));
+        if let Some(held) = self.0.get_mut(&to) {
+            held.keys.insert(Bytes::copy_from_slice(key));
         }
     }
 }

@@ -59,11 +59,15 @@ impl Log {
     }
 
     pub(super) fn push(&mut self, batch: Batch) {
-        let next = self.first + self.batches.len() as i64;
-        assert_eq!(batch.revision, next, "revisions are dense");
+        assert_eq!(batch.revision, self.next(), "revisions are dense");
         self.total += batch.events.len() as u64;
         self.totals.push_back(self.total);
         self.batches.push_back(batch);
+    }
+
+    /// The revision of the next batch.
+    pub(super) fn next(&self) -> i64 {
+        self.first + self.batches.len() as i64
     }
 
     /// How many events there were after `revision`.

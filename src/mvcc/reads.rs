@@ -33,8 +33,29 @@ pub(super) struct Pages {
 
 impl Pins {
     pub(super) fn pin(&self, at: i64) -> Pin<'_> {
-        *self.at.lock().entry(at).or_default() += 1;
+        self.hold(at);
         Pin { pins: self, at }
+    }
+
+    /// Pins a revision until it is released.
+    pub(super) fn hold(&self, at: i64) {
+        *self.at.lock().entry(at).or_default() += 1;
+    }
+
+    /// Ends one [`Pins::hold`].
+    pub(super) fn release(&self, revision: i64) {
+        let mut at = self.at.lock();
+        if let Some(n) = at.get_mut(&revision) {
+            *n -= 1;
+            if *n == 0 {
+                at.remove(&revision);
+            }
+        }
+        let free = at.is_empty();
+        drop(at);
+        if free && let Some(f) = self.on_unpin.get() {
+            f();
+        }
     }
 
     /// The oldest revision pinned.
@@ -50,18 +71,7 @@ impl Pins {
 
 impl Drop for Pin<'_> {
     fn drop(&mut self) {
-        let mut at = self.pins.at.lock();
-        if let Some(n) = at.get_mut(&self.at) {
-            *n -= 1;
-            if *n == 0 {
-                at.remove(&self.at);
-            }
-        }
-        let free = at.is_empty();
-        drop(at);
-        if free && let Some(f) = self.pins.on_unpin.get() {
-            f();
-        }
+        self.pins.release(self.at);
     }
 }
 

@@ -3,11 +3,15 @@
 //! Writes run under the write lock and leave one batch in the log and one frame in each interested
 //! group. Reads take the read lock for at most [`READ_CHUNK`] keys at a time; a longer read goes on at
 //! the revision it began with, which a pin keeps readable, so a list of millions never stalls a writer.
+//!
+//! With a journal, a commit is only seen by writers until it is published, which is when it will survive
+//! the process: what a reader or watcher has seen once never becomes something else.
 
 use super::Error;
 use super::encoded::Kv;
 use super::group::{Group, Groups, Wake, WatchFilter};
 use super::index::Index;
+use super::journal::{Change, Journal};
 use super::lease_book::LeaseBook;
 use super::log::{Batch, Event, Log};
 use super::range::{KeyRange, RangeOptions, RangeResult};
@@ -15,7 +19,7 @@ use super::reads::{Pages, Pins};
 use super::txn::{self, Put, Txn, TxnResult, WriteTxn};
 use super::watcher::Watcher;
 use bytes::Bytes;
-use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -30,10 +34,11 @@ const LEASE: usize = 64;
 
 /// An MVCC store. See the module's text; a new store is at revision 1 and empty.
 pub struct Store {
-    state: RwLock<State>,
+    pub(super) state: RwLock<State>,
     /// Groups with frames whose members have not been woken yet.
     dirty: Mutex<Vec<Arc<Group>>>,
     on_publish: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    pub(super) journal: OnceLock<Arc<dyn Journal>>,
     pub(super) pins: Pins,
     pages: Mutex<Pages>,
     counters: Counters,
@@ -47,10 +52,12 @@ pub(super) struct State {
     groups: Groups,
     /// The last committed revision.
     pub(super) current: i64,
+    /// The last published one: what readers and watchers see.
+    pub(super) visible: i64,
     /// Reads below this revision fail; −1 if never compacted.
     pub(super) compacted: i64,
     /// The history before this revision has been purged.
-    purged: i64,
+    pub(super) purged: i64,
     /// Encoded bytes of all versions.
     pub(super) bytes: usize,
 }
@@ -110,20 +117,15 @@ struct Counters {
 impl Store {
     /// An empty store at revision 1.
     pub fn new() -> Arc<Self> {
-        let state = State {
-            index: Index::new(),
-            log: Log::new(2),
-            leases: LeaseBook::default(),
-            groups: Groups::default(),
-            current: 1,
-            compacted: -1,
-            purged: 0,
-            bytes: 0,
-        };
+        Self::of(State::new())
+    }
+
+    pub(super) fn of(state: State) -> Arc<Self> {
         Arc::new(Self {
             state: RwLock::new(state),
             dirty: Mutex::default(),
             on_publish: OnceLock::new(),
+            journal: OnceLock::new(),
             pins: Pins::default(),
             pages: Mutex::default(),
             counters: Counters::default(),
@@ -151,9 +153,9 @@ impl Store {
         dirty.len()
     }
 
-    /// The last committed revision.
+    /// The last revision that is seen.
     pub fn revision(&self) -> i64 {
-        self.state.read().current
+        self.state.read().visible
     }
 
     /// The compact revision, −1 if never compacted.
@@ -167,7 +169,7 @@ impl Store {
         let puts = self.counters.puts.load(Ordering::Relaxed);
         let deletes = self.counters.deletes.load(Ordering::Relaxed);
         Stats {
-            revision: state.current,
+            revision: state.visible,
             compacted: state.compacted,
             keys: state.index.live(),
             bytes: state.size(),
@@ -191,7 +193,7 @@ impl Store {
     pub fn range(&self, options: &RangeOptions) -> Result<RangeResult, Error> {
         self.counters.ranges.fetch_add(1, Ordering::Relaxed);
         let state = self.state.read();
-        let (current, at) = (state.current, state.readable(options.revision)?);
+        let (current, at) = (state.visible, state.readable(options.revision)?);
         let page = (options.range.clone(), at);
         let known = self.pages.lock().get(&page);
         let count = known.unwrap_or_else(|| state.count(&options.range, at, &[]));
@@ -232,7 +234,8 @@ impl Store {
 
     /// The key-value now.
     pub fn get(&self, key: &[u8]) -> Option<Kv> {
-        self.state.read().index.get(key).and_then(|h| h.live()).cloned()
+        let state = self.state.read();
+        state.index.get(key).and_then(|h| h.at(state.visible)).cloned()
     }
 
     /// Runs a transaction: all of it at one revision, or none of it.
@@ -277,9 +280,14 @@ impl Store {
         revision
     }
 
-    /// Adds a lease without keys; false if the id is taken.
-    pub fn grant(&self, lease: i64) -> bool {
-        self.state.write().leases.grant(lease)
+    /// Adds a lease of `ttl_secs` without keys; false if the id is taken. Its time is not counted here.
+    pub fn grant(&self, lease: i64, ttl_secs: i64) -> bool {
+        let mut state = self.state.write();
+        let granted = state.leases.grant(lease, ttl_secs);
+        if granted {
+            self.record(|| Change::Grant { lease, ttl_secs });
+        }
+        granted
     }
 
     /// Removes a lease and deletes its keys as one revision. Returns how many, or an error if unknown.
@@ -292,18 +300,47 @@ impl Store {
         Some(self.state.read().leases.keys(lease)?.iter().cloned().collect())
     }
 
-    /// Runs `f` under the write lock and publishes what it changed; returns its result and the store's
-    /// revision after it.
+    /// Runs `f` under the write lock and records or publishes what it changed; returns its result and the
+    /// store's revision after it.
     fn write<T>(&self, f: impl FnOnce(&mut WriteTxn<'_>) -> T) -> (T, i64) {
         let mut state = self.state.write();
         let mut txn = WriteTxn::new(&mut state);
         let done = f(&mut txn);
-        let batch = txn.finish();
+        let (batch, revoked) = txn.finish();
         let revision = state.current;
-        let Some(batch) = batch else { return (done, revision) };
-        self.counters.count(&batch);
+        if batch.is_none() && revoked.is_none() {
+            return (done, revision);
+        }
+        if let Some(batch) = &batch {
+            self.counters.count(batch);
+        }
+        if self.journal.get().is_some() {
+            self.record(|| Change::Commit { batch, revoked });
+        } else {
+            self.publish_to(revision, state);
+        }
+        (done, revision)
+    }
+
+    /// Tells the journal, if there is one. The caller holds the lock, so that the order is that of commits.
+    pub(super) fn record(&self, change: impl FnOnce() -> Change) {
+        if let Some(journal) = self.journal.get() {
+            journal.record(change());
+        }
+    }
+
+    /// Lets everybody see the revisions up to `revision`: they survive the process.
+    pub fn publish(&self, revision: i64) {
+        self.publish_to(revision, self.state.write());
+    }
+
+    fn publish_to(&self, revision: i64, mut state: RwLockWriteGuard<'_, State>) {
         let mut dirty = Vec::new();
-        state.groups.publish(&batch, &mut dirty);
+        let from = state.visible + 1;
+        state.visible = state.visible.max(revision.min(state.current));
+        for batch in state.log.since(from).take_while(|b| b.revision <= revision) {
+            state.groups.publish(batch, &mut dirty);
+        }
         drop(state);
         if !dirty.is_empty() {
             self.dirty.lock().append(&mut dirty);
@@ -311,14 +348,13 @@ impl Store {
                 f();
             }
         }
-        (done, revision)
     }
 
     /// Starts a watcher that sees every change from revision `start` on (0: from now on), waking `wake`
     /// when there may be something to take. Returns it and the store's revision.
     pub fn watch(self: &Arc<Self>, filter: WatchFilter, start: i64, wake: Arc<dyn Wake>) -> (Watcher, i64) {
         let mut state = self.state.write();
-        let current = state.current;
+        let current = state.visible;
         let start = if start == 0 { current + 1 } else { start };
         // The group may have frames from before the compaction, but a new watcher has no claim to them.
         let compacted = Some(state.compacted).filter(|compacted| start < *compacted);
@@ -332,8 +368,8 @@ impl Store {
         let state = self.state.read();
         watchers
             .into_iter()
-            .all(|w| w.is_synced(state.current))
-            .then_some(state.current)
+            .all(|w| w.is_synced(state.visible))
+            .then_some(state.visible)
     }
 
     pub(super) fn leave(&self, group: &Arc<Group>, member: u64) {
@@ -346,7 +382,8 @@ impl Store {
 
     /// Up to `max` committed batches with a revision of at least `from`.
     pub fn batches(&self, from: i64, max: usize) -> Vec<Batch> {
-        self.state.read().log.since(from).take(max).cloned().collect()
+        let state = self.state.read();
+        state.visible_since(from).take(max).cloned().collect()
     }
 
     /// Makes revisions before `revision` unreadable. The memory comes back through [`Store::purge`].
@@ -355,10 +392,11 @@ impl Store {
         if revision <= state.compacted {
             return Err(Error::Compacted);
         }
-        if revision > state.current {
+        if revision > state.visible {
             return Err(Error::FutureRevision);
         }
         state.compacted = revision;
+        self.record(|| Change::Compact(revision));
         Ok(())
     }
 
@@ -415,6 +453,25 @@ impl Counters {
 // === impl State ===
 
 impl State {
+    pub(super) fn new() -> Self {
+        Self {
+            index: Index::new(),
+            log: Log::new(2),
+            leases: LeaseBook::default(),
+            groups: Groups::default(),
+            current: 1,
+            visible: 1,
+            compacted: -1,
+            purged: 0,
+            bytes: 0,
+        }
+    }
+
+    /// What has been published from revision `from` on.
+    fn visible_since(&self, from: i64) -> impl Iterator<Item = &Batch> {
+        self.log.since(from).take_while(|b| b.revision <= self.visible)
+    }
+
     fn size(&self) -> usize {
         EMPTY + self.leases.len() * LEASE + self.bytes + self.index.keys() * 64 + self.log.len() * 120
     }
@@ -422,8 +479,8 @@ impl State {
     /// The revision a read asks for, if it can be read.
     fn readable(&self, revision: i64) -> Result<i64, Error> {
         match revision {
-            r if r > self.current => Err(Error::FutureRevision),
-            r if r <= 0 => Ok(self.current),
+            r if r > self.visible => Err(Error::FutureRevision),
+            r if r <= 0 => Ok(self.visible),
             r if r < self.compacted => Err(Error::Compacted),
             r => Ok(r),
         }
@@ -476,11 +533,11 @@ impl Read<'_> {
     }
 
     pub(super) fn current(&self) -> i64 {
-        self.0.current
+        self.0.visible
     }
 
-    pub(super) fn log(&self) -> &Log {
-        &self.0.log
+    pub(super) fn since(&self, from: i64) -> impl Iterator<Item = &Batch> {
+        self.0.visible_since(from)
     }
 
     pub(super) fn index(&self) -> &Index {

@@ -473,7 +473,7 @@ fn a_from_key_delete_and_a_put_of_one_key_share_a_revision_in_order() {
 #[test]
 fn revoking_a_lease_deletes_its_keys_in_one_revision_and_an_empty_one_changes_nothing() {
     let store = Store::new();
-    assert!(store.grant(7) && !store.grant(7));
+    assert!(store.grant(7, 60) && !store.grant(7, 60));
     for key in ["b", "a"] {
         store
             .put(Put {
@@ -488,7 +488,7 @@ fn revoking_a_lease_deletes_its_keys_in_one_revision_and_an_empty_one_changes_no
     assert_eq!(store.revoke(7), Ok(1));
     assert_eq!(store.revision(), 5);
     assert_eq!(store.revoke(7), Err(Error::LeaseNotFound));
-    assert!(store.grant(8));
+    assert!(store.grant(8, 60));
     assert_eq!((store.revoke(8), store.revision()), (Ok(0), 5));
     let lost = Put {
         key: "c".into(),

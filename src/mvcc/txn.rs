@@ -135,6 +135,7 @@ pub(super) struct WriteTxn<'a> {
     state: &'a mut State,
     main: i64,
     events: Vec<Event>,
+    revoked: Option<i64>,
     finished: bool,
 }
 
@@ -272,6 +273,7 @@ impl<'a> WriteTxn<'a> {
             state,
             main,
             events: Vec::new(),
+            revoked: None,
             finished: false,
         }
     }
@@ -390,6 +392,7 @@ impl<'a> WriteTxn<'a> {
     /// Ends a lease and deletes its keys in key order; returns how many there were.
     pub(super) fn revoke(&mut self, lease: i64) -> Result<usize, Error> {
         let keys = self.state.leases.take(lease).ok_or(Error::LeaseNotFound)?;
+        self.revoked = Some(lease);
         Ok(keys.into_iter().map(|key| self.delete(&KeyRange::key(key)).len()).sum())
     }
 
@@ -414,11 +417,27 @@ impl<'a> WriteTxn<'a> {
         });
     }
 
-    /// Makes the changes one revision; returns its batch, if anything changed.
-    pub(super) fn finish(mut self) -> Option<Batch> {
+    /// Makes a change that was made before, in a former life of the store; false if it does not fit.
+    pub(super) fn replay(&mut self, kind: EventKind, kv: Kv) -> bool {
+        let key = kv.key();
+        let live = self.state.index.get(key).and_then(|h| h.live());
+        let (was, existed) = (live.map_or(0, Kv::lease), live.is_some());
+        if kv.fields().mod_revision != self.main || (kind == EventKind::Delete && !existed) {
+            return false;
+        }
+        let before = self.state.index.get(key).and_then(|h| h.at(self.main - 1));
+        let before = before.filter(|_| existed).cloned();
+        self.state.leases.attach(key, was, kv.lease());
+        let key = key.to_vec();
+        self.change(&key, kind, kv, before, !existed);
+        true
+    }
+
+    /// Makes the changes one revision; returns its batch, if anything changed, and the lease that ended.
+    pub(super) fn finish(mut self) -> (Option<Batch>, Option<i64>) {
         self.finished = true;
         if self.events.is_empty() {
-            return None;
+            return (None, self.revoked);
         }
         let events: Arc<[Event]> = std::mem::take(&mut self.events).into();
         let batch = Batch {
@@ -427,7 +446,7 @@ impl<'a> WriteTxn<'a> {
         };
         self.state.current = self.main;
         self.state.log.push(batch.clone());
-        Some(batch)
+        (Some(batch), self.revoked)
     }
 }
 

@@ -90,7 +90,7 @@ impl Watcher {
             }
             let (mut frames, mut bytes) = (Vec::new(), 0);
             let from = self.next;
-            let mut batches = read.log().since(from).take(CATCH_UP_BATCHES);
+            let mut batches = read.since(from).take(CATCH_UP_BATCHES);
             let more = loop {
                 let Some(batch) = batches.next() else {
                     break self.next - from >= CATCH_UP_BATCHES as i64;
