@@ -8,6 +8,7 @@ use crate::admin;
 use crate::auth::{self, AuthStore};
 use crate::clustermesh;
 use crate::clustermesh::publisher::{Options, Publisher};
+use crate::durable::{self, Durable, Loaded};
 use crate::k8s::api::ApiConfig;
 use crate::k8s::manifests;
 use crate::kvstore::local::LocalBackend;
@@ -19,15 +20,17 @@ use crate::model::cluster::ClusterName;
 use crate::mvcc::Store;
 use crate::server::listen::{Address, Listener};
 use crate::server::tls::{TlsConfig, TlsFiles};
-use crate::server::{self, Core, Serve};
+use crate::server::{self, Core, Identity, Serve};
 use crate::util::lifecycle::Lifecycle;
 use crate::util::readiness::Ready;
 use anyhow::Context;
+use futures::FutureExt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 /// Events between a source and the publisher.
 const EVENTS: usize = 1024;
@@ -60,6 +63,8 @@ pub struct EtcdConfig {
     pub listen_metrics: Vec<ListenConfig>,
     /// What history is kept.
     pub history: History,
+    /// Where the data is kept; in memory only without.
+    pub data: Option<durable::Config>,
     /// Sets up the users and roles of this cluster, and turns authentication on.
     pub users_of: Option<ClusterName>,
 }
@@ -79,6 +84,8 @@ pub enum History {
 pub struct Etcd {
     /// The store.
     pub store: Arc<Store>,
+    /// Its data directory, if it has one.
+    durable: Option<Arc<Durable>>,
     /// The network addresses bound for clients, in the order of the configuration.
     pub addresses: Vec<SocketAddr>,
     /// The network addresses bound for health and metrics.
@@ -96,6 +103,7 @@ impl EtcdConfig {
             listen_http: vec![],
             listen_metrics: vec![],
             history: History::All,
+            data: None,
             users_of: None,
         }
     }
@@ -111,11 +119,24 @@ pub enum Source {
 }
 
 impl Etcd {
-    /// Starts a store, empty, and serves it. It is ready to serve when this returns.
+    /// Starts the store of the data directory, or an empty one, and serves it. It is ready to serve when this
+    /// returns.
     pub async fn start(config: EtcdConfig, life: &Lifecycle) -> anyhow::Result<Self> {
-        let store = Store::new();
+        let mut server = config.server;
+        let (store, auth, durable) = match config.data {
+            Some(data) => {
+                let (durable, loaded) = open(data, life).await?;
+                resume(&mut server, &loaded);
+                let auth = AuthStore::with(loaded.side.auth(), config.auth)?;
+                (loaded.store, Arc::new(auth), Some(durable))
+            }
+            None => (Store::new(), Arc::new(AuthStore::new(config.auth)?), None),
+        };
         let lessor = Arc::new(Lessor::new(Arc::clone(&store), config.min_lease_ttl_secs));
-        let auth = Arc::new(AuthStore::new(config.auth)?);
+        if let Some(durable) = &durable {
+            let durable = Arc::clone(durable);
+            auth.on_change(move |before, after| durable.auth_changed(before, after));
+        }
         if let Some(cluster) = &config.users_of {
             users::init(&auth, cluster).context("cannot set up the users")?;
         }
@@ -123,11 +144,10 @@ impl Etcd {
         let (http, metrics) = (listen(config.listen_http).await?, listen(config.listen_metrics).await?);
         let addresses = addresses(&listeners)?;
         let metrics_addresses = self::addresses(&metrics)?;
-        let mut server = config.server;
         if server.client_urls.is_empty() {
             server.client_urls = urls(&listeners)?;
         }
-        let core = Core::start(Arc::clone(&store), lessor, auth, server, life);
+        let core = Core::start(Arc::clone(&store), lessor, auth, durable.clone(), server, life);
         let compactor = Arc::clone(&core);
         match config.history {
             History::All => {}
@@ -150,6 +170,7 @@ impl Etcd {
         }
         Ok(Self {
             store,
+            durable,
             addresses,
             metrics_addresses,
         })
@@ -157,7 +178,54 @@ impl Etcd {
 
     /// A writer in this process, beside the clients.
     pub fn backend(&self) -> Arc<dyn Backend> {
-        Arc::new(LocalBackend::new(Arc::clone(&self.store)))
+        let store = Arc::clone(&self.store);
+        let Some(durable) = self.durable.clone() else {
+            return Arc::new(LocalBackend::new(store));
+        };
+        let safe = move |revision| {
+            let durable = Arc::clone(&durable);
+            async move { durable.revision(revision).await.map_err(|e| e.to_string()) }.boxed()
+        };
+        Arc::new(LocalBackend::durable(store, Arc::new(safe)))
+    }
+}
+
+/// Reads the data directory, and has the process end if it cannot be written to later.
+async fn open(config: durable::Config, life: &Lifecycle) -> anyhow::Result<(Arc<Durable>, Loaded)> {
+    let directory = config.directory.clone();
+    let begun = Instant::now();
+    let (durable, loaded) = tokio::task::spawn_blocking(move || durable::open(&config)).await??;
+    tracing::info!(
+        data_dir = %directory.display(),
+        cluster_id = %format_args!("{:x}", loaded.identity.cluster_id),
+        revision = loaded.store.revision(),
+        keys = loaded.store.stats().keys,
+        secs = begun.elapsed().as_secs_f64(),
+        "data loaded"
+    );
+    let durable = Arc::new(durable);
+    let (stop, watched) = (life.stop_token().clone(), Arc::clone(&durable));
+    let closing = Arc::clone(&durable);
+    life.at_end(move || closing.close());
+    life.spawn("data directory", async move {
+        tokio::select! {
+            () = stop.cancelled() => Ok(()),
+            why = watched.failed() => Err(why),
+        }
+    });
+    Ok((durable, loaded))
+}
+
+/// Goes on as the store was left.
+fn resume(server: &mut server::Config, loaded: &Loaded) {
+    server.identity = Identity {
+        cluster_id: loaded.identity.cluster_id,
+        member_id: loaded.identity.member_id,
+        raft_term: loaded.side.raft_term + 1,
+    };
+    server.alarms.clone_from(&loaded.side.alarms);
+    if !loaded.side.peer_urls.is_empty() {
+        server.peer_urls.clone_from(&loaded.side.peer_urls);
     }
 }
 

@@ -5,9 +5,11 @@
 //! at which one it was issued.
 
 mod jwt;
+mod messages;
 mod permission;
 
 pub use jwt::{ConfigError as JwtError, Options as JwtOptions};
+pub use messages::Difference;
 pub use permission::{Access, Permission, Ranges, Span};
 
 use arc_swap::ArcSwap;
@@ -15,7 +17,7 @@ use jwt::Jwt;
 use parking_lot::Mutex;
 use rand::RngExt;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -107,9 +109,13 @@ pub struct AuthStore {
     /// One change at a time.
     writer: Mutex<()>,
     tokens: Mutex<HashMap<String, Token>>,
+    on_change: OnceLock<OnChange>,
     jwt: Option<Jwt>,
     config: Config,
 }
+
+/// Called with the state before and after a change.
+type OnChange = Box<dyn Fn(&State, &State) + Send + Sync>;
 
 /// Tokens and passwords.
 #[derive(Clone, Debug)]
@@ -168,13 +174,25 @@ impl AuthStore {
             revision: 1,
             ..State::default()
         };
+        Self::with(state, config)
+    }
+
+    /// Goes on from `state`; tokens are not part of it.
+    pub fn with(state: State, config: Config) -> Result<Self, JwtError> {
         Ok(Self {
             state: ArcSwap::from_pointee(state),
             writer: Mutex::default(),
             tokens: Mutex::default(),
+            on_change: OnceLock::new(),
             jwt: config.jwt.as_ref().map(Jwt::new).transpose()?,
             config,
         })
+    }
+
+    /// Calls `f` at each change, in their order, before anybody sees it. Only the first call of this has an
+    /// effect.
+    pub fn on_change(&self, f: impl Fn(&State, &State) + Send + Sync + 'static) {
+        let _ = self.on_change.set(Box::new(f));
     }
 
     /// The present state.
@@ -184,9 +202,13 @@ impl AuthStore {
 
     fn change<T>(&self, f: impl FnOnce(&mut State) -> Result<T, Error>) -> Result<T, Error> {
         let _writer = self.writer.lock();
-        let mut state = State::clone(&self.state.load());
+        let before = self.state.load();
+        let mut state = State::clone(&before);
         let done = f(&mut state)?;
         state.derive();
+        if let Some(on_change) = self.on_change.get() {
+            on_change(&before, &state);
+        }
         self.state.store(Arc::new(state));
         Ok(done)
     }

@@ -2,6 +2,7 @@
 //! and ends within five seconds.
 
 pub mod clustermesh;
+mod data;
 mod demo;
 pub mod etcd;
 mod flags;
@@ -46,6 +47,10 @@ enum Command {
     Kvstoremesh(Box<kvstoremesh::KvstoremeshArgs>),
     /// What a running mirror knows
     KvstoremeshDbg(kvstoremesh::DbgArgs),
+    /// Verify every record of a data directory
+    Check(data::InspectArgs),
+    /// Print every change that a data directory holds, as JSON lines
+    Dump(data::InspectArgs),
     /// A mesh of two clusters on this machine
     Demo(demo::DemoArgs),
     /// Print the version
@@ -56,7 +61,7 @@ enum Command {
 pub fn run(args: Vec<String>) -> u8 {
     let (mut args, is_etcd) = as_subcommand(args);
     let mut complaints = vec![];
-    let mut command = without_empty_variables(Cli::command());
+    let mut command = without_empty_variables(data::with_variables(Cli::command()));
     if is_etcd {
         match settle(&mut args, command) {
             Ok((settled, unknown)) => {
@@ -236,6 +241,8 @@ fn dispatch(command: Command, complaints: &[String]) -> anyhow::Result<()> {
                 bail!("no status");
             }
         },
+        Command::Check(args) => print!("{}", args.check()?),
+        Command::Dump(args) => args.dump()?,
         Command::Demo(args) => return daemon(async |life| args.start(&life).await),
         Command::Version => {
             println!("Isthmus clustermesh-apiserver: {}", env!("CARGO_PKG_VERSION"));

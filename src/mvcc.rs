@@ -34,7 +34,7 @@ mod watcher;
 pub use encoded::{Fields, Kv, put_varint, take_varint, varint_len};
 pub use group::{Wake, WatchFilter};
 pub use hash::{History, Stored};
-pub use journal::{Change, Frozen, Journal, Loader};
+pub use journal::{Change, Frozen, Journal, Loader, Misfit};
 pub use log::{Batch, Event, EventKind};
 pub use range::{KeyRange, RangeOptions, RangeResult, SortOrder, SortTarget, prefix_end};
 pub use store::{Stats, Store, Write};

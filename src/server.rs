@@ -20,6 +20,7 @@ mod txn;
 mod watch;
 
 use crate::auth::AuthStore;
+use crate::durable::{Durable, Refused};
 use crate::lease::Lessor;
 use crate::mvcc::Store;
 use crate::pb::etcdserverpb as pb;
@@ -31,12 +32,15 @@ use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
+use tonic::Status;
 use tonic::service::Routes;
 
 /// The etcd release we say we are, where clients ask.
 pub const ETCD_VERSION: &str = "3.6.16";
 /// The storage version that goes with it.
 const STORAGE_VERSION: &str = "3.6.0";
+/// How long a write may take (etcd: server/config, ReqTimeout).
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(7);
 /// How often history is compacted to a number of revisions.
 const REVISION_COMPACTION: Duration = Duration::from_secs(300);
 /// Handshaken connections waiting for the transport to take them.
@@ -82,6 +86,8 @@ pub struct Config {
     pub access: http::Access,
     /// Whether metrics say how long calls take.
     pub extensive_metrics: bool,
+    /// Alarms that are on from the beginning.
+    pub alarms: Vec<pb::AlarmMember>,
 }
 
 /// What a listener serves.
@@ -111,6 +117,8 @@ pub struct Core {
     lessor: Arc<Lessor>,
     auth: Arc<AuthStore>,
     alarms: alarm::Alarms,
+    /// Nothing, if all is in memory only.
+    durable: Option<Arc<Durable>>,
     metrics: metrics::Metrics,
     /// Where peers would be, as last told.
     peer_urls: RwLock<Vec<String>>,
@@ -153,6 +161,7 @@ impl Config {
             gateway: true,
             access: http::Access::default(),
             extensive_metrics: false,
+            alarms: vec![],
         }
     }
 }
@@ -164,6 +173,7 @@ impl Core {
         store: Arc<Store>,
         lessor: Arc<Lessor>,
         auth: Arc<AuthStore>,
+        durable: Option<Arc<Durable>>,
         config: Config,
         life: &Lifecycle,
     ) -> Arc<Self> {
@@ -186,7 +196,8 @@ impl Core {
             store,
             lessor,
             auth,
-            alarms: alarm::Alarms::default(),
+            alarms: alarm::Alarms::new(&config.alarms),
+            durable,
             metrics,
             peer_urls: RwLock::new(config.peer_urls.clone()),
             config,
@@ -213,6 +224,22 @@ impl Core {
             member_id,
             revision,
             raft_term,
+        }
+    }
+
+    /// Returns when what was seen at `revision` will still be so after a crash.
+    async fn committed(&self, revision: i64) -> Result<(), Status> {
+        match &self.durable {
+            Some(durable) => answered(durable.revision(revision)).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Returns when all that was changed so far will still be so after a crash.
+    async fn flushed(&self) -> Result<(), Status> {
+        match &self.durable {
+            Some(durable) => answered(durable.flushed()).await,
+            None => Ok(()),
         }
     }
 
@@ -356,6 +383,15 @@ impl Core {
             .into_axum_router()
             .reset_fallback()
             .route_layer(axum::middleware::from_fn(observe))
+    }
+}
+
+/// Waits for the disk, but not for ever.
+async fn answered(safe: impl Future<Output = Result<(), Refused>>) -> Result<(), Status> {
+    match tokio::time::timeout(REQUEST_TIMEOUT, safe).await {
+        Ok(done) => Ok(done?),
+        // Parity: it may still come to pass.
+        Err(_) => Err(status::timed_out()),
     }
 }
 

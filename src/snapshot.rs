@@ -8,7 +8,7 @@ mod bolt;
 use crate::auth::State;
 use crate::lease::{Info, MIN_TTL_SECS};
 use crate::mvcc::History;
-use crate::pb::{authpb, etcdserverpb};
+use crate::pb::etcdserverpb;
 use prost::Message;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -136,26 +136,11 @@ fn member(member: &Member) -> (Vec<u8>, Vec<u8>) {
 }
 
 fn users(auth: &State) -> Entries {
-    let user = |(name, user): (&String, &crate::auth::User)| {
-        let no_password = user.password.is_none();
-        let message = authpb::User {
-            name: name.clone().into(),
-            password: user.password.clone().unwrap_or_default().into(),
-            roles: user.roles.iter().cloned().collect(),
-            options: Some(authpb::UserAddOptions { no_password }),
-        };
-        (name.clone().into_bytes(), message.encode_to_vec())
-    };
-    auth.users.iter().map(user).collect()
+    let users = auth.user_messages().into_iter();
+    users.map(|user| (user.name.to_vec(), user.encode_to_vec())).collect()
 }
 
 fn roles(auth: &State) -> Entries {
-    let role = |(name, permissions): (&String, &Vec<crate::auth::Permission>)| {
-        let message = authpb::Role {
-            name: name.clone().into(),
-            key_permission: permissions.iter().map(Into::into).collect(),
-        };
-        (name.clone().into_bytes(), message.encode_to_vec())
-    };
-    auth.roles.iter().map(role).collect()
+    let roles = auth.role_messages().into_iter();
+    roles.map(|role| (role.name.to_vec(), role.encode_to_vec())).collect()
 }

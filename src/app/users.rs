@@ -5,7 +5,7 @@ use crate::model::cluster::ClusterName;
 use crate::model::keys;
 use crate::mvcc::prefix_end;
 
-/// Adds users and roles, and turns authentication on.
+/// Adds users and roles that are not there yet, and turns authentication on.
 ///
 /// | user | role | may read |
 /// |---|---|---|
@@ -14,7 +14,7 @@ use crate::mvcc::prefix_end;
 /// | `remote` | `remote` | this cluster's own state, configuration, canaries, heartbeat |
 pub(super) fn init(auth: &AuthStore, cluster: &ClusterName) -> Result<(), Error> {
     for user in [ROOT.to_owned(), format!("admin-{cluster}")] {
-        auth.user_add(&user, None)?;
+        add(auth.user_add(&user, None))?;
         auth.user_grant_role(&user, ROOT)?;
     }
     let local = [
@@ -33,23 +33,31 @@ pub(super) fn init(auth: &AuthStore, cluster: &ClusterName) -> Result<(), Error>
     auth.enable()
 }
 
+/// Something that may be there from a former start.
+fn add(added: Result<(), Error>) -> Result<(), Error> {
+    match added {
+        Err(Error::UserAlreadyExist | Error::RoleAlreadyExist) => Ok(()),
+        added => added,
+    }
+}
+
 fn role(auth: &AuthStore, user: &str, role: &str, prefixes: &[String], single: &[String]) -> Result<(), Error> {
-    auth.user_add(user, None)?;
-    auth.role_add(role)?;
+    add(auth.user_add(user, None))?;
+    add(auth.role_add(role))?;
     auth.user_grant_role(user, role)?;
     let prefixes = prefixes
         .iter()
         .map(|p| (p, prefix_end(p.as_bytes()).unwrap_or_default().to_vec()));
     for (key, range_end) in prefixes.chain(single.iter().map(|k| (k, vec![]))) {
-        let key = key.clone().into_bytes();
-        auth.role_grant(
-            role,
-            Permission {
-                access: Access::Read,
-                key,
-                range_end,
-            },
-        )?;
+        let permission = Permission {
+            access: Access::Read,
+            key: key.clone().into_bytes(),
+            range_end,
+        };
+        // A change for nothing would make every token old.
+        if !auth.state().roles.get(role).is_some_and(|r| r.contains(&permission)) {
+            auth.role_grant(role, permission)?;
+        }
     }
     Ok(())
 }
@@ -63,6 +71,9 @@ mod tests {
     fn a_remote_reads_this_clusters_own_keys_and_a_local_agent_the_mirrors() {
         let auth = AuthStore::new(Config::default()).unwrap();
         init(&auth, &ClusterName::new("hk").unwrap()).unwrap();
+        let revision = auth.state().revision;
+        init(&auth, &ClusterName::new("hk").unwrap()).unwrap();
+        assert_eq!(auth.state().revision, revision, "a second time changes nothing");
         let reads = |user: &str, key: &str| {
             let who = Identity {
                 user: user.into(),

@@ -3,6 +3,7 @@
 pub mod environment;
 pub mod listen;
 
+use super::data::DataArgs;
 use super::flags::{Ignored, boolean, duration};
 use super::logging::{self, Format};
 use crate::app::{Etcd, EtcdConfig, History, certs};
@@ -16,7 +17,7 @@ use clap::{ArgAction, Args};
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Flags of etcd that mean nothing for a single store in memory, or nothing yet.
+/// Flags of etcd that mean nothing for a single store without Raft and bbolt, or nothing yet.
 pub const IGNORED: &[Ignored] = &[
     ("backend-batch-interval", true),
     ("backend-batch-limit", true),
@@ -92,7 +93,6 @@ pub const IGNORED: &[Ignored] = &[
     ("stop-grpc-service-on-defrag", false),
     ("strict-reconfig-check", false),
     ("txn-mode-write-with-shared-buffer", false),
-    ("unsafe-no-fsync", false),
     ("v2-deprecation", true),
     ("wal-dir", true),
     ("warning-apply-duration", true),
@@ -117,9 +117,13 @@ const FEATURE_GATES: &[&str] = &[
 /// Flags of `etcd`.
 #[derive(Args, Debug)]
 pub struct EtcdArgs {
-    /// Directory for durable data; this version keeps all data in memory
-    #[arg(long, env = "ETCD_DATA_DIR", value_name = "DIR")]
-    data_dir: Option<PathBuf>,
+    /// Where and how data is kept.
+    #[command(flatten)]
+    data: DataArgs,
+    /// Answer before anything is on the disk, as with --durability=none
+    #[arg(long, env = "ETCD_UNSAFE_NO_FSYNC", num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", default_value = "false", value_parser = boolean, action = ArgAction::Set)]
+    unsafe_no_fsync: bool,
     /// More URLs for /metrics and health
     #[arg(long, env = "ETCD_LISTEN_METRICS_URLS", value_delimiter = ',')]
     listen_metrics_urls: Vec<String>,
@@ -358,7 +362,7 @@ impl EtcdArgs {
             },
         };
         if self.auto_tls && tls.cert.is_none() {
-            let directory = match &self.data_dir {
+            let directory = match &self.data.data_dir {
                 Some(directory) => directory.join("fixtures/client"),
                 None => format!("{}.etcd/fixtures/client", self.name).into(),
             };
@@ -418,15 +422,13 @@ impl EtcdArgs {
             listen_http: tls.listeners(&self.listen_client_http_urls)?,
             listen_metrics: tls.listeners(&self.listen_metrics_urls)?,
             history: history(&self.auto_compaction_mode, &self.auto_compaction_retention)?,
+            data: self.data.config(self.unsafe_no_fsync),
             users_of: None,
         })
     }
 
     /// Starts the store.
     pub async fn start(self, life: &Lifecycle) -> anyhow::Result<()> {
-        if let Some(directory) = &self.data_dir {
-            tracing::warn!(data_dir = %directory.display(), "this version keeps all data in memory: nothing is written there");
-        }
         let etcd = Etcd::start(self.config()?, life).await?;
         for address in &etcd.metrics_addresses {
             tracing::info!(%address, "metrics are here");

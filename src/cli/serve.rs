@@ -1,5 +1,6 @@
 //! `serve`: store, publisher and mirror in one process.
 
+use super::data::DataArgs;
 use super::etcd::listen::Tls;
 use super::flags::{ClusterArgs, LogArgs, MeshArgs, PublisherArgs, ServiceArgs, boolean, duration};
 use crate::app::{self, Etcd, EtcdConfig, History};
@@ -32,6 +33,9 @@ pub struct ServeArgs {
         value_delimiter = ','
     )]
     listen_client_urls: Vec<String>,
+    /// Where and how data is kept.
+    #[command(flatten)]
+    data: DataArgs,
     /// Server certificate
     #[arg(long, env = "CILIUM_CERT_FILE", default_value = "/var/lib/etcd-secrets/tls.crt")]
     cert_file: PathBuf,
@@ -63,6 +67,7 @@ impl ServeArgs {
             service,
             log: _,
             listen_client_urls,
+            data,
             cert_file,
             key_file,
             trusted_ca_file,
@@ -94,6 +99,7 @@ impl ServeArgs {
             } else {
                 History::For(history)
             },
+            data: data.config(false),
             // Without certificates nobody could be told from anybody.
             users_of: client_cert_auth.then(|| cluster.name.clone()),
             ..EtcdConfig::new(server, tls.listeners(&listen_client_urls)?)

@@ -3,6 +3,7 @@
 use super::{Backend, Error, Write};
 use crate::mvcc::{KeyRange, RangeOptions, Store, Taken, Wake, WatchFilter};
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use futures::stream::{BoxStream, StreamExt};
 use std::sync::Arc;
 use tokio::sync::Notify;
@@ -10,7 +11,12 @@ use tokio::sync::Notify;
 /// Writes straight into a store.
 pub struct LocalBackend {
     store: Arc<Store>,
+    /// Returns when a revision survives a crash; nothing to wait for without.
+    safe: Option<Safe>,
 }
+
+/// See [`LocalBackend::durable`].
+pub type Safe = Arc<dyn Fn(i64) -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
 
 struct NotifyWake(Notify);
 
@@ -23,7 +29,20 @@ impl Wake for NotifyWake {
 impl LocalBackend {
     /// A writer of `store`.
     pub fn new(store: Arc<Store>) -> Self {
-        Self { store }
+        Self { store, safe: None }
+    }
+
+    /// A writer of `store` that waits until `safe` says of its revision that it survives a crash.
+    pub fn durable(store: Arc<Store>, safe: Safe) -> Self {
+        let safe = Some(safe);
+        Self { store, safe }
+    }
+
+    async fn committed(&self, revision: i64) -> Result<(), Error> {
+        match &self.safe {
+            Some(safe) => safe(revision).await.map_err(Error::Unavailable),
+            None => Ok(()),
+        }
     }
 }
 
@@ -45,13 +64,12 @@ impl Backend for LocalBackend {
     }
 
     async fn write(&self, writes: &[Write]) -> Result<(), Error> {
-        self.store.apply(writes);
-        Ok(())
+        self.committed(self.store.apply(writes)).await
     }
 
     async fn delete_prefix(&self, prefix: &str) -> Result<(), Error> {
-        self.store.delete(&KeyRange::prefix(prefix.to_owned()));
-        Ok(())
+        let (_, revision) = self.store.delete(&KeyRange::prefix(prefix.to_owned()));
+        self.committed(revision).await
     }
 
     fn changes(&self, key: &str) -> BoxStream<'static, ()> {

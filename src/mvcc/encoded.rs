@@ -132,6 +132,12 @@ impl Kv {
     }
 }
 
+impl AsRef<[u8]> for Kv {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
 impl fmt::Debug for Kv {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let fields = self.fields();

@@ -18,6 +18,11 @@ pub(super) const LEASE_COST: usize = 64;
 pub(super) struct Alarms(RwLock<BTreeSet<(i32, u64)>>);
 
 impl Alarms {
+    /// With these on.
+    pub(super) fn new(alarms: &[AlarmMember]) -> Self {
+        Self(RwLock::new(alarms.iter().map(|a| (a.alarm, a.member_id)).collect()))
+    }
+
     /// Those of one kind; all of them for `None`.
     pub(super) fn list(&self, kind: AlarmType) -> Vec<AlarmMember> {
         let wanted = |alarm: &i32| kind == AlarmType::None || *alarm == i32::from(kind);
@@ -59,6 +64,14 @@ pub(super) fn put_cost(key: &[u8], value: &[u8]) -> usize {
 }
 
 impl Core {
+    /// Fails while the disk takes no more.
+    pub(super) fn check_disk(&self) -> Result<(), Status> {
+        match &self.durable {
+            Some(durable) => Ok(durable.admit()?),
+            None => Ok(()),
+        }
+    }
+
     /// Fails while the data is known to be corrupt.
     pub(super) fn check_intact(&self) -> Result<(), Status> {
         match self.alarms.has(AlarmType::Corrupt) {
@@ -67,10 +80,11 @@ impl Core {
         }
     }
 
-    /// Fails while an alarm forbids a write; `grows` says whether it takes room.
+    /// Fails while an alarm, or the disk, forbids a write; `grows` says whether it takes room in memory.
     ///
     /// Parity: a token that is none is refused first, and after that alarms, before permissions.
     pub(super) fn check_alarms<T>(&self, request: &Request<T>, grows: bool) -> Result<(), Status> {
+        self.check_disk()?;
         if self.alarms.0.read().is_empty() {
             return Ok(());
         }
@@ -84,9 +98,30 @@ impl Core {
 
     /// Fails if there was no room some time, and nobody has disarmed the alarm since.
     pub(super) fn check_alarm(&self) -> Result<(), Status> {
+        self.check_disk()?;
         match self.alarms.has(AlarmType::Nospace) {
             true => Err(status::no_space()),
             false => Ok(()),
+        }
+    }
+
+    /// Turns an alarm on.
+    pub(super) fn raise(&self, kind: AlarmType, member_id: u64) -> AlarmMember {
+        let alarm = self.alarms.raise(kind, member_id);
+        self.alarms_changed();
+        alarm
+    }
+
+    /// Turns an alarm off, if it is on.
+    pub(super) fn disarm(&self, kind: AlarmType, member_id: u64) -> Option<AlarmMember> {
+        let alarm = self.alarms.disarm(kind, member_id);
+        self.alarms_changed();
+        alarm
+    }
+
+    fn alarms_changed(&self) {
+        if let Some(durable) = &self.durable {
+            durable.alarms_changed(self.alarms.list(AlarmType::None));
         }
     }
 
@@ -94,7 +129,7 @@ impl Core {
     pub(super) fn check_space(&self, cost: usize) -> Result<(), Status> {
         let quota = usize::try_from(self.config.quota_bytes).unwrap_or(usize::MAX);
         if self.store.size() + cost >= quota {
-            self.alarms.raise(AlarmType::Nospace, self.config.identity.member_id);
+            self.raise(AlarmType::Nospace, self.config.identity.member_id);
             return Err(status::no_space());
         }
         Ok(())

@@ -62,6 +62,7 @@ macro_rules! simple {
                 let ($auth, $r) = (Arc::clone(&self.0.auth), request.into_inner());
                 // Changes are rare, and some hash a password.
                 blocking(move || $do).await?;
+                self.0.flushed().await?;
                 Ok(Response::new(pb::$response { header: self.header() }))
             })*
 

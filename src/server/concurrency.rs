@@ -125,7 +125,7 @@ impl Session {
     }
 
     /// Runs a transaction with the caller's rights.
-    fn txn(&self, txn: &Txn) -> Result<TxnResult, Status> {
+    async fn txn(&self, txn: &Txn) -> Result<TxnResult, Status> {
         if txn.compares.iter().any(|c| c.range.start().is_empty()) {
             return Err(status::empty_key());
         }
@@ -141,7 +141,9 @@ impl Session {
             self.core.check_alarm()?;
             self.core.check_space(put_cost(&put.key, &put.value))?;
         }
-        Ok(self.core.store.txn(txn)?)
+        let result = self.core.store.txn(txn)?;
+        self.core.committed(result.revision).await?;
+        Ok(result)
     }
 
     fn range(&self, options: &RangeOptions) -> Result<(Option<Kv>, i64), Status> {
@@ -152,7 +154,7 @@ impl Session {
     }
 
     /// The lease to use: the caller's, or a new one.
-    fn lease(&self, lease: i64) -> Result<i64, Status> {
+    async fn lease(&self, lease: i64) -> Result<i64, Status> {
         if lease != 0 {
             return Ok(lease);
         }
@@ -162,12 +164,14 @@ impl Session {
         self.core.check_intact()?;
         self.core.check_alarm()?;
         self.core.check_space(LEASE_COST)?;
-        Ok(self.core.lessor.grant(0, LEASE_TTL_SECS)?.0)
+        let (id, _) = self.core.lessor.grant(0, LEASE_TTL_SECS)?;
+        self.core.flushed().await?;
+        Ok(id)
     }
 
     /// Queues for `name`, unless this lease is queued already. Returns the candidate, the value it has,
     /// and the revision at which it was seen.
-    fn queue(&self, name: &[u8], lease: i64, value: Bytes) -> Result<(Candidate, Bytes, i64), Status> {
+    async fn queue(&self, name: &[u8], lease: i64, value: Bytes) -> Result<(Candidate, Bytes, i64), Status> {
         let key = Bytes::from([name, b"/", hex(lease).as_bytes()].concat());
         let put = Put {
             key: key.clone(),
@@ -175,11 +179,13 @@ impl Session {
             lease,
             ..Put::default()
         };
-        let result = self.txn(&Txn {
-            compares: vec![created_at(&key, 0)],
-            success: vec![Op::Put(put)],
-            failure: vec![Op::Range(RangeOptions::new(KeyRange::key(key.clone())))],
-        })?;
+        let result = self
+            .txn(&Txn {
+                compares: vec![created_at(&key, 0)],
+                success: vec![Op::Put(put)],
+                failure: vec![Op::Range(RangeOptions::new(KeyRange::key(key.clone())))],
+            })
+            .await?;
         let (mut revision, mut now) = (result.revision, value);
         if !result.succeeded
             && let Some(kv) = range_of(result.results.into_iter().next())
@@ -227,19 +233,21 @@ impl Session {
     }
 
     /// Changes the value of a candidate that is still there; returns the revision.
-    fn proclaim(&self, leader: &epb::LeaderKey, value: Bytes) -> Result<i64, Status> {
+    async fn proclaim(&self, leader: &epb::LeaderKey, value: Bytes) -> Result<i64, Status> {
         let put = Put {
             key: leader.key.clone(),
             value,
             // A leader without a lease would lead for ever.
-            lease: self.lease(leader.lease)?,
+            lease: self.lease(leader.lease).await?,
             ..Put::default()
         };
-        let result = self.txn(&Txn {
-            compares: vec![created_at(&leader.key, leader.rev)],
-            success: vec![Op::Put(put)],
-            failure: vec![],
-        })?;
+        let result = self
+            .txn(&Txn {
+                compares: vec![created_at(&leader.key, leader.rev)],
+                success: vec![Op::Put(put)],
+                failure: vec![],
+            })
+            .await?;
         let done = result.succeeded.then_some(result.revision);
         done.ok_or_else(|| raw("election: not leader"))
     }
@@ -250,8 +258,8 @@ impl lock_server::Lock for ConcurrencyService {
     async fn lock(&self, request: Request<lpb::LockRequest>) -> Result<Response<lpb::LockResponse>, Status> {
         let session = Session::of(&self.0, &request);
         let lpb::LockRequest { name, lease } = request.into_inner();
-        let lease = session.lease(lease)?;
-        let (mut candidate, _, mut now) = session.queue(&name, lease, Bytes::new())?;
+        let lease = session.lease(lease).await?;
+        let (mut candidate, _, mut now) = session.queue(&name, lease, Bytes::new()).await?;
         let (oldest, _) = session.range(&first_created(&name))?;
         if oldest.is_some_and(|kv| kv.fields().create_revision != candidate.revision) {
             session.wait_turn(&name, candidate.revision).await?;
@@ -278,7 +286,7 @@ impl lock_server::Lock for ConcurrencyService {
             success: vec![Op::Delete(KeyRange::key(key))],
             ..Txn::default()
         };
-        let revision = session.txn(&delete)?.revision;
+        let revision = session.txn(&delete).await?.revision;
         Ok(Response::new(lpb::UnlockResponse {
             header: Some(self.0.header(revision)),
         }))
@@ -297,8 +305,8 @@ impl election_server::Election for ConcurrencyService {
     ) -> Result<Response<epb::CampaignResponse>, Status> {
         let session = Session::of(&self.0, &request);
         let epb::CampaignRequest { name, lease, value } = request.into_inner();
-        let lease = session.lease(lease)?;
-        let (mut candidate, has, now) = session.queue(&name, lease, value.clone())?;
+        let lease = session.lease(lease).await?;
+        let (mut candidate, has, now) = session.queue(&name, lease, value.clone()).await?;
         let leader = epb::LeaderKey {
             name: name.clone(),
             key: candidate.key.clone(),
@@ -306,7 +314,7 @@ impl election_server::Election for ConcurrencyService {
             lease,
         };
         if has != value {
-            session.proclaim(&leader, value)?;
+            session.proclaim(&leader, value).await?;
         }
         session.wait_turn(&name, candidate.revision).await?;
         candidate.waiting = false;
@@ -322,7 +330,7 @@ impl election_server::Election for ConcurrencyService {
     ) -> Result<Response<epb::ProclaimResponse>, Status> {
         let session = Session::of(&self.0, &request);
         let epb::ProclaimRequest { leader, value } = request.into_inner();
-        let revision = session.proclaim(&leader.ok_or_else(missing_leader)?, value)?;
+        let revision = session.proclaim(&leader.ok_or_else(missing_leader)?, value).await?;
         let header = Some(self.0.header(revision));
         Ok(Response::new(epb::ProclaimResponse { header }))
     }
@@ -349,11 +357,13 @@ impl election_server::Election for ConcurrencyService {
     async fn resign(&self, request: Request<epb::ResignRequest>) -> Result<Response<epb::ResignResponse>, Status> {
         let session = Session::of(&self.0, &request);
         let leader = request.into_inner().leader.ok_or_else(missing_leader)?;
-        let result = session.txn(&Txn {
-            compares: vec![created_at(&leader.key, leader.rev)],
-            success: vec![Op::Delete(KeyRange::key(leader.key.clone()))],
-            failure: vec![],
-        })?;
+        let result = session
+            .txn(&Txn {
+                compares: vec![created_at(&leader.key, leader.rev)],
+                success: vec![Op::Delete(KeyRange::key(leader.key.clone()))],
+                failure: vec![],
+            })
+            .await?;
         let header = Some(self.0.header(result.revision));
         Ok(Response::new(epb::ResignResponse { header }))
     }

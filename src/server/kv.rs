@@ -58,6 +58,7 @@ impl pb::kv_server::Kv for KvService {
         guard.put(&self.0, &put, prev_kv)?;
         self.0.check_space(put_cost(&put.key, &put.value))?;
         let (prev, revision) = self.0.store.put(put)?;
+        self.0.committed(revision).await?;
         Ok(Response::new(pb::PutResponse {
             header: Some(self.0.header(revision)),
             prev_kv: prev.filter(|_| prev_kv).map(Into::into),
@@ -81,6 +82,7 @@ impl pb::kv_server::Kv for KvService {
             guard.read(&range)?;
         }
         let (prev, revision) = self.0.store.delete(&range);
+        self.0.committed(revision).await?;
         Ok(Response::new(pb::DeleteRangeResponse {
             header: Some(self.0.header(revision)),
             deleted: prev.len() as i64,
@@ -106,6 +108,7 @@ impl pb::kv_server::Kv for KvService {
             self.0.check_space(cost)?;
         }
         let result = self.0.store.txn(&txn)?;
+        self.0.committed(result.revision).await?;
         let header = Some(self.0.header(result.revision));
         Ok(Response::new(pb::TxnResponse {
             header,
@@ -126,6 +129,7 @@ impl pb::kv_server::Kv for KvService {
         } else {
             self.0.compacted.notify_one();
         }
+        self.0.flushed().await?;
         let header = Some(self.0.header(self.0.store.revision()));
         Ok(Response::new(pb::CompactionResponse { header }))
     }

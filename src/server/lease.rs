@@ -31,6 +31,7 @@ impl pb::lease_server::Lease for LeaseService {
         self.0.check_space(LEASE_COST)?;
         let request = request.into_inner();
         let (id, ttl) = self.0.lessor.grant(request.id, request.ttl)?;
+        self.0.flushed().await?;
         let header = self.header();
         Ok(Response::new(pb::LeaseGrantResponse {
             header,
@@ -48,6 +49,7 @@ impl pb::lease_server::Lease for LeaseService {
         self.0.check_alarms(&request, false)?;
         self.0.guard(&request)?.lease(&self.0, id)?;
         self.0.lessor.revoke(id)?;
+        self.0.flushed().await?;
         Ok(Response::new(pb::LeaseRevokeResponse { header: self.header() }))
     }
 

@@ -64,9 +64,10 @@ impl pb::maintenance_server::Maintenance for MaintenanceService {
         let alarms = match action {
             Action::Get => alarms.list(kind),
             Action::Activate if kind == pb::AlarmType::None => vec![],
-            Action::Activate => vec![alarms.raise(kind, member)],
-            Action::Deactivate => alarms.disarm(kind, member).into_iter().collect(),
+            Action::Activate => vec![self.0.raise(kind, member)],
+            Action::Deactivate => self.0.disarm(kind, member).into_iter().collect(),
         };
+        self.0.flushed().await?;
         let header = Some(self.0.header(self.0.store.revision()));
         Ok(Response::new(pb::AlarmResponse { header, alarms }))
     }

@@ -1,7 +1,7 @@
 //! The one table from errors to etcd's codes and messages. Go clients find their typed errors by the
 //! exact text, so the text is API (etcd: api/v3rpc/rpctypes/error.go).
 
-use crate::{auth, lease, mvcc};
+use crate::{auth, durable, lease, mvcc};
 use tonic::{Code, Status};
 
 macro_rules! statuses {
@@ -30,9 +30,11 @@ statuses! {
     bad_leader_transferee = FailedPrecondition, "bad leader transferee";
     no_inflight_downgrade = FailedPrecondition, "no inflight downgrade job";
     no_space = ResourceExhausted, "mvcc: database space exceeded";
+    too_many_requests = ResourceExhausted, "too many requests";
     corrupt = DataLoss, "corrupt cluster";
     unhealthy = Unavailable, "unhealthy cluster";
     stopped = Unavailable, "server stopped";
+    timed_out = Unavailable, "request timed out";
     future_revision = OutOfRange, "mvcc: required revision is a future revision";
     compacted = OutOfRange, "mvcc: required revision has been compacted";
     // Parity: etcd maps this one to its client-side error, which leaves it without a code.
@@ -46,6 +48,16 @@ impl From<mvcc::Error> for Status {
             mvcc::Error::FutureRevision => future_revision(),
             mvcc::Error::LeaseNotFound => lease::Error::NotFound.into(),
             mvcc::Error::KeyNotFound => key_not_found(),
+        }
+    }
+}
+
+impl From<durable::Refused> for Status {
+    fn from(error: durable::Refused) -> Self {
+        match error {
+            durable::Refused::NoSpace => no_space(),
+            durable::Refused::Busy => too_many_requests(),
+            durable::Refused::Ended => stopped(),
         }
     }
 }

@@ -22,6 +22,7 @@ struct Inner {
     next: AtomicU64,
     running: Mutex<BTreeMap<u64, String>>,
     failure: Mutex<Option<String>>,
+    at_end: Mutex<Vec<Box<dyn FnOnce() + Send>>>,
 }
 
 impl Lifecycle {
@@ -69,6 +70,11 @@ impl Lifecycle {
         self.run(name.into(), task);
     }
 
+    /// Calls `f`, which may block, once the tasks have stopped.
+    pub fn at_end(&self, f: impl FnOnce() + Send + 'static) {
+        self.inner.at_end.lock().push(Box::new(f));
+    }
+
     fn run(&self, name: String, task: impl Future<Output = ()> + Send + 'static) {
         let id = self.inner.next.fetch_add(1, Ordering::Relaxed);
         self.inner.running.lock().insert(id, name);
@@ -89,7 +95,8 @@ impl Lifecycle {
         self.stop.cancel();
     }
 
-    /// Waits for the stop signal, then at most `grace` for the tasks. Returns why it stopped, if that
+    /// Waits for the stop signal, then at most `grace` for the tasks, then for what is to be done at the end.
+    /// Returns why it stopped, if that
     /// was a failure.
     pub async fn stopped(&self, grace: Duration) -> Option<String> {
         self.stop.cancelled().await;
@@ -97,6 +104,11 @@ impl Lifecycle {
         if tokio::time::timeout(grace, self.tasks.wait()).await.is_err() {
             let left: Vec<_> = self.inner.running.lock().values().cloned().collect();
             tracing::warn!(tasks = left.join(", "), "tasks did not stop in time");
+        }
+        for last in std::mem::take(&mut *self.inner.at_end.lock()) {
+            if let Err(panic) = tokio::task::spawn_blocking(last).await {
+                tracing::error!(%panic, "the end was not as it should be");
+            }
         }
         self.inner.failure.lock().clone()
     }

@@ -73,7 +73,7 @@ impl Server {
             let lessor = Arc::new(Lessor::new(Arc::clone(&store), MIN_TTL_SECS));
             let auth = Arc::new(AuthStore::new(auth::Config::default()).expect("simple tokens"));
             let config = Config { quota_bytes: 64 << 20, ..Config::new(Identity::random()) };
-            Core::start(store, lessor, auth, config, &life).router(Serve::All)
+            Core::start(store, lessor, auth, None, config, &life).router(Serve::All)
         });
         Self { runtime, router, life, inputs: 0 }
     }

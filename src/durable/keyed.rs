@@ -1,0 +1,166 @@
+//! Frames as records of a key-value database: one for each group, one for each frame of a checkpoint.
+//!
+//! ```text
+//! c <checkpoint> <frame>     frames of checkpoints; those of one hold
+//! g <group>                  groups
+//! m                          which checkpoint holds
+//! ```
+
+use super::Damage;
+use super::engine::{Engine, Load, LoadError, Sizes, Visit};
+use super::frame;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+
+/// Name of the record that says which checkpoint holds.
+const CURRENT: &[u8] = b"m";
+
+/// Takes a key and what is stored under it.
+pub(super) type Each<'a> = dyn FnMut(&[u8], &[u8]) -> Result<(), LoadError> + 'a;
+
+/// A database of ordered keys. Its methods may panic over a damaged file.
+pub(super) trait Database: Send {
+    fn put(&self, key: &[u8], value: &[u8]) -> io::Result<()>;
+    fn remove(&self, key: &[u8]) -> io::Result<()>;
+    /// Calls `each` for the keys of `[from, to)`, in order.
+    fn scan(&self, from: &[u8], to: &[u8], each: &mut Each<'_>) -> Result<(), LoadError>;
+    /// Returns when all that was put is on the disk.
+    fn sync(&self) -> io::Result<()>;
+}
+
+/// An engine that keeps frames in a [`Database`].
+pub(super) struct KeyedEngine<D> {
+    path: PathBuf,
+    salt: u64,
+    database: D,
+    /// The checkpoint that is being written, and how many frames it has.
+    checkpoint: Option<(u64, u64)>,
+}
+
+fn group_key(number: u64) -> Vec<u8> {
+    [&b"g"[..], &number.to_be_bytes()].concat()
+}
+
+fn frame_key(checkpoint: u64, frame: u64) -> Vec<u8> {
+    [&b"c"[..], &checkpoint.to_be_bytes(), &frame.to_be_bytes()].concat()
+}
+
+/// Runs `f`; a panic is a damage of the files at `path`.
+pub(super) fn guarded<T>(path: &std::path::Path, f: impl FnOnce() -> Result<T, LoadError>) -> Result<T, LoadError> {
+    match catch_unwind(AssertUnwindSafe(f)) {
+        Ok(done) => done,
+        Err(_) => Err(Damage::of(path, "the database panicked").into()),
+    }
+}
+
+impl<D: Database> KeyedEngine<D> {
+    /// Keeps frames in `database`, which is at `path`.
+    pub(super) fn new(path: PathBuf, salt: u64, database: D) -> Self {
+        Self {
+            path,
+            salt,
+            database,
+            checkpoint: None,
+        }
+    }
+
+    fn read(&self, visit: &mut Visit<'_>) -> Result<Sizes, LoadError> {
+        let mut sizes = Sizes::default();
+        let mut current = None;
+        self.database.scan(CURRENT, b"n", &mut |_, value| {
+            let number = value.try_into().map(u64::from_be_bytes);
+            let number = number.map_err(|_| Damage::of(&self.path, "no checkpoint's number"))?;
+            current = Some(number);
+            Ok(())
+        })?;
+        if let Some(current) = current {
+            let (from, to) = (frame_key(current, 0), frame_key(current + 1, 0));
+            self.database.scan(&from, &to, &mut |_, frame| {
+                sizes.checkpoint += frame.len() as u64;
+                Ok(visit(frame::single(frame, self.salt)?)?)
+            })?;
+        }
+        let from = group_key(current.map_or(0, |n| n + 1));
+        self.database.scan(&from, b"h", &mut |key, frame| {
+            sizes.log += frame.len() as u64;
+            let group = frame::single(frame, self.salt)?;
+            if group_key(group.number) != key {
+                return Err(Damage::of(&self.path, "a group is stored under the number of another").into());
+            }
+            Ok(visit(group)?)
+        })?;
+        Ok(sizes)
+    }
+
+    fn remove(&self, from: &[u8], to: &[u8]) -> io::Result<()> {
+        let mut keys = vec![];
+        let scanned = self.database.scan(from, to, &mut |key, _| {
+            keys.push(key.to_vec());
+            Ok(())
+        });
+        scanned.map_err(|e| io::Error::other(e.to_string()))?;
+        keys.iter().try_for_each(|key| self.database.remove(key))
+    }
+}
+
+impl<D: Database> Engine for KeyedEngine<D> {
+    fn load(&mut self, _: Load, visit: &mut Visit<'_>) -> Result<Sizes, LoadError> {
+        guarded(&self.path, || self.read(visit))
+    }
+
+    fn append(&mut self, number: u64, frame: &[u8]) -> io::Result<()> {
+        self.database.put(&group_key(number), frame)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.database.sync()
+    }
+
+    fn reserve(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn has_room(&self) -> bool {
+        true
+    }
+
+    fn begin(&mut self, number: u64) -> io::Result<()> {
+        self.checkpoint = Some((number, 0));
+        Ok(())
+    }
+
+    fn add(&mut self, frame: &[u8]) -> io::Result<()> {
+        let Some((number, frames)) = &mut self.checkpoint else {
+            return Err(io::Error::other("no checkpoint was begun"));
+        };
+        self.database.put(&frame_key(*number, *frames), frame)?;
+        *frames += 1;
+        Ok(())
+    }
+
+    fn finish(&mut self) -> io::Result<()> {
+        let Some((number, _)) = self.checkpoint.take() else {
+            return Err(io::Error::other("no checkpoint was begun"));
+        };
+        // What it names is on the disk before the name is.
+        self.sync()?;
+        self.database.put(CURRENT, &number.to_be_bytes())?;
+        self.sync()?;
+        self.remove(b"c", &frame_key(number, 0))?;
+        self.remove(&frame_key(number + 1, 0), b"d")?;
+        self.remove(b"g", &group_key(number + 1))
+    }
+
+    fn abandon(&mut self) {
+        if let Some((number, _)) = self.checkpoint.take()
+            && let Err(error) = self.remove(&frame_key(number, 0), &frame_key(number + 1, 0))
+        {
+            tracing::warn!(%error, "frames of an abandoned checkpoint are left behind");
+        }
+    }
+
+    fn close(&mut self, _: u64) -> io::Result<()> {
+        self.sync()
+    }
+}

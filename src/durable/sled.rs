@@ -1,0 +1,62 @@
+//! sled as a database of frames. After an error of the disk it stays in error: a full disk is survived with
+//! the plain log only.
+
+use super::Damage;
+use super::engine::LoadError;
+use super::keyed::{Database, Each, KeyedEngine, guarded};
+use std::io;
+use std::path::Path;
+
+/// sled's cache, in bytes: what it keeps is read once, at the start.
+const CACHE: u64 = 8 << 20;
+
+pub(super) struct Sled(sled::Db);
+
+fn failed(error: sled::Error) -> io::Error {
+    match error {
+        sled::Error::Io(error) => error,
+        other => io::Error::other(other),
+    }
+}
+
+fn unreadable(error: sled::Error) -> LoadError {
+    match error {
+        sled::Error::Io(error) => error.into(),
+        other => Damage::new(other.to_string()).into(),
+    }
+}
+
+/// Opens or makes the database in `directory`.
+pub(super) fn open(directory: &Path, salt: u64) -> Result<KeyedEngine<Sled>, LoadError> {
+    let path = directory.join("sled");
+    guarded(&path, || {
+        let config = sled::Config::new()
+            .path(&path)
+            .cache_capacity(CACHE)
+            .flush_every_ms(None);
+        let database = Sled(config.open().map_err(unreadable)?);
+        Ok(KeyedEngine::new(path.clone(), salt, database))
+    })
+}
+
+impl Database for Sled {
+    fn put(&self, key: &[u8], value: &[u8]) -> io::Result<()> {
+        self.0.insert(key, value).map(drop).map_err(failed)
+    }
+
+    fn remove(&self, key: &[u8]) -> io::Result<()> {
+        self.0.remove(key).map(drop).map_err(failed)
+    }
+
+    fn scan(&self, from: &[u8], to: &[u8], each: &mut Each<'_>) -> Result<(), LoadError> {
+        for entry in self.0.range(from..to) {
+            let (key, value) = entry.map_err(unreadable)?;
+            each(&key, &value)?;
+        }
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.0.flush().map(drop).map_err(failed)
+    }
+}

@@ -1,0 +1,407 @@
+//! The thread that writes groups and checkpoints.
+
+use super::directory::Directory;
+use super::engine::Engine;
+use super::frame::{self, Kind};
+use super::journal::{Journal, Waiting, Work};
+use super::record::{self, Entry, Group, Head, Record, Side};
+use super::{Config, Loaded, Mode};
+use crate::mvcc::{Change, Frozen, Store};
+use nix::errno::Errno;
+use prost::Message;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Bytes of keys in one piece of a checkpoint: what a group has to wait for, at most.
+const PIECE: usize = 1 << 20;
+/// How often to look whether there is room again.
+const RETRY: Duration = Duration::from_millis(500);
+/// After a checkpoint that failed, how long until the next one.
+const CHECKPOINT_RETRY: Duration = Duration::from_secs(30);
+/// Upper bounds of [`Counts::syncs`], in seconds: those of etcd's histogram (1 ms doubled, 14 times).
+pub const SYNC_BOUNDS: usize = 14;
+
+/// What the writer has done.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Counts {
+    /// Groups written.
+    pub groups: u64,
+    /// Records in them.
+    pub records: u64,
+    /// Bytes of groups.
+    pub bytes: u64,
+    /// Checkpoints written.
+    pub checkpoints: u64,
+    /// Seconds that the last one took.
+    pub checkpoint_secs: f64,
+    /// Bytes since the checkpoint.
+    pub log_bytes: u64,
+    /// Bytes of the checkpoint.
+    pub checkpoint_bytes: u64,
+    /// Syncs that took at most 1 ms, 2 ms, 4 ms …, and longer.
+    pub syncs: [u64; SYNC_BOUNDS + 1],
+    /// Seconds of all syncs.
+    pub sync_secs: f64,
+}
+
+/// See the module's text.
+pub(super) struct Writer {
+    journal: Arc<Journal>,
+    directory: Directory,
+    engine: Box<dyn Engine>,
+    store: Arc<Store>,
+    side: Side,
+    salt: u64,
+    mode: Mode,
+    interval: Duration,
+    checkpoint_bytes: u64,
+    /// The number of the last group.
+    groups: u64,
+    /// The last revision in a group.
+    revision: i64,
+    frame: Vec<u8>,
+    /// When there began to be groups that are not synced.
+    unsynced: Option<Instant>,
+    checkpoint: Option<Checkpoint>,
+    /// No checkpoint before this.
+    next_checkpoint: Option<Instant>,
+}
+
+/// A checkpoint that is being written.
+struct Checkpoint {
+    pieces: Pieces,
+    begun: Instant,
+    bytes: u64,
+    /// Bytes of the log when it began: what it takes the place of.
+    replaces: u64,
+}
+
+/// The frames of a checkpoint, one after the other.
+pub(super) struct Pieces {
+    frozen: Frozen,
+    head: Option<Side>,
+    number: u64,
+    salt: u64,
+    chunks: u64,
+    ended: bool,
+    frame: Vec<u8>,
+}
+
+// === impl Pieces ===
+
+impl Pieces {
+    pub(super) fn new(frozen: Frozen, side: Side, number: u64, salt: u64) -> Self {
+        Self {
+            frozen,
+            head: Some(side),
+            number,
+            salt,
+            chunks: 0,
+            ended: false,
+            frame: vec![],
+        }
+    }
+
+    /// The next frame; `None` after the end.
+    pub(super) fn next(&mut self) -> Option<&[u8]> {
+        if self.ended {
+            return None;
+        }
+        self.frame.clear();
+        if let Some(side) = self.head.take() {
+            let Frozen {
+                revision,
+                compacted,
+                leases,
+                ..
+            } = &self.frozen;
+            let head = Head::new(*revision, *compacted, leases, side);
+            frame::write(&mut self.frame, self.salt, Kind::Head, self.number, |out| {
+                head.encode_raw(out);
+            });
+        } else if let Some(changes) = self.frozen.next(PIECE) {
+            frame::write(&mut self.frame, self.salt, Kind::Chunk, self.chunks, |out| {
+                record::write_chunk(&changes, out);
+            });
+            self.chunks += 1;
+        } else {
+            self.ended = true;
+            frame::write(&mut self.frame, self.salt, Kind::End, self.chunks, |_| {});
+        }
+        Some(&self.frame)
+    }
+}
+
+// === impl Counts ===
+
+impl Counts {
+    fn synced(&mut self, took: Duration) {
+        self.sync_secs += took.as_secs_f64();
+        let bound = (0..SYNC_BOUNDS).find(|n| took <= Duration::from_millis(1 << n));
+        self.syncs[bound.unwrap_or(SYNC_BOUNDS)] += 1;
+    }
+}
+
+// === impl Writer ===
+
+/// Whether an error will pass once there is room.
+fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error().map(Errno::from_raw),
+        Some(Errno::ENOSPC | Errno::EDQUOT)
+    )
+}
+
+impl Writer {
+    pub(super) fn new(
+        config: &Config,
+        directory: Directory,
+        engine: Box<dyn Engine>,
+        loaded: &Loaded,
+        journal: Arc<Journal>,
+    ) -> Self {
+        {
+            let mut counts = journal.counts();
+            counts.log_bytes = loaded.sizes.log;
+            counts.checkpoint_bytes = loaded.sizes.checkpoint;
+        }
+        Self {
+            journal,
+            directory,
+            engine,
+            store: Arc::clone(&loaded.store),
+            side: loaded.side.clone(),
+            salt: loaded.identity.salt,
+            mode: config.mode,
+            interval: config.interval,
+            checkpoint_bytes: config.checkpoint_bytes,
+            groups: loaded.groups,
+            revision: loaded.store.revision(),
+            frame: vec![],
+            unsynced: None,
+            checkpoint: None,
+            next_checkpoint: None,
+        }
+    }
+
+    /// Writes until the log is closed or the disk fails.
+    pub(super) fn run(mut self) {
+        let ended = self.write().and_then(|()| self.close());
+        let failure = ended.err().map(|error| {
+            tracing::error!(%error, "the data cannot be written any more");
+            error.to_string()
+        });
+        self.journal.end(failure);
+    }
+
+    fn write(&mut self) -> io::Result<()> {
+        loop {
+            let work = self.journal.wait(self.patience());
+            let ends = work.closing && work.records.is_empty();
+            self.group(work)?;
+            if ends {
+                return Ok(());
+            }
+            self.sync_when_due()?;
+            self.reserve()?;
+            match self.checkpoint {
+                Some(_) => self.go_on_with_checkpoint(),
+                None if self.is_checkpoint_due() => self.begin_checkpoint()?,
+                None => {}
+            }
+        }
+    }
+
+    /// How long to wait for work, if there is something else to do.
+    fn patience(&self) -> Option<Duration> {
+        if self.checkpoint.is_some() {
+            return Some(Duration::ZERO);
+        }
+        let unsynced = self.unsynced.filter(|_| self.mode == Mode::Interval);
+        let sync = unsynced.map(|since| self.interval.saturating_sub(since.elapsed()));
+        let retry = (!self.journal.has_room()).then_some(RETRY);
+        sync.into_iter().chain(retry).min()
+    }
+
+    /// Writes what has come as one group, and lets it be seen and answered.
+    fn group(&mut self, work: Work) -> io::Result<()> {
+        if work.records.is_empty() {
+            return Ok(());
+        }
+        let records = work.records.len() as u64;
+        let mut entries = Vec::with_capacity(work.records.len());
+        for waiting in work.records {
+            let record = match waiting {
+                Waiting::Change(change) => {
+                    if let Change::Commit { batch: Some(batch), .. } = &change {
+                        self.revision = batch.revision;
+                    }
+                    Record::from(change)
+                }
+                Waiting::Record(record) => {
+                    self.side.apply(record.clone());
+                    record
+                }
+            };
+            entries.push(Entry::from(record));
+        }
+        self.groups += 1;
+        let group = Group { entries };
+        self.frame.clear();
+        frame::write(&mut self.frame, self.salt, Kind::Group, self.groups, |out| {
+            group.encode_raw(out);
+        });
+        self.persist()?;
+        {
+            let mut counts = self.journal.counts();
+            counts.groups += 1;
+            counts.records += records;
+            counts.bytes += self.frame.len() as u64;
+            counts.log_bytes += self.frame.len() as u64;
+        }
+        if self.frame.capacity() > 4 * PIECE {
+            self.frame = vec![];
+        }
+        self.store.publish(self.revision);
+        self.journal.done(work.count, self.revision);
+        Ok(())
+    }
+
+    /// Brings the frame to the disk, however long there is no room for it.
+    fn persist(&mut self) -> io::Result<()> {
+        loop {
+            let mut written = self.engine.append(self.groups, &self.frame);
+            while written.is_ok() && self.mode == Mode::Sync {
+                match self.sync() {
+                    Err(error) if is_full(&error) => self.wait_for_room(error)?,
+                    synced => {
+                        written = synced;
+                        break;
+                    }
+                }
+            }
+            match written {
+                Err(error) if is_full(&error) => self.wait_for_room(error)?,
+                written => {
+                    self.unsynced.get_or_insert_with(Instant::now);
+                    return written;
+                }
+            }
+        }
+    }
+
+    fn wait_for_room(&self, error: io::Error) -> io::Result<()> {
+        self.say_room(false);
+        if self.journal.is_closing() {
+            return Err(error);
+        }
+        std::thread::sleep(RETRY);
+        Ok(())
+    }
+
+    fn say_room(&self, room: bool) {
+        if self.journal.set_room(room) {
+            match room {
+                true => tracing::warn!("there is room on the disk again: writes are accepted"),
+                false => tracing::error!("THE DISK IS FULL: writes are refused until there is room"),
+            }
+        }
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        let begun = Instant::now();
+        self.engine.sync()?;
+        self.unsynced = None;
+        self.journal.counts().synced(begun.elapsed());
+        Ok(())
+    }
+
+    fn sync_when_due(&mut self) -> io::Result<()> {
+        let due = self.unsynced.is_some_and(|since| since.elapsed() >= self.interval);
+        match due && self.mode == Mode::Interval {
+            true => self.sync(),
+            false => Ok(()),
+        }
+    }
+
+    /// Looks ahead, so that writes are refused while there is still room for those that were not.
+    fn reserve(&mut self) -> io::Result<()> {
+        match self.engine.reserve() {
+            Err(error) if !is_full(&error) => return Err(error),
+            Err(_) | Ok(()) => self.say_room(self.engine.has_room()),
+        }
+        Ok(())
+    }
+
+    fn is_checkpoint_due(&self) -> bool {
+        let counts = self.journal.counts();
+        let enough = self.checkpoint_bytes.max(counts.checkpoint_bytes / 2);
+        counts.log_bytes >= enough && self.next_checkpoint.is_none_or(|at| Instant::now() >= at)
+    }
+
+    fn begin_checkpoint(&mut self) -> io::Result<()> {
+        let begun = Instant::now();
+        // Nothing is committed between what is frozen and what is the last group before it.
+        let (frozen, work) = self.store.freeze(|| self.journal.take());
+        self.group(work)?;
+        if let Err(error) = self.engine.begin(self.groups) {
+            self.give_up_checkpoint(&error);
+            return Ok(());
+        }
+        self.checkpoint = Some(Checkpoint {
+            pieces: Pieces::new(frozen, self.side.clone(), self.groups, self.salt),
+            begun,
+            bytes: 0,
+            replaces: self.journal.counts().log_bytes,
+        });
+        Ok(())
+    }
+
+    fn go_on_with_checkpoint(&mut self) {
+        let Some(checkpoint) = &mut self.checkpoint else { return };
+        let done = match checkpoint.pieces.next() {
+            Some(piece) => {
+                checkpoint.bytes += piece.len() as u64;
+                self.engine.add(piece).map(|()| false)
+            }
+            None => self.engine.finish().map(|()| true),
+        };
+        match done {
+            Ok(false) => {}
+            Ok(true) => {
+                let mut counts = self.journal.counts();
+                counts.checkpoints += 1;
+                counts.checkpoint_secs = checkpoint.begun.elapsed().as_secs_f64();
+                counts.checkpoint_bytes = checkpoint.bytes;
+                counts.log_bytes = counts.log_bytes.saturating_sub(checkpoint.replaces);
+                tracing::info!(
+                    group = self.groups,
+                    bytes = checkpoint.bytes,
+                    secs = counts.checkpoint_secs,
+                    "checkpoint written"
+                );
+                drop(counts);
+                self.checkpoint = None;
+            }
+            Err(error) => self.give_up_checkpoint(&error),
+        }
+    }
+
+    fn give_up_checkpoint(&mut self, error: &io::Error) {
+        tracing::warn!(%error, "a checkpoint cannot be written: the log goes on growing");
+        self.engine.abandon();
+        self.checkpoint = None;
+        self.next_checkpoint = Some(Instant::now() + CHECKPOINT_RETRY);
+    }
+
+    fn close(&mut self) -> io::Result<()> {
+        if self.checkpoint.take().is_some() {
+            self.engine.abandon();
+        }
+        self.engine.sync()?;
+        self.engine.close(self.groups + 1)?;
+        self.directory.end_run()
+    }
+}
