@@ -9,6 +9,7 @@ mod flags;
 pub mod kvstoremesh;
 mod logging;
 pub mod serve;
+mod snapshot;
 
 use crate::app::signal;
 use crate::util::lifecycle::Lifecycle;
@@ -47,6 +48,9 @@ enum Command {
     Kvstoremesh(Box<kvstoremesh::KvstoremeshArgs>),
     /// What a running mirror knows
     KvstoremeshDbg(kvstoremesh::DbgArgs),
+    /// Save, restore and look at snapshots
+    #[command(subcommand)]
+    Snapshot(snapshot::SnapshotCommand),
     /// Verify every record of a data directory
     Check(data::InspectArgs),
     /// Print every change that a data directory holds, as JSON lines
@@ -241,6 +245,7 @@ fn dispatch(command: Command, complaints: &[String]) -> anyhow::Result<()> {
                 bail!("no status");
             }
         },
+        Command::Snapshot(command) => print!("{}", command.run()?),
         Command::Check(args) => print!("{}", args.check()?),
         Command::Dump(args) => args.dump()?,
         Command::Demo(args) => return daemon(async |life| args.start(&life).await),

@@ -49,7 +49,7 @@ const SEGMENT_MAX: u64 = 64 << 20;
 const SEGMENT_MIN: u64 = 64 << 10;
 
 /// When an answer leaves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// When it is on the disk.
@@ -62,7 +62,7 @@ pub enum Mode {
 }
 
 /// What to do with a damaged store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnCorruption {
     /// Set it aside, and begin anew as another store.
     Rebuild,
@@ -121,7 +121,7 @@ pub enum Error {
         format: u32,
     },
     /// Another engine keeps it.
-    #[error("data directory {} is kept by the engine {is:?}, not {asked:?}", path.display())]
+    #[error("data directory {} is kept by the engine {is}, not {asked}", path.display())]
     OtherEngine {
         /// The directory.
         path: PathBuf,

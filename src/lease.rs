@@ -142,16 +142,16 @@ impl Lessor {
         Ok((id, ttl_secs))
     }
 
-    /// Ends a lease and deletes its keys.
-    pub fn revoke(&self, id: i64) -> Result<usize, Error> {
-        let keys = self.revoke_if(id, |_| true)?;
+    /// Ends a lease and deletes its keys; returns how many, and the store's revision after it.
+    pub fn revoke(&self, id: i64) -> Result<(usize, i64), Error> {
+        let done = self.revoke_if(id, |_| true)?;
         self.counters.revoked.fetch_add(1, Ordering::Relaxed);
-        Ok(keys)
+        Ok(done)
     }
 
     /// Revokes a lease if `wanted` says so of it. The lease is there, with its keys, or it is not: nobody
     /// sees it half gone.
-    fn revoke_if(&self, id: i64, wanted: impl FnOnce(&Lease) -> bool) -> Result<usize, Error> {
+    fn revoke_if(&self, id: i64, wanted: impl FnOnce(&Lease) -> bool) -> Result<(usize, i64), Error> {
         let mut leases = self.leases.lock();
         if !leases.get(&id).is_some_and(wanted) {
             return Err(Error::NotFound);
@@ -235,7 +235,7 @@ impl Lessor {
     }
 
     fn expire_one(&self, id: i64, now: Instant) {
-        if let Ok(keys) = self.revoke_if(id, |lease| lease.deadline <= now) {
+        if let Ok((keys, _)) = self.revoke_if(id, |lease| lease.deadline <= now) {
             self.counters.expired.fetch_add(1, Ordering::Relaxed);
             tracing::debug!(lease_id = id, keys, "lease expired");
         }

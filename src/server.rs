@@ -38,7 +38,7 @@ use tonic::service::Routes;
 /// The etcd release we say we are, where clients ask.
 pub const ETCD_VERSION: &str = "3.6.16";
 /// The storage version that goes with it.
-const STORAGE_VERSION: &str = "3.6.0";
+pub const STORAGE_VERSION: &str = "3.6.0";
 /// How long a write may take (etcd: server/config, ReqTimeout).
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(7);
 /// How often history is compacted to a number of revisions.

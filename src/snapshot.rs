@@ -1,9 +1,17 @@
-//! Snapshots in etcd's own form, a bbolt file, so that `etcdutl snapshot status` and `restore` take them
-//! and a store can be moved to etcd.
+//! Snapshots in etcd's own form, a bbolt file: `etcdutl snapshot status` and `restore` take ours, and we take
+//! etcd's, so that a store can be moved either way.
 //!
 //! Buckets and their content: etcd, server/storage/schema.
 
 mod bolt;
+mod content;
+mod read;
+mod restore;
+mod status;
+
+pub use content::{Content, Error};
+pub use read::Reader;
+pub use status::Status;
 
 use crate::auth::State;
 use crate::lease::{Info, MIN_TTL_SECS};

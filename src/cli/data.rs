@@ -5,8 +5,9 @@ use crate::durable::{self, EngineKind, Mode, OnCorruption};
 use anyhow::Context;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Command};
-use serde_json::{Value, json};
+use serde_json::{Value as Json, json};
 use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -25,6 +26,9 @@ const VARIABLES: &[(&str, &str, &str)] = &[
     ("checkpoint_bytes", "ETCD_CHECKPOINT_BYTES", "CILIUM_CHECKPOINT_BYTES"),
 ];
 
+const MODES: &[(&str, Mode)] = &[("sync", Mode::Sync), ("interval", Mode::Interval), ("none", Mode::None)];
+const ON_CORRUPTION: &[(&str, OnCorruption)] = &[("rebuild", OnCorruption::Rebuild), ("fail", OnCorruption::Fail)];
+
 /// Where and how data is kept.
 #[derive(Args, Clone, Debug)]
 pub struct DataArgs {
@@ -33,16 +37,16 @@ pub struct DataArgs {
     pub data_dir: Option<PathBuf>,
     /// When a write is answered: once it is on the disk (sync), or with the kernel, which then syncs at an
     /// interval, or when it likes (none)
-    #[arg(long, value_enum, default_value = "sync")]
+    #[arg(long, default_value = "sync", value_parser = one_of(MODES))]
     durability: Mode,
     /// How often to sync with --durability=interval
     #[arg(long, default_value = "100ms", value_parser = duration)]
     durability_interval: Duration,
     /// What keeps the data; by default what did so far, and the log in a new directory
-    #[arg(long, value_enum)]
+    #[arg(long, value_parser = one_of(EngineKind::NAMES))]
     data_engine: Option<EngineKind>,
     /// With damaged data: set it aside and begin anew as another cluster (rebuild), or end (fail)
-    #[arg(long, value_enum, default_value = "rebuild")]
+    #[arg(long, default_value = "rebuild", value_parser = one_of(ON_CORRUPTION))]
     on_corruption: OnCorruption,
     /// A checkpoint is written once the log has this many bytes, and half of what the last checkpoint has
     #[arg(long, default_value_t = 64 << 20)]
@@ -54,6 +58,12 @@ pub struct DataArgs {
 pub struct InspectArgs {
     /// The data directory, of a store that does not run
     data_dir: PathBuf,
+}
+
+/// Takes one of the names, for what it stands for.
+pub fn one_of<T: Copy + Send + Sync>(names: &'static [(&str, T)]) -> impl TypedValueParser<Value = T> {
+    let known = PossibleValuesParser::new(names.iter().map(|(name, _)| *name));
+    known.map(|given| names.iter().find(|(name, _)| *name == given).expect("one of them").1)
 }
 
 impl DataArgs {
@@ -96,7 +106,7 @@ impl InspectArgs {
              checkpoint of {} bytes, {} groups, of which the log holds {} bytes\n",
             self.data_dir.display(),
             identity.format,
-            format!("{:?}", identity.engine).to_lowercase(),
+            identity.engine,
             identity.cluster_id,
             identity.member_id,
             stats.revision,
@@ -153,7 +163,7 @@ impl InspectArgs {
 }
 
 /// Sets a field to bytes: as they are if they are text, else in base64 under a name that says so.
-fn text(line: &mut Value, name: &str, bytes: &[u8]) {
+fn text(line: &mut Json, name: &str, bytes: &[u8]) {
     match std::str::from_utf8(bytes) {
         Ok(text) => line[name] = text.into(),
         Err(_) => line[format!("{name}_base64")] = BASE64_STANDARD.encode(bytes).into(),

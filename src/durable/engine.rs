@@ -10,7 +10,7 @@ use std::io;
 use std::path::Path;
 
 /// Which engine keeps the data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EngineKind {
     /// A log of its own: files that are appended to, and replaced by a checkpoint.
@@ -88,6 +88,14 @@ pub(super) trait Engine: Send {
 }
 
 impl EngineKind {
+    /// All there are, with their names.
+    pub const NAMES: &[(&str, Self)] = &[
+        ("log", Self::Log),
+        ("sled", Self::Sled),
+        #[cfg(feature = "fjall")]
+        ("fjall", Self::Fjall),
+    ];
+
     /// Makes a new one in `directory`, empty. Files that grow are made `length` bytes long.
     pub(super) fn create(self, directory: &Path, salt: u64, length: u64) -> io::Result<()> {
         match self {
@@ -107,6 +115,13 @@ impl EngineKind {
             #[cfg(feature = "fjall")]
             Self::Fjall => Box::new(super::fjall::open(directory, salt)?),
         })
+    }
+}
+
+impl std::fmt::Display for EngineKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let name = Self::NAMES.iter().find(|(_, kind)| kind == self);
+        f.write_str(name.map_or("", |(name, _)| name))
     }
 }
 

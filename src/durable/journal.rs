@@ -172,8 +172,12 @@ impl Journal {
         !self.no_room.load(Ordering::Acquire)
     }
 
-    pub(super) fn is_closing(&self) -> bool {
-        self.queue.lock().closing
+    /// Waits; false once the log is to be closed.
+    pub(super) fn pause(&self, time: Duration) -> bool {
+        let mut queue = self.queue.lock();
+        self.work
+            .wait_while_for(&mut queue, |queue| !queue.closing, time)
+            .timed_out()
     }
 
     pub(super) fn counts(&self) -> parking_lot::MutexGuard<'_, Counts> {

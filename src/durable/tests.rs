@@ -144,7 +144,7 @@ fn a_second_process_a_newer_format_and_a_foreign_directory_are_refused() {
         engine: Some(EngineKind::Sled),
         ..config.clone()
     };
-    assert!(refused(&other).contains("is kept by the engine Log, not Sled"));
+    assert!(refused(&other).contains("is kept by the engine log, not sled"));
     let identity = fs::read_to_string(home.path().join("store/identity")).unwrap();
     let text = r#"{"format":99,"more":"than we know"}"#;
     let newer = format!(r#"{{"identity":{text},"crc32c":{}}}"#, crc32c::crc32c(text.as_bytes()));
@@ -235,15 +235,17 @@ fn an_imported_store_is_a_cluster_of_its_own() {
     }
 }
 
+type Content = (i64, Vec<(Vec<u8>, Vec<u8>)>);
+
 /// What a client could have been told: every key with its value, at the last revision.
-fn content(store: &Store) -> (i64, Vec<(Vec<u8>, Vec<u8>)>) {
+fn content(store: &Store) -> Content {
     let all = store.range(&RangeOptions::new(KeyRange::all())).unwrap();
     let pair = |kv: &crate::mvcc::Kv| (kv.key().to_vec(), kv.value().to_vec());
     (all.revision, all.kvs.iter().map(pair).collect())
 }
 
 /// A directory with a checkpoint and several log files, as a crash left it, and what it holds.
-fn sample(aside: &Path) -> (Identity, (i64, Vec<(Vec<u8>, Vec<u8>)>)) {
+fn sample(aside: &Path) -> (Identity, Content) {
     let home = tempfile::tempdir().unwrap();
     let running = start(&config(home.path()));
     for i in 0..200u32 {
@@ -270,8 +272,7 @@ proptest! {
     fn damage_is_never_silent_and_never_in_the_way(
         kind in 0u8..6, file in 0usize..8, at in 0usize..1_000_000, bit in 0u8..8,
     ) {
-        static SAMPLE: std::sync::OnceLock<(tempfile::TempDir, Identity, (i64, Vec<(Vec<u8>, Vec<u8>)>))> =
-            std::sync::OnceLock::new();
+        static SAMPLE: std::sync::OnceLock<(tempfile::TempDir, Identity, Content)> = std::sync::OnceLock::new();
         let (sample, identity, whole) = SAMPLE.get_or_init(|| {
             let aside = tempfile::tempdir().unwrap();
             let (identity, whole) = sample(aside.path());

@@ -294,11 +294,10 @@ impl Writer {
 
     fn wait_for_room(&self, error: io::Error) -> io::Result<()> {
         self.say_room(false);
-        if self.journal.is_closing() {
-            return Err(error);
+        match self.journal.pause(RETRY) {
+            true => Ok(()),
+            false => Err(error),
         }
-        std::thread::sleep(RETRY);
-        Ok(())
     }
 
     fn say_room(&self, room: bool) {

@@ -157,6 +157,19 @@ impl EtcdClient {
         })
     }
 
+    /// Hands over a snapshot of the store, piece by piece; the last is the SHA-256 of the others.
+    pub async fn snapshot(&self, mut piece: impl FnMut(&[u8]) -> std::io::Result<()>) -> Result<(), Error> {
+        let mut stream = self.client.clone().snapshot().await?;
+        while let Some(message) = stream.message().await? {
+            let written = piece(message.blob());
+            written.map_err(|source| Error::File {
+                path: "the snapshot".to_owned(),
+                source,
+            })?;
+        }
+        Ok(())
+    }
+
     /// The etcd-client underneath.
     pub fn raw(&self) -> Client {
         self.client.clone()

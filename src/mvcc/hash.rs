@@ -93,7 +93,7 @@ impl Store {
     pub fn history(&self, revision: i64) -> Result<History, Error> {
         let (pin, current, compacted) = {
             let read = self.read();
-            let (current, compacted) = (read.current(), read.compacted());
+            let (current, compacted) = (read.visible(), read.compacted());
             match revision {
                 r if r > 0 && r < compacted => return Err(Error::Compacted),
                 r if r > current => return Err(Error::FutureRevision),

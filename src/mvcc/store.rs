@@ -290,9 +290,11 @@ impl Store {
         granted
     }
 
-    /// Removes a lease and deletes its keys as one revision. Returns how many, or an error if unknown.
-    pub fn revoke(&self, lease: i64) -> Result<usize, Error> {
-        self.write(|w| w.revoke(lease)).0
+    /// Removes a lease and deletes its keys as one revision. Returns how many and the store's revision after
+    /// it, or an error if unknown.
+    pub fn revoke(&self, lease: i64) -> Result<(usize, i64), Error> {
+        let (keys, revision) = self.write(|w| w.revoke(lease));
+        Ok((keys?, revision))
     }
 
     /// The keys attached to a lease, in order; `None` if the lease is unknown.
@@ -532,7 +534,7 @@ impl Read<'_> {
         self.0.compacted
     }
 
-    pub(super) fn current(&self) -> i64 {
+    pub(super) fn visible(&self) -> i64 {
         self.0.visible
     }
 

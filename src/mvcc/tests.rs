@@ -485,11 +485,11 @@ fn revoking_a_lease_deletes_its_keys_in_one_revision_and_an_empty_one_changes_no
     }
     put(&store, "b", "moved off the lease");
     assert_eq!(store.lease_keys(7).unwrap(), ["a"]);
-    assert_eq!(store.revoke(7), Ok(1));
+    assert_eq!(store.revoke(7).map(|(keys, _)| keys), Ok(1));
     assert_eq!(store.revision(), 5);
     assert_eq!(store.revoke(7), Err(Error::LeaseNotFound));
     assert!(store.grant(8, 60));
-    assert_eq!((store.revoke(8), store.revision()), (Ok(0), 5));
+    assert_eq!((store.revoke(8), store.revision()), (Ok((0, 5)), 5));
     let lost = Put {
         key: "c".into(),
         lease: 9,

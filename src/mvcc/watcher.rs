@@ -107,7 +107,7 @@ impl Watcher {
             drop(batches);
             if !more {
                 // Revision 1 and what was purged have no batch to get past.
-                self.next = self.next.max(read.current() + 1);
+                self.next = self.next.max(read.visible() + 1);
             }
             state.moved(self.member, self.next);
             if !frames.is_empty() {

@@ -48,9 +48,10 @@ impl pb::lease_server::Lease for LeaseService {
         let id = request.get_ref().id;
         self.0.check_alarms(&request, false)?;
         self.0.guard(&request)?.lease(&self.0, id)?;
-        self.0.lessor.revoke(id)?;
+        let (_, revision) = self.0.lessor.revoke(id)?;
         self.0.flushed().await?;
-        Ok(Response::new(pb::LeaseRevokeResponse { header: self.header() }))
+        let header = Some(self.0.header(revision));
+        Ok(Response::new(pb::LeaseRevokeResponse { header }))
     }
 
     type LeaseKeepAliveStream = Pin<Box<dyn Stream<Item = Result<pb::LeaseKeepAliveResponse, Status>> + Send>>;

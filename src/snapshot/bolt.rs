@@ -7,16 +7,16 @@ use std::fs::File;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 
 const PAGE: usize = 4096;
-const HEADER: usize = 16;
+pub(super) const HEADER: usize = 16;
 /// Bytes that each entry takes beside its key and value.
-const ELEMENT: usize = 16;
-const BRANCH: u16 = 0x01;
-const LEAF: u16 = 0x02;
+pub(super) const ELEMENT: usize = 16;
+pub(super) const BRANCH: u16 = 0x01;
+pub(super) const LEAF: u16 = 0x02;
 const META: u16 = 0x04;
 const FREELIST: u16 = 0x10;
-const MAGIC: u32 = 0xED0C_DAED;
-const VERSION: u32 = 2;
-const IS_BUCKET: u32 = 1;
+pub(super) const MAGIC: u32 = 0xED0C_DAED;
+pub(super) const VERSION: u32 = 2;
+pub(super) const IS_BUCKET: u32 = 1;
 const FREELIST_PAGE: u64 = 2;
 const FIRST_PAGE: u64 = 3;
 
@@ -227,7 +227,7 @@ fn meta(root: u64, pages: u64, transaction: u64) -> Vec<u8> {
 }
 
 /// FNV-1a, 64 bits: what bbolt sums its meta pages with.
-fn fnv1a(bytes: &[u8]) -> u64 {
+pub(super) fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, b| {
         (hash ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3)
     })

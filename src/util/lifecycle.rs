@@ -105,7 +105,8 @@ impl Lifecycle {
             let left: Vec<_> = self.inner.running.lock().values().cloned().collect();
             tracing::warn!(tasks = left.join(", "), "tasks did not stop in time");
         }
-        for last in std::mem::take(&mut *self.inner.at_end.lock()) {
+        let at_end = std::mem::take(&mut *self.inner.at_end.lock());
+        for last in at_end {
             if let Err(panic) = tokio::task::spawn_blocking(last).await {
                 tracing::error!(%panic, "the end was not as it should be");
             }

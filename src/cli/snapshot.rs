@@ -1,0 +1,278 @@
+//! `snapshot`: what etcdctl and etcdutl do with snapshots.
+
+use super::data::one_of;
+use crate::durable::{self, EngineKind, Import};
+use crate::kvstore::client::EtcdClient;
+use crate::kvstore::config::ClientConfig;
+use crate::lease;
+use crate::server;
+use crate::snapshot::{Content, Member, Reader, Snapshot, Status};
+use anyhow::{Context, bail, ensure};
+use clap::{Args, Subcommand};
+use sha2::{Digest, Sha256};
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Bytes copied at once.
+const PIECE: usize = 1 << 20;
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum SnapshotCommand {
+    /// Save a snapshot of a running store, or of a data directory that no store uses
+    Save(SaveArgs),
+    /// Make a data directory of a snapshot, ours or etcd's: a cluster of its own
+    Restore(RestoreArgs),
+    /// Say what a snapshot holds, as etcdutl does
+    Status(StatusArgs),
+}
+
+/// Flags of `snapshot save`.
+#[derive(Args, Debug)]
+pub struct SaveArgs {
+    /// The file to write
+    file: PathBuf,
+    /// The data directory to save
+    #[arg(long, value_name = "DIR", conflicts_with = "endpoints")]
+    data_dir: Option<PathBuf>,
+    /// The store to save
+    #[arg(long, default_value = "127.0.0.1:2379", value_delimiter = ',')]
+    endpoints: Vec<String>,
+    /// CAs of the server
+    #[arg(long)]
+    cacert: Option<PathBuf>,
+    /// Client certificate
+    #[arg(long)]
+    cert: Option<PathBuf>,
+    /// Client key
+    #[arg(long)]
+    key: Option<PathBuf>,
+    /// NAME:PASSWORD
+    #[arg(long)]
+    user: Option<String>,
+}
+
+/// Flags of `snapshot restore`.
+#[derive(Args, Debug)]
+pub struct RestoreArgs {
+    /// The snapshot
+    file: PathBuf,
+    /// The data directory to make
+    #[arg(long, value_name = "DIR")]
+    data_dir: PathBuf,
+    /// What keeps the data
+    #[arg(long, default_value = "log", value_parser = one_of(EngineKind::NAMES))]
+    data_engine: EngineKind,
+    /// Take a file without a hash: a copy of etcd's member/snap/db
+    #[arg(long)]
+    skip_hash_check: bool,
+}
+
+/// Flags of `snapshot status`.
+#[derive(Args, Debug)]
+pub struct StatusArgs {
+    /// The snapshot
+    file: PathBuf,
+    /// simple, table or json
+    #[arg(long, short, default_value = "simple", value_parser = ["simple", "table", "json"])]
+    write_out: String,
+}
+
+impl SnapshotCommand {
+    /// Does it; returns what to print.
+    pub fn run(self) -> anyhow::Result<String> {
+        match self {
+            Self::Save(args) => args.run(),
+            Self::Restore(args) => args.run(),
+            Self::Status(args) => args.run(),
+        }
+    }
+}
+
+impl SaveArgs {
+    fn run(self) -> anyhow::Result<String> {
+        let part = self.file.with_added_extension("part");
+        let failed = || format!("cannot write {}", part.display());
+        let mut out = File::create(&part).with_context(failed)?;
+        let saved = match &self.data_dir {
+            Some(directory) => save_directory(directory, &mut out),
+            None => {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+                runtime.block_on(self.save_running(&mut out))
+            }
+        };
+        let kept = saved.and_then(|()| {
+            out.sync_all()?;
+            Ok(fs::rename(&part, &self.file)?)
+        });
+        if kept.is_err() {
+            let _ = fs::remove_file(&part);
+        }
+        kept?;
+        Ok(format!("Snapshot saved at {}\n", self.file.display()))
+    }
+
+    async fn save_running(&self, out: &mut File) -> anyhow::Result<()> {
+        let secure = self.cacert.is_some() || self.cert.is_some();
+        let scheme = if secure { "https" } else { "http" };
+        let url = |endpoint: &String| match endpoint.contains("://") {
+            true => endpoint.clone(),
+            false => format!("{scheme}://{endpoint}"),
+        };
+        let (username, password) = self.user.as_deref().and_then(|u| u.split_once(':')).unzip();
+        let config = ClientConfig {
+            endpoints: self.endpoints.iter().map(url).collect(),
+            trusted_ca_file: self.cacert.clone(),
+            cert_file: self.cert.clone(),
+            key_file: self.key.clone(),
+            username: username.map(str::to_owned),
+            password: password.map(str::to_owned),
+            ..ClientConfig::default()
+        };
+        let client = EtcdClient::connect(&config).await?;
+        let (mut sum, mut last) = (Sha256::new(), vec![]);
+        let pieces = client.snapshot(|piece| {
+            out.write_all(piece)?;
+            // The last piece is the sum of those before it.
+            sum.update(&last);
+            last = piece.to_vec();
+            Ok(())
+        });
+        pieces.await?;
+        ensure!(
+            sum.finalize()[..] == last[..],
+            "the snapshot did not arrive as it was sent"
+        );
+        Ok(())
+    }
+}
+
+/// Writes a snapshot of a data directory, with its SHA-256.
+fn save_directory(directory: &Path, out: &mut File) -> anyhow::Result<()> {
+    let loaded = durable::read(directory)?;
+    let store = &loaded.store;
+    let info = |(id, granted_secs): (i64, i64)| {
+        let (left_secs, keys) = (granted_secs, vec![]);
+        let info = lease::Info {
+            granted_secs,
+            left_secs,
+            keys,
+        };
+        (id, info)
+    };
+    let snapshot = Snapshot {
+        history: store.history(0)?,
+        leases: store.leases().into_iter().map(info).collect(),
+        auth: Arc::new(loaded.side.auth()),
+        alarms: loaded.side.alarms.clone(),
+        member: Member {
+            id: loaded.identity.member_id,
+            name: "default".to_owned(),
+            peer_urls: loaded.side.peer_urls.clone(),
+            client_urls: vec![],
+            term: loaded.side.raft_term,
+            index: loaded.groups.max(1),
+            version: server::STORAGE_VERSION.to_owned(),
+        },
+    };
+    let (mut file, mut left) = snapshot.write()?;
+    let (mut sum, mut piece) = (Sha256::new(), vec![0; PIECE]);
+    while left > 0 {
+        let n = file.read(&mut piece)?;
+        if n == 0 {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        }
+        sum.update(&piece[..n]);
+        out.write_all(&piece[..n])?;
+        left -= n as u64;
+    }
+    out.write_all(&sum.finalize())?;
+    Ok(())
+}
+
+impl RestoreArgs {
+    fn run(self) -> anyhow::Result<String> {
+        let named = || format!("cannot restore {}", self.file.display());
+        let reader = Reader::open(&self.file).with_context(named)?;
+        if !reader.has_hash() && !self.skip_hash_check {
+            bail!(
+                "{} has no hash, so it cannot be told whether it is whole: use --skip-hash-check if it is a copy of \
+                 etcd's member/snap/db",
+                self.file.display()
+            );
+        }
+        let content = Content::read(&reader).with_context(named)?;
+        let store = content.store().with_context(named)?;
+        let import = Import {
+            store: &store,
+            auth: &content.auth(),
+            alarms: vec![],
+        };
+        let identity = durable::import(&self.data_dir, self.data_engine, import)?;
+        Ok(format!(
+            "{}: revision {}, {} keys, as cluster {:x}\n",
+            self.data_dir.display(),
+            store.revision(),
+            store.stats().keys,
+            identity.cluster_id,
+        ))
+    }
+}
+
+impl StatusArgs {
+    fn run(self) -> anyhow::Result<String> {
+        let read = Reader::open(&self.file)
+            .map_err(Into::into)
+            .and_then(|r| Status::read(&r));
+        let status = read.with_context(|| format!("cannot read {}", self.file.display()))?;
+        if self.write_out == "json" {
+            return Ok(serde_json::to_string(&status)? + "\n");
+        }
+        let columns = [
+            ("HASH", format!("{:x}", status.hash)),
+            ("REVISION", status.revision.to_string()),
+            ("TOTAL KEYS", status.total_key.to_string()),
+            ("TOTAL SIZE", size(status.total_size)),
+            ("STORAGE VERSION", status.version),
+        ];
+        if self.write_out == "simple" {
+            let values: Vec<_> = columns.into_iter().map(|(_, value)| value).collect();
+            return Ok(values.join(", ") + "\n");
+        }
+        Ok(table(&columns))
+    }
+}
+
+/// As etcdutl shows bytes.
+fn size(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "kB", "MB", "GB", "TB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1000.0 && unit + 1 < UNITS.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    match (unit, value < 10.0) {
+        (0, _) => format!("{bytes} B"),
+        (_, true) => format!("{value:.1} {}", UNITS[unit]),
+        (_, false) => format!("{value:.0} {}", UNITS[unit]),
+    }
+}
+
+fn table(columns: &[(&str, String)]) -> String {
+    let widths = columns.iter().map(|(name, value)| name.len().max(value.len()));
+    let widths: Vec<_> = widths.collect();
+    let line: String = widths.iter().map(|w| format!("+{:-<1$}", "", w + 2)).collect();
+    let row = |cells: Vec<&str>| -> String {
+        let cells = cells
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("| {cell:>width$} "));
+        cells.collect()
+    };
+    let names = row(columns.iter().map(|(name, _)| *name).collect());
+    let values = row(columns.iter().map(|(_, value)| &**value).collect());
+    format!("{line}+\n{names}|\n{line}+\n{values}|\n{line}+\n")
+}

@@ -1,0 +1,58 @@
+//! From a snapshot to a store.
+
+use super::content::{Change, Content};
+use crate::auth::State;
+use crate::mvcc::{Fields, Kv, Loader, Misfit, Store, Stored};
+use std::sync::Arc;
+
+impl Content {
+    /// The store that the snapshot is of.
+    pub fn store(&self) -> Result<Arc<Store>, Misfit> {
+        let revision = self.revision();
+        // One that was begun is done: Parity with an etcd that starts on the snapshot.
+        let compacted = self.finished_compaction.max(self.scheduled_compaction).unwrap_or(-1);
+        let leases = self.leases.iter().map(|lease| (lease.id, lease.ttl));
+        let mut loader = Loader::new(revision, compacted, leases);
+        let mut changes: Vec<&Change> = self.changes.iter().filter(|c| !c.kv.key.is_empty()).collect();
+        changes.sort_by(|a, b| {
+            let place = |c: &Change| (c.revision.main, c.revision.sub);
+            (&a.kv.key, place(a)).cmp(&(&b.kv.key, place(b)))
+        });
+        for change in changes {
+            if !loader.push(stored(change)) {
+                return Err(Misfit {
+                    found: change.revision.main,
+                    current: revision,
+                });
+            }
+        }
+        loader.finish()
+    }
+
+    /// Its users and roles.
+    pub fn auth(&self) -> State {
+        let revision = self.auth_revision.max(1);
+        State::of(self.auth_enabled, revision, self.users.clone(), self.roles.clone())
+    }
+}
+
+fn stored(change: &Change) -> Stored {
+    let (kv, at) = (&change.kv, change.revision);
+    let kv = match at.tombstone {
+        true => Kv::tombstone(&kv.key, at.main),
+        false => Kv::new(&Fields {
+            key: &kv.key,
+            create_revision: kv.create_revision,
+            mod_revision: at.main,
+            version: kv.version,
+            value: &kv.value,
+            lease: kv.lease,
+        }),
+    };
+    Stored {
+        main: at.main,
+        sub: u32::try_from(at.sub).unwrap_or(u32::MAX),
+        tombstone: at.tombstone,
+        kv,
+    }
+}

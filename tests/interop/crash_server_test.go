@@ -1,0 +1,187 @@
+package interop
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials/insecure"
+)
+
+// mortal is a server that is killed and started again, at one address on one data directory. Under faults it
+// can lose what it has not synced.
+type mortal struct {
+	*server
+	bin    string
+	args   []string
+	root   string
+	faults string
+	strict bool
+	faulty bool
+	exited chan struct{}
+}
+
+func newMortal(t *testing.T, root string) *mortal {
+	address := lowPort(t)
+	url := "http://" + address
+	m := &mortal{server: &server{name: "isthmus", address: address}, bin: os.Getenv("ISTHMUS_BIN"), root: root, strict: *crashStrict}
+	if err := os.MkdirAll(m.tree(), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if *crashPeer {
+		peerURL := "http://" + lowPort(t)
+		m.name, m.bin = "etcd", peer(t, "etcd")
+		m.args = []string{
+			"--listen-peer-urls=" + peerURL, "--initial-advertise-peer-urls=" + peerURL, "--initial-cluster=default=" + peerURL,
+			"--heartbeat-interval=10", "--election-timeout=100", "--log-level=warn",
+		}
+		// etcd does not sync the directory of its database: it counts on the file system's journal.
+		m.strict = false
+	} else {
+		if m.bin == "" {
+			t.Skip("ISTHMUS_BIN is not set: run `make interop`")
+		}
+		m.args = []string{"etcd", "--data-engine=" + *crashEngine, "--durability=" + *crashMode}
+	}
+	m.args = append(m.args, strings.Fields(*crashArgs)...)
+	m.args = append(m.args, "--data-dir="+filepath.Join(m.tree(), "data"), "--listen-client-urls="+url, "--advertise-client-urls="+url)
+	if *crashFaults {
+		m.faults = compileFaults(t, root)
+	}
+	log, err := os.Create(filepath.Join(root, m.name+".log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.log = log
+	t.Cleanup(func() { m.kill(); log.Close() })
+	return m
+}
+
+func compileFaults(t *testing.T, dir string) string {
+	t.Helper()
+	cc := os.Getenv("CC")
+	if cc == "" {
+		cc = "cc"
+	}
+	bin := filepath.Join(dir, "faults")
+	if out, err := exec.Command(cc, "-O2", "-Wall", "-o", bin, "faults/faults.c").CombinedOutput(); err != nil {
+		t.Fatalf("faults.c: %v\n%s", err, out)
+	}
+	return bin
+}
+
+func (m *mortal) tree() string    { return filepath.Join(m.root, "tree") }
+func (m *mortal) side() string    { return filepath.Join(m.root, "side") }
+func (m *mortal) journal() string { return filepath.Join(m.root, "journal") }
+func (m *mortal) full() string    { return filepath.Join(m.root, "full") }
+
+func (m *mortal) launch(faulty bool) error {
+	m.faulty = faulty
+	m.cmd = exec.Command(m.bin, m.args...)
+	if faulty {
+		m.cmd = exec.Command(m.faults, append([]string{m.bin}, m.args...)...)
+		m.cmd.Env = append(os.Environ(), "FAULTS_DIR="+m.tree(), "FAULTS_JOURNAL="+m.journal(), "FAULTS_SIDE="+m.side(), "FAULTS_ENOSPC="+m.full())
+		if m.strict {
+			m.cmd.Env = append(m.cmd.Env, "FAULTS_STRICT=1")
+		}
+	}
+	m.cmd.Stdout, m.cmd.Stderr = m.log, m.log
+	m.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := m.cmd.Start(); err != nil {
+		return err
+	}
+	exited := make(chan struct{})
+	cmd := m.cmd
+	go func() { _ = cmd.Wait(); close(exited) }()
+	m.exited = exited
+	return nil
+}
+
+func (m *mortal) dead() bool {
+	select {
+	case <-m.exited:
+		return true
+	default:
+		return false
+	}
+}
+
+// kill returns when the process is gone and the journal, if any, complete.
+func (m *mortal) kill() {
+	if m.exited == nil {
+		return
+	}
+	signal := syscall.SIGKILL
+	if m.faulty {
+		signal = syscall.SIGTERM // to faults, which kills
+	}
+	_ = m.cmd.Process.Signal(signal)
+	<-m.exited
+}
+
+// lose takes back what was not synced. The journal is gone after that, as what it is about.
+func (m *mortal) lose(l *loss) error {
+	if err := l.apply(m.journal()); err != nil {
+		return err
+	}
+	return firstError(os.RemoveAll(m.journal()), os.RemoveAll(m.side()))
+}
+
+// quick makes clients come back to a restarted server at once.
+var quick = []grpc.DialOption{
+	grpc.WithConnectParams(grpc.ConnectParams{
+		Backoff:           backoff.Config{BaseDelay: 5 * time.Millisecond, Multiplier: 1.2, MaxDelay: 20 * time.Millisecond},
+		MinConnectTimeout: time.Second,
+	}),
+}
+
+// answers waits for the first answer, which is of the revision and of who answers.
+func (m *mortal) answers(began time.Time) (*pb.ResponseHeader, time.Duration, error) {
+	c, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	go func() {
+		select {
+		case <-m.exited:
+			cancel()
+		case <-c.Done():
+		}
+	}()
+	conn, err := grpc.NewClient(m.address, append(quick, grpc.WithTransportCredentials(insecure.NewCredentials()))...)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer conn.Close()
+	for {
+		r, err := pb.NewKVClient(conn).Range(c, &pb.RangeRequest{Key: []byte("ready")}, grpc.WaitForReady(true))
+		if err == nil {
+			return r.Header, time.Since(began), nil
+		}
+		if m.dead() {
+			return nil, 0, fmt.Errorf("%s ended while it started: %v", m.name, m.cmd.ProcessState)
+		}
+		if c.Err() != nil {
+			return nil, 0, fmt.Errorf("%s does not answer: %w", m.name, err)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+func (m *mortal) quickClient(t testing.TB) *clientv3.Client {
+	t.Helper()
+	c, err := clientv3.New(clientv3.Config{Endpoints: []string{m.address}, DialTimeout: patience, DialOptions: quick})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}

@@ -1,0 +1,322 @@
+// Command load puts etcd and Isthmus under the same load, in turns, and prints what durable puts cost.
+//
+//	go run ./load -bin PATH -etcd PATH                      throughput, CPU and latency
+//	go run ./load -bin PATH -etcd PATH -fill 1000000        memory, disk and the time of a restart
+//	go run ./load -bin PATH -etcd PATH -fill 100000 -churn 10m
+//
+// Servers and load share the machine, so only ratios of one run say something.
+package main
+
+import (
+	"cmp"
+	"context"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+)
+
+var (
+	bin      = flag.String("bin", "", "Isthmus's binary")
+	etcd     = flag.String("etcd", "", "etcd's binary")
+	base     = flag.String("dir", os.TempDir(), "where data directories are made")
+	seconds  = flag.Int("seconds", 10, "length of each measurement")
+	value    = flag.Int("value", 256, "bytes of a value")
+	space    = flag.Int("keys", 10_000, "keys to put at random, where nothing is filled")
+	clients  = flag.Int("clients", 8, "connections")
+	inflight = flag.Int("inflight", 32, "calls at once on each")
+	rounds   = flag.Int("rounds", 3, "rounds, of which the median counts")
+	modes    = flag.String("modes", "sync,interval,none,memory", "durabilities of Isthmus; memory is without a data directory")
+	engines  = flag.String("engines", "log,sled", "engines of Isthmus")
+	fill     = flag.Int("fill", 0, "keys to fill, to measure memory and disk")
+	churn    = flag.Duration("churn", 0, "how long to overwrite them")
+	more     = flag.String("args", "", "more arguments for Isthmus")
+	moreEtcd = flag.String("etcd-args", "", "more arguments for etcd")
+)
+
+// variant is a server in one of its settings.
+type variant struct {
+	name string
+	bin  string
+	args []string
+	// Nothing outlives the process.
+	volatile bool
+}
+
+func variants() []variant {
+	var all []variant
+	if *etcd != "" {
+		all = append(all, variant{name: "etcd", bin: *etcd, args: strings.Fields(*moreEtcd)})
+	}
+	if *bin == "" {
+		return all
+	}
+	ours := append([]string{"etcd"}, strings.Fields(*more)...)
+	for _, mode := range strings.Split(*modes, ",") {
+		if mode == "memory" {
+			all = append(all, variant{name: "isthmus memory", bin: *bin, args: ours, volatile: true})
+			continue
+		}
+		for _, engine := range strings.Split(*engines, ",") {
+			args := append(slices.Clone(ours), "--durability="+mode, "--data-engine="+engine)
+			all = append(all, variant{name: "isthmus " + engine + " " + mode, bin: *bin, args: args})
+		}
+	}
+	return all
+}
+
+func main() {
+	flag.Parse()
+	all := variants()
+	if len(all) == 0 {
+		fmt.Fprintln(os.Stderr, "name a server with -bin or -etcd")
+		os.Exit(2)
+	}
+	dir, err := os.MkdirTemp(*base, "load-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	defer os.RemoveAll(dir)
+	fmt.Printf("%d CPUs, values of %d bytes, %d × %d puts at once; a sync of 4 KiB takes p50 %s ms\n",
+		runtime.NumCPU(), *value, *clients, *inflight, ms(syncTime(dir)))
+	if *fill > 0 {
+		fillAll(all, dir)
+	} else {
+		putAll(all, dir)
+	}
+}
+
+// === puts ===
+
+// result is one measurement of one server.
+type result struct {
+	rate     float64 // puts a second
+	cpu      float64 // of the server, µs a put
+	p50, p99 time.Duration
+}
+
+type measured struct {
+	many, one []result
+	failed    error
+}
+
+// putAll measures every server in every round, so that noise meets all of them.
+func putAll(all []variant, dir string) {
+	results := make([]measured, len(all))
+	for round := range *rounds {
+		for i, v := range all {
+			m := &results[i]
+			if m.failed != nil {
+				continue
+			}
+			many, one, err := putRound(v, filepath.Join(dir, fmt.Sprint(i, "-", round)))
+			if err != nil {
+				m.failed = err
+				progress("%s: %v", v.name, err)
+				continue
+			}
+			m.many, m.one = append(m.many, many), append(m.one, one)
+			progress("round %d, %s: %.0f puts/s, one writer %.0f puts/s", round+1, v.name, many.rate, one.rate)
+		}
+	}
+	header := []string{"puts", "puts/s", "of etcd", "min-max", "CPU µs/put", "of etcd", "p50 ms", "p99 ms"}
+	rate := func(r result) float64 { return r.rate }
+	for _, phase := range []struct {
+		title string
+		of    func(measured) []result
+	}{
+		{fmt.Sprintf("%d × %d", *clients, *inflight), func(m measured) []result { return m.many }},
+		{"one writer", func(m measured) []result { return m.one }},
+	} {
+		header[0] = phase.title
+		rows := [][]string{slices.Clone(header)}
+		theirs := phase.of(results[0])
+		if all[0].bin != *etcd {
+			theirs = nil
+		}
+		for i, v := range all {
+			rs := phase.of(results[i])
+			if len(rs) == 0 {
+				rows = append(rows, []string{v.name, "failed"})
+				continue
+			}
+			cpu := func(r result) float64 { return r.cpu }
+			rates := each(rs, rate)
+			rows = append(rows, []string{
+				v.name,
+				fmt.Sprintf("%.0f", median(rates)), ratio(rs, theirs, rate),
+				fmt.Sprintf("%.0f-%.0f", slices.Min(rates), slices.Max(rates)),
+				fmt.Sprintf("%.1f", median(each(rs, cpu))), ratio(rs, theirs, cpu),
+				ms(median(each(rs, func(r result) time.Duration { return r.p50 }))),
+				ms(median(each(rs, func(r result) time.Duration { return r.p99 }))),
+			})
+		}
+		table(rows)
+	}
+	for i, v := range all {
+		if results[i].failed != nil {
+			fmt.Printf("%s: %v\n", v.name, results[i].failed)
+		}
+	}
+}
+
+func putRound(v variant, dir string) (many, one result, err error) {
+	p, err := begin(v, dir)
+	if err != nil {
+		return
+	}
+	defer p.remove()
+	kv, done, err := p.connect(*clients)
+	if err != nil {
+		return
+	}
+	defer done()
+	if many, err = measure(p, kv, *inflight); err != nil {
+		return
+	}
+	one, err = measure(p, kv[:1], 1)
+	return
+}
+
+// measure puts for the given time, after a second that does not count.
+func measure(p *process, kv []pb.KVClient, inflight int) (r result, err error) {
+	length := time.Duration(*seconds) * time.Second
+	from := time.Now().Add(time.Second)
+	to := from.Add(length)
+	ctx, cancel := context.WithDeadline(context.Background(), to)
+	defer cancel()
+	took := make([][]time.Duration, len(kv)*inflight)
+	ended := make(chan error, 1)
+	go func() {
+		ended <- work(ctx, kv, inflight, randomKey(*space), func(worker int, began, now time.Time) {
+			if now.After(from) && now.Before(to) {
+				took[worker] = append(took[worker], now.Sub(began))
+			}
+		})
+	}()
+	time.Sleep(time.Until(from))
+	before := p.cpu()
+	time.Sleep(time.Until(to))
+	after := p.cpu()
+	if err = <-ended; err != nil {
+		return r, err
+	}
+	all := slices.Concat(took...)
+	if len(all) == 0 {
+		return r, fmt.Errorf("no put in %v", length)
+	}
+	slices.Sort(all)
+	r.rate = float64(len(all)) / length.Seconds()
+	r.cpu = float64((after - before).Microseconds()) / float64(len(all))
+	r.p50, r.p99 = all[len(all)/2], all[len(all)*99/100]
+	return r, nil
+}
+
+func randomKey(n int) func(*rand.Rand) []byte {
+	return func(rng *rand.Rand) []byte { return keyOf(rng.IntN(n)) }
+}
+
+func keyOf(n int) []byte { return fmt.Appendf(nil, "/load/key/%010d", n) }
+
+// noise is where values are cut from; it does not compress.
+var noise = func() []byte {
+	b := make([]byte, 8<<20)
+	rng := rand.NewChaCha8([32]byte{1})
+	rng.Read(b)
+	return b
+}()
+
+// work puts on all connections until ctx ends or there is no more key.
+func work(ctx context.Context, kv []pb.KVClient, inflight int, key func(*rand.Rand) []byte, seen func(worker int, began, now time.Time)) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	for i := range len(kv) * inflight {
+		wg.Go(func() {
+			rng := rand.New(rand.NewPCG(uint64(i), uint64(time.Now().UnixNano())))
+			for ctx.Err() == nil {
+				k := key(rng)
+				if k == nil {
+					return
+				}
+				at := rng.IntN(len(noise) - *value)
+				began := time.Now()
+				_, err := kv[i%len(kv)].Put(context.Background(), &pb.PutRequest{Key: k, Value: noise[at : at+*value]})
+				if err != nil {
+					cancel(fmt.Errorf("put: %w", err))
+					return
+				}
+				seen(i, began, time.Now())
+			}
+		})
+	}
+	wg.Wait()
+	if err := context.Cause(ctx); err != nil && ctx.Err() == context.Canceled {
+		return err
+	}
+	return nil
+}
+
+// === figures ===
+
+func each[T, V any](of []T, f func(T) V) []V {
+	var out []V
+	for _, v := range of {
+		out = append(out, f(v))
+	}
+	return out
+}
+
+func median[V cmp.Ordered](of []V) V {
+	s := slices.Sorted(slices.Values(of))
+	return s[len(s)/2]
+}
+
+// ratio is the median of what it is of etcd's in each round.
+func ratio(ours, theirs []result, f func(result) float64) string {
+	var all []float64
+	for i := range min(len(ours), len(theirs)) {
+		all = append(all, f(ours[i])/f(theirs[i]))
+	}
+	if len(all) == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%.2f", median(all))
+}
+
+func ms(d time.Duration) string { return fmt.Sprintf("%.2f", float64(d.Microseconds())/1000) }
+
+func progress(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }
+
+// table prints rows with the first column to the left and the others to the right.
+func table(rows [][]string) {
+	var widths []int
+	for _, row := range rows {
+		for i, cell := range row {
+			if i == len(widths) {
+				widths = append(widths, 0)
+			}
+			widths[i] = max(widths[i], len([]rune(cell)))
+		}
+	}
+	fmt.Println()
+	for _, row := range rows {
+		for i, cell := range row {
+			width := widths[i]
+			if i == 0 {
+				width = -width
+			}
+			fmt.Printf("%*s  ", width, cell)
+		}
+		fmt.Println()
+	}
+}
