@@ -1,5 +1,5 @@
 # `make demo` and `make test` set up what is missing and need nothing else.
-.PHONY: demo test check bench fuzz setup build fmt lint doc deny interop interop-kubernetes interop-cilium image
+.PHONY: demo test check bench fuzz setup build fmt lint doc deny interop interop-kubernetes interop-cilium crash load image
 
 CARGO ?= cargo
 TARGET ?= $(or $(CARGO_TARGET_DIR),target)
@@ -79,6 +79,17 @@ interop-kubernetes: interop ## kube-apiserver on the store, and Kubernetes' own 
 
 interop-cilium: interop ## Cilium's own tests of its kvstore packages, on 127.0.0.1:4002 of a network namespace
 	./tests/interop/cilium/run $(PEERS) $(abspath $(TARGET))/debug/clustermesh-apiserver
+
+crash: setup ## kills at random, and loses what was not synced: ROUNDS=500 ENGINE=log MODE=sync
+	@PEERS=1 ./.ci/setup
+	$(CARGO) build --locked --release
+	ISTHMUS_BIN=$(abspath $(TARGET))/release/clustermesh-apiserver go test -C tests/interop -count=1 -v -timeout 5h \
+		-run 'TestCrash$$|TestFaults' . -args -rounds $(or $(ROUNDS),500) -crash.engine $(or $(ENGINE),log) \
+		-crash.mode $(or $(MODE),sync) -crash.args="--checkpoint-bytes=$(or $(CHECKPOINT),1000000)"
+
+load: interop ## durable writes beside etcd's: throughput, CPU, latency; LOAD="-fill 1000000 -value 400 -churn 1h" for sizes
+	$(CARGO) build --locked --profile dist
+	go run -C tests/interop ./load -bin $(abspath $(TARGET))/dist/clustermesh-apiserver -etcd $(PEERS)/etcd $(LOAD)
 
 image: ## container image
 	docker build -t isthmus .

@@ -17,6 +17,7 @@ mod frame;
 mod journal;
 mod keyed;
 mod log;
+mod metrics;
 mod record;
 mod sled;
 #[cfg(test)]
@@ -26,8 +27,8 @@ mod writer;
 pub use directory::Identity;
 pub use engine::{EngineKind, Sizes};
 pub use journal::{Durable, Refused};
+pub use metrics::Metrics;
 pub use record::Side;
-pub use writer::Counts;
 
 use crate::auth::State;
 use crate::mvcc::{Loader, Misfit, Store};

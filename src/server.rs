@@ -188,9 +188,8 @@ impl Core {
             Arc::clone(&store),
             Arc::clone(&lessor),
             Arc::clone(&auth),
-            config.quota_bytes,
-            config.identity.member_id,
-            config.extensive_metrics,
+            durable.as_deref(),
+            &config,
         );
         let core = Arc::new(Self {
             store,

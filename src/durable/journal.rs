@@ -2,8 +2,9 @@
 
 use super::directory::Directory;
 use super::engine::Engine;
+use super::metrics::Metrics;
 use super::record::Record;
-use super::writer::{Counts, Writer};
+use super::writer::Writer;
 use super::{Config, Loaded};
 use crate::auth::State;
 use crate::mvcc::{self, Change};
@@ -48,7 +49,7 @@ pub(super) struct Journal {
     /// How many records are safe.
     written: AtomicU64,
     no_room: AtomicBool,
-    counts: Mutex<Counts>,
+    metrics: Arc<Metrics>,
     failure: tokio::sync::watch::Sender<Option<String>>,
 }
 
@@ -180,8 +181,8 @@ impl Journal {
             .timed_out()
     }
 
-    pub(super) fn counts(&self) -> parking_lot::MutexGuard<'_, Counts> {
-        self.counts.lock()
+    pub(super) fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
     }
 
     /// Nothing will be written any more, for this reason or because it was closed.
@@ -292,8 +293,8 @@ impl Durable {
     }
 
     /// What has been written, and how.
-    pub fn counts(&self) -> Counts {
-        self.journal.counts().clone()
+    pub fn metrics(&self) -> &Metrics {
+        self.journal.metrics()
     }
 
     /// Returns why nothing can be written any more, once that is so.

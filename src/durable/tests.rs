@@ -107,7 +107,7 @@ fn everything_is_there_after_a_restart_and_after_a_crash() {
         crashed(&running, home.path(), other.path());
         let (revision, identity) = (running.loaded.store.revision(), running.loaded.identity);
         assert!(
-            running.durable.counts().checkpoints > 0,
+            running.durable.metrics().checkpoints.get() > 0,
             "{engine:?}: the log has grown enough"
         );
         drop(running);
@@ -253,7 +253,7 @@ fn sample(aside: &Path) -> (Identity, Content) {
         running.put(&format!("k{}", i % 50), &value);
     }
     // Until the checkpoint is there.
-    while running.durable.counts().checkpoints == 0 || running.durable.counts().log_bytes > 60_000 {
+    while running.durable.metrics().checkpoints.get() == 0 || running.durable.metrics().log_bytes.get() > 60_000 {
         running.put("more", &[7; 2000]);
     }
     for i in 0..8 {

@@ -4,6 +4,7 @@ use super::directory::Directory;
 use super::engine::Engine;
 use super::frame::{self, Kind};
 use super::journal::{Journal, Waiting, Work};
+use super::metrics::Metrics;
 use super::record::{self, Entry, Group, Head, Record, Side};
 use super::{Config, Loaded, Mode};
 use crate::mvcc::{Change, Frozen, Store};
@@ -20,35 +21,10 @@ const PIECE: usize = 1 << 20;
 const RETRY: Duration = Duration::from_millis(500);
 /// After a checkpoint that failed, how long until the next one.
 const CHECKPOINT_RETRY: Duration = Duration::from_secs(30);
-/// Upper bounds of [`Counts::syncs`], in seconds: those of etcd's histogram (1 ms doubled, 14 times).
-pub const SYNC_BOUNDS: usize = 14;
-
-/// What the writer has done.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Counts {
-    /// Groups written.
-    pub groups: u64,
-    /// Records in them.
-    pub records: u64,
-    /// Bytes of groups.
-    pub bytes: u64,
-    /// Checkpoints written.
-    pub checkpoints: u64,
-    /// Seconds that the last one took.
-    pub checkpoint_secs: f64,
-    /// Bytes since the checkpoint.
-    pub log_bytes: u64,
-    /// Bytes of the checkpoint.
-    pub checkpoint_bytes: u64,
-    /// Syncs that took at most 1 ms, 2 ms, 4 ms …, and longer.
-    pub syncs: [u64; SYNC_BOUNDS + 1],
-    /// Seconds of all syncs.
-    pub sync_secs: f64,
-}
-
 /// See the module's text.
 pub(super) struct Writer {
     journal: Arc<Journal>,
+    metrics: Arc<Metrics>,
     directory: Directory,
     engine: Box<dyn Engine>,
     store: Arc<Store>,
@@ -75,7 +51,7 @@ struct Checkpoint {
     begun: Instant,
     bytes: u64,
     /// Bytes of the log when it began: what it takes the place of.
-    replaces: u64,
+    replaces: i64,
 }
 
 /// The frames of a checkpoint, one after the other.
@@ -134,16 +110,6 @@ impl Pieces {
     }
 }
 
-// === impl Counts ===
-
-impl Counts {
-    fn synced(&mut self, took: Duration) {
-        self.sync_secs += took.as_secs_f64();
-        let bound = (0..SYNC_BOUNDS).find(|n| took <= Duration::from_millis(1 << n));
-        self.syncs[bound.unwrap_or(SYNC_BOUNDS)] += 1;
-    }
-}
-
 // === impl Writer ===
 
 /// Whether an error will pass once there is room.
@@ -162,12 +128,11 @@ impl Writer {
         loaded: &Loaded,
         journal: Arc<Journal>,
     ) -> Self {
-        {
-            let mut counts = journal.counts();
-            counts.log_bytes = loaded.sizes.log;
-            counts.checkpoint_bytes = loaded.sizes.checkpoint;
-        }
+        let metrics = Arc::clone(journal.metrics());
+        metrics.log_bytes.set(loaded.sizes.log as i64);
+        metrics.checkpoint_bytes.set(loaded.sizes.checkpoint as i64);
         Self {
+            metrics,
             journal,
             directory,
             engine,
@@ -254,13 +219,11 @@ impl Writer {
             group.encode_raw(out);
         });
         self.persist()?;
-        {
-            let mut counts = self.journal.counts();
-            counts.groups += 1;
-            counts.records += records;
-            counts.bytes += self.frame.len() as u64;
-            counts.log_bytes += self.frame.len() as u64;
-        }
+        let bytes = self.frame.len() as u64;
+        self.metrics.groups.inc();
+        self.metrics.records.inc_by(records);
+        self.metrics.bytes.inc_by(bytes);
+        self.metrics.log_bytes.inc_by(bytes as i64);
         if self.frame.capacity() > 4 * PIECE {
             self.frame = vec![];
         }
@@ -272,7 +235,9 @@ impl Writer {
     /// Brings the frame to the disk, however long there is no room for it.
     fn persist(&mut self) -> io::Result<()> {
         loop {
+            let begun = Instant::now();
             let mut written = self.engine.append(self.groups, &self.frame);
+            self.metrics.write.observe(begun.elapsed().as_secs_f64());
             while written.is_ok() && self.mode == Mode::Sync {
                 match self.sync() {
                     Err(error) if is_full(&error) => self.wait_for_room(error)?,
@@ -301,6 +266,7 @@ impl Writer {
     }
 
     fn say_room(&self, room: bool) {
+        self.metrics.full.set(i64::from(!room));
         if self.journal.set_room(room) {
             match room {
                 true => tracing::warn!("there is room on the disk again: writes are accepted"),
@@ -313,7 +279,7 @@ impl Writer {
         let begun = Instant::now();
         self.engine.sync()?;
         self.unsynced = None;
-        self.journal.counts().synced(begun.elapsed());
+        self.metrics.sync.observe(begun.elapsed().as_secs_f64());
         Ok(())
     }
 
@@ -335,9 +301,8 @@ impl Writer {
     }
 
     fn is_checkpoint_due(&self) -> bool {
-        let counts = self.journal.counts();
-        let enough = self.checkpoint_bytes.max(counts.checkpoint_bytes / 2);
-        counts.log_bytes >= enough && self.next_checkpoint.is_none_or(|at| Instant::now() >= at)
+        let enough = (self.checkpoint_bytes as i64).max(self.metrics.checkpoint_bytes.get() / 2);
+        self.metrics.log_bytes.get() >= enough && self.next_checkpoint.is_none_or(|at| Instant::now() >= at)
     }
 
     fn begin_checkpoint(&mut self) -> io::Result<()> {
@@ -353,7 +318,7 @@ impl Writer {
             pieces: Pieces::new(frozen, self.side.clone(), self.groups, self.salt),
             begun,
             bytes: 0,
-            replaces: self.journal.counts().log_bytes,
+            replaces: self.metrics.log_bytes.get(),
         });
         Ok(())
     }
@@ -370,18 +335,17 @@ impl Writer {
         match done {
             Ok(false) => {}
             Ok(true) => {
-                let mut counts = self.journal.counts();
-                counts.checkpoints += 1;
-                counts.checkpoint_secs = checkpoint.begun.elapsed().as_secs_f64();
-                counts.checkpoint_bytes = checkpoint.bytes;
-                counts.log_bytes = counts.log_bytes.saturating_sub(checkpoint.replaces);
+                let secs = checkpoint.begun.elapsed().as_secs_f64();
+                self.metrics.checkpoints.inc();
+                self.metrics.checkpoint_secs.set(secs);
+                self.metrics.checkpoint_bytes.set(checkpoint.bytes as i64);
+                self.metrics.log_bytes.dec_by(checkpoint.replaces);
                 tracing::info!(
                     group = self.groups,
                     bytes = checkpoint.bytes,
-                    secs = counts.checkpoint_secs,
+                    secs,
                     "checkpoint written"
                 );
-                drop(counts);
                 self.checkpoint = None;
             }
             Err(error) => self.give_up_checkpoint(&error),

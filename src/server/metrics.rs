@@ -3,8 +3,9 @@
 //! Sizes are looked up when somebody asks. Where etcd has a figure that means nothing here (Raft, disk),
 //! its name is there with zero: an alert on it stays silent instead of missing its series.
 
-use super::{Core, ETCD_VERSION, STORAGE_VERSION};
+use super::{Config, Core, ETCD_VERSION, STORAGE_VERSION};
 use crate::auth::AuthStore;
+use crate::durable::{self, Durable};
 use crate::lease::Lessor;
 use crate::mvcc::Store;
 use axum::http::header;
@@ -56,6 +57,8 @@ struct Sizes {
     lessor: Arc<Lessor>,
     auth: Arc<AuthStore>,
     quota: i64,
+    /// Whether there is a disk to speak of.
+    durable: bool,
 }
 
 impl fmt::Debug for Sizes {
@@ -186,15 +189,15 @@ impl Method {
 // === impl Metrics ===
 
 impl Metrics {
-    /// `extensive` adds how long each call takes.
+    /// Figures of these.
     pub(super) fn new(
         store: Arc<Store>,
         lessor: Arc<Lessor>,
         auth: Arc<AuthStore>,
-        quota: i64,
-        member: u64,
-        extensive: bool,
+        durable: Option<&Durable>,
+        config: &Config,
     ) -> Self {
+        let (quota, member, extensive) = (config.quota_bytes, config.identity.member_id, config.extensive_metrics);
         let mut registry = Registry::default();
         let methods = methods(&mut registry, extensive);
         let (health_success, health_failures) = (Gauge::default(), Gauge::default());
@@ -237,7 +240,12 @@ impl Metrics {
             sent_bytes.clone(),
         );
         facts(&mut registry, member);
-        for &(name, first, buckets) in ZERO_HISTOGRAMS {
+        if let Some(durable) = durable {
+            durable.metrics().register(&mut registry);
+        }
+        let durable = durable.is_some();
+        let zero = |name: &str| !(durable && durable::Metrics::has(name));
+        for &(name, first, buckets) in ZERO_HISTOGRAMS.iter().filter(|(name, ..)| zero(name)) {
             let histogram = Histogram::new(exponential_buckets(first, 2.0, buckets));
             registry.register(name, "Nothing here does this", histogram);
         }
@@ -246,6 +254,7 @@ impl Metrics {
             lessor,
             auth,
             quota,
+            durable,
         }));
         Self {
             registry,
@@ -421,7 +430,10 @@ impl Collector for Sizes {
             ("etcd_debugging_lease_renewed", leases.renewed),
             ("etcd_debugging_server_lease_expired", leases.expired),
         ];
-        for (name, n) in counters.into_iter().chain(ZERO_COUNTERS.iter().map(|name| (*name, 0))) {
+        let zero = ZERO_COUNTERS
+            .iter()
+            .filter(|n| !(self.durable && durable::Metrics::has(n)));
+        for (name, n) in counters.into_iter().chain(zero.map(|name| (*name, 0))) {
             let counter = ConstCounter::new(n);
             counter.encode(encoder.encode_descriptor(name, "See etcd", None, counter.metric_type())?)?;
         }

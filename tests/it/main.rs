@@ -13,6 +13,7 @@ mod advisories;
 mod auth_mtls;
 mod bad_input;
 mod demo;
+mod durable;
 mod etcd_api;
 mod etcd_flags;
 mod etcdctl;

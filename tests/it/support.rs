@@ -45,6 +45,17 @@ impl Process {
         Self::spawn(command)
     }
 
+    /// Starts another program, which becomes the binary.
+    pub fn command(program: &str, args: &[&str]) -> Self {
+        let mut command = Command::new(program);
+        command.args(args);
+        Self::spawn(command)
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     fn spawn(mut command: Command) -> Self {
         command.stdin(Stdio::null());
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

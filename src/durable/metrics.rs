@@ -1,0 +1,80 @@
+//! What is counted: under etcd's names where it has some.
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+use std::sync::atomic::AtomicU64;
+
+/// etcd's name of how long a sync takes.
+pub const SYNC_SECONDS: &str = "etcd_disk_wal_fsync_duration_seconds";
+/// etcd's name of how long a write takes.
+pub const WRITE_SECONDS: &str = "etcd_disk_wal_write_duration_seconds";
+/// etcd's name of how much has been written.
+pub const WRITTEN_BYTES: &str = "etcd_disk_wal_write_bytes";
+
+/// Figures of one data directory.
+#[derive(Debug)]
+pub struct Metrics {
+    pub(super) sync: Histogram,
+    pub(super) write: Histogram,
+    pub(super) bytes: Counter,
+    pub(super) groups: Counter,
+    pub(super) records: Counter,
+    /// Checkpoints written.
+    pub checkpoints: Counter,
+    pub(super) checkpoint_secs: Gauge<f64, AtomicU64>,
+    /// Bytes of groups since the checkpoint.
+    pub log_bytes: Gauge,
+    /// Bytes of the checkpoint.
+    pub checkpoint_bytes: Gauge,
+    pub(super) full: Gauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        // etcd: server/storage/wal/metrics.go.
+        let seconds = || Histogram::new(exponential_buckets(0.001, 2.0, 14));
+        Self {
+            sync: seconds(),
+            write: seconds(),
+            bytes: Counter::default(),
+            groups: Counter::default(),
+            records: Counter::default(),
+            checkpoints: Counter::default(),
+            checkpoint_secs: Gauge::default(),
+            log_bytes: Gauge::default(),
+            checkpoint_bytes: Gauge::default(),
+            full: Gauge::default(),
+        }
+    }
+}
+
+impl Metrics {
+    /// Whether a figure of this name is here.
+    pub fn has(name: &str) -> bool {
+        [SYNC_SECONDS, WRITE_SECONDS, WRITTEN_BYTES].contains(&name)
+    }
+
+    /// Shows the figures.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register(SYNC_SECONDS, "How long syncing a group takes", self.sync.clone());
+        registry.register(WRITE_SECONDS, "How long writing a group takes", self.write.clone());
+        registry.register(WRITTEN_BYTES, "Bytes of groups written", self.bytes.clone());
+        let ours = registry.sub_registry_with_prefix("isthmus_durable");
+        ours.register("groups", "Groups written", self.groups.clone());
+        ours.register("records", "Changes in the groups written", self.records.clone());
+        ours.register("checkpoints", "Checkpoints written", self.checkpoints.clone());
+        let help = "How long the last checkpoint took";
+        ours.register_with_unit("checkpoint", help, Unit::Seconds, self.checkpoint_secs.clone());
+        let help = "Groups since the checkpoint";
+        ours.register_with_unit("log", help, Unit::Bytes, self.log_bytes.clone());
+        let help = "Size of the checkpoint";
+        ours.register_with_unit("checkpoint", help, Unit::Bytes, self.checkpoint_bytes.clone());
+        ours.register(
+            "disk_full",
+            "1 while writes are refused for want of room",
+            self.full.clone(),
+        );
+    }
+}
