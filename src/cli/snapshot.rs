@@ -173,7 +173,7 @@ fn save_directory(directory: &Path, out: &mut File) -> anyhow::Result<()> {
             peer_urls: loaded.side.peer_urls.clone(),
             client_urls: vec![],
             term: loaded.side.raft_term,
-            index: loaded.groups.max(1),
+            index: store.revision().unsigned_abs(),
             version: server::STORAGE_VERSION.to_owned(),
         },
     };

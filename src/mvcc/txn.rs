@@ -422,7 +422,7 @@ impl<'a> WriteTxn<'a> {
         let key = kv.key();
         let live = self.state.index.get(key).and_then(|h| h.live());
         let (was, existed) = (live.map_or(0, Kv::lease), live.is_some());
-        if kv.fields().mod_revision != self.main || (kind == EventKind::Delete && !existed) {
+        if key.is_empty() || kv.fields().mod_revision != self.main || (kind == EventKind::Delete && !existed) {
             return false;
         }
         let before = self.state.index.get(key).and_then(|h| h.at(self.main - 1));

@@ -34,8 +34,8 @@ impl pb::maintenance_server::Maintenance for MaintenanceService {
             id => format!("memberID:{id} alarm:{} ", a.alarm().as_str_name()),
         });
         let errors = errors.collect();
-        // Writes are applied as they are taken, so both indexes are the number of writes.
-        let index = stats.commits.max(1);
+        // Writes are applied as they are taken, and the revision never goes back.
+        let index = stats.revision.unsigned_abs();
         Ok(Response::new(pb::StatusResponse {
             header: Some(self.0.header(stats.revision)),
             version: ETCD_VERSION.to_owned(),
@@ -176,7 +176,7 @@ impl Core {
                 peer_urls: self.peer_urls.read().clone(),
                 client_urls: config.client_urls.clone(),
                 term: config.identity.raft_term,
-                index: self.store.stats().commits.max(1),
+                index: self.store.revision().unsigned_abs(),
                 version: STORAGE_VERSION.to_owned(),
             },
         };

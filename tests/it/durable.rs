@@ -55,7 +55,7 @@ async fn a_killed_store_goes_on_where_it_was() {
     let again = start(&tls, &path, &[]);
     let mut client = tls.client(&again.address(), "anybody").await;
     let after = client.get("a", None).await.unwrap();
-    assert_eq!(after.kvs(), before.kvs());
+    assert_eq!(format!("{:?}", after.kvs()), format!("{:?}", before.kvs()));
     let header = |response: &GetResponse| {
         let header = response.header().unwrap();
         (header.cluster_id(), header.member_id(), header.revision())
@@ -133,7 +133,10 @@ async fn agents_see_no_event_when_serve_is_started_again() {
     ready().await;
     // What was written by then comes before this.
     client.put("cilium/state/last", "1", None).await.unwrap();
-    let message = watch.message().await.unwrap().unwrap();
+    let mut message = watch.message().await.unwrap().unwrap();
+    while message.events().is_empty() {
+        message = watch.message().await.unwrap().unwrap();
+    }
     let keys: Vec<_> = message
         .events()
         .iter()
