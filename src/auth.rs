@@ -374,10 +374,16 @@ impl AuthStore {
         }
         self.revise(|state| {
             let list = state.roles.get_mut(role).ok_or(Error::RoleNotFound)?;
-            let place = |p: &Permission| (p.key.clone(), p.range_end.clone());
-            match list.binary_search_by_key(&place(&permission), place) {
-                Ok(at) => list[at].access = permission.access,
-                Err(at) => list.insert(at, permission),
+            // Parity: ordered by key, then by when they came; only the first of a key can be changed.
+            let first = list.partition_point(|p| p.key < permission.key);
+            match list.get_mut(first) {
+                Some(p) if (&p.key, &p.range_end) == (&permission.key, &permission.range_end) => {
+                    p.access = permission.access;
+                }
+                _ => {
+                    let after = list.partition_point(|p| p.key <= permission.key);
+                    list.insert(after, permission);
+                }
             }
             Ok(())
         })
@@ -387,9 +393,9 @@ impl AuthStore {
     pub fn role_revoke(&self, role: &str, key: &[u8], range_end: &[u8]) -> Result<(), Error> {
         self.revise(|state| {
             let list = state.roles.get_mut(role).ok_or(Error::RoleNotFound)?;
-            let at = list.iter().position(|p| p.key == key && p.range_end == range_end);
-            list.remove(at.ok_or(Error::PermissionNotGranted)?);
-            Ok(())
+            let before = list.len();
+            list.retain(|p| p.key != key || p.range_end != range_end);
+            (list.len() < before).then_some(()).ok_or(Error::PermissionNotGranted)
         })
     }
 

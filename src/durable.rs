@@ -260,6 +260,9 @@ pub fn open(config: &Config) -> Result<(Durable, Loaded), Error> {
         loaded => loaded?,
     };
     directory.begin_run(config.mode)?;
+    if loaded.identity.engine == EngineKind::Sled && config.mode == Mode::Sync {
+        tracing::warn!("sled can lose writes that were answered when the machine stops: the log does not");
+    }
     let durable = Durable::start(config, directory, engine, &loaded);
     Ok((durable, loaded))
 }

@@ -17,6 +17,11 @@ use tokio::time::Instant;
 
 /// Bytes of keys in one piece of a checkpoint: what a group has to wait for, at most.
 const PIECE: usize = 1 << 20;
+/// With many writers, groups begin no sooner after each other: on a quick disk they would be small, and each
+/// costs two switches of threads and a sync.
+const PACE: Duration = Duration::from_millis(1);
+/// Changes in a group that make it one of many writers.
+const MANY: u64 = 8;
 /// How often to look whether there is room again.
 const RETRY: Duration = Duration::from_millis(500);
 /// After a checkpoint that failed, how long until the next one.
@@ -41,6 +46,8 @@ pub(super) struct Writer {
     /// When there began to be groups that are not synced.
     unsynced: Option<Instant>,
     checkpoint: Option<Checkpoint>,
+    /// No group before this.
+    next_group: Option<Instant>,
     /// No checkpoint before this.
     next_checkpoint: Option<Instant>,
 }
@@ -147,6 +154,7 @@ impl Writer {
             frame: vec![],
             unsynced: None,
             checkpoint: None,
+            next_group: None,
             next_checkpoint: None,
         }
     }
@@ -163,6 +171,9 @@ impl Writer {
 
     fn write(&mut self) -> io::Result<()> {
         loop {
+            if let Some(at) = self.next_group.take() {
+                self.journal.pause(at.saturating_duration_since(Instant::now()));
+            }
             let work = self.journal.wait(self.patience());
             let ends = work.closing && work.records.is_empty();
             self.group(work)?;
@@ -196,6 +207,7 @@ impl Writer {
             return Ok(());
         }
         let records = work.records.len() as u64;
+        self.next_group = (records >= MANY).then(|| Instant::now() + PACE);
         let mut entries = Vec::with_capacity(work.records.len());
         for waiting in work.records {
             let record = match waiting {

@@ -41,6 +41,13 @@ pub(super) struct Index {
     keys: usize,
 }
 
+/// Where a key is, or would be; good until the next change.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    leaf: usize,
+    at: Result<usize, usize>,
+}
+
 struct Fenwick(Vec<usize>);
 
 impl Version {
@@ -136,13 +143,28 @@ impl Index {
     }
 
     pub(super) fn get(&self, key: &[u8]) -> Option<&History> {
+        self.get_at(self.place(key))
+    }
+
+    /// Looking for a key costs more than anything else that is done with it: it is done once.
+    pub(super) fn place(&self, key: &[u8]) -> Place {
         let (leaf, at) = self.find(key);
+        Place { leaf, at }
+    }
+
+    pub(super) fn get_at(&self, place: Place) -> Option<&History> {
+        let Place { leaf, at } = place;
         at.ok().map(|at| &self.leaves[leaf].entries[at])
     }
 
-    /// Appends a version to `key`'s history, which begins with it if the key is new.
-    pub(super) fn push(&mut self, key: &[u8], version: Version) {
-        let (leaf, at) = self.find(key);
+    /// Appends a version to its key's history, which begins with it if the key is new.
+    pub(super) fn push(&mut self, version: Version) {
+        self.push_at(self.place(version.kv.key()), version);
+    }
+
+    /// As [`Index::push`], for a key whose place is known.
+    pub(super) fn push_at(&mut self, place: Place, version: Version) {
+        let Place { leaf, at } = place;
         let entries = &mut self.leaves[leaf].entries;
         let (was, is) = match at {
             Ok(at) => {
@@ -336,7 +358,7 @@ mod tests {
                     if !put && !model.contains_key(&key(i)) {
                         continue;
                     }
-                    index.push(&key(i), version(&key(i), main, !put));
+                    index.push(version(&key(i), main, !put));
                     if put { model.insert(key(i), main); } else { model.remove(&key(i)); }
                 }
                 // A compaction after each change empties leaves in the middle.

@@ -207,7 +207,7 @@ impl Loader {
             tombstone: change.tombstone,
             kv: change.kv.clone(),
         };
-        self.state.index.push(change.kv.key(), version);
+        self.state.index.push(version);
         self.last = Some(change);
         true
     }

@@ -5,7 +5,7 @@
 
 use super::Error;
 use super::encoded::{Fields, Kv};
-use super::index::Version;
+use super::index::{Place, Version};
 use super::log::{Batch, Event, EventKind};
 use super::range::{KeyRange, RangeOptions, RangeResult};
 use super::store::State;
@@ -339,7 +339,8 @@ impl<'a> WriteTxn<'a> {
 
     /// Writes one key; returns what was there.
     pub(super) fn put(&mut self, put: &Put) -> Option<Kv> {
-        let history = self.state.index.get(&put.key);
+        let place = self.state.index.place(&put.key);
+        let history = self.state.index.get_at(place);
         let prev = history.and_then(|h| h.live()).cloned();
         // Parity: an event that creates a key has none before it, even if this transaction deleted one.
         let before = history
@@ -357,7 +358,7 @@ impl<'a> WriteTxn<'a> {
             lease,
         });
         self.state.leases.attach(&put.key, was.lease, lease);
-        self.change(&put.key, EventKind::Put, kv, before, prev.is_none());
+        self.change(place, EventKind::Put, kv, before, prev.is_none());
         prev
     }
 
@@ -381,10 +382,16 @@ impl<'a> WriteTxn<'a> {
         };
         for kv in &gone {
             let key = kv.key();
-            let before = self.state.index.get(key).and_then(|h| h.at(self.main - 1)).cloned();
+            let place = self.state.index.place(key);
+            let before = self
+                .state
+                .index
+                .get_at(place)
+                .and_then(|h| h.at(self.main - 1))
+                .cloned();
             self.state.leases.attach(key, kv.lease(), 0);
             let tombstone = Kv::tombstone(key, self.main);
-            self.change(key, EventKind::Delete, tombstone, before, false);
+            self.change(place, EventKind::Delete, tombstone, before, false);
         }
         gone
     }
@@ -396,12 +403,12 @@ impl<'a> WriteTxn<'a> {
         Ok(keys.into_iter().map(|key| self.delete(&KeyRange::key(key)).len()).sum())
     }
 
-    fn change(&mut self, key: &[u8], kind: EventKind, kv: Kv, prev: Option<Kv>, created: bool) {
+    fn change(&mut self, place: Place, kind: EventKind, kv: Kv, prev: Option<Kv>, created: bool) {
         let sub = u32::try_from(self.events.len()).expect("a txn has fewer than 2^32 changes");
         let tombstone = kind == EventKind::Delete;
         self.state.bytes += kv.as_bytes().len();
-        self.state.index.push(
-            key,
+        self.state.index.push_at(
+            place,
             Version {
                 main: self.main,
                 sub,
@@ -420,16 +427,16 @@ impl<'a> WriteTxn<'a> {
     /// Makes a change that was made before, in a former life of the store; false if it does not fit.
     pub(super) fn replay(&mut self, kind: EventKind, kv: Kv) -> bool {
         let key = kv.key();
-        let live = self.state.index.get(key).and_then(|h| h.live());
+        let place = self.state.index.place(key);
+        let live = self.state.index.get_at(place).and_then(|h| h.live());
         let (was, existed) = (live.map_or(0, Kv::lease), live.is_some());
         if key.is_empty() || kv.fields().mod_revision != self.main || (kind == EventKind::Delete && !existed) {
             return false;
         }
-        let before = self.state.index.get(key).and_then(|h| h.at(self.main - 1));
+        let before = self.state.index.get_at(place).and_then(|h| h.at(self.main - 1));
         let before = before.filter(|_| existed).cloned();
         self.state.leases.attach(key, was, kv.lease());
-        let key = key.to_vec();
-        self.change(&key, kind, kv, before, !existed);
+        self.change(place, kind, kv, before, !existed);
         true
     }
 

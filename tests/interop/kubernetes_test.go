@@ -215,6 +215,52 @@ func TestKubeAPIServer(t *testing.T) {
 	}
 }
 
+// An apiserver goes on, and so do the watches on it, over a store that is killed and started again.
+func TestKubeAPIServerOverARestart(t *testing.T) {
+	k := keep(t, "isthmus", t.TempDir())
+	k.up(t)
+	a := startAPIServer(t, k.address)
+	defer a.stop()
+	const objects = 300
+	events, cancel := a.watch(meta(a.expect(200, "GET", maps+"?limit=1", nil), "resourceVersion"))
+	defer cancel()
+	for n := range objects {
+		if n%100 == 50 {
+			k.down(t, syscall.SIGKILL)
+			k.up(t)
+		}
+		eventually(t, "the object is created", func() bool {
+			// An answer may have been lost with the store.
+			code, _ := a.call("POST", maps, configMap(fmt.Sprintf("cm-%05d", n), n))
+			return code == http.StatusCreated || code == http.StatusConflict
+		})
+	}
+	if all := a.names("labelSelector=half"); len(all) != objects {
+		t.Fatalf("%d listed", len(all))
+	}
+	last := ""
+	for seen := 0; seen < objects; {
+		select {
+		case e, ok := <-events:
+			if !ok {
+				t.Fatalf("the watch ended after %d", seen)
+			}
+			object := e["object"].(dict)["metadata"].(dict)
+			if object["labels"].(dict)["half"] == nil {
+				continue
+			}
+			if name := object["name"].(string); e["type"] != "ADDED" || name <= last {
+				t.Fatalf("%v of %s after %s", e["type"], name, last)
+			} else {
+				last = name
+			}
+			seen++
+		case <-time.After(patience):
+			t.Fatalf("the watch brought %d", seen)
+		}
+	}
+}
+
 func useAPIServer(t *testing.T, a *apiserver) {
 	before := meta(a.expect(200, "GET", maps+"?limit=1", nil), "resourceVersion")
 	events, cancel := a.watch(before)
