@@ -11,7 +11,7 @@ use crate::clustermesh::publisher::{Options, Publisher};
 use crate::durable::{self, Durable, Loaded};
 use crate::k8s::api::ApiConfig;
 use crate::k8s::manifests;
-use crate::kvstore::local::LocalBackend;
+use crate::kvstore::local::{LocalBackend, Safety};
 use crate::kvstore::sync_store::SyncStore;
 use crate::kvstore::{Backend, keeper};
 use crate::kvstoremesh::{self, Mesh};
@@ -25,6 +25,7 @@ use crate::util::lifecycle::Lifecycle;
 use crate::util::readiness::Ready;
 use anyhow::Context;
 use futures::FutureExt;
+use futures::future::BoxFuture;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -179,14 +180,24 @@ impl Etcd {
     /// A writer in this process, beside the clients.
     pub fn backend(&self) -> Arc<dyn Backend> {
         let store = Arc::clone(&self.store);
-        let Some(durable) = self.durable.clone() else {
-            return Arc::new(LocalBackend::new(store));
-        };
-        let safe = move |revision| {
-            let durable = Arc::clone(&durable);
-            async move { durable.revision(revision).await.map_err(|e| e.to_string()) }.boxed()
-        };
-        Arc::new(LocalBackend::durable(store, Arc::new(safe)))
+        match self.durable.clone() {
+            Some(durable) => Arc::new(LocalBackend::durable(store, Arc::new(OnDisk(durable)))),
+            None => Arc::new(LocalBackend::new(store)),
+        }
+    }
+}
+
+/// Writes are safe once they are in the data directory.
+struct OnDisk(Arc<Durable>);
+
+impl Safety for OnDisk {
+    fn admit(&self) -> Result<(), String> {
+        self.0.admit().map_err(|e| e.to_string())
+    }
+
+    fn safe(&self, revision: i64) -> BoxFuture<'_, Result<(), String>> {
+        let safe = self.0.revision(revision);
+        async move { safe.await.map_err(|e| e.to_string()) }.boxed()
     }
 }
 

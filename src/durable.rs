@@ -233,11 +233,20 @@ impl Error {
     fn load(path: &Path, error: LoadError) -> Self {
         match error {
             LoadError::Damage(damage) => Self::Damaged(damage.at(path)),
-            // The disk cannot read what it should hold.
-            LoadError::Io(e) if e.raw_os_error() == Some(nix::errno::Errno::EIO as i32) => {
-                Self::Damaged(Damage::of(path, &e.to_string()))
+            LoadError::Io(e) => Self::read(path, e),
+        }
+    }
+
+    /// What cannot be read will not get better by trying again, unless it is for want of permission or memory.
+    fn read(path: &Path, error: io::Error) -> Self {
+        use io::ErrorKind as K;
+        let unreadable = error.raw_os_error() == Some(nix::errno::Errno::EIO as i32);
+        match error.kind() {
+            K::IsADirectory | K::NotADirectory | K::NotFound | K::UnexpectedEof | K::InvalidData => {
+                Self::Damaged(Damage::of(path, &error.to_string()))
             }
-            LoadError::Io(e) => Self::io(format!("cannot read {}", path.display()), e),
+            _ if unreadable => Self::Damaged(Damage::of(path, &error.to_string())),
+            _ => Self::io(format!("cannot read {}", path.display()), error),
         }
     }
 }
@@ -301,13 +310,14 @@ pub fn import(path: &Path, engine: EngineKind, import: Import<'_>) -> Result<Ide
         loaded.map_err(|e| io::Error::other(e.to_string()))?;
         let side = Side::of(import.auth, import.alarms);
         let (frozen, ()) = import.store.freeze(|| ());
-        engine.begin(0)?;
-        let mut pieces = writer::Pieces::new(frozen, side, 0, identity.salt);
+        // As if a group had made it: a log without its checkpoint cannot be taken for a whole one.
+        engine.begin(1)?;
+        let mut pieces = writer::Pieces::new(frozen, side, 1, identity.salt);
         while let Some(piece) = pieces.next() {
             engine.add(piece)?;
         }
         engine.finish()?;
-        engine.close(1)
+        engine.close(2)
     })?;
     Ok(identity)
 }

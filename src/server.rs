@@ -26,7 +26,7 @@ use crate::mvcc::Store;
 use crate::pb::etcdserverpb as pb;
 use crate::util::lifecycle::Lifecycle;
 use listen::Listener;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, mpsc};
@@ -117,6 +117,8 @@ pub struct Core {
     lessor: Arc<Lessor>,
     auth: Arc<AuthStore>,
     alarms: alarm::Alarms,
+    /// Held while alarms or peer URLs change.
+    changing: Mutex<()>,
     /// Nothing, if all is in memory only.
     durable: Option<Arc<Durable>>,
     metrics: metrics::Metrics,
@@ -196,6 +198,7 @@ impl Core {
             lessor,
             auth,
             alarms: alarm::Alarms::new(&config.alarms),
+            changing: Mutex::default(),
             durable,
             metrics,
             peer_urls: RwLock::new(config.peer_urls.clone()),
@@ -240,6 +243,14 @@ impl Core {
             Some(durable) => answered(durable.flushed()).await,
             None => Ok(()),
         }
+    }
+
+    /// As it is, but an error is told only once what it was found from is safe, too.
+    async fn settled<T>(&self, result: Result<T, impl Into<Status>>) -> Result<T, Status> {
+        if result.is_err() {
+            self.flushed().await?;
+        }
+        result.map_err(Into::into)
     }
 
     /// Purges until nothing is left to, letting writers in between.

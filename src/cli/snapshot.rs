@@ -10,8 +10,9 @@ use crate::snapshot::{Content, Member, Reader, Snapshot, Status};
 use anyhow::{Context, bail, ensure};
 use clap::{Args, Subcommand};
 use sha2::{Digest, Sha256};
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -95,7 +96,9 @@ impl SaveArgs {
     fn run(self) -> anyhow::Result<String> {
         let part = self.file.with_added_extension("part");
         let failed = || format!("cannot write {}", part.display());
-        let mut out = File::create(&part).with_context(failed)?;
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        let mut out = options.open(&part).with_context(failed)?;
         let saved = match &self.data_dir {
             Some(directory) => save_directory(directory, &mut out),
             None => {

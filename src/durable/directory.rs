@@ -8,7 +8,7 @@
 //! damaged-<date>/            a former store/
 //! ```
 
-use super::engine::{EngineKind, sync_directory};
+use super::engine::{EngineKind, new_file, sync_directory};
 use super::{Damage, Error, FORMAT, Mode};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -70,7 +70,7 @@ fn boot() -> String {
 /// Replaces a file at once, and durably.
 fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let new = path.with_extension("tmp");
-    let mut file = File::create(&new)?;
+    let mut file = new_file().truncate(true).open(&new)?;
     file.write_all(content)?;
     file.sync_all()?;
     fs::rename(&new, path)?;
@@ -118,7 +118,7 @@ impl Directory {
             if new.exists() {
                 fs::remove_dir_all(&new)?;
             }
-            fs::create_dir(&new)?;
+            fs::DirBuilder::new().mode(0o700).create(&new)?;
             fill(&new)?;
             self.write_identity(&new, identity)?;
             fs::rename(&new, self.store())?;
@@ -152,8 +152,7 @@ impl Directory {
         let damaged = |why: &str| Error::Damaged(Damage::of(&path, why));
         let text = match fs::read(&path) {
             Ok(text) => text,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(damaged("the file is missing")),
-            Err(e) => return Err(Error::io(format!("cannot read {}", path.display()), e)),
+            Err(e) => return Err(Error::read(&path, e)),
         };
         let signed = serde_json::from_slice::<Signed>(&text).ok();
         let signed = signed.filter(|s| crc32c::crc32c(s.identity.get().as_bytes()) == s.crc32c);

@@ -6,7 +6,9 @@
 
 use super::frame::Frame;
 use super::{Damage, log, sled};
+use std::fs::OpenOptions;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 /// Which engine keeps the data.
@@ -101,9 +103,9 @@ impl EngineKind {
         match self {
             Self::Log => log::LogEngine::create(directory, salt, length),
             // These make themselves when they are opened.
-            Self::Sled => Ok(()),
+            Self::Sled => made(sled::open(directory, salt))?.begin_anew(),
             #[cfg(feature = "fjall")]
-            Self::Fjall => Ok(()),
+            Self::Fjall => made(super::fjall::open(directory, salt))?.begin_anew(),
         }
     }
 
@@ -118,11 +120,22 @@ impl EngineKind {
     }
 }
 
+fn made<T>(opened: Result<T, LoadError>) -> io::Result<T> {
+    opened.map_err(|e| io::Error::other(e.to_string()))
+}
+
 impl std::fmt::Display for EngineKind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let name = Self::NAMES.iter().find(|(_, kind)| kind == self);
         f.write_str(name.map_or("", |(name, _)| name))
     }
+}
+
+/// How a file is made that holds what only its owner may read.
+pub(super) fn new_file() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).mode(0o600);
+    options
 }
 
 /// Makes a directory's entries as durable as its files.

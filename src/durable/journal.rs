@@ -60,6 +60,8 @@ struct Queue {
     /// Records ever.
     count: u64,
     waiters: Vec<Waiter>,
+    /// How many waiters there are before those are looked for that gave up.
+    prune_at: usize,
     closing: bool,
     ended: bool,
 }
@@ -208,6 +210,11 @@ impl Journal {
             }
             if queue.ended {
                 return Err(Refused::Ended);
+            }
+            if queue.waiters.len() >= queue.prune_at {
+                // Whoever does not wait any more while the disk hangs.
+                queue.waiters.retain(|waiter| !waiter.tell.is_closed());
+                queue.prune_at = (queue.waiters.len() * 2).max(1024);
             }
             queue.waiters.push(Waiter { until, tell });
         }

@@ -4,6 +4,7 @@
 //! c <checkpoint> <frame>     frames of checkpoints; those of one hold
 //! g <group>                  groups
 //! m                          which checkpoint holds
+//! v                          nothing: the database is not one that was just made
 //! ```
 
 use super::Damage;
@@ -15,6 +16,8 @@ use std::path::PathBuf;
 
 /// Name of the record that says which checkpoint holds.
 const CURRENT: &[u8] = b"m";
+/// Name of the record that every database has.
+const MADE: &[u8] = b"v";
 
 /// Takes a key and what is stored under it.
 pub(super) type Each<'a> = dyn FnMut(&[u8], &[u8]) -> Result<(), LoadError> + 'a;
@@ -65,8 +68,22 @@ impl<D: Database> KeyedEngine<D> {
         }
     }
 
+    /// Notes that the database was made on purpose, and not because its files are missing.
+    pub(super) fn begin_anew(&self) -> io::Result<()> {
+        self.database.put(MADE, b"1")?;
+        self.database.sync()
+    }
+
     fn read(&self, visit: &mut Visit<'_>) -> Result<Sizes, LoadError> {
         let mut sizes = Sizes::default();
+        let mut made = false;
+        self.database.scan(MADE, b"w", &mut |_, _| {
+            made = true;
+            Ok(())
+        })?;
+        if !made {
+            return Err(Damage::of(&self.path, "the database is missing").into());
+        }
         let mut current = None;
         self.database.scan(CURRENT, b"n", &mut |_, value| {
             let number = value.try_into().map(u64::from_be_bytes);
@@ -80,6 +97,9 @@ impl<D: Database> KeyedEngine<D> {
                 sizes.checkpoint += frame.len() as u64;
                 Ok(visit(frame::single(frame, self.salt)?)?)
             })?;
+            if sizes.checkpoint == 0 {
+                return Err(Damage::of(&self.path, "the checkpoint is missing").into());
+            }
         }
         let from = group_key(current.map_or(0, |n| n + 1));
         self.database.scan(&from, b"h", &mut |key, frame| {

@@ -12,7 +12,7 @@
 //! that a disk that fills up is noticed while there is still room for what has been accepted.
 
 use super::Damage;
-use super::engine::{Engine, Load, LoadError, Sizes, Visit, sync_directory};
+use super::engine::{Engine, Load, LoadError, Sizes, Visit, new_file, sync_directory};
 use super::frame::{self, Kind, Parsed};
 use nix::fcntl::{FallocateFlags, fallocate};
 use std::fs::{self, File, OpenOptions};
@@ -43,6 +43,8 @@ struct Segment {
     file: File,
     length: u64,
     end: u64,
+    /// The group appended last, and where it begins.
+    last: (u64, u64),
 }
 
 /// A checkpoint that is being written.
@@ -126,7 +128,7 @@ impl LogEngine {
         if made.is_err() {
             let _ = fs::remove_file(&path);
         }
-        self.spare = made.is_ok();
+        self.spare |= made.is_ok();
         made
     }
 
@@ -145,19 +147,20 @@ impl LogEngine {
         });
         file.write_all_at(&head, 0)?;
         file.sync_all()?;
-        let path = self.segment_path(first);
-        fs::rename(&spare, &path)?;
+        // From here on half of it is done: no error will pass by itself, but a start copes with each state.
+        let fatal = |e: io::Error| io::Error::other(format!("cannot go on in a new log file: {e}"));
+        fs::rename(&spare, self.segment_path(first)).map_err(fatal)?;
         self.spare = false;
-        sync_directory(&self.directory)?;
+        sync_directory(&self.directory).map_err(fatal)?;
         if let Some(old) = &self.current {
             // Nothing is in the new file before the old one says that it is there.
-            let sealed = old.mark(self.salt, Kind::Seal, first);
-            sealed.inspect_err(|_| drop(fs::remove_file(&path)))?;
+            old.mark(self.salt, Kind::Seal, first).map_err(fatal)?;
         }
         self.current = Some(Segment {
             file,
             length,
             end: head.len() as u64,
+            last: (0, 0),
         });
         Ok(())
     }
@@ -199,14 +202,15 @@ impl LogEngine {
         }
     }
 
-    /// Reads one log file. Returns where its frames end, and whether it says that another one follows.
+    /// Reads one log file. Returns where its frames end, and the first group of the next file, if it says that
+    /// there is one.
     fn read_segment(
         &self,
         first: u64,
         bytes: &[u8],
         how: Load,
         visit: &mut Visit<'_>,
-    ) -> Result<(usize, bool), LoadError> {
+    ) -> Result<(usize, Option<u64>), LoadError> {
         let path = self.segment_path(first);
         let bad = |why: &str| LoadError::Damage(Damage::of(&path, why));
         let (mut at, mut begun) = (0, false);
@@ -222,7 +226,7 @@ impl LogEngine {
                         }
                         Kind::Group if begun => visit(frame).map_err(|d| d.at(&path))?,
                         Kind::Closed if begun => {}
-                        Kind::Seal if begun => return Ok((at, true)),
+                        Kind::Seal if begun => return Ok((at, Some(frame.number))),
                         _ => return Err(bad("a frame is out of place")),
                     }
                     at += len;
@@ -232,9 +236,9 @@ impl LogEngine {
                     if !how.lenient && frame::find(&bytes[at..], self.salt, at as u64).is_some() {
                         return Err(bad("a group in the middle is lost"));
                     }
-                    return Ok((at, false));
+                    return Ok((at, None));
                 }
-                Parsed::Wrong(_) if begun && how.lenient => return Ok((at, false)),
+                Parsed::Wrong(_) if begun && how.lenient => return Ok((at, None)),
                 Parsed::Wrong(why) => return Err(bad(why)),
                 Parsed::Empty | Parsed::Torn => return Err(bad("the file is empty")),
             }
@@ -245,10 +249,18 @@ impl LogEngine {
         let useless = files.checkpoints.last().map_or(0, |n| useless(&files.segments, *n));
         let mut sizes = Sizes::default();
         // Where to go on: the first file that does not say that another one follows, and the files after it.
-        let mut open: Option<(PathBuf, u64, u64)> = None;
+        let mut open: Option<(PathBuf, u64)> = None;
         let mut after = vec![];
+        let mut next = files.checkpoints.last().map_or(0, |n| n + 1).max(1);
         for &first in &files.segments[useless..] {
             let path = self.segment_path(first);
+            let continues = match sizes.log {
+                0 => first <= next,
+                _ => first == next || open.is_some(),
+            };
+            if !continues {
+                return Err(Damage::of(&path, "a log file before this one is missing").into());
+            }
             if how.lenient && open.is_some() {
                 // After a gap nothing counts.
                 after.push(path);
@@ -268,20 +280,22 @@ impl LogEngine {
                     return Err(Damage::of(&path, "the log file before this one has lost its end").into());
                 }
                 after.push(path);
-            } else if !sealed {
+            } else if let Some(first) = sealed {
+                next = first;
+            } else {
                 let lost = bytes[end..].iter().rposition(|b| *b != 0);
                 sizes.torn = lost.map_or(0, |n| n as u64 + 1);
-                open = Some((path, end as u64, bytes.len() as u64));
+                open = Some((path, end as u64));
             }
         }
-        let Some((path, end, length)) = open else {
+        let Some((path, end)) = open else {
             return Err(Damage::of(&self.directory, "the last log file is missing").into());
         };
         if how.repair {
             for path in after {
                 fs::remove_file(path)?;
             }
-            self.current = Some(Segment::reopen(&path, end, length)?);
+            self.current = Some(Segment::reopen(&path, end, sizes.torn)?);
             sync_directory(&self.directory)?;
         }
         Ok(sizes)
@@ -297,7 +311,7 @@ fn useless(firsts: &[u64], checkpoint: u64) -> usize {
 
 /// Makes a file of zeros that has its blocks.
 fn allocate(path: &Path, length: u64) -> io::Result<()> {
-    let file = OpenOptions::new().write(true).create(true).truncate(true).open(path)?;
+    let file = new_file().truncate(true).open(path)?;
     reserve(&file, length)?;
     file.sync_all()
 }
@@ -312,13 +326,22 @@ fn reserve(file: &File, length: u64) -> io::Result<()> {
 }
 
 impl Segment {
-    /// Opens a file to go on at `end`; what is after it is emptied.
-    fn reopen(path: &Path, end: u64, length: u64) -> io::Result<Self> {
+    /// Opens a file to go on at `end`; the `torn` bytes after it are emptied. The file keeps its length, or a
+    /// crash in between would look like damage.
+    fn reopen(path: &Path, end: u64, torn: u64) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).open(path)?;
-        file.set_len(end)?;
-        reserve(&file, length)?;
-        file.sync_all()?;
-        Ok(Self { file, length, end })
+        let length = file.metadata()?.len();
+        if torn > 0 {
+            file.write_all_at(&vec![0; usize::try_from(torn).map_err(io::Error::other)?], end)?;
+            file.sync_data()?;
+        }
+        let last = (0, 0);
+        Ok(Self {
+            file,
+            length,
+            end,
+            last,
+        })
     }
 
     /// Writes a frame without content at the end, if there is room, and syncs.
@@ -354,11 +377,16 @@ impl Engine for LogEngine {
 
     fn append(&mut self, number: u64, frame: &[u8]) -> io::Result<()> {
         let len = frame.len() as u64;
+        if let Some(segment) = self.current.as_mut().filter(|s| s.last.0 == number) {
+            // Again, since it could not be synced: what the kernel had of it may be gone.
+            segment.end = segment.last.1;
+        }
         if self.current.as_ref().is_none_or(|segment| segment.left() < len) {
             self.rotate(number, len + 4 * frame::HEADER as u64)?;
         }
         let segment = self.current.as_mut().ok_or_else(|| io::Error::other("no log file"))?;
         segment.file.write_all_at(frame, segment.end)?;
+        segment.last = (number, segment.end);
         segment.end += len;
         Ok(())
     }
@@ -379,9 +407,14 @@ impl Engine for LogEngine {
     }
 
     fn begin(&mut self, number: u64) -> io::Result<()> {
-        self.rotate(number + 1, self.length)?;
+        // A file that has room left goes on, or checkpoints that fail again and again would fill the disk; but
+        // only with the checkpoint's last group in it, so that it does not look whole without the checkpoint.
+        let goes_on = |s: &Segment| s.end < s.length / 4 && s.last.0 == number;
+        if !self.current.as_ref().is_some_and(goes_on) {
+            self.rotate(number + 1, self.length)?;
+        }
         let path = self.directory.join("checkpoint.tmp");
-        let file = OpenOptions::new().write(true).create(true).truncate(true).open(path)?;
+        let file = new_file().truncate(true).open(path)?;
         self.checkpoint = Some(Checkpoint {
             file,
             number,

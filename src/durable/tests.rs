@@ -383,3 +383,62 @@ proptest! {
         prop_assert_eq!(again.value("goes on"), Some(b"1".to_vec()));
     }
 }
+
+#[test]
+fn a_missing_checkpoint_or_database_is_damage_even_if_nothing_came_after() {
+    for engine in engines() {
+        let home = tempfile::tempdir().unwrap();
+        let store = Store::new();
+        store.apply(&[Write::Put("a".into(), "1".into())]);
+        let import = Import {
+            store: &store,
+            auth: &State::of(false, 1, vec![], vec![]),
+            alarms: vec![],
+        };
+        super::import(home.path(), engine, import).unwrap();
+        let files = || {
+            fs::read_dir(home.path().join("store"))
+                .unwrap()
+                .map(|e| e.unwrap().path())
+        };
+        let name = |path: &PathBuf| path.file_name().unwrap().to_string_lossy().into_owned();
+        let data = files()
+            .find(|p| name(p).starts_with("checkpoint-") || p.is_dir())
+            .unwrap();
+        match data.is_dir() {
+            true => fs::remove_dir_all(data).unwrap(),
+            false => fs::remove_file(data).unwrap(),
+        }
+        let refused = read(home.path()).err().unwrap();
+        assert!(matches!(refused, Error::Damaged(_)), "{engine}: {refused}");
+        // What is in the way of a file is damage, too.
+        let identity = home.path().join("store/identity");
+        fs::remove_file(&identity).unwrap();
+        fs::create_dir(&identity).unwrap();
+        assert!(matches!(read(home.path()).err().unwrap(), Error::Damaged(_)));
+        assert_eq!(start(&config(home.path())).loaded.store.revision(), 1);
+    }
+}
+
+#[test]
+fn a_start_changes_nothing_that_a_crash_in_it_could_leave_half_done() {
+    let (home, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let running = start(&config(home.path()));
+    running.put("a", &[1; 3000]);
+    crashed(&running, home.path(), other.path());
+    let log = other.path().join("store/log-0000000000000001");
+    let before = fs::read(&log).unwrap();
+    let how = Load {
+        repair: true,
+        lenient: false,
+    };
+    let engine = EngineKind::Log.open(&other.path().join("store"), running.loaded.identity.salt, SEGMENT_MIN);
+    engine.unwrap().load(how, &mut |_| Ok(())).unwrap();
+    assert_eq!(fs::read(&log).unwrap(), before);
+    use std::os::unix::fs::PermissionsExt;
+    assert_eq!(fs::metadata(&log).unwrap().len(), before.len() as u64);
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    let store = home.path().join("store");
+    assert_eq!((mode(&store), mode(&store.join("identity"))), (0o700, 0o600));
+    assert_eq!(mode(&store.join("log-0000000000000001")), 0o600);
+}

@@ -248,23 +248,20 @@ impl Writer {
     fn persist(&mut self) -> io::Result<()> {
         loop {
             let begun = Instant::now();
-            let mut written = self.engine.append(self.groups, &self.frame);
+            let written = self.engine.append(self.groups, &self.frame);
             self.metrics.write.observe(begun.elapsed().as_secs_f64());
-            while written.is_ok() && self.mode == Mode::Sync {
-                match self.sync() {
-                    Err(error) if is_full(&error) => self.wait_for_room(error)?,
-                    synced => {
-                        written = synced;
-                        break;
-                    }
-                }
-            }
-            match written {
+            let synced = match self.mode {
+                Mode::Sync => written.and_then(|()| self.sync()),
+                Mode::Interval | Mode::None => written,
+            };
+            match synced {
+                // Written once more then, not only synced: the kernel does not keep what it could not write.
                 Err(error) if is_full(&error) => self.wait_for_room(error)?,
-                written => {
+                Ok(()) if self.mode != Mode::Sync => {
                     self.unsynced.get_or_insert_with(Instant::now);
-                    return written;
+                    return Ok(());
                 }
+                synced => return synced,
             }
         }
     }
@@ -322,9 +319,12 @@ impl Writer {
         // Nothing is committed between what is frozen and what is the last group before it.
         let (frozen, work) = self.store.freeze(|| self.journal.take());
         self.group(work)?;
-        if let Err(error) = self.engine.begin(self.groups) {
-            self.give_up_checkpoint(&error);
-            return Ok(());
+        match self.engine.begin(self.groups) {
+            Err(error) if is_full(&error) => {
+                self.give_up_checkpoint(&error);
+                return Ok(());
+            }
+            begun => begun?,
         }
         self.checkpoint = Some(Checkpoint {
             pieces: Pieces::new(frozen, self.side.clone(), self.groups, self.salt),

@@ -11,12 +11,17 @@ use tokio::sync::Notify;
 /// Writes straight into a store.
 pub struct LocalBackend {
     store: Arc<Store>,
-    /// Returns when a revision survives a crash; nothing to wait for without.
-    safe: Option<Safe>,
+    /// Nothing to wait for without.
+    safety: Option<Arc<dyn Safety>>,
 }
 
-/// See [`LocalBackend::durable`].
-pub type Safe = Arc<dyn Fn(i64) -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
+/// What makes writes survive a crash.
+pub trait Safety: Send + Sync {
+    /// Whether another write can be made; if not, why.
+    fn admit(&self) -> Result<(), String>;
+    /// Returns when a revision survives a crash.
+    fn safe(&self, revision: i64) -> BoxFuture<'_, Result<(), String>>;
+}
 
 struct NotifyWake(Notify);
 
@@ -29,20 +34,24 @@ impl Wake for NotifyWake {
 impl LocalBackend {
     /// A writer of `store`.
     pub fn new(store: Arc<Store>) -> Self {
-        Self { store, safe: None }
+        Self { store, safety: None }
     }
 
-    /// A writer of `store` that waits until `safe` says of its revision that it survives a crash.
-    pub fn durable(store: Arc<Store>, safe: Safe) -> Self {
-        let safe = Some(safe);
-        Self { store, safe }
+    /// A writer of `store` whose writes are done once they are safe.
+    pub fn durable(store: Arc<Store>, safety: Arc<dyn Safety>) -> Self {
+        let safety = Some(safety);
+        Self { store, safety }
     }
 
-    async fn committed(&self, revision: i64) -> Result<(), Error> {
-        match &self.safe {
-            Some(safe) => safe(revision).await.map_err(Error::Unavailable),
-            None => Ok(()),
-        }
+    /// Makes a write, and returns when it is safe.
+    async fn commit(&self, write: impl FnOnce(&Store) -> i64) -> Result<(), Error> {
+        let Some(safety) = &self.safety else {
+            write(&self.store);
+            return Ok(());
+        };
+        safety.admit().map_err(Error::Unavailable)?;
+        let revision = write(&self.store);
+        safety.safe(revision).await.map_err(Error::Unavailable)
     }
 }
 
@@ -64,12 +73,12 @@ impl Backend for LocalBackend {
     }
 
     async fn write(&self, writes: &[Write]) -> Result<(), Error> {
-        self.committed(self.store.apply(writes)).await
+        self.commit(|store| store.apply(writes)).await
     }
 
     async fn delete_prefix(&self, prefix: &str) -> Result<(), Error> {
-        let (_, revision) = self.store.delete(&KeyRange::prefix(prefix.to_owned()));
-        self.committed(revision).await
+        let prefix = KeyRange::prefix(prefix.to_owned());
+        self.commit(|store| store.delete(&prefix).1).await
     }
 
     fn changes(&self, key: &str) -> BoxStream<'static, ()> {

@@ -143,7 +143,7 @@ pub(super) struct WriteTxn<'a> {
 
 impl Txn {
     /// Whether it can change nothing, so that a read lock is enough.
-    pub(super) fn is_read_only(&self) -> bool {
+    pub fn is_read_only(&self) -> bool {
         self.success
             .iter()
             .chain(&self.failure)

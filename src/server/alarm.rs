@@ -80,11 +80,10 @@ impl Core {
         }
     }
 
-    /// Fails while an alarm, or the disk, forbids a write; `grows` says whether it takes room in memory.
+    /// Fails while an alarm forbids a write; `grows` says whether it takes room.
     ///
     /// Parity: a token that is none is refused first, and after that alarms, before permissions.
     pub(super) fn check_alarms<T>(&self, request: &Request<T>, grows: bool) -> Result<(), Status> {
-        self.check_disk()?;
         if self.alarms.0.read().is_empty() {
             return Ok(());
         }
@@ -98,7 +97,6 @@ impl Core {
 
     /// Fails if there was no room some time, and nobody has disarmed the alarm since.
     pub(super) fn check_alarm(&self) -> Result<(), Status> {
-        self.check_disk()?;
         match self.alarms.has(AlarmType::Nospace) {
             true => Err(status::no_space()),
             false => Ok(()),
@@ -107,22 +105,24 @@ impl Core {
 
     /// Turns an alarm on.
     pub(super) fn raise(&self, kind: AlarmType, member_id: u64) -> AlarmMember {
-        let alarm = self.alarms.raise(kind, member_id);
-        self.alarms_changed();
-        alarm
+        self.change_alarms(|alarms| alarms.raise(kind, member_id))
     }
 
     /// Turns an alarm off, if it is on.
     pub(super) fn disarm(&self, kind: AlarmType, member_id: u64) -> Option<AlarmMember> {
-        let alarm = self.alarms.disarm(kind, member_id);
-        self.alarms_changed();
-        alarm
+        self.change_alarms(|alarms| alarms.disarm(kind, member_id))
     }
 
-    fn alarms_changed(&self) {
-        if let Some(durable) = &self.durable {
-            durable.alarms_changed(self.alarms.list(AlarmType::None));
+    /// Changes alarms, and takes down what has changed, in the same order.
+    fn change_alarms<T>(&self, change: impl FnOnce(&Alarms) -> T) -> T {
+        let _order = self.changing.lock();
+        let before = self.alarms.list(AlarmType::None);
+        let done = change(&self.alarms);
+        let after = self.alarms.list(AlarmType::None);
+        if let Some(durable) = self.durable.as_ref().filter(|_| before != after) {
+            durable.alarms_changed(after);
         }
+        done
     }
 
     /// Fails, and raises the alarm, if `cost` more bytes do not fit.

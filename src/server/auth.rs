@@ -61,8 +61,10 @@ macro_rules! simple {
                 self.0.check_root(&request)?;
                 let ($auth, $r) = (Arc::clone(&self.0.auth), request.into_inner());
                 // Changes are rare, and some hash a password.
-                blocking(move || $do).await?;
+                self.0.check_disk()?;
+                let done = blocking(move || $do).await;
                 self.0.flushed().await?;
+                done?;
                 Ok(Response::new(pb::$response { header: self.header() }))
             })*
 
@@ -71,6 +73,7 @@ macro_rules! simple {
                 _: Request<pb::AuthStatusRequest>,
             ) -> Result<Response<pb::AuthStatusResponse>, Status> {
                 let state = self.0.auth.state();
+                self.0.flushed().await?;
                 let (enabled, auth_revision) = (state.enabled, state.revision);
                 Ok(Response::new(pb::AuthStatusResponse { header: self.header(), enabled, auth_revision }))
             }
@@ -91,6 +94,7 @@ macro_rules! simple {
                 let name = &request.get_ref().name;
                 self.check_root_or(&request, |user, _| user == name)?;
                 let state = self.0.auth.state();
+                self.0.flushed().await?;
                 let user = state.users.get(name).ok_or(Error::UserNotFound)?;
                 let roles = user.roles.iter().cloned().collect();
                 Ok(Response::new(pb::AuthUserGetResponse { header: self.header(), roles }))
@@ -102,6 +106,7 @@ macro_rules! simple {
             ) -> Result<Response<pb::AuthUserListResponse>, Status> {
                 self.0.check_root(&request)?;
                 let users = self.0.auth.state().users.keys().cloned().collect();
+                self.0.flushed().await?;
                 Ok(Response::new(pb::AuthUserListResponse { header: self.header(), users }))
             }
 
@@ -114,6 +119,7 @@ macro_rules! simple {
                     state.users.get(user).is_some_and(|u| u.roles.contains(role))
                 })?;
                 let state = self.0.auth.state();
+                self.0.flushed().await?;
                 let permissions = state.roles.get(role).ok_or(Error::RoleNotFound)?;
                 let perm = match &**role {
                     // Parity: whatever has been granted to it, it may do everything.
@@ -129,6 +135,7 @@ macro_rules! simple {
             ) -> Result<Response<pb::AuthRoleListResponse>, Status> {
                 self.0.check_root(&request)?;
                 let roles = self.0.auth.state().roles.keys().cloned().collect();
+                self.0.flushed().await?;
                 Ok(Response::new(pb::AuthRoleListResponse { header: self.header(), roles }))
             }
         }

@@ -77,10 +77,14 @@ impl pb::cluster_server::Cluster for ClusterService {
         self.0.check_root(&request)?;
         self.check_member(request.get_ref().id)?;
         // Nothing listens there; they are kept to be listed.
+        self.0.check_disk()?;
         let urls = request.into_inner().peer_ur_ls;
-        self.0.peer_urls.write().clone_from(&urls);
-        if let Some(durable) = &self.0.durable {
-            durable.peer_urls_changed(urls);
+        {
+            let _order = self.0.changing.lock();
+            self.0.peer_urls.write().clone_from(&urls);
+            if let Some(durable) = &self.0.durable {
+                durable.peer_urls_changed(urls);
+            }
         }
         self.0.flushed().await?;
         Ok(Response::new(pb::MemberUpdateResponse {

@@ -126,6 +126,13 @@ impl Session {
 
     /// Runs a transaction with the caller's rights.
     async fn txn(&self, txn: &Txn) -> Result<TxnResult, Status> {
+        let result = self.apply(txn)?;
+        self.core.committed(result.revision).await?;
+        Ok(result)
+    }
+
+    /// As [`Session::txn`], and the caller waits until it is safe.
+    fn apply(&self, txn: &Txn) -> Result<TxnResult, Status> {
         if txn.compares.iter().any(|c| c.range.start().is_empty()) {
             return Err(status::empty_key());
         }
@@ -141,9 +148,10 @@ impl Session {
             self.core.check_alarm()?;
             self.core.check_space(put_cost(&put.key, &put.value))?;
         }
-        let result = self.core.store.txn(txn)?;
-        self.core.committed(result.revision).await?;
-        Ok(result)
+        if !txn.is_read_only() {
+            self.core.check_disk()?;
+        }
+        Ok(self.core.store.txn(txn)?)
     }
 
     fn range(&self, options: &RangeOptions) -> Result<(Option<Kv>, i64), Status> {
@@ -164,6 +172,7 @@ impl Session {
         self.core.check_intact()?;
         self.core.check_alarm()?;
         self.core.check_space(LEASE_COST)?;
+        self.core.check_disk()?;
         let (id, _) = self.core.lessor.grant(0, LEASE_TTL_SECS)?;
         self.core.flushed().await?;
         Ok(id)
@@ -179,13 +188,11 @@ impl Session {
             lease,
             ..Put::default()
         };
-        let result = self
-            .txn(&Txn {
-                compares: vec![created_at(&key, 0)],
-                success: vec![Op::Put(put)],
-                failure: vec![Op::Range(RangeOptions::new(KeyRange::key(key.clone())))],
-            })
-            .await?;
+        let result = self.apply(&Txn {
+            compares: vec![created_at(&key, 0)],
+            success: vec![Op::Put(put)],
+            failure: vec![Op::Range(RangeOptions::new(KeyRange::key(key.clone())))],
+        })?;
         let (mut revision, mut now) = (result.revision, value);
         if !result.succeeded
             && let Some(kv) = range_of(result.results.into_iter().next())
@@ -199,6 +206,8 @@ impl Session {
             revision,
             waiting: true,
         };
+        // It is taken back if nobody waits any more.
+        self.core.committed(result.revision).await?;
         Ok((candidate, now, result.revision))
     }
 

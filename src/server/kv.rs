@@ -57,7 +57,8 @@ impl pb::kv_server::Kv for KvService {
         let put = to_put(request);
         guard.put(&self.0, &put, prev_kv)?;
         self.0.check_space(put_cost(&put.key, &put.value))?;
-        let (prev, revision) = self.0.store.put(put)?;
+        self.0.check_disk()?;
+        let (prev, revision) = self.0.settled(self.0.store.put(put)).await?;
         self.0.committed(revision).await?;
         Ok(Response::new(pb::PutResponse {
             header: Some(self.0.header(revision)),
@@ -81,6 +82,7 @@ impl pb::kv_server::Kv for KvService {
         if request.prev_kv {
             guard.read(&range)?;
         }
+        self.0.check_disk()?;
         let (prev, revision) = self.0.store.delete(&range);
         self.0.committed(revision).await?;
         Ok(Response::new(pb::DeleteRangeResponse {
@@ -107,7 +109,10 @@ impl pb::kv_server::Kv for KvService {
         if let Some(cost) = cost {
             self.0.check_space(cost)?;
         }
-        let result = self.0.store.txn(&txn)?;
+        if !txn.is_read_only() {
+            self.0.check_disk()?;
+        }
+        let result = self.0.settled(self.0.store.txn(&txn)).await?;
         self.0.committed(result.revision).await?;
         let header = Some(self.0.header(result.revision));
         Ok(Response::new(pb::TxnResponse {
@@ -123,6 +128,7 @@ impl pb::kv_server::Kv for KvService {
         self.0.check_alarms(&request, false)?;
         self.0.check_root(&request)?;
         let request = request.into_inner();
+        self.0.check_disk()?;
         self.0.store.compact(request.revision)?;
         if request.physical {
             self.0.purge().await;

@@ -30,7 +30,9 @@ impl pb::lease_server::Lease for LeaseService {
         self.0.check_alarms(&request, true)?;
         self.0.check_space(LEASE_COST)?;
         let request = request.into_inner();
-        let (id, ttl) = self.0.lessor.grant(request.id, request.ttl)?;
+        self.0.check_disk()?;
+        let granted = self.0.lessor.grant(request.id, request.ttl);
+        let (id, ttl) = self.0.settled(granted).await?;
         self.0.flushed().await?;
         let header = self.header();
         Ok(Response::new(pb::LeaseGrantResponse {
@@ -48,7 +50,8 @@ impl pb::lease_server::Lease for LeaseService {
         let id = request.get_ref().id;
         self.0.check_alarms(&request, false)?;
         self.0.guard(&request)?.lease(&self.0, id)?;
-        let (_, revision) = self.0.lessor.revoke(id)?;
+        self.0.check_disk()?;
+        let (_, revision) = self.0.settled(self.0.lessor.revoke(id)).await?;
         self.0.flushed().await?;
         let header = Some(self.0.header(revision));
         Ok(Response::new(pb::LeaseRevokeResponse { header }))
@@ -75,6 +78,9 @@ impl pb::lease_server::Lease for LeaseService {
                 let header = Some(core.header(core.store.revision()));
                 // A lease that is gone answers 0 seconds, which is not an error.
                 let ttl = core.lessor.keep_alive(request.id).unwrap_or(0);
+                if ttl == 0 {
+                    core.flushed().await?;
+                }
                 yield pb::LeaseKeepAliveResponse { header, id: request.id, ttl };
             }
         };
@@ -87,8 +93,11 @@ impl pb::lease_server::Lease for LeaseService {
     ) -> Result<Response<pb::LeaseTimeToLiveResponse>, Status> {
         self.0.check_authenticated(&request)?;
         let pb::LeaseTimeToLiveRequest { id, keys } = *request.get_ref();
+        let info = self.0.lessor.info(id, keys);
+        // What was found may not be safe yet.
+        self.0.flushed().await?;
         let header = self.header();
-        let Some(info) = self.0.lessor.info(id, keys) else {
+        let Some(info) = info else {
             let unknown = pb::LeaseTimeToLiveResponse {
                 header,
                 id,
@@ -119,6 +128,7 @@ impl pb::lease_server::Lease for LeaseService {
     ) -> Result<Response<pb::LeaseLeasesResponse>, Status> {
         let guard = self.0.guard(&request)?;
         let ids = self.0.lessor.ids();
+        self.0.flushed().await?;
         for key in ids.iter().filter_map(|id| self.0.store.lease_keys(*id)).flatten() {
             guard.read(&KeyRange::key(key))?;
         }

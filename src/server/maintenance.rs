@@ -58,7 +58,10 @@ impl pb::maintenance_server::Maintenance for MaintenanceService {
         let (action, alarms) = (request.get_ref().action(), &self.0.alarms);
         match action {
             Action::Get => self.0.check_authenticated(&request)?,
-            Action::Activate | Action::Deactivate => self.0.check_root(&request)?,
+            Action::Activate | Action::Deactivate => {
+                self.0.check_root(&request)?;
+                self.0.check_disk()?;
+            }
         }
         let (kind, member) = (request.get_ref().alarm(), request.get_ref().member_id);
         let alarms = match action {

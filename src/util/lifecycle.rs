@@ -107,8 +107,10 @@ impl Lifecycle {
         }
         let at_end = std::mem::take(&mut *self.inner.at_end.lock());
         for last in at_end {
-            if let Err(panic) = tokio::task::spawn_blocking(last).await {
-                tracing::error!(%panic, "the end was not as it should be");
+            match tokio::time::timeout(grace, tokio::task::spawn_blocking(last)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(panic)) => tracing::error!(%panic, "the end was not as it should be"),
+                Err(_) => tracing::error!("what is to be done at the end takes too long: ending without it"),
             }
         }
         self.inner.failure.lock().clone()
