@@ -157,12 +157,18 @@ impl Index {
         at.ok().map(|at| &self.leaves[leaf].entries[at])
     }
 
-    /// Appends a version to its key's history, which begins with it if the key is new.
-    pub(super) fn push(&mut self, version: Version) {
-        self.push_at(self.place(version.kv.key()), version);
+    /// As [`Index::push_at`], for a key that none comes after: nothing is looked for.
+    pub(super) fn append(&mut self, version: Version) {
+        let leaf = self.leaves.len() - 1;
+        let entries = &self.leaves[leaf].entries;
+        let at = match entries.last() {
+            Some(last) if last.key() == version.kv.key() => Ok(entries.len() - 1),
+            _ => Err(entries.len()),
+        };
+        self.push_at(Place { leaf, at }, version);
     }
 
-    /// As [`Index::push`], for a key whose place is known.
+    /// Appends a version to its key's history, which begins with it if the key is new.
     pub(super) fn push_at(&mut self, place: Place, version: Version) {
         let Place { leaf, at } = place;
         let entries = &mut self.leaves[leaf].entries;
@@ -358,7 +364,7 @@ mod tests {
                     if !put && !model.contains_key(&key(i)) {
                         continue;
                     }
-                    index.push(version(&key(i), main, !put));
+                    index.push_at(index.place(&key(i)), version(&key(i), main, !put));
                     if put { model.insert(key(i), main); } else { model.remove(&key(i)); }
                 }
                 // A compaction after each change empties leaves in the middle.

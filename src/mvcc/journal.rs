@@ -63,6 +63,8 @@ pub struct Frozen {
 pub struct Loader {
     state: State,
     last: Option<Stored>,
+    /// Whether the last key has earlier changes.
+    several: bool,
 }
 
 // === impl Store ===
@@ -180,7 +182,11 @@ impl Loader {
         for (lease, ttl_secs) in leases {
             state.leases.grant(lease, ttl_secs);
         }
-        Self { state, last: None }
+        Self {
+            state,
+            last: None,
+            several: false,
+        }
     }
 
     /// Adds a change; they come in order of key and revision. False if this one cannot be next.
@@ -192,7 +198,10 @@ impl Loader {
                     self.end_key();
                     true
                 }
-                std::cmp::Ordering::Equal => place(last) < place(&change),
+                std::cmp::Ordering::Equal => {
+                    self.several = true;
+                    place(last) < place(&change)
+                }
                 std::cmp::Ordering::Greater => false,
             },
             None => true,
@@ -207,7 +216,7 @@ impl Loader {
             tombstone: change.tombstone,
             kv: change.kv.clone(),
         };
-        self.state.index.push(version);
+        self.state.index.append(version);
         self.last = Some(change);
         true
     }
@@ -219,8 +228,10 @@ impl Loader {
         if !last.tombstone {
             state.leases.attach(key, 0, last.kv.lease());
         }
-        // A compaction may have been cut short.
-        state.bytes = state.bytes.saturating_sub(state.index.compact(key, state.compacted));
+        if std::mem::take(&mut self.several) || last.tombstone {
+            // A compaction may have been cut short.
+            state.bytes = state.bytes.saturating_sub(state.index.compact(key, state.compacted));
+        }
     }
 
     /// The store, with its history.
