@@ -1,5 +1,5 @@
 # `make demo` and `make test` set up what is missing and need nothing else.
-.PHONY: demo test check bench fuzz setup build fmt lint doc deny interop interop-kubernetes interop-cilium crash load image
+.PHONY: demo test check bench fuzz setup build fmt lint doc deny interop interop-kubernetes interop-cilium peers crash load image
 
 CARGO ?= cargo
 TARGET ?= $(or $(CARGO_TARGET_DIR),target)
@@ -58,12 +58,14 @@ GO_TEST = ISTHMUS_BIN=$(abspath $(TARGET))/debug/clustermesh-apiserver PEERS_BIN
 SEEDS ?= 4
 CALLS ?= 1000
 
-interop: setup ## real peers: etcd 3.6 call by call, its tools and clientv3; SEEDS=20 CALLS=2000 for the long walk
+peers: setup
 	@PEERS=1 ./.ci/setup
-	ISTHMUS_REQUIRE_PEERS=1 $(CARGO) test --locked --test it etcdctl
-	$(CARGO) build --locked
 	cd tests/interop && for tool in etcd:server etcdctl:etcdctl etcdutl:etcdutl; do \
 		go build -o $(PEERS)/$${tool%%:*} go.etcd.io/etcd/$${tool##*:}/v3 || exit 1; done
+
+interop: peers ## real peers: etcd 3.6 call by call, its tools and clientv3; SEEDS=20 CALLS=2000 for the long walk
+	ISTHMUS_REQUIRE_PEERS=1 $(CARGO) test --locked --test it etcdctl
+	$(CARGO) build --locked
 	$(GO_TEST) -v -timeout 40m -skip KubeAPIServer . -args -seeds $(SEEDS) -calls $(CALLS)
 
 interop-kubernetes: interop ## kube-apiserver on the store, and Kubernetes' own tests of its storage; builds for ten minutes
@@ -80,14 +82,13 @@ interop-kubernetes: interop ## kube-apiserver on the store, and Kubernetes' own 
 interop-cilium: interop ## Cilium's own tests of its kvstore packages, on 127.0.0.1:4002 of a network namespace
 	./tests/interop/cilium/run $(PEERS) $(abspath $(TARGET))/debug/clustermesh-apiserver
 
-crash: setup ## kills at random, and loses what was not synced: ROUNDS=500 ENGINE=log MODE=sync
-	@PEERS=1 ./.ci/setup
+crash: peers ## kills at random, and loses what was not synced: ROUNDS=500 ENGINE=log MODE=sync
 	$(CARGO) build --locked --release
 	ISTHMUS_BIN=$(abspath $(TARGET))/release/clustermesh-apiserver go test -C tests/interop -count=1 -v -timeout 5h \
 		-run 'TestCrash$$|TestFaults' . -args -rounds $(or $(ROUNDS),500) -crash.engine $(or $(ENGINE),log) \
 		-crash.mode $(or $(MODE),sync) -crash.args="--checkpoint-bytes=$(or $(CHECKPOINT),1000000)"
 
-load: interop ## durable writes beside etcd's: throughput, CPU, latency; LOAD="-fill 1000000 -value 400 -churn 1h" for sizes
+load: peers ## durable writes beside etcd's: throughput, CPU, latency; LOAD="-fill 1000000 -value 400 -churn 1h" for sizes
 	$(CARGO) build --locked --profile dist
 	go run -C tests/interop ./load -bin $(abspath $(TARGET))/dist/clustermesh-apiserver -etcd $(PEERS)/etcd $(LOAD)
 

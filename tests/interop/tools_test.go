@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -14,9 +16,16 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// A snapshot of ours is one of etcd's: etcdutl reads it, and an etcd restored from it holds the same.
-func TestSnapshotRestoresIntoEtcd(t *testing.T) {
-	s := ours(t)
+// A snapshot of ours is one of etcd's: etcdutl reads it, and an etcd restored from it holds the same. And the
+// other way round.
+func TestSnapshotRestoresIntoEtcdAndBack(t *testing.T) {
+	for _, from := range []func(testing.TB, ...string) *server{ours, theirs} {
+		s := from(t)
+		t.Run("of "+s.name, func(t *testing.T) { moveSnapshot(t, s) })
+	}
+}
+
+func moveSnapshot(t *testing.T, s *server) {
 	c := s.client(t)
 	defer c.Close()
 	for i := range 2000 {
@@ -35,43 +44,67 @@ func TestSnapshotRestoresIntoEtcd(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "snapshot.db")
 	run(t, "etcdctl", "--endpoints="+s.address, "snapshot", "save", file)
+	text := run(t, "etcdutl", "snapshot", "status", file, "-w", "json")
 	var status struct {
 		Revision int64
 		TotalKey int
 		Version  string
 	}
-	if err := json.Unmarshal([]byte(run(t, "etcdutl", "snapshot", "status", file, "-w", "json")), &status); err != nil {
+	if err := json.Unmarshal([]byte(text), &status); err != nil {
 		t.Fatal(err)
 	}
 	if status.Revision != before.Header.Revision || status.TotalKey != 602 || status.Version != "3.6.0" {
 		t.Fatalf("status %+v, at revision %d", status, before.Header.Revision)
 	}
+	if same := tool(t, "snapshot", "status", file, "-w", "json"); same != text {
+		t.Fatalf("status %s, etcdutl says %s", same, text)
+	}
 	peerURL := "http://" + freePort(t)
-	data := filepath.Join(dir, "restored")
-	run(t, "etcdutl", "snapshot", "restore", file, "--data-dir="+data,
+	theirData, ourData := filepath.Join(dir, "theirs"), filepath.Join(dir, "ours")
+	run(t, "etcdutl", "snapshot", "restore", file, "--data-dir="+theirData,
 		"--initial-cluster=default="+peerURL, "--initial-advertise-peer-urls="+peerURL)
-	restored := start(t, "restored", peer(t, "etcd"), []string{
-		"--data-dir=" + data, "--listen-peer-urls=" + peerURL, "--initial-advertise-peer-urls=" + peerURL,
-		"--initial-cluster=default=" + peerURL,
-	})
+	tool(t, "snapshot", "restore", file, "--data-dir="+ourData)
+	for _, restored := range []*server{
+		start(t, "restored etcd", peer(t, "etcd"), []string{
+			"--data-dir=" + theirData, "--listen-peer-urls=" + peerURL, "--initial-advertise-peer-urls=" + peerURL,
+			"--initial-cluster=default=" + peerURL,
+		}),
+		ours(t, "--data-dir="+ourData),
+	} {
+		holdsTheSame(t, restored, before, lease.ID)
+	}
+}
+
+func holdsTheSame(t *testing.T, restored *server, before *clientv3.HashKVResponse, lease clientv3.LeaseID) {
+	t.Helper()
 	r := restored.client(t)
 	defer r.Close()
 	after := must[*clientv3.HashKVResponse](t)(r.HashKV(ctx(t), restored.address, 0))
 	if after.Hash != before.Hash || after.Header.Revision != before.Header.Revision {
-		t.Fatalf("hash %x at %d, was %x at %d", after.Hash, after.Header.Revision, before.Hash, before.Header.Revision)
+		t.Fatalf("%s: hash %x at %d, was %x at %d", restored.name, after.Hash, after.Header.Revision, before.Hash, before.Header.Revision)
 	}
-	ttl := must[*clientv3.LeaseTimeToLiveResponse](t)(r.TimeToLive(ctx(t), lease.ID, clientv3.WithAttachedKeys()))
+	ttl := must[*clientv3.LeaseTimeToLiveResponse](t)(r.TimeToLive(ctx(t), lease, clientv3.WithAttachedKeys()))
 	if ttl.GrantedTTL != 3000 || len(ttl.Keys) != 1 {
-		t.Fatalf("lease %+v", ttl)
+		t.Fatalf("%s: lease %+v", restored.name, ttl)
 	}
 	user := must[*clientv3.AuthUserGetResponse](t)(r.UserGet(ctx(t), "ann"))
 	if fmt.Sprint(user.Roles) != "[reader]" {
-		t.Fatalf("user %+v", user)
+		t.Fatalf("%s: user %+v", restored.name, user)
 	}
 	old := must[*clientv3.GetResponse](t)(r.Get(ctx(t), "k/00400", clientv3.WithRev(1200)))
 	if len(old.Kvs) != 1 || old.Kvs[0].ModRevision >= 1200 {
-		t.Fatalf("history %+v", old.Kvs)
+		t.Fatalf("%s: history %+v", restored.name, old.Kvs)
 	}
+}
+
+// tool runs one of our tools and returns what it prints.
+func tool(t testing.TB, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(os.Getenv("ISTHMUS_BIN"), args...).Output()
+	if err != nil {
+		t.Fatalf("%v: %v\n%s", args, err, out)
+	}
+	return string(out)
 }
 
 var ids = regexp.MustCompile(`"(cluster_id|member_id|leader|ID|raftIndex|raftAppliedIndex|dbSize|dbSizeInUse)":"\d+"`)
