@@ -6,11 +6,21 @@ use super::engine::LoadError;
 use super::keyed::{Database, Each, KeyedEngine, guarded};
 use std::io;
 use std::path::Path;
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// sled's cache, in bytes: what it keeps is read once, at the start.
 const CACHE: u64 = 8 << 20;
 
+/// How long to wait for a database that was just closed.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 pub(super) struct Sled(sled::Db);
+
+/// sled says it in words only.
+fn is_locked(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::WouldBlock || error.to_string().contains("could not acquire lock")
+}
 
 fn failed(error: sled::Error) -> io::Error {
     match error {
@@ -30,12 +40,22 @@ fn unreadable(error: sled::Error) -> LoadError {
 pub(super) fn open(directory: &Path, salt: u64) -> Result<KeyedEngine<Sled>, LoadError> {
     let path = directory.join("sled");
     guarded(&path, || {
-        let config = sled::Config::new()
-            .path(&path)
-            .cache_capacity(CACHE)
-            .flush_every_ms(None);
-        let database = Sled(config.open().map_err(unreadable)?);
-        Ok(KeyedEngine::new(path.clone(), salt, database))
+        let config = sled::Config::new().path(&path);
+        let config = config.cache_capacity(CACHE).flush_every_ms(None);
+        let begun = Instant::now();
+        loop {
+            match config.open() {
+                // Threads of a database that was just closed may still have it. No other process has: the
+                // directory is locked.
+                Err(sled::Error::Io(e)) if is_locked(&e) && begun.elapsed() < PATIENCE => {
+                    std::thread::park_timeout(Duration::from_millis(20));
+                }
+                opened => {
+                    let database = Sled(opened.map_err(unreadable)?);
+                    return Ok(KeyedEngine::new(path.clone(), salt, database));
+                }
+            }
+        }
     })
 }
 
