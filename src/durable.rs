@@ -300,14 +300,12 @@ pub fn import(path: &Path, engine: EngineKind, import: Import<'_>) -> Result<Ide
     let identity = Identity::new(engine);
     directory.create(&identity, |store| {
         engine.create(store, identity.salt, SEGMENT_MAX)?;
-        let opened = engine.open(store, identity.salt, SEGMENT_MAX);
-        let mut engine = opened.map_err(|e| io::Error::other(e.to_string()))?;
+        let mut engine = engine.open(store, identity.salt, SEGMENT_MAX)?;
         let how = Load {
             repair: true,
             lenient: false,
         };
-        let loaded = engine.load(how, &mut |_| Ok(()));
-        loaded.map_err(|e| io::Error::other(e.to_string()))?;
+        engine.load(how, &mut |_| Ok(()))?;
         let side = Side::of(import.auth, import.alarms);
         let (frozen, ()) = import.store.freeze(|| ());
         // As if a group had made it: a log without its checkpoint cannot be taken for a whole one.

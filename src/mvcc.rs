@@ -25,10 +25,12 @@ mod lease_book;
 mod log;
 mod range;
 mod reads;
+mod stats;
 mod store;
 #[cfg(test)]
 mod tests;
 mod txn;
+mod walk;
 mod watcher;
 
 pub use encoded::{Fields, Kv, put_varint, take_varint, varint_len};
@@ -37,7 +39,8 @@ pub use hash::{History, Stored};
 pub use journal::{Change, Frozen, Journal, Loader, Misfit};
 pub use log::{Batch, Event, EventKind};
 pub use range::{KeyRange, RangeOptions, RangeResult, SortOrder, SortTarget, prefix_end};
-pub use store::{Stats, Store, Write};
+pub use stats::Stats;
+pub use store::{Store, Write};
 pub use txn::{Compare, CompareResult, Op, OpResult, Put, Target, Txn, TxnResult};
 pub use watcher::{Taken, Watcher};
 

@@ -103,9 +103,9 @@ impl EngineKind {
         match self {
             Self::Log => log::LogEngine::create(directory, salt, length),
             // These make themselves when they are opened.
-            Self::Sled => made(sled::open(directory, salt))?.begin_anew(),
+            Self::Sled => sled::open(directory, salt)?.begin_anew(),
             #[cfg(feature = "fjall")]
-            Self::Fjall => made(super::fjall::open(directory, salt))?.begin_anew(),
+            Self::Fjall => super::fjall::open(directory, salt)?.begin_anew(),
         }
     }
 
@@ -120,8 +120,13 @@ impl EngineKind {
     }
 }
 
-fn made<T>(opened: Result<T, LoadError>) -> io::Result<T> {
-    opened.map_err(|e| io::Error::other(e.to_string()))
+impl From<LoadError> for io::Error {
+    fn from(error: LoadError) -> Self {
+        match error {
+            LoadError::Io(error) => error,
+            LoadError::Damage(damage) => Self::other(damage),
+        }
+    }
 }
 
 impl std::fmt::Display for EngineKind {

@@ -13,7 +13,7 @@ use super::Damage;
 /// Bytes before the payload.
 pub(super) const HEADER: usize = 24;
 /// Frames begin at multiples of this.
-pub(super) const ALIGN: usize = 8;
+const ALIGN: usize = 8;
 const MAGIC: [u8; 4] = *b"IsTh";
 /// A sector is written whole or not at all.
 const SECTOR: usize = 512;
@@ -99,12 +99,11 @@ pub(super) fn parse(bytes: &[u8], salt: u64, offset: u64) -> Parsed<'_> {
             (false, false) => Parsed::Wrong("no frame begins here"),
         };
     }
-    let word = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
-    let end = HEADER + word(8) as usize;
+    let end = end(head);
     let Some(whole) = bytes.get(..end) else {
         return Parsed::Wrong("the file ends within a frame");
     };
-    if checksum(salt, &whole[8..]) != word(4) {
+    if checksum(salt, &whole[8..]) != word(head, 4) {
         return match has_empty_sector(whole, offset) {
             true => Parsed::Torn,
             false => Parsed::Wrong("a checksum does not match"),
@@ -121,6 +120,20 @@ pub(super) fn parse(bytes: &[u8], salt: u64, offset: u64) -> Parsed<'_> {
         payload: &whole[HEADER..],
     };
     Parsed::Whole(frame, end.next_multiple_of(ALIGN).min(bytes.len()))
+}
+
+fn word(head: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]])
+}
+
+/// Where the payload of a frame ends that has this header, of [`HEADER`] bytes.
+fn end(head: &[u8]) -> usize {
+    HEADER + word(head, 8) as usize
+}
+
+/// How many bytes a frame takes that has this header, if the header is right.
+pub(super) fn length(head: &[u8]) -> usize {
+    end(head).next_multiple_of(ALIGN)
 }
 
 /// The one frame that `bytes` are.

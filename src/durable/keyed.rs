@@ -115,11 +115,10 @@ impl<D: Database> KeyedEngine<D> {
 
     fn remove(&self, from: &[u8], to: &[u8]) -> io::Result<()> {
         let mut keys = vec![];
-        let scanned = self.database.scan(from, to, &mut |key, _| {
+        self.database.scan(from, to, &mut |key, _| {
             keys.push(key.to_vec());
             Ok(())
-        });
-        scanned.map_err(|e| io::Error::other(e.to_string()))?;
+        })?;
         keys.iter().try_for_each(|key| self.database.remove(key))
     }
 }

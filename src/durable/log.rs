@@ -152,7 +152,7 @@ impl LogEngine {
         fs::rename(&spare, self.segment_path(first)).map_err(fatal)?;
         self.spare = false;
         sync_directory(&self.directory).map_err(fatal)?;
-        if let Some(old) = &self.current {
+        if let Some(old) = &mut self.current {
             // Nothing is in the new file before the old one says that it is there.
             old.mark(self.salt, Kind::Seal, first).map_err(fatal)?;
         }
@@ -179,14 +179,13 @@ impl LogEngine {
             // A frame at a time: the file may be larger than the memory that is free.
             buffer.resize(frame::HEADER, 0);
             file.read_exact(&mut buffer).map_err(ended)?;
-            let len = u64::from(u32::from_le_bytes([buffer[8], buffer[9], buffer[10], buffer[11]]));
-            let whole = (frame::HEADER as u64 + len).next_multiple_of(frame::ALIGN as u64);
-            if at + whole > length {
+            let whole = frame::length(&buffer);
+            if at + whole as u64 > length {
                 return Err(bad("the file ends early"));
             }
-            buffer.resize(whole as usize, 0);
+            buffer.resize(whole, 0);
             file.read_exact(&mut buffer[frame::HEADER..]).map_err(ended)?;
-            at += whole;
+            at += whole as u64;
             let frame = frame::single(&buffer, self.salt).map_err(|d| d.at(&path))?;
             if frame.kind == Kind::Head && frame.number != number {
                 return Err(bad("the file is named after another checkpoint"));
@@ -345,10 +344,11 @@ impl Segment {
     }
 
     /// Writes a frame without content at the end, if there is room, and syncs.
-    fn mark(&self, salt: u64, kind: Kind, number: u64) -> io::Result<()> {
+    fn mark(&mut self, salt: u64, kind: Kind, number: u64) -> io::Result<()> {
         let mut mark = vec![];
         frame::write(&mut mark, salt, kind, number, |_| {});
         self.file.write_all_at(&mark, self.end)?;
+        self.end += mark.len() as u64;
         self.file.sync_data()
     }
 
@@ -453,12 +453,9 @@ impl Engine for LogEngine {
     }
 
     fn close(&mut self, next: u64) -> io::Result<()> {
-        let salt = self.salt;
-        let Some(segment) = &mut self.current else {
-            return Ok(());
-        };
-        segment.mark(salt, Kind::Closed, next)?;
-        segment.end += frame::HEADER as u64;
-        Ok(())
+        match &mut self.current {
+            Some(segment) => segment.mark(self.salt, Kind::Closed, next),
+            None => Ok(()),
+        }
     }
 }

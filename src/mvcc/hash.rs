@@ -2,9 +2,10 @@
 
 use super::Error;
 use super::encoded::{Fields, Kv};
-use super::range::KeyRange;
-use super::store::{READ_CHUNK, Store};
+use super::store::Store;
+use super::walk::Walk;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// One stored change.
 #[derive(Clone, Debug)]
@@ -90,36 +91,19 @@ impl History {
 
 impl Store {
     /// Everything kept up to `revision` (0: up to now). Writers wait for a few thousand keys at most.
-    pub fn history(&self, revision: i64) -> Result<History, Error> {
-        let (pin, current, compacted) = {
-            let read = self.read();
-            let (current, compacted) = (read.visible(), read.compacted());
-            match revision {
-                r if r > 0 && r < compacted => return Err(Error::Compacted),
+    pub fn history(self: &Arc<Self>, revision: i64) -> Result<History, Error> {
+        let (mut walk, revision, current, compacted) = {
+            let state = self.state.read();
+            let (current, compacted) = (state.visible, state.compacted);
+            // Parity: before the first revision there is nothing, and that is no error.
+            match if revision == 0 { current } else { revision } {
                 r if r > current => return Err(Error::FutureRevision),
-                // What this compaction keeps stays while we look at it.
-                _ => (self.pins.pin(compacted), current, compacted),
+                _ if revision > 0 && revision < compacted => return Err(Error::Compacted),
+                r => (Walk::new(self, &state, r), r, current, compacted),
             }
         };
-        // Parity: before the first revision there is nothing, and that is no error.
-        let revision = if revision == 0 { current } else { revision };
-        let (mut changes, mut rest) = (Vec::new(), KeyRange::all());
-        loop {
-            let read = self.read();
-            let (mut seen, mut last) = (0, Vec::new());
-            for history in read.index().range(&rest).take(READ_CHUNK) {
-                seen += 1;
-                changes.extend(history.stored(revision));
-                if seen == READ_CHUNK {
-                    last = history.key().to_vec();
-                }
-            }
-            if seen < READ_CHUNK {
-                break;
-            }
-            rest = rest.after(&last);
-        }
-        drop(pin);
+        let mut changes = walk.next(usize::MAX).unwrap_or_default();
+        drop(walk);
         changes.sort_unstable_by_key(|c: &Stored| (c.main, c.sub));
         Ok(History {
             changes,
@@ -133,7 +117,7 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mvcc::Put;
+    use crate::mvcc::{KeyRange, Put};
 
     #[test]
     fn history_is_in_the_order_of_writing_and_hashes_do_not_depend_on_purging() {

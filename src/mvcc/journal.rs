@@ -6,8 +6,9 @@ use super::hash::Stored;
 use super::index::Version;
 use super::log::{Batch, Event, EventKind, Log};
 use super::range::KeyRange;
-use super::store::{READ_CHUNK, State, Store};
+use super::store::{State, Store};
 use super::txn::WriteTxn;
+use super::walk::Walk;
 use std::sync::Arc;
 
 /// One change, in the order of commits.
@@ -49,14 +50,13 @@ pub struct Misfit {
 
 /// Everything that a store holds, at one revision, while the store goes on.
 pub struct Frozen {
-    store: Arc<Store>,
+    walk: Walk,
     /// The revision.
     pub revision: i64,
     /// The compact revision, −1 if never compacted.
     pub compacted: i64,
     /// Lease id and seconds granted.
     pub leases: Vec<(i64, i64)>,
-    rest: Option<KeyRange>,
 }
 
 /// Builds a store from what a [`Frozen`] gave.
@@ -118,14 +118,11 @@ impl Store {
     /// that it finds recorded is missing.
     pub fn freeze<T>(self: &Arc<Self>, f: impl FnOnce() -> T) -> (Frozen, T) {
         let state = self.state.read();
-        // What this compaction keeps stays while we look at it.
-        self.pins.hold(state.compacted);
         let frozen = Frozen {
-            store: Arc::clone(self),
+            walk: Walk::new(self, &state, state.current),
             revision: state.current,
             compacted: state.compacted,
             leases: state.leases.ttls(),
-            rest: Some(KeyRange::all()),
         };
         (frozen, f())
     }
@@ -137,38 +134,7 @@ impl Frozen {
     /// The next keys with all their changes kept, in order of key and revision, about `bytes` of them;
     /// `None` at the end. Writers wait for a few thousand keys at most.
     pub fn next(&mut self, bytes: usize) -> Option<Vec<Stored>> {
-        let mut rest = self.rest.take()?;
-        let mut changes = Vec::new();
-        let mut size = 0;
-        loop {
-            let read = self.store.read();
-            let (mut seen, mut last) = (0, Vec::new());
-            for history in read.index().range(&rest).take(READ_CHUNK) {
-                let from = changes.len();
-                changes.extend(history.stored(self.revision));
-                size += changes[from..].iter().map(|c| c.kv.as_bytes().len()).sum::<usize>();
-                seen += 1;
-                if seen == READ_CHUNK || size >= bytes {
-                    last = history.key().to_vec();
-                    break;
-                }
-            }
-            drop(read);
-            if last.is_empty() {
-                return (!changes.is_empty()).then_some(changes);
-            }
-            rest = rest.after(&last);
-            if size >= bytes {
-                self.rest = Some(rest);
-                return Some(changes);
-            }
-        }
-    }
-}
-
-impl Drop for Frozen {
-    fn drop(&mut self) {
-        self.store.pins.release(self.compacted);
+        self.walk.next(bytes)
     }
 }
 
@@ -253,10 +219,15 @@ fn log(state: &State, first: i64) -> Result<Log, Misfit> {
         let versions = history.versions();
         for (i, version) in versions.iter().enumerate().filter(|(_, v)| v.main >= first) {
             let before = i.checked_sub(1).map(|i| &versions[i]).filter(|v| !v.tombstone);
+            // What this revision created has nothing before it.
+            let older = version.tombstone || version.kv.fields().create_revision < version.main;
             let event = Event {
                 kind: version.kind(),
                 kv: version.kv.clone(),
-                prev: before.and_then(|_| history.at(version.main - 1)).cloned(),
+                prev: before
+                    .filter(|_| older)
+                    .and_then(|_| history.at(version.main - 1))
+                    .cloned(),
                 created: !version.tombstone && before.is_none(),
             };
             events.push((version.main, version.sub, event));

@@ -16,11 +16,12 @@ use super::lease_book::LeaseBook;
 use super::log::{Batch, Event, Log};
 use super::range::{KeyRange, RangeOptions, RangeResult};
 use super::reads::{Pages, Pins};
+use super::stats::Counters;
 use super::txn::{self, Put, Txn, TxnResult, WriteTxn};
 use super::watcher::Watcher;
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
 /// Keys read under one lock.
@@ -41,7 +42,7 @@ pub struct Store {
     pub(super) journal: OnceLock<Arc<dyn Journal>>,
     pub(super) pins: Pins,
     pages: Mutex<Pages>,
-    counters: Counters,
+    pub(super) counters: Counters,
 }
 
 /// What the lock protects.
@@ -49,7 +50,7 @@ pub(super) struct State {
     pub(super) index: Index,
     pub(super) log: Log,
     pub(super) leases: LeaseBook,
-    groups: Groups,
+    pub(super) groups: Groups,
     /// The last committed revision.
     pub(super) current: i64,
     /// The last published one: what readers and watchers see.
@@ -72,44 +73,6 @@ pub enum Write {
     Put(Bytes, Bytes),
     /// Delete one key.
     Delete(Bytes),
-}
-
-/// Sizes and counts at one moment.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Stats {
-    /// The current revision.
-    pub revision: i64,
-    /// The compact revision, −1 if never compacted.
-    pub compacted: i64,
-    /// Live keys.
-    pub keys: usize,
-    /// Encoded bytes of every version kept.
-    pub bytes: usize,
-    /// Revisions in the log.
-    pub log_len: usize,
-    /// Watchers.
-    pub watchers: usize,
-    /// Range reads served.
-    pub ranges: u64,
-    /// Write transactions committed.
-    pub commits: u64,
-    /// Events committed.
-    pub events: u64,
-    /// Keys put.
-    pub puts: u64,
-    /// Keys deleted.
-    pub deletes: u64,
-    /// Write transactions of more than one change.
-    pub txns: u64,
-}
-
-#[derive(Default)]
-struct Counters {
-    ranges: AtomicU64,
-    commits: AtomicU64,
-    puts: AtomicU64,
-    deletes: AtomicU64,
-    txns: AtomicU64,
 }
 
 // === impl Store ===
@@ -161,27 +124,6 @@ impl Store {
     /// The compact revision, −1 if never compacted.
     pub fn compacted(&self) -> i64 {
         self.state.read().compacted
-    }
-
-    /// Sizes and counts.
-    pub fn stats(&self) -> Stats {
-        let state = self.state.read();
-        let puts = self.counters.puts.load(Ordering::Relaxed);
-        let deletes = self.counters.deletes.load(Ordering::Relaxed);
-        Stats {
-            revision: state.visible,
-            compacted: state.compacted,
-            keys: state.index.live(),
-            bytes: state.size(),
-            log_len: state.log.len(),
-            watchers: state.groups.watchers(),
-            ranges: self.counters.ranges.load(Ordering::Relaxed),
-            commits: self.counters.commits.load(Ordering::Relaxed),
-            events: puts + deletes,
-            puts,
-            deletes,
-            txns: self.counters.txns.load(Ordering::Relaxed),
-        }
     }
 
     /// Bytes that the store takes, with what it needs to find them.
@@ -435,23 +377,6 @@ impl Store {
     }
 }
 
-// === impl Counters ===
-
-impl Counters {
-    fn count(&self, batch: &Batch) {
-        let add = |counter: &AtomicU64, n: usize| counter.fetch_add(n as u64, Ordering::Relaxed);
-        let deletes = batch
-            .events
-            .iter()
-            .filter(|e| e.kind == super::EventKind::Delete)
-            .count();
-        add(&self.commits, 1);
-        add(&self.deletes, deletes);
-        add(&self.puts, batch.events.len() - deletes);
-        add(&self.txns, usize::from(batch.events.len() > 1));
-    }
-}
-
 // === impl State ===
 
 impl State {
@@ -474,7 +399,7 @@ impl State {
         self.log.since(from).take_while(|b| b.revision <= self.visible)
     }
 
-    fn size(&self) -> usize {
+    pub(super) fn size(&self) -> usize {
         EMPTY + self.leases.len() * LEASE + self.bytes + self.index.keys() * 64 + self.log.len() * 120
     }
 

@@ -32,8 +32,8 @@ impl pb::lease_server::Lease for LeaseService {
         let request = request.into_inner();
         self.0.check_disk()?;
         let granted = self.0.lessor.grant(request.id, request.ttl);
-        let (id, ttl) = self.0.settled(granted).await?;
         self.0.flushed().await?;
+        let (id, ttl) = granted?;
         let header = self.header();
         Ok(Response::new(pb::LeaseGrantResponse {
             header,
@@ -51,8 +51,9 @@ impl pb::lease_server::Lease for LeaseService {
         self.0.check_alarms(&request, false)?;
         self.0.guard(&request)?.lease(&self.0, id)?;
         self.0.check_disk()?;
-        let (_, revision) = self.0.settled(self.0.lessor.revoke(id)).await?;
+        let revoked = self.0.lessor.revoke(id);
         self.0.flushed().await?;
+        let (_, revision) = revoked?;
         let header = Some(self.0.header(revision));
         Ok(Response::new(pb::LeaseRevokeResponse { header }))
     }
