@@ -342,12 +342,12 @@ impl<'a> WriteTxn<'a> {
         let place = self.state.index.place(&put.key);
         let history = self.state.index.get_at(place);
         let prev = history.and_then(|h| h.live()).cloned();
-        // Parity: an event that creates a key has none before it, even if this transaction deleted one.
+        let was = prev.as_ref().map(Kv::fields).unwrap_or_default();
+        // Parity: a key that this transaction created has none before it, even if it also deleted one.
         let before = history
-            .filter(|_| prev.is_some())
+            .filter(|_| prev.is_some() && was.create_revision < self.main)
             .and_then(|h| h.at(self.main - 1))
             .cloned();
-        let was = prev.as_ref().map(Kv::fields).unwrap_or_default();
         let lease = if put.ignore_lease { was.lease } else { put.lease };
         let kv = Kv::new(&Fields {
             key: &put.key,
