@@ -1,28 +1,57 @@
-//! HTTP for operators, beside the stores: readiness.
+//! HTTP for operators, beside the stores: readiness and metrics.
 
 use crate::util::readiness::Ready;
 use axum::Router;
+use axum::extract::RawQuery;
 use axum::http::StatusCode;
-use axum::routing::any;
+use axum::http::header::CONTENT_TYPE;
+use axum::routing::{any, get};
+use prometheus_client::encoding::text::encode;
+use prometheus_client::registry::Registry;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-/// `/readyz` with the original's bodies, and `/healthz`; any method, as there.
+/// `/readyz` with the original's bodies, and `/healthz`; any method, as there. `/readyz?verbose` also says how
+/// it is with each part.
 pub fn health(ready: Ready) -> Router {
-    let readyz = move || {
+    let readyz = move |RawQuery(query): RawQuery| {
         let ready = ready.clone();
         async move {
-            match ready.is_ready() {
+            let (status, word) = match ready.is_ready() {
                 true => (StatusCode::OK, "Ready"),
                 false => (StatusCode::INTERNAL_SERVER_ERROR, "NotReady"),
-            }
+            };
+            let verbose = query.is_some_and(|q| q.split('&').any(|part| part.split('=').next() == Some("verbose")));
+            let body = if verbose {
+                ready.report() + word + "\n"
+            } else {
+                word.to_owned()
+            };
+            (status, body)
         }
     };
     Router::new()
         .route("/readyz", any(readyz))
         .route("/healthz", any(|| async { "ok" }))
         .fallback(|| async { (StatusCode::NOT_FOUND, "404 page not found\n") })
+}
+
+/// `/metrics` in the OpenMetrics text format.
+pub fn metrics(registry: Arc<Registry>) -> Router {
+    let page = move || {
+        let registry = Arc::clone(&registry);
+        async move {
+            let mut body = String::new();
+            if let Err(error) = encode(&mut body, &registry) {
+                tracing::error!(%error, "cannot write the metrics");
+            }
+            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+            ([(CONTENT_TYPE, kind)], body)
+        }
+    };
+    Router::new().route("/metrics", get(page))
 }
 
 /// Binds `address` for [`serve`]; the error names it.

@@ -1,6 +1,7 @@
 //! The wiring: the only place that knows all parts. `cli` says which to start, and with what.
 
 pub mod certs;
+pub mod figures;
 pub mod signal;
 mod users;
 
@@ -13,7 +14,7 @@ use crate::k8s::api::ApiConfig;
 use crate::k8s::manifests;
 use crate::kvstore::local::{LocalBackend, Safety};
 use crate::kvstore::sync_store::SyncStore;
-use crate::kvstore::{Backend, keeper};
+use crate::kvstore::{self, Backend, keeper};
 use crate::kvstoremesh::{self, Mesh};
 use crate::lease::Lessor;
 use crate::model::cluster::ClusterName;
@@ -24,6 +25,7 @@ use crate::server::{self, Core, Identity, Serve};
 use crate::util::lifecycle::Lifecycle;
 use crate::util::readiness::Ready;
 use anyhow::Context;
+use figures::Figures;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use std::net::SocketAddr;
@@ -264,34 +266,45 @@ fn urls(listeners: &[Listener]) -> std::io::Result<Vec<String>> {
 }
 
 /// Starts publishing from `source` into `backend`; returns the publisher's writer.
-pub async fn start_publisher(
+pub fn start_publisher(
     options: Options,
     source: Source,
     backend: Arc<dyn Backend>,
+    figures: &Figures,
     ready: &Ready,
     life: &Lifecycle,
-) -> anyhow::Result<Arc<SyncStore>> {
+) -> Arc<SyncStore> {
     let (sender, events) = mpsc::channel(EVENTS);
     let kinds = Publisher::kinds(&options);
-    let stop = life.stop_token().clone();
+    let (stop, status) = (life.stop_token().clone(), figures.kubernetes.clone());
     match source {
         Source::Manifests(directory) => {
             life.spawn("manifests", async move {
                 tokio::select! {
                     () = stop.cancelled() => Ok(()),
-                    ended = manifests::follow(directory, kinds, sender) => ended,
+                    ended = manifests::follow(directory, kinds, sender, &status) => ended,
                 }
             });
         }
         Source::Api(config) => {
-            let client = config.client().await?;
-            for kind in kinds {
-                let follow = config.clone().follow(client.clone(), kind, sender.clone());
-                life.spawn_forever(format!("watch of {}", kind.name()), follow);
-            }
+            let watches = life.clone();
+            life.spawn("kubernetes", async move {
+                tokio::select! {
+                    () = stop.cancelled() => Ok(()),
+                    ended = config.run(kinds, sender, status, watches) => ended,
+                }
+            });
         }
     }
-    Ok(clustermesh::start(options, events, backend, ready, life))
+    clustermesh::start(options, events, backend, &figures.kvstore, ready, life)
+}
+
+/// Fails at once where there is no way to get objects from `source`.
+pub async fn check_source(source: &Source) -> anyhow::Result<()> {
+    if let Source::Api(config) = source {
+        config.client(0).await?;
+    }
+    Ok(())
 }
 
 /// Starts mirroring; serves the status API at `api_address` unless that is empty.
@@ -311,8 +324,8 @@ pub async fn start_mesh(
 }
 
 /// Writes the heartbeat, where no publisher does.
-pub fn start_heartbeat(backend: Arc<dyn Backend>, life: &Lifecycle) {
-    life.spawn_forever("heartbeat", keeper::beat(backend));
+pub fn start_heartbeat(backend: Arc<dyn Backend>, metrics: kvstore::Metrics, life: &Lifecycle) {
+    life.spawn_forever("heartbeat", keeper::beat(backend, metrics));
 }
 
 /// Serves readiness at `address`; returns the address bound.

@@ -6,9 +6,9 @@ pub mod publisher;
 #[cfg(test)]
 mod tests;
 
-use crate::k8s::events::Event;
+use crate::k8s::events::Received;
 use crate::kvstore::sync_store::SyncStore;
-use crate::kvstore::{Backend, keeper};
+use crate::kvstore::{Backend, Metrics, keeper};
 use crate::model::cluster::{Capabilities, ClusterConfig, ExportMode};
 use crate::model::keys::{self, Scope};
 use crate::util::lifecycle::Lifecycle;
@@ -22,29 +22,35 @@ use tokio::sync::mpsc;
 /// for its figures.
 pub fn start(
     options: Options,
-    events: mpsc::Receiver<Event>,
+    events: mpsc::Receiver<Received>,
     backend: Arc<dyn Backend>,
+    metrics: &Metrics,
     ready: &Ready,
     life: &Lifecycle,
 ) -> Arc<SyncStore> {
     let cluster = options.cluster.clone();
     let prefixes = Scope::ALL.map(|s| s.state_prefix(&cluster.name)).to_vec();
     let sync = Arc::new(SyncStore::new("publisher", Arc::clone(&backend), prefixes));
+    metrics.follow(cluster.name.as_str(), &sync);
     let config = cluster_config(&options).to_json();
     let config_key = keys::cluster_config(&cluster.name);
     let stop = life.stop_token().clone();
     let keep = keeper::keep(Arc::clone(&backend), config_key, config);
     life.spawn_forever("cluster config", keep);
-    life.spawn_forever("heartbeat", keeper::beat(backend));
+    life.spawn_forever("heartbeat", keeper::beat(backend, metrics.clone()));
     let writer = Arc::clone(&sync);
     life.spawn_forever("publisher's writes", async move { writer.run().await });
     for scope in Scope::ALL {
         let block = ready.block(format!("publishing {}", scope.word()));
         let (sync, canary) = (Arc::clone(&sync), scope.state_canary(&cluster.name));
+        let prefix = scope.state_prefix(&cluster.name);
         let stop = stop.clone();
         life.spawn_part(format!("canary of {}", scope.word()), async move {
             let _block: Block = block;
-            tokio::select! { () = stop.cancelled() => {}, () = sync.written(&canary) => {} }
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = sync.written(&canary) => sync.complete(&prefix),
+            }
         });
     }
     life.spawn_forever("publisher", publish(options, events, Arc::clone(&sync)));
@@ -68,17 +74,17 @@ fn cluster_config(options: &Options) -> ClusterConfig {
     }
 }
 
-async fn publish(options: Options, mut events: mpsc::Receiver<Event>, sync: Arc<SyncStore>) {
+async fn publish(options: Options, mut events: mpsc::Receiver<Received>, sync: Arc<SyncStore>) {
     let name = options.cluster.name.clone();
     let mut publisher = Publisher::new(options);
     let list = sync.begin_list();
-    while let Some(event) = events.recv().await {
+    while let Some(Received { event, at }) = events.recv().await {
         for change in publisher.handle(event) {
             match change {
                 Change::Upsert(scope, key, value) => {
-                    sync.upsert(scope.state_prefix(&name) + &key, value);
+                    sync.change(scope.state_prefix(&name) + &key, Some(value), at);
                 }
-                Change::Delete(scope, key) => sync.delete(scope.state_prefix(&name) + &key),
+                Change::Delete(scope, key) => sync.change(scope.state_prefix(&name) + &key, None, at),
                 Change::Synced(scope) => {
                     sync.end_list(&scope.state_prefix(&name), list);
                     sync.canary(scope.state_canary(&name), keys::timestamp());

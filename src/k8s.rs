@@ -2,5 +2,7 @@
 
 pub mod api;
 pub mod events;
+mod follow;
 pub mod manifests;
+pub mod status;
 pub mod types;

@@ -4,13 +4,19 @@ pub mod client;
 pub mod config;
 pub mod etcd;
 pub mod keeper;
+mod leases;
+pub mod limiter;
 pub mod local;
+pub mod metrics;
 pub mod sync_store;
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
+use std::time::Duration;
 
 pub use crate::mvcc::Write;
+pub use limiter::Class;
+pub use metrics::Metrics;
 
 /// Most operations in one batch for [`Backend::write`], where the store does not say less.
 pub const BATCH_MAX: usize = 1000;
@@ -36,7 +42,7 @@ pub trait Backend: Send + Sync {
     async fn get(&self, key: &str) -> Result<Option<Bytes>, Error>;
 
     /// Applies `writes` in order, at once where the store can. Keys are distinct.
-    async fn write(&self, writes: &[Write]) -> Result<(), Error>;
+    async fn write(&self, class: Class, writes: &[Write]) -> Result<(), Error>;
 
     /// Deletes everything that begins with `prefix`.
     async fn delete_prefix(&self, prefix: &str) -> Result<(), Error>;
@@ -53,6 +59,11 @@ pub trait Backend: Send + Sync {
     /// change looks again at what is there.
     fn losses(&self) -> u64 {
         0
+    }
+
+    /// For how long it has not been possible to use it, and why; none: as far as known it is.
+    fn trouble(&self) -> Option<(Duration, String)> {
+        None
     }
 
     /// What it is, for status texts.

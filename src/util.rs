@@ -4,5 +4,6 @@ pub mod backoff;
 pub mod files;
 pub mod interval;
 pub mod lifecycle;
+pub mod metrics;
 pub mod net;
 pub mod readiness;

@@ -1,10 +1,12 @@
 //! `clustermesh`: the publisher alone, into any etcd.
 
-use super::flags::{ClusterArgs, KvstoreArgs, LogArgs, PublisherArgs, ServiceArgs};
+use super::flags::{ClusterArgs, KvstoreArgs, LogArgs, ObserveArgs, PublisherArgs, ServiceArgs};
 use crate::app;
+use crate::kvstore::Backend;
 use crate::kvstore::etcd::EtcdBackend;
 use crate::util::lifecycle::Lifecycle;
 use crate::util::readiness::Ready;
+use anyhow::Context;
 use clap::Args;
 use std::sync::Arc;
 
@@ -22,9 +24,9 @@ pub struct ClustermeshArgs {
     /// Logging.
     #[command(flatten)]
     pub log: LogArgs,
-    /// Port for /readyz, on all interfaces
-    #[arg(long, env = "CILIUM_HEALTH_PORT", default_value_t = 9880)]
-    health_port: u16,
+    /// Health and metrics.
+    #[command(flatten)]
+    observe: ObserveArgs,
 }
 
 impl ClustermeshArgs {
@@ -36,18 +38,29 @@ impl ClustermeshArgs {
             service,
             kvstore,
             log: _,
-            health_port,
+            observe,
         } = self;
         let cluster = cluster.info()?;
-        let (source, lease_ttl_secs) = kvstore.source()?;
+        let store = kvstore.config()?;
+        let source = publisher.source()?;
+        app::check_source(&source).await?;
         let ready = Ready::default();
         let starting = ready.block("starting");
-        app::start_health(&format!(":{health_port}"), ready.clone(), life).await?;
-        let backend = Arc::new(EtcdBackend::new(source, lease_ttl_secs, life.clone()));
-        backend.connected().await;
+        let figures = observe.start("cilium_clustermesh_apiserver", &ready, life).await?;
+        let store = EtcdBackend::start(store, &figures.kvstore, life);
+        let backend: Arc<dyn Backend> = Arc::clone(&store) as _;
+        figures.conditions(&backend, observe.ready_needs, &ready);
+        let connected = store.connected().await;
+        connected.context("failed to establish connection to kvstore")?;
         let options = publisher.options(cluster, service.clustermesh_service_v2);
-        app::start_publisher(options, publisher.source(), backend, &ready, life).await?;
+        app::start_publisher(options, source, backend, &figures, &ready, life);
         drop(starting);
+        let everything = ready.clone();
+        life.spawn_forever("limits of the store", async move {
+            everything.reached().await;
+            store.steady();
+            std::future::pending().await
+        });
         Ok(())
     }
 }

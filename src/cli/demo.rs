@@ -209,7 +209,8 @@ async fn run(cluster: Cluster, life: &Lifecycle) -> anyhow::Result<Running> {
         legacy_services: true,
     };
     let source = Source::Manifests(cluster.manifests.clone());
-    let publisher = app::start_publisher(options, source, cluster.etcd.backend(), &ready, life).await?;
+    let figures = app::figures::Figures::default();
+    let publisher = app::start_publisher(options, source, cluster.etcd.backend(), &figures, &ready, life);
     let mesh = app::start_mesh(config, "", cluster.etcd.backend(), &ready, life).await?;
     Ok(Running {
         cluster,

@@ -1,10 +1,16 @@
 //! Flag groups that several subcommands share, with Cilium's names, defaults and `CILIUM_` variables.
 
+use crate::app::figures::{Figures, Groups, Needs};
+use crate::app::{self, Source};
 use crate::clustermesh::publisher::{Options, ServiceMode};
 use crate::k8s::api::ApiConfig;
-use crate::kvstore::etcd::Source as EtcdSource;
+use crate::kvstore::client::KEEPALIVE;
+use crate::kvstore::etcd::{self, Source as EtcdSource};
+use crate::kvstore::limiter::Limits;
 use crate::kvstoremesh;
 use crate::model::cluster::ClusterInfo;
+use crate::util::lifecycle::Lifecycle;
+use crate::util::readiness::Ready;
 use anyhow::{Context, bail};
 use clap::{ArgAction, Args};
 use std::path::PathBuf;
@@ -78,6 +84,28 @@ pub struct PublisherArgs {
     /// URLs of the Kubernetes API server
     #[arg(long, env = "CILIUM_K8S_API_SERVER_URLS", value_delimiter = ',', value_name = "URL")]
     k8s_api_server_urls: Vec<String>,
+    /// URL of the Kubernetes API server; without a scheme http
+    #[arg(
+        long,
+        env = "CILIUM_K8S_API_SERVER",
+        default_value = "",
+        hide = true,
+        value_name = "URL"
+    )]
+    k8s_api_server: String,
+    /// Use the Kubernetes API
+    #[arg(long, env = "CILIUM_ENABLE_K8S", num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", default_value = "true", value_parser = boolean, action = ArgAction::Set)]
+    enable_k8s: bool,
+    /// For a connection to the Kubernetes API to come up
+    #[arg(long, env = "CILIUM_K8S_CLIENT_CONNECTION_TIMEOUT", default_value = "30s", value_parser = duration)]
+    k8s_client_connection_timeout: Duration,
+    /// How often the Kubernetes API is asked whether it is there, and how long for the answer; 0: never
+    #[arg(long, env = "CILIUM_K8S_HEARTBEAT_TIMEOUT", default_value = "30s", value_parser = duration)]
+    k8s_heartbeat_timeout: Duration,
+    /// How long to wait for the definitions of Cilium's resources
+    #[arg(long, env = "CILIUM_CRD_WAIT_TIMEOUT", default_value = "5m0s", value_parser = duration)]
+    crd_wait_timeout: Duration,
     /// Only services with this proxy name
     #[arg(long, env = "CILIUM_K8S_SERVICE_PROXY_NAME", default_value = "")]
     k8s_service_proxy_name: String,
@@ -108,15 +136,32 @@ impl PublisherArgs {
     }
 
     /// Where objects come from.
-    pub fn source(&self) -> crate::app::Source {
-        match &self.manifests {
-            Some(directory) => crate::app::Source::Manifests(directory.clone()),
-            None => crate::app::Source::Api(ApiConfig {
-                kubeconfig: (!self.k8s_kubeconfig_path.is_empty()).then(|| (&*self.k8s_kubeconfig_path).into()),
-                urls: self.k8s_api_server_urls.clone(),
-                service_proxy_name: self.k8s_service_proxy_name.clone(),
-            }),
+    pub fn source(&self) -> anyhow::Result<Source> {
+        if let Some(directory) = &self.manifests {
+            return Ok(Source::Manifests(directory.clone()));
         }
+        if !self.enable_k8s {
+            bail!("Kubernetes client not configured, cannot continue: --enable-k8s=false, and no --manifests");
+        }
+        let mut urls: Vec<String> = self
+            .k8s_api_server_urls
+            .iter()
+            .flat_map(|u| u.split_whitespace())
+            .map(str::to_owned)
+            .collect();
+        match &*self.k8s_api_server {
+            "" => {}
+            url if url.contains("://") => urls = vec![url.to_owned()],
+            url => urls = vec![format!("http://{url}")],
+        }
+        Ok(Source::Api(ApiConfig {
+            kubeconfig: (!self.k8s_kubeconfig_path.is_empty()).then(|| (&*self.k8s_kubeconfig_path).into()),
+            urls,
+            service_proxy_name: self.k8s_service_proxy_name.clone(),
+            connect_timeout: self.k8s_client_connection_timeout,
+            heartbeat: self.k8s_heartbeat_timeout,
+            crd_wait: self.crd_wait_timeout,
+        }))
     }
 }
 
@@ -179,6 +224,54 @@ impl MeshArgs {
     }
 }
 
+/// Health and metrics.
+#[derive(Args, Debug)]
+pub struct ObserveArgs {
+    /// Port for /readyz, on all interfaces; 0: none
+    #[arg(long, env = "CILIUM_HEALTH_PORT", default_value_t = 9880)]
+    health_port: u16,
+    /// Where to serve /metrics; nowhere without
+    #[arg(long, env = "CILIUM_PROMETHEUS_SERVE_ADDR", default_value = "")]
+    prometheus_serve_addr: String,
+    /// Controllers whose runs are counted: names, all or none
+    #[arg(long, env = "CILIUM_CONTROLLER_GROUP_METRICS", value_delimiter = ',')]
+    controller_group_metrics: Vec<String>,
+    /// What must be well to stay ready: store, kubernetes, both, or none
+    #[arg(long, env = "CILIUM_READY_NEEDS", default_value = "store", value_parser = needs)]
+    pub ready_needs: Needs,
+}
+
+fn needs(text: &str) -> Result<Needs, String> {
+    let mut needs = Needs {
+        store: false,
+        kubernetes: false,
+    };
+    for part in text.split(',').filter(|p| *p != "none") {
+        match part {
+            "store" => needs.store = true,
+            "kubernetes" => needs.kubernetes = true,
+            _ => return Err(format!("{part:?} is none of store, kubernetes, none")),
+        }
+    }
+    Ok(needs)
+}
+
+impl ObserveArgs {
+    /// Serves health and metrics; names of metrics begin with `prefix`.
+    pub async fn start(&self, prefix: &str, ready: &Ready, life: &Lifecycle) -> anyhow::Result<Figures> {
+        let figures = Figures::default();
+        figures.follow(ready, life);
+        if self.health_port != 0 {
+            app::start_health(&format!(":{}", self.health_port), ready.clone(), life).await?;
+        }
+        if !self.prometheus_serve_addr.is_empty() {
+            let groups = Groups::new(&self.controller_group_metrics);
+            figures.serve(prefix, &self.prometheus_serve_addr, groups, life).await?;
+        }
+        Ok(figures)
+    }
+}
+
 /// Which etcd to write to.
 #[derive(Args, Debug)]
 pub struct KvstoreArgs {
@@ -194,28 +287,37 @@ pub struct KvstoreArgs {
 }
 
 impl KvstoreArgs {
-    /// The store and the TTL of leases in it.
-    pub fn source(&self) -> anyhow::Result<(EtcdSource, i64)> {
+    /// The store and how to use it.
+    pub fn config(&self) -> anyhow::Result<etcd::Config> {
         match &*self.kvstore {
             "etcd" => {}
             "" => bail!("KVStore client not configured, cannot continue"),
             other => bail!("unsupported key-value store {other:?}: only etcd is"),
         }
         let (mut config, mut address) = (None, None);
+        let (mut limits, mut keepalive) = (Limits::default(), KEEPALIVE);
+        let time = |key: &str, value: &str| duration(value).map_err(|e| anyhow::anyhow!("--kvstore-opt {key}: {e}"));
         for (key, value) in options(&self.kvstore_opt)? {
             match &*key {
                 "etcd.config" => config = Some(value),
                 "etcd.address" => address = Some(value),
                 "etcd.qps" | "etcd.bootstrapQps" | "etcd.maxInflight" | "etcd.limit" => {
-                    // Batches make rate limits per key needless; the numbers are still checked.
-                    value
-                        .parse::<i64>()
-                        .with_context(|| format!("--kvstore-opt {key}={value} is not a number"))?;
+                    let number = value.parse::<u32>();
+                    let number =
+                        number.with_context(|| format!("--kvstore-opt {key}={value} is not a number from 0"))?;
+                    match &*key {
+                        "etcd.qps" => limits.qps = number,
+                        "etcd.bootstrapQps" => limits.bootstrap_qps = Some(number).filter(|n| *n > 0),
+                        "etcd.maxInflight" => limits.max_inflight = Some(number).filter(|n| *n > 0),
+                        _ => limits.page = number.into(),
+                    }
                 }
-                "etcd.keepaliveHeartbeat" | "etcd.keepaliveTimeout" => {
-                    duration(&value).map_err(|e| anyhow::anyhow!("--kvstore-opt {key}: {e}"))?;
-                }
-                _ => bail!("unknown kvstore configuration key {key:?}"),
+                "etcd.keepaliveHeartbeat" => keepalive.0 = time(&key, &value)?,
+                "etcd.keepaliveTimeout" => keepalive.1 = time(&key, &value)?,
+                _ => bail!(
+                    "invalid kvstore configuration: {key:?} is none of etcd.address, etcd.config, etcd.qps, \
+                     etcd.bootstrapQps, etcd.maxInflight, etcd.limit, etcd.keepaliveHeartbeat, etcd.keepaliveTimeout"
+                ),
             }
         }
         let source = match (config, address) {
@@ -227,7 +329,12 @@ impl KvstoreArgs {
         if !(Duration::from_secs(25)..=Duration::from_secs(86_400)).contains(&ttl) {
             bail!("kvstore-lease-ttl does not lie in required range (25s - 24h0m0s)");
         }
-        Ok((source, i64::try_from(ttl.as_secs())?))
+        Ok(etcd::Config {
+            source,
+            lease_ttl: ttl,
+            limits,
+            keepalive,
+        })
     }
 }
 
@@ -257,7 +364,6 @@ pub type Ignored = (&'static str, bool);
 
 /// Go-only flags of all of Cilium's daemons.
 pub const IGNORED_BY_DAEMONS: &[Ignored] = &[
-    ("controller-group-metrics", true),
     ("enable-gops", false),
     ("gops-port", true),
     ("log-driver", true),
@@ -266,21 +372,15 @@ pub const IGNORED_BY_DAEMONS: &[Ignored] = &[
     ("pprof-block-profile-rate", true),
     ("pprof-mutex-profile-fraction", true),
     ("pprof-port", true),
-    ("prometheus-serve-addr", true),
     ("shell-sock-path", true),
     ("kvstore-max-consecutive-quorum-errors", true),
     ("cluster-users-enabled", false),
     ("cluster-users-config-path", true),
     ("clustermesh-mcs-api-install-crds", false),
-    ("crd-wait-timeout", true),
-    ("enable-k8s", false),
     ("enable-k8s-api-discovery", false),
-    ("k8s-api-server", true),
     ("k8s-client-burst", true),
     ("k8s-client-connection-keep-alive", true),
-    ("k8s-client-connection-timeout", true),
     ("k8s-client-qps", true),
-    ("k8s-heartbeat-timeout", true),
 ];
 
 /// Takes the ignored flags out of `args`; returns the remaining arguments and the names taken out.

@@ -1,6 +1,6 @@
 //! `kvstoremesh`: the mirror alone, into any etcd; `kvstoremesh-dbg`: what it knows.
 
-use super::flags::{ClusterArgs, KvstoreArgs, LogArgs, MeshArgs, ServiceArgs, boolean};
+use super::flags::{ClusterArgs, KvstoreArgs, LogArgs, MeshArgs, ObserveArgs, ServiceArgs, boolean};
 use crate::app;
 use crate::kvstore::etcd::EtcdBackend;
 use crate::kvstoremesh::status::{self, RemoteCluster};
@@ -31,9 +31,9 @@ pub struct KvstoremeshArgs {
     #[arg(long, env = "CILIUM_ENABLE_HEARTBEAT", num_args = 0..=1, require_equals = true,
           default_missing_value = "true", default_value = "false", value_parser = boolean, action = ArgAction::Set)]
     enable_heartbeat: bool,
-    /// Port for /readyz, on all interfaces
-    #[arg(long, env = "CILIUM_HEALTH_PORT", default_value_t = 9880)]
-    health_port: u16,
+    /// Health and metrics.
+    #[command(flatten)]
+    observe: ObserveArgs,
 }
 
 impl KvstoremeshArgs {
@@ -46,20 +46,22 @@ impl KvstoremeshArgs {
             kvstore,
             log: _,
             enable_heartbeat,
-            health_port,
+            observe,
         } = self;
         let cluster = cluster.info()?;
-        let (source, lease_ttl_secs) = kvstore.source()?;
+        let store = kvstore.config()?;
         let Some(config) = mesh.config(cluster, service.clustermesh_service_v2) else {
             bail!("--clustermesh-config is required");
         };
         let ready = Ready::default();
         let starting = ready.block("starting");
-        app::start_health(&format!(":{health_port}"), ready.clone(), life).await?;
-        let backend = Arc::new(EtcdBackend::new(source, lease_ttl_secs, life.clone()));
-        backend.connected().await;
+        let figures = observe.start("cilium_kvstoremesh", &ready, life).await?;
+        let backend = EtcdBackend::start(store, &figures.kvstore, life);
+        figures.conditions(&(Arc::clone(&backend) as _), observe.ready_needs, &ready);
+        let connected = backend.connected().await;
+        connected.context("failed to establish connection to kvstore")?;
         if enable_heartbeat {
-            app::start_heartbeat(Arc::clone(&backend) as _, life);
+            app::start_heartbeat(Arc::clone(&backend) as _, figures.kvstore, life);
         }
         app::start_mesh(config, &mesh.api_serve_addr, backend, &ready, life).await?;
         drop(starting);

@@ -2,7 +2,7 @@
 
 use super::data::DataArgs;
 use super::etcd::listen::Tls;
-use super::flags::{ClusterArgs, LogArgs, MeshArgs, PublisherArgs, ServiceArgs, boolean, duration};
+use super::flags::{ClusterArgs, LogArgs, MeshArgs, ObserveArgs, PublisherArgs, ServiceArgs, boolean, duration};
 use crate::app::{self, Etcd, EtcdConfig, History};
 use crate::server::{self, Identity};
 use crate::util::lifecycle::Lifecycle;
@@ -52,9 +52,9 @@ pub struct ServeArgs {
     /// How long clients can go back in history, to resume a watch or to page through a list; 0: for ever
     #[arg(long, env = "CILIUM_HISTORY", default_value = "10m", value_parser = duration)]
     history: Duration,
-    /// Port for /readyz, on all interfaces; 0: none
-    #[arg(long, env = "CILIUM_HEALTH_PORT", default_value_t = 9880)]
-    health_port: u16,
+    /// Health and metrics.
+    #[command(flatten)]
+    observe: ObserveArgs,
 }
 
 impl ServeArgs {
@@ -73,14 +73,14 @@ impl ServeArgs {
             trusted_ca_file,
             client_cert_auth,
             history,
-            health_port,
+            observe,
         } = self;
         let (cluster, mode) = (cluster.info()?, service.clustermesh_service_v2);
+        let source = publisher.source()?;
+        app::check_source(&source).await?;
         let ready = Ready::default();
         let starting = ready.block("starting");
-        if health_port != 0 {
-            app::start_health(&format!(":{health_port}"), ready.clone(), life).await?;
-        }
+        let figures = observe.start("cilium_clustermesh_apiserver", &ready, life).await?;
         let tls = Tls {
             cert: Some(cert_file),
             key: Some(key_file),
@@ -105,11 +105,12 @@ impl ServeArgs {
             ..EtcdConfig::new(server, tls.listeners(&listen_client_urls)?)
         };
         let etcd = Etcd::start(config, life).await?;
+        figures.conditions(&etcd.backend(), observe.ready_needs, &ready);
         for address in &etcd.addresses {
             tracing::info!(%address, cluster_name = %cluster.name, cluster_id = cluster.id, "serving etcd clients");
         }
         let options = publisher.options(cluster.clone(), mode);
-        app::start_publisher(options, publisher.source(), etcd.backend(), &ready, life).await?;
+        app::start_publisher(options, source, etcd.backend(), &figures, &ready, life);
         if let Some(config) = mesh.config(cluster, mode) {
             app::start_mesh(config, &mesh.api_serve_addr, etcd.backend(), &ready, life).await?;
         }

@@ -5,26 +5,42 @@ use crate::model::cluster::ClusterInfo;
 use crate::model::gojson;
 use crate::model::ip::{Cidr, GoIp};
 use crate::model::values::{self, slice};
+use bytes::Bytes;
 use prost::Message;
+use serde::Serialize;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 /// Collects what is wrong with an object, in words for its owner.
 pub(super) type Problems = Vec<String>;
 
-fn non_empty(map: Option<&k8s::Strings>) -> Option<k8s::Strings> {
-    map.filter(|m| !m.is_empty()).cloned()
+fn non_empty(map: &k8s::Strings) -> Option<k8s::Strings> {
+    (!map.is_empty()).then(|| map.clone())
 }
 
-/// Cilium narrows integers as Go's conversions do.
+fn json(value: &impl Serialize) -> Bytes {
+    let mut json = gojson::to_vec(value);
+    // It is kept for long.
+    json.shrink_to_fit();
+    json.into()
+}
+
+/// Cilium narrows integers as Go's conversions do; ours says so.
 macro_rules! wrap {
     ($value:expr, $type:ty) => {
         ($value & i64::from(<$type>::MAX)) as $type
     };
+    ($value:expr, $type:ty, $what:literal, $problems:expr) => {{
+        let (value, most) = ($value, i64::from(<$type>::MAX));
+        if !(0..=most).contains(&value) {
+            $problems.push(format!("its {} {value} is not from 0 to {most}, and is cut", $what));
+        }
+        wrap!(value, $type)
+    }};
 }
 
 /// The value of a node (Cilium: pkg/node/types/node.go, ParseCiliumNode).
-pub(super) fn node(node: &k8s::CiliumNode, cluster: &ClusterInfo, problems: &mut Problems) -> Vec<u8> {
+pub(super) fn node(node: &k8s::CiliumNode, cluster: &ClusterInfo, problems: &mut Problems) -> Bytes {
     let spec = &node.spec;
     let addresses: Vec<_> = spec
         .addresses
@@ -56,10 +72,10 @@ pub(super) fn node(node: &k8s::CiliumNode, cluster: &ClusterInfo, problems: &mut
     };
     let (ipv4_alloc_cidr, ipv4_secondary_alloc_cidrs) = first_and_rest(v4);
     let (ipv6_alloc_cidr, ipv6_secondary_alloc_cidrs) = first_and_rest(v6);
-    let annotation = |name: &str| node.metadata.annotations.as_ref().and_then(|a| a.get(name)).cloned();
+    let annotation = |name: &str| node.metadata.annotations.get(name).cloned();
     let key = annotation("network.cilium.io/wg-pub-key");
-    gojson::to_vec(&values::Node {
-        name: node.metadata.name.clone().unwrap_or_default(),
+    json(&values::Node {
+        name: node.metadata.name.clone(),
         cluster: cluster.name.to_string(),
         ip_addresses: (!addresses.is_empty()).then_some(addresses),
         ipv4_alloc_cidr,
@@ -72,9 +88,9 @@ pub(super) fn node(node: &k8s::CiliumNode, cluster: &ClusterInfo, problems: &mut
         ipv6_ingress_ip: GoIp::parse(&spec.ingress.ipv6),
         cluster_id: cluster.id,
         source: "custom-resource",
-        encryption_key: wrap!(spec.encryption.key, u8),
-        labels: non_empty(node.metadata.labels.as_ref()),
-        annotations: non_empty(node.metadata.annotations.as_ref()),
+        encryption_key: wrap!(spec.encryption.key, u8, "encryption key", problems),
+        labels: non_empty(&node.metadata.labels),
+        annotations: non_empty(&node.metadata.annotations),
         wireguard_pub_key: key
             .or_else(|| annotation("io.cilium.network.wg-pub-key"))
             .unwrap_or_default(),
@@ -86,7 +102,7 @@ pub(super) fn node(node: &k8s::CiliumNode, cluster: &ClusterInfo, problems: &mut
 pub(super) const NAMESPACE_LABEL: &str = "k8s:io.kubernetes.pod.namespace";
 
 /// The value of an identity: its labels, sorted by key without source (pkg/labels/labels.go).
-pub(super) fn identity(labels: &k8s::Strings) -> Vec<u8> {
+pub(super) fn identity(labels: &k8s::Strings) -> Bytes {
     let mut sorted = BTreeMap::new();
     for (label, value) in labels {
         let (source, key) = match label.strip_prefix('$') {
@@ -107,7 +123,7 @@ pub(super) fn identity(labels: &k8s::Strings) -> Vec<u8> {
     let labels = sorted
         .iter()
         .map(|(key, (source, value))| format!("{source}:{key}={value};"));
-    labels.collect::<String>().into_bytes()
+    labels.collect::<String>().into()
 }
 
 /// One endpoint, of either kind of object.
@@ -122,7 +138,7 @@ pub(super) struct Endpoint<'a> {
 }
 
 /// An endpoint's addresses, as key names, with their values.
-pub(super) fn endpoint(endpoint: &Endpoint<'_>, problems: &mut Problems) -> Vec<(String, Vec<u8>)> {
+pub(super) fn endpoint(endpoint: &Endpoint<'_>, problems: &mut Problems) -> Vec<(String, Bytes)> {
     let host_ip = GoIp::parse(&endpoint.networking.node);
     let texts = endpoint
         .networking
@@ -149,21 +165,21 @@ pub(super) fn endpoint(endpoint: &Endpoint<'_>, problems: &mut Problems) -> Vec<
             ip,
             mask: None,
             host_ip,
-            id: (endpoint.identity & i64::from(u32::MAX)) as u32,
-            key: wrap!(endpoint.encryption_key, u8),
+            id: wrap!(endpoint.identity, u32, "identity", problems),
+            key: wrap!(endpoint.encryption_key, u8, "encryption key", problems),
             metadata: "",
             k8s_namespace: endpoint.namespace.to_owned(),
             k8s_pod_name: endpoint.pod.to_owned(),
             k8s_service_account: endpoint.service_account.to_owned(),
             named_ports: named_ports.collect(),
         };
-        entries.push((ip.text(), gojson::to_vec(&value)));
+        entries.push((ip.text(), json(&value)));
     }
     entries
 }
 
 /// The addresses of all endpoints of a slice, as key names, with their values.
-pub(super) fn endpoints_of_slice(slice: &k8s::CiliumEndpointSlice, problems: &mut Problems) -> Vec<(String, Vec<u8>)> {
+pub(super) fn endpoints_of_slice(slice: &k8s::CiliumEndpointSlice, problems: &mut Problems) -> Vec<(String, Bytes)> {
     let one = |e: &k8s::CoreEndpoint, problems: &mut Problems| {
         let of = Endpoint {
             namespace: &slice.namespace,
@@ -181,13 +197,18 @@ pub(super) fn endpoints_of_slice(slice: &k8s::CiliumEndpointSlice, problems: &mu
 
 /// Whether a service is global and shared, by its annotations (pkg/annotation/clustermesh.go).
 pub(super) fn is_shared(service: &k8s::Service) -> bool {
-    let annotations = service.metadata.annotations.as_ref();
     let flag = |names: [&str; 2]| {
-        let value = names.iter().find_map(|n| annotations.and_then(|a| a.get(*n)));
+        let value = names.iter().find_map(|n| service.metadata.annotations.get(*n));
         value.map(|v| v.eq_ignore_ascii_case("true"))
     };
     flag(["service.cilium.io/global", "io.cilium/global-service"]) == Some(true)
         && flag(["service.cilium.io/shared", "io.cilium/shared-service"]) != Some(false)
+}
+
+/// Whether a service only names something outside the cluster. Cilium exports it with an empty address, for
+/// which readers reject the whole entry.
+pub(super) fn is_name_outside(service: &k8s::Service) -> bool {
+    service.spec.kind == "ExternalName"
 }
 
 /// The value of a shared service with the backends of its slices, which come in name order: where
@@ -197,17 +218,17 @@ pub(super) fn service<'a>(
     slices: impl Iterator<Item = &'a k8s::EndpointSlice>,
     cluster: &ClusterInfo,
     problems: &mut Problems,
-) -> Vec<u8> {
+) -> Bytes {
     let meta = &service.metadata;
     let mut value = values::Service {
         cluster: cluster.name.to_string(),
-        namespace: meta.namespace.clone().unwrap_or_default(),
-        name: meta.name.clone().unwrap_or_default(),
+        namespace: meta.namespace.clone(),
+        name: meta.name.clone(),
         frontends: frontends(service),
         backends: BTreeMap::new(),
         hostnames: BTreeMap::new(),
         zones: BTreeMap::new(),
-        labels: meta.labels.clone().unwrap_or_default(),
+        labels: meta.labels.clone(),
         selector: service.spec.selector.clone(),
         include_external: true,
         shared: true,
@@ -216,16 +237,12 @@ pub(super) fn service<'a>(
     for slice in slices.filter(|s| matches!(&*s.address_type, "IPv4" | "IPv6")) {
         add_backends(&mut value, slice, problems);
     }
-    gojson::to_vec(&value)
+    json(&value)
 }
 
 fn frontends(service: &k8s::Service) -> BTreeMap<String, values::Ports> {
     let spec = &service.spec;
-    let label = service
-        .metadata
-        .labels
-        .as_ref()
-        .is_some_and(|l| l.contains_key("service.kubernetes.io/headless"));
+    let label = service.metadata.labels.contains_key("service.kubernetes.io/headless");
     if label || spec.cluster_ip.eq_ignore_ascii_case("none") {
         return BTreeMap::new();
     }
@@ -260,7 +277,7 @@ fn add_backends(value: &mut values::Service, slice: &k8s::EndpointSlice, problem
         for address in &endpoint.addresses {
             let text = address.split_once('@').map_or(&**address, |(ip, _)| ip);
             let Ok(ip) = text.parse::<IpAddr>() else {
-                let name = slice.metadata.name.as_deref().unwrap_or_default();
+                let name = &slice.metadata.name;
                 problems.push(format!(
                     "address {address:?} of EndpointSlice {name} is not an IP address"
                 ));
@@ -294,7 +311,7 @@ fn add_backends(value: &mut values::Service, slice: &k8s::EndpointSlice, problem
 }
 
 /// The value of a slice: protobuf in one zstd frame, as Cilium 1.20 exports it.
-pub(super) fn endpoint_slice(slice: &k8s::EndpointSlice, cluster: &ClusterInfo) -> Vec<u8> {
+pub(super) fn endpoint_slice(slice: &k8s::EndpointSlice, cluster: &ClusterInfo) -> Bytes {
     let meta = &slice.metadata;
     let endpoint = |e: &k8s::SliceEndpoint| slice::Endpoint {
         addresses: e.addresses.clone(),
@@ -327,15 +344,16 @@ pub(super) fn endpoint_slice(slice: &k8s::EndpointSlice, cluster: &ClusterInfo) 
     let message = slice::ClusterEndpointSlice {
         cluster: Some(cluster.name.to_string()),
         cluster_id: Some(cluster.id),
-        namespace: meta.namespace.clone(),
-        name: meta.name.clone(),
-        labels: meta.labels.clone().unwrap_or_default(),
-        annotations: meta.annotations.clone().unwrap_or_default(),
+        namespace: Some(meta.namespace.clone()),
+        name: Some(meta.name.clone()),
+        labels: meta.labels.clone(),
+        annotations: meta.annotations.clone(),
         address_type: Some(slice.address_type.clone()),
         endpoints: slice.endpoints.iter().map(endpoint).collect(),
         ports: slice.ports.iter().map(port).collect(),
     };
-    zstd::bulk::compress(&message.encode_to_vec(), 1).expect("compressing to memory cannot fail")
+    let compressed = zstd::bulk::compress(&message.encode_to_vec(), 1);
+    compressed.expect("compressing to memory cannot fail").into()
 }
 
 /// The value of an export with its service; none for one that has no addresses of its own.
@@ -343,9 +361,9 @@ pub(super) fn service_export(
     export: &k8s::ServiceExport,
     service: &k8s::Service,
     cluster: &ClusterInfo,
-) -> Option<Vec<u8>> {
+) -> Option<Bytes> {
     let spec = &service.spec;
-    if spec.kind == "ExternalName" {
+    if is_name_outside(service) {
         return None;
     }
     let meta = &export.metadata;
@@ -357,10 +375,10 @@ pub(super) fn service_export(
     };
     let timeout = spec.session_affinity_config.client_ip.timeout_seconds;
     let created = meta.creation_timestamp.as_ref();
-    Some(gojson::to_vec(&values::ServiceExport {
+    Some(json(&values::ServiceExport {
         cluster: cluster.name.to_string(),
-        name: meta.name.clone().unwrap_or_default(),
-        namespace: meta.namespace.clone().unwrap_or_default(),
+        name: meta.name.clone(),
+        namespace: meta.namespace.clone(),
         annotations: export.spec.exported_annotations.clone(),
         labels: export.spec.exported_labels.clone(),
         old_labels: export.spec.exported_labels.clone(),

@@ -5,24 +5,25 @@
 //! address is never deleted because a dead owner of it was (Cilium 1.20, entryGroup).
 
 use crate::k8s::types::ObjectKey;
+use bytes::Bytes;
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 
 /// A key's change, if any: its new value, or its end.
-pub(super) type Change = (String, Option<Vec<u8>>);
+pub(super) type Change = (String, Option<Bytes>);
 
 /// Claims on keys.
 #[derive(Default)]
 pub(super) struct Owners {
     /// Key → claims, the owner's first; never empty.
-    claims: HashMap<String, Vec<(ObjectKey, Vec<u8>)>>,
+    claims: HashMap<String, Vec<(ObjectKey, Bytes)>>,
     /// Object → the keys it claims.
     keys: HashMap<ObjectKey, Vec<String>>,
 }
 
 impl Owners {
     /// Makes `entries` all that `object` claims; returns what changes.
-    pub(super) fn set(&mut self, object: &ObjectKey, entries: Vec<(String, Vec<u8>)>) -> Vec<Change> {
+    pub(super) fn set(&mut self, object: &ObjectKey, entries: Vec<(String, Bytes)>) -> Vec<Change> {
         let entries: BTreeMap<_, _> = entries.into_iter().collect();
         let mut changes = vec![];
         let before = self.keys.remove(object).unwrap_or_default();
@@ -80,12 +81,12 @@ mod tests {
         }
     }
 
-    fn entry(key: &str, value: &str) -> (String, Vec<u8>) {
-        (key.to_owned(), value.into())
+    fn entry(key: &str, value: &str) -> (String, Bytes) {
+        (key.to_owned(), value.to_owned().into())
     }
 
     fn set(key: &str, value: &str) -> Change {
-        (key.to_owned(), Some(value.into()))
+        (key.to_owned(), Some(value.to_owned().into()))
     }
 
     #[test]

@@ -10,6 +10,7 @@ use crate::k8s::events::Event;
 use crate::k8s::types::{self as k8s, Kind, Object, ObjectKey};
 use crate::model::cluster::ClusterInfo;
 use crate::model::keys::Scope;
+use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 /// Which forms of a service are exported (`--clustermesh-service-v2`).
@@ -43,7 +44,7 @@ pub struct Options {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     /// A key of a scope has this value.
-    Upsert(Scope, String, Vec<u8>),
+    Upsert(Scope, String, Bytes),
     /// A key of a scope is gone.
     Delete(Scope, String),
     /// Every first value of the scope has been said.
@@ -53,7 +54,7 @@ pub enum Change {
 }
 
 /// Key names with their values.
-type Entries = Vec<(String, Vec<u8>)>;
+type Entries = Vec<(String, Bytes)>;
 
 /// See the module's text.
 pub struct Publisher {
@@ -64,7 +65,7 @@ pub struct Publisher {
     /// Namespaces that exist → whether they are global.
     namespaces: HashMap<String, bool>,
     /// (namespace, name) → value.
-    identities: BTreeMap<(String, String), Vec<u8>>,
+    identities: BTreeMap<(String, String), Bytes>,
     /// Identity name → namespace.
     identity_namespaces: HashMap<String, String>,
     /// (namespace, object) → its addresses and values.
@@ -81,7 +82,7 @@ pub struct Publisher {
     exports: BTreeMap<(String, String), k8s::ServiceExport>,
     /// The last change of each key of the scopes that are not complete yet. What is not known completely
     /// could look as if it were gone, and it may be there from a former life.
-    held: BTreeMap<(Scope, String), Option<Vec<u8>>>,
+    held: BTreeMap<(Scope, String), Option<Bytes>>,
     /// Problems already told.
     told: HashMap<ObjectKey, HashSet<String>>,
 }
@@ -170,7 +171,7 @@ impl Publisher {
                 Scope::ServiceExports => &[Kind::Service, Kind::ServiceExport, Kind::Namespace],
             };
             if needs.iter().all(|k| self.listed.contains(k)) && self.synced.insert(scope) {
-                let of_scope = |(s, _): &(Scope, String), _: &mut Option<Vec<u8>>| *s == scope;
+                let of_scope = |(s, _): &(Scope, String), _: &mut Option<Bytes>| *s == scope;
                 for ((_, key), value) in self.held.extract_if(.., of_scope) {
                     // Nothing of an incomplete scope was said, so there is nothing to take back.
                     out.extend(value.map(|value| Change::Upsert(scope, key, value)));
@@ -279,8 +280,7 @@ impl Publisher {
 
     /// Whether a namespace is global by its annotation (pkg/clustermesh/namespace/namespace.go).
     fn says_global(&self, namespace: &k8s::Namespace) -> bool {
-        let annotations = namespace.metadata.annotations.as_ref();
-        let annotation = annotations.and_then(|a| a.get("clustermesh.cilium.io/global"));
+        let annotation = namespace.metadata.annotations.get("clustermesh.cilium.io/global");
         annotation.map_or(self.options.default_global_namespace, |v| {
             v.eq_ignore_ascii_case("true")
         })
@@ -388,6 +388,10 @@ impl Publisher {
             .services
             .get(name)
             .filter(|s| convert::is_shared(s) && self.is_global(&name.0));
+        if shared.is_some_and(convert::is_name_outside) {
+            problems.push("it is global, but a name outside the cluster has no address to share".to_owned());
+        }
+        let shared = shared.filter(|s| !convert::is_name_outside(s));
         let slices = self.slices_of.get(name);
         let slices: Vec<_> = slices
             .into_iter()
@@ -404,7 +408,7 @@ impl Publisher {
             None => Change::Delete(Scope::Services, key),
         });
         for slice in slices {
-            let key = format!("{}/{}", name.0, slice.metadata.name.as_deref().unwrap_or_default());
+            let key = format!("{}/{}", name.0, slice.metadata.name);
             out.push(match shared {
                 Some(_) => {
                     let value = convert::endpoint_slice(slice, &self.options.cluster);
@@ -427,7 +431,7 @@ impl Publisher {
         out: &mut Vec<Change>,
     ) {
         let service_of = |slice: &k8s::EndpointSlice| {
-            let label = slice.metadata.labels.as_ref().and_then(|l| l.get(SERVICE_LABEL));
+            let label = slice.metadata.labels.get(SERVICE_LABEL);
             label.map(|service| (key.namespace.clone(), service.clone()))
         };
         let name = (key.namespace.clone(), key.name.clone());

@@ -6,6 +6,7 @@ use crate::k8s::types::{Kind, ObjectKey};
 use crate::model::cluster::{Capabilities, ClusterConfig, ClusterInfo, ExportMode};
 use crate::model::keys::{self, Scope};
 use crate::model::values::slice::ClusterEndpointSlice;
+use bytes::Bytes;
 use prost::Message;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -28,7 +29,7 @@ fn object(value: Value) -> Event {
 /// A publisher and the keys it would have written.
 struct Bench {
     publisher: Publisher,
-    keys: BTreeMap<(Scope, String), Vec<u8>>,
+    keys: BTreeMap<(Scope, String), Bytes>,
     synced: Vec<Scope>,
     problems: Vec<String>,
 }
@@ -132,7 +133,7 @@ fn the_golden_objects_give_ciliums_keys_and_values() {
         .map(|((scope, name), value)| {
             (
                 scope.state_prefix(&cluster.name) + name,
-                String::from_utf8(value.clone()).unwrap(),
+                String::from_utf8(value.to_vec()).unwrap(),
             )
         })
         .collect();
@@ -175,6 +176,9 @@ fn the_golden_objects_give_ciliums_keys_and_values() {
         let value = golden.get_mut(&format!("cilium/state/nodes/v1/c3/{node}")).unwrap();
         *value = value.replace(&format!("\"NodeIdentity\":{identity},"), "");
     }
+    // Ours: a name outside has no address, so readers would reject it.
+    assert!(golden.remove("cilium/state/services/v1/c3/foo/ext").is_some());
+    assert!(bench.problems.iter().any(|p| p.starts_with("Service foo/ext: ")));
     // Ours: an address that is none gets a warning, not the key `<nil>`, which readers reject.
     assert!(golden.remove("cilium/state/ip/v1/default/<nil>").is_some());
     assert!(

@@ -1,6 +1,25 @@
 //! What happens to objects, whatever the source.
 
 use super::types::{Kind, Object, ObjectKey};
+use tokio::time::Instant;
+
+/// An event, and when it came.
+#[derive(Clone, Debug)]
+pub struct Received {
+    /// What happened.
+    pub event: Event,
+    /// When it was known here.
+    pub at: Instant,
+}
+
+impl From<Event> for Received {
+    fn from(event: Event) -> Self {
+        Self {
+            event,
+            at: Instant::now(),
+        }
+    }
+}
 
 /// One event of a source. After a restart or a lost connection a source says again what is there, and
 /// deletes what has gone in between.

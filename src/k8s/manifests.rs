@@ -3,7 +3,8 @@
 //! One bad document costs nobody else anything: it is named, and what its file published before stays
 //! until the file is right again.
 
-use super::events::Event;
+use super::events::{Event, Received};
+use super::status::Status;
 use super::types::{Kind, ObjectKey};
 use crate::util::files::{SETTLE, is_settled};
 use notify::{RecursiveMode, Watcher};
@@ -51,7 +52,12 @@ struct File {
 
 /// Follows `directory`, for ever. The first look must succeed; says [`Event::Listed`] for `kinds` after
 /// it.
-pub async fn follow(directory: PathBuf, kinds: Vec<Kind>, events: mpsc::Sender<Event>) -> Result<(), Error> {
+pub async fn follow(
+    directory: PathBuf,
+    kinds: Vec<Kind>,
+    events: mpsc::Sender<Received>,
+    status: &Status,
+) -> Result<(), Error> {
     let (changed, mut changes) = mpsc::channel(1);
     let noticed = move |_: notify::Result<notify::Event>| {
         // Full is as good as sent.
@@ -84,9 +90,14 @@ pub async fn follow(directory: PathBuf, kinds: Vec<Kind>, events: mpsc::Sender<E
             }
             Ok(list) => {
                 for event in list.into_iter().filter(|e| wanted(e, &kinds)) {
-                    if events.send(event).await.is_err() {
+                    status.happened(&event);
+                    if events.send(event.into()).await.is_err() {
                         return Ok(());
                     }
+                }
+                for kind in &kinds {
+                    let count = manifests.said.keys().filter(|key| key.kind == *kind).count();
+                    status.counted(*kind, count);
                 }
             }
         }
@@ -96,7 +107,9 @@ pub async fn follow(directory: PathBuf, kinds: Vec<Kind>, events: mpsc::Sender<E
         }
         if std::mem::take(&mut first) {
             for kind in &kinds {
-                if events.send(Event::Listed(*kind)).await.is_err() {
+                let listed = Event::Listed(*kind);
+                status.happened(&listed);
+                if events.send(listed.into()).await.is_err() {
                     return Ok(());
                 }
             }

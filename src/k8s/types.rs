@@ -1,8 +1,7 @@
 //! Kubernetes objects with only the fields that are published.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde::Deserialize;
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -10,7 +9,7 @@ use std::fmt;
 pub type Strings = BTreeMap<String, String>;
 
 macro_rules! resources {
-    ($($kind:ident: $type:ident, $group:literal, $version:literal, $plural:literal, $scope:ident;)*) => {
+    ($($kind:ident: $type:ident, $group:literal, $version:literal, $plural:literal;)*) => {
         /// The kinds of objects that are watched.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         #[allow(missing_docs, reason = "names are Kubernetes'")]
@@ -36,9 +35,19 @@ macro_rules! resources {
                 }
             }
 
+            /// Whether a cluster may do without: its definition may come late, or never.
+            pub fn is_optional(self) -> bool {
+                self == Self::ServiceExport
+            }
+
             /// Its name in Kubernetes.
             pub fn name(self) -> &'static str {
                 match self { $(Self::$kind => stringify!($type),)* }
+            }
+
+            /// Where the API has it: group, version and plural.
+            pub fn resource(self) -> (&'static str, &'static str, &'static str) {
+                match self { $(Self::$kind => ($group, $version, $plural),)* }
             }
 
             /// Reads an object of this kind.
@@ -54,21 +63,13 @@ macro_rules! resources {
             }
 
             /// Its metadata.
-            pub fn meta(&self) -> &ObjectMeta {
+            pub fn meta(&self) -> &Meta {
                 match self { $(Self::$kind(o) => &o.metadata,)* }
             }
         }
 
-        $(impl kube::Resource for $type {
-            type DynamicType = ();
-            type Scope = k8s_openapi::$scope;
-
-            fn kind((): &()) -> Cow<'_, str> { stringify!($type).into() }
-            fn group((): &()) -> Cow<'_, str> { $group.into() }
-            fn version((): &()) -> Cow<'_, str> { $version.into() }
-            fn plural((): &()) -> Cow<'_, str> { $plural.into() }
-            fn meta(&self) -> &ObjectMeta { &self.metadata }
-            fn meta_mut(&mut self) -> &mut ObjectMeta { &mut self.metadata }
+        $(impl HasMeta for $type {
+            fn meta_mut(&mut self) -> &mut Meta { &mut self.metadata }
         }
 
         impl From<$type> for Object {
@@ -78,14 +79,20 @@ macro_rules! resources {
 }
 
 resources! {
-    Namespace: Namespace, "", "v1", "namespaces", ClusterResourceScope;
-    Node: CiliumNode, "cilium.io", "v2", "ciliumnodes", ClusterResourceScope;
-    Identity: CiliumIdentity, "cilium.io", "v2", "ciliumidentities", ClusterResourceScope;
-    Endpoint: CiliumEndpoint, "cilium.io", "v2", "ciliumendpoints", NamespaceResourceScope;
-    CiliumEndpointSlice: CiliumEndpointSlice, "cilium.io", "v2alpha1", "ciliumendpointslices", ClusterResourceScope;
-    Service: Service, "", "v1", "services", NamespaceResourceScope;
-    EndpointSlice: EndpointSlice, "discovery.k8s.io", "v1", "endpointslices", NamespaceResourceScope;
-    ServiceExport: ServiceExport, "multicluster.x-k8s.io", "v1alpha1", "serviceexports", NamespaceResourceScope;
+    Namespace: Namespace, "", "v1", "namespaces";
+    Node: CiliumNode, "cilium.io", "v2", "ciliumnodes";
+    Identity: CiliumIdentity, "cilium.io", "v2", "ciliumidentities";
+    Endpoint: CiliumEndpoint, "cilium.io", "v2", "ciliumendpoints";
+    CiliumEndpointSlice: CiliumEndpointSlice, "cilium.io", "v2alpha1", "ciliumendpointslices";
+    Service: Service, "", "v1", "services";
+    EndpointSlice: EndpointSlice, "discovery.k8s.io", "v1", "endpointslices";
+    ServiceExport: ServiceExport, "multicluster.x-k8s.io", "v1beta1", "serviceexports";
+}
+
+/// An object of one kind, whose metadata can be changed.
+pub trait HasMeta {
+    /// Its metadata.
+    fn meta_mut(&mut self) -> &mut Meta;
 }
 
 /// What names an object.
@@ -115,8 +122,8 @@ impl Object {
         let meta = self.meta();
         ObjectKey {
             kind: self.kind(),
-            namespace: meta.namespace.clone().unwrap_or_default(),
-            name: meta.name.clone().unwrap_or_default(),
+            namespace: meta.namespace.clone(),
+            name: meta.name.clone(),
         }
     }
 }
@@ -143,11 +150,21 @@ macro_rules! objects {
 }
 
 objects! {
+    /// What all objects have. Nobody keeps the rest: managed fields alone can be larger than an object.
+    Meta {
+        name: String,
+        namespace: String,
+        labels: Strings,
+        annotations: Strings,
+        resource_version: String,
+        creation_timestamp: Option<Time>,
+    }
+
     /// A namespace; its annotations say whether it is global.
-    Namespace { metadata: ObjectMeta, }
+    Namespace { metadata: Meta, }
 
     /// `cilium.io/v2` CiliumNode.
-    CiliumNode { metadata: ObjectMeta, spec: NodeSpec, }
+    CiliumNode { metadata: Meta, spec: NodeSpec, }
     /// What a node is.
     NodeSpec {
         addresses: Vec<NodeAddress>,
@@ -171,10 +188,10 @@ objects! {
     Encryption { key: i64, }
 
     /// `cilium.io/v2` CiliumIdentity.
-    CiliumIdentity { metadata: ObjectMeta, security_labels as "security-labels": Strings, }
+    CiliumIdentity { metadata: Meta, security_labels as "security-labels": Strings, }
 
     /// `cilium.io/v2` CiliumEndpoint.
-    CiliumEndpoint { metadata: ObjectMeta, status: EndpointStatus, }
+    CiliumEndpoint { metadata: Meta, status: EndpointStatus, }
     /// What an endpoint is now.
     EndpointStatus {
         identity: EndpointIdentity,
@@ -191,7 +208,7 @@ objects! {
     NamedPort { name: String, port: u16, protocol: String, }
 
     /// `cilium.io/v2alpha1` CiliumEndpointSlice: many endpoints of one namespace.
-    CiliumEndpointSlice { metadata: ObjectMeta, namespace: String, endpoints: Vec<CoreEndpoint>, }
+    CiliumEndpointSlice { metadata: Meta, namespace: String, endpoints: Vec<CoreEndpoint>, }
     /// An endpoint in a slice.
     CoreEndpoint {
         name: String,
@@ -203,7 +220,7 @@ objects! {
     }
 
     /// `v1` Service.
-    Service { metadata: ObjectMeta, spec: ServiceSpec, }
+    Service { metadata: Meta, spec: ServiceSpec, }
     /// What a service is.
     ServiceSpec {
         kind as "type": String,
@@ -226,7 +243,7 @@ objects! {
 
     /// `discovery.k8s.io/v1` EndpointSlice.
     EndpointSlice {
-        metadata: ObjectMeta,
+        metadata: Meta,
         address_type: String,
         endpoints: Vec<SliceEndpoint>,
         ports: Vec<SlicePort>,
@@ -255,8 +272,8 @@ objects! {
         app_protocol: Option<String>,
     }
 
-    /// `multicluster.x-k8s.io/v1alpha1` ServiceExport.
-    ServiceExport { metadata: ObjectMeta, spec: ServiceExportSpec, }
+    /// `multicluster.x-k8s.io/v1beta1` ServiceExport; `v1alpha1` is the same in what matters here.
+    ServiceExport { metadata: Meta, spec: ServiceExportSpec, }
     /// What to export with a service.
     ServiceExportSpec { exported_labels: Strings, exported_annotations: Strings, }
 }

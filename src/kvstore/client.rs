@@ -18,7 +18,7 @@ use std::time::Duration;
 /// Largest answer accepted.
 const DECODE_MAX: usize = 2 << 30;
 /// gRPC keepalive: a ping after this long, and how long to wait for its answer.
-const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(25));
+pub const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(25));
 /// For a connection to come up.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// For a read to be answered.
@@ -62,11 +62,30 @@ pub enum Error {
     Ended,
 }
 
+/// How a client asks.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Keys per page of a list; 0: no pages.
+    pub page: i64,
+    /// gRPC keepalive: a ping after this long, and how long to wait for its answer.
+    pub keepalive: (Duration, Duration),
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            page: PAGE,
+            keepalive: KEEPALIVE,
+        }
+    }
+}
+
 /// One connection.
 #[derive(Clone)]
 pub struct EtcdClient {
     client: Client,
     pinned: Arc<AtomicU64>,
+    page: i64,
 }
 
 /// A list, complete at one revision.
@@ -134,8 +153,13 @@ async fn tls(config: &ClientConfig) -> Result<TlsOptions, Error> {
 impl EtcdClient {
     /// Makes a client. Nothing is sent yet, unless a password has to be exchanged.
     pub async fn connect(config: &ClientConfig) -> Result<Self, Error> {
+        Self::connect_with(config, Options::default()).await
+    }
+
+    /// Makes a client that asks in its own way.
+    pub async fn connect_with(config: &ClientConfig, how: Options) -> Result<Self, Error> {
         let mut options = ConnectOptions::new()
-            .with_keep_alive(KEEPALIVE.0, KEEPALIVE.1)
+            .with_keep_alive(how.keepalive.0, how.keepalive.1)
             .with_connect_timeout(CONNECT_TIMEOUT)
             .with_require_leader(true);
         let (targets, name) = config.targets();
@@ -154,6 +178,7 @@ impl EtcdClient {
         Ok(Self {
             client,
             pinned: Arc::default(),
+            page: how.page,
         })
     }
 
@@ -213,7 +238,7 @@ impl EtcdClient {
         loop {
             let options = GetOptions::new()
                 .with_range(end.clone())
-                .with_limit(PAGE)
+                .with_limit(self.page)
                 .with_revision(at);
             let (mut response, revision) = self.range(from, options).await?;
             if at == 0 {

@@ -1,7 +1,10 @@
 //! Any etcd as a store to write to: leases, batches in transactions, a new connection when one fails.
 
-use super::client::{self, EtcdClient};
-use super::config::ClientConfig;
+use super::client::{self, EtcdClient, Options};
+use super::config::{self, ClientConfig};
+use super::leases::Leases;
+use super::limiter::{Class, Limiter, Limits};
+use super::metrics::{Metrics, scope_of};
 use super::{Backend, Error, Write};
 use crate::util::backoff::Backoff;
 use crate::util::lifecycle::Lifecycle;
@@ -9,18 +12,18 @@ use bytes::Bytes;
 use etcd_client::{DeleteOptions, PutOptions, Txn, TxnOp};
 use futures::stream::{BoxStream, StreamExt};
 use parking_lot::Mutex;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+use tokio::time::Instant;
 
-/// Keys attached to one lease at most, as in Cilium: an expiry deletes no more than this at once.
-const KEYS_PER_LEASE: usize = 1000;
-/// Operations in one transaction: etcd's default limit.
-const TXN_OPS: usize = 128;
 /// Bytes in one transaction: below etcd's default limit of 1.5 MiB.
 const TXN_BYTES: usize = 1 << 20;
+/// A request that takes longer has failed.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// How often the store is looked at when nothing else is asked of it.
+const PROBE: Duration = Duration::from_secs(5);
 
 /// How to reach the store.
 #[derive(Clone, Debug)]
@@ -31,26 +34,35 @@ pub enum Source {
     Address(String),
 }
 
+/// How to use the store.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where it is.
+    pub source: Source,
+    /// How long keys outlive us.
+    pub lease_ttl: Duration,
+    /// How fast and how widely it is used.
+    pub limits: Limits,
+    /// gRPC keepalive: a ping after this long, and how long to wait for its answer.
+    pub keepalive: (Duration, Duration),
+}
+
 /// An etcd to write to. Every key is attached to a lease, so that a dead writer's keys go.
 pub struct EtcdBackend {
-    source: Source,
-    lease_ttl_secs: i64,
-    life: Lifecycle,
-    shared: Arc<Shared>,
+    config: Config,
+    client: Arc<tokio::sync::Mutex<Option<EtcdClient>>>,
+    leases: Arc<Leases>,
+    limiter: Arc<Limiter>,
+    metrics: Metrics,
+    reach: Mutex<Reach>,
 }
 
+/// When the store answered last.
 #[derive(Default)]
-struct Shared {
-    client: tokio::sync::Mutex<Option<EtcdClient>>,
-    leases: Mutex<Leases>,
-    losses: AtomicU64,
-}
-
-#[derive(Default)]
-struct Leases {
-    /// Lease → keys attached by us.
-    used: HashMap<i64, usize>,
-    by_key: HashMap<Bytes, i64>,
+struct Reach {
+    answered: Option<Instant>,
+    /// Since when it has not, and what it says.
+    trouble: Option<(Instant, String)>,
 }
 
 impl From<client::Error> for Error {
@@ -69,64 +81,67 @@ impl From<client::Error> for Error {
     }
 }
 
-// === impl Leases ===
-
-impl Leases {
-    /// Forgets a lease that is gone, with its keys.
-    fn lose(&mut self, lease: i64) -> bool {
-        self.by_key.retain(|_, l| *l != lease);
-        self.used.remove(&lease).is_some()
-    }
-
-    fn attach(&mut self, key: &Bytes, lease: i64) {
-        self.detach(key);
-        self.by_key.insert(key.clone(), lease);
-        *self.used.entry(lease).or_default() += 1;
-    }
-
-    fn detach(&mut self, key: &Bytes) {
-        if let Some(used) = self.by_key.remove(key).and_then(|lease| self.used.get_mut(&lease)) {
-            *used -= 1;
-        }
-    }
-}
-
-// === impl EtcdBackend ===
-
 impl EtcdBackend {
-    /// A store at `source`; nothing is connected yet. `lease_ttl_secs` is how long keys outlive us.
-    pub fn new(source: Source, lease_ttl_secs: i64, life: Lifecycle) -> Self {
-        Self {
-            source,
-            lease_ttl_secs,
-            life,
-            shared: Arc::default(),
-        }
+    /// A store; nothing is connected yet. Its leases are kept alive until the lifecycle stops.
+    pub fn start(config: Config, metrics: &Metrics, life: &Lifecycle) -> Arc<Self> {
+        let limiter = Arc::new(Limiter::new(config.limits));
+        let leases = Arc::new(Leases::new(config.lease_ttl));
+        let counted = Arc::clone(&leases);
+        metrics.client(&limiter, move || counted.count());
+        let this = Arc::new(Self {
+            config,
+            client: Arc::default(),
+            leases,
+            limiter,
+            metrics: metrics.clone(),
+            reach: Mutex::default(),
+        });
+        let keeper = Arc::clone(&this);
+        life.spawn_forever("leases", async move { keeper.leases.keep_alive(&keeper.client).await });
+        let probe = Arc::clone(&this);
+        life.spawn_forever("look at the store", async move { probe.probe().await });
+        this
     }
 
-    /// Waits until the store answers, for ever.
-    pub async fn connected(&self) {
+    /// Waits until the store answers, for ever. Files that are not there yet are waited for; a file that makes
+    /// no sense is an error.
+    pub async fn connected(&self) -> Result<(), config::Error> {
         let mut backoff = Backoff::connect();
         loop {
+            if let Source::File(path) = &self.config.source
+                && let Err(error @ config::Error::Parse { .. }) = ClientConfig::read(path)
+            {
+                return Err(error);
+            }
             match self.get(crate::model::keys::HEARTBEAT).await {
-                Ok(_) => return,
+                Ok(_) => return Ok(()),
                 Err(error) => tracing::warn!(%error, store = self.describe(), "cannot reach the store, trying again"),
             }
             backoff.wait().await;
         }
     }
 
-    async fn client(&self) -> Result<EtcdClient, Error> {
-        let mut slot = self.shared.client.lock().await;
+    /// Everything has been written once: the limits of the start are over.
+    pub fn steady(&self) {
+        self.limiter.steady();
+    }
+
+    /// The connection, made now if there is none.
+    pub async fn client(&self) -> Result<EtcdClient, Error> {
+        let mut slot = self.client.lock().await;
         if let Some(client) = &*slot {
             return Ok(client.clone());
         }
-        let unavailable = |e: super::config::Error| Error::Unavailable(e.to_string());
-        let config = match &self.source {
+        let unavailable = |e: config::Error| Error::Unavailable(e.to_string());
+        let config = match &self.config.source {
             Source::File(path) => ClientConfig::read(path).map_err(unavailable)?,
             Source::Address(address) => ClientConfig::address(address),
         };
-        let client = EtcdClient::connect(&config).await?;
+        let options = Options {
+            page: self.config.limits.page,
+            keepalive: self.config.keepalive,
+        };
+        let client = EtcdClient::connect_with(&config, options).await?;
         *slot = Some(client.clone());
         Ok(client)
     }
@@ -137,46 +152,73 @@ impl EtcdBackend {
     where
         F: Future<Output = Result<T, Error>>,
     {
+        let client = match self.client().await {
+            Ok(client) => client,
+            Err(error) => {
+                self.reach.lock().failed(&error);
+                return Err(error);
+            }
+        };
         // The client's futures are large.
-        let done = Box::pin(f(self.client().await?)).await;
-        if matches!(done, Err(Error::Unavailable(_))) {
-            *self.shared.client.lock().await = None;
+        let done = Box::pin(f(client)).await;
+        match &done {
+            Err(error @ Error::Unavailable(_)) => {
+                self.reach.lock().failed(error);
+                *self.client.lock().await = None;
+            }
+            Ok(_) | Err(Error::Rejected(_)) => self.reach.lock().answered(),
         }
         done
     }
 
-    /// The lease for a key: the one it has, or one with room.
-    async fn lease_for(&self, client: &EtcdClient, key: &Bytes) -> Result<i64, Error> {
-        {
-            let leases = self.shared.leases.lock();
-            if let Some(lease) = leases.by_key.get(key) {
-                return Ok(*lease);
-            }
-            if let Some((lease, _)) = leases.used.iter().find(|(_, used)| **used < KEYS_PER_LEASE) {
-                return Ok(*lease);
-            }
-        }
-        let grant = client.raw().lease_grant(self.lease_ttl_secs, None).await;
-        let lease = grant.map_err(client::Error::from)?.id();
-        self.hold(lease);
-        Ok(lease)
+    /// Asks for one thing, with its time and its outcome counted.
+    async fn timed<T, F>(
+        &self,
+        (key, action, deadline): (&[u8], &'static str, Duration),
+        f: impl FnOnce(EtcdClient) -> F,
+    ) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        let begun = Instant::now();
+        let late = || Error::Unavailable(format!("no answer in {} s", deadline.as_secs()));
+        let done = self
+            .with(async |client| {
+                let done = tokio::time::timeout(deadline, f(client)).await;
+                done.unwrap_or_else(|_| Err(late()))
+            })
+            .await;
+        self.metrics
+            .operations(&scope_of(key), action, begun.elapsed(), done.is_ok(), 1);
+        done
     }
 
-    /// Keeps a lease alive until it is lost.
-    fn hold(&self, lease: i64) {
-        self.shared.leases.lock().used.entry(lease).or_default();
-        let (shared, ttl) = (Arc::clone(&self.shared), self.lease_ttl_secs);
-        let stop = self.life.stop_token().clone();
-        self.life.spawn_part(format!("lease {lease:x}"), async move {
-            tokio::select! {
-                () = stop.cancelled() => {}
-                () = keep_alive(&shared, lease, ttl) => {
-                    if shared.leases.lock().lose(lease) {
-                        shared.losses.fetch_add(1, Ordering::Relaxed);
-                    }
-                }
+    /// Looks at the store while nobody else does, so that its loss is known.
+    async fn probe(&self) {
+        loop {
+            tokio::time::sleep(PROBE).await;
+            if self.reach.lock().answered.is_some_and(|at| at.elapsed() < PROBE) {
+                continue;
             }
-        });
+            if self.get(crate::model::keys::HEARTBEAT).await.is_err() {
+                self.metrics.unreachable();
+            }
+        }
+    }
+
+    /// The lease for a key: the one it has, one with room, or a new one.
+    async fn lease_for(&self, client: &EtcdClient, key: &Bytes) -> Result<i64, Error> {
+        if let Some(lease) = self.leases.of(key) {
+            return Ok(lease);
+        }
+        let begun = Instant::now();
+        let ttl = i64::try_from(self.leases.ttl.as_secs()).unwrap_or(i64::MAX);
+        let grant = client.raw().lease_grant(ttl, None).await;
+        self.metrics
+            .operations("lease", "AcquireLease", begun.elapsed(), grant.is_ok(), 1);
+        let lease = grant.map_err(client::Error::from)?.id();
+        self.leases.hold(lease, self.leases.ttl);
+        Ok(lease)
     }
 
     async fn write_txn(&self, client: &EtcdClient, writes: &[Write]) -> Result<(), Error> {
@@ -187,8 +229,8 @@ impl EtcdBackend {
                 Write::Put(key, value) => {
                     let lease = self.lease_for(client, key).await?;
                     // Counted now, so that one batch does not overfill a lease.
-                    self.shared.leases.lock().attach(key, lease);
-                    attached.push((key, lease));
+                    self.leases.attach(key, lease);
+                    attached.push(lease);
                     let options = PutOptions::new().with_lease(lease);
                     ops.push(TxnOp::put(&key[..], &value[..], Some(options)));
                 }
@@ -199,86 +241,86 @@ impl EtcdBackend {
         if let Err(etcd_client::Error::GRpcStatus(status)) = &done
             && status.message().contains("requested lease not found")
         {
-            let mut leases = self.shared.leases.lock();
-            let lost = attached.iter().filter(|(_, lease)| leases.lose(*lease)).count();
-            if lost > 0 {
-                self.shared.losses.fetch_add(1, Ordering::Relaxed);
-            }
+            attached.sort_unstable();
+            attached.dedup();
+            attached.iter().for_each(|lease| self.leases.lose(*lease));
         }
         done.map_err(client::Error::from)?;
-        let mut leases = self.shared.leases.lock();
         for write in writes {
             if let Write::Delete(key) = write {
-                leases.detach(key);
+                self.leases.detach(key);
             }
         }
         Ok(())
     }
-}
 
-/// Renews a lease; returns when it is gone.
-async fn keep_alive(shared: &Shared, lease: i64, ttl_secs: i64) {
-    let mut ttl = Duration::from_secs(ttl_secs.unsigned_abs());
-    let mut renewed = tokio::time::Instant::now();
-    while renewed.elapsed() < ttl {
-        let client = shared.client.lock().await.clone();
-        match Box::pin(renew(client, lease, &mut ttl, &mut renewed)).await {
-            Renewal::Gone => return,
-            Renewal::Interrupted => tokio::time::sleep(Duration::from_secs(1)).await,
+    async fn write_part(&self, class: Class, part: &[Write]) -> Result<(), Error> {
+        let permit = self.limiter.acquire(class, part.len()).await;
+        let begun = Instant::now();
+        let late = || Error::Unavailable(format!("no answer in {} s", DEADLINE.as_secs()));
+        let done = self
+            .with(async |client| {
+                let done = tokio::time::timeout(DEADLINE, self.write_txn(&client, part)).await;
+                done.unwrap_or_else(|_| Err(late()))
+            })
+            .await;
+        permit.done(done.is_ok());
+        let mut counts: BTreeMap<(String, &'static str), usize> = BTreeMap::new();
+        for write in part {
+            let (key, action) = match write {
+                Write::Put(key, _) => (key, "Update"),
+                Write::Delete(key) => (key, "Delete"),
+            };
+            *counts.entry((scope_of(key), action)).or_default() += 1;
         }
+        for ((scope, action), count) in counts {
+            self.metrics
+                .operations(&scope, action, begun.elapsed(), done.is_ok(), count);
+        }
+        done
+    }
+
+    /// Takes over the lease of a key of a former life, so that an unchanged key need not be written.
+    async fn adopt(&self, client: &EtcdClient, key: &Bytes, lease: i64) -> Result<(), Error> {
+        if !self.leases.holds(lease) {
+            let found = client.raw().lease_time_to_live(lease, None).await;
+            let ttl = found.map_err(client::Error::from)?.granted_ttl();
+            // Gone since: the key is, too, and the next look tells.
+            let Ok(ttl @ 1..) = u64::try_from(ttl) else {
+                return Ok(());
+            };
+            self.leases.hold(lease, Duration::from_secs(ttl));
+        }
+        self.leases.attach(key, lease);
+        Ok(())
     }
 }
 
-enum Renewal {
-    /// The store does not know the lease.
-    Gone,
-    /// The connection failed: another may do.
-    Interrupted,
-}
+impl Reach {
+    fn answered(&mut self) {
+        self.answered = Some(Instant::now());
+        if let Some((since, _)) = self.trouble.take()
+            && since.elapsed() > PROBE
+        {
+            tracing::info!(secs = since.elapsed().as_secs(), "the store answers again");
+        }
+    }
 
-/// Renews a lease over one connection, a third of its own TTL apart: an adopted one may be shorter than
-/// ours.
-async fn renew(
-    client: Option<EtcdClient>,
-    lease: i64,
-    ttl: &mut Duration,
-    renewed: &mut tokio::time::Instant,
-) -> Renewal {
-    let Some(client) = client else {
-        return Renewal::Interrupted;
-    };
-    let (mut keeper, mut answers) = match client.raw().lease_keep_alive(lease).await {
-        Ok(stream) => stream,
-        Err(etcd_client::Error::LeaseKeepAliveError(text)) if text.contains("not found") => return Renewal::Gone,
-        Err(_) => return Renewal::Interrupted,
-    };
-    loop {
-        if keeper.keep_alive().await.is_err() {
-            return Renewal::Interrupted;
-        }
-        match tokio::time::timeout(Duration::from_secs(10), answers.message()).await {
-            Ok(Ok(Some(answer))) if answer.ttl() > 0 => *ttl = Duration::from_secs(answer.ttl().unsigned_abs()),
-            Ok(Ok(Some(_))) => return Renewal::Gone,
-            _ => return Renewal::Interrupted,
-        }
-        *renewed = tokio::time::Instant::now();
-        tokio::select! {
-            () = tokio::time::sleep(*ttl / 3) => {}
-            // Nothing was asked, so this is the end of the stream.
-            _ = answers.message() => return Renewal::Interrupted,
-        }
+    fn failed(&mut self, error: &Error) {
+        let since = self.trouble.take().map_or_else(Instant::now, |(since, _)| since);
+        self.trouble = Some((since, error.to_string()));
     }
 }
 
-/// Cuts a batch so that each part fits one transaction.
-fn parts(writes: &[Write]) -> Vec<&[Write]> {
+/// Cuts a batch so that each part fits one transaction of at most `ops` operations.
+fn parts(writes: &[Write], ops: usize) -> Vec<&[Write]> {
     let (mut parts, mut from, mut bytes) = (vec![], 0, 0);
     for (at, write) in writes.iter().enumerate() {
         let size = match write {
             Write::Put(key, value) => key.len() + value.len() + 64,
             Write::Delete(key) => key.len() + 64,
         };
-        if at > from && (at - from == TXN_OPS || bytes + size > TXN_BYTES) {
+        if at > from && (at - from >= ops || bytes + size > TXN_BYTES) {
             parts.push(&writes[from..at]);
             (from, bytes) = (at, 0);
         }
@@ -291,38 +333,47 @@ fn parts(writes: &[Write]) -> Vec<&[Write]> {
 #[async_trait::async_trait]
 impl Backend for EtcdBackend {
     async fn list(&self, prefix: &str) -> Result<Vec<(Bytes, Bytes)>, Error> {
-        let kvs = self.with(async |client| Ok(client.list(prefix).await?.kvs)).await?;
-        let mut found = Vec::with_capacity(kvs.len());
-        for kv in kvs {
-            let key = Bytes::copy_from_slice(kv.key());
-            let lease = kv.lease();
-            // Leases of a former life are taken over, so that unchanged keys need not be written.
-            if lease != 0 {
-                if !self.shared.leases.lock().used.contains_key(&lease) {
-                    self.hold(lease);
+        // Each page has a deadline of its own.
+        let deadline = Duration::from_secs(600);
+        let permit = self.limiter.acquire(Class::Live, 1).await;
+        let listed = self
+            .timed((prefix.as_bytes(), "ListPrefix", deadline), async |client| {
+                let kvs = client.list(prefix).await?.kvs;
+                let mut found = Vec::with_capacity(kvs.len());
+                for kv in kvs {
+                    let key = Bytes::copy_from_slice(kv.key());
+                    if kv.lease() != 0 {
+                        self.adopt(&client, &key, kv.lease()).await?;
+                    }
+                    found.push((key, Bytes::copy_from_slice(kv.value())));
                 }
-                self.shared.leases.lock().attach(&key, lease);
-            }
-            found.push((key, Bytes::copy_from_slice(kv.value())));
-        }
-        Ok(found)
+                Ok(found)
+            })
+            .await;
+        permit.done(listed.is_ok());
+        listed
     }
 
     async fn get(&self, key: &str) -> Result<Option<Bytes>, Error> {
-        let kv = self.with(async |client| Ok(client.get(key).await?)).await?;
+        let kv = self
+            .timed((key.as_bytes(), "Get", DEADLINE), async |client| {
+                Ok(client.get(key).await?)
+            })
+            .await?;
         Ok(kv.map(|kv| Bytes::copy_from_slice(kv.value())))
     }
 
-    async fn write(&self, writes: &[Write]) -> Result<(), Error> {
-        for part in parts(writes) {
-            self.with(async |client| self.write_txn(&client, part).await).await?;
+    async fn write(&self, class: Class, writes: &[Write]) -> Result<(), Error> {
+        for part in parts(writes, self.limiter.batch()) {
+            self.write_part(class, part).await?;
         }
         Ok(())
     }
 
     async fn delete_prefix(&self, prefix: &str) -> Result<(), Error> {
         let options = DeleteOptions::new().with_prefix();
-        self.with(async |client| {
+        let what = (prefix.as_bytes(), "DeletePrefix", DEADLINE);
+        self.timed(what, async |client| {
             let done = client.raw().delete(prefix, Some(options)).await;
             done.map(drop).map_err(|e| client::Error::from(e).into())
         })
@@ -330,10 +381,10 @@ impl Backend for EtcdBackend {
     }
 
     fn changes(&self, key: &str) -> BoxStream<'static, ()> {
-        let (shared, key) = (Arc::clone(&self.shared), key.to_owned());
+        let (client, key) = (Arc::clone(&self.client), key.to_owned());
         let stream = async_stream::stream! {
             loop {
-                let client = shared.client.lock().await.clone();
+                let client = client.lock().await.clone();
                 if let Some(client) = client
                     && let Ok(mut watch) = client.watch_key(&key, 0).await
                 {
@@ -354,11 +405,17 @@ impl Backend for EtcdBackend {
     }
 
     fn losses(&self) -> u64 {
-        self.shared.losses.load(Ordering::Relaxed)
+        self.leases.losses()
+    }
+
+    fn trouble(&self) -> Option<(Duration, String)> {
+        let reach = self.reach.lock();
+        let trouble = reach.trouble.as_ref();
+        trouble.map(|(since, error)| (since.elapsed(), error.clone()))
     }
 
     fn describe(&self) -> String {
-        match &self.source {
+        match &self.config.source {
             Source::File(path) => format!("etcd of {}", path.display()),
             Source::Address(address) => format!("etcd at {address}"),
         }
@@ -373,21 +430,12 @@ mod tests {
     fn batches_are_cut_by_operations_and_by_bytes() {
         let put = |n: usize| Write::Put(format!("k{n}").into(), Bytes::from(vec![0; 10]));
         let many: Vec<_> = (0..300).map(put).collect();
-        assert_eq!(parts(&many).iter().map(|p| p.len()).collect::<Vec<_>>(), [128, 128, 44]);
+        let lengths = |ops| parts(&many, ops).iter().map(|p| p.len()).collect::<Vec<_>>();
+        assert_eq!(lengths(128), [128, 128, 44]);
+        assert_eq!(lengths(20).len(), 15);
         let big: Vec<_> = (0..3)
             .map(|n| Write::Put(format!("k{n}").into(), vec![0; 600 << 10].into()))
             .collect();
-        assert_eq!(parts(&big).iter().map(|p| p.len()).collect::<Vec<_>>(), [1, 1, 1]);
-    }
-
-    #[test]
-    fn a_lost_lease_takes_its_keys_along() {
-        let mut leases = Leases::default();
-        leases.attach(&"a".into(), 1);
-        leases.attach(&"b".into(), 1);
-        leases.attach(&"b".into(), 2);
-        assert_eq!((leases.used[&1], leases.used[&2]), (1, 1));
-        assert!(leases.lose(1) && !leases.lose(1));
-        assert_eq!(leases.by_key.keys().collect::<Vec<_>>(), ["b"]);
+        assert_eq!(parts(&big, 128).iter().map(|p| p.len()).collect::<Vec<_>>(), [1, 1, 1]);
     }
 }

@@ -1,6 +1,6 @@
 //! Single keys that must stay as they are: a cluster's configuration and the heartbeat.
 
-use super::{Backend, Write};
+use super::{Backend, Class, Metrics, Write};
 use crate::model::keys;
 use futures::StreamExt;
 use std::sync::Arc;
@@ -45,19 +45,22 @@ pub async fn ensure(backend: &dyn Backend, key: &str, value: &[u8]) -> Result<bo
         return Ok(false);
     }
     backend
-        .write(&[Write::Put(key.to_owned().into(), value.to_vec().into())])
+        .write(
+            Class::Control,
+            &[Write::Put(key.to_owned().into(), value.to_vec().into())],
+        )
         .await?;
     Ok(true)
 }
 
 /// Writes the heartbeat now and every minute, for ever. Its own task and timer: no load delays it.
-pub async fn beat(backend: Arc<dyn Backend>) {
+pub async fn beat(backend: Arc<dyn Backend>, metrics: Metrics) {
     let mut tick = tokio::time::interval(HEARTBEAT);
     loop {
         tick.tick().await;
         let write = [Write::Put(keys::HEARTBEAT.into(), keys::timestamp().into())];
-        match tokio::time::timeout(DEADLINE, backend.write(&write)).await {
-            Ok(Ok(())) => {}
+        match tokio::time::timeout(DEADLINE, backend.write(Class::Control, &write)).await {
+            Ok(Ok(())) => drop(metrics.heartbeat.set(jiff::Timestamp::now().as_second() as f64)),
             Ok(Err(error)) => tracing::warn!(%error, "the heartbeat was not written"),
             Err(_) => tracing::warn!("the heartbeat was not written in time"),
         }

@@ -1,18 +1,23 @@
 //! The store in this process: no socket, no lease, no limit.
 
-use super::{Backend, Error, Write};
+use super::{Backend, Class, Error, Write};
 use crate::mvcc::{KeyRange, RangeOptions, Store, Taken, Wake, WatchFilter};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::{BoxStream, StreamExt};
+use parking_lot::Mutex;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 /// Writes straight into a store.
 pub struct LocalBackend {
     store: Arc<Store>,
     /// Nothing to wait for without.
     safety: Option<Arc<dyn Safety>>,
+    /// Since when writes are known to be refused.
+    refused_since: Mutex<Option<Instant>>,
 }
 
 /// What makes writes survive a crash.
@@ -34,13 +39,19 @@ impl Wake for NotifyWake {
 impl LocalBackend {
     /// A writer of `store`.
     pub fn new(store: Arc<Store>) -> Self {
-        Self { store, safety: None }
+        Self {
+            store,
+            safety: None,
+            refused_since: Mutex::default(),
+        }
     }
 
     /// A writer of `store` whose writes are done once they are safe.
     pub fn durable(store: Arc<Store>, safety: Arc<dyn Safety>) -> Self {
-        let safety = Some(safety);
-        Self { store, safety }
+        Self {
+            safety: Some(safety),
+            ..Self::new(store)
+        }
     }
 
     /// Makes a write, and returns when it is safe.
@@ -72,7 +83,7 @@ impl Backend for LocalBackend {
             .map(|kv| Bytes::copy_from_slice(kv.value())))
     }
 
-    async fn write(&self, writes: &[Write]) -> Result<(), Error> {
+    async fn write(&self, _: Class, writes: &[Write]) -> Result<(), Error> {
         self.commit(|store| store.apply(writes)).await
     }
 
@@ -92,6 +103,16 @@ impl Backend for LocalBackend {
             Some(((), (watcher, wake)))
         });
         stream.boxed()
+    }
+
+    fn trouble(&self) -> Option<(Duration, String)> {
+        let refused = self.safety.as_ref().map(|safety| safety.admit())?.err();
+        let since = &mut *self.refused_since.lock();
+        let Some(why) = refused else {
+            *since = None;
+            return None;
+        };
+        Some((since.get_or_insert_with(Instant::now).elapsed(), why))
     }
 
     fn describe(&self) -> String {

@@ -5,16 +5,23 @@
 //! before counts: the owned prefixes are listed first, so a restart writes nothing that did not change,
 //! and keys of a former life go once the first list is complete.
 
-use super::{BATCH_MAX, Backend, Error, Write};
+mod view;
+
+use super::metrics::scope_of;
+use super::{BATCH_MAX, Backend, Class, Error, Write};
 use crate::util::backoff::Backoff;
 use bytes::Bytes;
 use parking_lot::Mutex;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
+use tokio::time::Instant;
+
+pub use view::{Stats, View};
 
 /// A write that takes longer has failed.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -37,7 +44,7 @@ enum Written {
 pub struct SyncStore {
     name: String,
     backend: Arc<dyn Backend>,
-    prefixes: Vec<String>,
+    prefixes: Vec<Prefix>,
     /// Whether values are kept after they are written, because the store may lose them.
     retain: bool,
     hashers: (RandomState, RandomState),
@@ -45,6 +52,15 @@ pub struct SyncStore {
     wake: Notify,
     /// Told when writes are in the store.
     progress: Notify,
+}
+
+/// What is under one prefix.
+struct Prefix {
+    text: String,
+    /// For labels.
+    scope: String,
+    /// From when a change is known to when it is in the store; seconds.
+    lag: Histogram,
 }
 
 #[derive(Default)]
@@ -55,7 +71,11 @@ struct State {
     generation: u64,
     /// Prefixes whose list has ended at least once: what nobody named there is stale.
     ended: BTreeSet<String>,
+    /// Prefixes of which everything has been written once.
+    complete: BTreeSet<String>,
     stats: Stats,
+    /// Failures and refusals by prefix, in the order of the prefixes.
+    faults: Vec<(u64, u64)>,
 }
 
 struct Entry {
@@ -66,6 +86,8 @@ struct Entry {
     /// The value to write, while it differs.
     value: Option<Bytes>,
     queued: bool,
+    /// When the change was known that is not in the store yet.
+    since: Option<Instant>,
     /// The list that last named it.
     generation: u64,
     /// Written even if unchanged: a canary.
@@ -79,6 +101,7 @@ impl Default for Entry {
             written: Written::Known(None),
             value: None,
             queued: false,
+            since: None,
             generation: 0,
             always: false,
         }
@@ -91,29 +114,27 @@ impl Entry {
     }
 }
 
-/// What has been done, and what is waiting.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Stats {
-    /// Keys written or deleted.
-    pub writes: u64,
-    /// Batches that failed and were tried again.
-    pub failures: u64,
-    /// Writes that the store will never take.
-    pub rejected: u64,
-    /// Keys waiting.
-    pub queued: usize,
-}
-
 impl SyncStore {
     /// A writer that owns `prefixes` of `backend`, and the single keys it is told to write.
     pub fn new(name: impl Into<String>, backend: Arc<dyn Backend>, prefixes: Vec<String>) -> Self {
+        let lag = || Histogram::new(exponential_buckets(0.001, 2.0, 16));
+        let prefix = |text: String| Prefix {
+            scope: scope_of(format!("{text}k").as_bytes()),
+            text,
+            lag: lag(),
+        };
+        let prefixes: Vec<_> = prefixes.into_iter().map(prefix).collect();
+        let state = State {
+            faults: vec![(0, 0); prefixes.len()],
+            ..State::default()
+        };
         Self {
             name: name.into(),
             retain: backend.can_lose(),
             backend,
             prefixes,
             hashers: Default::default(),
-            state: Mutex::default(),
+            state: Mutex::new(state),
             wake: Notify::new(),
             progress: Notify::new(),
         }
@@ -125,20 +146,25 @@ impl SyncStore {
 
     /// The key should have this value.
     pub fn upsert(&self, key: impl Into<Bytes>, value: impl Into<Bytes>) {
-        self.desire(key.into(), Some(value.into()), false);
+        self.desire(key.into(), Some(value.into()), false, Instant::now());
     }
 
     /// The key should be absent.
     pub fn delete(&self, key: impl Into<Bytes>) {
-        self.desire(key.into(), None, false);
+        self.desire(key.into(), None, false, Instant::now());
+    }
+
+    /// The key should have this value, or be absent, and that has been known since then.
+    pub fn change(&self, key: impl Into<Bytes>, value: Option<Bytes>, known: Instant) {
+        self.desire(key.into(), value, false, known);
     }
 
     /// Writes the key behind everything queued so far, even if it has this value already.
     pub fn canary(&self, key: impl Into<Bytes>, value: impl Into<Bytes>) {
-        self.desire(key.into(), Some(value.into()), true);
+        self.desire(key.into(), Some(value.into()), true, Instant::now());
     }
 
-    fn desire(&self, key: Bytes, value: Option<Bytes>, always: bool) {
+    fn desire(&self, key: Bytes, value: Option<Bytes>, always: bool, known: Instant) {
         let desired = value.as_ref().map(|v| self.digest(v));
         let mut state = self.state.lock();
         let State {
@@ -155,9 +181,11 @@ impl SyncStore {
         if entry.is_as_desired() && !always {
             // As it is already; a queued write of something else is skipped when its turn comes.
             entry.value = value.filter(|_| self.retain);
+            entry.since = None;
             return;
         }
         entry.value = value;
+        entry.since.get_or_insert(known);
         if !entry.queued {
             entry.queued = true;
             queue.push_back(key);
@@ -184,20 +212,12 @@ impl SyncStore {
         for (key, entry) in under.filter(|(_, e)| e.generation < generation) {
             (entry.desired, entry.value) = (None, None);
             if !entry.is_as_desired() && !entry.queued {
+                entry.since.get_or_insert_with(Instant::now);
                 entry.queued = true;
                 queue.push_back(key.clone());
             }
         }
         self.wake.notify_one();
-    }
-
-    /// What has been done, and what is waiting.
-    pub fn stats(&self) -> Stats {
-        let state = self.state.lock();
-        Stats {
-            queued: state.queue.len(),
-            ..state.stats
-        }
     }
 
     /// How many keys under `prefix` should be there.
@@ -209,6 +229,11 @@ impl SyncStore {
             .range::<[u8], _>(range)
             .take_while(|(k, _)| k.starts_with(prefix.as_bytes()));
         under.filter(|(_, e)| e.desired.is_some()).count()
+    }
+
+    /// Everything under `prefix` has been written once.
+    pub fn complete(&self, prefix: &str) {
+        self.state.lock().complete.insert(prefix.to_owned());
     }
 
     /// Whether `key` is in the store as it should be.
@@ -263,7 +288,7 @@ impl SyncStore {
                 }
                 Err(Error::Rejected(_)) => self.write_one_by_one(&batch).await,
                 Err(Error::Unavailable(error)) => {
-                    self.state.lock().stats.failures += 1;
+                    self.failed(&batch);
                     if backoff.attempts().is_multiple_of(10) {
                         tracing::warn!(
                             store = self.name,
@@ -279,8 +304,30 @@ impl SyncStore {
         }
     }
 
+    /// Until every list has ended once, there is much to write, and nobody waits for a single key.
+    fn class(&self) -> Class {
+        let ended = self.state.lock().ended.len();
+        if ended < self.prefixes.len() {
+            Class::Bulk
+        } else {
+            Class::Live
+        }
+    }
+
+    /// The prefix that a key is under.
+    fn prefix_of(&self, key: &[u8]) -> Option<usize> {
+        self.prefixes.iter().position(|p| key.starts_with(p.text.as_bytes()))
+    }
+
+    fn failed(&self, batch: &[Write]) {
+        let mut state = self.state.lock();
+        state.stats.failures += 1;
+        let under: BTreeSet<_> = batch.iter().filter_map(|w| self.prefix_of(key_of(w))).collect();
+        under.into_iter().for_each(|at| state.faults[at].0 += 1);
+    }
+
     async fn write(&self, batch: &[Write]) -> Result<(), Error> {
-        let write = tokio::time::timeout(WRITE_TIMEOUT, self.backend.write(batch)).await;
+        let write = tokio::time::timeout(WRITE_TIMEOUT, self.backend.write(self.class(), batch)).await;
         write.unwrap_or_else(|_| Err(Error::Unavailable("no answer in time".to_owned())))
     }
 
@@ -306,11 +353,11 @@ impl SyncStore {
             let losses = self.backend.losses();
             let mut found = vec![];
             for prefix in &self.prefixes {
-                match self.backend.list(prefix).await {
+                match self.backend.list(&prefix.text).await {
                     Ok(kvs) => found.extend(kvs),
                     Err(error) => {
                         if backoff.attempts().is_multiple_of(10) {
-                            tracing::warn!(store = self.name, %error, prefix, "listing failed, trying again");
+                            tracing::warn!(store = self.name, %error, prefix = prefix.text, "listing failed, trying again");
                         }
                         backoff.wait().await;
                         continue 'again;
@@ -354,6 +401,7 @@ impl SyncStore {
             match (&entry.value, entry.desired) {
                 _ if entry.is_as_desired() && !entry.always => {
                     entry.value = entry.value.take().filter(|_| self.retain);
+                    entry.since = None;
                 }
                 (Some(value), Some(_)) => {
                     bytes += key.len() + value.len();
@@ -391,6 +439,9 @@ impl SyncStore {
                 continue;
             }
             entry.always = false;
+            if let (Some(since), Some(at)) = (entry.since.take(), self.prefix_of(key)) {
+                self.prefixes[at].lag.observe(since.elapsed().as_secs_f64());
+            }
             if !self.retain {
                 entry.value = None;
             }
@@ -405,8 +456,11 @@ impl SyncStore {
     fn refused(&self, write: &Write) {
         let mut state = self.state.lock();
         state.stats.rejected += 1;
+        if let Some(at) = self.prefix_of(key_of(write)) {
+            state.faults[at].1 += 1;
+        }
         if let Some(entry) = state.keys.get_mut(key_of(write)).filter(|e| !e.queued) {
-            entry.value = None;
+            (entry.value, entry.since) = (None, None);
         }
     }
 
@@ -433,223 +487,4 @@ fn key_of(write: &Write) -> &[u8] {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::kvstore::local::LocalBackend;
-    use crate::mvcc::Store;
-    use futures::stream::BoxStream;
-    use std::sync::atomic::{AtomicU32, Ordering};
-
-    fn put(key: &str, value: &str) -> Write {
-        Write::Put(key.to_owned().into(), value.to_owned().into())
-    }
-
-    fn sync_store(store: &Arc<Store>) -> SyncStore {
-        SyncStore::new(
-            "test",
-            Arc::new(LocalBackend::new(Arc::clone(store))),
-            vec!["p/".to_owned()],
-        )
-    }
-
-    async fn run_until(sync: &SyncStore, done: impl Fn() -> bool) {
-        let wait = async {
-            while !done() {
-                tokio::task::yield_now().await;
-            }
-        };
-        tokio::select! {
-            () = sync.run() => {}
-            () = wait => {}
-            () = tokio::time::sleep(Duration::from_secs(10)) => panic!("did not settle"),
-        }
-    }
-
-    #[tokio::test]
-    async fn a_restart_writes_only_differences_and_deletes_what_went() {
-        restart(false).await;
-        restart(true).await;
-    }
-
-    /// The lists of the store and of the source may end in either order.
-    async fn restart(list_ends_first: bool) {
-        let store = Store::new();
-        store.apply(&[
-            put("p/same", "1"),
-            put("p/changed", "1"),
-            put("p/gone", "1"),
-            put("q/other", "1"),
-        ]);
-        let sync = sync_store(&store);
-        let list = sync.begin_list();
-        sync.upsert("p/same", "1");
-        sync.upsert("p/changed", "2");
-        sync.upsert("p/new", "1");
-        if list_ends_first {
-            sync.end_list("p/", list);
-            sync.canary("canary", "t");
-        } else {
-            run_until(&sync, || store.get(b"p/new").is_some()).await;
-            assert_eq!(store.revision(), 3, "one batch");
-            sync.end_list("p/", list);
-            sync.canary("canary", "t");
-        }
-        run_until(&sync, || store.get(b"canary").is_some()).await;
-        let revision = |key: &[u8]| store.get(key).map(|kv| kv.fields().mod_revision);
-        assert_eq!(revision(b"p/same"), Some(2));
-        assert_eq!(revision(b"p/gone"), None);
-        assert_eq!(revision(b"q/other"), Some(2));
-        assert!(sync.is_written("canary") && sync.is_written("p/same"));
-        assert_eq!(sync.desired("p/"), 3);
-    }
-
-    #[tokio::test]
-    async fn a_key_that_changes_back_before_its_turn_is_not_written() {
-        let store = Store::new();
-        store.apply(&[put("p/a", "1")]);
-        let sync = sync_store(&store);
-        sync.upsert("p/a", "1");
-        run_until(&sync, || sync.is_written("p/a")).await;
-        sync.upsert("p/a", "2");
-        sync.upsert("p/a", "1");
-        sync.upsert("p/b", "1");
-        run_until(&sync, || store.get(b"p/b").is_some()).await;
-        assert_eq!(store.get(b"p/a").unwrap().fields().version, 1);
-    }
-
-    /// Fails at first, and never takes one key.
-    struct Flaky(LocalBackend, AtomicU32);
-
-    #[async_trait::async_trait]
-    impl Backend for Flaky {
-        async fn list(&self, prefix: &str) -> Result<Vec<(Bytes, Bytes)>, Error> {
-            self.0.list(prefix).await
-        }
-        async fn get(&self, key: &str) -> Result<Option<Bytes>, Error> {
-            self.0.get(key).await
-        }
-        async fn write(&self, writes: &[Write]) -> Result<(), Error> {
-            if self.1.fetch_add(1, Ordering::Relaxed) < 3 {
-                return Err(Error::Unavailable("away".to_owned()));
-            }
-            if writes.iter().any(|w| key_of(w) == b"p/huge") {
-                return Err(Error::Rejected("too large".to_owned()));
-            }
-            self.0.write(writes).await
-        }
-        async fn delete_prefix(&self, prefix: &str) -> Result<(), Error> {
-            self.0.delete_prefix(prefix).await
-        }
-        fn changes(&self, key: &str) -> BoxStream<'static, ()> {
-            self.0.changes(key)
-        }
-        fn can_lose(&self) -> bool {
-            true
-        }
-        fn losses(&self) -> u64 {
-            u64::from(self.1.load(Ordering::Relaxed) >= 100)
-        }
-        fn describe(&self) -> String {
-            String::new()
-        }
-    }
-
-    /// A key that changes while a write of it is on its way, in every order that could lose the change.
-    #[tokio::test]
-    async fn a_change_during_a_write_is_not_lost() {
-        let store = Store::new();
-        let sync = sync_store(&store);
-        sync.adopted(vec![("p/old".into(), "1".into())]);
-        store.apply(&[put("p/old", "1")]);
-        let in_flight = |sync: &SyncStore| sync.next_batch();
-        // Created, then deleted while the put is on its way.
-        sync.upsert("p/new", "1");
-        let batch = in_flight(&sync);
-        sync.delete("p/new");
-        store.apply(&batch);
-        sync.done(&batch);
-        let batch = in_flight(&sync);
-        assert_eq!(batch, [Write::Delete("p/new".into())]);
-        sync.done(&batch);
-        // Deleted, then there again with its old value.
-        let list = sync.begin_list();
-        sync.end_list("p/", list);
-        let batch = in_flight(&sync);
-        assert_eq!(batch, [Write::Delete("p/old".into())]);
-        sync.upsert("p/old", "1");
-        sync.done(&batch);
-        let batch = in_flight(&sync);
-        assert_eq!(batch, [put("p/old", "1")]);
-        sync.done(&batch);
-        // A list that ends while a key it does not name is on its way.
-        sync.upsert("p/late", "1");
-        let batch = in_flight(&sync);
-        let list = sync.begin_list();
-        sync.end_list("p/", list);
-        sync.done(&batch);
-        assert!(in_flight(&sync).contains(&Write::Delete("p/late".into())));
-    }
-
-    #[tokio::test]
-    async fn a_canary_does_not_overtake_a_batch_that_failed() {
-        let store = Store::new();
-        let sync = sync_store(&store);
-        sync.upsert("p/a", "1");
-        let batch = sync.next_batch();
-        sync.canary("canary", "t");
-        sync.upsert("p/a", "2");
-        sync.requeue(&batch);
-        assert_eq!(sync.next_batch(), [put("p/a", "2"), put("canary", "t")]);
-        // Whether a write that failed took place is not known, so the old value is written again.
-        sync.upsert("p/b", "1");
-        let batch = sync.next_batch();
-        sync.requeue(&batch);
-        sync.delete("p/b");
-        assert_eq!(sync.next_batch(), [Write::Delete("p/b".into())]);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_a_store_lost_is_written_again() {
-        let store = Store::new();
-        let lossy = Arc::new(Flaky(LocalBackend::new(Arc::clone(&store)), AtomicU32::new(3)));
-        let sync = SyncStore::new("test", Arc::clone(&lossy) as _, vec!["p/".to_owned()]);
-        sync.upsert("p/a", "1");
-        let gone = async {
-            sync.written("p/a").await;
-            store.delete(&crate::mvcc::KeyRange::key("p/a"));
-            // The next write is the hundredth, at which this store says it lost something.
-            lossy.1.store(100, Ordering::Relaxed);
-            while store.get(b"p/a").is_none() {
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
-        };
-        tokio::select! { () = sync.run() => {}, () = gone => {} }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn failures_are_tried_again_in_order_and_one_bad_key_does_not_hold_up_the_rest() {
-        let store = Store::new();
-        let backend = Flaky(LocalBackend::new(Arc::clone(&store)), AtomicU32::new(0));
-        let sync = SyncStore::new("test", Arc::new(backend), vec!["p/".to_owned()]);
-        for key in ["p/a", "p/huge", "p/b"] {
-            sync.upsert(key, "1");
-        }
-        sync.canary("canary", "t");
-        let done = async {
-            while store.get(b"canary").is_none() {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
-        tokio::select! { () = sync.run() => {}, () = done => {} }
-        assert!(store.get(b"p/a").is_some() && store.get(b"p/b").is_some());
-        assert_eq!(
-            sync.stats(),
-            Stats {
-                writes: 3,
-                failures: 3,
-                rejected: 1,
-                queued: 0
-            }
-        );
-    }
-}
+mod tests;

@@ -392,7 +392,10 @@ pub(super) async fn drain(name: &ClusterName, backend: &dyn Backend, grace: Dura
             let done = match at {
                 0 => {
                     backend
-                        .write(&[crate::kvstore::Write::Delete(target.clone().into())])
+                        .write(
+                            crate::kvstore::Class::Live,
+                            &[crate::kvstore::Write::Delete(target.clone().into())],
+                        )
                         .await
                 }
                 _ => backend.delete_prefix(&target).await,

@@ -8,6 +8,7 @@ use crate::auth::AuthStore;
 use crate::durable::{self, Durable};
 use crate::lease::Lessor;
 use crate::mvcc::Store;
+use crate::util::metrics::{Labels, Process};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use prometheus_client::collector::Collector;
@@ -21,8 +22,6 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use tonic::Code;
-
-type Labels = Vec<(&'static str, String)>;
 
 /// All that is counted, and the registry that shows it.
 pub(super) struct Metrics {
@@ -439,35 +438,6 @@ impl Collector for Sizes {
         }
         let cpu = ConstCounter::new(process.cpu_seconds);
         cpu.encode(encoder.encode_descriptor("process_cpu_seconds", "CPU time", None, cpu.metric_type())?)
-    }
-}
-
-/// What the kernel says of this process; zeros where it says nothing.
-#[derive(Default)]
-struct Process {
-    resident_bytes: i64,
-    cpu_seconds: f64,
-    open_fds: i64,
-    max_fds: i64,
-}
-
-impl Process {
-    fn now() -> Self {
-        const TICKS_PER_SECOND: f64 = 100.0;
-        let read = |name: &str| std::fs::read_to_string(format!("/proc/self/{name}")).unwrap_or_default();
-        let number = |text: Option<&str>| text.and_then(|t| t.parse::<i64>().ok()).unwrap_or_default();
-        let (status, stat, limits) = (read("status"), read("stat"), read("limits"));
-        let resident = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
-        // The command, in parentheses, may hold spaces: count from its end.
-        let fields: Vec<_> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-        let ticks = number(fields.get(11).copied()) + number(fields.get(12).copied());
-        let files = limits.lines().find_map(|l| l.strip_prefix("Max open files"));
-        Self {
-            resident_bytes: number(resident.and_then(|r| r.split_whitespace().next())) << 10,
-            cpu_seconds: ticks as f64 / TICKS_PER_SECOND,
-            open_fds: std::fs::read_dir("/proc/self/fd").map_or(0, |d| d.count() as i64),
-            max_fds: number(files.and_then(|f| f.split_whitespace().next())),
-        }
     }
 }
 

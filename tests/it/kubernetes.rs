@@ -78,6 +78,21 @@ async fn serve(State(api): State<FakeApi>, request: Request) -> Response {
         request.uri().query().unwrap_or_default().to_owned(),
     );
     api.0.requests.lock().push(format!("{path}?{query}"));
+    if path == "/version" {
+        // Lists as streams are tried by a peer test; here they are refused as servers without them do.
+        let version = json!({"major": "1", "minor": "31", "gitVersion": "v1.31.0", "gitCommit": "", "gitTreeState": "",
+            "buildDate": "", "goVersion": "", "compiler": "", "platform": ""});
+        return ([("content-type", "application/json")], version.to_string()).into_response();
+    }
+    if path.contains("customresourcedefinitions") {
+        let definition = json!({"spec": {"versions": [{"name": "v2", "served": true}]}});
+        return ([("content-type", "application/json")], definition.to_string()).into_response();
+    }
+    if query.contains("sendInitialEvents=true") {
+        let status = json!({"kind": "Status", "apiVersion": "v1", "code": 422, "reason": "Invalid", "status": "Failure",
+            "message": "sendInitialEvents is forbidden"});
+        return (axum::http::StatusCode::UNPROCESSABLE_ENTITY, status.to_string()).into_response();
+    }
     if query.contains("watch=true") {
         let events = BroadcastStream::new(api.0.events.subscribe());
         let lines = events.filter_map(move |event| {

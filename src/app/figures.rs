@@ -1,0 +1,157 @@
+//! What a daemon shows of itself: metrics and readiness.
+
+use crate::admin;
+use crate::k8s::status::Status;
+use crate::kvstore::{self, Backend};
+use crate::util::lifecycle::Lifecycle;
+use crate::util::metrics::{Labels, OfProcess, Page};
+use crate::util::readiness::Ready;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::DescriptorEncoder;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// A store that cannot be used for this long takes readiness away; less is a hiccup.
+const STORE_AWAY: Duration = Duration::from_secs(15);
+/// The same for a Kubernetes API.
+const API_AWAY: Duration = Duration::from_secs(15);
+
+/// What must be well for a daemon to stay ready (`--ready-needs`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Needs {
+    /// The store can be written to.
+    pub store: bool,
+    /// The Kubernetes API can be followed. What was published stays right for readers while it is away.
+    pub kubernetes: bool,
+}
+
+impl Default for Needs {
+    fn default() -> Self {
+        Self {
+            store: true,
+            kubernetes: false,
+        }
+    }
+}
+
+/// Figures of the parts of a daemon. Clones share them.
+#[derive(Clone, Default)]
+pub struct Figures {
+    /// Of the use of the store.
+    pub kvstore: kvstore::Metrics,
+    /// Of the source of objects.
+    pub kubernetes: Status,
+    bootstrap: Gauge<f64, AtomicU64>,
+}
+
+/// Which controllers' runs are counted (`--controller-group-metrics`).
+#[derive(Clone, Debug, Default)]
+pub struct Groups(Vec<String>);
+
+impl Groups {
+    /// Group names, `all` or `none`, which wins.
+    pub fn new(names: &[String]) -> Self {
+        Self(names.to_vec())
+    }
+
+    fn has(&self, name: &str) -> bool {
+        let any = |wanted: &str| self.0.iter().any(|n| n == wanted);
+        !any("none") && (any("all") || any(name))
+    }
+}
+
+/// Runs of what Cilium calls controllers.
+#[derive(Debug)]
+struct Controllers {
+    groups: Groups,
+    kubernetes: Status,
+}
+
+impl Collector for Controllers {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut page = Page(encoder);
+        let mut runs = vec![];
+        let mut add = |group: &str, (well, badly): (u64, u64)| {
+            for (status, count) in [("success", well), ("failure", badly)] {
+                if count > 0 && self.groups.has(group) {
+                    let labels = vec![("group_name", group.to_owned()), ("status", status.to_owned())];
+                    runs.push((labels, count));
+                }
+            }
+        };
+        add("k8s-heartbeat", self.kubernetes.probes());
+        page.counters("controllers_group_runs", "Runs of controllers", runs)
+    }
+}
+
+impl Figures {
+    /// Notes how long it takes until everything is ready.
+    pub fn follow(&self, ready: &Ready, life: &Lifecycle) {
+        let (bootstrap, ready, begun) = (self.bootstrap.clone(), ready.clone(), Instant::now());
+        let stop = life.stop_token().clone();
+        life.spawn_part("bootstrap", async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = ready.reached() => {
+                    tracing::info!(secs = begun.elapsed().as_secs_f64(), "everything is in the store: ready");
+                    bootstrap.set(begun.elapsed().as_secs_f64());
+                }
+            }
+        });
+    }
+
+    /// Has readiness tell of the store and of the source of objects.
+    pub fn conditions(&self, backend: &Arc<dyn Backend>, needs: Needs, ready: &Ready) {
+        let away = |trouble: Option<(Duration, String)>, after: Duration| {
+            let (since, why) = trouble.filter(|(since, _)| *since >= after)?;
+            Some(format!("for {} s: {why}", since.as_secs()))
+        };
+        let (store, kubernetes) = (Arc::clone(backend), self.kubernetes.clone());
+        ready.condition("store", needs.store, move || away(store.trouble(), STORE_AWAY));
+        ready.condition("kubernetes", needs.kubernetes, move || {
+            away(kubernetes.trouble(), API_AWAY)
+        });
+    }
+
+    /// All of them, under Cilium's names.
+    fn registry(&self, prefix: &str, groups: Groups) -> Registry {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(OfProcess));
+        let ours = registry.sub_registry_with_prefix(prefix);
+        let help = "How long it took until everything was in the store; 0 until then";
+        ours.register("bootstrap_seconds", help, self.bootstrap.clone());
+        let version: Family<Labels, Gauge> = Family::default();
+        let labels = vec![
+            ("version", env!("CARGO_PKG_VERSION").to_owned()),
+            ("revision", String::new()),
+            ("arch", std::env::consts::ARCH.to_owned()),
+        ];
+        // Its value says nothing in the original either.
+        version.get_or_create(&labels).set(0);
+        ours.register("version", "What runs, in the labels", version);
+        self.kvstore.register(ours);
+        ours.register_collector(Box::new(self.kubernetes.clone()));
+        let kubernetes = self.kubernetes.clone();
+        ours.register_collector(Box::new(Controllers { groups, kubernetes }));
+        registry
+    }
+
+    /// Serves the metrics at `address`, their names beginning with `prefix`; returns the address bound.
+    pub async fn serve(
+        &self,
+        prefix: &str,
+        address: &str,
+        groups: Groups,
+        life: &Lifecycle,
+    ) -> anyhow::Result<SocketAddr> {
+        let router = admin::metrics(Arc::new(self.registry(prefix, groups)));
+        super::start_http("metrics", address, router, life).await
+    }
+}

@@ -1,0 +1,334 @@
+//! How fast and how widely a store is used, as Cilium's client limits itself (pkg/rate, `etcd.qps`).
+
+use governor::clock::{Clock, DefaultClock};
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+use parking_lot::RwLock;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
+use tokio::time::Instant;
+
+/// Limits of one client of a store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Operations per second, and how many at once after a pause; 0: no limit. Each key counts.
+    pub qps: u32,
+    /// The same until everything has been written once; none: as ever.
+    pub bootstrap_qps: Option<u32>,
+    /// Requests on their way at the same time; none: as many as operations per second.
+    pub max_inflight: Option<u32>,
+    /// Keys per page of a list; 0: no pages (`etcd.limit`).
+    pub page: i64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            qps: 20,
+            bootstrap_qps: None,
+            max_inflight: None,
+            page: super::client::PAGE,
+        }
+    }
+}
+
+/// Who goes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Class {
+    /// The heartbeat and the configuration, by which others judge whether we live: no limit holds them up.
+    Control,
+    /// What changes now.
+    Live,
+    /// What there is when everything is listed.
+    Bulk,
+}
+
+/// Largest number of operations asked for at once while there is no limit, and while starting.
+const BATCH: u32 = 128;
+
+/// Makes callers wait.
+pub struct Limiter {
+    limits: Limits,
+    rate: RwLock<Rate>,
+    inflight: Semaphore,
+    /// Callers that go before the bulk.
+    live: AtomicUsize,
+    live_done: Notify,
+    figures: Figures,
+}
+
+struct Rate {
+    qps: u32,
+    burst: u32,
+    bucket: Option<Arc<DefaultDirectRateLimiter>>,
+}
+
+/// What has been waited for; microseconds.
+#[derive(Default)]
+struct Figures {
+    requests: AtomicU64,
+    failed: AtomicU64,
+    waited: AtomicU64,
+    longest: AtomicU64,
+    processed: AtomicU64,
+}
+
+/// One request on its way.
+pub struct Permit<'a> {
+    limiter: &'a Limiter,
+    _inflight: Option<SemaphorePermit<'a>>,
+    begun: Instant,
+}
+
+/// What a limiter shows.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[allow(missing_docs, reason = "names are the metric's (pkg/metrics, api_limiter)")]
+pub struct View {
+    pub processing_mean: f64,
+    pub wait_mean: f64,
+    pub wait_max: f64,
+    pub in_flight: f64,
+    pub in_flight_limit: f64,
+    pub rate_limit: f64,
+    pub burst: f64,
+    pub succeeded: u64,
+    pub failed: u64,
+}
+
+impl Rate {
+    fn new(qps: u32, burst: u32) -> Self {
+        let quota = NonZeroU32::new(qps).zip(NonZeroU32::new(burst));
+        let bucket = quota.map(|(qps, burst)| Arc::new(RateLimiter::direct(Quota::per_second(qps).allow_burst(burst))));
+        Self { qps, burst, bucket }
+    }
+}
+
+impl Limiter {
+    /// Begins with the limits of the start, if there are any.
+    pub fn new(limits: Limits) -> Self {
+        let rate = match limits.bootstrap_qps {
+            Some(qps) if limits.qps > 0 => Rate::new(qps, limits.qps.max(BATCH)),
+            _ => Rate::new(limits.qps, limits.qps),
+        };
+        let inflight = match limits.max_inflight.unwrap_or(limits.qps) {
+            0 => Semaphore::MAX_PERMITS,
+            n => n as usize,
+        };
+        Self {
+            limits,
+            rate: RwLock::new(rate),
+            inflight: Semaphore::new(inflight),
+            live: AtomicUsize::new(0),
+            live_done: Notify::new(),
+            figures: Figures::default(),
+        }
+    }
+
+    /// Everything has been written once: from now on the limits of every day count.
+    pub fn steady(&self) {
+        if self.limits.bootstrap_qps.is_some() {
+            *self.rate.write() = Rate::new(self.limits.qps, self.limits.qps);
+        }
+    }
+
+    /// How many operations fit one request.
+    pub fn batch(&self) -> usize {
+        let rate = self.rate.read();
+        let most = if rate.bucket.is_some() {
+            rate.burst.min(BATCH)
+        } else {
+            BATCH
+        };
+        most as usize
+    }
+
+    /// Waits until `operations`, at most [`Self::batch`], may go as one request.
+    pub async fn acquire(&self, class: Class, operations: usize) -> Permit<'_> {
+        let begun = Instant::now();
+        let inflight = match class {
+            Class::Control => None,
+            Class::Live => {
+                let _first = First::new(self);
+                self.wait_rate(operations).await;
+                self.inflight.acquire().await.ok()
+            }
+            Class::Bulk => {
+                self.wait_live().await;
+                self.wait_rate(operations).await;
+                self.inflight.acquire().await.ok()
+            }
+        };
+        let micros = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.figures.waited.fetch_add(micros, Ordering::Relaxed);
+        self.figures.longest.fetch_max(micros, Ordering::Relaxed);
+        Permit {
+            limiter: self,
+            _inflight: inflight,
+            begun: Instant::now(),
+        }
+    }
+
+    async fn wait_rate(&self, operations: usize) {
+        loop {
+            let wait = {
+                let rate = self.rate.read();
+                let Some(bucket) = &rate.bucket else { return };
+                let most = u32::try_from(operations).unwrap_or(u32::MAX).clamp(1, rate.burst);
+                match NonZeroU32::new(most).map(|n| bucket.check_n(n)) {
+                    None | Some(Err(_) | Ok(Ok(()))) => return,
+                    Some(Ok(Err(not_yet))) => not_yet.wait_time_from(DefaultClock::default().now()),
+                }
+            };
+            // The rate may rise meanwhile.
+            tokio::time::sleep(wait.clamp(Duration::from_millis(1), Duration::from_secs(1))).await;
+        }
+    }
+
+    async fn wait_live(&self) {
+        while self.live.load(Ordering::Relaxed) > 0 {
+            let done = self.live_done.notified();
+            tokio::pin!(done);
+            done.as_mut().enable();
+            if self.live.load(Ordering::Relaxed) > 0 {
+                done.await;
+            }
+        }
+    }
+
+    /// What to show of it now.
+    pub fn view(&self) -> View {
+        let load = |figure: &AtomicU64| figure.load(Ordering::Relaxed);
+        let (figures, rate) = (&self.figures, self.rate.read());
+        let (requests, failed) = (load(&figures.requests), load(&figures.failed));
+        let mean = |micros: u64| micros as f64 / 1e6 / requests.max(1) as f64;
+        let limit = match self.limits.max_inflight.unwrap_or(self.limits.qps) {
+            0 => f64::INFINITY,
+            n => f64::from(n),
+        };
+        View {
+            processing_mean: mean(load(&figures.processed)),
+            wait_mean: mean(load(&figures.waited)),
+            wait_max: load(&figures.longest) as f64 / 1e6,
+            in_flight: if limit.is_finite() {
+                limit - self.inflight.available_permits() as f64
+            } else {
+                0.0
+            },
+            in_flight_limit: limit,
+            rate_limit: if rate.bucket.is_some() {
+                f64::from(rate.qps)
+            } else {
+                f64::INFINITY
+            },
+            burst: if rate.bucket.is_some() {
+                f64::from(rate.burst)
+            } else {
+                f64::INFINITY
+            },
+            succeeded: requests - failed,
+            failed,
+        }
+    }
+}
+
+impl Permit<'_> {
+    /// The request is done.
+    pub fn done(self, well: bool) {
+        let figures = &self.limiter.figures;
+        let micros = u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+        figures.processed.fetch_add(micros, Ordering::Relaxed);
+        // In this order: who reads them never sees more failures than requests.
+        figures.requests.fetch_add(1, Ordering::Relaxed);
+        figures.failed.fetch_add(u64::from(!well), Ordering::Relaxed);
+    }
+}
+
+/// Makes the bulk wait while it lives.
+struct First<'a>(&'a Limiter);
+
+impl<'a> First<'a> {
+    fn new(limiter: &'a Limiter) -> Self {
+        limiter.live.fetch_add(1, Ordering::Relaxed);
+        Self(limiter)
+    }
+}
+
+impl Drop for First<'_> {
+    fn drop(&mut self) {
+        self.0.live.fetch_sub(1, Ordering::Relaxed);
+        self.0.live_done.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits(qps: u32, bootstrap_qps: Option<u32>) -> Limits {
+        Limits {
+            qps,
+            bootstrap_qps,
+            ..Limits::default()
+        }
+    }
+
+    async fn takes(limiter: &Limiter, class: Class, operations: usize) -> bool {
+        let soon = Duration::from_millis(20);
+        tokio::time::timeout(soon, limiter.acquire(class, operations))
+            .await
+            .is_ok()
+    }
+
+    #[tokio::test]
+    async fn each_key_counts_and_the_rate_falls_once_all_is_written() {
+        let limiter = Limiter::new(limits(2, Some(1_000_000)));
+        assert_eq!(limiter.batch(), 128);
+        for _ in 0..100 {
+            assert!(takes(&limiter, Class::Bulk, 100).await);
+        }
+        limiter.steady();
+        assert_eq!(limiter.batch(), 2);
+        assert!(takes(&limiter, Class::Live, 2).await);
+        assert!(!takes(&limiter, Class::Live, 2).await);
+        assert!(
+            takes(&limiter, Class::Control, 2).await,
+            "nothing holds up the heartbeat"
+        );
+    }
+
+    #[tokio::test]
+    async fn zero_is_no_limit() {
+        let limiter = Limiter::new(limits(0, Some(10)));
+        for _ in 0..1000 {
+            assert!(takes(&limiter, Class::Bulk, 128).await);
+        }
+        assert_eq!(limiter.view().rate_limit, f64::INFINITY);
+    }
+
+    #[tokio::test]
+    async fn the_bulk_waits_for_what_changes_now() {
+        let limiter = Limiter::new(limits(0, None));
+        let first = First::new(&limiter);
+        assert!(!takes(&limiter, Class::Bulk, 1).await);
+        assert!(takes(&limiter, Class::Live, 1).await);
+        drop(first);
+        assert!(takes(&limiter, Class::Bulk, 1).await);
+    }
+
+    #[tokio::test]
+    async fn requests_on_their_way_are_counted() {
+        let few = Limits {
+            max_inflight: Some(1),
+            ..limits(0, None)
+        };
+        let limiter = Limiter::new(few);
+        let permit = limiter.acquire(Class::Live, 1).await;
+        assert!(!takes(&limiter, Class::Live, 1).await);
+        assert_eq!(limiter.view().in_flight, 1.0);
+        permit.done(false);
+        let view = limiter.view();
+        assert_eq!((view.failed, view.succeeded, view.in_flight), (1, 0, 0.0));
+    }
+}

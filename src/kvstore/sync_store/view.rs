@@ -1,0 +1,78 @@
+//! What a writer shows of itself.
+
+use super::SyncStore;
+use prometheus_client::metrics::histogram::Histogram;
+use std::time::Duration;
+
+/// What has been done, and what is waiting.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Keys written or deleted.
+    pub writes: u64,
+    /// Batches that failed and were tried again.
+    pub failures: u64,
+    /// Writes that the store will never take.
+    pub rejected: u64,
+    /// Keys waiting.
+    pub queued: usize,
+}
+
+/// What one prefix of a writer is like.
+pub struct View {
+    /// Its kind of data, for labels.
+    pub scope: String,
+    /// Keys waiting.
+    pub queued: usize,
+    /// How long the one that waits longest has been waiting.
+    pub oldest: Duration,
+    /// Keys that should be there.
+    pub keys: usize,
+    /// Writes that failed and were tried again.
+    pub errors: u64,
+    /// Keys that the store refused.
+    pub rejected: u64,
+    /// Whether everything has been written once.
+    pub complete: bool,
+    /// From when a change is known to when it is in the store; seconds.
+    pub lag: Histogram,
+}
+
+impl SyncStore {
+    /// What has been done, and what is waiting.
+    pub fn stats(&self) -> Stats {
+        let state = self.state.lock();
+        Stats {
+            queued: state.queue.len(),
+            ..state.stats
+        }
+    }
+
+    /// How it is with each prefix. What is on its way waits, too.
+    pub fn views(&self) -> Vec<View> {
+        let state = self.state.lock();
+        let mut views: Vec<View> = Vec::with_capacity(self.prefixes.len());
+        for (at, prefix) in self.prefixes.iter().enumerate() {
+            let (errors, rejected) = state.faults[at];
+            views.push(View {
+                scope: prefix.scope.clone(),
+                queued: 0,
+                oldest: Duration::ZERO,
+                keys: 0,
+                errors,
+                rejected,
+                complete: state.complete.contains(&prefix.text),
+                lag: prefix.lag.clone(),
+            });
+        }
+        for (key, entry) in &state.keys {
+            let Some(at) = self.prefix_of(key) else { continue };
+            let view = &mut views[at];
+            view.keys += usize::from(entry.desired.is_some());
+            if let Some(since) = entry.since {
+                view.queued += 1;
+                view.oldest = view.oldest.max(since.elapsed());
+            }
+        }
+        views
+    }
+}
