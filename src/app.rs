@@ -12,6 +12,7 @@ use crate::clustermesh::publisher::{Options, Publisher};
 use crate::durable::{self, Durable, Loaded};
 use crate::k8s::api::ApiConfig;
 use crate::k8s::manifests;
+use crate::kvstore::etcd::EtcdBackend;
 use crate::kvstore::local::{LocalBackend, Safety};
 use crate::kvstore::sync_store::SyncStore;
 use crate::kvstore::{self, Backend, keeper};
@@ -23,7 +24,7 @@ use crate::server::listen::{Address, Listener};
 use crate::server::tls::{TlsConfig, TlsFiles};
 use crate::server::{self, Core, Identity, Serve};
 use crate::util::lifecycle::Lifecycle;
-use crate::util::readiness::Ready;
+use crate::util::readiness::{Block, Ready};
 use anyhow::Context;
 use figures::Figures;
 use futures::FutureExt;
@@ -307,20 +308,68 @@ pub async fn check_source(source: &Source) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Starts mirroring; serves the status API at `api_address` unless that is empty.
-pub async fn start_mesh(
+/// Starts mirroring.
+pub fn start_mesh(
     config: kvstoremesh::Config,
-    api_address: &str,
     backend: Arc<dyn Backend>,
+    figures: &Figures,
     ready: &Ready,
     life: &Lifecycle,
-) -> anyhow::Result<Arc<Mesh>> {
-    let mesh = Mesh::start(config, backend, ready, life);
-    if !api_address.is_empty() {
-        let router = kvstoremesh::api::router(Arc::clone(&mesh));
-        start_http("status API", api_address, router, life).await?;
+) -> Arc<Mesh> {
+    let mesh = Mesh::start(config, backend, &figures.kvstore, ready, life);
+    figures.mesh.follow(&mesh);
+    mesh
+}
+
+/// Serves the status API of the mirror at `address`, unless that is empty.
+pub async fn start_mesh_api(address: &str, figures: &Figures, life: &Lifecycle) -> anyhow::Result<()> {
+    if !address.is_empty() {
+        let router = kvstoremesh::api::router(figures.mesh.clone());
+        start_http("status API", address, router, life).await?;
     }
-    Ok(mesh)
+    Ok(())
+}
+
+/// The lock that the mirrors of one store share.
+const MESH_LOCK: &str = "cilium/kvstoremesh-lock";
+/// Who does not lead by then is ready all the same: another one leads.
+const STANDBY: Duration = Duration::from_secs(10);
+
+/// Waits until this process is the one that mirrors into the store; losing that ends it. `starting` is let go of
+/// before, if that takes long.
+pub async fn lead(
+    store: &Arc<EtcdBackend>,
+    figures: &Figures,
+    starting: Block,
+    life: &Lifecycle,
+) -> anyhow::Result<Option<Block>> {
+    let mut starting = Some(starting);
+    let leads = store.lead(MESH_LOCK);
+    tokio::pin!(leads);
+    let leadership = match tokio::time::timeout(STANDBY, &mut leads).await {
+        Ok(leadership) => leadership,
+        Err(_) => {
+            drop(starting.take());
+            leads.await
+        }
+    };
+    tracing::info!(lock = MESH_LOCK, "leading");
+    figures.leads(true);
+    let (store, figures, stop) = (Arc::clone(store), figures.clone(), life.stop_token().clone());
+    life.spawn("leadership", async move {
+        let lease = leadership.lease();
+        tokio::select! {
+            () = stop.cancelled() => {
+                store.release(lease).await;
+                Ok(())
+            }
+            () = store.hold(leadership) => {
+                figures.leads(false);
+                Err("Leader election lost")
+            }
+        }
+    });
+    Ok(starting)
 }
 
 /// Writes the heartbeat, where no publisher does.

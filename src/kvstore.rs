@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod config;
+pub mod election;
 pub mod etcd;
 pub mod keeper;
 mod leases;

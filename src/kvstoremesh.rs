@@ -3,17 +3,20 @@
 
 pub mod api;
 pub mod config_dir;
+pub mod metrics;
+mod reflect;
 mod remote;
 pub mod status;
 
-use crate::kvstore::Backend;
 use crate::kvstore::sync_store::SyncStore;
+use crate::kvstore::{self, Backend};
 use crate::model::cluster::{ClusterInfo, ClusterName};
 use crate::model::keys::Scope;
 use crate::util::lifecycle::Lifecycle;
 use crate::util::readiness::Ready;
 use config_dir::Event;
 use parking_lot::Mutex;
+use reflect::{Positions, Turns};
 use remote::Remote;
 use status::{Live, RemoteCluster, Shared};
 use std::collections::BTreeMap;
@@ -42,19 +45,24 @@ pub struct Config {
     pub drain: bool,
     /// Whether legacy services are mirrored.
     pub legacy_services: bool,
+    /// Most keys of one kind of one cluster: more is a fault there, and is not mirrored.
+    pub keys_max: usize,
 }
 
 /// The clusters being mirrored.
 pub struct Mesh {
     config: Config,
     backend: Arc<dyn Backend>,
+    metrics: kvstore::Metrics,
     life: Lifecycle,
     clusters: Mutex<BTreeMap<ClusterName, Cluster>>,
+    turns: Arc<Turns>,
 }
 
 struct Cluster {
     sync: Arc<SyncStore>,
     status: Shared,
+    positions: Positions,
     /// Ends the connection, and the wait for a new one.
     stop: CancellationToken,
     /// Ends the writes to the mirror.
@@ -64,12 +72,20 @@ struct Cluster {
 
 impl Mesh {
     /// Starts mirroring into `backend`, until the lifecycle stops. The directory must be readable.
-    pub fn start(config: Config, backend: Arc<dyn Backend>, ready: &Ready, life: &Lifecycle) -> Arc<Self> {
+    pub fn start(
+        config: Config,
+        backend: Arc<dyn Backend>,
+        metrics: &kvstore::Metrics,
+        ready: &Ready,
+        life: &Lifecycle,
+    ) -> Arc<Self> {
         let mesh = Arc::new(Self {
             config,
             backend,
+            metrics: metrics.clone(),
             life: life.clone(),
             clusters: Mutex::default(),
+            turns: Arc::default(),
         });
         let (sender, events) = mpsc::channel(16);
         let (directory, own) = (mesh.config.directory.clone(), mesh.config.cluster.name.clone());
@@ -130,6 +146,9 @@ impl Mesh {
             sync: Arc::clone(&cluster.sync),
             status: cluster.status.clone(),
             cache_ttl: self.config.cache_ttl,
+            keys_max: self.config.keys_max,
+            positions: cluster.positions.clone(),
+            turns: Arc::clone(&self.turns),
         };
         // Readiness is about the clusters there were at the start.
         if let Some(ready) = ready {
@@ -155,6 +174,7 @@ impl Mesh {
         prefixes.push(crate::model::keys::synced_prefix(name));
         let writer = format!("mirror of {name}");
         let sync = Arc::new(SyncStore::new(writer.clone(), Arc::clone(&self.backend), prefixes));
+        self.metrics.follow(name.as_str(), &sync);
         let stop_writes = self.life.stop_token().child_token();
         let (run, stop) = (Arc::clone(&sync), stop_writes.clone());
         self.life.spawn_part(writer, async move {
@@ -164,6 +184,7 @@ impl Mesh {
         Cluster {
             sync,
             status,
+            positions: Positions::default(),
             stop: CancellationToken::new(),
             stop_writes,
             removing: false,
@@ -207,9 +228,30 @@ impl Mesh {
     pub fn live(&self) -> Vec<(Live, Arc<SyncStore>, ClusterName)> {
         let clusters = self.clusters.lock();
         let present = clusters.iter().filter(|(_, c)| !c.removing);
-        present
+        let mut all: Vec<_> = present
             .map(|(name, c)| (c.status.live(), Arc::clone(&c.sync), name.clone()))
-            .collect()
+            .collect();
+        let mut names: BTreeMap<u32, Vec<String>> = BTreeMap::new();
+        let own = format!("this cluster ({})", self.config.cluster.name);
+        names.insert(self.config.cluster.id, vec![own]);
+        for (live, ..) in &all {
+            if let Some(config) = &live.config {
+                names.entry(config.id).or_default().push(live.name.clone());
+            }
+        }
+        for (live, ..) in &mut all {
+            let id = live.config.as_ref().map(|config| config.id);
+            let same = id.and_then(|id| names.get(&id)).filter(|same| same.len() > 1);
+            live.conflict = same.map(|same| {
+                let others: Vec<_> = same.iter().filter(|name| **name != live.name).cloned().collect();
+                format!(
+                    "cluster id {} is also that of {}",
+                    id.unwrap_or_default(),
+                    others.join(", ")
+                )
+            });
+        }
+        all
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::admin;
 use crate::k8s::status::Status;
 use crate::kvstore::{self, Backend};
+use crate::kvstoremesh;
 use crate::util::lifecycle::Lifecycle;
 use crate::util::metrics::{Labels, OfProcess, Page};
 use crate::util::readiness::Ready;
@@ -48,7 +49,11 @@ pub struct Figures {
     pub kvstore: kvstore::Metrics,
     /// Of the source of objects.
     pub kubernetes: Status,
+    /// Of the remote clusters.
+    pub mesh: kvstoremesh::metrics::Figures,
     bootstrap: Gauge<f64, AtomicU64>,
+    /// Whether this process leads, where there is an election.
+    leader: Family<Labels, Gauge>,
 }
 
 /// Which controllers' runs are counted (`--controller-group-metrics`).
@@ -107,6 +112,12 @@ impl Figures {
         });
     }
 
+    /// Notes whether this process is the one that mirrors.
+    pub fn leads(&self, leads: bool) {
+        let labels = vec![("name", "kvstoremesh".to_owned())];
+        self.leader.get_or_create(&labels).set(leads.into());
+    }
+
     /// Has readiness tell of the store and of the source of objects.
     pub fn conditions(&self, backend: &Arc<dyn Backend>, needs: Needs, ready: &Ready) {
         let away = |trouble: Option<(Duration, String)>, after: Duration| {
@@ -127,6 +138,7 @@ impl Figures {
         let ours = registry.sub_registry_with_prefix(prefix);
         let help = "How long it took until everything was in the store; 0 until then";
         ours.register("bootstrap_seconds", help, self.bootstrap.clone());
+        ours.register("leader_election_master_status", "Whether it leads", self.leader.clone());
         let version: Family<Labels, Gauge> = Family::default();
         let labels = vec![
             ("version", env!("CARGO_PKG_VERSION").to_owned()),
@@ -140,6 +152,8 @@ impl Figures {
         ours.register_collector(Box::new(self.kubernetes.clone()));
         let kubernetes = self.kubernetes.clone();
         ours.register_collector(Box::new(Controllers { groups, kubernetes }));
+        let mesh = registry.sub_registry_with_prefix("cilium_kvstoremesh");
+        mesh.register_collector(Box::new(self.mesh.clone()));
         registry
     }
 

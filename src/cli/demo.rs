@@ -207,11 +207,12 @@ async fn run(cluster: Cluster, life: &Lifecycle) -> anyhow::Result<Running> {
         drain_grace: Duration::from_secs(180),
         drain: true,
         legacy_services: true,
+        keys_max: 1_000_000,
     };
     let source = Source::Manifests(cluster.manifests.clone());
     let figures = app::figures::Figures::default();
     let publisher = app::start_publisher(options, source, cluster.etcd.backend(), &figures, &ready, life);
-    let mesh = app::start_mesh(config, "", cluster.etcd.backend(), &ready, life).await?;
+    let mesh = app::start_mesh(config, cluster.etcd.backend(), &figures, &ready, life);
     Ok(Running {
         cluster,
         mesh,

@@ -203,6 +203,14 @@ pub struct MeshArgs {
     #[arg(long, env = "CILIUM_DISABLE_DRAIN_ON_DISCONNECTION", num_args = 0..=1, require_equals = true, hide = true,
           default_missing_value = "true", default_value = "false", value_parser = boolean, action = ArgAction::Set)]
     disable_drain_on_disconnection: bool,
+    /// Most keys of one kind of one remote cluster; with more, nothing of that kind is mirrored
+    #[arg(
+        long,
+        env = "CILIUM_CLUSTERMESH_MAX_KEYS",
+        default_value_t = 1_000_000,
+        value_name = "N"
+    )]
+    clustermesh_max_keys: usize,
     /// Where to serve the status API
     #[arg(long, env = "CILIUM_API_SERVE_ADDR", default_value = "localhost:9889")]
     pub api_serve_addr: String,
@@ -219,6 +227,7 @@ impl MeshArgs {
             global_ready_timeout: self.global_ready_timeout,
             drain_grace: Duration::from_secs(180),
             drain: !self.disable_drain_on_disconnection,
+            keys_max: self.clustermesh_max_keys,
             legacy_services: mode != ServiceMode::OnlyEndpointSlice,
         })
     }

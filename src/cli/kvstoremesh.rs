@@ -56,15 +56,25 @@ impl KvstoremeshArgs {
         let ready = Ready::default();
         let starting = ready.block("starting");
         let figures = observe.start("cilium_kvstoremesh", &ready, life).await?;
+        figures.leads(false);
         let backend = EtcdBackend::start(store, &figures.kvstore, life);
         figures.conditions(&(Arc::clone(&backend) as _), observe.ready_needs, &ready);
         let connected = backend.connected().await;
         connected.context("failed to establish connection to kvstore")?;
+        app::start_mesh_api(&mesh.api_serve_addr, &figures, life).await?;
+        let starting = app::lead(&backend, &figures, starting, life).await?;
         if enable_heartbeat {
-            app::start_heartbeat(Arc::clone(&backend) as _, figures.kvstore, life);
+            app::start_heartbeat(Arc::clone(&backend) as _, figures.kvstore.clone(), life);
         }
-        app::start_mesh(config, &mesh.api_serve_addr, backend, &ready, life).await?;
-        drop(starting);
+        // Of its own: that a standby is ready says nothing of the mirror.
+        let mirrored = Ready::default();
+        app::start_mesh(config, Arc::clone(&backend) as _, &figures, &mirrored, life);
+        life.spawn_forever("limits of the store", async move {
+            mirrored.reached().await;
+            drop(starting);
+            backend.steady();
+            std::future::pending().await
+        });
         Ok(())
     }
 }

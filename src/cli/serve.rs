@@ -112,7 +112,8 @@ impl ServeArgs {
         let options = publisher.options(cluster.clone(), mode);
         app::start_publisher(options, source, etcd.backend(), &figures, &ready, life);
         if let Some(config) = mesh.config(cluster, mode) {
-            app::start_mesh(config, &mesh.api_serve_addr, etcd.backend(), &ready, life).await?;
+            app::start_mesh_api(&mesh.api_serve_addr, &figures, life).await?;
+            app::start_mesh(config, etcd.backend(), &figures, &ready, life);
         }
         drop(starting);
         Ok(())

@@ -54,6 +54,12 @@ pub enum Error {
     /// An answer without a header.
     #[error("the etcd response has no header")]
     NoHeader,
+    /// What was asked for is compacted: only a list can tell what there is.
+    #[error("required revision has been compacted (at {0})")]
+    Compacted(i64),
+    /// The store answers what no etcd would.
+    #[error("the store answers nonsense: {0}")]
+    Nonsense(String),
     /// A watch was cancelled by the store.
     #[error("watch cancelled: {0}")]
     Cancelled(String),
@@ -94,6 +100,18 @@ pub struct Listing {
     pub kvs: Vec<KeyValue>,
     /// The revision they were read at; a watch goes on from the next.
     pub revision: i64,
+}
+
+/// A list that is being read.
+pub struct Pages {
+    client: EtcdClient,
+    end: Vec<u8>,
+    /// Where the next page begins.
+    from: Option<Vec<u8>>,
+    /// The revision of all pages, once the first is here.
+    pub revision: i64,
+    /// How many keys there are, once the first page is here.
+    pub count: u64,
 }
 
 /// A watch on a key or a prefix.
@@ -231,32 +249,32 @@ impl EtcdClient {
         Ok(response.take_kvs().pop())
     }
 
-    /// Reads a prefix page by page, all pages at one revision.
+    /// Reads a prefix whole, all pages at one revision.
     pub async fn list(&self, prefix: &str) -> Result<Listing, Error> {
+        let (mut kvs, mut pages) = (Vec::new(), self.pages(prefix));
+        while let Some(mut page) = pages.next().await? {
+            kvs.append(&mut page);
+        }
+        let revision = pages.revision;
+        Ok(Listing { kvs, revision })
+    }
+
+    /// Reads a prefix page by page, all pages at one revision.
+    pub fn pages(&self, prefix: &str) -> Pages {
         let end = crate::mvcc::prefix_end(prefix.as_bytes()).map_or(vec![0], |end| end.to_vec());
-        let (mut kvs, mut at, mut from) = (Vec::new(), 0, prefix.as_bytes().to_vec());
-        loop {
-            let options = GetOptions::new()
-                .with_range(end.clone())
-                .with_limit(self.page)
-                .with_revision(at);
-            let (mut response, revision) = self.range(from, options).await?;
-            if at == 0 {
-                at = revision;
-            }
-            let more = response.more();
-            kvs.append(&mut response.take_kvs());
-            match kvs.last().filter(|_| more) {
-                None => return Ok(Listing { kvs, revision: at }),
-                Some(last) => from = [last.key(), &[0]].concat(),
-            }
+        Pages {
+            client: self.clone(),
+            end,
+            from: Some(prefix.as_bytes().to_vec()),
+            revision: 0,
+            count: 0,
         }
     }
 
     /// Watches a prefix from a revision on.
     pub async fn watch(&self, prefix: &str, from: i64) -> Result<Watch, Error> {
-        self.start_watch(prefix, WatchOptions::new().with_prefix().with_start_revision(from))
-            .await
+        let options = WatchOptions::new().with_prefix().with_start_revision(from);
+        self.start_watch(prefix, options.with_progress_notify()).await
     }
 
     /// Watches one key from a revision on, 0 for now.
@@ -275,21 +293,47 @@ impl EtcdClient {
     }
 }
 
+impl Pages {
+    /// The next page; none after the last.
+    pub async fn next(&mut self) -> Result<Option<Vec<KeyValue>>, Error> {
+        let Some(from) = self.from.take() else { return Ok(None) };
+        let options = GetOptions::new()
+            .with_range(self.end.clone())
+            .with_limit(self.client.page)
+            .with_revision(self.revision);
+        let (mut response, revision) = self.client.range(from.clone(), options).await?;
+        if self.revision == 0 {
+            self.revision = revision;
+            self.count = u64::try_from(response.count()).unwrap_or_default();
+        }
+        let more = response.more();
+        let kvs = response.take_kvs();
+        if let Some(last) = kvs.last().filter(|_| more) {
+            // Or a list might never end.
+            if last.key() < &from[..] {
+                return Err(Error::Nonsense("a page of a list does not go on".to_owned()));
+            }
+            self.from = Some([last.key(), &[0]].concat());
+        }
+        Ok(Some(kvs))
+    }
+}
+
 impl Watch {
-    /// Waits for the next message with events.
+    /// Waits for the next message with events, or for word of how far there were none.
     pub async fn next(&mut self) -> Result<Changes, Error> {
         loop {
             let response = self.stream.message().await?.ok_or(Error::Ended)?;
             let revision = self.client.check(response.header())?;
             if response.canceled() {
-                let reason = match response.compact_revision() {
-                    0 => response.cancel_reason().to_owned(),
-                    at => format!("required revision has been compacted (at {at})"),
-                };
-                return Err(Error::Cancelled(reason));
+                return Err(match response.compact_revision() {
+                    0 => Error::Cancelled(response.cancel_reason().to_owned()),
+                    at => Error::Compacted(at),
+                });
             }
             let events = events_of(&response);
-            if !events.is_empty() {
+            // Without events it says how far everything has been seen, unless it only says that it began.
+            if !events.is_empty() || !response.created() {
                 return Ok(Changes { events, revision });
             }
         }

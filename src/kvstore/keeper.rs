@@ -17,8 +17,10 @@ const DEADLINE: Duration = Duration::from_secs(25);
 
 /// Keeps `key` at `value`, whoever changes or deletes it, for ever.
 pub async fn keep(backend: Arc<dyn Backend>, key: String, value: Vec<u8>) {
+    // Begun before the first look, so that nothing is missed; one stream for all looks, because each begins by
+    // saying that something may have changed.
+    let mut changes = backend.changes(&key);
     loop {
-        let mut changes = backend.changes(&key);
         let wait = match tokio::time::timeout(DEADLINE, ensure(&*backend, &key, &value)).await {
             Ok(Ok(written)) => {
                 if written {
@@ -70,8 +72,12 @@ pub async fn beat(backend: Arc<dyn Backend>, metrics: Metrics) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kvstore::Error;
     use crate::kvstore::local::LocalBackend;
     use crate::mvcc::{KeyRange, Store};
+    use bytes::Bytes;
+    use futures::stream::BoxStream;
+    use std::sync::atomic::{AtomicU32, Ordering};
 
     #[tokio::test]
     async fn a_kept_key_comes_back() {
@@ -103,5 +109,42 @@ mod tests {
             () = drive => {}
             () = tokio::time::sleep(Duration::from_secs(10)) => panic!("not kept"),
         }
+    }
+
+    /// A store that says of every new watch that something may have changed, as a real one does.
+    #[derive(Default)]
+    struct Eager(AtomicU32);
+
+    #[async_trait::async_trait]
+    impl Backend for Eager {
+        async fn list(&self, _: &str) -> Result<Vec<(Bytes, Bytes)>, Error> {
+            Ok(vec![])
+        }
+        async fn get(&self, _: &str) -> Result<Option<Bytes>, Error> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Ok(Some("v".into()))
+        }
+        async fn write(&self, _: Class, _: &[Write]) -> Result<(), Error> {
+            Ok(())
+        }
+        async fn delete_prefix(&self, _: &str) -> Result<(), Error> {
+            Ok(())
+        }
+        fn changes(&self, _: &str) -> BoxStream<'static, ()> {
+            futures::stream::once(async {})
+                .chain(futures::stream::pending())
+                .boxed()
+        }
+        fn describe(&self) -> String {
+            String::new()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_that_stays_is_looked_at_now_and_then() {
+        let store = Arc::new(Eager::default());
+        let kept = keep(Arc::clone(&store) as _, "k".to_owned(), b"v".to_vec());
+        let _ = tokio::time::timeout(REFRESH * 10, kept).await;
+        assert!(store.0.load(Ordering::Relaxed) <= 12);
     }
 }

@@ -25,6 +25,8 @@ pub use view::{Stats, View};
 
 /// A write that takes longer has failed.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+/// More keys than this that wait are a backlog.
+const BACKLOG: usize = 128;
 /// Bytes of values in one batch: below etcd's largest request.
 const BATCH_BYTES: usize = 1 << 20;
 
@@ -76,6 +78,8 @@ struct State {
     stats: Stats,
     /// Failures and refusals by prefix, in the order of the prefixes.
     faults: Vec<(u64, u64)>,
+    /// Keys that should be there, by prefix.
+    counts: Vec<usize>,
 }
 
 struct Entry {
@@ -126,6 +130,7 @@ impl SyncStore {
         let prefixes: Vec<_> = prefixes.into_iter().map(prefix).collect();
         let state = State {
             faults: vec![(0, 0); prefixes.len()],
+            counts: vec![0; prefixes.len()],
             ..State::default()
         };
         Self {
@@ -166,17 +171,23 @@ impl SyncStore {
 
     fn desire(&self, key: Bytes, value: Option<Bytes>, always: bool, known: Instant) {
         let desired = value.as_ref().map(|v| self.digest(v));
+        let at = self.prefix_of(&key);
         let mut state = self.state.lock();
         let State {
             keys,
             queue,
             generation,
+            counts,
             ..
         } = &mut *state;
         if desired.is_none() && !keys.contains_key(&key) {
             return;
         }
         let entry = keys.entry(key.clone()).or_default();
+        if let Some(at) = at {
+            counts[at] += usize::from(desired.is_some());
+            counts[at] -= usize::from(entry.desired.is_some());
+        }
         (entry.desired, entry.generation, entry.always) = (desired, *generation, always);
         if entry.is_as_desired() && !always {
             // As it is already; a queued write of something else is skipped when its turn comes.
@@ -202,14 +213,24 @@ impl SyncStore {
 
     /// Ends a list of `prefix`: whatever there is under it that was not named since should be absent.
     pub fn end_list(&self, prefix: &str, generation: u64) {
+        let at = self.prefixes.iter().position(|p| p.text == prefix);
         let mut state = self.state.lock();
-        let State { keys, queue, ended, .. } = &mut *state;
+        let State {
+            keys,
+            queue,
+            ended,
+            counts,
+            ..
+        } = &mut *state;
         ended.insert(prefix.to_owned());
         let range = (Bound::Included(prefix.as_bytes()), Bound::Unbounded);
         let under = keys
             .range_mut::<[u8], _>(range)
             .take_while(|(k, _)| k.starts_with(prefix.as_bytes()));
         for (key, entry) in under.filter(|(_, e)| e.generation < generation) {
+            if let Some(at) = at {
+                counts[at] -= usize::from(entry.desired.is_some());
+            }
             (entry.desired, entry.value) = (None, None);
             if !entry.is_as_desired() && !entry.queued {
                 entry.since.get_or_insert_with(Instant::now);
@@ -220,15 +241,10 @@ impl SyncStore {
         self.wake.notify_one();
     }
 
-    /// How many keys under `prefix` should be there.
+    /// How many keys under `prefix`, one of the writer's own, should be there.
     pub fn desired(&self, prefix: &str) -> usize {
-        let state = self.state.lock();
-        let range = (Bound::Included(prefix.as_bytes()), Bound::Unbounded);
-        let under = state
-            .keys
-            .range::<[u8], _>(range)
-            .take_while(|(k, _)| k.starts_with(prefix.as_bytes()));
-        under.filter(|(_, e)| e.desired.is_some()).count()
+        let at = self.prefixes.iter().position(|p| p.text == prefix);
+        at.map_or(0, |at| self.state.lock().counts[at])
     }
 
     /// Everything under `prefix` has been written once.
@@ -304,13 +320,11 @@ impl SyncStore {
         }
     }
 
-    /// Until every list has ended once, there is much to write, and nobody waits for a single key.
+    /// Where there is much to write, nobody waits for a single key.
     fn class(&self) -> Class {
-        let ended = self.state.lock().ended.len();
-        if ended < self.prefixes.len() {
-            Class::Bulk
-        } else {
-            Class::Live
+        match self.state.lock().queue.len() {
+            0..BACKLOG => Class::Live,
+            _ => Class::Bulk,
         }
     }
 

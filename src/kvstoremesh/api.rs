@@ -1,18 +1,18 @@
 //! The status API that Cilium's tools read: `GET /v1/cluster`.
 
-use super::Mesh;
+use super::metrics::Figures;
 use axum::extract::Request;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Router, routing};
-use std::sync::Arc;
 
 /// Routes of the API.
-pub fn router(mesh: Arc<Mesh>) -> Router {
+pub fn router(figures: Figures) -> Router {
     let clusters = move || {
-        let mesh = Arc::clone(&mesh);
+        // Who does not lead has none.
+        let clusters = figures.mesh().map(|mesh| mesh.remote_clusters()).unwrap_or_default();
         async move {
-            let body = serde_json::to_string(&mesh.remote_clusters()).unwrap_or_default() + "\n";
+            let body = serde_json::to_string(&clusters).unwrap_or_default() + "\n";
             (
                 [
                     (header::CONTENT_TYPE, "application/json"),

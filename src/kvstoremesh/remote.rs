@@ -7,11 +7,12 @@
 //!    └───────────── backoff ◄──────── error, silent heartbeat, changed config or cluster id ◄─────┘
 //! ```
 //!
-//! What is mirrored stays while the remote is away. A new list is a diff: nothing is written for a key
-//! that did not change.
+//! What is mirrored stays while the remote is away. If the same store answers again, the watches go on from
+//! where they were; if it is another one, a new list is a diff. Nothing is written for a key that did not change.
 
+use super::reflect::{Connection, Positions, Turns};
 use super::status::Shared;
-use crate::kvstore::client::{Changes, Error as ClientError, EtcdClient};
+use crate::kvstore::client::{Error as ClientError, EtcdClient};
 use crate::kvstore::config::{ClientConfig, Error as ConfigError};
 use crate::kvstore::sync_store::SyncStore;
 use crate::kvstore::{Backend, keeper};
@@ -27,14 +28,20 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// A remote without a heartbeat for this long is not alive.
+/// A remote without a heartbeat for this long is asked whether it is alive.
 const HEARTBEAT_MAX: Duration = Duration::from_secs(120);
+/// For its answer.
+const PROBE_MAX: Duration = Duration::from_secs(10);
+/// A connection that held for this long was a good one: the next is not waited for.
+const STEADY: Duration = Duration::from_secs(30);
+/// A remote that sends too much is left alone for this long.
+const LEFT_ALONE: Duration = Duration::from_secs(300);
 /// How long to wait for a remote to publish its configuration, before connecting again.
 const CONFIG_WAIT: Duration = Duration::from_secs(180);
 
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
-enum Error {
+pub(super) enum Error {
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error(transparent)]
@@ -49,8 +56,14 @@ enum Error {
     UnknownExportMode(String),
     #[error("its cluster configuration changed")]
     ConfigChanged,
-    #[error("no heartbeat for {} s", HEARTBEAT_MAX.as_secs())]
+    #[error("no heartbeat for {} s, and no answer", HEARTBEAT_MAX.as_secs())]
     NoHeartbeat,
+    #[error("the heartbeat goes on, but the watch of it does not")]
+    StuckWatch,
+    #[error(
+        "{prefix} holds {keys} keys, more than the {max} that are mirrored of one cluster (--clustermesh-max-keys)"
+    )]
+    TooManyKeys { prefix: String, keys: usize, max: usize },
 }
 
 /// One remote cluster that is being mirrored.
@@ -66,13 +79,17 @@ pub(super) struct Remote {
     pub(super) status: Shared,
     /// After this long without the remote its services are revoked; zero: never.
     pub(super) cache_ttl: Duration,
+    /// Most keys of one scope.
+    pub(super) keys_max: usize,
+    pub(super) positions: Positions,
+    pub(super) turns: Arc<Turns>,
 }
 
 /// Scopes that one remote's configuration enables, and where they are watched.
-struct Source {
-    cached: bool,
-    gated: bool,
-    enabled: BTreeSet<Scope>,
+pub(super) struct Source {
+    pub(super) cached: bool,
+    pub(super) gated: bool,
+    pub(super) enabled: BTreeSet<Scope>,
 }
 
 /// The scopes whose mirror is revoked when the remote stays away.
@@ -92,13 +109,15 @@ impl Remote {
             self.status.update(|s| {
                 (s.connected, s.registered) = (false, false);
                 s.error = Some(error.to_string());
+                s.attempts_failed += u64::from(!was_connected);
                 if was_connected {
                     s.failures += 1;
                     s.last_failure = Some(SystemTime::now());
                     s.lost_at = Some(Instant::now());
                 }
             });
-            if was_connected {
+            // One that comes and goes is not waited for any less.
+            if was_connected && started.elapsed() >= STEADY {
                 backoff.reset();
             }
             if was_connected || backoff.attempts().is_multiple_of(10) {
@@ -106,7 +125,10 @@ impl Remote {
             } else {
                 tracing::debug!(cluster_name = %self.name, %error, "no connection to the remote cluster");
             }
-            backoff.wait().await;
+            match error {
+                Error::TooManyKeys { .. } => tokio::time::sleep(LEFT_ALONE).await,
+                _ => backoff.wait().await,
+            }
         }
     }
 
@@ -123,6 +145,8 @@ impl Remote {
 
     fn revoke(&self) {
         tracing::warn!(cluster_name = %self.name, "the remote cluster stayed away: revoking its services");
+        self.positions.forget(&REVOCABLE);
+        self.status.update(|s| s.revocations += 1);
         for scope in REVOCABLE {
             let list = self.sync.begin_list();
             self.sync.end_list(&scope.cache_prefix(&self.name), list);
@@ -133,8 +157,10 @@ impl Remote {
     async fn connection(&self, started: Instant) -> Result<Infallible, Error> {
         let config = ClientConfig::read(&self.path)?;
         self.status.update(|s| s.endpoint = config.endpoints.join(","));
+        let turn = self.turns.connects.acquire().await;
         let client = EtcdClient::connect(&config).await?;
         let heartbeat = client.list(keys::HEARTBEAT).await?;
+        drop(turn);
         self.status.update(|s| {
             (s.connected, s.error) = (true, None);
             s.cluster_id_hex = format!("{:x}", client.cluster_id());
@@ -158,18 +184,20 @@ impl Remote {
         });
         tracing::info!(cluster_name = %self.name, cluster_id = remote.id, "connected to the remote cluster");
         let (canaries, seen) = watch::channel(BTreeSet::new());
-        let (identities, after_identities) = watch::channel(false);
-        let scopes = Scope::ALL.map(|scope| {
-            let identities = (scope == Scope::Identities).then(|| identities.clone());
-            let wait_for = (scope == Scope::Endpoints).then(|| after_identities.clone());
-            self.reflect(&client, &source, scope, seen.clone(), identities, wait_for, started)
-        });
+        let connection = Connection {
+            client: &client,
+            source: &source,
+            started,
+            canaries: seen,
+            identities: watch::Sender::new(!source.enabled.contains(&Scope::Identities)),
+        };
+        let scopes = Scope::ALL.map(|scope| self.reflect(&connection, scope));
         let kept = keeper::keep(Arc::clone(&self.backend), config_key, config);
         tokio::select! {
             (ended, ..) = select_all(scopes.map(Box::pin)) => ended,
             ended = self.follow_canaries(&client, canaries) => ended,
             ended = self.follow_config(&client, &remote) => ended,
-            ended = watch_heartbeat(&client, heartbeat.revision) => ended,
+            ended = self.watch_heartbeat(&client, heartbeat.revision) => ended,
             () = kept => Err(Error::ConfigChanged),
         }
     }
@@ -219,103 +247,6 @@ impl Remote {
         })
     }
 
-    /// Mirrors one scope.
-    #[allow(clippy::too_many_arguments, reason = "what one connection's scopes share")]
-    async fn reflect(
-        &self,
-        client: &EtcdClient,
-        source: &Source,
-        scope: Scope,
-        mut canaries: watch::Receiver<BTreeSet<String>>,
-        identities_done: Option<watch::Sender<bool>>,
-        wait_for: Option<watch::Receiver<bool>>,
-        started: Instant,
-    ) -> Result<Infallible, Error> {
-        let (target, canary) = (scope.cache_prefix(&self.name), scope.cache_canary(&self.name));
-        if !source.enabled.contains(&scope) {
-            // Nothing is mirrored, and readers that wait for the canary should not.
-            let list = self.sync.begin_list();
-            self.sync.end_list(&target, list);
-            self.sync.canary(canary.clone(), keys::timestamp());
-            return Ok(self.written(&canary, started).await);
-        }
-        let (prefix, gate) = match source.cached {
-            true => (target.clone(), canary.clone()),
-            false => (scope.state_prefix(&self.name), scope.state_canary(&self.name)),
-        };
-        if source.gated {
-            // The senders live as long as this.
-            let _ = canaries.wait_for(|seen| seen.contains(&gate)).await;
-        }
-        if let Some(mut identities) = wait_for {
-            let _ = identities.wait_for(|done| *done).await;
-        }
-        let listing = client.list(&prefix).await?;
-        let list = self.sync.begin_list();
-        let mut refused = 0;
-        for kv in &listing.kvs {
-            match name_under(kv.key(), &prefix) {
-                Some(name) => self
-                    .sync
-                    .upsert([target.as_bytes(), name].concat(), kv.value().to_vec()),
-                None => refused += 1,
-            }
-        }
-        if refused > 0 {
-            tracing::warn!(cluster_name = %self.name, prefix, keys = refused, "keys with unsafe names are not mirrored");
-        }
-        self.sync.end_list(&target, list);
-        if !self.sync.is_written(&canary) {
-            self.sync.canary(canary.clone(), keys::timestamp());
-        }
-        self.status.update(|s| {
-            s.listed.insert(scope, true);
-        });
-        if let Some(done) = identities_done {
-            done.send_replace(true);
-        }
-        let follow = self.follow_scope(client, &prefix, &target, listing.revision + 1);
-        tokio::select! { ended = follow => ended, never = self.written(&canary, started) => match never {} }
-    }
-
-    /// Notes how long the first complete mirror took, once the last canary is written.
-    async fn written(&self, canary: &str, started: Instant) -> Infallible {
-        self.sync.written(canary).await;
-        if Scope::ALL
-            .iter()
-            .all(|s| self.sync.is_written(&s.cache_canary(&self.name)))
-        {
-            self.status.update(|s| {
-                s.sync_took.get_or_insert(started.elapsed());
-            });
-        }
-        std::future::pending().await
-    }
-
-    async fn follow_scope(
-        &self,
-        client: &EtcdClient,
-        prefix: &str,
-        target: &str,
-        from: i64,
-    ) -> Result<Infallible, Error> {
-        let mut watch = client.watch(prefix, from).await?;
-        loop {
-            let Changes { events, .. } = watch.next().await?;
-            for (deleted, kv) in events {
-                let Some(name) = name_under(kv.key(), prefix) else {
-                    tracing::warn!(cluster_name = %self.name, prefix, "a key with an unsafe name is not mirrored");
-                    continue;
-                };
-                let key = [target.as_bytes(), name].concat();
-                match deleted {
-                    true => self.sync.delete(key),
-                    false => self.sync.upsert(key, kv.value().to_vec()),
-                }
-            }
-        }
-    }
-
     /// Follows the remote's canaries.
     async fn follow_canaries(
         &self,
@@ -348,30 +279,42 @@ impl Remote {
             watch.next().await?;
         }
     }
-}
 
-/// Ends when the heartbeat has been silent for too long.
-async fn watch_heartbeat(client: &EtcdClient, listed_at: i64) -> Result<Infallible, Error> {
-    let mut watch = client.watch(keys::HEARTBEAT, listed_at + 1).await?;
-    loop {
-        let beat = async {
-            loop {
-                let changes = watch.next().await?;
-                if changes.events.iter().any(|(deleted, _)| !deleted) {
-                    return Ok::<_, Error>(());
+    /// Follows the heartbeat. When it stops, the store is asked: as long as it answers, all other watches are
+    /// good, and nothing would be won by a new connection.
+    async fn watch_heartbeat(&self, client: &EtcdClient, listed_at: i64) -> Result<Infallible, Error> {
+        let mut watch = client.watch(keys::HEARTBEAT, listed_at + 1).await?;
+        let mut last = None;
+        loop {
+            let beat = async {
+                loop {
+                    let changes = watch.next().await?;
+                    let beats = changes.events.iter().filter(|(deleted, _)| !deleted);
+                    if let Some(revision) = beats.map(|(_, kv)| kv.mod_revision()).max() {
+                        return Ok::<_, Error>(revision);
+                    }
+                }
+            };
+            match tokio::time::timeout(HEARTBEAT_MAX, beat).await {
+                Ok(revision) => {
+                    last = Some(revision?);
+                    self.status.update(|s| s.silent = false);
+                }
+                Err(_) => {
+                    let answer = tokio::time::timeout(PROBE_MAX, client.get(keys::HEARTBEAT)).await;
+                    let found = answer.map_err(|_| Error::NoHeartbeat)??.map(|kv| kv.mod_revision());
+                    if found > last.or(Some(listed_at)) {
+                        return Err(Error::StuckWatch);
+                    }
+                    let silent = self.status.live().silent;
+                    self.status.update(|s| s.silent = true);
+                    if !silent {
+                        tracing::warn!(cluster_name = %self.name, "no heartbeat, but the store of the remote cluster answers: going on");
+                    }
                 }
             }
-        };
-        tokio::time::timeout(HEARTBEAT_MAX, beat)
-            .await
-            .map_err(|_| Error::NoHeartbeat)??;
+        }
     }
-}
-
-/// What follows `prefix` in a key, if that is safe to put under another prefix.
-fn name_under<'a>(key: &'a [u8], prefix: &str) -> Option<&'a [u8]> {
-    key.strip_prefix(prefix.as_bytes())
-        .filter(|name| keys::is_safe_name(name))
 }
 
 /// Removes what is left of a cluster: its configuration first, then, after `grace`, canaries and data.

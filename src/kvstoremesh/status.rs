@@ -110,6 +110,20 @@ pub struct Live {
     pub error: Option<String>,
     /// From the start of the connection to the last canary.
     pub sync_took: Option<Duration>,
+    /// The heartbeat is silent, though the store answers.
+    pub silent: bool,
+    /// Another cluster of the mesh has the same id.
+    pub conflict: Option<String>,
+    pub attempts_failed: u64,
+    pub revocations: u64,
+    /// Scopes listed, and scopes whose watch went on from where it was.
+    pub lists: u64,
+    pub resumes: u64,
+    /// Keys and bytes taken over.
+    pub keys_read: u64,
+    pub bytes_read: u64,
+    /// Why keys were refused → how many, and the last one.
+    pub refused: BTreeMap<&'static str, (u64, String)>,
 }
 
 impl Shared {
@@ -124,6 +138,22 @@ impl Shared {
     /// Changes the facts.
     pub fn update(&self, f: impl FnOnce(&mut Live)) {
         f(&mut self.0.lock());
+    }
+
+    /// Counts a key taken over.
+    pub(super) fn count(&self, bytes: usize) {
+        let mut live = self.0.lock();
+        live.keys_read += 1;
+        live.bytes_read += bytes as u64;
+    }
+
+    /// Counts a key refused; says whether it is worth a line in the log.
+    pub(super) fn refused(&self, why: &'static str, key: &str) -> bool {
+        let mut live = self.0.lock();
+        let (count, last) = live.refused.entry(why).or_default();
+        *count += 1;
+        key.clone_into(last);
+        count.is_power_of_two()
     }
 
     /// The facts now.
@@ -178,14 +208,24 @@ impl Live {
     }
 
     fn text(&self) -> String {
-        match (&self.error, self.connected) {
+        let mut text = match (&self.error, self.connected) {
             (Some(error), _) => error.clone(),
             (None, true) => format!(
                 "etcd: 1/1 connected, leases=0, lock leases=0, has-quorum=true: endpoint status checks are disabled, ID: {}",
                 self.cluster_id_hex
             ),
             (None, false) => "Waiting for initial connection to be established".to_owned(),
+        };
+        if self.silent && self.connected {
+            text += "; no heartbeat";
         }
+        if let Some(conflict) = &self.conflict {
+            let _ = write!(text, "; {conflict}");
+        }
+        for (why, (count, last)) in &self.refused {
+            let _ = write!(text, "; {count} × {why}, last {last:?}");
+        }
+        text
     }
 }
 

@@ -173,10 +173,7 @@ async fn objects_of_a_kubernetes_api_are_published_and_followed() {
         names("cilium/state/ip/v1/default/").await,
         ["10.0.0.1", "10.0.0.2", "fd00::a"]
     );
-    assert_eq!(
-        names("cilium/state/services/v1/c3/").await,
-        ["foo/ext", "foo/hl", "foo/s1"]
-    );
+    assert_eq!(names("cilium/state/services/v1/c3/").await, ["foo/hl", "foo/s1"]);
     let requests = api.0.requests.lock().join("\n");
     assert!(
         requests.contains("/api/v1/services?&labelSelector=%21service.kubernetes.io%2Fservice-proxy-name"),

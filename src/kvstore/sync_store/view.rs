@@ -57,7 +57,7 @@ impl SyncStore {
                 scope: prefix.scope.clone(),
                 queued: 0,
                 oldest: Duration::ZERO,
-                keys: 0,
+                keys: state.counts[at],
                 errors,
                 rejected,
                 complete: state.complete.contains(&prefix.text),
@@ -67,7 +67,6 @@ impl SyncStore {
         for (key, entry) in &state.keys {
             let Some(at) = self.prefix_of(key) else { continue };
             let view = &mut views[at];
-            view.keys += usize::from(entry.desired.is_some());
             if let Some(since) = entry.since {
                 view.queued += 1;
                 view.oldest = view.oldest.max(since.elapsed());

@@ -1,0 +1,337 @@
+//! One scope of one remote cluster: list, then watch; after a broken connection go on from where the mirror is.
+//!
+//! The remote is not trusted: what could leave its place here, is too large or too much is refused, counted
+//! and named in the status, and costs no other cluster anything.
+
+use super::remote::{Error, Remote, Source};
+use crate::kvstore::client::{Changes, Error as ClientError, EtcdClient};
+use crate::model::keys::{self, Scope};
+use parking_lot::Mutex;
+use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
+
+/// Values that are larger are not mirrored: agents read no value near this, and an etcd takes 1.5 MiB at most.
+pub const VALUE_MAX: usize = 1 << 20;
+/// Keys that are longer are not mirrored.
+pub const KEY_MAX: usize = 4096;
+/// Initial lists that are read at the same time.
+const LISTS: usize = 8;
+/// A list that takes longer than this no longer keeps others waiting.
+const LIST_TURN: Duration = Duration::from_secs(20);
+/// A list that takes longer has failed.
+const LIST_MAX: Duration = Duration::from_secs(600);
+
+/// What all remote clusters share.
+pub(super) struct Turns {
+    lists: Semaphore,
+    /// Connections that are made at the same time.
+    pub(super) connects: Semaphore,
+}
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self {
+            lists: Semaphore::new(LISTS),
+            connects: Semaphore::new(64),
+        }
+    }
+}
+
+/// How far a scope's mirror is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Position {
+    /// The store it was read from.
+    cluster_id: u64,
+    /// Where it was watched.
+    prefix: String,
+    /// Everything up to this revision is here.
+    revision: i64,
+}
+
+/// How far the mirror of a cluster is, scope by scope. Clones share it.
+#[derive(Clone, Default)]
+pub(super) struct Positions(Arc<Mutex<BTreeMap<Scope, Position>>>);
+
+impl Positions {
+    /// What is here of these scopes is no longer what was read.
+    pub(super) fn forget(&self, scopes: &[Scope]) {
+        self.0.lock().retain(|scope, _| !scopes.contains(scope));
+    }
+
+    fn get(&self, scope: Scope, cluster_id: u64, prefix: &str) -> Option<i64> {
+        let positions = self.0.lock();
+        let position = positions.get(&scope)?;
+        (position.cluster_id == cluster_id && position.prefix == prefix).then_some(position.revision)
+    }
+
+    fn set(&self, scope: Scope, position: Position) {
+        self.0.lock().insert(scope, position);
+    }
+
+    fn advance(&self, scope: Scope, revision: i64) {
+        if let Some(position) = self.0.lock().get_mut(&scope) {
+            position.revision = position.revision.max(revision);
+        }
+    }
+}
+
+/// What the scopes of one connection share.
+pub(super) struct Connection<'a> {
+    pub(super) client: &'a EtcdClient,
+    pub(super) source: &'a Source,
+    pub(super) started: Instant,
+    /// Canaries of the remote that have been seen.
+    pub(super) canaries: watch::Receiver<BTreeSet<String>>,
+    /// Whether the identities are here, which are written before the addresses that name them.
+    pub(super) identities: watch::Sender<bool>,
+}
+
+/// What is wrong with a key, if anything is.
+fn refusal(key: &[u8], prefix: &str, value: &[u8]) -> Result<usize, &'static str> {
+    let Some(name) = key.strip_prefix(prefix.as_bytes()) else {
+        return Err("key outside of what was asked for");
+    };
+    if !keys::is_safe_name(name) {
+        return Err("unsafe key");
+    }
+    match (key.len() > KEY_MAX, value.len() > VALUE_MAX) {
+        (true, _) => Err("key too long"),
+        (_, true) => Err("value too large"),
+        _ => Ok(prefix.len()),
+    }
+}
+
+impl Remote {
+    /// Mirrors one scope.
+    pub(super) async fn reflect(&self, connection: &Connection<'_>, scope: Scope) -> Result<Infallible, Error> {
+        let (target, canary) = (scope.cache_prefix(&self.name), scope.cache_canary(&self.name));
+        let source = connection.source;
+        if !source.enabled.contains(&scope) {
+            // Nothing is mirrored, and readers that wait for the canary should not.
+            self.positions.forget(&[scope]);
+            let list = self.sync.begin_list();
+            self.sync.end_list(&target, list);
+            self.write_canary(&canary);
+            return Ok(self.written(&canary, connection.started).await);
+        }
+        let (prefix, gate) = match source.cached {
+            true => (target.clone(), canary.clone()),
+            false => (scope.state_prefix(&self.name), scope.state_canary(&self.name)),
+        };
+        if source.gated {
+            // The senders live as long as this.
+            let _ = connection.canaries.clone().wait_for(|seen| seen.contains(&gate)).await;
+        }
+        if scope == Scope::Endpoints {
+            let _ = connection.identities.subscribe().wait_for(|done| *done).await;
+        }
+        let place = Place { scope, prefix, target };
+        let mirrored = self.mirror(connection, &place, &canary);
+        tokio::select! { ended = mirrored => ended, never = self.written(&canary, connection.started) => match never {} }
+    }
+
+    /// Lists and watches, and lists again when the past is gone.
+    async fn mirror(&self, connection: &Connection<'_>, place: &Place, canary: &str) -> Result<Infallible, Error> {
+        let client = connection.client;
+        loop {
+            let from = match self.positions.get(place.scope, client.cluster_id(), &place.prefix) {
+                Some(revision) => {
+                    self.status.update(|s| s.resumes += 1);
+                    revision
+                }
+                None => self.list(client, place).await?,
+            };
+            self.write_canary(canary);
+            self.status.update(|s| {
+                s.listed.insert(place.scope, true);
+            });
+            if place.scope == Scope::Identities {
+                connection.identities.send_replace(true);
+            }
+            match self.follow(client, place, from + 1).await {
+                Err(Error::Client(ClientError::Compacted(at))) => {
+                    tracing::info!(cluster_name = %self.name, prefix = place.prefix, at, "listing again: the past is compacted");
+                    self.positions.forget(&[place.scope]);
+                }
+                ended => return ended,
+            }
+        }
+    }
+
+    /// The canary, unless it is there.
+    fn write_canary(&self, canary: &str) {
+        if !self.sync.is_written(canary) {
+            self.sync.canary(canary.to_owned(), keys::timestamp());
+        }
+    }
+
+    /// Reads all there is; returns at which revision.
+    async fn list(&self, client: &EtcdClient, place: &Place) -> Result<i64, Error> {
+        let turn = self.turns.lists.acquire().await;
+        let reading = self.read_pages(client, place);
+        tokio::pin!(reading);
+        let read = match tokio::time::timeout(LIST_TURN, &mut reading).await {
+            Ok(read) => read,
+            Err(_) => {
+                drop(turn);
+                let late = |_| Err(ClientError::Timeout(LIST_MAX).into());
+                tokio::time::timeout(LIST_MAX, reading).await.unwrap_or_else(late)
+            }
+        };
+        let revision = read?;
+        self.positions.set(
+            place.scope,
+            Position {
+                cluster_id: client.cluster_id(),
+                prefix: place.prefix.clone(),
+                revision,
+            },
+        );
+        Ok(revision)
+    }
+
+    async fn read_pages(&self, client: &EtcdClient, place: &Place) -> Result<i64, Error> {
+        self.status.update(|s| s.lists += 1);
+        let mut pages = client.pages(&place.prefix);
+        let list = self.sync.begin_list();
+        let mut seen = 0;
+        while let Some(page) = pages.next().await? {
+            seen += page.len();
+            // What it says first is believed; what it sends is counted.
+            let most = usize::try_from(pages.count).unwrap_or(usize::MAX).max(seen);
+            if most > self.keys_max {
+                return Err(self.too_many(place, most));
+            }
+            for kv in &page {
+                self.take(place, kv.key(), Some(kv.value()));
+            }
+        }
+        self.sync.end_list(&place.target, list);
+        Ok(pages.revision)
+    }
+
+    fn too_many(&self, place: &Place, keys: usize) -> Error {
+        Error::TooManyKeys {
+            prefix: place.prefix.clone(),
+            keys,
+            max: self.keys_max,
+        }
+    }
+
+    /// Takes one key over, or refuses it.
+    fn take(&self, place: &Place, key: &[u8], value: Option<&[u8]>) {
+        match refusal(key, &place.prefix, value.unwrap_or_default()) {
+            Ok(at) => {
+                let key = [place.target.as_bytes(), &key[at..]].concat();
+                match value {
+                    Some(value) => {
+                        self.status.count(key.len() + value.len());
+                        self.sync.upsert(key, value.to_vec());
+                    }
+                    None => self.sync.delete(key),
+                }
+            }
+            Err(why) => {
+                let shown = String::from_utf8_lossy(&key[..key.len().min(200)]).into_owned();
+                if self.status.refused(why, &shown) {
+                    tracing::warn!(cluster_name = %self.name, key = shown, why, "a key of the remote cluster is not mirrored");
+                }
+                // What was mirrored under this name before is not what is there now.
+                if let (Some(_), Some(name)) = (value, key.strip_prefix(place.prefix.as_bytes()))
+                    && keys::is_safe_name(name)
+                {
+                    self.sync.delete([place.target.as_bytes(), name].concat());
+                }
+            }
+        }
+    }
+
+    /// Notes how long the first complete mirror took, once the last canary is written.
+    async fn written(&self, canary: &str, started: Instant) -> Infallible {
+        self.sync.written(canary).await;
+        let all = || Scope::ALL.iter().map(|s| s.cache_canary(&self.name));
+        for scope in Scope::ALL {
+            if scope.cache_canary(&self.name) == canary {
+                self.sync.complete(&scope.cache_prefix(&self.name));
+            }
+        }
+        if all().all(|canary| self.sync.is_written(&canary)) {
+            self.status.update(|s| {
+                s.sync_took.get_or_insert(started.elapsed());
+            });
+        }
+        std::future::pending().await
+    }
+
+    async fn follow(&self, client: &EtcdClient, place: &Place, from: i64) -> Result<Infallible, Error> {
+        let mut watch = client.watch(&place.prefix, from).await?;
+        loop {
+            let Changes { events, revision } = watch.next().await?;
+            // With events, the revision may be ahead of them.
+            let mut seen = if events.is_empty() { revision } else { 0 };
+            for (deleted, kv) in events {
+                self.take(place, kv.key(), (!deleted).then(|| kv.value()));
+                seen = seen.max(kv.mod_revision());
+            }
+            self.positions.advance(place.scope, seen);
+            let keys = self.sync.desired(&place.target);
+            if keys > self.keys_max {
+                return Err(self.too_many(place, keys));
+            }
+        }
+    }
+}
+
+/// A scope, and where it is there and here.
+struct Place {
+    scope: Scope,
+    /// There.
+    prefix: String,
+    /// Here.
+    target: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_could_do_harm_is_refused() {
+        let prefix = "cilium/state/nodes/v1/hk/";
+        let of = |name: &str| refusal(format!("{prefix}{name}").as_bytes(), prefix, b"v");
+        assert_eq!(of("n1"), Ok(prefix.len()));
+        for bad in ["", "..", "a//b", "../../x", "a/"] {
+            assert_eq!(of(bad), Err("unsafe key"), "{bad}");
+        }
+        assert_eq!(of(&"n".repeat(KEY_MAX)), Err("key too long"));
+        let outside = refusal(b"cilium/state/nodes/v1/hkg/n1", prefix, b"v");
+        assert_eq!(outside, Err("key outside of what was asked for"));
+        let large = vec![0; VALUE_MAX + 1];
+        assert_eq!(
+            refusal(format!("{prefix}n").as_bytes(), prefix, &large),
+            Err("value too large")
+        );
+    }
+
+    #[test]
+    fn a_position_counts_only_for_the_store_and_the_place_it_was_read_at() {
+        let positions = Positions::default();
+        let position = Position {
+            cluster_id: 7,
+            prefix: "p/".to_owned(),
+            revision: 5,
+        };
+        positions.set(Scope::Nodes, position);
+        positions.advance(Scope::Nodes, 9);
+        positions.advance(Scope::Nodes, 8);
+        assert_eq!(positions.get(Scope::Nodes, 7, "p/"), Some(9));
+        assert_eq!(positions.get(Scope::Nodes, 8, "p/"), None);
+        assert_eq!(positions.get(Scope::Nodes, 7, "q/"), None);
+        positions.forget(&[Scope::Nodes]);
+        assert_eq!(positions.get(Scope::Nodes, 7, "p/"), None);
+    }
+}
