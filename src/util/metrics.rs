@@ -11,7 +11,7 @@ use std::fmt;
 /// Labels of one series.
 pub type Labels = Vec<(&'static str, String)>;
 
-/// Where a collector writes its figures. A family without series is left out.
+/// Where a collector writes its figures. A family without series is left out; one without labels has one series.
 pub struct Page<'a>(pub DescriptorEncoder<'a>);
 
 impl Page<'_> {
@@ -25,12 +25,12 @@ impl Page<'_> {
             return Ok(());
         }
         let mut family = self.0.encode_descriptor(name, help, None, kind)?;
+        let mut series = series.into_iter().peekable();
+        if let Some((_, only)) = series.next_if(|(labels, _)| labels.is_empty()) {
+            return metric(only).encode(family);
+        }
         for (labels, value) in series {
-            let metric = metric(value);
-            match labels.is_empty() {
-                true => metric.encode(family.encode_family(&[("", ""); 0])?)?,
-                false => metric.encode(family.encode_family(&labels)?)?,
-            }
+            metric(value).encode(family.encode_family(&labels)?)?;
         }
         Ok(())
     }

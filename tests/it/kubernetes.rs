@@ -1,142 +1,83 @@
-//! The publisher over a Kubernetes API: lists, watches, selectors, a watch that breaks.
+//! The publisher over a Kubernetes API: lists, watches, selectors, a watch that breaks; what it shows of itself.
 
+use crate::fake_api::{ENDPOINTS, EXPORTS, FakeApi, IDENTITIES, NAMESPACES, NODES, fill};
 use crate::support::{Process, Tls, etcd, eventually, free_port};
-use axum::Router;
-use axum::body::{Body, Bytes};
-use axum::extract::{Request, State};
-use axum::response::{IntoResponse, Response};
-use etcd_client::GetOptions;
-use futures::StreamExt;
-use parking_lot::Mutex;
-use serde_json::{Value, json};
-use std::collections::BTreeMap;
-use std::sync::Arc;
-use tokio::sync::broadcast;
-use tokio_stream::wrappers::BroadcastStream;
+use etcd_client::{Client, GetOptions, WatchOptions};
+use serde_json::json;
+use std::process::Command;
+use std::sync::atomic::Ordering;
 
-/// An API server that knows lists and watches of whole collections.
-#[derive(Clone)]
-struct FakeApi(Arc<Inner>);
-
-struct Inner {
-    /// Path of a collection → name → object.
-    objects: Mutex<BTreeMap<String, BTreeMap<String, Value>>>,
-    /// (path, watch event); an empty one ends the watches.
-    events: broadcast::Sender<(String, Value)>,
-    /// Path and query of each request.
-    requests: Mutex<Vec<String>>,
+/// A publisher into an etcd, and where it shows itself.
+struct Publisher {
+    process: Process,
+    health: u16,
+    metrics: u16,
 }
 
-impl FakeApi {
-    async fn start() -> (Self, String) {
-        let (events, _) = broadcast::channel(1000);
-        let api = Self(Arc::new(Inner {
-            objects: Mutex::default(),
-            events,
-            requests: Mutex::default(),
-        }));
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        let router = Router::new().fallback(serve).with_state(api.clone());
-        tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
-        (api, url)
-    }
-
-    fn apply(&self, path: &str, object: Value) {
-        let name = object["metadata"]["name"].as_str().unwrap().to_owned();
-        let mut objects = self.0.objects.lock();
-        objects.entry(path.to_owned()).or_default().insert(name, object.clone());
-        let _ = self
-            .0
-            .events
-            .send((path.to_owned(), json!({"type": "MODIFIED", "object": object})));
-    }
-
-    fn delete(&self, path: &str, name: &str, tell: bool) {
-        let object = self.0.objects.lock().get_mut(path).unwrap().remove(name).unwrap();
-        if tell {
-            let _ = self
-                .0
-                .events
-                .send((path.to_owned(), json!({"type": "DELETED", "object": object})));
+impl Publisher {
+    fn start(tls: &Tls, store: &str, api: &str, more: &[&str]) -> Self {
+        let config = tls.path("etcd.yaml");
+        tls.client_file(&config, store, &tls.ca.client("admin", "admin").unwrap());
+        let (health, metrics) = (free_port(), free_port());
+        let (store, health_port) = (
+            format!("--kvstore-opt=etcd.config={}", config.display()),
+            format!("--health-port={health}"),
+        );
+        let (urls, shown) = (
+            format!("--k8s-api-server-urls={api}"),
+            format!("--prometheus-serve-addr=127.0.0.1:{metrics}"),
+        );
+        let mut args = vec![
+            "clustermesh",
+            "--cluster-name=c3",
+            "--cluster-id=3",
+            "--controller-group-metrics=all",
+        ];
+        args.extend([&*store, &*health_port, &*urls, &*shown]);
+        args.extend(more);
+        let process = Process::start(&args);
+        Self {
+            process,
+            health,
+            metrics,
         }
     }
 
-    /// Ends the watches of a collection as an API server does that has forgotten their past.
-    fn forget(&self, path: &str) {
-        let gone = json!({"kind": "Status", "apiVersion": "v1", "code": 410, "reason": "Expired", "message": "too old", "status": "Failure"});
-        let _ = self
-            .0
-            .events
-            .send((path.to_owned(), json!({"type": "ERROR", "object": gone})));
+    /// The body of `/readyz` and its code.
+    fn readyz(&self, query: &str) -> (String, String) {
+        let text = curl(&[
+            "-w",
+            " %{http_code}",
+            &format!("http://127.0.0.1:{}/readyz{query}", self.health),
+        ]);
+        let (body, code) = text.rsplit_once(' ').unwrap_or_default();
+        (body.to_owned(), code.to_owned())
+    }
+
+    async fn ready(&self) {
+        eventually("it is ready", async || (self.readyz("").0 == "Ready").then_some(())).await;
+    }
+
+    /// The value of a series, by its name with labels.
+    fn metric(&self, series: &str) -> Option<f64> {
+        let page = curl(&[&format!("http://127.0.0.1:{}/metrics", self.metrics)]);
+        let line = page
+            .lines()
+            .find(|l| l.rsplit_once(' ').is_some_and(|(name, _)| name == series))?;
+        line.rsplit_once(' ')?.1.parse().ok()
     }
 }
 
-async fn serve(State(api): State<FakeApi>, request: Request) -> Response {
-    let (path, query) = (
-        request.uri().path().to_owned(),
-        request.uri().query().unwrap_or_default().to_owned(),
-    );
-    api.0.requests.lock().push(format!("{path}?{query}"));
-    if path == "/version" {
-        // Lists as streams are tried by a peer test; here they are refused as servers without them do.
-        let version = json!({"major": "1", "minor": "31", "gitVersion": "v1.31.0", "gitCommit": "", "gitTreeState": "",
-            "buildDate": "", "goVersion": "", "compiler": "", "platform": ""});
-        return ([("content-type", "application/json")], version.to_string()).into_response();
-    }
-    if path.contains("customresourcedefinitions") {
-        let definition = json!({"spec": {"versions": [{"name": "v2", "served": true}]}});
-        return ([("content-type", "application/json")], definition.to_string()).into_response();
-    }
-    if query.contains("sendInitialEvents=true") {
-        let status = json!({"kind": "Status", "apiVersion": "v1", "code": 422, "reason": "Invalid", "status": "Failure",
-            "message": "sendInitialEvents is forbidden"});
-        return (axum::http::StatusCode::UNPROCESSABLE_ENTITY, status.to_string()).into_response();
-    }
-    if query.contains("watch=true") {
-        let events = BroadcastStream::new(api.0.events.subscribe());
-        let lines = events.filter_map(move |event| {
-            let (of, event) = event.unwrap();
-            let line = (of == path).then(|| Ok::<_, std::io::Error>(Bytes::from(event.to_string() + "\n")));
-            async move { line }
-        });
-        return Body::from_stream(lines).into_response();
-    }
-    let items: Vec<Value> = api
-        .0
-        .objects
-        .lock()
-        .get(&path)
-        .map(|o| o.values().cloned().collect())
-        .unwrap_or_default();
-    let list = json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": "10"}, "items": items});
-    ([("content-type", "application/json")], list.to_string()).into_response()
+fn curl(args: &[&str]) -> String {
+    let out = Command::new("curl").arg("-s").args(args).output().unwrap();
+    String::from_utf8(out.stdout).unwrap()
 }
 
-const NAMESPACES: &str = "/api/v1/namespaces";
-const SERVICES: &str = "/api/v1/services";
-const SLICES: &str = "/apis/discovery.k8s.io/v1/endpointslices";
-const NODES: &str = "/apis/cilium.io/v2/ciliumnodes";
-const IDENTITIES: &str = "/apis/cilium.io/v2/ciliumidentities";
-const ENDPOINTS: &str = "/apis/cilium.io/v2/ciliumendpoints";
-
-/// The golden fixture, as an API server would hold it.
-fn fill(api: &FakeApi) {
-    let text = include_str!("../testdata/golden/objs.json");
-    for mut object in serde_json::from_str::<Vec<Value>>(text).unwrap() {
-        let path = match object["kind"].as_str().unwrap() {
-            "Namespace" => NAMESPACES,
-            "Service" => SERVICES,
-            "EndpointSlice" => SLICES,
-            "CiliumNode" => NODES,
-            "CiliumIdentity" => IDENTITIES,
-            "CiliumEndpoint" => ENDPOINTS,
-            _ => continue,
-        };
-        object["metadata"]["resourceVersion"] = json!("5");
-        object["metadata"]["uid"] = json!("0");
-        api.apply(path, object);
-    }
+async fn names(client: &mut Client, prefix: &str) -> Vec<String> {
+    let options = GetOptions::new().with_prefix().with_keys_only();
+    let kvs = client.get(prefix, Some(options)).await.unwrap();
+    let name = |kv: &etcd_client::KeyValue| kv.key_str().unwrap()[prefix.len()..].to_owned();
+    kvs.kvs().iter().map(name).collect()
 }
 
 #[tokio::test]
@@ -145,25 +86,9 @@ async fn objects_of_a_kubernetes_api_are_published_and_followed() {
     fill(&api);
     let tls = Tls::new();
     let store = etcd(&tls, &[]);
-    let config = tls.path("etcd.yaml");
-    tls.client_file(&config, &store.address(), &tls.ca.client("admin", "admin").unwrap());
-    let publisher = Process::start(&[
-        "clustermesh",
-        "--cluster-name=c3",
-        "--cluster-id=3",
-        &format!("--kvstore-opt=etcd.config={}", config.display()),
-        &format!("--health-port={}", free_port()),
-        &format!("--k8s-api-server-urls={url}"),
-    ]);
+    let publisher = Publisher::start(&tls, &store.address(), &url, &[]);
     let mut client = tls.client(&store.address(), "any").await;
-    let mut names = async |prefix: &str| {
-        let options = GetOptions::new().with_prefix().with_keys_only();
-        let kvs = client.get(prefix, Some(options)).await.unwrap();
-        kvs.kvs()
-            .iter()
-            .map(|kv| kv.key_str().unwrap()[prefix.len()..].to_owned())
-            .collect::<Vec<_>>()
-    };
+    let mut names = async |prefix: &str| names(&mut client, prefix).await;
     eventually("all canaries are there", async || {
         (names("cilium/synced/c3/").await.len() == 6).then_some(())
     })
@@ -210,4 +135,135 @@ async fn objects_of_a_kubernetes_api_are_published_and_followed() {
     })
     .await;
     drop(publisher);
+}
+
+const OURS: &str = "cilium_clustermesh_apiserver";
+
+#[tokio::test]
+async fn exports_are_published_once_their_definition_comes() {
+    let (api, url) = FakeApi::start().await;
+    fill(&api);
+    api.0
+        .undefined
+        .lock()
+        .push("serviceexports.multicluster.x-k8s.io".to_owned());
+    let tls = Tls::new();
+    let store = etcd(&tls, &[]);
+    let publisher = Publisher::start(&tls, &store.address(), &url, &["--clustermesh-enable-mcs-api"]);
+    let mut client = tls.client(&store.address(), "any").await;
+    publisher.ready().await;
+    let canary = "cilium/synced/c3/cilium/state/serviceexports/v1";
+    assert_eq!(
+        names(&mut client, canary).await.len(),
+        1,
+        "readers do not wait for what may never come"
+    );
+    assert!(!api.0.requests.lock().iter().any(|r| r.starts_with(EXPORTS)));
+    api.0.undefined.lock().clear();
+    eventually("exports are published", async || {
+        let exports = names(&mut client, "cilium/state/serviceexports/v1/c3/").await;
+        (exports == ["foo/hl", "foo/s1"]).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_restart_changes_nothing_and_what_went_meanwhile_goes() {
+    let (api, url) = FakeApi::start().await;
+    fill(&api);
+    let tls = Tls::new();
+    let store = etcd(&tls, &[]);
+    let mut client = tls.client(&store.address(), "any").await;
+    let publisher = Publisher::start(&tls, &store.address(), &url, &[]);
+    publisher.ready().await;
+    drop(publisher);
+    let options = WatchOptions::new().with_prefix();
+    let mut watch = client.watch("cilium/state/", Some(options)).await.unwrap();
+    api.delete(IDENTITIES, "196915", false);
+    let publisher = Publisher::start(&tls, &store.address(), &url, &[]);
+    publisher.ready().await;
+    assert_eq!(
+        publisher.metric(&format!("{OURS}_kvstore_leases")),
+        Some(2.0),
+        "one is taken over"
+    );
+    // Something after the restart, to know that everything before it has been seen.
+    client.put("cilium/state/end", "", None).await.unwrap();
+    let mut seen = vec![];
+    while seen.last().is_none_or(|key| key != "cilium/state/end") {
+        let message = watch.message().await.unwrap().unwrap();
+        let keys = message
+            .events()
+            .iter()
+            .map(|e| e.kv().unwrap().key_str().unwrap().to_owned());
+        seen.extend(keys);
+    }
+    assert_eq!(seen, ["cilium/state/identities/v1/id/196915", "cilium/state/end"]);
+}
+
+#[tokio::test]
+async fn what_is_away_shows_and_costs_no_key() {
+    let (api, url) = FakeApi::start().await;
+    fill(&api);
+    let tls = Tls::new();
+    let data = tls.path("data");
+    let flag = format!("--data-dir={}", data.display());
+    let store = etcd(&tls, &[&flag]);
+    let address = store.address();
+    let publisher = Publisher::start(&tls, &address, &url, &["--k8s-heartbeat-timeout=1s"]);
+    publisher.ready().await;
+    let mut client = tls.client(&address, "any").await;
+    let before = names(&mut client, "cilium/state/").await;
+    assert!(publisher.metric(&format!("{OURS}_bootstrap_seconds")).unwrap() > 0.0);
+    assert_eq!(
+        publisher.metric(&format!("{OURS}_kubernetes_objects{{resource=\"CiliumNode\"}}")),
+        Some(2.0)
+    );
+    let initial = "kvstore_initial_sync_completed{scope=\"nodes/v1\",source_cluster=\"c3\",action=\"write\"}";
+    assert_eq!(publisher.metric(&format!("{OURS}_{initial}")), Some(1.0));
+
+    // The Kubernetes API: what was published stays right, so it stays ready.
+    api.0.away.store(true, Ordering::Relaxed);
+    api.forget(ENDPOINTS);
+    api.forget(NODES);
+    eventually("the loss of the API shows", async || {
+        (publisher.metric(&format!("{OURS}_kubernetes_up")) == Some(0.0)).then_some(())
+    })
+    .await;
+    assert_eq!(publisher.readyz("").1, "200");
+    api.delete(NODES, "n2", false);
+    api.0.away.store(false, Ordering::Relaxed);
+    eventually("it catches up", async || {
+        (names(&mut client, "cilium/state/nodes/v1/c3/").await == ["n1"]).then_some(())
+    })
+    .await;
+
+    // The store: a change waits, and is written when it is back.
+    store.signal("-STOP");
+    api.apply(
+        NODES,
+        json!({"metadata": {"name": "n9", "resourceVersion": "20"}, "spec": {}}),
+    );
+    eventually("the loss of the store shows", async || {
+        (publisher.readyz("").1 == "500").then_some(())
+    })
+    .await;
+    let report = publisher.readyz("?verbose").0;
+    assert!(report.contains("[-]store failed: for "), "{report}");
+    let age = format!("{OURS}_kvstore_sync_queue_age_seconds{{scope=\"nodes/v1\",source_cluster=\"c3\"}}");
+    assert!(publisher.metric(&age).unwrap() > 1.0);
+    store.signal("-CONT");
+    eventually("the change is written", async || {
+        (names(&mut client, "cilium/state/nodes/v1/c3/").await == ["n1", "n9"]).then_some(())
+    })
+    .await;
+    publisher.ready().await;
+    let after = names(&mut client, "cilium/state/").await;
+    let gone: Vec<_> = before.iter().filter(|name| !after.contains(name)).collect();
+    assert_eq!(gone, ["nodes/v1/c3/n2"]);
+    assert!(
+        publisher.process.log().lines().count() < 60,
+        "{}",
+        publisher.process.log()
+    );
 }
