@@ -21,6 +21,7 @@ mod fake_api;
 mod kubernetes;
 mod layers;
 mod mesh;
+mod remotes;
 mod shutdown;
 mod support;
 mod watch;
