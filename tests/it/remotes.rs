@@ -18,7 +18,7 @@ const SCOPES: [&str; 6] = [
 
 /// A remote cluster's store, filled by hand.
 struct Source {
-    process: Process,
+    _process: Process,
     port: u16,
     data: PathBuf,
 }
@@ -43,7 +43,11 @@ impl Source {
         args.extend(tls.flags());
         let process = Process::start(&args.iter().map(String::as_str).collect::<Vec<_>>());
         process.line("serving client traffic");
-        Self { process, port, data }
+        Self {
+            _process: process,
+            port,
+            data,
+        }
     }
 
     fn address(&self) -> String {
