@@ -13,6 +13,7 @@ use crate::k8s::api::ApiConfig;
 use crate::k8s::manifests;
 use crate::kvstore::local::{LocalBackend, Safety};
 use crate::kvstore::sync_store::SyncStore;
+use crate::kvstore::users::UserAdmin;
 use crate::kvstore::{Backend, keeper};
 use crate::kvstoremesh::{self, Mesh};
 use crate::lease::Lessor;
@@ -21,6 +22,7 @@ use crate::mvcc::Store;
 use crate::server::listen::{Address, Listener};
 use crate::server::tls::{TlsConfig, TlsFiles};
 use crate::server::{self, Core, Identity, Serve};
+use crate::users::Users;
 use crate::util::lifecycle::Lifecycle;
 use crate::util::readiness::Ready;
 use anyhow::Context;
@@ -85,6 +87,8 @@ pub enum History {
 pub struct Etcd {
     /// The store.
     pub store: Arc<Store>,
+    /// Its users.
+    auth: Arc<AuthStore>,
     /// Its data directory, if it has one.
     durable: Option<Arc<Durable>>,
     /// The network addresses bound for clients, in the order of the configuration.
@@ -139,7 +143,7 @@ impl Etcd {
             auth.on_change(move |before, after| durable.auth_changed(before, after));
         }
         if let Some(cluster) = &config.users_of {
-            users::init(&auth, cluster).context("cannot set up the users")?;
+            users::init(&auth, Some(cluster)).context("cannot set up the users")?;
         }
         let listeners = listen(config.listen).await?;
         let (http, metrics) = (listen(config.listen_http).await?, listen(config.listen_metrics).await?);
@@ -148,7 +152,14 @@ impl Etcd {
         if server.client_urls.is_empty() {
             server.client_urls = urls(&listeners)?;
         }
-        let core = Core::start(Arc::clone(&store), lessor, auth, durable.clone(), server, life);
+        let core = Core::start(
+            Arc::clone(&store),
+            lessor,
+            Arc::clone(&auth),
+            durable.clone(),
+            server,
+            life,
+        );
         let compactor = Arc::clone(&core);
         match config.history {
             History::All => {}
@@ -171,6 +182,7 @@ impl Etcd {
         }
         Ok(Self {
             store,
+            auth,
             durable,
             addresses,
             metrics_addresses,
@@ -184,6 +196,14 @@ impl Etcd {
             Some(durable) => Arc::new(LocalBackend::durable(store, Arc::new(OnDisk(durable)))),
             None => Arc::new(LocalBackend::new(store)),
         }
+    }
+
+    /// Administers the store's users in this process.
+    pub fn users(&self) -> Arc<dyn UserAdmin> {
+        Arc::new(users::StoreUsers {
+            auth: Arc::clone(&self.auth),
+            durable: self.durable.clone(),
+        })
     }
 }
 
@@ -308,6 +328,15 @@ pub async fn start_mesh(
         start_http("status API", api_address, router, life).await?;
     }
     Ok(mesh)
+}
+
+/// Starts keeping the users of `admin` as the file at `path` says, but for those of `cluster` itself. Returns
+/// how that goes.
+pub fn start_users(path: PathBuf, admin: Arc<dyn UserAdmin>, cluster: &ClusterName, life: &Lifecycle) -> Arc<Users> {
+    let users = Arc::new(Users::new(path, users::own_names(cluster)));
+    let running = Arc::clone(&users);
+    life.spawn_forever("users", async move { running.run(admin).await });
+    users
 }
 
 /// Writes the heartbeat, where no publisher does.

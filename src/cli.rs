@@ -10,6 +10,7 @@ pub mod kvstoremesh;
 mod logging;
 pub mod serve;
 mod snapshot;
+mod users;
 
 use crate::app::signal;
 use crate::util::lifecycle::Lifecycle;

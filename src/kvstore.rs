@@ -6,6 +6,7 @@ pub mod etcd;
 pub mod keeper;
 pub mod local;
 pub mod sync_store;
+pub mod users;
 
 use bytes::Bytes;
 use futures::stream::BoxStream;

@@ -1,8 +1,10 @@
 //! `clustermesh`: the publisher alone, into any etcd.
 
 use super::flags::{ClusterArgs, KvstoreArgs, LogArgs, PublisherArgs, ServiceArgs};
+use super::users::UserArgs;
 use crate::app;
 use crate::kvstore::etcd::EtcdBackend;
+use crate::kvstore::users::EtcdUsers;
 use crate::util::lifecycle::Lifecycle;
 use crate::util::readiness::Ready;
 use clap::Args;
@@ -19,6 +21,8 @@ pub struct ClustermeshArgs {
     service: ServiceArgs,
     #[command(flatten)]
     kvstore: KvstoreArgs,
+    #[command(flatten)]
+    users: UserArgs,
     /// Logging.
     #[command(flatten)]
     pub log: LogArgs,
@@ -35,6 +39,7 @@ impl ClustermeshArgs {
             publisher,
             service,
             kvstore,
+            users,
             log: _,
             health_port,
         } = self;
@@ -43,10 +48,14 @@ impl ClustermeshArgs {
         let ready = Ready::default();
         let starting = ready.block("starting");
         app::start_health(&format!(":{health_port}"), ready.clone(), life).await?;
+        let admin = EtcdUsers::new(source.clone());
         let backend = Arc::new(EtcdBackend::new(source, lease_ttl_secs, life.clone()));
         backend.connected().await;
-        let options = publisher.options(cluster, service.clustermesh_service_v2);
+        let options = publisher.options(cluster.clone(), service.clustermesh_service_v2);
         app::start_publisher(options, publisher.source(), backend, &ready, life).await?;
+        if let Some(path) = users.path() {
+            app::start_users(path, Arc::new(admin), &cluster.name, life);
+        }
         drop(starting);
         Ok(())
     }

@@ -269,8 +269,6 @@ pub const IGNORED_BY_DAEMONS: &[Ignored] = &[
     ("prometheus-serve-addr", true),
     ("shell-sock-path", true),
     ("kvstore-max-consecutive-quorum-errors", true),
-    ("cluster-users-enabled", false),
-    ("cluster-users-config-path", true),
     ("clustermesh-mcs-api-install-crds", false),
     ("crd-wait-timeout", true),
     ("enable-k8s", false),
