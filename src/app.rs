@@ -1,6 +1,7 @@
 //! The wiring: the only place that knows all parts. `cli` says which to start, and with what.
 
 pub mod certs;
+pub mod etcdinit;
 pub mod signal;
 mod users;
 
