@@ -7,6 +7,7 @@
 mod jwt;
 mod messages;
 mod permission;
+mod standing;
 
 pub use jwt::{ConfigError as JwtError, Options as JwtOptions};
 pub use messages::Difference;
@@ -198,11 +199,6 @@ impl AuthStore {
     /// The present state.
     pub fn state(&self) -> Arc<State> {
         self.state.load_full()
-    }
-
-    /// The auth revision.
-    pub fn revision(&self) -> u64 {
-        self.state.load().revision
     }
 
     fn change<T>(&self, f: impl FnOnce(&mut State) -> Result<T, Error>) -> Result<T, Error> {
@@ -477,12 +473,6 @@ impl AuthStore {
         }
         let ranges = state.ranges.get(&*identity.user).ok_or(Error::PermissionDenied)?;
         Ok(Some(Arc::clone(ranges)))
-    }
-
-    /// Whether `user` may read all of `span` now.
-    pub fn may_read(&self, user: &str, span: Span<'_>) -> bool {
-        let state = self.state.load();
-        !state.enabled || state.is_root(user) || state.ranges.get(user).is_some_and(|r| r.may_read(span))
     }
 
     /// Whether `identity` may administer: it has the role `root`. Auth revisions are not compared.

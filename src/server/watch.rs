@@ -44,8 +44,8 @@ struct Session {
     ready: Arc<ReadyList>,
     ticker: Interval,
     next_id: i64,
-    /// The auth revision at which all watchers were allowed.
-    allowed_at: u64,
+    /// The version of users and roles at which all watchers were allowed.
+    allowed_at: (bool, u64),
     ended: bool,
 }
 
@@ -98,7 +98,7 @@ impl pb::watch_server::Watch for WatchService {
         let mut ticker = tokio::time::interval_at(tokio::time::Instant::now() + interval, interval);
         ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let session = Session {
-            allowed_at: core.auth.revision(),
+            allowed_at: core.auth.version(),
             core,
             metadata: request.metadata().clone(),
             peer: Peer::of(&request),
@@ -276,8 +276,8 @@ impl Session {
     /// anything else. etcd lets them go on for as long as the connection lasts. A token's user is not asked for:
     /// tokens end by themselves, and watches outlive them.
     fn end_forbidden(&mut self) {
-        let revision = self.core.auth.revision();
-        if std::mem::replace(&mut self.allowed_at, revision) == revision {
+        let version = self.core.auth.version();
+        if std::mem::replace(&mut self.allowed_at, version) == version {
             return;
         }
         let core = &self.core;
