@@ -22,4 +22,5 @@ mod layers;
 mod mesh;
 mod shutdown;
 mod support;
+mod users;
 mod watch;
