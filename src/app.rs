@@ -1,6 +1,7 @@
 //! The wiring: the only place that knows all parts. `cli` says which to start, and with what.
 
 pub mod certs;
+pub mod etcdinit;
 pub mod figures;
 pub mod signal;
 mod users;
@@ -15,6 +16,7 @@ use crate::k8s::manifests;
 use crate::kvstore::etcd::EtcdBackend;
 use crate::kvstore::local::{LocalBackend, Safety};
 use crate::kvstore::sync_store::SyncStore;
+use crate::kvstore::users::UserAdmin;
 use crate::kvstore::{self, Backend, keeper};
 use crate::kvstoremesh::{self, Mesh};
 use crate::lease::Lessor;
@@ -23,6 +25,7 @@ use crate::mvcc::Store;
 use crate::server::listen::{Address, Listener};
 use crate::server::tls::{TlsConfig, TlsFiles};
 use crate::server::{self, Core, Identity, Serve};
+use crate::users::Users;
 use crate::util::lifecycle::Lifecycle;
 use crate::util::readiness::{Block, Ready};
 use anyhow::Context;
@@ -88,6 +91,8 @@ pub enum History {
 pub struct Etcd {
     /// The store.
     pub store: Arc<Store>,
+    /// Its users.
+    auth: Arc<AuthStore>,
     /// Its data directory, if it has one.
     durable: Option<Arc<Durable>>,
     /// The network addresses bound for clients, in the order of the configuration.
@@ -142,7 +147,7 @@ impl Etcd {
             auth.on_change(move |before, after| durable.auth_changed(before, after));
         }
         if let Some(cluster) = &config.users_of {
-            users::init(&auth, cluster).context("cannot set up the users")?;
+            users::init(&auth, Some(cluster)).context("cannot set up the users")?;
         }
         let listeners = listen(config.listen).await?;
         let (http, metrics) = (listen(config.listen_http).await?, listen(config.listen_metrics).await?);
@@ -151,7 +156,14 @@ impl Etcd {
         if server.client_urls.is_empty() {
             server.client_urls = urls(&listeners)?;
         }
-        let core = Core::start(Arc::clone(&store), lessor, auth, durable.clone(), server, life);
+        let core = Core::start(
+            Arc::clone(&store),
+            lessor,
+            Arc::clone(&auth),
+            durable.clone(),
+            server,
+            life,
+        );
         let compactor = Arc::clone(&core);
         match config.history {
             History::All => {}
@@ -174,6 +186,7 @@ impl Etcd {
         }
         Ok(Self {
             store,
+            auth,
             durable,
             addresses,
             metrics_addresses,
@@ -187,6 +200,14 @@ impl Etcd {
             Some(durable) => Arc::new(LocalBackend::durable(store, Arc::new(OnDisk(durable)))),
             None => Arc::new(LocalBackend::new(store)),
         }
+    }
+
+    /// Administers the store's users in this process.
+    pub fn users(&self) -> Arc<dyn UserAdmin> {
+        Arc::new(users::StoreUsers {
+            auth: Arc::clone(&self.auth),
+            durable: self.durable.clone(),
+        })
     }
 }
 
@@ -370,6 +391,19 @@ pub async fn lead(
         }
     });
     Ok(starting)
+}
+
+/// Starts keeping the users of `admin` as the file at `path` says, but for those of `cluster` itself.
+pub fn start_users(
+    path: PathBuf,
+    admin: Arc<dyn UserAdmin>,
+    cluster: &ClusterName,
+    figures: &Figures,
+    life: &Lifecycle,
+) {
+    let users = Arc::new(Users::new(path, users::own_names(cluster)));
+    figures.follow_users(&users);
+    life.spawn_forever("users", async move { users.run(admin).await });
 }
 
 /// Writes the heartbeat, where no publisher does.

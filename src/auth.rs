@@ -7,6 +7,7 @@
 mod jwt;
 mod messages;
 mod permission;
+mod standing;
 
 pub use jwt::{ConfigError as JwtError, Options as JwtOptions};
 pub use messages::Difference;

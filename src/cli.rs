@@ -5,11 +5,13 @@ pub mod clustermesh;
 mod data;
 mod demo;
 pub mod etcd;
+mod etcdinit;
 mod flags;
 pub mod kvstoremesh;
 mod logging;
 pub mod serve;
 mod snapshot;
+mod users;
 
 use crate::app::signal;
 use crate::util::lifecycle::Lifecycle;
@@ -42,6 +44,8 @@ enum Command {
     /// The etcd v3 store alone, with etcd's flags
     #[command(disable_version_flag = true)]
     Etcd(Box<etcd::EtcdArgs>),
+    /// Prepare the data directory of an etcd: users, roles, authentication
+    Etcdinit(etcdinit::EtcdinitArgs),
     /// The publisher alone: Kubernetes or manifests into an etcd
     Clustermesh(Box<clustermesh::ClustermeshArgs>),
     /// The mirror alone: remote clusters into an etcd
@@ -93,8 +97,11 @@ pub fn run(args: Vec<String>) -> u8 {
         Ok(cli) => cli,
         Err(error) => return refused(&error, is_etcd),
     };
-    // The originals of these two end with -1 on a fatal error.
-    let daemon = matches!(cli.command, Command::Clustermesh(_) | Command::Kvstoremesh(_));
+    // The originals of these end with -1 on a fatal error.
+    let daemon = matches!(
+        cli.command,
+        Command::Clustermesh(_) | Command::Kvstoremesh(_) | Command::Etcdinit(_)
+    );
     match dispatch(cli.command, &complaints) {
         Ok(()) => 0,
         Err(error) => {
@@ -225,6 +232,15 @@ fn dispatch(command: Command, complaints: &[String]) -> anyhow::Result<()> {
                 }
             }
             return daemon(async |life| args.start(&life).await);
+        }
+        Command::Etcdinit(args) => {
+            let level = if args.debug {
+                tracing::Level::DEBUG
+            } else {
+                tracing::Level::INFO
+            };
+            logging::init(logging::Format::Text, level, true);
+            args.run()?;
         }
         Command::Serve(args) => {
             init(&args.log);

@@ -22,6 +22,7 @@ mod record;
 mod sled;
 #[cfg(test)]
 mod tests;
+mod wipe;
 mod writer;
 
 pub use directory::Identity;
@@ -109,6 +110,18 @@ pub enum Error {
         .0.display()
     )]
     Foreign(PathBuf),
+    /// Something in it is nobody's that keeps data here.
+    #[error(
+        "data directory {} holds {name:?}, which is neither ours nor etcd's: nothing was changed; use a directory \
+         that is empty, or remove it",
+        path.display()
+    )]
+    Stranger {
+        /// The directory.
+        path: PathBuf,
+        /// What it is called.
+        name: String,
+    },
     /// It was written by a later version.
     #[error(
         "data directory {} has format {format}, and this version reads formats up to {FORMAT}: use the version \
@@ -297,6 +310,16 @@ pub fn import(path: &Path, engine: EngineKind, import: Import<'_>) -> Result<Ide
     if directory.store().exists() {
         return Err(Error::Exists(path.to_owned()));
     }
+    fill(&directory, engine, import)
+}
+
+/// As [`import`], in a directory that is there; what we or etcd kept in it goes. Nothing is changed if it
+/// holds anything else, or is in use.
+pub fn replace(path: &Path, engine: EngineKind, import: Import<'_>) -> Result<Identity, Error> {
+    fill(&wipe::empty(path)?, engine, import)
+}
+
+fn fill(directory: &Directory, engine: EngineKind, import: Import<'_>) -> Result<Identity, Error> {
     let identity = Identity::new(engine);
     directory.create(&identity, |store| {
         engine.create(store, identity.salt, SEGMENT_MAX)?;

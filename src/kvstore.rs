@@ -10,6 +10,7 @@ pub mod limiter;
 pub mod local;
 pub mod metrics;
 pub mod sync_store;
+pub mod users;
 
 use bytes::Bytes;
 use futures::stream::BoxStream;

@@ -4,9 +4,11 @@ use crate::admin;
 use crate::k8s::status::Status;
 use crate::kvstore::{self, Backend};
 use crate::kvstoremesh;
+use crate::users::{self, Users};
 use crate::util::lifecycle::Lifecycle;
 use crate::util::metrics::{Labels, OfProcess, Page};
 use crate::util::readiness::Ready;
+use parking_lot::Mutex;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::metrics::family::Family;
@@ -52,6 +54,7 @@ pub struct Figures {
     /// Of the remote clusters.
     pub mesh: kvstoremesh::metrics::Figures,
     bootstrap: Gauge<f64, AtomicU64>,
+    users: Arc<Mutex<Option<Arc<Users>>>>,
     /// Whether this process leads, where there is an election.
     leader: Family<Labels, Gauge>,
 }
@@ -73,10 +76,16 @@ impl Groups {
 }
 
 /// Runs of what Cilium calls controllers.
-#[derive(Debug)]
 struct Controllers {
     groups: Groups,
     kubernetes: Status,
+    users: Arc<Mutex<Option<Arc<Users>>>>,
+}
+
+impl fmt::Debug for Controllers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Controllers")
+    }
 }
 
 impl Collector for Controllers {
@@ -92,7 +101,17 @@ impl Collector for Controllers {
             }
         };
         add("k8s-heartbeat", self.kubernetes.probes());
-        page.counters("controllers_group_runs", "Runs of controllers", runs)
+        let users = self.users.lock().as_ref().map(|users| users.status());
+        if let Some(status) = &users {
+            add(users::GROUP, (status.runs_ok, status.runs_failed));
+        }
+        page.counters("controllers_group_runs", "Runs of controllers", runs)?;
+        let managed = users.map(|status| (vec![], status.managed as f64));
+        page.gauges(
+            "users_managed",
+            "Users that are the file's",
+            managed.into_iter().collect(),
+        )
     }
 }
 
@@ -110,6 +129,11 @@ impl Figures {
                 }
             }
         });
+    }
+
+    /// Shows how keeping the users goes.
+    pub fn follow_users(&self, users: &Arc<Users>) {
+        *self.users.lock() = Some(Arc::clone(users));
     }
 
     /// Notes whether this process is the one that mirrors.
@@ -151,7 +175,12 @@ impl Figures {
         self.kvstore.register(ours);
         ours.register_collector(Box::new(self.kubernetes.clone()));
         let kubernetes = self.kubernetes.clone();
-        ours.register_collector(Box::new(Controllers { groups, kubernetes }));
+        let users = Arc::clone(&self.users);
+        ours.register_collector(Box::new(Controllers {
+            groups,
+            kubernetes,
+            users,
+        }));
         let mesh = registry.sub_registry_with_prefix("cilium_kvstoremesh");
         mesh.register_collector(Box::new(self.mesh.clone()));
         registry

@@ -1,35 +1,100 @@
 //! The etcd users of a cluster, as `etcdinit` makes them: who they are is the certificate's common name.
 
 use crate::auth::{Access, AuthStore, Error, Permission, ROOT};
+use crate::durable::Durable;
+use crate::kvstore;
+use crate::kvstore::users::UserAdmin;
 use crate::model::cluster::ClusterName;
 use crate::model::keys;
 use crate::mvcc::prefix_end;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
 
-/// Adds users and roles that are not there yet, and turns authentication on.
+/// How long a change may take to be on the disk.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A user that every cluster has, with its only role.
+struct Account {
+    user: String,
+    role: &'static str,
+    /// What the role may read: a key, and the end of the range if it is one.
+    reads: Vec<(String, Vec<u8>)>,
+}
+
+/// The users and roles of `cluster`, in the order in which the original makes them.
 ///
 /// | user | role | may read |
 /// |---|---|---|
 /// | `root`, `admin-<cluster>` | `root` | and write everything |
 /// | `local-<cluster>` | `local` | mirrors, configurations, canaries, heartbeat |
 /// | `remote` | `remote` | this cluster's own state, configuration, canaries, heartbeat |
-pub(super) fn init(auth: &AuthStore, cluster: &ClusterName) -> Result<(), Error> {
-    for user in [ROOT.to_owned(), format!("admin-{cluster}")] {
+///
+/// Parity: without a name the users are `admin` and `local`.
+fn accounts(cluster: Option<&ClusterName>) -> [Account; 4] {
+    let named = |what: &str| cluster.map_or_else(|| what.to_owned(), |c| format!("{what}-{c}"));
+    let root = |user: String| Account {
+        user,
+        role: ROOT,
+        reads: vec![],
+    };
+    let prefix = |prefix: &str| {
+        let end = prefix_end(prefix.as_bytes()).unwrap_or_default();
+        (prefix.to_owned(), end.to_vec())
+    };
+    let config = cluster.map_or_else(|| "cilium/cluster-config".to_owned(), keys::cluster_config);
+    let synced = cluster.map_or_else(|| "cilium/synced/".to_owned(), keys::synced_prefix);
+    [
+        root(ROOT.to_owned()),
+        root(named("admin")),
+        Account {
+            user: named("local"),
+            role: "local",
+            reads: vec![
+                prefix(keys::HEARTBEAT),
+                prefix("cilium/cache/"),
+                prefix("cilium/cluster-config/"),
+                prefix("cilium/synced/"),
+            ],
+        },
+        Account {
+            user: "remote".to_owned(),
+            role: "remote",
+            reads: vec![
+                prefix(keys::HEARTBEAT),
+                prefix("cilium/state/"),
+                (config, vec![]),
+                prefix(&synced),
+            ],
+        },
+    ]
+}
+
+/// The names of the cluster's own users.
+pub(super) fn own_names(cluster: &ClusterName) -> BTreeSet<String> {
+    accounts(Some(cluster)).into_iter().map(|a| a.user).collect()
+}
+
+/// Adds users and roles that are not there yet, and turns authentication on.
+pub(super) fn init(auth: &AuthStore, cluster: Option<&ClusterName>) -> Result<(), Error> {
+    for Account { user, role, reads } in accounts(cluster) {
         add(auth.user_add(&user, None))?;
-        auth.user_grant_role(&user, ROOT)?;
+        if role != ROOT {
+            add(auth.role_add(role))?;
+        }
+        auth.user_grant_role(&user, role)?;
+        for (key, range_end) in reads {
+            let permission = Permission {
+                access: Access::Read,
+                key: key.into_bytes(),
+                range_end,
+            };
+            // A change for nothing would make every token old.
+            if !auth.state().roles.get(role).is_some_and(|r| r.contains(&permission)) {
+                auth.role_grant(role, permission)?;
+            }
+        }
     }
-    let local = [
-        keys::HEARTBEAT.to_owned(),
-        "cilium/cache/".to_owned(),
-        "cilium/cluster-config/".to_owned(),
-        "cilium/synced/".to_owned(),
-    ];
-    role(auth, &format!("local-{cluster}"), "local", &local, &[])?;
-    let remote = [
-        keys::HEARTBEAT.to_owned(),
-        "cilium/state/".to_owned(),
-        keys::synced_prefix(cluster),
-    ];
-    role(auth, "remote", "remote", &remote, &[keys::cluster_config(cluster)])?;
     auth.enable()
 }
 
@@ -41,25 +106,65 @@ fn add(added: Result<(), Error>) -> Result<(), Error> {
     }
 }
 
-fn role(auth: &AuthStore, user: &str, role: &str, prefixes: &[String], single: &[String]) -> Result<(), Error> {
-    add(auth.user_add(user, None))?;
-    add(auth.role_add(role))?;
-    auth.user_grant_role(user, role)?;
-    let prefixes = prefixes
-        .iter()
-        .map(|p| (p, prefix_end(p.as_bytes()).unwrap_or_default().to_vec()));
-    for (key, range_end) in prefixes.chain(single.iter().map(|k| (k, vec![]))) {
-        let permission = Permission {
-            access: Access::Read,
-            key: key.clone().into_bytes(),
-            range_end,
+/// The users of the store in this process.
+pub(super) struct StoreUsers {
+    pub(super) auth: Arc<AuthStore>,
+    pub(super) durable: Option<Arc<Durable>>,
+}
+
+impl StoreUsers {
+    /// Makes a change, and waits until it survives a crash. It counts for requests before that.
+    async fn change(&self, change: impl FnOnce(&AuthStore) -> Result<(), Error>) -> Result<(), kvstore::Error> {
+        let unavailable = |e: &dyn std::fmt::Display| kvstore::Error::Unavailable(e.to_string());
+        let Some(durable) = &self.durable else {
+            return change(&self.auth).map_err(refused);
         };
-        // A change for nothing would make every token old.
-        if !auth.state().roles.get(role).is_some_and(|r| r.contains(&permission)) {
-            auth.role_grant(role, permission)?;
+        durable.admit().map_err(|e| unavailable(&e))?;
+        change(&self.auth).map_err(refused)?;
+        match tokio::time::timeout(FLUSH_TIMEOUT, durable.flushed()).await {
+            Ok(flushed) => flushed.map_err(|e| unavailable(&e)),
+            Err(late) => Err(unavailable(&format!("the disk does not answer: {late}"))),
         }
     }
-    Ok(())
+}
+
+fn refused(error: Error) -> kvstore::Error {
+    kvstore::Error::Rejected(error.to_string())
+}
+
+#[async_trait::async_trait]
+impl UserAdmin for StoreUsers {
+    async fn list(&self) -> Result<BTreeSet<String>, kvstore::Error> {
+        Ok(self.auth.state().users.keys().cloned().collect())
+    }
+
+    async fn roles(&self, user: &str) -> Result<Option<BTreeSet<String>>, kvstore::Error> {
+        Ok(self.auth.state().users.get(user).map(|user| user.roles.clone()))
+    }
+
+    async fn add(&self, user: &str) -> Result<(), kvstore::Error> {
+        self.change(|auth| add(auth.user_add(user, None))).await
+    }
+
+    async fn delete(&self, user: &str) -> Result<(), kvstore::Error> {
+        let delete = |auth: &AuthStore| match auth.user_delete(user) {
+            Err(Error::UserNotFound) => Ok(()),
+            deleted => deleted,
+        };
+        self.change(delete).await
+    }
+
+    async fn grant(&self, user: &str, role: &str) -> Result<(), kvstore::Error> {
+        self.change(|auth| auth.user_grant_role(user, role)).await
+    }
+
+    async fn revoke(&self, user: &str, role: &str) -> Result<(), kvstore::Error> {
+        let revoke = |auth: &AuthStore| match auth.user_revoke_role(user, role) {
+            Err(Error::RoleNotGranted | Error::UserNotFound) => Ok(()),
+            revoked => revoked,
+        };
+        self.change(revoke).await
+    }
 }
 
 #[cfg(test)]
@@ -67,12 +172,17 @@ mod tests {
     use super::*;
     use crate::auth::{Config, Identity};
 
+    fn hk() -> ClusterName {
+        ClusterName::new("hk").unwrap()
+    }
+
     #[test]
     fn a_remote_reads_this_clusters_own_keys_and_a_local_agent_the_mirrors() {
         let auth = AuthStore::new(Config::default()).unwrap();
-        init(&auth, &ClusterName::new("hk").unwrap()).unwrap();
+        init(&auth, Some(&hk())).unwrap();
         let revision = auth.state().revision;
-        init(&auth, &ClusterName::new("hk").unwrap()).unwrap();
+        assert_eq!(revision, 19, "one for each change, as in etcd");
+        init(&auth, Some(&hk())).unwrap();
         assert_eq!(auth.state().revision, revision, "a second time changes nothing");
         let reads = |user: &str, key: &str| {
             let who = Identity {
@@ -91,5 +201,40 @@ mod tests {
         assert!(reads("local-hk", "cilium/cache/nodes/v1/tokyo/n1"));
         assert!(!reads("local-hk", "cilium/state/nodes/v1/hk/n1"));
         assert!(reads("admin-hk", "anything"));
+    }
+
+    #[test]
+    fn a_cluster_without_a_name_has_users_without_one() {
+        let auth = AuthStore::new(Config::default()).unwrap();
+        init(&auth, None).unwrap();
+        let state = auth.state();
+        assert!(state.users.keys().eq(["admin", "local", "remote", "root"]));
+        let remote: Vec<_> = state.roles["remote"].iter().map(|p| (&*p.key, &*p.range_end)).collect();
+        assert!(remote.contains(&(&b"cilium/cluster-config"[..], &b""[..])));
+        assert!(remote.contains(&(&b"cilium/synced/"[..], &b"cilium/synced0"[..])));
+    }
+
+    #[tokio::test]
+    async fn users_of_the_store_are_administered_without_complaint_about_what_is_so_already() {
+        let auth = Arc::new(AuthStore::new(Config::default()).unwrap());
+        init(&auth, Some(&hk())).unwrap();
+        let users = StoreUsers { auth, durable: None };
+        for _ in 0..2 {
+            users.add("remote-tokyo").await.unwrap();
+            users.grant("remote-tokyo", "remote").await.unwrap();
+        }
+        let error = users.grant("remote-tokyo", "nothing").await.unwrap_err().to_string();
+        assert_eq!(error, "role name not found");
+        let roles = users.roles("remote-tokyo").await.unwrap().unwrap();
+        assert!(roles.iter().eq(["remote"]));
+        for _ in 0..2 {
+            users.revoke("remote-tokyo", "remote").await.unwrap();
+        }
+        assert!(users.roles("remote-tokyo").await.unwrap().unwrap().is_empty());
+        for _ in 0..2 {
+            users.delete("remote-tokyo").await.unwrap();
+        }
+        assert_eq!(users.roles("remote-tokyo").await.unwrap(), None);
+        assert!(users.list().await.unwrap().iter().eq(&own_names(&hk())));
     }
 }

@@ -1,9 +1,11 @@
 //! `clustermesh`: the publisher alone, into any etcd.
 
 use super::flags::{ClusterArgs, KvstoreArgs, LogArgs, ObserveArgs, PublisherArgs, ServiceArgs};
+use super::users::UserArgs;
 use crate::app;
 use crate::kvstore::Backend;
 use crate::kvstore::etcd::EtcdBackend;
+use crate::kvstore::users::EtcdUsers;
 use crate::util::lifecycle::Lifecycle;
 use crate::util::readiness::Ready;
 use anyhow::Context;
@@ -21,6 +23,8 @@ pub struct ClustermeshArgs {
     service: ServiceArgs,
     #[command(flatten)]
     kvstore: KvstoreArgs,
+    #[command(flatten)]
+    users: UserArgs,
     /// Logging.
     #[command(flatten)]
     pub log: LogArgs,
@@ -37,6 +41,7 @@ impl ClustermeshArgs {
             publisher,
             service,
             kvstore,
+            users,
             log: _,
             observe,
         } = self;
@@ -47,13 +52,17 @@ impl ClustermeshArgs {
         let ready = Ready::default();
         let starting = ready.block("starting");
         let figures = observe.start("cilium_clustermesh_apiserver", &ready, life).await?;
+        let admin = EtcdUsers::new(store.source.clone());
         let store = EtcdBackend::start(store, &figures.kvstore, life);
         let backend: Arc<dyn Backend> = Arc::clone(&store) as _;
         figures.conditions(&backend, observe.ready_needs, &ready);
         let connected = store.connected().await;
         connected.context("failed to establish connection to kvstore")?;
-        let options = publisher.options(cluster, service.clustermesh_service_v2);
+        let options = publisher.options(cluster.clone(), service.clustermesh_service_v2);
         app::start_publisher(options, source, backend, &figures, &ready, life);
+        if let Some(path) = users.path() {
+            app::start_users(path, Arc::new(admin), &cluster.name, &figures, life);
+        }
         drop(starting);
         let everything = ready.clone();
         life.spawn_forever("limits of the store", async move {

@@ -383,8 +383,6 @@ pub const IGNORED_BY_DAEMONS: &[Ignored] = &[
     ("pprof-port", true),
     ("shell-sock-path", true),
     ("kvstore-max-consecutive-quorum-errors", true),
-    ("cluster-users-enabled", false),
-    ("cluster-users-config-path", true),
     ("clustermesh-mcs-api-install-crds", false),
     ("enable-k8s-api-discovery", false),
     ("k8s-client-burst", true),

@@ -3,6 +3,7 @@
 use super::data::DataArgs;
 use super::etcd::listen::Tls;
 use super::flags::{ClusterArgs, LogArgs, MeshArgs, ObserveArgs, PublisherArgs, ServiceArgs, boolean, duration};
+use super::users::UserArgs;
 use crate::app::{self, Etcd, EtcdConfig, History};
 use crate::server::{self, Identity};
 use crate::util::lifecycle::Lifecycle;
@@ -22,6 +23,8 @@ pub struct ServeArgs {
     mesh: MeshArgs,
     #[command(flatten)]
     service: ServiceArgs,
+    #[command(flatten)]
+    users: UserArgs,
     /// Logging.
     #[command(flatten)]
     pub log: LogArgs,
@@ -65,6 +68,7 @@ impl ServeArgs {
             publisher,
             mesh,
             service,
+            users,
             log: _,
             listen_client_urls,
             data,
@@ -108,6 +112,13 @@ impl ServeArgs {
         figures.conditions(&etcd.backend(), observe.ready_needs, &ready);
         for address in &etcd.addresses {
             tracing::info!(%address, cluster_name = %cluster.name, cluster_id = cluster.id, "serving etcd clients");
+        }
+        match users.path() {
+            Some(path) if client_cert_auth => {
+                app::start_users(path, etcd.users(), &cluster.name, &figures, life);
+            }
+            Some(_) => tracing::warn!("--cluster-users-enabled has no effect without --client-cert-auth"),
+            None => {}
         }
         let options = publisher.options(cluster.clone(), mode);
         app::start_publisher(options, source, etcd.backend(), &figures, &ready, life);

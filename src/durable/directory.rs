@@ -80,10 +80,19 @@ fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
 impl Directory {
     /// Makes the directory if it is missing, and locks it.
     pub(super) fn lock(path: &Path) -> Result<Self, Error> {
-        let failed = |what: &str, e: io::Error| Error::io(format!("{what} {}", path.display()), e);
         let mut builder = fs::DirBuilder::new();
         let made = builder.recursive(true).mode(0o700).create(path);
-        made.map_err(|e| failed("cannot make", e))?;
+        made.map_err(|e| Error::io(format!("cannot make {}", path.display()), e))?;
+        let directory = Self::lock_any(path)?;
+        if path.join("member").exists() && !path.join("store").exists() {
+            return Err(Error::Foreign(path.to_owned()));
+        }
+        Ok(directory)
+    }
+
+    /// Locks a directory that is there, whatever is in it.
+    pub(super) fn lock_any(path: &Path) -> Result<Self, Error> {
+        let failed = |what: &str, e: io::Error| Error::io(format!("{what} {}", path.display()), e);
         let lock = OpenOptions::new()
             .write(true)
             .create(true)
@@ -94,9 +103,6 @@ impl Directory {
             Ok(()) => {}
             Err(fs::TryLockError::WouldBlock) => return Err(Error::InUse(path.to_owned())),
             Err(fs::TryLockError::Error(e)) => return Err(failed("cannot lock", e)),
-        }
-        if path.join("member").exists() && !path.join("store").exists() {
-            return Err(Error::Foreign(path.to_owned()));
         }
         let path = path.to_owned();
         Ok(Self { path, _lock: lock })

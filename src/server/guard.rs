@@ -29,6 +29,18 @@ impl Core {
         Ok(peer.common_name.clone().map(|user| Identity { user, revision }))
     }
 
+    /// Who calls, if a certificate says so and is asked.
+    pub(super) fn certificate_user(&self, metadata: &MetadataMap, peer: &Peer) -> Option<Arc<str>> {
+        let by_token = metadata.contains_key("token") || metadata.contains_key("authorization");
+        let asked = self.auth.state().enabled && !by_token;
+        peer.common_name.clone().filter(|_| asked)
+    }
+
+    /// Whether a user who could read `range` still can.
+    pub(super) fn may_still_read(&self, user: &str, range: &KeyRange) -> bool {
+        self.auth.may_read(user, span(range))
+    }
+
     pub(super) fn identity_of<T>(&self, request: &Request<T>) -> Result<Option<Identity>, Error> {
         self.identity(request.metadata(), &Peer::of(request))
     }

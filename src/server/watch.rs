@@ -44,6 +44,8 @@ struct Session {
     ready: Arc<ReadyList>,
     ticker: Interval,
     next_id: i64,
+    /// The version of users and roles at which all watchers were allowed.
+    allowed_at: (bool, u64),
     ended: bool,
 }
 
@@ -52,6 +54,8 @@ struct Entry {
     /// As asked for: 0 is now.
     start: i64,
     wake: Arc<WatcherWake>,
+    /// A certificate's user, and what it must be allowed to read.
+    reader: Option<(Arc<str>, KeyRange)>,
     fragment: bool,
     progress: bool,
     /// Whether events went out since the last tick.
@@ -94,6 +98,7 @@ impl pb::watch_server::Watch for WatchService {
         let mut ticker = tokio::time::interval_at(tokio::time::Instant::now() + interval, interval);
         ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let session = Session {
+            allowed_at: core.auth.version(),
             core,
             metadata: request.metadata().clone(),
             peer: Peer::of(&request),
@@ -125,6 +130,7 @@ impl Session {
                 // Any other code, and a clean end too, makes a Go client close its watches for good.
                 return self.end(status::stopped());
             }
+            self.end_forbidden();
             // Requests go first, or a flood of events would keep a cancel waiting for ever.
             if let Some(inbound) = &mut self.inbound
                 && let Some(message) = inbound.message().now_or_never()
@@ -229,6 +235,8 @@ impl Session {
             queued: AtomicBool::new(false),
             list: Arc::clone(&self.ready),
         });
+        let user = self.core.certificate_user(&self.metadata, &self.peer);
+        let reader = user.map(|user| (user, range.clone()));
         let filter = WatchFilter {
             range,
             prev_kv: request.prev_kv,
@@ -244,6 +252,7 @@ impl Session {
             watcher,
             start,
             wake,
+            reader,
             fragment,
             progress,
             busy: false,
@@ -261,6 +270,37 @@ impl Session {
 
     fn may_read(&self, range: &KeyRange) -> Result<(), Status> {
         self.core.guard_for(&self.metadata, &self.peer)?.read(range)
+    }
+
+    /// Ends the watchers of a certificate's user who may not read what they watch any more, before they bring
+    /// anything else. etcd lets them go on for as long as the connection lasts. A token's user is not asked for:
+    /// tokens end by themselves, and watches outlive them.
+    fn end_forbidden(&mut self) {
+        let version = self.core.auth.version();
+        if std::mem::replace(&mut self.allowed_at, version) == version {
+            return;
+        }
+        let core = &self.core;
+        let forbidden = |entry: &mut Entry| {
+            let reader = entry.reader.as_ref();
+            reader.is_some_and(|(user, range)| !core.may_still_read(user, range))
+        };
+        let ended: Vec<i64> = self
+            .watchers
+            .extract_if(.., |_, entry| forbidden(entry))
+            .map(|(id, _)| id)
+            .collect();
+        for watch_id in ended {
+            self.ended_ids.insert(watch_id);
+            let head = WatchHead {
+                watch_id,
+                canceled: true,
+                cancel_reason: status::rendered(&crate::auth::Error::PermissionDenied.into()),
+                ..WatchHead::default()
+            };
+            // It has not seen all that the store has.
+            self.answer(0, head);
+        }
     }
 
     fn free_id(&mut self) -> i64 {

@@ -21,6 +21,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("k8s", &["util"]),
     ("clustermesh", &["k8s", "kvstore", "model", "util"]),
     ("kvstoremesh", &["kvstore", "model", "util"]),
+    ("users", &["kvstore", "util"]),
     ("admin", &["util"]),
     (
         "app",
@@ -36,6 +37,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "model",
             "mvcc",
             "server",
+            "users",
             "util",
         ],
     ),

@@ -24,4 +24,5 @@ mod mesh;
 mod remotes;
 mod shutdown;
 mod support;
+mod users;
 mod watch;

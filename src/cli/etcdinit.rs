@@ -1,0 +1,132 @@
+//! `etcdinit`: prepares the data directory of the `etcd` that is started next, without any network.
+
+use super::flags::{boolean, duration};
+use crate::app::etcdinit;
+use crate::model::cluster::ClusterName;
+use anyhow::{Context, bail};
+use clap::{ArgAction, Args};
+use std::path::PathBuf;
+use std::sync::mpsc;
+use std::time::Duration;
+
+/// Who logs.
+const SUBSYS: &str = "etcdinit";
+
+/// Flags of `etcdinit`.
+#[derive(Args, Debug)]
+pub struct EtcdinitArgs {
+    /// The data directory, which must be there; a former store in it, ours or etcd's, is removed
+    #[arg(
+        long,
+        env = "CILIUM_ETCD_DATA_DIR",
+        default_value = "/var/run/etcd",
+        value_name = "DIR"
+    )]
+    etcd_data_dir: PathBuf,
+    /// Accepted; every store that is prepared has ids of its own
+    #[arg(
+        long,
+        env = "CILIUM_ETCD_INITIAL_CLUSTER_TOKEN",
+        default_value = "clustermesh-apiserver"
+    )]
+    etcd_initial_cluster_token: String,
+    /// Accepted; etcd's --name is what counts
+    #[arg(long, env = "CILIUM_ETCD_CLUSTER_NAME", default_value = "clustermesh-apiserver")]
+    etcd_cluster_name: String,
+    /// Name of the Cilium cluster, which is part of its users' names
+    #[arg(long, env = "CILIUM_CLUSTER_NAME", default_value = "default")]
+    cluster_name: String,
+    /// How long it may take
+    #[arg(long, env = "CILIUM_TIMEOUT", default_value = "2m", value_parser = duration)]
+    timeout: Duration,
+    /// Log at level debug
+    #[arg(long, env = "CILIUM_DEBUG", num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", default_value = "false", value_parser = boolean, action = ArgAction::Set)]
+    pub debug: bool,
+}
+
+impl EtcdinitArgs {
+    /// Prepares the directory.
+    pub fn run(self) -> anyhow::Result<()> {
+        self.log();
+        let Self {
+            etcd_data_dir,
+            cluster_name,
+            timeout,
+            ..
+        } = self;
+        let cluster = match &*cluster_name {
+            "" => None,
+            name => Some(ClusterName::new(name).with_context(|| format!("--cluster-name={name}"))?),
+        };
+        let late = || {
+            let (directory, time) = (etcd_data_dir.display(), go_duration(timeout));
+            format!("--etcd-data-dir={directory} was not prepared within --timeout={time}")
+        };
+        if timeout.is_zero() {
+            bail!(late());
+        }
+        let (tell, told) = mpsc::channel();
+        let directory = etcd_data_dir.clone();
+        // A disk that does not answer cannot be told to stop.
+        std::thread::spawn(move || {
+            let prepared = etcdinit::prepare(&directory, cluster.as_ref());
+            let _ = tell.send(prepared.with_context(|| format!("--etcd-data-dir={}", directory.display())));
+        });
+        let identity = told.recv_timeout(timeout).with_context(late)??;
+        tracing::info!(
+            subsys = SUBSYS,
+            data_dir = %etcd_data_dir.display(),
+            cluster_name,
+            cluster_id = %format_args!("{:x}", identity.cluster_id),
+            member_id = %format_args!("{:x}", identity.member_id),
+            "etcd init completed"
+        );
+        Ok(())
+    }
+
+    /// Says how it was called, as the original does.
+    fn log(&self) {
+        // In order of their names.
+        for (name, value) in [
+            ("cluster-name", self.cluster_name.clone()),
+            ("debug", self.debug.to_string()),
+            ("etcd-cluster-name", self.etcd_cluster_name.clone()),
+            ("etcd-data-dir", self.etcd_data_dir.display().to_string()),
+            ("etcd-initial-cluster-token", self.etcd_initial_cluster_token.clone()),
+            ("timeout", go_duration(self.timeout)),
+        ] {
+            tracing::info!(subsys = SUBSYS, "  --{name}='{value}'");
+        }
+        tracing::info!(
+            subsys = SUBSYS,
+            version = env!("CARGO_PKG_VERSION"),
+            "Isthmus ClusterMesh etcd init"
+        );
+    }
+}
+
+/// A duration as Go prints it: `2m0s`.
+fn go_duration(duration: Duration) -> String {
+    let minutes = duration.as_secs() / 60;
+    let secs = (duration - Duration::from_secs(minutes * 60)).as_secs_f64();
+    match (minutes / 60, minutes % 60) {
+        (0, 0) if duration.is_zero() => "0s".to_owned(),
+        // Parts of a second have units of their own, which Rust writes alike.
+        (0, 0) => format!("{duration:?}"),
+        (0, minutes) => format!("{minutes}m{secs}s"),
+        (hours, minutes) => format!("{hours}h{minutes}m{secs}s"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_printed_as_in_go() {
+        for text in ["0s", "2m0s", "1h0m0s", "25h1m1.5s", "1.5s", "100ms", "59.25s"] {
+            assert_eq!(go_duration(duration(text).unwrap()), text);
+        }
+    }
+}

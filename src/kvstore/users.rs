@@ -1,0 +1,169 @@
+//! Users of a store: what their administration needs, and any etcd that has it.
+
+use super::Error;
+use super::client::{self, EtcdClient};
+use super::config::ClientConfig;
+use super::etcd::Source;
+use etcd_client::{Client, UserAddOptions};
+use std::collections::BTreeSet;
+use std::time::Duration;
+use tokio::sync::Mutex;
+use tonic::Code;
+
+/// For a call to be answered.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// etcd's words for a user that is not there.
+const NO_USER: &str = "user name not found";
+
+/// Who may administer a store's users. What is so already is no error.
+#[async_trait::async_trait]
+pub trait UserAdmin: Send + Sync {
+    /// The names of all users.
+    async fn list(&self) -> Result<BTreeSet<String>, Error>;
+
+    /// The roles of a user; `None` if there is no such user.
+    async fn roles(&self, user: &str) -> Result<Option<BTreeSet<String>>, Error>;
+
+    /// Adds a user without a password: only a certificate stands for it.
+    async fn add(&self, user: &str) -> Result<(), Error>;
+
+    /// Removes a user.
+    async fn delete(&self, user: &str) -> Result<(), Error>;
+
+    /// Gives a user a role, which must exist.
+    async fn grant(&self, user: &str, role: &str) -> Result<(), Error>;
+
+    /// Takes a role from a user.
+    async fn revoke(&self, user: &str, role: &str) -> Result<(), Error>;
+}
+
+/// The users of any etcd.
+pub struct EtcdUsers {
+    source: Source,
+    client: Mutex<Option<EtcdClient>>,
+}
+
+impl EtcdUsers {
+    /// At `source`; nothing is connected yet.
+    pub fn new(source: Source) -> Self {
+        Self {
+            source,
+            client: Mutex::default(),
+        }
+    }
+
+    async fn client(&self) -> Result<Client, Error> {
+        let mut slot = self.client.lock().await;
+        if let Some(client) = &*slot {
+            return Ok(client.raw());
+        }
+        let config = match &self.source {
+            Source::File(path) => ClientConfig::read(path).map_err(|e| Error::Unavailable(e.to_string()))?,
+            Source::Address(address) => ClientConfig::address(address),
+        };
+        let client = EtcdClient::connect(&config).await?;
+        Ok(slot.insert(client).raw())
+    }
+
+    /// Calls the store. After a failure that is not the call's own the next one makes a new connection, with
+    /// the TLS files as they are then.
+    async fn call<T, F>(&self, f: impl FnOnce(Client) -> F) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, etcd_client::Error>>,
+    {
+        let client = self.client().await?;
+        // The client's futures are large.
+        let done = match tokio::time::timeout(TIMEOUT, Box::pin(f(client))).await {
+            Ok(done) => done.map_err(failure),
+            Err(_) => Err(client::Error::Timeout(TIMEOUT).into()),
+        };
+        if matches!(done, Err(Error::Unavailable(_))) {
+            *self.client.lock().await = None;
+        }
+        done
+    }
+}
+
+/// What is to blame for an error: what was asked for, or else the connection and who it speaks for.
+fn failure(error: etcd_client::Error) -> Error {
+    let rejected = match &error {
+        etcd_client::Error::GRpcStatus(status) => matches!(
+            status.code(),
+            Code::InvalidArgument | Code::FailedPrecondition | Code::NotFound | Code::AlreadyExists | Code::OutOfRange
+        ),
+        _ => false,
+    };
+    let text = client::Error::from(error).to_string();
+    match rejected {
+        true => Error::Rejected(text),
+        false => Error::Unavailable(text),
+    }
+}
+
+/// Takes an error for a success if it says that something is so already.
+fn unless(already: &[&str], done: Result<(), Error>) -> Result<(), Error> {
+    match done {
+        Err(Error::Rejected(text)) if already.iter().any(|a| text.contains(a)) => Ok(()),
+        done => done,
+    }
+}
+
+#[async_trait::async_trait]
+impl UserAdmin for EtcdUsers {
+    async fn list(&self) -> Result<BTreeSet<String>, Error> {
+        let list = self.call(async |mut client| client.user_list().await).await?;
+        Ok(list.users().iter().cloned().collect())
+    }
+
+    async fn roles(&self, user: &str) -> Result<Option<BTreeSet<String>>, Error> {
+        match self.call(async |mut client| client.user_get(user).await).await {
+            Ok(found) => Ok(Some(found.roles().iter().cloned().collect())),
+            Err(Error::Rejected(text)) if text.contains(NO_USER) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn add(&self, user: &str) -> Result<(), Error> {
+        let options = UserAddOptions::new().with_no_pwd();
+        let added = self.call(async |mut client| client.user_add(user, "", Some(options)).await.map(drop));
+        unless(&["user name already exists"], added.await)
+    }
+
+    async fn delete(&self, user: &str) -> Result<(), Error> {
+        let deleted = self.call(async |mut client| client.user_delete(user).await.map(drop));
+        unless(&[NO_USER], deleted.await)
+    }
+
+    async fn grant(&self, user: &str, role: &str) -> Result<(), Error> {
+        self.call(async |mut client| client.user_grant_role(user, role).await.map(drop))
+            .await
+    }
+
+    async fn revoke(&self, user: &str, role: &str) -> Result<(), Error> {
+        let revoked = self.call(async |mut client| client.user_revoke_role(user, role).await.map(drop));
+        unless(&["role is not granted to the user", NO_USER], revoked.await)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_the_call_itself_got_wrong_is_its_own_failure() {
+        let status = |code| etcd_client::Error::GRpcStatus(tonic::Status::new(code, "etcdserver: words"));
+        let rejected = failure(status(Code::FailedPrecondition));
+        assert!(matches!(&rejected, Error::Rejected(text) if text == "etcdserver: words"));
+        // Whoever may not do this one may do none.
+        for code in [
+            Code::Unavailable,
+            Code::Unknown,
+            Code::PermissionDenied,
+            Code::Unauthenticated,
+        ] {
+            assert!(matches!(failure(status(code)), Error::Unavailable(_)), "{code:?}");
+        }
+        assert!(unless(&["words"], Err(rejected)).is_ok());
+    }
+}

@@ -1,0 +1,252 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+)
+
+// source is another cluster's etcd.
+type source struct {
+	name    string
+	id      int
+	address string
+	dir     string
+	ca      *authority
+	etcd    *process
+	client  *clientv3.Client
+	durable bool
+	ips     int
+	more    []string
+	// What is there, as far as this program was told; only what is mirrored.
+	mu   sync.Mutex
+	want map[string]string
+	// Anything it holds is to be mirrored.
+	good bool
+}
+
+func newSource(base string, ca *authority, id int, durable bool) *source {
+	name := fmt.Sprintf("c%03d", id)
+	return &source{
+		name: name, id: id, address: freePort(), dir: filepath.Join(base, name), ca: ca,
+		durable: durable, ips: *ipsPer, want: map[string]string{}, good: true,
+	}
+}
+
+func (s *source) data() string { return filepath.Join(s.dir, "data") }
+
+// start runs the server at its address.
+func (s *source) start() error { return s.startAt(s.address, s.data()) }
+
+func (s *source) startAt(address, data string) error {
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return err
+	}
+	url := "https://" + address
+	s.etcd = &process{name: s.name, bin: *isthmus, log: filepath.Join(s.dir, "log")}
+	s.etcd.args = append([]string{"etcd", "--listen-client-urls=" + url, "--advertise-client-urls=" + url, "--log-level=warn"}, s.ca.flags()...)
+	if *sourceKind == "etcd" {
+		peer := "http://" + freePort()
+		s.etcd.bin = *etcdBin
+		s.etcd.args = append(s.etcd.args[1:], "--data-dir="+data, "--unsafe-no-fsync",
+			"--listen-peer-urls="+peer, "--initial-advertise-peer-urls="+peer, "--initial-cluster=default="+peer,
+			"--initial-cluster-token="+peer)
+	} else if s.durable {
+		// What is killed is only the process: nothing that the kernel has is lost.
+		s.etcd.args = append(s.etcd.args, "--data-dir="+data, "--durability=none")
+	}
+	s.etcd.args = append(s.etcd.args, s.more...)
+	if err := s.etcd.start(); err != nil {
+		return err
+	}
+	if err := s.etcd.listening(address, time.Minute); err != nil {
+		return err
+	}
+	return s.connect(address)
+}
+
+func (s *source) connect(address string) error {
+	if s.client != nil {
+		s.client.Close()
+	}
+	config, err := s.ca.tls("remote")
+	if err != nil {
+		return err
+	}
+	s.client, err = clientv3.New(clientv3.Config{
+		Endpoints: []string{"https://" + address}, TLS: config, DialOptions: quick(), MaxCallSendMsgSize: 16 << 20,
+	})
+	return err
+}
+
+// quick has a client notice soon that a server is back.
+func quick() []grpc.DialOption {
+	b := backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.5, MaxDelay: 300 * time.Millisecond}
+	return []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{Backoff: b, MinConnectTimeout: 2 * time.Second})}
+}
+
+func (s *source) kill() { s.etcd.stop(syscall.SIGKILL) }
+
+// fill writes what the model has: the configuration, the data, and that it is complete.
+func (s *source) fill() error {
+	s.mu.Lock()
+	want := maps.Clone(s.want)
+	s.mu.Unlock()
+	if err := s.puts(map[string]string{"cilium/cluster-config/" + s.name: configOf(s.id, *most)}); err != nil {
+		return err
+	}
+	if err := s.beat(); err != nil {
+		return err
+	}
+	if err := s.puts(want); err != nil {
+		return err
+	}
+	canaries := map[string]string{}
+	for _, word := range words {
+		canaries[canaryKey(s.name, word)] = time.Now().Format(time.RFC3339)
+	}
+	return s.puts(canaries)
+}
+
+// model takes the first data into the model.
+func (s *source) model() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.want = map[string]string{}
+	keys, values := first(s.name, s.id, s.ips)
+	for i, key := range keys {
+		s.want[key] = values[i]
+	}
+}
+
+func (s *source) puts(all map[string]string) error {
+	var ops []clientv3.Op
+	flush := func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		defer cancel()
+		_, err := s.client.Txn(ctx).Then(ops...).Commit()
+		ops = nil
+		return err
+	}
+	for key, value := range all {
+		if ops = append(ops, clientv3.OpPut(key, value)); len(ops) == 100 {
+			if err := flush(); err != nil {
+				return err
+			}
+		}
+	}
+	if len(ops) > 0 {
+		return flush()
+	}
+	return nil
+}
+
+func (s *source) beat() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	_, err := s.client.Put(ctx, "cilium/.heartbeat", time.Now().Format(time.RFC3339))
+	return err
+}
+
+// put writes one key until that is known to be done; the model has it first.
+func (s *source) put(ctx context.Context, key, value string) (time.Time, error) {
+	s.mu.Lock()
+	s.want[key] = value
+	s.mu.Unlock()
+	return s.insist(ctx, clientv3.OpPut(key, value))
+}
+
+func (s *source) remove(ctx context.Context, key string) error {
+	s.mu.Lock()
+	delete(s.want, key)
+	s.mu.Unlock()
+	_, err := s.insist(ctx, clientv3.OpDelete(key))
+	return err
+}
+
+func (s *source) insist(ctx context.Context, op clientv3.Op) (time.Time, error) {
+	for {
+		one, cancel := context.WithTimeout(ctx, 2*time.Second)
+		_, err := s.client.Do(one, op)
+		cancel()
+		if err == nil || ctx.Err() != nil {
+			return time.Now(), err
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// has says whether a mirrored key should be.
+func (s *source) has(key string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, at := range origins(s.name, key) {
+		if _, there := s.want[at]; there {
+			return true
+		}
+	}
+	return false
+}
+
+// contents is what the server itself has, of what is mirrored.
+func (s *source) contents() (map[string]string, error) {
+	all, err := read(s.client, "cilium/state/")
+	if err != nil {
+		return nil, err
+	}
+	maps.DeleteFunc(all, func(key, _ string) bool { _, mirrored := here(s.name, key); return !mirrored })
+	return all, nil
+}
+
+// heartbeats writes them for all sources, until the context ends.
+func heartbeats(ctx context.Context, sources []*source) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(30 * time.Second):
+		}
+		for _, s := range sources {
+			if ctx.Err() == nil && s.good && s.client != nil {
+				_ = s.beat()
+			}
+		}
+	}
+}
+
+// launch starts and fills all sources.
+func launch(sources []*source) error {
+	var wg sync.WaitGroup
+	turns := make(chan struct{}, 8)
+	errors := make(chan error, len(sources))
+	for _, s := range sources {
+		turns <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-turns }()
+			s.model()
+			err := s.start()
+			if err == nil {
+				err = s.fill()
+			}
+			if err != nil {
+				errors <- fmt.Errorf("%s: %w", s.name, err)
+			}
+		})
+	}
+	wg.Wait()
+	select {
+	case err := <-errors:
+		return err
+	default:
+		return nil
+	}
+}

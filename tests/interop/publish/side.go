@@ -1,0 +1,216 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// side is a publisher with an API server and an etcd of its own.
+type side struct {
+	name      string
+	kind      publisherKind
+	index     int
+	dir       string
+	world     *world
+	api       *api
+	gate      *gate
+	etcd      *process
+	publisher *process
+	client    *clientv3.Client
+	mirror    *mirror
+	end       context.CancelFunc
+	// Where it is.
+	store, health, metrics, gops string
+	config                       string
+	http                         *http.Client
+	figures                      *figures
+}
+
+func newSide(f *figures, index int, w *world, base string) (*side, error) {
+	s := &side{
+		name: f.name, kind: f.kind, index: index, dir: filepath.Join(base, f.name), world: w, figures: f,
+		store: freePort(), health: freePort(), metrics: freePort(), gops: freePort(),
+		http: &http.Client{Timeout: 2 * time.Second},
+	}
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return nil, err
+	}
+	s.api = &api{store: w.store, side: index, streaming: *streaming}
+	var err error
+	if s.gate, s.config, err = serve(s.api, s.dir, *plainHTTP); err != nil {
+		return nil, err
+	}
+	peer := "http://" + freePort()
+	s.etcd = &process{name: "etcd", bin: *etcdBin, log: filepath.Join(s.dir, "etcd.log"), args: []string{
+		"--data-dir=" + filepath.Join(s.dir, "data"), "--unsafe-no-fsync", "--log-level=warn",
+		"--listen-client-urls=http://" + s.store, "--advertise-client-urls=http://" + s.store,
+		"--listen-peer-urls=" + peer, "--initial-advertise-peer-urls=" + peer, "--initial-cluster=default=" + peer,
+	}}
+	if err := s.etcd.start(); err != nil {
+		return nil, err
+	}
+	if err := s.connect(); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	s.end = cancel
+	s.mirror = follow(ctx, s.client, w, index)
+	w.expect = append(w.expect, s.mirror.expect)
+	return s, nil
+}
+
+// connect makes a client once etcd listens.
+func (s *side) connect() (err error) {
+	for range 300 {
+		var c net.Conn
+		if c, err = net.DialTimeout("tcp", s.store, time.Second); err == nil {
+			c.Close()
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	if err != nil {
+		return fmt.Errorf("etcd does not answer (%w): %s", err, s.etcd.complaint())
+	}
+	// While etcd is away on purpose, the client need not say so.
+	os.Setenv("ETCD_CLIENT_DEBUG", "fatal")
+	defer os.Unsetenv("ETCD_CLIENT_DEBUG")
+	s.client, err = clientv3.New(clientv3.Config{Endpoints: []string{s.store}, DialTimeout: 10 * time.Second})
+	return err
+}
+
+// program sets up the publisher with a rate limit; 0 is the one of the chart.
+func (s *side) program(qps string) error {
+	file := filepath.Join(s.dir, "etcd.yaml")
+	text := fmt.Sprintf("endpoints:\n- http://%s\ninsecure-transport: true\n", s.store)
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		return err
+	}
+	args := []string{
+		"clustermesh", "--cluster-name=" + cluster, fmt.Sprint("--cluster-id=", clusterID),
+		"--kvstore-opt=etcd.config=" + file, "--kvstore-opt=etcd.qps=" + qps, "--kvstore-opt=etcd.bootstrapQps=10000",
+		"--max-connected-clusters=255", "--health-port=" + portOf(s.health), "--prometheus-serve-addr=" + s.metrics,
+		"--controller-group-metrics=all", "--k8s-kubeconfig-path=" + s.config, "--gops-port=" + portOf(s.gops),
+		"--shell-sock-path=" + filepath.Join(s.dir, "shell.sock"),
+	}
+	if *ces {
+		args = append(args, "--enable-cilium-endpoint-slice")
+	}
+	s.publisher = &process{name: s.name, log: filepath.Join(s.dir, "log"), env: []string{"GOPS_CONFIG_DIR=" + s.dir}}
+	s.publisher.bin = *cilium
+	if s.kind == ours {
+		s.publisher.bin = *isthmus
+		args = append(args, strings.Fields(*more)...)
+	}
+	s.publisher.args = accepted(s.publisher.bin, args)
+	return nil
+}
+
+var unexpected = regexp.MustCompile(`unexpected argument '(--[a-z0-9-]+)`)
+
+// accepted leaves out what an older build does not know.
+func accepted(bin string, args []string) []string {
+	for {
+		out, err := exec.Command(bin, append(slices.Clone(args), "--help")...).CombinedOutput()
+		unknown := unexpected.FindSubmatch(out)
+		if err == nil || unknown == nil {
+			return args
+		}
+		progress("%s does not know %s", bin, unknown[1])
+		args = slices.DeleteFunc(args, func(a string) bool { return strings.HasPrefix(a, string(unknown[1])) })
+	}
+}
+
+// ready asks /readyz once.
+func (s *side) ready() (code int, body string) {
+	r, err := s.http.Get("http://" + s.health + "/readyz")
+	if err != nil {
+		for inner := err; inner != nil; inner = errors.Unwrap(inner) {
+			err = inner
+		}
+		return 0, err.Error()
+	}
+	defer r.Body.Close()
+	text, _ := io.ReadAll(io.LimitReader(r.Body, 1000))
+	return r.StatusCode, strings.TrimSpace(string(text))
+}
+
+// launch starts the publisher and waits until it is ready.
+func (s *side) launch(limit time.Duration) (time.Duration, error) {
+	began := time.Now()
+	if err := s.publisher.start(); err != nil {
+		return 0, err
+	}
+	for time.Since(began) < limit {
+		if code, _ := s.ready(); code == http.StatusOK {
+			return time.Since(began), nil
+		}
+		if s.publisher.ended() {
+			return 0, fmt.Errorf("%s ended: %s", s.name, s.publisher.complaint())
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	return 0, fmt.Errorf("%s is not ready after %v: %s", s.name, limit, s.publisher.complaint())
+}
+
+// collect has a Go process collect its garbage, by its gops agent: 0x2 is the agent's command for it.
+func (s *side) collect() {
+	if s.kind != theirs {
+		return
+	}
+	for range 2 {
+		c, err := net.DialTimeout("tcp", s.gops, time.Second)
+		if err != nil {
+			progress("%s: no gops: %v", s.name, err)
+			return
+		}
+		_, _ = c.Write([]byte{2})
+		_, _ = io.ReadAll(c)
+		c.Close()
+	}
+}
+
+// contents reads everything from etcd, which is the truth that the mirror only follows.
+func (s *side) contents() (map[string]string, error) {
+	keys := map[string]string{}
+	from, end := "cilium/", clientv3.GetPrefixRangeEnd("cilium/")
+	for {
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		r, err := s.client.Get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(5000))
+		cancel()
+		if err != nil {
+			return nil, err
+		}
+		for _, kv := range r.Kvs {
+			keys[string(kv.Key)] = string(kv.Value)
+			from = string(kv.Key) + "\x00"
+		}
+		if !r.More {
+			return keys, nil
+		}
+	}
+}
+
+func (s *side) close() {
+	if s.publisher != nil {
+		s.publisher.stop(syscall.SIGKILL)
+	}
+	s.end()
+	s.client.Close()
+	s.etcd.stop(syscall.SIGKILL)
+	s.gate.close()
+}

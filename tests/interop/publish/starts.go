@@ -1,0 +1,152 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"syscall"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// started is what a start took.
+type started struct {
+	ready, complete time.Duration // until /readyz, and until the last event of etcd
+	keys            int64         // in etcd when ready
+	load            float64       // of the machine then
+	cpuReady, cpu   time.Duration // until ready, and until all was quiet
+	cpuQuiet        time.Duration // while nothing happened
+	peak            int64
+	seen            seen
+	differ          difference
+}
+
+// figures is all that was measured of a side.
+type figures struct {
+	name          string
+	kind          publisherKind
+	objects       int
+	cold, again   []started
+	changed       []started
+	expected      int // events that the changes call for
+	rest, settled []memory
+	restAgain     []memory
+	churned       []churned
+	dark          []dark
+	asked         string // of the API server
+}
+
+const changesWhileDown = 500
+
+// starts measures a start into an empty etcd, one after a kill, and one after a kill with changes meanwhile.
+func starts(sides []*side) error {
+	if err := each(sides, (*side).cold); err != nil || !*restarts {
+		return err
+	}
+	err := each(sides, func(s *side) error {
+		s.publisher.stop(syscall.SIGKILL)
+		r, err := s.timed()
+		if err != nil {
+			return err
+		}
+		s.figures.again = append(s.figures.again, r)
+		s.figures.restAgain = append(s.figures.restAgain, s.publisher.memory())
+		s.publisher.stop(syscall.SIGKILL)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for range changesWhileDown {
+		sides[0].world.mutate()
+	}
+	return each(sides, func(s *side) error {
+		d := s.mirror.compare()
+		s.figures.expected = d.missing + d.stale + d.wrong
+		r, err := s.timed()
+		if err != nil {
+			return err
+		}
+		s.figures.changed = append(s.figures.changed, r)
+		return s.sweep()
+	})
+}
+
+func (s *side) cold() error {
+	if err := s.program(*qps); err != nil {
+		return err
+	}
+	r, err := s.timed()
+	if err != nil {
+		return err
+	}
+	f := s.figures
+	f.cold = append(f.cold, r)
+	f.asked = fmt.Sprintf("%d lists, %d streams, %d watches", s.api.lists.Load(), s.api.streams.Load(), s.api.watches.Load())
+	f.rest = append(f.rest, s.publisher.memory())
+	// A collector gives some back at once, and the rest with time.
+	s.collect()
+	time.Sleep(*quiet)
+	s.collect()
+	time.Sleep(2 * time.Second)
+	f.settled = append(f.settled, s.publisher.memory())
+	return nil
+}
+
+// timed starts the publisher and waits until it is quiet.
+func (s *side) timed() (r started, err error) {
+	s.mirror.begin()
+	began := time.Now()
+	if r.ready, err = s.launch(*patience); err != nil {
+		return r, err
+	}
+	r.cpuReady, r.load = s.publisher.cpu(), load()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	count, err := s.client.Get(ctx, state, clientv3.WithPrefix(), clientv3.WithCountOnly())
+	if err != nil {
+		return r, err
+	}
+	r.keys = count.Count
+	progress("%s: ready after %v with %d keys", s.name, r.ready.Round(time.Millisecond), r.keys)
+	// Whoever never gets there is not waited for longer than the quiet time.
+	_, r.differ = s.mirror.settled(*quiet)
+	busy := s.publisher.cpu()
+	time.Sleep(*quiet)
+	r.cpuQuiet = s.publisher.cpu() - busy
+	r.cpu, r.peak = s.publisher.cpu(), s.publisher.memory().peak
+	r.seen, _, _ = s.mirror.now()
+	if !r.seen.last.IsZero() {
+		r.complete = r.seen.last.Sub(began)
+	}
+	keys, err := s.contents()
+	if err != nil {
+		return r, err
+	}
+	r.differ = compare(keys, s.world.wanted())
+	if !r.differ.none() {
+		progress("%s: %d keys missing, %d stale, %d wrong; %.2000s", s.name, r.differ.missing, r.differ.stale, r.differ.wrong, r.differ.example)
+	}
+	return r, nil
+}
+
+// sweep deletes what a publisher has left behind, so that later steps begin clean.
+func (s *side) sweep() error {
+	wanted := s.world.wanted()
+	keys, err := s.contents()
+	if err != nil {
+		return err
+	}
+	for key := range keys {
+		if _, there := wanted[key]; there || scopeOf(key) == "other" {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		_, err := s.client.Delete(ctx, key)
+		cancel()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,232 @@
+package interop
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"sigs.k8s.io/yaml"
+)
+
+// A Kubernetes API with Cilium's custom resources, and publishers of it: Cilium's own and ours.
+
+const (
+	ciliumModule = "github.com/cilium/cilium@v1.20.1"
+	mcsModule    = "sigs.k8s.io/mcs-api@v0.5.2"
+	exportCRD    = "config/crd/multicluster.x-k8s.io_serviceexports.yaml"
+)
+
+// moduleDir is where the Go module's files are.
+func moduleDir(t testing.TB, module string) string {
+	t.Helper()
+	cmd := exec.Command("go", "mod", "download", "-json", module)
+	cmd.Env = append(os.Environ(), "GOFLAGS=-mod=mod")
+	out, err := cmd.Output()
+	var answer struct{ Dir string }
+	if err != nil || json.Unmarshal(out, &answer) != nil {
+		t.Fatalf("go mod download %s: %v\n%s", module, err, out)
+	}
+	return answer.Dir
+}
+
+func manifest(t testing.TB, module, file string) dict {
+	t.Helper()
+	var object dict
+	text := must[[]byte](t)(os.ReadFile(filepath.Join(moduleDir(t, module), file)))
+	if err := yaml.Unmarshal(text, &object); err != nil {
+		t.Fatal(err)
+	}
+	return object
+}
+
+const crdPath = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+
+// define installs a custom resource and waits until it is served.
+func (a *apiserver) define(crd dict) {
+	a.t.Helper()
+	a.expect(201, "POST", crdPath, crd)
+	spec := crd["spec"].(dict)
+	for _, version := range spec["versions"].([]any) {
+		v := version.(dict)
+		if v["served"] != true {
+			continue
+		}
+		path := fmt.Sprintf("/apis/%s/%s/%s", spec["group"], v["name"], spec["names"].(dict)["plural"])
+		eventually(a.t, path+" is served", func() bool {
+			code, _ := a.call("GET", path, nil)
+			return code == 200
+		})
+	}
+}
+
+func (a *apiserver) defineCilium() {
+	a.t.Helper()
+	for _, file := range []string{
+		"v2/ciliumnodes.yaml", "v2/ciliumidentities.yaml", "v2/ciliumendpoints.yaml", "v2alpha1/ciliumendpointslices.yaml",
+	} {
+		a.define(manifest(a.t, ciliumModule, "pkg/k8s/apis/cilium.io/client/crds/"+file))
+	}
+}
+
+// kubeconfig writes a client's file.
+func (a *apiserver) kubeconfig() string {
+	a.t.Helper()
+	file := filepath.Join(a.t.TempDir(), "kubeconfig")
+	text, _ := json.Marshal(dict{
+		"apiVersion": "v1", "kind": "Config", "current-context": "c",
+		"clusters": []any{dict{"name": "c", "cluster": dict{"server": a.url, "insecure-skip-tls-verify": true}}},
+		"users":    []any{dict{"name": "u", "user": dict{"token": "sesame"}}},
+		"contexts": []any{dict{"name": "c", "context": dict{"cluster": "c", "user": "u"}}},
+	})
+	if err := os.WriteFile(file, text, 0o600); err != nil {
+		a.t.Fatal(err)
+	}
+	return file
+}
+
+// === publishers ===
+
+// publisher is a process that publishes into a store, and may be killed and started again.
+type publisher struct {
+	t      testing.TB
+	name   string
+	bin    string
+	args   []string
+	flags  []string
+	client *clientv3.Client
+	cmd    *exec.Cmd
+	exited chan struct{}
+	log    string
+	// theirs says that it is Cilium's.
+	theirs bool
+}
+
+func port(address string) string {
+	_, port, _ := net.SplitHostPort(address)
+	return port
+}
+
+// newPublisher prepares one, which does not run yet; `flags` may change from run to run.
+func newPublisher(t testing.TB, name, bin, store string, flags []string, args ...string) *publisher {
+	t.Helper()
+	p := &publisher{t: t, name: name, bin: bin, args: args, flags: flags, log: filepath.Join(t.TempDir(), name+".log")}
+	p.client = (&server{address: store}).client(t)
+	t.Cleanup(func() {
+		p.down(syscall.SIGKILL)
+		p.client.Close()
+		if text, err := os.ReadFile(p.log); err == nil && t.Failed() {
+			t.Logf("the end of %s's log:\n%s", name, text[max(0, len(text)-1500):])
+		}
+	})
+	return p
+}
+
+// common are the arguments that both take.
+func common(command, kubeconfig string, more ...string) []string {
+	args := []string{command, "--cluster-id=3", "--cluster-name=c3", "--clustermesh-enable-mcs-api", "--k8s-kubeconfig-path=" + kubeconfig}
+	return append(args, more...)
+}
+
+// cilium is the original, writing into `store`.
+func cilium(t testing.TB, kubeconfig, store string, flags []string) *publisher {
+	t.Helper()
+	bin := os.Getenv("CILIUM_APISERVER")
+	if bin == "" {
+		t.Skip("CILIUM_APISERVER is not set: run `make interop-publisher`")
+	}
+	p := newPublisher(t, "cilium", bin, store, flags, common("clustermesh", kubeconfig,
+		"--kvstore-opt=etcd.address=http://"+store, "--kvstore-opt=etcd.qps=1000", "--kvstore-opt=etcd.bootstrapQps=10000",
+		"--health-port="+port(lowPort(t)), "--enable-gops=false", "--shell-sock-path=",
+		"--k8s-client-qps=200", "--k8s-client-burst=400")...)
+	p.theirs = true
+	return p
+}
+
+// oursAlone is our publisher, writing into `store`.
+func oursAlone(t testing.TB, kubeconfig, store string, flags []string) *publisher {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "etcd.yaml")
+	if err := os.WriteFile(file, []byte("endpoints:\n- http://"+store+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return newPublisher(t, "isthmus-clustermesh", os.Getenv("ISTHMUS_BIN"), store, flags, common("clustermesh", kubeconfig,
+		"--kvstore-opt=etcd.config="+file, "--kvstore-opt=etcd.qps=1000", "--kvstore-opt=etcd.bootstrapQps=10000",
+		"--health-port="+port(lowPort(t)))...)
+}
+
+// oursWithStore is our publisher with the store in the same process.
+func oursWithStore(t testing.TB, kubeconfig string, flags []string) *publisher {
+	t.Helper()
+	store := lowPort(t)
+	return newPublisher(t, "isthmus-serve", os.Getenv("ISTHMUS_BIN"), store, flags, common("serve", kubeconfig,
+		"--listen-client-urls=http://"+store, "--client-cert-auth=false", "--data-dir="+t.TempDir(), "--durability=none",
+		"--health-port="+port(lowPort(t)), "--api-serve-addr="+lowPort(t))...)
+}
+
+func (p *publisher) running() bool { return p.exited != nil }
+
+func (p *publisher) up() {
+	p.t.Helper()
+	log := must[*os.File](p.t)(os.OpenFile(p.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600))
+	defer log.Close()
+	p.cmd = exec.Command(p.bin, append(slices.Clone(p.args), p.flags...)...)
+	p.cmd.Stdout, p.cmd.Stderr = log, log
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := p.cmd.Start(); err != nil {
+		p.t.Fatal(err)
+	}
+	exited := make(chan struct{})
+	cmd := p.cmd
+	go func() { _ = cmd.Wait(); close(exited) }()
+	p.exited = exited
+}
+
+func (p *publisher) down(signal syscall.Signal) {
+	if p.exited == nil {
+		return
+	}
+	_ = p.cmd.Process.Signal(signal)
+	select {
+	case <-p.exited:
+	case <-time.After(10 * time.Second):
+		_ = p.cmd.Process.Kill()
+		<-p.exited
+	}
+	p.exited = nil
+}
+
+// keys reads what is published; nothing if the store does not answer.
+func (p *publisher) keys() map[string]string {
+	c, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	all, err := p.client.Get(c, "cilium/", clientv3.WithPrefix())
+	if err != nil {
+		return nil
+	}
+	keys := map[string]string{}
+	for _, kv := range all.Kvs {
+		key := string(kv.Key)
+		for _, prefix := range []string{"cilium/state/", "cilium/cluster-config/", "cilium/synced/"} {
+			if strings.HasPrefix(key, prefix) {
+				keys[key] = string(kv.Value)
+			}
+		}
+	}
+	return keys
+}
+
+// wipe empties the store, so that the next one starts without a former life.
+func (p *publisher) wipe() {
+	p.t.Helper()
+	must[*clientv3.DeleteResponse](p.t)(p.client.Delete(ctx(p.t), "", clientv3.WithPrefix()))
+}

@@ -1,0 +1,349 @@
+package interop
+
+import (
+	"encoding/json"
+	"fmt"
+	stdmaps "maps"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// What two publishers may say differently of the same objects, and why:
+//   - an address that is none: the original writes it under the key `<nil>`, where all such collide and which
+//     readers reject; ours leaves it out;
+//   - an address that several slices of a service have: the original takes it from one of them, by chance;
+//     ours adds their ports up;
+//   - a service that is a name elsewhere has no address: the original publishes an empty one, for which
+//     readers reject the whole service; ours may leave it out;
+//   - labels of an identity that differ in their source alone: the original takes one by chance;
+//   - who owns an address that several pods have, where the publishers need not have heard of them in the
+//     same order;
+//   - slices are compressed: what they hold counts.
+
+const (
+	stateIP         = "cilium/state/ip/v1/default/"
+	stateServices   = "cilium/state/services/v1/c3/"
+	stateIdentities = "cilium/state/identities/v1/id/"
+	stateSlices     = "cilium/state/endpointslices/v1/c3/"
+	stateExports    = "cilium/state/serviceexports/v1/c3/"
+)
+
+type deviation struct{ key, ours, theirs string }
+
+func (d deviation) String() string {
+	return fmt.Sprintf("%s\n     is %s\n Cilium %s", d.key, d.ours, d.theirs)
+}
+
+func known(d deviation) bool {
+	matches, err := regexp.MatchString(*publisherKnown, d.String())
+	return *publisherKnown != "" && (matches || err != nil)
+}
+
+// pair is two publishers to compare.
+type pair struct {
+	// One of them has just started, so that it had its own order of things.
+	anew bool
+	// Both are the original.
+	originals bool
+	contested map[string][]claimant
+}
+
+// differences between our keys, or those of an older original, and the original's.
+func (w *mesh) differences(ours, theirs map[string]string, of pair) []deviation {
+	of.contested = w.contested()
+	all := stdmaps.Clone(ours)
+	stdmaps.Copy(all, theirs)
+	var found []deviation
+	for _, key := range slices.Sorted(stdmaps.Keys(all)) {
+		mine, here := ours[key]
+		other, there := theirs[key]
+		if here && there && (mine == other || strings.HasPrefix(key, "cilium/synced/")) {
+			if address := strings.TrimPrefix(key, stateIP); of.contested[address] != nil && !of.anew && !w.unordered[address] {
+				w.seen["contested addresses of a known order"]++
+			}
+			continue
+		}
+		d := deviation{key, shown(mine, here), shown(other, there)}
+		if !known(d) && !w.allowed(key, mine, other, here, there, of) {
+			found = append(found, d)
+		}
+	}
+	return found
+}
+
+func (w *mesh) allowed(key, mine, other string, here, there bool, of pair) bool {
+	if key == stateIP+"<nil>" {
+		return of.originals || !here
+	}
+	if !here || !there {
+		return there && w.isExternal(key)
+	}
+	switch {
+	case strings.HasPrefix(key, stateSlices):
+		return decodeSlice(mine) == decodeSlice(other)
+	case strings.HasPrefix(key, stateIdentities):
+		return w.sameIdentity(strings.TrimPrefix(key, stateIdentities), mine, other)
+	case strings.HasPrefix(key, stateServices):
+		return w.sameService(strings.TrimPrefix(key, stateServices), mine, other, of.originals)
+	case strings.HasPrefix(key, stateIP):
+		address := strings.TrimPrefix(key, stateIP)
+		lenient := of.anew || w.unordered[address] || w.touched[address] > 1
+		if claims := of.contested[address]; !lenient || !owns(claims, mine) || !owns(claims, other) {
+			return false
+		}
+		// From here on they have it in a different order.
+		w.unordered[address] = true
+		w.seen["contested addresses of different owners"]++
+		return true
+	}
+	return false
+}
+
+func shown(value string, there bool) string {
+	switch {
+	case !there:
+		return "(no such key)"
+	case strings.HasPrefix(value, "\x28\xb5\x2f\xfd"):
+		return decodeSlice(value)
+	}
+	return value
+}
+
+func (w *mesh) isExternal(key string) bool {
+	namespace, name, _ := strings.Cut(strings.TrimPrefix(key, stateServices), "/")
+	object := w.objects["/api/v1/namespaces/"+namespace+"/services/"+name]
+	spec, _ := object["spec"].(dict)
+	return strings.HasPrefix(key, stateServices) && spec["type"] == "ExternalName"
+}
+
+// owns says whether the value is that of one of the claims.
+func owns(claims []claimant, value string) bool {
+	var pair struct {
+		ID           uint32
+		K8sNamespace string
+		K8sPodName   string
+	}
+	if json.Unmarshal([]byte(value), &pair) != nil {
+		return false
+	}
+	return slices.ContainsFunc(claims, func(c claimant) bool {
+		return c.namespace == pair.K8sNamespace && c.pod == pair.K8sPodName && uint32(int64(c.identity)) == pair.ID
+	})
+}
+
+// sameIdentity allows another source for labels that the identity has from several.
+func (w *mesh) sameIdentity(name, mine, other string) bool {
+	object := w.objects["/apis/cilium.io/v2/ciliumidentities/"+name]
+	labels, _ := object["security-labels"].(dict)
+	// Key without source → label and value, as it may be published.
+	forms := map[string][]string{}
+	for label, value := range labels {
+		key, form := securityLabel(label, value.(string))
+		forms[key] = append(forms[key], form)
+	}
+	want := func(text string) bool {
+		for _, key := range slices.Sorted(stdmaps.Keys(forms)) {
+			i := slices.IndexFunc(forms[key], func(form string) bool { return strings.HasPrefix(text, form) })
+			if i < 0 {
+				return false
+			}
+			text = text[len(forms[key][i]):]
+		}
+		return text == ""
+	}
+	collide := len(forms) < len(labels)
+	if collide {
+		w.seen["identities with colliding labels"]++
+	}
+	return collide && want(mine) && want(other)
+}
+
+// securityLabel is Cilium's NewLabel (pkg/labels/labels.go).
+func securityLabel(label, value string) (key, form string) {
+	source, key := "", label
+	if rest, ok := strings.CutPrefix(label, "$"); ok {
+		source, key = "reserved", rest
+	} else if before, after, ok := strings.Cut(label, ":"); ok {
+		source, key = before, after
+	}
+	if source == "reserved" && key == "" {
+		key, value = value, ""
+	}
+	if source == "" {
+		source = "unspec"
+	}
+	return key, fmt.Sprintf("%s:%s=%s;", source, key, value)
+}
+
+// === services ===
+
+// backend is what one slice says of an address.
+type backend struct {
+	ports    map[string]string
+	hostname string
+	zone     string
+}
+
+// backends of a service: address → one for each slice that has it; within a slice the last endpoint counts.
+func (w *mesh) backends(service string) map[string][]backend {
+	namespace, name, _ := strings.Cut(service, "/")
+	all := map[string][]backend{}
+	prefix := "/apis/discovery.k8s.io/v1/namespaces/" + namespace + "/endpointslices/"
+	for _, path := range slices.Sorted(stdmaps.Keys(w.objects)) {
+		slice := w.objects[path]
+		if strings.HasPrefix(path, prefix) && labelOf(slice, "kubernetes.io/service-name") == name && isFollowed(slice) {
+			for address, b := range backendsOf(slice) {
+				all[address] = append(all[address], b)
+			}
+		}
+	}
+	return all
+}
+
+func isFollowed(slice dict) bool {
+	return slice["addressType"] != "FQDN" &&
+		labelOf(slice, "endpointslice.kubernetes.io/managed-by") != "endpointslice-mesh-controller.cilium.io"
+}
+
+func backendsOf(slice dict) map[string]backend {
+	ports := map[string]string{}
+	list, _ := slice["ports"].([]any)
+	for _, p := range list {
+		if number, ok := p.(dict)["port"].(float64); ok {
+			name, _ := p.(dict)["name"].(string)
+			ports[name] = fmt.Sprintf(`{"Port":%d,"Protocol":%q}`, int(number), p.(dict)["protocol"])
+		}
+	}
+	all := map[string]backend{}
+	endpoints, _ := slice["endpoints"].([]any)
+	for _, e := range endpoints {
+		endpoint := e.(dict)
+		b := backend{ports: ports}
+		b.hostname, _ = endpoint["hostname"].(string)
+		zone, set := endpoint["zone"].(string)
+		if topology, _ := endpoint["deprecatedTopology"].(dict); !set && topology != nil {
+			zone, _ = topology["topology.kubernetes.io/zone"].(string)
+		}
+		if zone != "" {
+			b.zone = zoneText(zone, endpoint["hints"])
+		}
+		conditions, _ := endpoint["conditions"].(dict)
+		for _, a := range endpoint["addresses"].([]any) {
+			address := canonical(a.(string))
+			if delete(all, address); conditions["ready"] != false || conditions["serving"] != false {
+				all[address] = b
+			}
+		}
+	}
+	return all
+}
+
+func zoneText(zone string, hints any) string {
+	names := []any{}
+	if h, ok := hints.(dict); ok {
+		zones, _ := h["forZones"].([]any)
+		names = append(names, zones...)
+	}
+	text, _ := json.Marshal(dict{"zone": zone, "forZones": names})
+	return string(text)
+}
+
+// sameService allows differences about addresses that several slices have.
+func (w *mesh) sameService(name, mine, other string, originals bool) bool {
+	var ours, theirs dict
+	if json.Unmarshal([]byte(mine), &ours) != nil || json.Unmarshal([]byte(other), &theirs) != nil {
+		return false
+	}
+	for address, candidates := range w.backends(name) {
+		if len(candidates) < 2 {
+			continue
+		}
+		mineFits := merged
+		if originals {
+			mineFits = oneOf
+		}
+		if !oneOf(theirs, address, candidates) || !mineFits(ours, address, candidates) {
+			return false
+		}
+		w.seen["addresses in several slices"]++
+		for _, field := range []string{"backends", "hostnames", "zones"} {
+			for _, value := range []dict{ours, theirs} {
+				if of, ok := value[field].(dict); ok {
+					if delete(of, address); len(of) == 0 && field != "backends" {
+						delete(value, field)
+					}
+				}
+			}
+		}
+	}
+	a, _ := json.Marshal(ours)
+	b, _ := json.Marshal(theirs)
+	return string(a) == string(b)
+}
+
+func portTexts(service dict, address string) (map[string]string, bool) {
+	backends, _ := service["backends"].(dict)
+	ports, there := backends[address].(dict)
+	texts := map[string]string{}
+	for name, p := range ports {
+		text, _ := json.Marshal(p)
+		texts[name] = string(text)
+	}
+	return texts, there
+}
+
+func fieldOf(service dict, field, address string) string {
+	of, _ := service[field].(dict)
+	switch value := of[address].(type) {
+	case nil:
+		return ""
+	case string:
+		return value
+	default:
+		text, _ := json.Marshal(value)
+		return string(text)
+	}
+}
+
+// fits says that host name and zone come from one of the slices, if any has them.
+func fits(service dict, address string, candidates []backend) bool {
+	for _, field := range []string{"hostnames", "zones"} {
+		said := []string{}
+		for _, b := range candidates {
+			value := b.hostname
+			if field == "zones" {
+				value = b.zone
+			}
+			if value != "" {
+				said = append(said, value)
+			}
+		}
+		if value := fieldOf(service, field, address); !slices.Contains(said, value) && (value != "" || len(said) > 0) {
+			return false
+		}
+	}
+	return true
+}
+
+func oneOf(service dict, address string, candidates []backend) bool {
+	ports, there := portTexts(service, address)
+	return there && fits(service, address, candidates) &&
+		slices.ContainsFunc(candidates, func(b backend) bool { return stdmaps.Equal(b.ports, ports) })
+}
+
+func merged(service dict, address string, candidates []backend) bool {
+	ports, there := portTexts(service, address)
+	names := map[string]bool{}
+	for _, b := range candidates {
+		for name := range b.ports {
+			names[name] = true
+		}
+	}
+	for name, text := range ports {
+		if !slices.ContainsFunc(candidates, func(b backend) bool { return b.ports[name] == text }) {
+			return false
+		}
+	}
+	return there && len(names) == len(ports) && fits(service, address, candidates)
+}
