@@ -105,7 +105,9 @@ pub fn run(args: Vec<String>) -> u8 {
     match dispatch(cli.command, &complaints) {
         Ok(()) => 0,
         Err(error) => {
-            say_fatal(&error);
+            if !(daemon && logging::fatal(&format!("{error:#}"))) {
+                say_fatal(&error);
+            }
             if daemon { 255 } else { 1 }
         }
     }
@@ -216,9 +218,10 @@ fn as_subcommand(mut args: Vec<String>) -> (Vec<String>, bool) {
 #[allow(clippy::print_stdout, reason = "answers, not logs")]
 fn dispatch(command: Command, complaints: &[String]) -> anyhow::Result<()> {
     let init = |log: &flags::LogArgs| {
-        let (format, level, more) = logging::options(log.debug, &log.log_opt);
-        logging::init(format, level, true);
-        more.iter().chain(complaints).for_each(|c| tracing::warn!("{c}"));
+        let options = logging::options(log.debug, &log.log_opt);
+        logging::init(options.format, options.level, options.to_stdout);
+        let all = options.complaints.iter().chain(complaints);
+        all.for_each(|complaint| tracing::warn!("{complaint}"));
     };
     match command {
         Command::Etcd(args) if args.wants_version() => println!("{}", etcd::version()),

@@ -1,6 +1,7 @@
 //! Log lines in the shapes that the field's tools read: Cilium's logfmt and JSON, etcd's JSON.
 
 use std::fmt::{self, Write as _};
+use std::sync::OnceLock;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::EnvFilter;
@@ -14,8 +15,12 @@ pub enum Format {
     /// `time=… level=info msg=… key=value`
     #[default]
     Text,
+    /// The same without the time.
+    TextWithoutTime,
     /// `{"time":…,"level":…,"msg":…}`
     Json,
+    /// The same without the time.
+    JsonWithoutTime,
     /// `{"level":…,"ts":…,"caller":…,"msg":…}`, as etcd's server logs.
     Etcd,
 }
@@ -23,6 +28,7 @@ pub enum Format {
 /// Starts logging. Daemons log to standard output, as the originals; etcd and the demo to standard error.
 pub fn init(format: Format, level: Level, to_stdout: bool) {
     let filter = EnvFilter::new(format!("warn,isthmus={}", level.as_str().to_ascii_lowercase()));
+    let _ = STARTED.set((format, to_stdout));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(false)
@@ -34,24 +40,66 @@ pub fn init(format: Format, level: Level, to_stdout: bool) {
     };
 }
 
-/// Reads `--log-opt`; what it does not understand is left at its default, with a complaint.
-pub fn options(debug: bool, options: &[String]) -> (Format, Level, Vec<String>) {
+/// How to log.
+pub struct Options {
+    /// The shape of lines.
+    pub format: Format,
+    /// What is worth a line.
+    pub level: Level,
+    /// To standard output, rather than to standard error.
+    pub to_stdout: bool,
+    /// What was not understood, and is left at its default.
+    pub complaints: Vec<String>,
+}
+
+/// How logging was started.
+static STARTED: OnceLock<(Format, bool)> = OnceLock::new();
+
+/// Says why the process ends, at a level that only the originals have; false if logging was not started.
+#[allow(clippy::print_stdout, clippy::print_stderr, reason = "this is the log")]
+pub fn fatal(message: &str) -> bool {
+    let Some((format, to_stdout)) = STARTED.get() else {
+        return false;
+    };
+    let fields = Fields {
+        message: message.to_owned(),
+        rest: vec![],
+    };
+    let mut line = String::new();
+    let written = log_line(&mut Writer::new(&mut line), *format, "fatal", ("", 0), &fields);
+    match to_stdout {
+        true => print!("{line}"),
+        false => eprint!("{line}"),
+    }
+    written.is_ok()
+}
+
+/// Reads `--log-opt`.
+pub fn options(debug: bool, options: &[String]) -> Options {
     let (mut format, mut level) = (Format::Text, if debug { Level::DEBUG } else { Level::INFO });
-    let mut complaints = vec![];
+    let (mut to_stdout, mut complaints) = (true, vec![]);
     for option in options {
         let (key, value) = option.split_once('=').unwrap_or((option, ""));
         match (key, value) {
-            ("format", "text" | "text-ts") => format = Format::Text,
-            ("format", "json" | "json-ts") => format = Format::Json,
+            ("format", "text-ts") => format = Format::Text,
+            ("format", "text") => format = Format::TextWithoutTime,
+            ("format", "json-ts") => format = Format::Json,
+            ("format", "json") => format = Format::JsonWithoutTime,
             ("level", _) if value.parse::<Level>().is_ok() => {
                 level = value.parse().unwrap_or(level);
             }
             ("level", "warning") => level = Level::WARN,
-            ("writer", _) => {}
+            ("writer", "stdout") => to_stdout = true,
+            ("writer", "stderr") => to_stdout = false,
             _ => complaints.push(format!("log option {option:?} is not understood")),
         }
     }
-    (format, level, complaints)
+    Options {
+        format,
+        level,
+        to_stdout,
+        complaints,
+    }
 }
 
 struct Lines(Format);
@@ -83,28 +131,39 @@ where
     fn format_event(&self, _: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
         let mut fields = Fields::default();
         event.record(&mut fields);
-        let level = event.metadata().level().as_str().to_ascii_lowercase();
-        let time = jiff::Timestamp::now();
-        match self.0 {
-            Format::Text => {
-                write!(writer, "time={time} level={level} msg={}", quoted(&fields.message))?;
-                for (name, value) in &fields.rest {
-                    write!(writer, " {name}={}", quoted(value))?;
-                }
-                writeln!(writer)
+        let meta = event.metadata();
+        let level = meta.level().as_str().to_ascii_lowercase();
+        let at = (meta.file().unwrap_or_default(), meta.line().unwrap_or_default());
+        log_line(&mut writer, self.0, &level, at, &fields)
+    }
+}
+
+fn log_line(
+    writer: &mut Writer<'_>,
+    format: Format,
+    level: &str,
+    (file, line): (&str, u32),
+    fields: &Fields,
+) -> fmt::Result {
+    let time = jiff::Timestamp::now();
+    match format {
+        Format::Text | Format::TextWithoutTime => {
+            if format == Format::Text {
+                write!(writer, "time={time} ")?;
             }
-            Format::Json => json(&mut writer, &[("time", &time.to_string()), ("level", &level)], &fields),
-            Format::Etcd => {
-                let meta = event.metadata();
-                let file = meta.file().and_then(|f| f.rsplit('/').next()).unwrap_or_default();
-                let caller = format!("{file}:{}", meta.line().unwrap_or_default());
-                let ts = time.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string();
-                json(
-                    &mut writer,
-                    &[("level", &level), ("ts", &ts), ("caller", &caller)],
-                    &fields,
-                )
+            write!(writer, "level={level} msg={}", quoted(&fields.message))?;
+            for (name, value) in &fields.rest {
+                write!(writer, " {name}={}", quoted(value))?;
             }
+            writeln!(writer)
+        }
+        Format::Json => json(writer, &[("time", &time.to_string()), ("level", level)], fields),
+        Format::JsonWithoutTime => json(writer, &[("level", level)], fields),
+        Format::Etcd => {
+            let file = file.rsplit('/').next().unwrap_or_default();
+            let ts = time.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string();
+            let caller = format!("{file}:{line}");
+            json(writer, &[("level", level), ("ts", &ts), ("caller", &caller)], fields)
         }
     }
 }
@@ -147,8 +206,10 @@ mod tests {
             "format=json".to_owned(),
             "level=warning".to_owned(),
             "color=red".to_owned(),
+            "writer=stderr".to_owned(),
         ];
-        let (format, level, complaints) = options(true, &given);
-        assert_eq!((format, level, complaints.len()), (Format::Json, Level::WARN, 1));
+        let options = options(true, &given);
+        assert_eq!((options.format, options.level), (Format::JsonWithoutTime, Level::WARN));
+        assert_eq!((options.to_stdout, options.complaints.len()), (false, 1));
     }
 }
