@@ -36,4 +36,5 @@ pub mod mvcc;
 pub mod pb;
 pub mod server;
 pub mod snapshot;
+pub mod troubleshoot;
 pub mod util;

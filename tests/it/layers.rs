@@ -21,6 +21,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("k8s", &["util"]),
     ("clustermesh", &["k8s", "kvstore", "model", "util"]),
     ("kvstoremesh", &["kvstore", "model", "util"]),
+    ("coredns", &["k8s"]),
+    ("troubleshoot", &["kvstore", "model"]),
     ("admin", &["util"]),
     (
         "app",
@@ -45,6 +47,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "app",
             "auth",
             "clustermesh",
+            "coredns",
             "durable",
             "k8s",
             "kvstore",
@@ -54,6 +57,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "mvcc",
             "server",
             "snapshot",
+            "troubleshoot",
             "util",
         ],
     ),
@@ -62,7 +66,7 @@ const ROOMS: &[(&str, &[&str])] = &[
 /// Crates that only some rooms may name.
 const CRATES: &[(&str, &[&str])] = &[
     ("tonic", &["server", "pb", "kvstore", "model"]),
-    ("kube", &["k8s", "cli"]),
+    ("kube", &["k8s", "coredns", "cli"]),
     ("etcd_client", &["kvstore"]),
     ("clap", &["cli"]),
     ("anyhow", &["app", "cli"]),
