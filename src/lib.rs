@@ -26,6 +26,7 @@ pub mod app;
 pub mod auth;
 pub mod cli;
 pub mod clustermesh;
+pub mod coredns;
 pub mod durable;
 pub mod k8s;
 pub mod kvstore;
