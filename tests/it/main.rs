@@ -12,6 +12,8 @@
 mod advisories;
 mod auth_mtls;
 mod bad_input;
+mod command_line;
+mod coredns;
 mod demo;
 mod durable;
 mod etcd_api;
@@ -22,4 +24,5 @@ mod layers;
 mod mesh;
 mod shutdown;
 mod support;
+mod troubleshoot;
 mod watch;
