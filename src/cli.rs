@@ -2,7 +2,10 @@
 //! and ends within five seconds.
 
 pub mod clustermesh;
+mod completion;
+mod coredns;
 mod data;
+mod dbg;
 mod demo;
 pub mod etcd;
 mod etcdinit;
@@ -11,13 +14,14 @@ pub mod kvstoremesh;
 mod logging;
 pub mod serve;
 mod snapshot;
+mod usage;
 mod users;
 
 use crate::app::signal;
 use crate::util::lifecycle::Lifecycle;
 use anyhow::bail;
 use clap::builder::Resettable;
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -50,8 +54,13 @@ enum Command {
     Clustermesh(Box<clustermesh::ClustermeshArgs>),
     /// The mirror alone: remote clusters into an etcd
     Kvstoremesh(Box<kvstoremesh::KvstoremeshArgs>),
-    /// What a running mirror knows
-    KvstoremeshDbg(kvstoremesh::DbgArgs),
+    /// What there is to know of the local store
+    #[command(subcommand)]
+    ClustermeshDbg(dbg::ClustermeshDbg),
+    /// What a running mirror knows, and why it does not know more
+    KvstoremeshDbg(dbg::KvstoremeshDbg),
+    /// Set CoreDNS up for the MCS API
+    McsapiCorednsCfg(Box<coredns::CorednsArgs>),
     /// Save, restore and look at snapshots
     #[command(subcommand)]
     Snapshot(snapshot::SnapshotCommand),
@@ -61,6 +70,9 @@ enum Command {
     Dump(data::InspectArgs),
     /// A mesh of two clusters on this machine
     Demo(demo::DemoArgs),
+    /// Print the autocompletion script for a shell
+    #[command(subcommand)]
+    Completion(completion::Completion),
     /// Print the version
     Version,
 }
@@ -83,32 +95,35 @@ pub fn run(args: Vec<String>) -> u8 {
             }
         }
     }
-    let ignored: &[_] = if is_etcd {
-        etcd::IGNORED
-    } else {
-        flags::IGNORED_BY_DAEMONS
+    let ignored: &[_] = match args.get(1).map(String::as_str) {
+        Some("etcd") => etcd::IGNORED,
+        Some("serve" | "clustermesh" | "kvstoremesh") => flags::IGNORED_BY_DAEMONS,
+        Some("mcsapi-coredns-cfg") => coredns::IGNORED,
+        _ => &[],
     };
     let (args, taken) = flags::strip(args, ignored);
     complaints.extend(taken.iter().map(|flag| no_effect(flag)));
-    let parsed = command
-        .try_get_matches_from(args)
-        .and_then(|matches| Cli::from_arg_matches(&matches));
-    let cli = match parsed {
-        Ok(cli) => cli,
-        Err(error) => return refused(&error, is_etcd),
+    let parsed = command.clone().try_get_matches_from(&args).and_then(|matches| {
+        let settings = settings(&command, &matches);
+        Ok((Cli::from_arg_matches(&matches)?, settings))
+    });
+    let (cli, settings) = match parsed {
+        Ok(parsed) => parsed,
+        Err(error) if is_etcd => return refused(&error),
+        Err(error) => return misunderstood(&args, &error),
     };
     // The originals of these end with -1 on a fatal error.
-    let daemon = matches!(
+    let fatal = matches!(
         cli.command,
-        Command::Clustermesh(_) | Command::Kvstoremesh(_) | Command::Etcdinit(_)
+        Command::Clustermesh(_) | Command::Kvstoremesh(_) | Command::Etcdinit(_) | Command::McsapiCorednsCfg(_)
     );
-    match dispatch(cli.command, &complaints) {
+    match dispatch(cli.command, &settings, &complaints) {
         Ok(()) => 0,
         Err(error) => {
-            if !(daemon && logging::fatal(&format!("{error:#}"))) {
+            if !(fatal && logging::fatal(&format!("{error:#}"))) {
                 say_fatal(&error);
             }
-            if daemon { 255 } else { 1 }
+            if fatal { 255 } else { 1 }
         }
     }
 }
@@ -155,15 +170,15 @@ fn no_effect(flag: &str) -> String {
     }
 }
 
-/// Says what is wrong with the command line; returns the exit code.
-fn refused(error: &clap::Error, is_etcd: bool) -> u8 {
+/// Says what is wrong with etcd's command line, as etcd does; returns the exit code.
+fn refused(error: &clap::Error) -> u8 {
     use clap::error::{ContextKind, ContextValue, ErrorKind};
     if !error.use_stderr() {
         let _ = error.print();
         return 0;
     }
-    if let (true, ErrorKind::UnknownArgument, Some(ContextValue::String(arg))) =
-        (is_etcd, error.kind(), error.get(ContextKind::InvalidArg))
+    if let (ErrorKind::UnknownArgument, Some(ContextValue::String(arg))) =
+        (error.kind(), error.get(ContextKind::InvalidArg))
         && !arg.starts_with('-')
     {
         say_fatal(&anyhow::anyhow!("{arg:?} is not a valid flag"));
@@ -171,7 +186,16 @@ fn refused(error: &clap::Error, is_etcd: bool) -> u8 {
     }
     let _ = error.print();
     // cobra exits with 1, Go's flag package with 2.
-    1 + u8::from(is_etcd)
+    2
+}
+
+/// Says what is wrong with any other command line, as cobra does; returns the exit code.
+#[allow(clippy::print_stderr, clippy::print_stdout, reason = "what cobra does")]
+fn misunderstood(args: &[String], error: &clap::Error) -> u8 {
+    let said = usage::said(Cli::command(), args, error);
+    eprint!("{}", said.err);
+    print!("{}", said.out);
+    said.code
 }
 
 /// A variable set to nothing is not set, as in the originals.
@@ -215,11 +239,34 @@ fn as_subcommand(mut args: Vec<String>) -> (Vec<String>, bool) {
     (args, is_etcd)
 }
 
+/// What a subcommand was told, or does without being told: `--name='value'`, in the order of the names, as the
+/// original logs it when it starts.
+fn settings(command: &clap::Command, matches: &ArgMatches) -> Vec<String> {
+    let Some((name, matches)) = matches.subcommand() else {
+        return vec![];
+    };
+    let arguments = command
+        .find_subcommand(name)
+        .into_iter()
+        .flat_map(|c| c.get_arguments());
+    let mut settings: Vec<_> = arguments
+        .filter_map(|argument| {
+            let values = matches.try_get_raw(argument.get_id().as_str()).ok().flatten();
+            let values: Vec<_> = values.into_iter().flatten().map(|v| v.to_string_lossy()).collect();
+            Some(format!("  --{}='{}'", argument.get_long()?, values.join(",")))
+        })
+        .collect();
+    settings.sort();
+    settings
+}
+
 #[allow(clippy::print_stdout, reason = "answers, not logs")]
-fn dispatch(command: Command, complaints: &[String]) -> anyhow::Result<()> {
+fn dispatch(command: Command, settings: &[String], complaints: &[String]) -> anyhow::Result<()> {
     let init = |log: &flags::LogArgs| {
         let options = logging::options(log.debug, &log.log_opt);
         logging::init(options.format, options.level, options.to_stdout);
+        settings.iter().for_each(|setting| tracing::info!("{setting}"));
+        tracing::info!(version = env!("CARGO_PKG_VERSION"), "Isthmus clustermesh-apiserver");
         let all = options.complaints.iter().chain(complaints);
         all.for_each(|complaint| tracing::warn!("{complaint}"));
     };
@@ -257,7 +304,9 @@ fn dispatch(command: Command, complaints: &[String]) -> anyhow::Result<()> {
             init(&args.log);
             return daemon(async |life| args.start(&life).await);
         }
-        Command::KvstoremeshDbg(args) => match args.run() {
+        Command::ClustermeshDbg(command) => command.run()?,
+        Command::KvstoremeshDbg(dbg::KvstoremeshDbg::Troubleshoot(args)) => args.run()?,
+        Command::KvstoremeshDbg(dbg::KvstoremeshDbg::Ask(args)) => match args.run() {
             Ok(text) => print!("{text}"),
             Err(error) => {
                 println!("Failed to retrieve status information: {error:#}");
@@ -268,12 +317,29 @@ fn dispatch(command: Command, complaints: &[String]) -> anyhow::Result<()> {
         Command::Check(args) => print!("{}", args.check()?),
         Command::Dump(args) => args.dump()?,
         Command::Demo(args) => return daemon(async |life| args.start(&life).await),
-        Command::Version => {
-            println!("Isthmus clustermesh-apiserver: {}", env!("CARGO_PKG_VERSION"));
-            println!("etcd: {} (compatible)", crate::server::ETCD_VERSION);
+        Command::McsapiCorednsCfg(args) => {
+            let options = logging::options(false, &[]);
+            logging::init(options.format, options.level, options.to_stdout);
+            complaints.iter().for_each(|c| tracing::warn!("{c}"));
+            args.run()?;
         }
+        Command::Completion(shell) => shell.print(Cli::command())?,
+        Command::Version => print!("{}", version()),
     }
     Ok(())
+}
+
+/// Both versions, in the shape of the original.
+fn version() -> String {
+    let (own, etcd) = (env!("CARGO_PKG_VERSION"), crate::server::ETCD_VERSION);
+    // As Go names them.
+    let arch = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    let platform = format!("{}/{arch}", std::env::consts::OS);
+    format!("Isthmus clustermesh-apiserver: {own} {platform}\netcd: {etcd} isthmus-{own} (compatible) {platform}\n")
 }
 
 /// Runs `start`, then waits until everything is told to stop; fails if a part failed.

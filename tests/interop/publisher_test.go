@@ -282,6 +282,7 @@ func (w *mesh) compareAnew(step int) {
 			w.tell(step, "an older original", d)
 		}
 	}
+	who := map[deviation][]string{}
 	for _, p := range w.ours {
 		var found []deviation
 		for began := time.Now(); time.Since(began) < *publisherCalm; time.Sleep(20 * time.Millisecond) {
@@ -290,8 +291,11 @@ func (w *mesh) compareAnew(step int) {
 			}
 		}
 		for _, d := range found {
-			w.tell(step, p.name, d)
+			who[d] = append(who[d], p.name)
 		}
+	}
+	for d, names := range who {
+		w.tell(step, strings.Join(names, " and "), d)
 	}
 	w.cilium.down(syscall.SIGKILL)
 	w.cilium, w.spare = w.spare, w.cilium
@@ -343,19 +347,35 @@ func (w *mesh) tell(step int, who string, d deviation) {
 
 // evidence is what the API has that a key may come from.
 func (w *mesh) evidence(d deviation) string {
-	var text strings.Builder
 	parts := strings.Split(d.key, "/")
-	name := parts[len(parts)-1]
-	for _, path := range slices.Sorted(stdmaps.Keys(w.objects)) {
-		object := w.objects[path]
+	names := map[string]bool{parts[len(parts)-1]: true}
+	about := func(path string) bool {
 		namespace := namespaceOf(path)
-		about := strings.HasSuffix(path, "/"+name) || w.claims(path, object)[name] != nil ||
-			labelOf(object, "kubernetes.io/service-name") == name
-		if about && (namespace == "" || len(parts) < 7 || namespace == parts[5]) {
-			fmt.Fprintf(&text, "   %s %v\n", path, plainObject(object))
+		if path == namespacePath+"/"+namespace || namespace != "" && len(parts) >= 7 && namespace != parts[5] {
+			return false
 		}
-		if path == namespacePath+"/"+namespace && strings.Contains(d.key+d.ours+d.theirs, namespace) {
-			fmt.Fprintf(&text, "   namespace %s: global %v\n", namespace, w.global(namespace))
+		object := w.objects[path]
+		claims := w.claims(path, object)
+		return names[path[strings.LastIndex(path, "/")+1:]] || names[labelOf(object, "kubernetes.io/service-name")] ||
+			slices.ContainsFunc(slices.Collect(stdmaps.Keys(claims)), func(address string) bool { return names[address] })
+	}
+	all := slices.Sorted(stdmaps.Keys(w.objects))
+	if strings.HasPrefix(d.key, stateSlices) {
+		for _, path := range all {
+			if about(path) {
+				names[labelOf(w.objects[path], "kubernetes.io/service-name")] = true
+			}
+		}
+	}
+	var text strings.Builder
+	for _, path := range all {
+		if about(path) {
+			fmt.Fprintf(&text, "   %s %v\n", path, plainObject(w.objects[path]))
+		}
+	}
+	for _, namespace := range w.namespaces {
+		if strings.Contains(d.String(), namespace) {
+			fmt.Fprintf(&text, "   namespace %s: there %v, global %v\n", namespace, w.exists(namespace), w.global(namespace))
 		}
 	}
 	return text.String()

@@ -261,9 +261,7 @@ async fn what_is_away_shows_and_costs_no_key() {
     let after = names(&mut client, "cilium/state/").await;
     let gone: Vec<_> = before.iter().filter(|name| !after.contains(name)).collect();
     assert_eq!(gone, ["nodes/v1/c3/n2"]);
-    assert!(
-        publisher.process.log().lines().count() < 60,
-        "{}",
-        publisher.process.log()
-    );
+    let log = publisher.process.log();
+    let complaints = log.lines().filter(|line| line.contains("level=warn")).count();
+    assert!(complaints < 30, "{log}");
 }

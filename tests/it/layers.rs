@@ -22,6 +22,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("clustermesh", &["k8s", "kvstore", "model", "util"]),
     ("kvstoremesh", &["kvstore", "model", "util"]),
     ("users", &["kvstore", "util"]),
+    ("coredns", &["k8s"]),
+    ("troubleshoot", &["kvstore", "model"]),
     ("admin", &["util"]),
     (
         "app",
@@ -47,6 +49,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "app",
             "auth",
             "clustermesh",
+            "coredns",
             "durable",
             "k8s",
             "kvstore",
@@ -56,6 +59,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "mvcc",
             "server",
             "snapshot",
+            "troubleshoot",
             "util",
         ],
     ),
@@ -64,7 +68,7 @@ const ROOMS: &[(&str, &[&str])] = &[
 /// Crates that only some rooms may name.
 const CRATES: &[(&str, &[&str])] = &[
     ("tonic", &["server", "pb", "kvstore", "model"]),
-    ("kube", &["k8s", "cli"]),
+    ("kube", &["k8s", "coredns", "cli"]),
     ("etcd_client", &["kvstore"]),
     ("clap", &["cli"]),
     ("anyhow", &["app", "cli"]),

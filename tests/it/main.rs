@@ -12,6 +12,8 @@
 mod advisories;
 mod auth_mtls;
 mod bad_input;
+mod command_line;
+mod coredns;
 mod demo;
 mod durable;
 mod etcd_api;
@@ -24,5 +26,6 @@ mod mesh;
 mod remotes;
 mod shutdown;
 mod support;
+mod troubleshoot;
 mod users;
 mod watch;

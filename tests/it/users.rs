@@ -28,7 +28,10 @@ fn prepared(directory: &Path, args: &[&str]) -> String {
 fn refused(directory: &Path, args: &[&str]) -> String {
     let out = etcdinit(directory, args);
     assert_eq!(out.status.code(), Some(255));
-    String::from_utf8(out.stderr).unwrap()
+    let log = String::from_utf8(out.stdout).unwrap();
+    let fatal: Vec<_> = log.lines().filter(|line| line.contains("level=fatal")).collect();
+    assert_eq!(fatal.len(), 1, "{log}");
+    fatal[0].to_owned()
 }
 
 /// Starts `etcd` as Cilium's chart does.

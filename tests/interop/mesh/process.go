@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -125,6 +126,18 @@ func (p *process) cpu() time.Duration {
 	system, _ := strconv.ParseInt(fields[12], 10, 64)
 	const tick = time.Second / 100
 	return time.Duration(user+system) * tick
+}
+
+// starved is how long threads of the process could have run, and were not let.
+func (p *process) starved() (waited time.Duration) {
+	files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", p.cmd.Process.Pid))
+	for _, file := range files {
+		var ran, delayed int64
+		text, _ := os.ReadFile(file)
+		_, _ = fmt.Sscan(string(text), &ran, &delayed)
+		waited += time.Duration(delayed)
+	}
+	return waited
 }
 
 // memory is what the process has of it, in bytes: now, at most so far, and now without what is a file's.

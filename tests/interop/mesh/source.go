@@ -27,6 +27,8 @@ type source struct {
 	durable bool
 	ips     int
 	more    []string
+	peer    string
+	at      string // where the client is connected to
 	// What is there, as far as this program was told; only what is mirrored.
 	mu   sync.Mutex
 	want map[string]string
@@ -55,7 +57,11 @@ func (s *source) startAt(address, data string) error {
 	s.etcd = &process{name: s.name, bin: *isthmus, log: filepath.Join(s.dir, "log")}
 	s.etcd.args = append([]string{"etcd", "--listen-client-urls=" + url, "--advertise-client-urls=" + url, "--log-level=warn"}, s.ca.flags()...)
 	if *sourceKind == "etcd" {
-		peer := "http://" + freePort()
+		// With the same peer and token, a new data directory is a cluster of the same id.
+		if s.peer == "" {
+			s.peer = "http://" + freePort()
+		}
+		peer := s.peer
 		s.etcd.bin = *etcdBin
 		s.etcd.args = append(s.etcd.args[1:], "--data-dir="+data, "--unsafe-no-fsync",
 			"--listen-peer-urls="+peer, "--initial-advertise-peer-urls="+peer, "--initial-cluster=default="+peer,
@@ -75,9 +81,14 @@ func (s *source) startAt(address, data string) error {
 }
 
 func (s *source) connect(address string) error {
+	// A client finds its server again.
 	if s.client != nil {
+		if s.at == address {
+			return nil
+		}
 		s.client.Close()
 	}
+	s.at = address
 	config, err := s.ca.tls("remote")
 	if err != nil {
 		return err

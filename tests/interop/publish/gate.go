@@ -126,7 +126,16 @@ func (g *gate) lose() {
 	close(g.open)
 }
 
-func (g *gate) close() { g.server.Close() }
+// close frees lost connections first: TLS wants to say goodbye on them.
+func (g *gate) close() {
+	g.mu.Lock()
+	for c := range g.conns {
+		c.once.Do(func() { close(c.closed) })
+		c.Conn.Close()
+	}
+	g.mu.Unlock()
+	g.server.Close()
+}
 
 type accepting struct {
 	net.Listener

@@ -192,6 +192,7 @@ func (w *world) crd(plural, group, name, version string, resourceVersion int64) 
 	meta := w.metadata("", plural+"."+group, resourceVersion, `{"io.cilium.k8s.crd.schema.version":"1.32.0"}`, "", "")
 	return fmt.Appendf(nil, `{"apiVersion":"apiextensions.k8s.io/v1","kind":"CustomResourceDefinition","metadata":%s,"spec":{"group":%q,`+
 		`"names":{"kind":%q,"plural":%q},"scope":"Namespaced","versions":[{"name":%q,"served":true,"storage":true}]},`+
-		`"status":{"acceptedNames":{"kind":%q,"plural":%q},"conditions":[{"type":"Established","status":"True"},{"type":"NamesAccepted","status":"True"}],"storedVersions":[%q]}}`,
+		`"status":{"acceptedNames":{"kind":%q,"plural":%q},"conditions":[{"type":"Established","status":"True"},{"type":"NamesAccepted","status":"True"}],`+
+		`"storedVersions":[%q]}}`,
 		meta, group, name, plural, version, name, plural, version)
 }

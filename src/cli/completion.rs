@@ -1,0 +1,38 @@
+//! `completion`: scripts that let a shell complete the command line.
+
+use clap::{Command, Subcommand};
+use clap_complete::{Shell, generate};
+use std::io::{self, Write};
+
+/// The shells.
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub enum Completion {
+    /// Print the autocompletion script for bash
+    Bash,
+    /// Print the autocompletion script for fish
+    Fish,
+    /// Print the autocompletion script for powershell
+    Powershell,
+    /// Print the autocompletion script for zsh
+    Zsh,
+}
+
+impl Completion {
+    /// Prints the script for `command`.
+    pub fn print(self, mut command: Command) -> io::Result<()> {
+        let shell = match self {
+            Self::Bash => Shell::Bash,
+            Self::Fish => Shell::Fish,
+            Self::Powershell => Shell::PowerShell,
+            Self::Zsh => Shell::Zsh,
+        };
+        let name = command.get_name().to_owned();
+        let mut script = vec![];
+        generate(shell, &mut command, name, &mut script);
+        match io::stdout().write_all(&script) {
+            // Whoever reads has seen enough.
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            written => written,
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! What is said of a command line that cannot be understood: in the words of cobra, which the originals
+//! use, since tools look for them.
+//!
+//! The message and the usage go to standard error, the bare message to standard output.
+
+use clap::Command;
+use clap::error::{ContextKind, ContextValue, Error, ErrorKind};
+use std::error::Error as _;
+
+/// What to print, and where.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Said {
+    /// For standard output.
+    pub out: String,
+    /// For standard error.
+    pub err: String,
+    /// The exit code.
+    pub code: u8,
+}
+
+/// What to say of `args`, which `command` did not take because of `error`.
+pub fn said(command: Command, args: &[String], error: &Error) -> Said {
+    let root = command.get_name().to_owned();
+    let mut command = command.bin_name(&root);
+    command.build();
+    let help = match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            Some(error.render().to_string())
+        }
+        ErrorKind::MissingSubcommand => Some(named(&mut command, args).render_help().to_string()),
+        _ => None,
+    };
+    if let Some(help) = help {
+        let out = format!("{}\n", help.trim_end());
+        return Said { out, ..Said::default() };
+    }
+    let is_unknown = error.kind() == ErrorKind::InvalidSubcommand;
+    if is_unknown && args.get(1).is_some_and(|arg| arg == "help") {
+        let topic = text(error, ContextKind::InvalidSubcommand);
+        let err = format!("Unknown help topic [`{topic}`]\n{}", usage(&command));
+        return Said { err, ..Said::default() };
+    }
+    let named = named(&mut command, args);
+    let message = message(named, args, error);
+    let help = match is_unknown && named.get_name() == root {
+        true => format!("Run '{root} --help' for usage.\n"),
+        false => format!("{}\n", usage(named)),
+    };
+    Said {
+        err: format!("Error: {message}\n{help}"),
+        out: format!("{message}\n"),
+        code: 1,
+    }
+}
+
+/// The command that `args` are for.
+fn named<'a>(command: &'a mut Command, args: &[String]) -> &'a mut Command {
+    let mut at = command;
+    for arg in args.iter().skip(1).filter(|arg| !arg.starts_with('-')) {
+        // Asked twice: the borrow of what was found must not outlive a miss.
+        if at.find_subcommand(arg).is_none() {
+            break;
+        }
+        at = at.find_subcommand_mut(arg).expect("it was there");
+    }
+    at
+}
+
+/// How to use a command: its help without its description.
+fn usage(command: &Command) -> String {
+    let template = "{usage-heading}\n  {usage}\n\n{all-args}";
+    let help = command.clone().help_template(template).render_help().to_string();
+    format!("{}\n", help.trim_end())
+}
+
+fn texts(error: &Error, kind: ContextKind) -> Vec<String> {
+    match error.get(kind) {
+        Some(ContextValue::String(text)) => vec![text.clone()],
+        Some(ContextValue::Strings(texts)) => texts.clone(),
+        _ => vec![],
+    }
+}
+
+fn text(error: &Error, kind: ContextKind) -> String {
+    texts(error, kind).join(", ")
+}
+
+/// `--timeout <TIMEOUT>` is a flag and what it takes.
+fn name(arg: &str) -> &str {
+    arg.split([' ', '=', '[']).next().unwrap_or_default()
+}
+
+/// The message, without a line end.
+fn message(command: &Command, args: &[String], error: &Error) -> String {
+    match error.kind() {
+        ErrorKind::UnknownArgument => unknown(command, args, &text(error, ContextKind::InvalidArg)),
+        ErrorKind::InvalidSubcommand => {
+            let message = unknown(command, args, &text(error, ContextKind::InvalidSubcommand));
+            let similar = texts(error, ContextKind::SuggestedSubcommand);
+            let similar: String = similar.iter().map(|name| format!("\t{name}\n")).collect();
+            match similar.is_empty() {
+                true => message,
+                false => format!("{message}\n\nDid you mean this?\n{similar}"),
+            }
+        }
+        ErrorKind::InvalidValue | ErrorKind::ValueValidation => invalid(command, error),
+        ErrorKind::MissingRequiredArgument => missing(&texts(error, ContextKind::InvalidArg)),
+        _ => {
+            let text = error.render().to_string();
+            let first = text.split("\n\n").next().unwrap_or_default();
+            first.trim_start_matches("error: ").trim().to_owned()
+        }
+    }
+}
+
+/// A flag, or else a command, that is not there.
+fn unknown(command: &Command, args: &[String], arg: &str) -> String {
+    let path = command.get_bin_name().unwrap_or_default();
+    // clap tells letters apart that were given as one.
+    let given = args
+        .iter()
+        .find(|given| given.starts_with(arg))
+        .map_or(arg, String::as_str);
+    if let Some(name) = arg.strip_prefix("--") {
+        let name = name.split('=').next().unwrap_or_default();
+        return match name.is_empty() {
+            true => format!("bad flag syntax: {given}"),
+            false => format!("unknown flag: --{name}"),
+        };
+    }
+    match arg.strip_prefix('-').and_then(|letters| letters.chars().next()) {
+        Some(letter) => format!("unknown shorthand flag: {letter:?} in {given}"),
+        None => format!("unknown command {arg:?} for {path:?}"),
+    }
+}
+
+/// A value that a flag does not take, or that is not there.
+fn invalid(command: &Command, error: &Error) -> String {
+    let (arg, value) = (
+        text(error, ContextKind::InvalidArg),
+        text(error, ContextKind::InvalidValue),
+    );
+    let (flag, valid) = (name(&arg), texts(error, ContextKind::ValidValue));
+    if value.is_empty() && error.kind() == ErrorKind::InvalidValue {
+        return format!("flag needs an argument: {flag}");
+    }
+    let why = match error.source() {
+        Some(why) => why.to_string(),
+        None if valid.is_empty() => "not valid".to_owned(),
+        None => format!("must be one of {}", valid.join(", ")),
+    };
+    match flag.starts_with('-') {
+        true => format!("invalid argument {value:?} for {:?} flag: {why}", both(command, flag)),
+        false => format!("invalid argument {value:?} for {arg}: {why}"),
+    }
+}
+
+/// What has to be there and is not.
+fn missing(args: &[String]) -> String {
+    if !args.iter().all(|arg| arg.starts_with('-')) {
+        return format!("requires {}", args.join(" "));
+    }
+    let names: Vec<_> = args
+        .iter()
+        .map(|arg| format!("{:?}", name(arg).trim_matches('-')))
+        .collect();
+    format!("required flag(s) {} not set", names.join(", "))
+}
+
+/// A flag with its short form, as `-D, --debug`.
+fn both(command: &Command, flag: &str) -> String {
+    let mut pairs = command
+        .get_arguments()
+        .filter_map(|arg| Some((format!("-{}", arg.get_short()?), format!("--{}", arg.get_long()?))));
+    match pairs.find(|(short, long)| short == flag || long == flag) {
+        Some((short, long)) => format!("{short}, {long}"),
+        None => flag.to_owned(),
+    }
+}

@@ -1,0 +1,229 @@
+//! What lies between an etcd client file and its etcd, step by step: the name, TCP, TLS, certificates,
+//! and one read.
+//!
+//! The text is that of Cilium's `troubleshoot`, marks and all, since people compare them. Where an error
+//! has words in Go that are searched for, `words` has them. Each line is written as soon as it is known.
+
+mod certificates;
+mod client;
+mod dial;
+mod endpoint;
+mod files;
+mod report;
+mod session;
+mod verify;
+mod words;
+
+#[cfg(test)]
+mod tests;
+
+use crate::kvstore::config::{ClientConfig, HostAlias};
+use crate::model::cluster::ClusterName;
+use report::Report;
+use std::collections::{BTreeMap, HashSet};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Which remote clusters to look at.
+#[derive(Clone, Debug)]
+pub struct Mesh {
+    /// Directory with one etcd client file for each cluster, named after it.
+    pub directory: PathBuf,
+    /// Only these clusters; empty for all.
+    pub clusters: Vec<String>,
+    /// Name of the cluster this runs in, for a hint.
+    pub local: Option<String>,
+    /// For all steps of one cluster together.
+    pub timeout: Duration,
+}
+
+/// Why a file is no configuration.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("open {}: {}", path.display(), words::io(source))]
+    Open { path: PathBuf, source: io::Error },
+    #[error("{0}")]
+    Parse(String),
+    #[error("cilium-host-aliases entry has an empty hostname")]
+    AliasWithoutName,
+    #[error("cilium-host-aliases entry for hostname {0:?} has no IPs")]
+    AliasWithoutAddress(String),
+    #[error("cilium-host-aliases has duplicate hostname {0:?}")]
+    AliasTwice(String),
+}
+
+/// Looks at the etcd that one client file is for. `timeout` is for all steps together. Only `out` can
+/// fail.
+pub async fn file(path: &Path, timeout: Duration, out: &mut dyn Write) -> io::Result<()> {
+    let mut report = Report::new(out);
+    match read(path) {
+        Ok(config) => look(path, &config, timeout, &mut report).await,
+        Err(why) => {
+            report.line(format_args!("📄 Configuration path: {}", path.display()))?;
+            report.line(format_args!("❌ Cannot parse etcd configuration: {why}"))
+        }
+    }
+}
+
+/// Looks at each remote cluster's etcd in turn. Only `out` can fail.
+pub async fn mesh(mesh: &Mesh, out: &mut dyn Write) -> io::Result<()> {
+    let mut report = Report::new(out);
+    let files = match files_of(&mesh.directory) {
+        Ok(files) => files,
+        Err(source) => {
+            let path = mesh.directory.clone();
+            let why = Error::Open { path, source };
+            report.line(format_args!("Unable to retrieve cluster configurations: {why}"))?;
+            return report.line("This is expected when Cluster Mesh is disabled");
+        }
+    };
+    report.line(format_args!("Found {} cluster configurations", files.len()))?;
+    let mut clusters: Vec<&String> = mesh.clusters.iter().collect();
+    if clusters.is_empty() {
+        clusters = files.keys().collect();
+    } else {
+        let named = mesh.clusters.join(", ");
+        report.line(format_args!("Troubleshooting filtered subset of clusters: {named}"))?;
+    }
+    clusters.sort();
+    for cluster in clusters {
+        report.blank()?;
+        report.line(format_args!("Cluster {cluster:?}:"))?;
+        if mesh.local.as_ref() == Some(cluster) {
+            report.line("ℹ️  This entry corresponds to the local cluster")?;
+        }
+        if let Err(why) = check_name(cluster) {
+            report.line(format_args!("❌ Invalid cluster name: {why}"))?;
+            continue;
+        }
+        let Some(path) = files.get(cluster) else {
+            report.line("❌ Configuration not found")?;
+            continue;
+        };
+        match read(path) {
+            Ok(config) => look(path, &config, mesh.timeout, &mut report).await?,
+            Err(why) => report.line(format_args!(
+                "❌ Could not parse Cilium config: failed to parse config file: {why}"
+            ))?,
+        }
+    }
+    Ok(())
+}
+
+async fn look(path: &Path, config: &ClientConfig, timeout: Duration, report: &mut Report<'_>) -> io::Result<()> {
+    let deadline = Instant::now() + timeout;
+    report.line(format_args!("📄 Configuration path: {}", path.display()))?;
+    // Without TLS nothing but the endpoints matters.
+    let tls = match config.insecure_transport {
+        true => None,
+        false => match files::Material::read(config) {
+            Ok(material) => Some(material),
+            Err(why) => return report.line(format_args!("❌ Cannot parse etcd configuration: {why}")),
+        },
+    };
+    report.blank()?;
+    let mut reached = false;
+    if config.endpoints.is_empty() {
+        report.line("❌ No available endpoints")?;
+    } else {
+        report.line("🔌 Endpoints:")?;
+    }
+    for endpoint in &config.endpoints {
+        let mut report = report.nested(3);
+        report.line(format_args!("- {endpoint}"))?;
+        let check = endpoint::Check {
+            aliases: &config.cilium_host_aliases,
+            tls: tls.as_ref(),
+            deadline,
+        };
+        reached |= check.run(endpoint, &mut report.nested(2)).await?;
+    }
+    report.blank()?;
+    report.line("🔑 Digital certificates:")?;
+    match &tls {
+        Some(material) => certificates::report(material, &mut report.nested(3))?,
+        None => report.nested(3).line("⚠️ TLS is off: insecure-transport is set")?,
+    }
+    if let Some(name) = config.username.as_ref().filter(|name| !name.is_empty()) {
+        let password = match config.password.as_deref() {
+            None | Some("") => "unset",
+            Some(_) => "set",
+        };
+        let text = format_args!("✅ Username set to {name}, password is {password}");
+        report.nested(3).line(text)?;
+    }
+    report.blank()?;
+    report.line("⚙️ Etcd client:")?;
+    client::report(config, deadline, reached, &mut report.nested(3)).await
+}
+
+/// Reads a client file, which may have no endpoints.
+fn read(path: &Path) -> Result<ClientConfig, Error> {
+    let text = std::fs::read_to_string(path).map_err(|source| Error::Open {
+        path: path.to_owned(),
+        source,
+    })?;
+    parse(&text)
+}
+
+fn parse(text: &str) -> Result<ClientConfig, Error> {
+    // Nothing at all is a configuration without anything.
+    let text = if text.trim().is_empty() { "{}" } else { text };
+    let config: ClientConfig = serde_saphyr::from_str(text).map_err(|e| unparsed(&e.to_string()))?;
+    if !config.endpoints.is_empty() {
+        // What else makes a configuration unusable is decided there.
+        ClientConfig::parse(text).map_err(|why| unparsed(&why))?;
+    }
+    check_aliases(&config.cilium_host_aliases)?;
+    Ok(config)
+}
+
+/// The first line of what the parser says; more would show the file, which may hold a password.
+fn unparsed(why: &str) -> Error {
+    let line = why.lines().next().unwrap_or_default();
+    Error::Parse(line.trim_start_matches("error: ").to_owned())
+}
+
+fn check_aliases(aliases: &[HostAlias]) -> Result<(), Error> {
+    let mut seen = HashSet::new();
+    for alias in aliases {
+        let name = || alias.hostname.clone();
+        match () {
+            () if alias.hostname.is_empty() => return Err(Error::AliasWithoutName),
+            () if alias.ips.is_empty() => return Err(Error::AliasWithoutAddress(name())),
+            () if !seen.insert(&alias.hostname) => return Err(Error::AliasTwice(name())),
+            () => {}
+        }
+    }
+    Ok(())
+}
+
+/// Cilium's rules and words for a cluster's name.
+fn check_name(name: &str) -> Result<(), &'static str> {
+    match ClusterName::new(name) {
+        Ok(_) => Ok(()),
+        Err(_) if name.is_empty() => Err("must not be empty"),
+        Err(_) if name.len() > 32 => Err("must not be more than 32 characters"),
+        Err(_) => Err("must consist of lower case alphanumeric characters and '-', \
+            and must start and end with an alphanumeric character"),
+    }
+}
+
+/// The client files of a directory by name: as for the mirror, files with the text `endpoints:`.
+fn files_of(directory: &Path) -> io::Result<BTreeMap<String, PathBuf>> {
+    let mut files = BTreeMap::new();
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
+        let content = match path.is_file() {
+            true => std::fs::read(&path).unwrap_or_default(),
+            false => continue,
+        };
+        if String::from_utf8_lossy(&content).contains("endpoints:") {
+            files.insert(name, path);
+        }
+    }
+    Ok(files)
+}

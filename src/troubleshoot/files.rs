@@ -1,0 +1,86 @@
+//! The TLS files of a client configuration, as certificates.
+
+use super::words;
+use crate::kvstore::config::ClientConfig;
+use rustls::RootCertStore;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Why the files cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    #[error("open {}: {}", path.display(), words::io(source))]
+    Open { path: PathBuf, source: io::Error },
+    #[error("{} holds no private key", .0.display())]
+    NoKey(PathBuf),
+    #[error("{} holds no certificate", .0.display())]
+    NoCertificate(PathBuf),
+    #[error("{}", words::tls(.0))]
+    Pair(rustls::Error),
+}
+
+/// What the files hold.
+pub(super) struct Material {
+    /// CAs of the server; `None` where no file is configured.
+    pub(super) roots: Option<Vec<CertificateDer<'static>>>,
+    /// The client's certificates, its own first, and its key.
+    pub(super) identity: Option<Arc<CertifiedKey>>,
+    pub(super) provider: Arc<CryptoProvider>,
+}
+
+fn bytes(path: &Path) -> Result<Vec<u8>, Error> {
+    std::fs::read(path).map_err(|source| Error::Open {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// The certificates in a PEM file. What is not PEM is passed over, as by the client.
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let found = CertificateDer::pem_slice_iter(&bytes(path)?)
+        .filter_map(Result::ok)
+        .collect();
+    Ok(found)
+}
+
+impl Material {
+    /// Reads the files now.
+    pub(super) fn read(config: &ClientConfig) -> Result<Self, Error> {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let identity = match (&config.cert_file, &config.key_file) {
+            (Some(cert), Some(key)) => Some(Arc::new(pair(cert, key, &provider)?)),
+            _ => None,
+        };
+        let roots = config.trusted_ca_file.as_deref().map(certificates).transpose()?;
+        Ok(Self {
+            roots,
+            identity,
+            provider,
+        })
+    }
+
+    /// What to trust: the file's CAs, or the system's. Those that cannot be used are left out.
+    pub(super) fn trusted(&self) -> Arc<RootCertStore> {
+        let mut store = RootCertStore::empty();
+        match &self.roots {
+            Some(roots) => store.add_parsable_certificates(roots.iter().cloned()),
+            None => store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs),
+        };
+        Arc::new(store)
+    }
+}
+
+fn pair(cert: &Path, key: &Path, provider: &CryptoProvider) -> Result<CertifiedKey, Error> {
+    let chain = certificates(cert)?;
+    let key_bytes = bytes(key)?;
+    if chain.is_empty() {
+        return Err(Error::NoCertificate(cert.to_owned()));
+    }
+    let key = PrivateKeyDer::from_pem_slice(&key_bytes).map_err(|_| Error::NoKey(key.to_owned()))?;
+    CertifiedKey::from_der(chain, key, provider).map_err(Error::Pair)
+}

@@ -1,0 +1,155 @@
+//! What rustls asks during a handshake, answered as in a client, with notes of what was seen.
+
+use super::files::Material;
+use parking_lot::Mutex;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{ResolvesClientCert, WebPkiServerVerifier};
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::WebPkiClientVerifier;
+use rustls::sign::CertifiedKey;
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
+use std::sync::Arc;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+/// Verifies the server, and remembers the certificates it came with.
+#[derive(Debug)]
+pub(super) struct Peer {
+    /// `None`: there is nobody to trust.
+    verifier: Option<Arc<WebPkiServerVerifier>>,
+    provider: Arc<CryptoProvider>,
+    seen: Mutex<Vec<CertificateDer<'static>>>,
+}
+
+/// Chooses the client's certificate, and remembers if the server would not want it.
+#[derive(Debug)]
+pub(super) struct Own {
+    identity: Option<Arc<CertifiedKey>>,
+    refused: Mutex<Option<Vec<Vec<u8>>>>,
+}
+
+/// A client that asks these two.
+pub(super) fn config(material: &Material, peer: &Arc<Peer>, own: &Arc<Own>) -> Result<ClientConfig, Error> {
+    let provider = Arc::clone(&material.provider);
+    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    let builder = builder
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::clone(peer) as _);
+    Ok(builder.with_client_cert_resolver(Arc::clone(own) as _))
+}
+
+/// Whether the client's certificate is one that the configured CAs vouch for. The server may have others.
+pub(super) fn client(material: &Material, chain: &[CertificateDer<'_>]) -> Result<(), CertificateError> {
+    let Some((leaf, intermediates)) = chain.split_first() else {
+        return Ok(());
+    };
+    let provider = Arc::clone(&material.provider);
+    let Ok(verifier) = WebPkiClientVerifier::builder_with_provider(material.trusted(), provider).build() else {
+        return Err(CertificateError::UnknownIssuer);
+    };
+    match verifier.verify_client_cert(leaf, intermediates, UnixTime::now()) {
+        Err(Error::InvalidCertificate(why)) => Err(why),
+        _ => Ok(()),
+    }
+}
+
+// === impl Peer ===
+
+impl Peer {
+    pub(super) fn new(material: &Material) -> Arc<Self> {
+        let provider = Arc::clone(&material.provider);
+        let builder = WebPkiServerVerifier::builder_with_provider(material.trusted(), Arc::clone(&provider));
+        Arc::new(Self {
+            // It fails without any CA only.
+            verifier: builder.build().ok(),
+            provider,
+            seen: Mutex::default(),
+        })
+    }
+
+    /// The server's certificates, its own first.
+    pub(super) fn seen(&self) -> Vec<CertificateDer<'static>> {
+        self.seen.lock().clone()
+    }
+}
+
+impl ServerCertVerifier for Peer {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let owned = |der: &CertificateDer<'_>| der.clone().into_owned();
+        *self.seen.lock() = std::iter::once(end_entity).chain(intermediates).map(owned).collect();
+        match &self.verifier {
+            Some(verifier) => verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now),
+            None => Err(CertificateError::UnknownIssuer.into()),
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+// === impl Own ===
+
+impl Own {
+    pub(super) fn new(material: &Material) -> Arc<Self> {
+        Arc::new(Self {
+            identity: material.identity.clone(),
+            refused: Mutex::default(),
+        })
+    }
+
+    /// The names of the CAs that would have been accepted, DER, if the client had no certificate of theirs.
+    pub(super) fn refused(&self) -> Option<Vec<Vec<u8>>> {
+        self.refused.lock().clone()
+    }
+}
+
+/// Whether one of the names is that of a certificate's issuer. Another CA may have the same name.
+fn is_issued_by(chain: &[CertificateDer<'_>], names: &[&[u8]]) -> bool {
+    chain.iter().any(|der| {
+        let parsed = X509Certificate::from_der(der);
+        parsed.is_ok_and(|(_, cert)| names.contains(&cert.issuer().as_raw()))
+    })
+}
+
+impl ResolvesClientCert for Own {
+    fn resolve(&self, names: &[&[u8]], schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        let acceptable = |identity: &&Arc<CertifiedKey>| {
+            (names.is_empty() || is_issued_by(&identity.cert, names)) && identity.key.choose_scheme(schemes).is_some()
+        };
+        let chosen = self.identity.as_ref().filter(acceptable).cloned();
+        if chosen.is_none() {
+            *self.refused.lock() = Some(names.iter().map(|name| name.to_vec()).collect());
+        }
+        chosen
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}

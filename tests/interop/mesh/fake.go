@@ -1,0 +1,95 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+)
+
+// endless is an etcd of which a list never ends: whatever page is asked for, there is another.
+type endless struct {
+	pb.UnimplementedKVServer
+	pb.UnimplementedWatchServer
+	cluster string
+	id      int
+	perPage int
+	pages   atomic.Int64
+	server  *grpc.Server
+}
+
+// pretend serves an endless etcd.
+func pretend(ca *authority, address, cluster string, id, perPage int) (*endless, error) {
+	config, err := ca.tls("server")
+	if err != nil {
+		return nil, err
+	}
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	e := &endless{cluster: cluster, id: id, perPage: perPage, server: grpc.NewServer(grpc.Creds(credentials.NewTLS(config)))}
+	pb.RegisterKVServer(e.server, e)
+	pb.RegisterWatchServer(e.server, e)
+	go func() { _ = e.server.Serve(l) }()
+	return e, nil
+}
+
+func (e *endless) header() *pb.ResponseHeader {
+	return &pb.ResponseHeader{ClusterId: 0xdead, MemberId: 1, Revision: 1000, RaftTerm: 1}
+}
+
+func (e *endless) Range(ctx context.Context, r *pb.RangeRequest) (*pb.RangeResponse, error) {
+	key := string(r.Key)
+	answer := &pb.RangeResponse{Header: e.header()}
+	add := func(key, value string) {
+		answer.Kvs = append(answer.Kvs, &mvccpb.KeyValue{Key: []byte(key), Value: []byte(value), CreateRevision: 1, ModRevision: 1, Version: 1})
+		answer.Count++
+	}
+	switch {
+	case strings.HasPrefix(key, "cilium/.heartbeat"):
+		add("cilium/.heartbeat", time.Now().Format(time.RFC3339))
+	case strings.HasPrefix(key, "cilium/cluster-config/"):
+		add("cilium/cluster-config/"+e.cluster, configOf(e.id, *most))
+	case strings.HasPrefix(key, "cilium/synced/"):
+		for _, word := range words {
+			add(canaryKey(e.cluster, word), "now")
+		}
+	case strings.HasPrefix(key, ipPrefix):
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(50 * time.Millisecond):
+		}
+		page := e.pages.Add(1)
+		for n := range e.perPage {
+			next := fmt.Sprintf("%s10.%d.%012d.%06d", ipPrefix, e.id, page, n)
+			add(next, "endless")
+		}
+		answer.More = true
+	}
+	return answer, nil
+}
+
+// Watch confirms what is asked for, and then says nothing.
+func (e *endless) Watch(stream pb.Watch_WatchServer) error {
+	for id := int64(0); ; id++ {
+		r, err := stream.Recv()
+		if err != nil {
+			return err
+		}
+		if r.GetCreateRequest() == nil {
+			continue
+		}
+		if err := stream.Send(&pb.WatchResponse{Header: e.header(), WatchId: id, Created: true}); err != nil {
+			return err
+		}
+	}
+}

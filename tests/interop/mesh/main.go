@@ -1,0 +1,182 @@
+// Command mesh has a mirror copy many clusters, and measures what that costs and whether the copy is right.
+//
+//	go run ./mesh -isthmus PATH -etcd PATH -clusters 250 -shape serve
+//	go run ./mesh -isthmus PATH -etcd PATH -clusters 250 -shape mirror
+//	go run ./mesh -isthmus PATH -etcd PATH -cilium PATH -clusters 50 -shape original -run cold,restart
+//	go run ./mesh -isthmus PATH -etcd PATH -clusters 20 -run chaos,kills,wiped
+//
+// Everything shares the machine, so only figures of one run can be compared.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+)
+
+var (
+	isthmus    = flag.String("isthmus", "", "Isthmus's binary")
+	etcdBin    = flag.String("etcd", "", "etcd's binary")
+	cilium     = flag.String("cilium", "", "the original's binary")
+	base       = flag.String("dir", os.TempDir(), "where data directories are made")
+	clusters   = flag.Int("clusters", 250, "source clusters")
+	ipsPer     = flag.Int("ips", 1000, "addresses of each")
+	shape      = flag.String("shape", "serve", "serve: one process; mirror: kvstoremesh into an etcd; original")
+	runs       = flag.String("run", "cold,churn,restart", "what to do, of cold, churn, restart, chaos, kills, wiped")
+	sourceKind = flag.String("source", "isthmus", "what serves the sources: isthmus or etcd")
+	localKind  = flag.String("local", "etcd", "what the mirror writes to: etcd or isthmus")
+	durability = flag.String("durability", "sync", "of the store of shape serve")
+	qps        = flag.String("qps", "1000", "rate limit of a mirror into an etcd")
+	rate       = flag.Int("rate", 325, "writes a second, over all sources")
+	seconds    = flag.Int("seconds", 30, "how long to write")
+	kills      = flag.Int("kills", 20, "kills of a source or of the mirror")
+	most       = flag.Int("max-connected-clusters", 0, "255 or 511; by default as many as needed")
+	more       = flag.String("args", "", "more arguments for Isthmus's mirror")
+	keep       = flag.Bool("keep", false, "keep the directory with the logs")
+)
+
+var findings []string
+
+// finding is something that should not be.
+func finding(format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	findings = append(findings, text)
+	progress("FINDING: %s", text)
+}
+
+func main() {
+	flag.Parse()
+	// While servers are away on purpose, clients need not say so.
+	os.Setenv("ETCD_CLIENT_DEBUG", "fatal")
+	if *most == 0 {
+		*most = 255
+		if *clusters >= 250 {
+			*most = 511
+		}
+	}
+	if err := run(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	for _, text := range findings {
+		fmt.Println("FINDING:", text)
+	}
+	if len(findings) > 0 {
+		os.Exit(3)
+	}
+}
+
+func run() error {
+	if *isthmus == "" {
+		return errors.New("name Isthmus's binary with -isthmus")
+	}
+	dir, err := os.MkdirTemp(*base, "mesh-")
+	if err != nil {
+		return err
+	}
+	if *keep {
+		progress("in %s", dir)
+	} else {
+		defer os.RemoveAll(dir)
+	}
+	ca, err := newAuthority(filepath.Join(dir, "certs"))
+	if err != nil {
+		return err
+	}
+	for _, name := range []string{"server", "remote", "admin-local"} {
+		if err := ca.issue(name); err != nil {
+			return err
+		}
+	}
+	todo := strings.Split(*runs, ",")
+	fmt.Printf("%d CPUs, load %.1f, %d clusters of %d keys, shape %s\n", runtime.NumCPU(), load(), *clusters, nodesPer+identitiesPer+*ipsPer, *shape)
+	if slices.Contains(todo, "cold") || slices.Contains(todo, "churn") || slices.Contains(todo, "restart") {
+		if err := usual(dir, ca, todo); err != nil {
+			return err
+		}
+	}
+	for name, f := range map[string]func(string, *authority) error{"chaos": chaos, "kills": killing, "wiped": wiped} {
+		if slices.Contains(todo, name) {
+			if err := f(filepath.Join(dir, name), ca); err != nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
+		}
+	}
+	return nil
+}
+
+// setup starts sources and, if told to, a mirror that knows them all; the end of it all is the caller's.
+func setup(dir string, ca *authority, n int, durable bool) (*rig, func(), error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var sources []*source
+	for i := range n {
+		sources = append(sources, newSource(filepath.Join(dir, "sources"), ca, i+1, durable))
+	}
+	began := time.Now()
+	end := func() {
+		cancel()
+		for _, s := range sources {
+			if s.etcd != nil {
+				s.kill()
+			}
+		}
+	}
+	if err := launch(sources); err != nil {
+		return nil, end, err
+	}
+	progress("%d sources filled in %v, load %.1f", n, since(began), load())
+	go heartbeats(ctx, sources)
+	r, err := newRig(dir, *shape, ca, sources)
+	if err != nil {
+		return r, end, err
+	}
+	for _, s := range sources {
+		if err := r.add(s); err != nil {
+			return r, end, err
+		}
+	}
+	return r, func() { r.close(); end() }, nil
+}
+
+func progress(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, time.Now().Format("15:04:05 ")+format+"\n", args...)
+}
+
+func since(t time.Time) time.Duration { return time.Since(t).Round(10 * time.Millisecond) }
+
+func inMiB(n int64) string { return fmt.Sprintf("%.0f", float64(n)/(1<<20)) }
+
+func ms(d time.Duration) string { return fmt.Sprintf("%.1f", float64(d.Microseconds())/1000) }
+
+func inSeconds(d time.Duration) string { return fmt.Sprintf("%.2f", d.Seconds()) }
+
+// table prints rows with the first column to the left and the others to the right.
+func table(rows [][]string) {
+	var widths []int
+	for _, row := range rows {
+		for i, cell := range row {
+			if i == len(widths) {
+				widths = append(widths, 0)
+			}
+			widths[i] = max(widths[i], len([]rune(cell)))
+		}
+	}
+	fmt.Println()
+	for _, row := range rows {
+		for i, cell := range row {
+			width := widths[i]
+			if i == 0 {
+				width = -width
+			}
+			fmt.Printf("%*s  ", width, cell)
+		}
+		fmt.Println()
+	}
+}

@@ -1,0 +1,262 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// rig is a mirror, the store it writes to, and who looks at that.
+type rig struct {
+	shape   string
+	dir     string
+	ca      *authority
+	local   *process // the store, where that is another process
+	mirror  *process
+	client  *clientv3.Client
+	watcher *watcher
+	sources []*source
+	http    *http.Client
+	// Where it is.
+	store, api, health, metrics string
+	remotes                     string
+}
+
+func newRig(dir, shape string, ca *authority, sources []*source) (*rig, error) {
+	r := &rig{
+		shape: shape, dir: filepath.Join(dir, shape), ca: ca, sources: sources, http: &http.Client{Timeout: 10 * time.Second},
+		store: freePort(), api: freePort(), health: freePort(), metrics: freePort(),
+	}
+	r.remotes = filepath.Join(r.dir, "remotes")
+	for _, d := range []string{r.remotes, filepath.Join(r.dir, "manifests")} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			return nil, err
+		}
+	}
+	r.mirror = &process{name: shape, bin: *isthmus, log: filepath.Join(r.dir, "log")}
+	if shape == "original" {
+		r.mirror.bin = *cilium
+	}
+	r.mirror.args = r.args()
+	if shape != "serve" {
+		if err := r.startStore(); err != nil {
+			return nil, err
+		}
+		return r, r.look()
+	}
+	return r, nil
+}
+
+func (r *rig) args() []string {
+	args := []string{
+		"kvstoremesh", "--cluster-name=local", "--cluster-id=500", fmt.Sprint("--max-connected-clusters=", *most),
+		"--clustermesh-config=" + r.remotes, "--api-serve-addr=" + r.api, "--health-port=" + portOf(r.health),
+		"--prometheus-serve-addr=" + r.metrics,
+	}
+	if *most == 255 {
+		args[2] = "--cluster-id=250"
+	}
+	switch r.shape {
+	case "serve":
+		args[0] = "serve"
+		args = append(args, "--manifests="+filepath.Join(r.dir, "manifests"), "--listen-client-urls=https://"+r.store,
+			"--data-dir="+filepath.Join(r.dir, "data"), "--durability="+*durability)
+		args = append(args, r.ca.flags()...)
+	default:
+		args = append(args, "--kvstore-opt=etcd.config="+filepath.Join(r.dir, "etcd.yaml"), "--kvstore-opt=etcd.qps="+*qps,
+			"--kvstore-opt=etcd.bootstrapQps=10000")
+	}
+	if r.shape == "original" {
+		return append(args, "--enable-gops=false", "--shell-sock-path=")
+	}
+	return append(args, strings.Fields(*more)...)
+}
+
+// startStore runs the etcd that the mirror writes to.
+func (r *rig) startStore() error {
+	url := "http://" + r.store
+	args := []string{"--data-dir=" + filepath.Join(r.dir, "store"), "--unsafe-no-fsync", "--log-level=warn",
+		"--listen-client-urls=" + url, "--advertise-client-urls=" + url}
+	r.local = &process{name: "store", bin: *etcdBin, log: filepath.Join(r.dir, "store.log")}
+	if *localKind == "isthmus" && r.shape != "original" {
+		r.local.bin, args = *isthmus, append([]string{"etcd"}, args...)
+	} else {
+		peer := "http://" + freePort()
+		args = append(args, "--listen-peer-urls="+peer, "--initial-advertise-peer-urls="+peer, "--initial-cluster=default="+peer)
+	}
+	r.local.args = args
+	if err := r.local.start(); err != nil {
+		return err
+	}
+	text := fmt.Sprintf("endpoints:\n- %s\ninsecure-transport: true\n", url)
+	return errors.Join(os.WriteFile(filepath.Join(r.dir, "etcd.yaml"), []byte(text), 0o600), r.local.listening(r.store, time.Minute))
+}
+
+// look begins to watch the store.
+func (r *rig) look() (err error) {
+	config := clientv3.Config{Endpoints: []string{"http://" + r.store}, DialOptions: quick()}
+	if r.shape == "serve" {
+		config.Endpoints[0] = "https://" + r.store
+		if config.TLS, err = r.ca.tls("admin-local"); err != nil {
+			return err
+		}
+	}
+	if r.client, err = clientv3.New(config); err != nil {
+		return err
+	}
+	r.watcher = follow(r.client, r.sources)
+	return nil
+}
+
+// launch starts the mirror.
+func (r *rig) launch() error {
+	if err := r.mirror.start(); err != nil {
+		return err
+	}
+	if r.shape == "serve" {
+		if err := r.mirror.listening(r.store, time.Minute); err != nil {
+			return err
+		}
+		if r.client == nil {
+			return r.look()
+		}
+	}
+	return nil
+}
+
+// add tells the mirror of a source.
+func (r *rig) add(s *source) error {
+	text := fmt.Sprintf("endpoints:\n- https://%s\ntrusted-ca-file: %s\nkey-file: %s\ncert-file: %s\n",
+		s.address, r.ca.ca(), r.ca.secret("remote"), r.ca.crt("remote"))
+	// A file that is there in part would be read in part.
+	temporary := filepath.Join(r.dir, s.name)
+	return errors.Join(os.WriteFile(temporary, []byte(text), 0o600), os.Rename(temporary, filepath.Join(r.remotes, s.name)))
+}
+
+// status is what this program needs of the status API.
+type status struct {
+	Name     string `json:"name"`
+	Ready    bool   `json:"ready"`
+	Failures int    `json:"num-failures"`
+	Status   string `json:"status"`
+}
+
+func (r *rig) status() (all []status, err error) {
+	answer, err := r.http.Get("http://" + r.api + "/v1/cluster")
+	if err != nil {
+		return nil, err
+	}
+	defer answer.Body.Close()
+	text, err := io.ReadAll(answer.Body)
+	if err != nil {
+		return nil, err
+	}
+	return all, json.Unmarshal(text, &all)
+}
+
+// failures is how many connections were lost, of sources that are good.
+func (r *rig) failures() (n int) {
+	all, err := r.status()
+	if err != nil {
+		return -1
+	}
+	good := map[string]bool{}
+	for _, s := range r.sources {
+		good[s.name] = s.good
+	}
+	for _, s := range all {
+		if good[s.Name] {
+			n += s.Failures
+		}
+	}
+	return n
+}
+
+// ready waits until the status API calls all good sources ready.
+func (r *rig) ready(limit time.Duration) (time.Duration, error) {
+	began := time.Now()
+	for {
+		all, err := r.status()
+		ready := map[string]bool{}
+		for _, s := range all {
+			ready[s.Name] = s.Ready
+		}
+		missing := 0
+		for _, s := range r.sources {
+			if s.good && !ready[s.name] {
+				missing++
+			}
+		}
+		if err == nil && missing == 0 {
+			return time.Since(began), nil
+		}
+		if r.mirror.ended() {
+			return 0, fmt.Errorf("the mirror ended: %s", r.mirror.complaint())
+		}
+		if time.Since(began) > limit {
+			return time.Since(began), fmt.Errorf("%d of the sources are not ready (%v)", missing, err)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// figure is one metric of the mirror; all series of it together.
+func (r *rig) figure(name string) (sum float64) {
+	answer, err := r.http.Get("http://" + r.metrics + "/metrics")
+	if err != nil {
+		return -1
+	}
+	defer answer.Body.Close()
+	text, _ := io.ReadAll(answer.Body)
+	for line := range strings.Lines(string(text)) {
+		if rest, ok := strings.CutPrefix(line, name); ok && (rest[0] == ' ' || rest[0] == '{') {
+			var v float64
+			fields := strings.Fields(line)
+			_, _ = fmt.Sscan(fields[len(fields)-1], &v)
+			sum += v
+		}
+	}
+	return sum
+}
+
+func (r *rig) close() {
+	if r.watcher != nil {
+		r.watcher.end()
+	}
+	if r.client != nil {
+		r.client.Close()
+	}
+	r.mirror.stop(syscall.SIGKILL)
+	r.local.stop(syscall.SIGKILL)
+}
+
+// read gives everything below a prefix, from the server and no cache.
+func read(c *clientv3.Client, prefix string) (map[string]string, error) {
+	keys := map[string]string{}
+	from, end := prefix, clientv3.GetPrefixRangeEnd(prefix)
+	for {
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		got, err := c.Get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(5000))
+		cancel()
+		if err != nil {
+			return nil, err
+		}
+		for _, kv := range got.Kvs {
+			keys[string(kv.Key)] = string(kv.Value)
+			from = string(kv.Key) + "\x00"
+		}
+		if !got.More {
+			return keys, nil
+		}
+	}
+}

@@ -1,0 +1,304 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// usual is what happens to every mirror: a first start, a day's changes, another start.
+func usual(dir string, ca *authority, todo []string) error {
+	r, end, err := setup(dir, ca, *clusters, false)
+	defer func() { end() }()
+	if err != nil {
+		return err
+	}
+	if err := cold(r); err != nil {
+		return err
+	}
+	if slices.Contains(todo, "churn") {
+		churn(r, "churn", time.Duration(*seconds)*time.Second)
+		verify(r, "churn", 10*time.Second)
+	}
+	if slices.Contains(todo, "restart") {
+		if err := restart(r); err != nil {
+			return err
+		}
+	}
+	complain(r)
+	return nil
+}
+
+// spent is the CPU time of the mirror, its store, and all sources.
+func (r *rig) spent() (mirror, store, sources time.Duration) {
+	for _, s := range r.sources {
+		sources += s.etcd.cpu()
+	}
+	return r.mirror.cpu(), r.local.cpu(), sources
+}
+
+// canariesPer is how many canaries a source gets here: the original may know one kind less.
+func (r *rig) canariesPer() int {
+	if r.shape == "original" {
+		return len(words) - 1
+	}
+	return len(words)
+}
+
+// filled waits until all good sources are here, and says how long canaries and keys took.
+func (r *rig) filled(began time.Time, limit time.Duration) (canaries, keys time.Duration, err error) {
+	want, good := 0, 0
+	for _, s := range r.sources {
+		if s.good {
+			s.mu.Lock()
+			good++
+			want += len(s.want)
+			s.mu.Unlock()
+		}
+	}
+	said := time.Now()
+	for {
+		marks, count := r.watcher.progress()
+		if keys == 0 && count >= want {
+			keys = time.Since(began)
+		}
+		if canaries == 0 && marks >= good*r.canariesPer() {
+			canaries = r.watcher.now().last.Sub(began)
+			if keys == 0 {
+				finding("all canaries are here, but only %d of %d keys", count, want)
+			}
+		}
+		if canaries > 0 && keys > 0 {
+			return canaries, keys, nil
+		}
+		if r.mirror.ended() {
+			return 0, 0, fmt.Errorf("the mirror ended: %s", r.mirror.complaint())
+		}
+		if time.Since(began) > limit {
+			return 0, 0, fmt.Errorf("after %v there are %d canaries of %d, %d keys of %d", since(began), marks, good*r.canariesPer(), count, want)
+		}
+		if time.Since(said) > 10*time.Second {
+			progress("%d canaries, %d keys, load %.1f; the mirror ran %v, its threads waited %v for a CPU", marks, count, load(), r.mirror.cpu(), r.mirror.starved().Round(time.Millisecond))
+			said = time.Now()
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+func cold(r *rig) error {
+	_, store, sources := r.spent0()
+	began, before := time.Now(), load()
+	if err := r.launch(); err != nil {
+		return err
+	}
+	canaries, keys, err := r.filled(began, 8*time.Minute)
+	if err != nil {
+		return err
+	}
+	mirror, store2, sources2 := r.spent()
+	starved := r.mirror.starved()
+	ready, err := r.ready(time.Minute)
+	if err != nil {
+		finding("after all canaries are here: %v", err)
+	}
+	done := r.mirror.memory()
+	time.Sleep(8 * time.Second)
+	rest, of := r.mirror.memory(), r.local.memory()
+	table([][]string{
+		{"cold", "load", "canaries s", "keys s", "ready after", "mirror CPU s", "starved s", "store CPU s", "sources CPU s", "peak MiB", "then MiB", "at rest MiB", "not file's", "store MiB"},
+		{r.shape, fmt.Sprintf("%.1f-%.1f", before, load()), inSeconds(canaries), inSeconds(keys), inSeconds(ready), inSeconds(mirror), inSeconds(starved), inSeconds(store2 - store),
+			inSeconds(sources2 - sources), inMiB(rest.peak), inMiB(done.rss), inMiB(rest.rss), inMiB(rest.anonymous), inMiB(of.rss)},
+	})
+	verify(r, "cold", time.Second)
+	return nil
+}
+
+// spent0 is spent before there is a mirror.
+func (r *rig) spent0() (mirror, store, sources time.Duration) {
+	for _, s := range r.sources {
+		sources += s.etcd.cpu()
+	}
+	return 0, r.local.cpu(), sources
+}
+
+// churn writes to all good sources at the rate, and says how long changes take to get here.
+func churn(r *rig, title string, length time.Duration) {
+	l := r.watcher.latency
+	l.begin()
+	r.watcher.begin()
+	mirror, store, _ := r.spent()
+	failures, before := r.failures(), load()
+	done, late := writes(r, length)
+	began := time.Now()
+	for _, left := l.result(); left > 0 && time.Since(began) < 20*time.Second; _, left = l.result() {
+		time.Sleep(50 * time.Millisecond)
+	}
+	took, left := l.result()
+	mirror2, store2, _ := r.spent()
+	now := r.watcher.now()
+	if left > 0 {
+		finding("%s: %d of %d changes did not arrive", title, left, done)
+	}
+	if now.wronged+now.strange > 0 {
+		finding("%s: %d wrong deletes, %d strange keys: %s", title, now.wronged, now.strange, strings.Join(now.examples, "; "))
+	}
+	lost := r.failures() - failures
+	if lost > 0 {
+		finding("%s: %d connections were lost", title, lost)
+	}
+	if len(took) == 0 {
+		return
+	}
+	at := func(of int) string { return ms(took[min(len(took)-1, len(took)*of/1000)]) }
+	table([][]string{
+		{title, "load", "writes", "late", "p50 ms", "p99 ms", "p99.9 ms", "max ms", "lost", "reconnects", "mirror CPU %", "store CPU %", "RSS MiB"},
+		{r.shape, fmt.Sprintf("%.1f-%.1f", before, load()), fmt.Sprint(done), fmt.Sprint(late), at(500), at(990), at(999), at(1000), fmt.Sprint(left), fmt.Sprint(lost),
+			fmt.Sprintf("%.1f", 100*(mirror2-mirror).Seconds()/length.Seconds()), fmt.Sprintf("%.1f", 100*(store2-store).Seconds()/length.Seconds()), inMiB(r.mirror.memory().rss)},
+	})
+}
+
+var version atomic.Int64
+
+// change writes a value that never was to a key of the source.
+func change(ctx context.Context, r *rig, s *source, n int) error {
+	v := int(version.Add(1))
+	key, value := ipKey(s.id, n%s.ips), ipValue(s.name, s.id, n%s.ips, v)
+	switch n % 20 {
+	case 0:
+		key, value = nodeKey(s.name, n/20%nodesPer), nodeValue(s.name, s.id, n/20%nodesPer, v)
+	case 1:
+		key, value = identityKey(s.id, n/20%identitiesPer), identityValue(s.name, n/20%identitiesPer, v)
+	}
+	r.watcher.latency.expect(value)
+	at, err := s.put(ctx, key, value)
+	if err == nil {
+		r.watcher.latency.sent(value, at)
+	}
+	return err
+}
+
+// writes changes keys one after the other, so that no change overtakes another of the same key.
+func writes(r *rig, length time.Duration) (done, late int) {
+	good := slices.DeleteFunc(slices.Clone(r.sources), func(s *source) bool { return !s.good })
+	turns := make(chan struct{}, 64)
+	var wg sync.WaitGroup
+	total := int(length.Seconds() * float64(*rate))
+	pause := time.Second / time.Duration(*rate)
+	began := time.Now()
+	for n := range total {
+		if wait := time.Until(began.Add(time.Duration(n) * pause)); wait > 0 {
+			time.Sleep(wait)
+		} else if wait < -50*time.Millisecond {
+			late++
+		}
+		turns <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-turns }()
+			_ = change(context.Background(), r, good[n%len(good)], n/len(good))
+		})
+	}
+	wg.Wait()
+	return total, late
+}
+
+// restart kills the mirror, and starts it again with nothing changed.
+func restart(r *rig) error {
+	before := load()
+	r.mirror.stop(syscall.SIGKILL)
+	time.Sleep(time.Second)
+	r.watcher.begin()
+	began := time.Now()
+	if err := r.launch(); err != nil {
+		return err
+	}
+	if _, err := r.ready(3 * time.Minute); err != nil {
+		finding("restart: %v", err)
+	}
+	took, cpu, starved := time.Since(began), r.mirror.cpu(), r.mirror.starved()
+	for came := -1; came != r.watcher.events(); time.Sleep(5 * time.Second) {
+		// The original writes on for long after it says that it is ready.
+		came = r.watcher.events()
+	}
+	now, m := r.watcher.now(), r.mirror.memory()
+	table([][]string{
+		{"restart", "load", "ready s", "CPU s", "starved s", "events", "of them same", "deletes", "canaries", "peak MiB", "at rest MiB"},
+		{r.shape, fmt.Sprintf("%.1f-%.1f", before, load()), inSeconds(took), inSeconds(cpu), inSeconds(starved), fmt.Sprint(now.puts + now.same + now.gone), fmt.Sprint(now.same),
+			fmt.Sprint(now.gone), fmt.Sprint(now.marks), inMiB(m.peak), inMiB(m.rss)},
+	})
+	if r.shape != "original" && now.puts+now.same+now.gone+now.lost > 0 {
+		finding("restart: %d events below cilium/cache/ though nothing changed: %s", now.puts+now.same+now.gone, strings.Join(now.examples, "; "))
+	}
+	verify(r, "restart", time.Second)
+	return nil
+}
+
+func (w *watcher) events() int {
+	s := w.now()
+	return s.puts + s.same + s.gone + s.marks
+}
+
+// verify reads the local store and compares it with what was written to the sources.
+func verify(r *rig, title string, limit time.Duration) {
+	began := time.Now()
+	for {
+		wrong, keys, err := compare(r)
+		if err == nil && len(wrong) == 0 {
+			progress("%s: the mirror is right, %d keys", title, keys)
+			return
+		}
+		if time.Since(began) > limit {
+			finding("%s: %d differences after %v (%v): %s", title, len(wrong), since(began), err, strings.Join(wrong[:min(len(wrong), 5)], "; "))
+			return
+		}
+		time.Sleep(500 * time.Millisecond)
+	}
+}
+
+func compare(r *rig) (wrong []string, keys int, err error) {
+	cached, err := read(r.client, "cilium/cache/")
+	if err != nil {
+		return nil, 0, err
+	}
+	wrong = differences(cached, r.watcher.sources, 0)
+	marks, err := read(r.client, "cilium/synced/")
+	if err != nil {
+		return nil, 0, err
+	}
+	configs, err := read(r.client, "cilium/cluster-config/")
+	if err != nil {
+		return nil, 0, err
+	}
+	for _, s := range r.sources {
+		if !s.good {
+			continue
+		}
+		for _, word := range words[:r.canariesPer()] {
+			if _, there := marks[canaryHere(s.name, word)]; !there {
+				wrong = append(wrong, "missing "+canaryHere(s.name, word))
+			}
+		}
+		var got, want any
+		_ = json.Unmarshal([]byte(configs["cilium/cluster-config/"+s.name]), &got)
+		text := strings.Replace(configOf(s.id, *most), `"syncedCanaries":true`, `"syncedCanaries":true,"cached":true`, 1)
+		_ = json.Unmarshal([]byte(text), &want)
+		if fmt.Sprint(got) != fmt.Sprint(want) {
+			wrong = append(wrong, fmt.Sprintf("configuration of %s: %v", s.name, got))
+		}
+	}
+	return wrong, len(cached), nil
+}
+
+// complain shows what the mirror complained about.
+func complain(r *rig) {
+	bad, lines := r.mirror.complaints()
+	fmt.Printf("\nlog of the mirror: %d lines, %d complaints\n", lines, len(bad))
+	for _, line := range bad[:min(len(bad), 5)] {
+		fmt.Println("  " + line[:min(len(line), 400)])
+	}
+}

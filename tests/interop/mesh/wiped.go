@@ -1,0 +1,198 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// wiped has other servers answer where a source was.
+func wiped(dir string, ca *authority) error {
+	r, end, err := setup(dir, ca, min(*clusters, 20), true)
+	defer func() { end() }()
+	if err != nil {
+		return err
+	}
+	began := time.Now()
+	if err := r.launch(); err != nil {
+		return err
+	}
+	if _, _, err := r.filled(began, time.Minute); err != nil {
+		return err
+	}
+	verify(r, "before", 5*time.Second)
+	for n, c := range []struct {
+		title string
+		f     func(*rig, *source) error
+	}{
+		{"wiped, filled again with the same", wipe(false)},
+		{"wiped, filled with something else", wipe(true)},
+		{"a replica with the same data", replica(0)},
+		{"a replica with other data", replica(50)},
+		{"back from a list that did not end", interrupted},
+		{"an older state of the same store", restored},
+	} {
+		if err := r.takeover(c.title, r.sources[n%len(r.sources)], c.f); err != nil {
+			return fmt.Errorf("%s: %w", c.title, err)
+		}
+	}
+	complain(r)
+	return nil
+}
+
+// takeover has something happen to a source, and waits until the mirror is right.
+func (r *rig) takeover(title string, s *source, f func(*rig, *source) error) error {
+	// A connection that was good for a while is made again at once.
+	time.Sleep(2 * time.Second)
+	r.watcher.begin()
+	before := load()
+	if err := f(r, s); err != nil {
+		return err
+	}
+	began := time.Now()
+	var wrong []string
+	for time.Since(began) < 40*time.Second {
+		if wrong = r.watcher.differs(1); len(wrong) == 0 {
+			break
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	took := time.Since(began)
+	if len(wrong) > 0 {
+		wrong = r.watcher.differs(0)
+		finding("%s: after %v %d differences: %s", title, since(began), len(wrong), strings.Join(wrong[:min(4, len(wrong))], "; "))
+	}
+	// A change made now is to arrive, too.
+	at, value := ipKey(s.id, 1), ipValue(s.name, s.id, 1, int(version.Add(1)))
+	if _, err := s.put(context.Background(), at, value); err != nil {
+		return err
+	}
+	for wait := time.Now(); len(r.watcher.differs(1)) > 0 && time.Since(wait) < 10*time.Second; {
+		time.Sleep(20 * time.Millisecond)
+	}
+	if len(r.watcher.differs(1)) > 0 {
+		finding("%s: a change after it did not arrive", title)
+	}
+	time.Sleep(time.Second)
+	verify(r, title, 2*time.Second)
+	now := r.watcher.now()
+	table([][]string{
+		{title, "load", "equal after s", "changed", "written again", "deleted", "wrongly"},
+		{r.shape, fmt.Sprintf("%.1f-%.1f", before, load()), inSeconds(took), fmt.Sprint(now.puts), fmt.Sprint(now.same), fmt.Sprint(now.gone), fmt.Sprint(now.wronged)},
+	})
+	if now.wronged+now.same > 0 {
+		finding("%s: %d wrong deletes, %d written for nothing: %s", title, now.wronged, now.same, strings.Join(now.examples, "; "))
+	}
+	return nil
+}
+
+// wipe has the source begin anew, as another store.
+func wipe(other bool) func(*rig, *source) error {
+	return func(_ *rig, s *source) error {
+		s.kill()
+		if err := os.RemoveAll(s.data()); err != nil {
+			return err
+		}
+		if other {
+			s.differ(50)
+		}
+		if err := s.start(); err != nil {
+			return err
+		}
+		return s.fill()
+	}
+}
+
+// differ changes and takes away as many keys of the model, before the server has it.
+func (s *source) differ(n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := range n {
+		s.want[ipKey(s.id, 2*i)] = ipValue(s.name, s.id, 2*i, int(version.Add(1)))
+		delete(s.want, ipKey(s.id, 2*i+101))
+	}
+}
+
+// replica has another server, with its own revisions, take over the address.
+func replica(other int) func(*rig, *source) error {
+	return func(_ *rig, s *source) error {
+		twin := &source{name: s.name, id: s.id, address: freePort(), dir: filepath.Join(s.dir, "twin"), ca: s.ca, durable: true, ips: s.ips, good: true}
+		s.mu.Lock()
+		twin.want = map[string]string{}
+		for key, value := range s.want {
+			twin.want[key] = value
+		}
+		s.mu.Unlock()
+		twin.differ(other)
+		if err := twin.start(); err != nil {
+			return err
+		}
+		defer twin.client.Close()
+		// Its revisions are ahead of those that were seen of the first.
+		for range 3 {
+			if err := twin.fill(); err != nil {
+				return err
+			}
+		}
+		twin.kill()
+		s.mu.Lock()
+		s.want = twin.want
+		s.mu.Unlock()
+		s.kill()
+		s.dir = twin.dir
+		return s.start()
+	}
+}
+
+// interrupted has a server answer that never ends a list, with keys of its own, before the first comes back.
+func interrupted(_ *rig, s *source) error {
+	s.kill()
+	e, err := pretend(s.ca, s.address, s.name, s.id, 20)
+	if err != nil {
+		return err
+	}
+	for began := time.Now(); e.pages.Load() < 10 && time.Since(began) < 30*time.Second; {
+		time.Sleep(20 * time.Millisecond)
+	}
+	progress("the list that does not end had %d pages", e.pages.Load())
+	e.server.Stop()
+	return s.start()
+}
+
+// restored has the source come back as it once was: the same store, with revisions that have been there before.
+func restored(_ *rig, s *source) error {
+	old := s.data() + ".old"
+	s.kill()
+	if err := os.CopyFS(old, os.DirFS(s.data())); err != nil {
+		return err
+	}
+	if err := s.start(); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	then := map[string]string{}
+	for key, value := range s.want {
+		then[key] = value
+	}
+	s.mu.Unlock()
+	for n := range 300 {
+		if _, err := s.put(context.Background(), ipKey(s.id, n), ipValue(s.name, s.id, n, int(version.Add(1)))); err != nil {
+			return err
+		}
+	}
+	time.Sleep(2 * time.Second)
+	s.kill()
+	if err := os.RemoveAll(s.data()); err != nil {
+		return err
+	}
+	if err := os.Rename(old, s.data()); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.want = then
+	s.mu.Unlock()
+	return s.start()
+}
