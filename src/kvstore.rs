@@ -43,7 +43,13 @@ pub trait Backend: Send + Sync {
     /// The value of one key.
     async fn get(&self, key: &str) -> Result<Option<Bytes>, Error>;
 
-    /// Applies `writes` in order, at once where the store can. Keys are distinct.
+    /// Most writes that are worth giving it at once: those that fit one request now.
+    fn batch(&self) -> usize {
+        BATCH_MAX
+    }
+
+    /// Applies `writes` in order, at once where the store can. Keys are distinct. Fails if there is no answer in
+    /// time; waiting for a limit is no failure.
     async fn write(&self, class: Class, writes: &[Write]) -> Result<(), Error>;
 
     /// Deletes everything that begins with `prefix`.

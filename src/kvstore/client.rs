@@ -159,9 +159,10 @@ async fn read(path: &Path) -> Result<Vec<u8>, Error> {
 /// TLS options from the configuration's files, read now.
 async fn tls(config: &ClientConfig) -> Result<TlsOptions, Error> {
     let mut tls = TlsOptions::new();
-    if let Some(path) = &config.trusted_ca_file {
-        tls = tls.ca_certificate(Certificate::from_pem(read(path).await?));
-    }
+    tls = match &config.trusted_ca_file {
+        Some(path) => tls.ca_certificate(Certificate::from_pem(read(path).await?)),
+        None => tls.with_native_roots(),
+    };
     if let (Some(cert), Some(key)) = (&config.cert_file, &config.key_file) {
         tls = tls.identity(Identity::from_pem(read(cert).await?, read(key).await?));
     }
@@ -180,9 +181,13 @@ impl EtcdClient {
             .with_keep_alive(how.keepalive.0, how.keepalive.1)
             .with_connect_timeout(CONNECT_TIMEOUT)
             .with_require_leader(true);
-        let (targets, name) = config.targets();
+        let (mut targets, name) = config.targets();
+        if config.insecure_transport {
+            let plain = |target: &String| target.replacen("https://", "http://", 1);
+            targets = targets.iter().map(plain).collect();
+        }
         let secure = targets.iter().any(|e| e.starts_with("https://"));
-        if secure && !config.insecure_transport {
+        if secure {
             let tls = tls(config).await?;
             options = options.with_tls(match &name {
                 Some(name) => tls.domain_name(name),

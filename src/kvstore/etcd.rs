@@ -363,6 +363,10 @@ impl Backend for EtcdBackend {
         Ok(kv.map(|kv| Bytes::copy_from_slice(kv.value())))
     }
 
+    fn batch(&self) -> usize {
+        self.limiter.batch()
+    }
+
     async fn write(&self, class: Class, writes: &[Write]) -> Result<(), Error> {
         for part in parts(writes, self.limiter.batch()) {
             self.write_part(class, part).await?;

@@ -11,6 +11,9 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+/// A disk that takes longer has failed.
+const DEADLINE: Duration = Duration::from_secs(30);
+
 /// Writes straight into a store.
 pub struct LocalBackend {
     store: Arc<Store>,
@@ -62,7 +65,9 @@ impl LocalBackend {
         };
         safety.admit().map_err(Error::Unavailable)?;
         let revision = write(&self.store);
-        safety.safe(revision).await.map_err(Error::Unavailable)
+        let safe = tokio::time::timeout(DEADLINE, safety.safe(revision)).await;
+        let late = |_| Err(format!("not on the disk in {} s", DEADLINE.as_secs()));
+        safe.unwrap_or_else(late).map_err(Error::Unavailable)
     }
 }
 

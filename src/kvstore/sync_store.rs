@@ -8,7 +8,7 @@
 mod view;
 
 use super::metrics::scope_of;
-use super::{BATCH_MAX, Backend, Class, Error, Write};
+use super::{Backend, Class, Error, Write};
 use crate::util::backoff::Backoff;
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -23,8 +23,6 @@ use tokio::time::Instant;
 
 pub use view::{Stats, View};
 
-/// A write that takes longer has failed.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// More keys than this that wait are a backlog.
 const BACKLOG: usize = 128;
 /// Bytes of values in one batch: below etcd's largest request.
@@ -341,8 +339,7 @@ impl SyncStore {
     }
 
     async fn write(&self, batch: &[Write]) -> Result<(), Error> {
-        let write = tokio::time::timeout(WRITE_TIMEOUT, self.backend.write(self.class(), batch)).await;
-        write.unwrap_or_else(|_| Err(Error::Unavailable("no answer in time".to_owned())))
+        self.backend.write(self.class(), batch).await
     }
 
     /// After a batch was refused: finds the key at fault, so that it does not hold up the others.
@@ -408,7 +405,8 @@ impl SyncStore {
         let mut state = self.state.lock();
         let State { keys, queue, .. } = &mut *state;
         let (mut batch, mut bytes) = (Vec::new(), 0);
-        while batch.len() < BATCH_MAX && bytes < BATCH_BYTES {
+        let most = self.backend.batch();
+        while batch.len() < most && bytes < BATCH_BYTES {
             let Some(key) = queue.pop_front() else { break };
             let Some(entry) = keys.get_mut(&key) else { continue };
             entry.queued = false;

@@ -265,3 +265,23 @@ async fn what_is_away_shows_and_costs_no_key() {
     let complaints = log.lines().filter(|line| line.contains("level=warn")).count();
     assert!(complaints < 30, "{log}");
 }
+
+#[tokio::test]
+async fn a_low_limit_slows_and_loses_nothing() {
+    let (api, url) = FakeApi::start().await;
+    fill(&api);
+    let tls = Tls::new();
+    let store = etcd(&tls, &[]);
+    let begun = tokio::time::Instant::now();
+    let publisher = Publisher::start(&tls, &store.address(), &url, &["--kvstore-opt=etcd.qps=4"]);
+    publisher.ready().await;
+    let mut client = tls.client(&store.address(), "any").await;
+    let written = names(&mut client, "cilium/state/").await.len();
+    // Four at once, and then four a second.
+    assert!(
+        written > 8 && begun.elapsed().as_secs_f64() > (written - 4) as f64 / 4.0,
+        "{written}"
+    );
+    let limit = format!("{OURS}_api_limiter_rate_limit{{api_call=\"etcd\",value=\"limit\"}}");
+    assert_eq!(publisher.metric(&limit), Some(4.0));
+}

@@ -182,10 +182,7 @@ fn etcdinit_refuses_what_it_cannot_do_and_says_why() {
     prepared(&path, &[]);
     fs::write(path.join("thesis.odt"), "years of work").unwrap();
     let error = refused(&path, &[]);
-    assert!(
-        error.contains("thesis.odt") && error.lines().count() == 1,
-        "{error}"
-    );
+    assert!(error.contains("thesis.odt") && error.lines().count() == 1, "{error}");
     assert!(path.join("store/identity").exists() && path.join("thesis.odt").exists());
     fs::remove_file(path.join("thesis.odt")).unwrap();
     fs::create_dir_all(path.join("member/snap")).unwrap();
