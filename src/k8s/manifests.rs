@@ -6,7 +6,7 @@
 use super::events::{Event, Received};
 use super::status::Status;
 use super::types::{Kind, ObjectKey};
-use crate::util::files::{SETTLE, is_settled};
+use crate::util::files::{SETTLE, is_change, is_settled};
 use notify::{RecursiveMode, Watcher};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -59,7 +59,10 @@ pub async fn follow(
     status: &Status,
 ) -> Result<(), Error> {
     let (changed, mut changes) = mpsc::channel(1);
-    let noticed = move |_: notify::Result<notify::Event>| {
+    let noticed = move |event: notify::Result<notify::Event>| {
+        if !is_change(&event) {
+            return;
+        }
         // Full is as good as sent.
         let _ = changed.try_send(());
     };

@@ -6,7 +6,7 @@
 
 use crate::kvstore::config::ClientConfig;
 use crate::model::cluster::ClusterName;
-use crate::util::files::{SETTLE, is_settled};
+use crate::util::files::{SETTLE, is_change, is_settled};
 use notify::{RecursiveMode, Watcher};
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -42,7 +42,10 @@ struct Seen {
 /// be read is an error at the start, and later a warning: nothing is removed then.
 pub async fn follow(directory: PathBuf, own: ClusterName, events: mpsc::Sender<Event>) -> std::io::Result<()> {
     let (changed, mut changes) = mpsc::channel(1);
-    let noticed = move |_: notify::Result<notify::Event>| {
+    let noticed = move |event: notify::Result<notify::Event>| {
+        if !is_change(&event) {
+            return;
+        }
         let _ = changed.try_send(());
     };
     let mut watcher = notify::recommended_watcher(noticed).ok();

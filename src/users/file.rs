@@ -1,9 +1,8 @@
 //! The file with the users: how it is noticed that it changes, and what it says.
 
 use super::reconcile::Wanted;
-use crate::util::files::is_settled;
-use notify::event::{AccessKind, AccessMode};
-use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
+use crate::util::files::{is_change, is_settled};
+use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use serde::{Deserialize, Deserializer};
 use std::collections::BTreeSet;
 use std::io::{self, Read};
@@ -70,19 +69,13 @@ fn list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Entry>, D::Err
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
-fn is_reading(kind: EventKind) -> bool {
-    let written = EventKind::Access(AccessKind::Close(AccessMode::Write));
-    kind.is_access() && kind != written
-}
-
 // === impl Changes ===
 
 impl Changes {
     pub(super) fn beside(path: &Path) -> Self {
         let (changed, noticed) = mpsc::channel(1);
         let tell = move |event: notify::Result<notify::Event>| {
-            // Our own looks are events, too: they must not lead to more.
-            if !event.is_ok_and(|event| is_reading(event.kind)) {
+            if is_change(&event) {
                 let _ = changed.try_send(());
             }
         };

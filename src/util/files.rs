@@ -1,5 +1,7 @@
 //! Files that others write while we read them.
 
+use notify::EventKind;
+use notify::event::{AccessKind, AccessMode};
 use std::path::Path;
 use std::time::Duration;
 
@@ -11,4 +13,11 @@ pub const SETTLE: Duration = Duration::from_millis(50);
 pub fn is_settled(path: &Path) -> bool {
     let modified = std::fs::metadata(path).and_then(|m| m.modified());
     modified.is_ok_and(|time| time.elapsed().map_or(true, |ago| ago >= SETTLE))
+}
+
+/// Whether something noticed is worth a look. Our own looks are events, too: they must not lead to more.
+pub fn is_change(event: &notify::Result<notify::Event>) -> bool {
+    let written = EventKind::Access(AccessKind::Close(AccessMode::Write));
+    let reading = |kind: EventKind| kind.is_access() && kind != written;
+    !event.as_ref().is_ok_and(|event| reading(event.kind))
 }

@@ -286,6 +286,7 @@ func (w *mesh) compareAnew(step int) {
 	for _, p := range w.ours {
 		var found []deviation
 		for began := time.Now(); time.Since(began) < *publisherCalm; time.Sleep(20 * time.Millisecond) {
+			clear(w.seen)
 			if found = w.differences(p.keys(), theirs, pair{anew: true}); len(found) == 0 {
 				break
 			}

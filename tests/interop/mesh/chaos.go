@@ -130,7 +130,7 @@ func (b *badness) start(ca *authority) (err error) {
 		return err
 	}
 	b.harm()
-	if b.fake, err = pretend(ca, b.endlessly.address, b.endlessly.name, b.endlessly.id, 1); err != nil {
+	if b.fake, err = pretend(ca, b.endlessly.address, b.endlessly.name, b.endlessly.id, 1, nil); err != nil {
 		return err
 	}
 	var ctx context.Context

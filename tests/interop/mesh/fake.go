@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -22,11 +24,12 @@ type endless struct {
 	id      int
 	perPage int
 	pages   atomic.Int64
+	others  map[string]string // what it has besides, and all of it
 	server  *grpc.Server
 }
 
-// pretend serves an endless etcd.
-func pretend(ca *authority, address, cluster string, id, perPage int) (*endless, error) {
+// pretend serves an endless etcd, of which the other kinds have an end.
+func pretend(ca *authority, address, cluster string, id, perPage int, others map[string]string) (*endless, error) {
 	config, err := ca.tls("server")
 	if err != nil {
 		return nil, err
@@ -35,7 +38,7 @@ func pretend(ca *authority, address, cluster string, id, perPage int) (*endless,
 	if err != nil {
 		return nil, err
 	}
-	e := &endless{cluster: cluster, id: id, perPage: perPage, server: grpc.NewServer(grpc.Creds(credentials.NewTLS(config)))}
+	e := &endless{cluster: cluster, id: id, perPage: perPage, others: others, server: grpc.NewServer(grpc.Creds(credentials.NewTLS(config)))}
 	pb.RegisterKVServer(e.server, e)
 	pb.RegisterWatchServer(e.server, e)
 	go func() { _ = e.server.Serve(l) }()
@@ -74,6 +77,12 @@ func (e *endless) Range(ctx context.Context, r *pb.RangeRequest) (*pb.RangeRespo
 			add(next, "endless")
 		}
 		answer.More = true
+	default:
+		for _, other := range slices.Sorted(maps.Keys(e.others)) {
+			if other >= key && other < string(r.RangeEnd) {
+				add(other, e.others[other])
+			}
+		}
 	}
 	return answer, nil
 }

@@ -43,7 +43,7 @@ func (s *seen) note(format string, args ...any) {
 
 func follow(c *clientv3.Client, sources []*source) *watcher {
 	ctx, cancel := context.WithCancel(context.Background())
-	w := &watcher{end: cancel, sources: map[string]*source{}, latency: &latency{}, keys: map[string]string{}, marks: map[string]string{}}
+	w := &watcher{end: cancel, sources: map[string]*source{}, latency: &latency{pending: map[string]*trip{}}, keys: map[string]string{}, marks: map[string]string{}}
 	for _, s := range sources {
 		w.sources[s.name] = s
 	}

@@ -66,15 +66,8 @@ func (r *rig) takeover(title string, s *source, f func(*rig, *source) error) err
 		finding("%s: after %v %d differences: %s", title, since(began), len(wrong), strings.Join(wrong[:min(4, len(wrong))], "; "))
 	}
 	// A change made now is to arrive, too.
-	at, value := ipKey(s.id, 1), ipValue(s.name, s.id, 1, int(version.Add(1)))
-	if _, err := s.put(context.Background(), at, value); err != nil {
+	if err := r.arrives(title, s); err != nil {
 		return err
-	}
-	for wait := time.Now(); len(r.watcher.differs(1)) > 0 && time.Since(wait) < 10*time.Second; {
-		time.Sleep(20 * time.Millisecond)
-	}
-	if len(r.watcher.differs(1)) > 0 {
-		finding("%s: a change after it did not arrive", title)
 	}
 	time.Sleep(time.Second)
 	verify(r, title, 2*time.Second)
@@ -86,6 +79,25 @@ func (r *rig) takeover(title string, s *source, f func(*rig, *source) error) err
 	if now.wronged+now.same > 0 {
 		finding("%s: %d wrong deletes, %d written for nothing: %s", title, now.wronged, now.same, strings.Join(now.examples, "; "))
 	}
+	return nil
+}
+
+// arrives changes a key, and waits until that is here.
+func (r *rig) arrives(title string, s *source) error {
+	key, value := ipKey(s.id, 1), ipValue(s.name, s.id, 1, int(version.Add(1)))
+	if _, err := s.put(context.Background(), key, value); err != nil {
+		return err
+	}
+	at, _ := here(s.name, key)
+	for began := time.Now(); time.Since(began) < 10*time.Second; time.Sleep(20 * time.Millisecond) {
+		r.watcher.mu.Lock()
+		arrived := r.watcher.keys[at] == value
+		r.watcher.mu.Unlock()
+		if arrived {
+			return nil
+		}
+	}
+	finding("%s: a change after it did not arrive", title)
 	return nil
 }
 
@@ -150,7 +162,7 @@ func replica(other int) func(*rig, *source) error {
 // interrupted has a server answer that never ends a list, with keys of its own, before the first comes back.
 func interrupted(_ *rig, s *source) error {
 	s.kill()
-	e, err := pretend(s.ca, s.address, s.name, s.id, 20)
+	e, err := pretend(s.ca, s.address, s.name, s.id, 20, s.want)
 	if err != nil {
 		return err
 	}
