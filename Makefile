@@ -1,5 +1,6 @@
 # `make demo` and `make test` set up what is missing and need nothing else.
-.PHONY: demo test check bench fuzz setup build fmt lint doc deny interop interop-kubernetes interop-cilium peers crash load image
+.PHONY: demo test check bench fuzz setup build fmt lint doc deny interop kubernetes interop-kubernetes interop-publisher \
+	interop-cilium peers crash load publish mesh image
 
 CARGO ?= cargo
 TARGET ?= $(or $(CARGO_TARGET_DIR),target)
@@ -66,11 +67,13 @@ peers: setup
 interop: peers ## real peers: etcd 3.6 call by call, its tools and clientv3; SEEDS=20 CALLS=2000 for the long walk
 	ISTHMUS_REQUIRE_PEERS=1 $(CARGO) test --locked --test it etcdctl
 	$(CARGO) build --locked
-	$(GO_TEST) -v -timeout 40m -skip KubeAPIServer . -args -seeds $(SEEDS) -calls $(CALLS)
+	$(GO_TEST) -v -timeout 40m -skip "KubeAPIServer|Publisher" . -args -seeds $(SEEDS) -calls $(CALLS)
 
-interop-kubernetes: interop ## kube-apiserver on the store, and Kubernetes' own tests of its storage; builds for ten minutes
+kubernetes: peers ## kube-apiserver, to run on the store; builds for ten minutes
 	cd tests/interop/kubernetes && go build -ldflags "-X k8s.io/component-base/version.gitVersion=v1.36.3" \
 		-o $(PEERS)/kube-apiserver k8s.io/kubernetes/cmd/kube-apiserver
+
+interop-kubernetes: interop kubernetes ## kube-apiserver on the store, and Kubernetes' own tests of its storage
 	KUBE_APISERVER=$(PEERS)/kube-apiserver $(GO_TEST) -v -timeout 20m -run KubeAPIServer .
 	rm -rf $(PEERS)/apiserver
 	cp -r $$(cd tests/interop/kubernetes && go list -m -f '{{.Dir}}' k8s.io/apiserver) $(PEERS)/apiserver
@@ -81,6 +84,24 @@ interop-kubernetes: interop ## kube-apiserver on the store, and Kubernetes' own 
 
 interop-cilium: interop ## Cilium's own tests of its kvstore packages, on 127.0.0.1:4002 of a network namespace
 	./tests/interop/cilium/run $(PEERS) $(abspath $(TARGET))/debug/clustermesh-apiserver
+
+interop-publisher: kubernetes ## Cilium's publisher and ours over one kube-apiserver: SEEDS=3 STEPS=2000 for the long walk
+	$(CARGO) build --locked
+	./tests/interop/cilium/build $(PEERS)
+	KUBE_APISERVER=$(PEERS)/kube-apiserver CILIUM_APISERVER=$(PEERS)/clustermesh-apiserver $(GO_TEST) -v -timeout 3h \
+		-run Publisher . -args -seeds $(SEEDS) -publisher.steps $(or $(STEPS),200)
+
+publish: peers ## 50,000 objects published by Cilium and by us: memory, start, churn, outages; PUBLISH="-outage both"
+	$(CARGO) build --locked --profile dist
+	./tests/interop/cilium/build $(PEERS)
+	go run -C tests/interop ./publish -isthmus $(abspath $(TARGET))/dist/clustermesh-apiserver -etcd $(PEERS)/etcd \
+		-cilium $(PEERS)/clustermesh-apiserver $(PUBLISH)
+
+mesh: peers ## 250 clusters mirrored: cold, churn, restart; MESH="-run chaos -clusters 20", "-shape original"
+	$(CARGO) build --locked --profile dist
+	./tests/interop/cilium/build $(PEERS)
+	go run -C tests/interop ./mesh -isthmus $(abspath $(TARGET))/dist/clustermesh-apiserver -etcd $(PEERS)/etcd \
+		-cilium $(PEERS)/clustermesh-apiserver $(MESH)
 
 crash: peers ## kills at random, and loses what was not synced: ROUNDS=500 ENGINE=log MODE=sync
 	$(CARGO) build --locked --release

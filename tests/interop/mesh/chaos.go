@@ -48,6 +48,9 @@ func chaos(dir string, ca *authority) error {
 	if err := bad.flood(maxKeys + 1000); err != nil {
 		progress("flood: %v", err)
 	}
+	if err := r.arrives("of the cluster with a flood of services, an address", bad.hostile); err != nil {
+		return err
+	}
 	churn(r, "and a flood", length/2)
 	verify(r, "and a flood", 10*time.Second)
 	bad.judge(r, "and a flood")

@@ -102,10 +102,13 @@ func run() error {
 			return err
 		}
 	}
-	for name, f := range map[string]func(string, *authority) error{"chaos": chaos, "kills": killing, "wiped": wiped} {
-		if slices.Contains(todo, name) {
-			if err := f(filepath.Join(dir, name), ca); err != nil {
-				return fmt.Errorf("%s: %w", name, err)
+	for _, c := range []struct {
+		name string
+		f    func(string, *authority) error
+	}{{"chaos", chaos}, {"kills", killing}, {"wiped", wiped}} {
+		if slices.Contains(todo, c.name) {
+			if err := c.f(filepath.Join(dir, c.name), ca); err != nil {
+				return fmt.Errorf("%s: %w", c.name, err)
 			}
 		}
 	}

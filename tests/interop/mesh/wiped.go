@@ -97,7 +97,7 @@ func (r *rig) arrives(title string, s *source) error {
 			return nil
 		}
 	}
-	finding("%s: a change after it did not arrive", title)
+	finding("%s: a change did not arrive in 10 s", title)
 	return nil
 }
 
