@@ -1,5 +1,6 @@
 //! From one object to its values. Pure functions; what is wrong with an object goes to `problems`.
 
+use super::owners::Name;
 use crate::k8s::types as k8s;
 use crate::model::cluster::ClusterInfo;
 use crate::model::gojson;
@@ -107,10 +108,10 @@ pub(super) fn identity(labels: &k8s::Strings) -> Bytes {
     for (label, value) in labels {
         let (source, key) = match label.strip_prefix('$') {
             Some(key) => ("reserved", key),
-            None => match (label.split_once(':'), label.strip_prefix("reserved.")) {
-                (Some((source, key)), _) => (source, key),
-                (None, Some(key)) => ("reserved", key),
-                (None, None) => ("unspec", &**label),
+            None => match label.split_once(':') {
+                Some(("", key)) => ("unspec", key),
+                Some((source, key)) => (source, key),
+                None => ("unspec", &**label),
             },
         };
         // A reserved label without a key has it in the value.
@@ -138,7 +139,7 @@ pub(super) struct Endpoint<'a> {
 }
 
 /// An endpoint's addresses, as key names, with their values.
-pub(super) fn endpoint(endpoint: &Endpoint<'_>, problems: &mut Problems) -> Vec<(String, Bytes)> {
+pub(super) fn endpoint(endpoint: &Endpoint<'_>, problems: &mut Problems) -> Vec<(Name, Bytes)> {
     let host_ip = GoIp::parse(&endpoint.networking.node);
     let texts = endpoint
         .networking
@@ -156,11 +157,18 @@ pub(super) fn endpoint(endpoint: &Endpoint<'_>, problems: &mut Problems) -> Vec<
             ));
             continue;
         }
-        let named_ports = endpoint.named_ports.iter().map(|p| values::NamedPort {
-            name: p.name.clone(),
-            port: p.port,
-            protocol: p.protocol.clone(),
-        });
+        let mut named_ports = vec![];
+        for port in endpoint.named_ports {
+            let Ok(number) = u16::try_from(port.port) else {
+                problems.push(format!("port {} of pod {:?} is not a port", port.port, endpoint.pod));
+                continue;
+            };
+            named_ports.push(values::NamedPort {
+                name: port.name.clone(),
+                port: number,
+                protocol: port.protocol.clone(),
+            });
+        }
         let value = values::IpIdentity {
             ip,
             mask: None,
@@ -171,15 +179,15 @@ pub(super) fn endpoint(endpoint: &Endpoint<'_>, problems: &mut Problems) -> Vec<
             k8s_namespace: endpoint.namespace.to_owned(),
             k8s_pod_name: endpoint.pod.to_owned(),
             k8s_service_account: endpoint.service_account.to_owned(),
-            named_ports: named_ports.collect(),
+            named_ports,
         };
-        entries.push((ip.text(), json(&value)));
+        entries.push((ip.text().into(), json(&value)));
     }
     entries
 }
 
 /// The addresses of all endpoints of a slice, as key names, with their values.
-pub(super) fn endpoints_of_slice(slice: &k8s::CiliumEndpointSlice, problems: &mut Problems) -> Vec<(String, Bytes)> {
+pub(super) fn endpoints_of_slice(slice: &k8s::CiliumEndpointSlice, problems: &mut Problems) -> Vec<(Name, Bytes)> {
     let one = |e: &k8s::CoreEndpoint, problems: &mut Problems| {
         let of = Endpoint {
             namespace: &slice.namespace,
@@ -272,8 +280,9 @@ fn add_backends(value: &mut values::Service, slice: &k8s::EndpointSlice, problem
             Some((p.name.clone().unwrap_or_default(), values::Port { protocol, port }))
         })
         .collect();
-    let usable = |e: &&k8s::SliceEndpoint| e.conditions.ready.unwrap_or(true) || e.conditions.serving.unwrap_or(true);
-    for endpoint in slice.endpoints.iter().filter(usable) {
+    // The last endpoint of a slice that has an address is the one that counts, usable or not.
+    let mut endpoints: BTreeMap<String, &k8s::SliceEndpoint> = BTreeMap::new();
+    for endpoint in &slice.endpoints {
         for address in &endpoint.addresses {
             let text = address.split_once('@').map_or(&**address, |(ip, _)| ip);
             let Ok(ip) = text.parse::<IpAddr>() else {
@@ -283,29 +292,24 @@ fn add_backends(value: &mut values::Service, slice: &k8s::EndpointSlice, problem
                 ));
                 continue;
             };
-            let ip = ip.to_string();
-            value.backends.entry(ip.clone()).or_default().extend(ports.clone());
-            if let Some(hostname) = endpoint.hostname.as_ref().filter(|h| !h.is_empty()) {
-                value.hostnames.insert(ip.clone(), hostname.clone());
-            }
-            let old = endpoint.deprecated_topology.get("topology.kubernetes.io/zone");
-            let zone = endpoint
-                .zone
-                .as_ref()
-                .filter(|z| !z.is_empty())
-                .or(old)
-                .filter(|z| !z.is_empty());
-            if let Some(zone) = zone {
-                let hints = endpoint.hints.iter().flat_map(|h| &h.for_zones);
-                let for_zones = hints.map(|z| values::ForZone { name: z.name.clone() }).collect();
-                value.zones.insert(
-                    ip,
-                    values::Zone {
-                        zone: zone.clone(),
-                        for_zones,
-                    },
-                );
-            }
+            endpoints.insert(ip.to_string(), endpoint);
+        }
+    }
+    let usable = |e: &k8s::SliceEndpoint| e.conditions.ready.unwrap_or(true) || e.conditions.serving.unwrap_or(true);
+    for (ip, endpoint) in endpoints.into_iter().filter(|(_, e)| usable(e)) {
+        value.backends.entry(ip.clone()).or_default().extend(ports.clone());
+        if let Some(hostname) = endpoint.hostname.as_ref().filter(|h| !h.is_empty()) {
+            value.hostnames.insert(ip.clone(), hostname.clone());
+        }
+        let old = endpoint.deprecated_topology.get("topology.kubernetes.io/zone");
+        let zone = endpoint.zone.as_ref().filter(|z| !z.is_empty()).or(old);
+        if let Some(zone) = zone.filter(|z| !z.is_empty()) {
+            let hints = endpoint.hints.iter().flat_map(|h| &h.for_zones);
+            let zone = values::Zone {
+                zone: zone.clone(),
+                for_zones: hints.map(|z| values::ForZone { name: z.name.clone() }).collect(),
+            };
+            value.zones.insert(ip, zone);
         }
     }
 }

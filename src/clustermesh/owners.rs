@@ -6,30 +6,36 @@
 
 use crate::k8s::types::ObjectKey;
 use bytes::Bytes;
+use smallvec::SmallVec;
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 /// A key's change, if any: its new value, or its end.
-pub(super) type Change = (String, Option<Bytes>);
+pub(super) type Change = (Name, Option<Bytes>);
+/// The name of a key. Several maps have it.
+pub(super) type Name = Arc<str>;
+/// Keys with their values.
+pub(super) type Entries = Box<[(Name, Bytes)]>;
 
 /// Claims on keys.
 #[derive(Default)]
 pub(super) struct Owners {
     /// Key → claims, the owner's first; never empty.
-    claims: HashMap<String, Vec<(ObjectKey, Bytes)>>,
+    claims: HashMap<Name, SmallVec<[(ObjectKey, Bytes); 1]>>,
     /// Object → the keys it claims.
-    keys: HashMap<ObjectKey, Vec<String>>,
+    keys: HashMap<ObjectKey, Box<[Name]>>,
 }
 
 impl Owners {
     /// Makes `entries` all that `object` claims; returns what changes.
-    pub(super) fn set(&mut self, object: &ObjectKey, entries: Vec<(String, Bytes)>) -> Vec<Change> {
-        let entries: BTreeMap<_, _> = entries.into_iter().collect();
+    pub(super) fn set(&mut self, object: &ObjectKey, entries: &[(Name, Bytes)]) -> Vec<Change> {
+        let entries: BTreeMap<_, _> = entries.iter().cloned().collect();
         let mut changes = vec![];
         let before = self.keys.remove(object).unwrap_or_default();
         let stale = before
             .into_iter()
-            .filter(|k| !entries.contains_key(k))
+            .filter(|k| !entries.contains_key(&**k))
             .collect::<Vec<_>>();
         if !entries.is_empty() {
             self.keys.insert(object.clone(), entries.keys().cloned().collect());
@@ -50,7 +56,7 @@ impl Owners {
         changes
     }
 
-    fn release(&mut self, object: &ObjectKey, key: String) -> Option<Change> {
+    fn release(&mut self, object: &ObjectKey, key: Name) -> Option<Change> {
         let Entry::Occupied(mut claims) = self.claims.entry(key) else {
             return None;
         };
@@ -76,30 +82,30 @@ mod tests {
     fn object(name: &str) -> ObjectKey {
         ObjectKey {
             kind: Kind::Endpoint,
-            namespace: "ns".to_owned(),
-            name: name.to_owned(),
+            namespace: "ns".into(),
+            name: name.into(),
         }
     }
 
-    fn entry(key: &str, value: &str) -> (String, Bytes) {
-        (key.to_owned(), value.to_owned().into())
+    fn entry(key: &str, value: &str) -> (Name, Bytes) {
+        (key.into(), value.to_owned().into())
     }
 
     fn set(key: &str, value: &str) -> Change {
-        (key.to_owned(), Some(value.to_owned().into()))
+        (key.into(), Some(value.to_owned().into()))
     }
 
     #[test]
     fn an_address_outlives_its_old_owner_under_its_new_one() {
         let mut owners = Owners::default();
         let (old, new, third) = (object("old"), object("new"), object("third"));
-        assert_eq!(owners.set(&old, vec![entry("ip", "old")]), [set("ip", "old")]);
-        assert_eq!(owners.set(&new, vec![entry("ip", "new")]), []);
-        assert_eq!(owners.set(&third, vec![entry("ip", "third")]), []);
-        assert_eq!(owners.set(&new, vec![entry("ip", "newer")]), []);
-        assert_eq!(owners.set(&old, vec![]), [set("ip", "newer")]);
-        assert_eq!(owners.set(&third, vec![]), []);
-        assert_eq!(owners.set(&new, vec![]), [("ip".to_owned(), None)]);
+        assert_eq!(owners.set(&old, &[entry("ip", "old")]), [set("ip", "old")]);
+        assert_eq!(owners.set(&new, &[entry("ip", "new")]), []);
+        assert_eq!(owners.set(&third, &[entry("ip", "third")]), []);
+        assert_eq!(owners.set(&new, &[entry("ip", "newer")]), []);
+        assert_eq!(owners.set(&old, &[]), [set("ip", "newer")]);
+        assert_eq!(owners.set(&third, &[]), []);
+        assert_eq!(owners.set(&new, &[]), [("ip".into(), None)]);
         assert!(owners.claims.is_empty() && owners.keys.is_empty());
     }
 
@@ -107,10 +113,7 @@ mod tests {
     fn an_object_drops_what_it_no_longer_claims() {
         let mut owners = Owners::default();
         let o = object("o");
-        owners.set(&o, vec![entry("a", "1"), entry("b", "1")]);
-        assert_eq!(
-            owners.set(&o, vec![entry("b", "2")]),
-            [set("b", "2"), ("a".to_owned(), None)]
-        );
+        owners.set(&o, &[entry("a", "1"), entry("b", "1")]);
+        assert_eq!(owners.set(&o, &[entry("b", "2")]), [set("b", "2"), ("a".into(), None)]);
     }
 }

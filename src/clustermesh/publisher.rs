@@ -5,7 +5,7 @@
 //! together, and a scope is complete when every kind it is made of has been listed.
 
 use super::convert::{self, Problems};
-use super::owners::Owners;
+use super::owners::{Entries, Name, Owners};
 use crate::k8s::events::Event;
 use crate::k8s::types::{self as k8s, Kind, Object, ObjectKey};
 use crate::model::cluster::ClusterInfo;
@@ -44,17 +44,14 @@ pub struct Options {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     /// A key of a scope has this value.
-    Upsert(Scope, String, Bytes),
+    Upsert(Scope, Name, Bytes),
     /// A key of a scope is gone.
-    Delete(Scope, String),
+    Delete(Scope, Name),
     /// Every first value of the scope has been said.
     Synced(Scope),
     /// Something is wrong with an object; the rest of it goes on.
     Problem(ObjectKey, String),
 }
-
-/// Key names with their values.
-type Entries = Vec<(String, Bytes)>;
 
 /// See the module's text.
 pub struct Publisher {
@@ -63,26 +60,26 @@ pub struct Publisher {
     listed: BTreeSet<Kind>,
     synced: BTreeSet<Scope>,
     /// Namespaces that exist → whether they are global.
-    namespaces: HashMap<String, bool>,
+    namespaces: HashMap<Name, bool>,
     /// (namespace, name) → value.
-    identities: BTreeMap<(String, String), Bytes>,
+    identities: BTreeMap<(Name, Name), Bytes>,
     /// Identity name → namespace.
-    identity_namespaces: HashMap<String, String>,
+    identity_namespaces: HashMap<Name, Name>,
     /// (namespace, object) → its addresses and values.
-    endpoints: BTreeMap<(String, ObjectKey), Entries>,
+    endpoints: BTreeMap<(Name, ObjectKey), Entries>,
     /// CiliumEndpointSlice → its namespace, which may change.
-    slice_namespaces: HashMap<ObjectKey, String>,
+    slice_namespaces: HashMap<ObjectKey, Name>,
     owners: Owners,
     /// (namespace, name) → service.
-    services: BTreeMap<(String, String), k8s::Service>,
+    services: BTreeMap<(Name, Name), k8s::Service>,
     /// (namespace, name) → slice.
-    slices: BTreeMap<(String, String), k8s::EndpointSlice>,
+    slices: BTreeMap<(Name, Name), k8s::EndpointSlice>,
     /// (namespace, service) → names of its slices.
-    slices_of: HashMap<(String, String), BTreeSet<String>>,
-    exports: BTreeMap<(String, String), k8s::ServiceExport>,
+    slices_of: HashMap<(Name, Name), BTreeSet<Name>>,
+    exports: BTreeMap<(Name, Name), k8s::ServiceExport>,
     /// The last change of each key of the scopes that are not complete yet. What is not known completely
     /// could look as if it were gone, and it may be there from a former life.
-    held: BTreeMap<(Scope, String), Option<Bytes>>,
+    held: BTreeMap<(Scope, Name), Option<Bytes>>,
     /// Problems already told.
     told: HashMap<ObjectKey, HashSet<String>>,
 }
@@ -127,7 +124,7 @@ impl Publisher {
     pub fn handle(&mut self, event: Event) -> Vec<Change> {
         let mut out = vec![];
         match event {
-            Event::Apply(object) => self.apply(*object, &mut out),
+            Event::Apply(key, object) => self.apply(key, *object, &mut out),
             Event::Delete(key) => self.delete(key, &mut out),
             Event::Listed(kind) => {
                 self.listed.insert(kind);
@@ -171,7 +168,7 @@ impl Publisher {
                 Scope::ServiceExports => &[Kind::Service, Kind::ServiceExport, Kind::Namespace],
             };
             if needs.iter().all(|k| self.listed.contains(k)) && self.synced.insert(scope) {
-                let of_scope = |(s, _): &(Scope, String), _: &mut Option<Bytes>| *s == scope;
+                let of_scope = |(s, _): &(Scope, Name), _: &mut Option<Bytes>| *s == scope;
                 for ((_, key), value) in self.held.extract_if(.., of_scope) {
                     // Nothing of an incomplete scope was said, so there is nothing to take back.
                     out.extend(value.map(|value| Change::Upsert(scope, key, value)));
@@ -181,8 +178,7 @@ impl Publisher {
         }
     }
 
-    fn apply(&mut self, object: Object, out: &mut Vec<Change>) {
-        let key = object.key();
+    fn apply(&mut self, key: ObjectKey, object: Object, out: &mut Vec<Change>) {
         let mut problems = vec![];
         match object {
             Object::Namespace(namespace) => {
@@ -207,16 +203,19 @@ impl Publisher {
                     named_ports: &e.status.named_ports,
                 };
                 let entries = convert::endpoint(&endpoint, &mut problems);
-                self.endpoints(&key.namespace, &key, entries, out);
+                self.endpoints(&key.namespace, &key, entries.into(), out);
             }
             Object::CiliumEndpointSlice(slice) => {
                 let entries = convert::endpoints_of_slice(&slice, &mut problems);
                 if slice.namespace.is_empty() {
                     problems.push("it has no namespace".to_owned());
                 }
-                self.endpoints(&slice.namespace, &key, entries, out);
+                self.endpoints(&(&*slice.namespace).into(), &key, entries.into(), out);
             }
             Object::Service(service) => {
+                if convert::is_shared(&service) && convert::is_name_outside(&service) {
+                    problems.push("it is global, but a name outside the cluster has no address to share".to_owned());
+                }
                 let name = (key.namespace.clone(), key.name.clone());
                 self.services.insert(name.clone(), service);
                 self.service_changed(&name, &mut problems, out);
@@ -244,13 +243,13 @@ impl Publisher {
             Kind::Identity => self.forget_identity(&key.name, out),
             Kind::Endpoint => {
                 self.endpoints.remove(&(key.namespace.clone(), key.clone()));
-                self.own(&key, vec![], out);
+                self.own(&key, &[], out);
             }
             Kind::CiliumEndpointSlice => {
                 if let Some(namespace) = self.slice_namespaces.remove(&key) {
                     self.endpoints.remove(&(namespace, key.clone()));
                 }
-                self.own(&key, vec![], out);
+                self.own(&key, &[], out);
             }
             Kind::Service => {
                 self.services.remove(&name);
@@ -292,9 +291,9 @@ impl Publisher {
     }
 
     /// Decides again about everything in a namespace.
-    fn namespace_changed(&mut self, namespace: &str, out: &mut Vec<Change>) {
+    fn namespace_changed(&mut self, namespace: &Name, out: &mut Vec<Change>) {
         let global = self.is_global(namespace);
-        let from = (namespace.to_owned(), String::new());
+        let from = (Name::clone(namespace), Name::from(""));
         for ((_, name), value) in of_namespace(&self.identities, namespace, &from) {
             out.push(match global {
                 true => Change::Upsert(Scope::Identities, name.clone(), value.clone()),
@@ -307,12 +306,11 @@ impl Publisher {
             .map(|(k, _)| k.clone())
             .collect();
         for (ns, object) in objects {
-            let entries = if global {
-                self.endpoints[&(ns, object.clone())].clone()
-            } else {
-                vec![]
+            let entries = match global {
+                true => self.endpoints[&(ns, object.clone())].clone(),
+                false => Entries::default(),
             };
-            self.own(&object, entries, out);
+            self.own(&object, &entries, out);
         }
         let services: Vec<_> = of_namespace(&self.services, namespace, &from)
             .map(|(k, _)| k.clone())
@@ -337,42 +335,41 @@ impl Publisher {
             problems.push(format!("it has no label {}", convert::NAMESPACE_LABEL));
             return self.forget_identity(&key.name, out);
         };
-        let value = convert::identity(labels);
+        let (value, namespace) = (convert::identity(labels), Name::from(&**namespace));
         let before = self.identity_namespaces.insert(key.name.clone(), namespace.clone());
-        if let Some(before) = before.filter(|b| b != namespace) {
+        if let Some(before) = before.filter(|b| *b != namespace) {
             self.identities.remove(&(before, key.name.clone()));
         }
         self.identities
             .insert((namespace.clone(), key.name.clone()), value.clone());
-        out.push(match self.is_global(namespace) {
+        out.push(match self.is_global(&namespace) {
             true => Change::Upsert(Scope::Identities, key.name.clone(), value),
             false => Change::Delete(Scope::Identities, key.name.clone()),
         });
     }
 
-    fn forget_identity(&mut self, name: &str, out: &mut Vec<Change>) {
+    fn forget_identity(&mut self, name: &Name, out: &mut Vec<Change>) {
         if let Some(namespace) = self.identity_namespaces.remove(name) {
-            self.identities.remove(&(namespace, name.to_owned()));
+            self.identities.remove(&(namespace, name.clone()));
         }
-        out.push(Change::Delete(Scope::Identities, name.to_owned()));
+        out.push(Change::Delete(Scope::Identities, name.clone()));
     }
 
     // --- endpoints ---
 
-    fn endpoints(&mut self, namespace: &str, key: &ObjectKey, entries: Entries, out: &mut Vec<Change>) {
+    fn endpoints(&mut self, namespace: &Name, key: &ObjectKey, entries: Entries, out: &mut Vec<Change>) {
         if key.kind == Kind::CiliumEndpointSlice {
-            let before = self.slice_namespaces.insert(key.clone(), namespace.to_owned());
+            let before = self.slice_namespaces.insert(key.clone(), namespace.clone());
             if let Some(before) = before.filter(|b| b != namespace) {
                 self.endpoints.remove(&(before, key.clone()));
             }
         }
         let global = self.is_global(namespace);
-        self.endpoints
-            .insert((namespace.to_owned(), key.clone()), entries.clone());
-        self.own(key, if global { entries } else { vec![] }, out);
+        self.own(key, if global { &entries } else { &[] }, out);
+        self.endpoints.insert((namespace.clone(), key.clone()), entries);
     }
 
-    fn own(&mut self, key: &ObjectKey, entries: Entries, out: &mut Vec<Change>) {
+    fn own(&mut self, key: &ObjectKey, entries: &[(Name, Bytes)], out: &mut Vec<Change>) {
         let changes = self.owners.set(key, entries).into_iter();
         out.extend(changes.map(|(name, value)| match value {
             Some(value) => Change::Upsert(Scope::Endpoints, name, value),
@@ -382,16 +379,12 @@ impl Publisher {
 
     // --- services ---
 
-    fn service_changed(&mut self, name: &(String, String), problems: &mut Problems, out: &mut Vec<Change>) {
-        let key = format!("{}/{}", name.0, name.1);
+    fn service_changed(&mut self, name: &(Name, Name), problems: &mut Problems, out: &mut Vec<Change>) {
+        let key: Name = format!("{}/{}", name.0, name.1).into();
         let shared = self
             .services
             .get(name)
             .filter(|s| convert::is_shared(s) && self.is_global(&name.0));
-        if shared.is_some_and(convert::is_name_outside) {
-            problems.push("it is global, but a name outside the cluster has no address to share".to_owned());
-        }
-        let shared = shared.filter(|s| !convert::is_name_outside(s));
         let slices = self.slices_of.get(name);
         let slices: Vec<_> = slices
             .into_iter()
@@ -399,7 +392,7 @@ impl Publisher {
             .filter_map(|slice| self.slices.get(&(name.0.clone(), slice.clone())))
             .collect();
         let legacy = self.options.service_mode != ServiceMode::OnlyEndpointSlice;
-        out.push(match shared.filter(|_| legacy) {
+        out.push(match shared.filter(|s| legacy && !convert::is_name_outside(s)) {
             Some(service) => {
                 let cluster = &self.options.cluster;
                 let value = convert::service(service, slices.iter().copied(), cluster, problems);
@@ -408,7 +401,7 @@ impl Publisher {
             None => Change::Delete(Scope::Services, key),
         });
         for slice in slices {
-            let key = format!("{}/{}", name.0, slice.metadata.name);
+            let key = format!("{}/{}", name.0, slice.metadata.name).into();
             out.push(match shared {
                 Some(_) => {
                     let value = convert::endpoint_slice(slice, &self.options.cluster);
@@ -432,7 +425,7 @@ impl Publisher {
     ) {
         let service_of = |slice: &k8s::EndpointSlice| {
             let label = slice.metadata.labels.get(SERVICE_LABEL);
-            label.map(|service| (key.namespace.clone(), service.clone()))
+            label.map(|service| (key.namespace.clone(), Name::from(&**service)))
         };
         let name = (key.namespace.clone(), key.name.clone());
         let now = slice.as_ref().and_then(service_of);
@@ -450,7 +443,7 @@ impl Publisher {
             }
             out.push(Change::Delete(
                 Scope::EndpointSlices,
-                format!("{}/{}", key.namespace, key.name),
+                format!("{}/{}", key.namespace, key.name).into(),
             ));
             self.service_changed(&service, problems, out);
         }
@@ -465,11 +458,11 @@ impl Publisher {
         }
     }
 
-    fn export_changed(&self, name: &(String, String), out: &mut Vec<Change>) {
+    fn export_changed(&self, name: &(Name, Name), out: &mut Vec<Change>) {
         let global = self.is_global(&name.0);
         let pair = self.exports.get(name).zip(self.services.get(name)).filter(|_| global);
         let value = pair.and_then(|(e, s)| convert::service_export(e, s, &self.options.cluster));
-        let key = format!("{}/{}", name.0, name.1);
+        let key = format!("{}/{}", name.0, name.1).into();
         out.push(match value {
             Some(value) => Change::Upsert(Scope::ServiceExports, key, value),
             None => Change::Delete(Scope::ServiceExports, key),
@@ -478,19 +471,19 @@ impl Publisher {
 }
 
 fn of_namespace<'a, V>(
-    map: &'a BTreeMap<(String, String), V>,
-    namespace: &'a str,
-    from: &(String, String),
-) -> impl Iterator<Item = (&'a (String, String), &'a V)> {
+    map: &'a BTreeMap<(Name, Name), V>,
+    namespace: &'a Name,
+    from: &(Name, Name),
+) -> impl Iterator<Item = (&'a (Name, Name), &'a V)> {
     map.range(from.clone()..)
         .take_while(move |((ns, _), _)| ns == namespace)
 }
 
-fn first_endpoint(namespace: &str) -> (String, ObjectKey) {
+fn first_endpoint(namespace: &Name) -> (Name, ObjectKey) {
     let first = ObjectKey {
         kind: Kind::ALL[0],
-        namespace: String::new(),
-        name: String::new(),
+        namespace: "".into(),
+        name: "".into(),
     };
-    (namespace.to_owned(), first)
+    (namespace.clone(), first)
 }

@@ -23,7 +23,8 @@ fn options() -> Options {
 
 fn object(value: Value) -> Event {
     let kind = Kind::of(value["kind"].as_str().unwrap(), None).unwrap();
-    Event::Apply(Box::new(kind.parse(value).unwrap()))
+    let object = kind.parse(value).unwrap();
+    Event::Apply(object.key(), Box::new(object))
 }
 
 /// A publisher and the keys it would have written.
@@ -56,10 +57,10 @@ impl Bench {
         for change in self.publisher.handle(event) {
             match change {
                 Change::Upsert(scope, name, value) => {
-                    self.keys.insert((scope, name), value);
+                    self.keys.insert((scope, name.to_string()), value);
                 }
                 Change::Delete(scope, name) => {
-                    self.keys.remove(&(scope, name));
+                    self.keys.remove(&(scope, name.to_string()));
                 }
                 Change::Synced(scope) => self.synced.push(scope),
                 Change::Problem(key, text) => self.problems.push(format!("{key}: {text}")),
@@ -72,7 +73,7 @@ impl Bench {
     }
 
     fn delete(&mut self, kind: Kind, namespace: &str, name: &str) {
-        let (namespace, name) = (namespace.to_owned(), name.to_owned());
+        let (namespace, name) = (namespace.into(), name.into());
         self.send(Event::Delete(ObjectKey { kind, namespace, name }));
     }
 
@@ -425,7 +426,7 @@ fn nothing_of_a_scope_is_said_before_it_is_known_completely() {
     let [Change::Upsert(_, key, value)] = said[..] else {
         panic!("{complete:?}")
     };
-    assert_eq!(key, "foo/s");
+    assert_eq!(&**key, "foo/s");
     assert!(String::from_utf8_lossy(value).contains("10.0.0.1"));
     assert!(!complete.iter().any(|c| matches!(c, Change::Delete(..))));
 }
@@ -439,4 +440,50 @@ fn an_export_leaves_with_its_namespace() {
     assert_eq!(bench.names(Scope::ServiceExports), ["foo/s"]);
     bench.apply(namespace("foo", Some("false")));
     assert_eq!(bench.names(Scope::ServiceExports), Vec::<&str>::new());
+}
+
+#[test]
+fn labels_are_read_as_cilium_reads_them() {
+    let mut bench = Bench::new(options());
+    bench.apply(namespace("foo", None));
+    let labels =
+        json!({"reserved.host": "v", ":empty": "v", "$x": "1", "k8s:io.kubernetes.pod.namespace": "foo", "$": "y"});
+    bench.apply(json!({"kind": "CiliumIdentity", "metadata": {"name": "9"}, "security-labels": labels}));
+    let value = &bench.keys[&(Scope::Identities, "9".to_owned())];
+    assert_eq!(
+        std::str::from_utf8(value).unwrap(),
+        "unspec:empty=v;k8s:io.kubernetes.pod.namespace=foo;unspec:reserved.host=v;reserved:x=1;reserved:y=;"
+    );
+}
+
+#[test]
+fn the_last_endpoint_of_a_slice_with_an_address_counts() {
+    let mut bench = Bench::new(options());
+    bench.apply(namespace("foo", None));
+    bench.apply(service(json!({"service.cilium.io/global": "true"})));
+    let mut value = slice("s-1", "10.0.0.1", ("", 8080));
+    value["endpoints"] = json!([
+        {"addresses": ["10.0.0.1"], "hostname": "h1", "zone": "z1"}, {"addresses": ["10.0.0.2"]},
+        {"addresses": ["10.0.0.1"]}, {"addresses": ["10.0.0.2"], "conditions": {"ready": false, "serving": false}},
+    ]);
+    bench.apply(value);
+    let json = bench.json(Scope::Services, "foo/s");
+    assert_eq!(
+        json["backends"].as_object().unwrap().keys().collect::<Vec<_>>(),
+        ["10.0.0.1"]
+    );
+    assert_eq!((json.get("hostnames"), json.get("zones")), (None, None));
+}
+
+#[test]
+fn a_name_outside_is_no_service_but_its_slices_are() {
+    let mut bench = Bench::new(options());
+    bench.apply(namespace("foo", None));
+    let mut outside = service(json!({"service.cilium.io/global": "true"}));
+    outside["spec"]["type"] = json!("ExternalName");
+    bench.apply(outside);
+    bench.apply(slice("s-1", "10.0.0.1", ("", 8080)));
+    assert!(bench.names(Scope::Services).is_empty());
+    assert_eq!(bench.names(Scope::EndpointSlices), ["foo/s-1"]);
+    assert_eq!(bench.problems.len(), 1, "{:?}", bench.problems);
 }

@@ -25,8 +25,8 @@ impl From<Event> for Received {
 /// deletes what has gone in between.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// The object is there, with this content.
-    Apply(Box<Object>),
+    /// The object is there, with this content. Its name is kept by many: it is made once.
+    Apply(ObjectKey, Box<Object>),
     /// The object is gone.
     Delete(ObjectKey),
     /// Every object of this kind that was there at the start has been said.

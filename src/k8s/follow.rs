@@ -303,8 +303,8 @@ impl Known {
                 if let Some(listed) = &mut self.listed {
                     listed.insert(key.clone());
                 }
-                self.keys.insert(key);
-                vec![Event::Apply(Box::new(object))]
+                self.keys.insert(key.clone());
+                vec![Event::Apply(key, Box::new(object))]
             }
             Step::Delete(object) => {
                 let key = object.key();
@@ -349,13 +349,13 @@ mod tests {
         let [Event::Delete(key), Event::Listed(Kind::Node)] = &events[..] else {
             panic!("{events:?}")
         };
-        assert_eq!(key.name, "c");
+        assert_eq!(&*key.name, "c");
         known.step(Step::Begin);
         known.step(Step::Apply(object("b")));
         let events = known.step(Step::End);
         let [Event::Delete(key)] = &events[..] else {
             panic!("{events:?}")
         };
-        assert_eq!(key.name, "a");
+        assert_eq!(&*key.name, "a");
     }
 }

@@ -135,7 +135,7 @@ pub fn parse(text: &str) -> Vec<Event> {
 
 fn wanted(event: &Event, kinds: &[Kind]) -> bool {
     match event {
-        Event::Apply(object) => kinds.contains(&object.kind()),
+        Event::Apply(key, _) => kinds.contains(&key.kind),
         Event::Delete(key) => kinds.contains(&key.kind),
         Event::Listed(_) => true,
     }
@@ -229,7 +229,7 @@ impl Manifests {
             }
             match key.kind.parse((*value).clone()) {
                 Ok(object) => {
-                    events.push(Event::Apply(Box::new(object)));
+                    events.push(Event::Apply(key.clone(), Box::new(object)));
                     said.insert(key.clone(), (hash, (*path).clone()));
                 }
                 Err(error) => {
@@ -267,8 +267,8 @@ impl Manifests {
             .collect();
         let key = |name: &String| ObjectKey {
             kind: Kind::Namespace,
-            namespace: String::new(),
-            name: name.clone(),
+            namespace: "".into(),
+            name: (&**name).into(),
         };
         let wanted: BTreeSet<String> = named.into_iter().filter(|n| !self.said.contains_key(&key(n))).collect();
         let ended = |event: &Event| matches!(event, Event::Delete(k) if k.kind == Kind::Namespace);
@@ -276,18 +276,18 @@ impl Manifests {
             .iter()
             .filter(|e| ended(e))
             .filter_map(|e| match e {
-                Event::Delete(key) => Some(key.name.clone()),
+                Event::Delete(key) => Some(key.name.to_string()),
                 _ => None,
             })
             .collect();
-        events.retain(|e| !matches!(e, Event::Delete(k) if ended(e) && wanted.contains(&k.name)));
+        events.retain(|e| !matches!(e, Event::Delete(k) if ended(e) && wanted.contains(&*k.name)));
         for name in wanted
             .iter()
             .filter(|n| !self.implied.contains(*n) || deleted.contains(*n))
         {
             let value = serde_json::json!({"metadata": {"name": name}});
             let object = Kind::Namespace.parse(value).expect("a name is all it needs");
-            events.insert(0, Event::Apply(Box::new(object)));
+            events.insert(0, Event::Apply(object.key(), Box::new(object)));
         }
         let gone: Vec<_> = self
             .implied
@@ -305,7 +305,7 @@ fn namespace_of((key, value): &(ObjectKey, Value)) -> Option<String> {
     let namespace = match key.kind {
         Kind::Identity => text("/security-labels/k8s:io.kubernetes.pod.namespace"),
         Kind::CiliumEndpointSlice => text("/namespace"),
-        _ => Some(key.namespace.clone()),
+        _ => Some(key.namespace.to_string()),
     };
     namespace.filter(|n| !n.is_empty())
 }
@@ -382,6 +382,7 @@ fn add(file: &mut File, mut value: Value, line: usize, modified: &str) {
         .and_then(Value::as_str)
         .unwrap_or_default()
         .to_owned();
+    let (namespace, name) = (namespace.into(), name.into());
     file.objects.push((ObjectKey { kind, namespace, name }, value));
 }
 
@@ -464,7 +465,7 @@ mod tests {
             let (after, events) = self.1.take().unwrap().scan(self.0.path());
             self.1 = Some(after);
             let text = |e: Event| match e {
-                Event::Apply(o) => format!("+{}", o.key()),
+                Event::Apply(key, _) => format!("+{key}"),
                 Event::Delete(k) => format!("-{k}"),
                 Event::Listed(_) => unreachable!(),
             };

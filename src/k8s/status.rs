@@ -61,7 +61,7 @@ impl Status {
     /// Counts an event.
     pub fn happened(&self, event: &Event) {
         match event {
-            Event::Apply(object) => self.of(object.kind(), |k| k.applied += 1),
+            Event::Apply(key, _) => self.of(key.kind, |k| k.applied += 1),
             Event::Delete(key) => self.of(key.kind, |k| k.deleted += 1),
             Event::Listed(kind) => self.of(*kind, |k| k.listed = true),
         }

@@ -4,6 +4,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 /// Label or annotation maps.
 pub type Strings = BTreeMap<String, String>;
@@ -101,9 +102,9 @@ pub struct ObjectKey {
     /// Its kind.
     pub kind: Kind,
     /// Its namespace; empty for objects without.
-    pub namespace: String,
+    pub namespace: Arc<str>,
     /// Its name.
-    pub name: String,
+    pub name: Arc<str>,
 }
 
 impl fmt::Display for ObjectKey {
@@ -122,8 +123,8 @@ impl Object {
         let meta = self.meta();
         ObjectKey {
             kind: self.kind(),
-            namespace: meta.namespace.clone(),
-            name: meta.name.clone(),
+            namespace: (&*meta.namespace).into(),
+            name: (&*meta.name).into(),
         }
     }
 }
@@ -205,7 +206,7 @@ objects! {
     /// Where an endpoint is.
     Networking { addressing: Vec<IpPair>, node: String, }
     /// A port with a name.
-    NamedPort { name: String, port: u16, protocol: String, }
+    NamedPort { name: String, port: i64, protocol: String, }
 
     /// `cilium.io/v2alpha1` CiliumEndpointSlice: many endpoints of one namespace.
     CiliumEndpointSlice { metadata: Meta, namespace: String, endpoints: Vec<CoreEndpoint>, }

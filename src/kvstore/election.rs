@@ -19,8 +19,9 @@ const RENEW: Duration = Duration::from_secs(8);
 const RELEASE: Duration = Duration::from_secs(2);
 
 /// The lock is held, for as long as its lease lives.
-#[derive(Debug)]
 pub struct Leadership {
+    /// Its own connection: what others write must not hold up its lease.
+    client: Option<EtcdClient>,
     lease: i64,
     renewed: Instant,
 }
@@ -39,11 +40,12 @@ impl EtcdBackend {
     }
 
     async fn campaign(&self, lock: &str) -> Result<Leadership, Error> {
-        let client = self.client().await?;
+        let client = self.connect().await?;
         let granted_at = Instant::now();
         let grant = client.raw().lease_grant(TTL.as_secs() as i64, None).await;
         let lease = grant.map_err(client::Error::from)?.id();
         let mut leadership = Leadership {
+            client: Some(client.clone()),
             lease,
             renewed: granted_at,
         };
@@ -70,14 +72,18 @@ impl EtcdBackend {
 
     async fn renew(&self, leadership: &mut Leadership) -> Result<(), Error> {
         let asked = Instant::now();
-        let client = self.client().await?;
-        let done = tokio::time::timeout(RENEW, Box::pin(client.raw().lease_keep_alive(leadership.lease))).await;
-        match done {
-            Ok(Ok(_)) => {
-                leadership.renewed = asked;
+        let client = match leadership.client.take() {
+            Some(client) => client,
+            None => self.connect().await?,
+        };
+        let renewal = Box::pin(client.renew(leadership.lease));
+        match tokio::time::timeout(RENEW, renewal).await {
+            Ok(Ok(true)) => {
+                (leadership.renewed, leadership.client) = (asked, Some(client));
                 Ok(())
             }
-            Ok(Err(error)) => Err(client::Error::from(error).into()),
+            Ok(Ok(false)) => Err(Error::Rejected("the lease of the lock is gone".to_owned())),
+            Ok(Err(error)) => Err(error.into()),
             Err(_) => Err(Error::Unavailable("no answer in time".to_owned())),
         }
     }
@@ -88,7 +94,7 @@ impl EtcdBackend {
             tokio::time::sleep(RENEW / 2).await;
             match Box::pin(self.renew(&mut leadership)).await {
                 Ok(()) => {}
-                Err(error) if error.to_string().contains("not found") => return,
+                Err(Error::Rejected(_)) => return,
                 Err(error) if leadership.renewed.elapsed() >= TTL => {
                     tracing::error!(%error, "the lease of the lock could not be renewed");
                     return;

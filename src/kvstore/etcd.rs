@@ -132,6 +132,13 @@ impl EtcdBackend {
         if let Some(client) = &*slot {
             return Ok(client.clone());
         }
+        let client = self.connect().await?;
+        *slot = Some(client.clone());
+        Ok(client)
+    }
+
+    /// A connection of its own.
+    pub(super) async fn connect(&self) -> Result<EtcdClient, Error> {
         let unavailable = |e: config::Error| Error::Unavailable(e.to_string());
         let config = match &self.config.source {
             Source::File(path) => ClientConfig::read(path).map_err(unavailable)?,
@@ -141,9 +148,7 @@ impl EtcdBackend {
             page: self.config.limits.page,
             keepalive: self.config.keepalive,
         };
-        let client = EtcdClient::connect_with(&config, options).await?;
-        *slot = Some(client.clone());
-        Ok(client)
+        Ok(EtcdClient::connect_with(&config, options).await?)
     }
 
     /// Runs `f` on the connection, which is given up if that fails: the next call makes a new one, with

@@ -184,7 +184,7 @@ impl Book {
 
 impl EtcdClient {
     /// Renews a lease once; false: the store does not know it.
-    async fn renew(&self, id: i64) -> Result<bool, Error> {
+    pub(super) async fn renew(&self, id: i64) -> Result<bool, Error> {
         // One answer is waited for, then the stream is dropped: many leases need no stream each.
         match self.raw().lease_keep_alive(id).await {
             Ok(_) => Ok(true),

@@ -2,7 +2,6 @@ package interop
 
 import (
 	"fmt"
-	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -114,9 +113,7 @@ func exportsComeAndGo(t *testing.T, a *apiserver, publishers []*publisher, versi
 
 // A namespace that becomes global brings everything of its own, and takes it back when it no longer is.
 func TestPublisherNamespaceFlips(t *testing.T) {
-	if os.Getenv("CILIUM_APISERVER") == "" {
-		t.Skip("CILIUM_APISERVER is not set: run `make interop-publisher`")
-	}
+	needsCilium(t)
 	for _, slices := range []bool{false, true} {
 		for _, global := range []bool{true, false} {
 			t.Run(fmt.Sprintf("slices %v default %v", slices, global), func(t *testing.T) { flip(t, slices, global) })
@@ -208,9 +205,7 @@ func (w *mesh) checkFlip(step int, keys []string) {
 
 // What a publisher with other flags left behind goes, and everything else is there.
 func TestPublisherOtherFlags(t *testing.T) {
-	if os.Getenv("CILIUM_APISERVER") == "" {
-		t.Skip("CILIUM_APISERVER is not set: run `make interop-publisher`")
-	}
+	needsCilium(t)
 	w := newMesh(t, 0)
 	for i, flags := range [][]string{
 		nil, {"--clustermesh-service-v2=only-endpointslice"}, {"--enable-cilium-endpoint-slice"},

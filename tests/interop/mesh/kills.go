@@ -87,6 +87,7 @@ func killing(dir string, ca *authority) error {
 		}
 		took[victim] = append(took[victim], d)
 	}
+	w.stop()
 	verify(r, "kills", 10*time.Second)
 	now := r.watcher.now()
 	rows := [][]string{{"kills", "load", "n", "equal after s: median", "max"}}

@@ -142,7 +142,8 @@ func (s *source) model() {
 func (s *source) puts(all map[string]string) error {
 	var ops []clientv3.Op
 	flush := func() error {
-		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		// A machine that is busy with something else may need long for it.
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 		defer cancel()
 		_, err := s.client.Txn(ctx).Then(ops...).Commit()
 		ops = nil
@@ -162,7 +163,7 @@ func (s *source) puts(all map[string]string) error {
 }
 
 func (s *source) beat() error {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	_, err := s.client.Put(ctx, "cilium/.heartbeat", time.Now().Format(time.RFC3339))
 	return err
