@@ -43,14 +43,6 @@ func (r *rig) spent() (mirror, store, sources time.Duration) {
 	return r.mirror.cpu(), r.local.cpu(), sources
 }
 
-// canariesPer is how many canaries a source gets here: the original may know one kind less.
-func (r *rig) canariesPer() int {
-	if r.shape == "original" {
-		return len(words) - 1
-	}
-	return len(words)
-}
-
 // filled waits until all good sources are here, and says how long canaries and keys took.
 func (r *rig) filled(began time.Time, limit time.Duration) (canaries, keys time.Duration, err error) {
 	want, good := 0, 0
@@ -68,7 +60,7 @@ func (r *rig) filled(began time.Time, limit time.Duration) (canaries, keys time.
 		if keys == 0 && count >= want {
 			keys = time.Since(began)
 		}
-		if canaries == 0 && marks >= good*r.canariesPer() {
+		if canaries == 0 && marks >= good*len(words) {
 			canaries = r.watcher.now().last.Sub(began)
 			if keys == 0 {
 				finding("all canaries are here, but only %d of %d keys", count, want)
@@ -81,7 +73,7 @@ func (r *rig) filled(began time.Time, limit time.Duration) (canaries, keys time.
 			return 0, 0, fmt.Errorf("the mirror ended: %s", r.mirror.complaint())
 		}
 		if time.Since(began) > limit {
-			return 0, 0, fmt.Errorf("after %v there are %d canaries of %d, %d keys of %d", since(began), marks, good*r.canariesPer(), count, want)
+			return 0, 0, fmt.Errorf("after %v there are %d canaries of %d, %d keys of %d", since(began), marks, good*len(words), count, want)
 		}
 		if time.Since(said) > 10*time.Second {
 			progress("%d canaries, %d keys, load %.1f; the mirror ran %v, its threads waited %v for a CPU", marks, count, load(), r.mirror.cpu(), r.mirror.starved().Round(time.Millisecond))
@@ -92,7 +84,11 @@ func (r *rig) filled(began time.Time, limit time.Duration) (canaries, keys time.
 }
 
 func cold(r *rig) error {
-	_, store, sources := r.spent0()
+	store := r.local.cpu()
+	sources := time.Duration(0)
+	for _, s := range r.sources {
+		sources += s.etcd.cpu()
+	}
 	began, before := time.Now(), load()
 	if err := r.launch(); err != nil {
 		return err
@@ -117,14 +113,6 @@ func cold(r *rig) error {
 	})
 	verify(r, "cold", time.Second)
 	return nil
-}
-
-// spent0 is spent before there is a mirror.
-func (r *rig) spent0() (mirror, store, sources time.Duration) {
-	for _, s := range r.sources {
-		sources += s.etcd.cpu()
-	}
-	return 0, r.local.cpu(), sources
 }
 
 // churn writes to all good sources at the rate, and says how long changes take to get here.
@@ -278,7 +266,7 @@ func compare(r *rig) (wrong []string, keys int, err error) {
 		if !s.good {
 			continue
 		}
-		for _, word := range words[:r.canariesPer()] {
+		for _, word := range words {
 			if _, there := marks[canaryHere(s.name, word)]; !there {
 				wrong = append(wrong, "missing "+canaryHere(s.name, word))
 			}
