@@ -203,7 +203,7 @@ pub struct MeshArgs {
     #[arg(long, env = "CILIUM_DISABLE_DRAIN_ON_DISCONNECTION", num_args = 0..=1, require_equals = true, hide = true,
           default_missing_value = "true", default_value = "false", value_parser = boolean, action = ArgAction::Set)]
     disable_drain_on_disconnection: bool,
-    /// Most keys of one kind of one remote cluster; with more, nothing of that kind is mirrored
+    /// Most keys of one kind of one remote cluster; with more, the cluster is left as it is mirrored
     #[arg(
         long,
         env = "CILIUM_CLUSTERMESH_MAX_KEYS",

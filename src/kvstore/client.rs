@@ -6,14 +6,16 @@
 
 use super::config::ClientConfig;
 use etcd_client::{
-    Certificate, Client, ConnectOptions, EventType, GetOptions, Identity, KeyValue, ResponseHeader, TlsOptions,
-    WatchOptions, WatchStream,
+    Certificate, Client, ConnectOptions, EventType, GetOptions, Identity, ResponseHeader, TlsOptions, WatchOptions,
+    WatchStream,
 };
 use std::error::Error as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+
+pub use etcd_client::KeyValue;
 
 /// Largest answer accepted.
 const DECODE_MAX: usize = 2 << 30;
@@ -83,6 +85,13 @@ impl Default for Options {
             page: PAGE,
             keepalive: KEEPALIVE,
         }
+    }
+}
+
+impl Error {
+    /// Whether a revision was asked for that is compacted, or has not come yet.
+    pub fn is_out_of_range(&self) -> bool {
+        matches!(self, Self::Etcd(etcd_client::Error::GRpcStatus(status)) if status.code() == tonic::Code::OutOfRange)
     }
 }
 
@@ -251,6 +260,13 @@ impl EtcdClient {
     /// Reads one key.
     pub async fn get(&self, key: &str) -> Result<Option<KeyValue>, Error> {
         let (mut response, _) = self.range(key.into(), GetOptions::new()).await?;
+        Ok(response.take_kvs().pop())
+    }
+
+    /// Reads one key as it was at a revision; an error if that is compacted, or has not come yet.
+    pub async fn get_at(&self, key: &[u8], revision: i64) -> Result<Option<KeyValue>, Error> {
+        let options = GetOptions::new().with_revision(revision);
+        let (mut response, _) = self.range(key.into(), options).await?;
         Ok(response.take_kvs().pop())
     }
 

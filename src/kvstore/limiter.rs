@@ -34,6 +34,19 @@ impl Default for Limits {
     }
 }
 
+/// Most requests on their way: each may be a transaction of many keys, and an etcd that has too many of those
+/// does not even renew leases in time.
+const INFLIGHT_MAX: u32 = 16;
+
+impl Limits {
+    fn inflight(&self) -> u32 {
+        match self.max_inflight.unwrap_or(self.qps) {
+            0 => INFLIGHT_MAX,
+            n => n.min(INFLIGHT_MAX),
+        }
+    }
+}
+
 /// Who goes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Class {
@@ -112,14 +125,11 @@ impl Limiter {
             Some(qps) if limits.qps > 0 => Rate::new(qps, limits.qps.max(BATCH)),
             _ => Rate::new(limits.qps, limits.qps),
         };
-        let inflight = match limits.max_inflight.unwrap_or(limits.qps) {
-            0 => Semaphore::MAX_PERMITS,
-            n => n as usize,
-        };
+        let inflight = limits.inflight();
         Self {
             limits,
             rate: RwLock::new(rate),
-            inflight: Semaphore::new(inflight),
+            inflight: Semaphore::new(inflight as usize),
             live: AtomicUsize::new(0),
             live_done: Notify::new(),
             figures: Figures::default(),
@@ -203,19 +213,12 @@ impl Limiter {
         let (figures, rate) = (&self.figures, self.rate.read());
         let (requests, failed) = (load(&figures.requests), load(&figures.failed));
         let mean = |micros: u64| micros as f64 / 1e6 / requests.max(1) as f64;
-        let limit = match self.limits.max_inflight.unwrap_or(self.limits.qps) {
-            0 => f64::INFINITY,
-            n => f64::from(n),
-        };
+        let limit = f64::from(self.limits.inflight());
         View {
             processing_mean: mean(load(&figures.processed)),
             wait_mean: mean(load(&figures.waited)),
             wait_max: load(&figures.longest) as f64 / 1e6,
-            in_flight: if limit.is_finite() {
-                limit - self.inflight.available_permits() as f64
-            } else {
-                0.0
-            },
+            in_flight: limit - self.inflight.available_permits() as f64,
             in_flight_limit: limit,
             rate_limit: if rate.bucket.is_some() {
                 f64::from(rate.qps)

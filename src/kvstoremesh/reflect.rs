@@ -4,11 +4,13 @@
 //! and named in the status, and costs no other cluster anything.
 
 use super::remote::{Error, Remote, Source};
-use crate::kvstore::client::{Changes, Error as ClientError, EtcdClient};
+use crate::kvstore::client::{Changes, Error as ClientError, EtcdClient, KeyValue};
 use crate::model::keys::{self, Scope};
+
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
@@ -50,11 +52,42 @@ pub(super) struct Position {
     prefix: String,
     /// Everything up to this revision is here.
     revision: i64,
+    /// A key as it is at that revision: a store that has it otherwise has another past.
+    witness: Option<Witness>,
+}
+
+/// A key-value by which a store's past is known again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Witness {
+    key: Vec<u8>,
+    revisions: (i64, i64, i64),
+    value: u64,
+}
+
+impl Witness {
+    fn of(kv: &KeyValue) -> Self {
+        let mut hasher = DefaultHasher::new();
+        kv.value().hash(&mut hasher);
+        Self {
+            key: kv.key().to_vec(),
+            revisions: (kv.create_revision(), kv.mod_revision(), kv.version()),
+            value: hasher.finish(),
+        }
+    }
+
+    /// Whether the store has the same key-value at `revision`.
+    async fn is_there(&self, client: &EtcdClient, revision: i64) -> Result<bool, Error> {
+        match client.get_at(&self.key, revision).await {
+            Ok(found) => Ok(found.is_some_and(|kv| Self::of(&kv) == *self)),
+            Err(error) if error.is_out_of_range() => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
 }
 
 /// How far the mirror of a cluster is, scope by scope. Clones share it.
 #[derive(Clone, Default)]
-pub(super) struct Positions(Arc<Mutex<BTreeMap<Scope, Position>>>);
+pub(super) struct Positions(Arc<Mutex<BTreeMap<Scope, Position>>>, Arc<Mutex<Option<Witness>>>);
 
 impl Positions {
     /// What is here of these scopes is no longer what was read.
@@ -62,10 +95,27 @@ impl Positions {
         self.0.lock().retain(|scope, _| !scopes.contains(scope));
     }
 
-    fn get(&self, scope: Scope, cluster_id: u64, prefix: &str) -> Option<i64> {
-        let positions = self.0.lock();
-        let position = positions.get(&scope)?;
-        (position.cluster_id == cluster_id && position.prefix == prefix).then_some(position.revision)
+    fn get(&self, scope: Scope, cluster_id: u64, prefix: &str) -> Option<Position> {
+        let position = self.0.lock().get(&scope)?.clone();
+        (position.cluster_id == cluster_id && position.prefix == prefix).then_some(position)
+    }
+
+    /// The last heartbeat seen: no other past has one of the same time at the same revision.
+    pub(super) fn beat(&self, heartbeat: &KeyValue) {
+        *self.1.lock() = Some(Witness::of(heartbeat));
+    }
+
+    /// Forgets everything unless the store has the past that was seen.
+    pub(super) async fn verify(&self, client: &EtcdClient) -> Result<(), Error> {
+        let seen = self.1.lock().clone();
+        let same = match seen {
+            Some(beat) => beat.is_there(client, beat.revisions.1).await?,
+            None => false,
+        };
+        if !same {
+            self.forget(&Scope::ALL);
+        }
+        Ok(())
     }
 
     fn set(&self, scope: Scope, position: Position) {
@@ -75,6 +125,17 @@ impl Positions {
     fn advance(&self, scope: Scope, revision: i64) {
         if let Some(position) = self.0.lock().get_mut(&scope) {
             position.revision = position.revision.max(revision);
+        }
+    }
+
+    /// Notes a change: the last key put is the witness, as long as it is there.
+    fn changed(&self, scope: Scope, deleted: bool, kv: &KeyValue) {
+        if let Some(position) = self.0.lock().get_mut(&scope) {
+            match (deleted, &position.witness) {
+                (false, _) => position.witness = Some(Witness::of(kv)),
+                (true, Some(witness)) if witness.key == kv.key() => position.witness = None,
+                (true, _) => {}
+            }
         }
     }
 }
@@ -138,7 +199,7 @@ impl Remote {
     async fn mirror(&self, connection: &Connection<'_>, place: &Place, canary: &str) -> Result<Infallible, Error> {
         let client = connection.client;
         loop {
-            let from = match self.positions.get(place.scope, client.cluster_id(), &place.prefix) {
+            let from = match self.resumable(client, place).await? {
                 Some(revision) => {
                     self.status.update(|s| s.resumes += 1);
                     revision
@@ -162,6 +223,16 @@ impl Remote {
         }
     }
 
+    /// The revision to go on from, if the mirror is a past state of this very store.
+    async fn resumable(&self, client: &EtcdClient, place: &Place) -> Result<Option<i64>, Error> {
+        let position = self.positions.get(place.scope, client.cluster_id(), &place.prefix);
+        let Some((position, witness)) = position.and_then(|p| Some((p.revision, p.witness?))) else {
+            // What is empty is listed quickly.
+            return Ok(None);
+        };
+        Ok(witness.is_there(client, position).await?.then_some(position))
+    }
+
     /// The canary, unless it is there.
     fn write_canary(&self, canary: &str) {
         if !self.sync.is_written(canary) {
@@ -182,20 +253,24 @@ impl Remote {
                 tokio::time::timeout(LIST_MAX, reading).await.unwrap_or_else(late)
             }
         };
-        let revision = read?;
+        let (revision, witness) = read?;
         self.positions.set(
             place.scope,
             Position {
                 cluster_id: client.cluster_id(),
                 prefix: place.prefix.clone(),
                 revision,
+                witness,
             },
         );
         Ok(revision)
     }
 
-    async fn read_pages(&self, client: &EtcdClient, place: &Place) -> Result<i64, Error> {
+    async fn read_pages(&self, client: &EtcdClient, place: &Place) -> Result<(i64, Option<Witness>), Error> {
         self.status.update(|s| s.lists += 1);
+        // A list that breaks off leaves neither this store's state nor the one before.
+        self.positions.forget(&[place.scope]);
+        let mut newest: Option<Witness> = None;
         let mut pages = client.pages(&place.prefix);
         let list = self.sync.begin_list();
         let mut seen = 0;
@@ -209,9 +284,14 @@ impl Remote {
             for kv in &page {
                 self.take(place, kv.key(), Some(kv.value()));
             }
+            if let Some(kv) = page.iter().max_by_key(|kv| kv.mod_revision())
+                && newest.as_ref().is_none_or(|w| w.revisions.1 < kv.mod_revision())
+            {
+                newest = Some(Witness::of(kv));
+            }
         }
         self.sync.end_list(&place.target, list);
-        Ok(pages.revision)
+        Ok((pages.revision, newest))
     }
 
     fn too_many(&self, place: &Place, keys: usize) -> Error {
@@ -275,6 +355,7 @@ impl Remote {
             let mut seen = if events.is_empty() { revision } else { 0 };
             for (deleted, kv) in events {
                 self.take(place, kv.key(), (!deleted).then(|| kv.value()));
+                self.positions.changed(place.scope, deleted, &kv);
                 seen = seen.max(kv.mod_revision());
             }
             self.positions.advance(place.scope, seen);
@@ -324,14 +405,15 @@ mod tests {
             cluster_id: 7,
             prefix: "p/".to_owned(),
             revision: 5,
+            witness: None,
         };
         positions.set(Scope::Nodes, position);
         positions.advance(Scope::Nodes, 9);
         positions.advance(Scope::Nodes, 8);
-        assert_eq!(positions.get(Scope::Nodes, 7, "p/"), Some(9));
-        assert_eq!(positions.get(Scope::Nodes, 8, "p/"), None);
-        assert_eq!(positions.get(Scope::Nodes, 7, "q/"), None);
+        let revision = |id, prefix| positions.get(Scope::Nodes, id, prefix).map(|p| p.revision);
+        assert_eq!(revision(7, "p/"), Some(9));
+        assert_eq!((revision(8, "p/"), revision(7, "q/")), (None, None));
         positions.forget(&[Scope::Nodes]);
-        assert_eq!(positions.get(Scope::Nodes, 7, "p/"), None);
+        assert_eq!(revision(7, "p/"), None);
     }
 }

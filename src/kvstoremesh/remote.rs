@@ -161,6 +161,8 @@ impl Remote {
         let client = EtcdClient::connect(&config).await?;
         let heartbeat = client.list(keys::HEARTBEAT).await?;
         drop(turn);
+        self.positions.verify(&client).await?;
+        heartbeat.kvs.iter().for_each(|beat| self.positions.beat(beat));
         self.status.update(|s| {
             (s.connected, s.error) = (true, None);
             s.cluster_id_hex = format!("{:x}", client.cluster_id());
@@ -290,8 +292,9 @@ impl Remote {
                 loop {
                     let changes = watch.next().await?;
                     let beats = changes.events.iter().filter(|(deleted, _)| !deleted);
-                    if let Some(revision) = beats.map(|(_, kv)| kv.mod_revision()).max() {
-                        return Ok::<_, Error>(revision);
+                    if let Some((_, beat)) = beats.max_by_key(|(_, kv)| kv.mod_revision()) {
+                        self.positions.beat(beat);
+                        return Ok::<_, Error>(beat.mod_revision());
                     }
                 }
             };

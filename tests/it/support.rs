@@ -223,6 +223,10 @@ pub fn copy_dir(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
         let path = entry.unwrap().path();
-        std::fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+        let there = to.join(path.file_name().unwrap());
+        match path.is_dir() {
+            true => copy_dir(&path, &there),
+            false => drop(std::fs::copy(&path, there).unwrap()),
+        }
     }
 }
