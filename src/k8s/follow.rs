@@ -146,7 +146,7 @@ impl Feed {
             config = config.labels(selector);
         }
         let mut stream = watcher(Api::<Watched<T>>::all_with(client, &resource), config).boxed();
-        let mut backoff = Backoff::connect();
+        let mut backoff = Backoff::watch();
         loop {
             let event = tokio::select! {
                 changed = self.connections.changed() => {
@@ -209,7 +209,7 @@ impl Feed {
         if !self.kind.is_optional() {
             return Some(self.kind.resource().1);
         }
-        let mut backoff = Backoff::connect();
+        let mut backoff = Backoff::watch();
         loop {
             // Its definition is asked for: that a resource is not found may also mean that the API server has
             // just started.

@@ -27,6 +27,11 @@ impl Backoff {
         Self::new(Duration::from_millis(200), Duration::from_secs(30))
     }
 
+    /// For watches of this cluster's own objects: many small watches of one server that is near.
+    pub fn watch() -> Self {
+        Self::new(Duration::from_millis(200), Duration::from_secs(5))
+    }
+
     /// For writes that failed.
     pub fn write() -> Self {
         Self::new(Duration::from_millis(20), Duration::from_secs(5))

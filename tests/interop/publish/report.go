@@ -65,8 +65,10 @@ func startRows(title string, of func(*figures) []started) []row {
 	return []row{
 		number(title+": /readyz after s", of, func(s started) float64 { return s.ready.Seconds() }, "%.3f"),
 		number(title+": keys in etcd then", of, func(s started) float64 { return float64(s.keys) }, "%.0f"),
+		number(title+": first event after s", of, func(s started) float64 { return s.first.Seconds() }, "%.3f"),
 		number(title+": last event after s", of, func(s started) float64 { return s.complete.Seconds() }, "%.3f"),
 		number(title+": CPU s until ready", of, func(s started) float64 { return s.cpuReady.Seconds() }, "%.2f"),
+		number(title+": etcd's CPU s until ready", of, func(s started) float64 { return s.etcdCPU.Seconds() }, "%.2f"),
 		number(title+": CPU s while quiet", of, func(s started) float64 { return s.cpuQuiet.Seconds() }, "%.2f"),
 		number(title+": CPU s until quiet", of, func(s started) float64 { return s.cpu.Seconds() }, "%.2f"),
 		number(title+": RSS peak MiB", of, func(s started) float64 { return float64(s.peak) / (1 << 20) }, "%.1f"),

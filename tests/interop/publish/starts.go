@@ -11,11 +11,13 @@ import (
 
 // started is what a start took.
 type started struct {
-	ready, complete time.Duration // until /readyz, and until the last event of etcd
+	ready           time.Duration // until /readyz
+	first, complete time.Duration // until the first and the last event of etcd
 	keys            int64         // in etcd when ready
 	load            float64       // of the machine then
 	cpuReady, cpu   time.Duration // until ready, and until all was quiet
 	cpuQuiet        time.Duration // while nothing happened
+	etcdCPU         time.Duration // of etcd, until ready
 	peak            int64
 	seen            seen
 	differ          difference
@@ -96,11 +98,12 @@ func (s *side) cold() error {
 // timed starts the publisher and waits until it is quiet.
 func (s *side) timed() (r started, err error) {
 	s.mirror.begin()
+	before := s.etcd.cpu()
 	began := time.Now()
 	if r.ready, err = s.launch(*patience); err != nil {
 		return r, err
 	}
-	r.cpuReady, r.load = s.publisher.cpu(), load()
+	r.cpuReady, r.etcdCPU, r.load = s.publisher.cpu(), s.etcd.cpu()-before, load()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	count, err := s.client.Get(ctx, state, clientv3.WithPrefix(), clientv3.WithCountOnly())
@@ -117,7 +120,7 @@ func (s *side) timed() (r started, err error) {
 	r.cpu, r.peak = s.publisher.cpu(), s.publisher.memory().peak
 	r.seen, _, _ = s.mirror.now()
 	if !r.seen.last.IsZero() {
-		r.complete = r.seen.last.Sub(began)
+		r.first, r.complete = r.seen.first.Sub(began), r.seen.last.Sub(began)
 	}
 	keys, err := s.contents()
 	if err != nil {
