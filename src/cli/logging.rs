@@ -27,7 +27,11 @@ pub enum Format {
 
 /// Starts logging. Daemons log to standard output, as the originals; etcd and the demo to standard error.
 pub fn init(format: Format, level: Level, to_stdout: bool) {
-    let filter = EnvFilter::new(format!("warn,isthmus={}", level.as_str().to_ascii_lowercase()));
+    // What kube says at each retry we say once, with the kind.
+    let filter = EnvFilter::new(format!(
+        "warn,kube_client=off,isthmus={}",
+        level.as_str().to_ascii_lowercase()
+    ));
     let _ = STARTED.set((format, to_stdout));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
