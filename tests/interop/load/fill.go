@@ -10,6 +10,8 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"isthmus.dev/interop/peer"
 )
 
 const mib = 1 << 20
@@ -91,9 +93,9 @@ func fillAll(all []variant, dir string) {
 			churned = append(churned, row)
 		}
 	}
-	table(rows)
+	peer.Table(rows)
 	if len(churned) > 1 {
-		table(churned)
+		peer.Table(churned)
 	}
 	for _, failure := range failures {
 		fmt.Println(failure)
@@ -129,7 +131,8 @@ func fillOne(v variant, dir string) (*filled, error) {
 	f := &filled{rate: float64(*fill) / time.Since(began).Seconds()}
 	// Whatever goes on behind may come to rest.
 	time.Sleep(2 * time.Second)
-	f.rss, f.anonymous = p.memory()
+	m := p.Memory()
+	f.rss, f.anonymous = m.RSS, m.Anonymous
 	f.disk = p.disk()
 	progress("%s: filled, %.0f puts/s", v.name, f.rate)
 	if !v.volatile {
@@ -143,7 +146,7 @@ func fillOne(v variant, dir string) (*filled, error) {
 			*down.took = p.answered
 		}
 		time.Sleep(2 * time.Second)
-		f.again, _ = p.memory()
+		f.again = p.Memory().RSS
 	}
 	if *churn > 0 {
 		fresh, done, err := p.connect(*clients)
@@ -166,7 +169,7 @@ func fillOne(v variant, dir string) (*filled, error) {
 
 // restart starts the server again, and checks that nothing is lost.
 func restart(p *process, sig syscall.Signal) error {
-	p.stop(sig)
+	p.Stop(sig)
 	if err := p.start(); err != nil {
 		return err
 	}
@@ -199,7 +202,7 @@ func overwrite(p *process, kv []pb.KVClient) (*state, error) {
 	var revision, counted int64
 	now := func() *state {
 		s := &state{at: time.Since(began).Round(time.Second), disk: p.disk(), revision: revision}
-		s.rss, _ = p.memory()
+		s.rss = p.Memory().RSS
 		s.rate = float64(puts.Load()-counted) / time.Since(said).Seconds()
 		counted, said = puts.Load(), time.Now()
 		return s

@@ -8,7 +8,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"flag"
 	"fmt"
@@ -22,6 +21,8 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"isthmus.dev/interop/peer"
 )
 
 var (
@@ -153,14 +154,14 @@ func putAll(all []variant, dir string) {
 			rates := each(rs, rate)
 			rows = append(rows, []string{
 				v.name,
-				fmt.Sprintf("%.0f", median(rates)), ratio(rs, theirs, rate),
+				fmt.Sprintf("%.0f", peer.Median(rates)), ratio(rs, theirs, rate),
 				fmt.Sprintf("%.0f-%.0f", slices.Min(rates), slices.Max(rates)),
-				fmt.Sprintf("%.1f", median(each(rs, cpu))), ratio(rs, theirs, cpu),
-				ms(median(each(rs, func(r result) time.Duration { return r.p50 }))),
-				ms(median(each(rs, func(r result) time.Duration { return r.p99 }))),
+				fmt.Sprintf("%.1f", peer.Median(each(rs, cpu))), ratio(rs, theirs, cpu),
+				ms(peer.Median(each(rs, func(r result) time.Duration { return r.p50 }))),
+				ms(peer.Median(each(rs, func(r result) time.Duration { return r.p99 }))),
 			})
 		}
-		table(rows)
+		peer.Table(rows)
 	}
 	for i, v := range all {
 		if results[i].failed != nil {
@@ -204,9 +205,9 @@ func measure(p *process, kv []pb.KVClient, inflight int) (r result, err error) {
 		})
 	}()
 	time.Sleep(time.Until(from))
-	before := p.cpu()
+	before := p.CPU()
 	time.Sleep(time.Until(to))
-	after := p.cpu()
+	after := p.CPU()
 	if err = <-ended; err != nil {
 		return r, err
 	}
@@ -276,11 +277,6 @@ func each[T, V any](of []T, f func(T) V) []V {
 	return out
 }
 
-func median[V cmp.Ordered](of []V) V {
-	s := slices.Sorted(slices.Values(of))
-	return s[len(s)/2]
-}
-
 // ratio is the median of what it is of etcd's in each round.
 func ratio(ours, theirs []result, f func(result) float64) string {
 	var all []float64
@@ -290,33 +286,9 @@ func ratio(ours, theirs []result, f func(result) float64) string {
 	if len(all) == 0 {
 		return "-"
 	}
-	return fmt.Sprintf("%.2f", median(all))
+	return fmt.Sprintf("%.2f", peer.Median(all))
 }
 
 func ms(d time.Duration) string { return fmt.Sprintf("%.2f", float64(d.Microseconds())/1000) }
 
 func progress(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }
-
-// table prints rows with the first column to the left and the others to the right.
-func table(rows [][]string) {
-	var widths []int
-	for _, row := range rows {
-		for i, cell := range row {
-			if i == len(widths) {
-				widths = append(widths, 0)
-			}
-			widths[i] = max(widths[i], len([]rune(cell)))
-		}
-	}
-	fmt.Println()
-	for _, row := range rows {
-		for i, cell := range row {
-			width := widths[i]
-			if i == 0 {
-				width = -width
-			}
-			fmt.Printf("%*s  ", width, cell)
-		}
-		fmt.Println()
-	}
-}

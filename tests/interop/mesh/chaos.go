@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"isthmus.dev/interop/peer"
 )
 
 // maxKeys is what the mirror takes of one kind of a cluster, while there is one that has more.
@@ -63,8 +65,8 @@ func chaos(dir string, ca *authority) error {
 
 // fromTheStart starts the mirror again while the bad ones are there.
 func (b *badness) fromTheStart(r *rig) error {
-	before := load()
-	r.mirror.stop(syscall.SIGKILL)
+	before := peer.Load()
+	r.mirror.Stop(syscall.SIGKILL)
 	r.watcher.begin()
 	began := time.Now()
 	if err := r.launch(); err != nil {
@@ -77,9 +79,9 @@ func (b *badness) fromTheStart(r *rig) error {
 	took := time.Since(began)
 	time.Sleep(3 * time.Second)
 	now := r.watcher.now()
-	table([][]string{
+	peer.Table([][]string{
 		{"restart with bad ones", "load", "ready s", "events of good ones", "RSS MiB"},
-		{r.shape, fmt.Sprintf("%.1f-%.1f", before, load()), inSeconds(took), fmt.Sprint(now.puts + now.same + now.gone), inMiB(r.mirror.memory().rss)},
+		{r.shape, fmt.Sprintf("%.1f-%.1f", before, peer.Load()), inSeconds(took), fmt.Sprint(now.puts + now.same + now.gone), inMiB(r.mirror.Memory().RSS)},
 	})
 	if now.puts+now.same+now.gone > 0 {
 		finding("restart with bad ones: events of good ones: %s", strings.Join(now.examples, "; "))
@@ -210,7 +212,7 @@ func (b *badness) stop() {
 
 // judge looks at what of the bad ones is here.
 func (b *badness) judge(r *rig, title string) {
-	cached, err := read(r.client, "cilium/")
+	cached, err := peer.Read(r.client, "cilium/")
 	if err != nil {
 		finding("%s: cannot read: %v", title, err)
 		return
@@ -231,9 +233,9 @@ func (b *badness) judge(r *rig, title string) {
 			finding("%s: a value of %d bytes is here: %s", title, len(value), key)
 		}
 	}
-	info, _ := os.Stat(r.mirror.log)
+	info, _ := os.Stat(r.mirror.Log)
 	progress("%s: here of the hostile %d keys, of the flapping %d (%d restarts), of the endless %d (%d pages); mirror RSS %s MiB, its log %d KiB; store %d keys",
-		title, here[b.hostile.name], here[b.flapping.name], b.flaps.Load(), here[b.endlessly.name], b.fake.pages.Load(), inMiB(r.mirror.memory().rss), info.Size()>>10, len(cached))
+		title, here[b.hostile.name], here[b.flapping.name], b.flaps.Load(), here[b.endlessly.name], b.fake.pages.Load(), inMiB(r.mirror.Memory().RSS), info.Size()>>10, len(cached))
 	progress("  odd keys that are mirrored in their place: %s", strings.Join(odd, " "))
 	all, _ := r.status()
 	for _, s := range all {

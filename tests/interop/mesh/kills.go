@@ -8,6 +8,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"isthmus.dev/interop/peer"
 )
 
 // writer changes, adds and removes keys all the time, unless it is held.
@@ -29,7 +31,8 @@ func write0(r *rig) *writer {
 			var added []string
 			for n := 0; ctx.Err() == nil; n++ {
 				w.held.RLock()
-				added = w.one(ctx, s, n, rng, added)
+				// One that is cut off on its way may have been done, and nobody would know.
+				added = w.one(context.WithoutCancel(ctx), s, n, rng, added)
 				w.held.RUnlock()
 				pause := time.Second * time.Duration(len(r.sources)) / time.Duration(*rate)
 				time.Sleep(time.Duration(float64(pause) * (0.5 + rng.Float64())))
@@ -63,20 +66,13 @@ func (w *writer) stop() {
 
 // killing kills sources and the mirror while everybody writes.
 func killing(dir string, ca *authority) error {
-	r, end, err := setup(dir, ca, min(*clusters, 20), true)
+	r, end, err := mirrored(dir, ca)
 	defer func() { end() }()
 	if err != nil {
 		return err
 	}
-	began := time.Now()
-	if err := r.launch(); err != nil {
-		return err
-	}
-	if _, _, err := r.filled(began, time.Minute); err != nil {
-		return err
-	}
 	r.watcher.begin()
-	before := load()
+	before := peer.Load()
 	w := write0(r)
 	defer w.stop()
 	took := map[string][]time.Duration{}
@@ -93,9 +89,9 @@ func killing(dir string, ca *authority) error {
 	rows := [][]string{{"kills", "load", "n", "equal after s: median", "max"}}
 	for victim, all := range took {
 		slices.Sort(all)
-		rows = append(rows, []string{victim, fmt.Sprintf("%.1f-%.1f", before, load()), fmt.Sprint(len(all)), inSeconds(all[len(all)/2]), inSeconds(all[len(all)-1])})
+		rows = append(rows, []string{victim, fmt.Sprintf("%.1f-%.1f", before, peer.Load()), fmt.Sprint(len(all)), inSeconds(all[len(all)/2]), inSeconds(all[len(all)-1])})
 	}
-	table(rows)
+	peer.Table(rows)
 	fmt.Printf("changed %d, written again %d, deleted %d, of these wrongly %d; history lost %d times\n", now.puts, now.same, now.gone, now.wronged, now.lost)
 	if now.wronged > 0 {
 		finding("kills: %d deletes of keys that the source has: %s", now.wronged, strings.Join(now.examples, "; "))
@@ -118,7 +114,7 @@ func (w *writer) kill(n int) (victim string, took time.Duration, err error) {
 		s.kill()
 	} else {
 		victim, back = "mirror", r.launch
-		r.mirror.stop(9)
+		r.mirror.Stop(9)
 	}
 	time.Sleep(time.Duration(rand.IntN(1000)) * time.Millisecond)
 	if err := back(); err != nil {

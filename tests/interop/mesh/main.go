@@ -19,6 +19,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"isthmus.dev/interop/peer"
 )
 
 var (
@@ -96,7 +98,7 @@ func run() error {
 		}
 	}
 	todo := strings.Split(*runs, ",")
-	fmt.Printf("%d CPUs, load %.1f, %d clusters of %d keys, shape %s\n", runtime.NumCPU(), load(), *clusters, nodesPer+identitiesPer+*ipsPer, *shape)
+	fmt.Printf("%d CPUs, load %.1f, %d clusters of %d keys, shape %s\n", runtime.NumCPU(), peer.Load(), *clusters, nodesPer+identitiesPer+*ipsPer, *shape)
 	if slices.Contains(todo, "cold") || slices.Contains(todo, "churn") || slices.Contains(todo, "restart") {
 		if err := usual(dir, ca, todo); err != nil {
 			return err
@@ -134,7 +136,7 @@ func setup(dir string, ca *authority, n int, durable bool) (*rig, func(), error)
 	if err := launch(sources); err != nil {
 		return nil, end, err
 	}
-	progress("%d sources filled in %v, load %.1f", n, since(began), load())
+	progress("%d sources filled in %v, load %.1f", n, since(began), peer.Load())
 	go heartbeats(ctx, sources)
 	r, err := newRig(dir, *shape, ca, sources)
 	if err != nil {
@@ -160,26 +162,16 @@ func ms(d time.Duration) string { return fmt.Sprintf("%.1f", float64(d.Microseco
 
 func inSeconds(d time.Duration) string { return fmt.Sprintf("%.2f", d.Seconds()) }
 
-// table prints rows with the first column to the left and the others to the right.
-func table(rows [][]string) {
-	var widths []int
-	for _, row := range rows {
-		for i, cell := range row {
-			if i == len(widths) {
-				widths = append(widths, 0)
-			}
-			widths[i] = max(widths[i], len([]rune(cell)))
-		}
+// mirrored is a setup of at most 20 sources that have been mirrored once.
+func mirrored(dir string, ca *authority) (*rig, func(), error) {
+	r, end, err := setup(dir, ca, min(*clusters, 20), true)
+	if err != nil {
+		return r, end, err
 	}
-	fmt.Println()
-	for _, row := range rows {
-		for i, cell := range row {
-			width := widths[i]
-			if i == 0 {
-				width = -width
-			}
-			fmt.Printf("%*s  ", width, cell)
-		}
-		fmt.Println()
+	began := time.Now()
+	if err := r.launch(); err != nil {
+		return r, end, err
 	}
+	_, _, err = r.filled(began, time.Minute)
+	return r, end, err
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,6 +13,8 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"isthmus.dev/interop/peer"
 )
 
 // rig is a mirror, the store it writes to, and who looks at that.
@@ -21,8 +22,8 @@ type rig struct {
 	shape   string
 	dir     string
 	ca      *authority
-	local   *process // the store, where that is another process
-	mirror  *process
+	local   *peer.Process // the store, where that is another process
+	mirror  *peer.Process
 	client  *clientv3.Client
 	watcher *watcher
 	sources []*source
@@ -35,7 +36,7 @@ type rig struct {
 func newRig(dir, shape string, ca *authority, sources []*source) (*rig, error) {
 	r := &rig{
 		shape: shape, dir: filepath.Join(dir, shape), ca: ca, sources: sources, http: &http.Client{Timeout: 10 * time.Second},
-		store: freePort(), api: freePort(), health: freePort(), metrics: freePort(),
+		store: peer.FreePort(), api: peer.FreePort(), health: peer.FreePort(), metrics: peer.FreePort(),
 	}
 	r.remotes = filepath.Join(r.dir, "remotes")
 	for _, d := range []string{r.remotes, filepath.Join(r.dir, "manifests")} {
@@ -43,11 +44,11 @@ func newRig(dir, shape string, ca *authority, sources []*source) (*rig, error) {
 			return nil, err
 		}
 	}
-	r.mirror = &process{name: shape, bin: *isthmus, log: filepath.Join(r.dir, "log")}
+	r.mirror = &peer.Process{Name: shape, Bin: *isthmus, Log: filepath.Join(r.dir, "log")}
 	if shape == "original" {
-		r.mirror.bin = *cilium
+		r.mirror.Bin = *cilium
 	}
-	r.mirror.args = r.args()
+	r.mirror.Args = r.args()
 	if shape != "serve" {
 		if err := r.startStore(); err != nil {
 			return nil, err
@@ -60,7 +61,7 @@ func newRig(dir, shape string, ca *authority, sources []*source) (*rig, error) {
 func (r *rig) args() []string {
 	args := []string{
 		"kvstoremesh", "--cluster-name=local", "--cluster-id=500", fmt.Sprint("--max-connected-clusters=", *most),
-		"--clustermesh-config=" + r.remotes, "--api-serve-addr=" + r.api, "--health-port=" + portOf(r.health),
+		"--clustermesh-config=" + r.remotes, "--api-serve-addr=" + r.api, "--health-port=" + peer.PortOf(r.health),
 		"--prometheus-serve-addr=" + r.metrics,
 	}
 	if *most == 255 {
@@ -87,19 +88,19 @@ func (r *rig) startStore() error {
 	url := "http://" + r.store
 	args := []string{"--data-dir=" + filepath.Join(r.dir, "store"), "--unsafe-no-fsync", "--log-level=warn",
 		"--listen-client-urls=" + url, "--advertise-client-urls=" + url}
-	r.local = &process{name: "store", bin: *etcdBin, log: filepath.Join(r.dir, "store.log")}
+	r.local = &peer.Process{Name: "store", Bin: *etcdBin, Log: filepath.Join(r.dir, "store.log")}
 	if *localKind == "isthmus" && r.shape != "original" {
-		r.local.bin, args = *isthmus, append([]string{"etcd"}, args...)
+		r.local.Bin, args = *isthmus, append([]string{"etcd"}, args...)
 	} else {
-		peer := "http://" + freePort()
-		args = append(args, "--listen-peer-urls="+peer, "--initial-advertise-peer-urls="+peer, "--initial-cluster=default="+peer)
+		other := "http://" + peer.FreePort()
+		args = append(args, "--listen-peer-urls="+other, "--initial-advertise-peer-urls="+other, "--initial-cluster=default="+other)
 	}
-	r.local.args = args
-	if err := r.local.start(); err != nil {
+	r.local.Args = args
+	if err := r.local.Start(); err != nil {
 		return err
 	}
 	text := fmt.Sprintf("endpoints:\n- %s\ninsecure-transport: true\n", url)
-	return errors.Join(os.WriteFile(filepath.Join(r.dir, "etcd.yaml"), []byte(text), 0o600), r.local.listening(r.store, time.Minute))
+	return errors.Join(os.WriteFile(filepath.Join(r.dir, "etcd.yaml"), []byte(text), 0o600), r.local.Listening(r.store, time.Minute))
 }
 
 // look begins to watch the store.
@@ -120,11 +121,11 @@ func (r *rig) look() (err error) {
 
 // launch starts the mirror.
 func (r *rig) launch() error {
-	if err := r.mirror.start(); err != nil {
+	if err := r.mirror.Start(); err != nil {
 		return err
 	}
 	if r.shape == "serve" {
-		if err := r.mirror.listening(r.store, time.Minute); err != nil {
+		if err := r.mirror.Listening(r.store, time.Minute); err != nil {
 			return err
 		}
 		if r.client == nil {
@@ -200,8 +201,8 @@ func (r *rig) ready(limit time.Duration) (time.Duration, error) {
 		if err == nil && missing == 0 {
 			return time.Since(began), nil
 		}
-		if r.mirror.ended() {
-			return 0, fmt.Errorf("the mirror ended: %s", r.mirror.complaint())
+		if r.mirror.Ended() {
+			return 0, fmt.Errorf("the mirror ended: %s", r.mirror.Complaint())
 		}
 		if time.Since(began) > limit {
 			return time.Since(began), fmt.Errorf("%d of the sources are not ready (%v)", missing, err)
@@ -236,27 +237,6 @@ func (r *rig) close() {
 	if r.client != nil {
 		r.client.Close()
 	}
-	r.mirror.stop(syscall.SIGKILL)
-	r.local.stop(syscall.SIGKILL)
-}
-
-// read gives everything below a prefix, from the server and no cache.
-func read(c *clientv3.Client, prefix string) (map[string]string, error) {
-	keys := map[string]string{}
-	from, end := prefix, clientv3.GetPrefixRangeEnd(prefix)
-	for {
-		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-		got, err := c.Get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(5000))
-		cancel()
-		if err != nil {
-			return nil, err
-		}
-		for _, kv := range got.Kvs {
-			keys[string(kv.Key)] = string(kv.Value)
-			from = string(kv.Key) + "\x00"
-		}
-		if !got.More {
-			return keys, nil
-		}
-	}
+	r.mirror.Stop(syscall.SIGKILL)
+	r.local.Stop(syscall.SIGKILL)
 }

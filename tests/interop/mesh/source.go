@@ -13,6 +13,8 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+
+	"isthmus.dev/interop/peer"
 )
 
 // source is another cluster's etcd.
@@ -22,7 +24,7 @@ type source struct {
 	address string
 	dir     string
 	ca      *authority
-	etcd    *process
+	etcd    *peer.Process
 	client  *clientv3.Client
 	durable bool
 	ips     int
@@ -39,7 +41,7 @@ type source struct {
 func newSource(base string, ca *authority, id int, durable bool) *source {
 	name := fmt.Sprintf("c%03d", id)
 	return &source{
-		name: name, id: id, address: freePort(), dir: filepath.Join(base, name), ca: ca,
+		name: name, id: id, address: peer.FreePort(), dir: filepath.Join(base, name), ca: ca,
 		durable: durable, ips: *ipsPer, want: map[string]string{}, good: true,
 	}
 }
@@ -54,27 +56,27 @@ func (s *source) startAt(address, data string) error {
 		return err
 	}
 	url := "https://" + address
-	s.etcd = &process{name: s.name, bin: *isthmus, log: filepath.Join(s.dir, "log")}
-	s.etcd.args = append([]string{"etcd", "--listen-client-urls=" + url, "--advertise-client-urls=" + url, "--log-level=warn"}, s.ca.flags()...)
+	s.etcd = &peer.Process{Name: s.name, Bin: *isthmus, Log: filepath.Join(s.dir, "log")}
+	s.etcd.Args = append([]string{"etcd", "--listen-client-urls=" + url, "--advertise-client-urls=" + url, "--log-level=warn"}, s.ca.flags()...)
 	if *sourceKind == "etcd" {
 		// With the same peer and token, a new data directory is a cluster of the same id.
 		if s.peer == "" {
-			s.peer = "http://" + freePort()
+			s.peer = "http://" + peer.FreePort()
 		}
-		peer := s.peer
-		s.etcd.bin = *etcdBin
-		s.etcd.args = append(s.etcd.args[1:], "--data-dir="+data, "--unsafe-no-fsync",
-			"--listen-peer-urls="+peer, "--initial-advertise-peer-urls="+peer, "--initial-cluster=default="+peer,
-			"--initial-cluster-token="+peer)
+		other := s.peer
+		s.etcd.Bin = *etcdBin
+		s.etcd.Args = append(s.etcd.Args[1:], "--data-dir="+data, "--unsafe-no-fsync",
+			"--listen-peer-urls="+other, "--initial-advertise-peer-urls="+other, "--initial-cluster=default="+other,
+			"--initial-cluster-token="+other)
 	} else if s.durable {
 		// What is killed is only the process: nothing that the kernel has is lost.
-		s.etcd.args = append(s.etcd.args, "--data-dir="+data, "--durability=none")
+		s.etcd.Args = append(s.etcd.Args, "--data-dir="+data, "--durability=none")
 	}
-	s.etcd.args = append(s.etcd.args, s.more...)
-	if err := s.etcd.start(); err != nil {
+	s.etcd.Args = append(s.etcd.Args, s.more...)
+	if err := s.etcd.Start(); err != nil {
 		return err
 	}
-	if err := s.etcd.listening(address, time.Minute); err != nil {
+	if err := s.etcd.Listening(address, time.Minute); err != nil {
 		return err
 	}
 	return s.connect(address)
@@ -105,7 +107,7 @@ func quick() []grpc.DialOption {
 	return []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{Backoff: b, MinConnectTimeout: 2 * time.Second})}
 }
 
-func (s *source) kill() { s.etcd.stop(syscall.SIGKILL) }
+func (s *source) kill() { s.etcd.Stop(syscall.SIGKILL) }
 
 // fill writes what the model has: the configuration, the data, and that it is complete.
 func (s *source) fill() error {
@@ -211,7 +213,7 @@ func (s *source) has(key string) bool {
 
 // contents is what the server itself has, of what is mirrored.
 func (s *source) contents() (map[string]string, error) {
-	all, err := read(s.client, "cilium/state/")
+	all, err := peer.Read(s.client, "cilium/state/")
 	if err != nil {
 		return nil, err
 	}

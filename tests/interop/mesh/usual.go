@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"isthmus.dev/interop/peer"
 )
 
 // usual is what happens to every mirror: a first start, a day's changes, another start.
@@ -38,9 +40,9 @@ func usual(dir string, ca *authority, todo []string) error {
 // spent is the CPU time of the mirror, its store, and all sources.
 func (r *rig) spent() (mirror, store, sources time.Duration) {
 	for _, s := range r.sources {
-		sources += s.etcd.cpu()
+		sources += s.etcd.CPU()
 	}
-	return r.mirror.cpu(), r.local.cpu(), sources
+	return r.mirror.CPU(), r.local.CPU(), sources
 }
 
 // filled waits until all good sources are here, and says how long canaries and keys took.
@@ -69,14 +71,14 @@ func (r *rig) filled(began time.Time, limit time.Duration) (canaries, keys time.
 		if canaries > 0 && keys > 0 {
 			return canaries, keys, nil
 		}
-		if r.mirror.ended() {
-			return 0, 0, fmt.Errorf("the mirror ended: %s", r.mirror.complaint())
+		if r.mirror.Ended() {
+			return 0, 0, fmt.Errorf("the mirror ended: %s", r.mirror.Complaint())
 		}
 		if time.Since(began) > limit {
 			return 0, 0, fmt.Errorf("after %v there are %d canaries of %d, %d keys of %d", since(began), marks, good*len(words), count, want)
 		}
 		if time.Since(said) > 10*time.Second {
-			progress("%d canaries, %d keys, load %.1f; the mirror ran %v, its threads waited %v for a CPU", marks, count, load(), r.mirror.cpu(), r.mirror.starved().Round(time.Millisecond))
+			progress("%d canaries, %d keys, load %.1f; the mirror ran %v, its threads waited %v for a CPU", marks, count, peer.Load(), r.mirror.CPU(), r.mirror.Starved().Round(time.Millisecond))
 			said = time.Now()
 		}
 		time.Sleep(20 * time.Millisecond)
@@ -84,12 +86,12 @@ func (r *rig) filled(began time.Time, limit time.Duration) (canaries, keys time.
 }
 
 func cold(r *rig) error {
-	store := r.local.cpu()
+	store := r.local.CPU()
 	sources := time.Duration(0)
 	for _, s := range r.sources {
-		sources += s.etcd.cpu()
+		sources += s.etcd.CPU()
 	}
-	began, before := time.Now(), load()
+	began, before := time.Now(), peer.Load()
 	if err := r.launch(); err != nil {
 		return err
 	}
@@ -98,18 +100,18 @@ func cold(r *rig) error {
 		return err
 	}
 	mirror, store2, sources2 := r.spent()
-	starved := r.mirror.starved()
+	starved := r.mirror.Starved()
 	ready, err := r.ready(time.Minute)
 	if err != nil {
 		finding("after all canaries are here: %v", err)
 	}
-	done := r.mirror.memory()
+	done := r.mirror.Memory()
 	time.Sleep(8 * time.Second)
-	rest, of := r.mirror.memory(), r.local.memory()
-	table([][]string{
+	rest, of := r.mirror.Memory(), r.local.Memory()
+	peer.Table([][]string{
 		{"cold", "load", "canaries s", "keys s", "ready after", "mirror CPU s", "starved s", "store CPU s", "sources CPU s", "peak MiB", "then MiB", "at rest MiB", "not file's", "store MiB"},
-		{r.shape, fmt.Sprintf("%.1f-%.1f", before, load()), inSeconds(canaries), inSeconds(keys), inSeconds(ready), inSeconds(mirror), inSeconds(starved), inSeconds(store2 - store),
-			inSeconds(sources2 - sources), inMiB(rest.peak), inMiB(done.rss), inMiB(rest.rss), inMiB(rest.anonymous), inMiB(of.rss)},
+		{r.shape, fmt.Sprintf("%.1f-%.1f", before, peer.Load()), inSeconds(canaries), inSeconds(keys), inSeconds(ready), inSeconds(mirror), inSeconds(starved), inSeconds(store2 - store),
+			inSeconds(sources2 - sources), inMiB(rest.Peak), inMiB(done.RSS), inMiB(rest.RSS), inMiB(rest.Anonymous), inMiB(of.RSS)},
 	})
 	verify(r, "cold", time.Second)
 	return nil
@@ -121,7 +123,7 @@ func churn(r *rig, title string, length time.Duration) {
 	l.begin()
 	r.watcher.begin()
 	mirror, store, _ := r.spent()
-	failures, before := r.failures(), load()
+	failures, before := r.failures(), peer.Load()
 	done, late := writes(r, length)
 	began := time.Now()
 	for _, left := l.result(); left > 0 && time.Since(began) < 20*time.Second; _, left = l.result() {
@@ -144,10 +146,10 @@ func churn(r *rig, title string, length time.Duration) {
 		return
 	}
 	at := func(of int) string { return ms(took[min(len(took)-1, len(took)*of/1000)]) }
-	table([][]string{
+	peer.Table([][]string{
 		{title, "load", "writes", "late", "p50 ms", "p99 ms", "p99.9 ms", "max ms", "lost", "reconnects", "mirror CPU %", "store CPU %", "RSS MiB"},
-		{r.shape, fmt.Sprintf("%.1f-%.1f", before, load()), fmt.Sprint(done), fmt.Sprint(late), at(500), at(990), at(999), at(1000), fmt.Sprint(left), fmt.Sprint(lost),
-			fmt.Sprintf("%.1f", 100*(mirror2-mirror).Seconds()/length.Seconds()), fmt.Sprintf("%.1f", 100*(store2-store).Seconds()/length.Seconds()), inMiB(r.mirror.memory().rss)},
+		{r.shape, fmt.Sprintf("%.1f-%.1f", before, peer.Load()), fmt.Sprint(done), fmt.Sprint(late), at(500), at(990), at(999), at(1000), fmt.Sprint(left), fmt.Sprint(lost),
+			fmt.Sprintf("%.1f", 100*(mirror2-mirror).Seconds()/length.Seconds()), fmt.Sprintf("%.1f", 100*(store2-store).Seconds()/length.Seconds()), inMiB(r.mirror.Memory().RSS)},
 	})
 }
 
@@ -197,8 +199,8 @@ func writes(r *rig, length time.Duration) (done, late int) {
 
 // restart kills the mirror, and starts it again with nothing changed.
 func restart(r *rig) error {
-	before := load()
-	r.mirror.stop(syscall.SIGKILL)
+	before := peer.Load()
+	r.mirror.Stop(syscall.SIGKILL)
 	time.Sleep(time.Second)
 	r.watcher.begin()
 	began := time.Now()
@@ -208,16 +210,16 @@ func restart(r *rig) error {
 	if _, err := r.ready(3 * time.Minute); err != nil {
 		finding("restart: %v", err)
 	}
-	took, cpu, starved := time.Since(began), r.mirror.cpu(), r.mirror.starved()
+	took, cpu, starved := time.Since(began), r.mirror.CPU(), r.mirror.Starved()
 	for came := -1; came != r.watcher.events(); time.Sleep(5 * time.Second) {
 		// The original writes on for long after it says that it is ready.
 		came = r.watcher.events()
 	}
-	now, m := r.watcher.now(), r.mirror.memory()
-	table([][]string{
+	now, m := r.watcher.now(), r.mirror.Memory()
+	peer.Table([][]string{
 		{"restart", "load", "ready s", "CPU s", "starved s", "events", "of them same", "deletes", "canaries", "peak MiB", "at rest MiB"},
-		{r.shape, fmt.Sprintf("%.1f-%.1f", before, load()), inSeconds(took), inSeconds(cpu), inSeconds(starved), fmt.Sprint(now.puts + now.same + now.gone), fmt.Sprint(now.same),
-			fmt.Sprint(now.gone), fmt.Sprint(now.marks), inMiB(m.peak), inMiB(m.rss)},
+		{r.shape, fmt.Sprintf("%.1f-%.1f", before, peer.Load()), inSeconds(took), inSeconds(cpu), inSeconds(starved), fmt.Sprint(now.puts + now.same + now.gone), fmt.Sprint(now.same),
+			fmt.Sprint(now.gone), fmt.Sprint(now.marks), inMiB(m.Peak), inMiB(m.RSS)},
 	})
 	if r.shape != "original" && now.puts+now.same+now.gone+now.lost > 0 {
 		finding("restart: %d events below cilium/cache/ though nothing changed: %s", now.puts+now.same+now.gone, strings.Join(now.examples, "; "))
@@ -249,16 +251,16 @@ func verify(r *rig, title string, limit time.Duration) {
 }
 
 func compare(r *rig) (wrong []string, keys int, err error) {
-	cached, err := read(r.client, "cilium/cache/")
+	cached, err := peer.Read(r.client, "cilium/cache/")
 	if err != nil {
 		return nil, 0, err
 	}
 	wrong = differences(cached, r.watcher.sources, 0)
-	marks, err := read(r.client, "cilium/synced/")
+	marks, err := peer.Read(r.client, "cilium/synced/")
 	if err != nil {
 		return nil, 0, err
 	}
-	configs, err := read(r.client, "cilium/cluster-config/")
+	configs, err := peer.Read(r.client, "cilium/cluster-config/")
 	if err != nil {
 		return nil, 0, err
 	}
@@ -284,7 +286,7 @@ func compare(r *rig) (wrong []string, keys int, err error) {
 
 // complain shows what the mirror complained about.
 func complain(r *rig) {
-	bad, lines := r.mirror.complaints()
+	bad, lines := r.mirror.Complaints()
 	fmt.Printf("\nlog of the mirror: %d lines, %d complaints\n", lines, len(bad))
 	for _, line := range bad[:min(len(bad), 5)] {
 		fmt.Println("  " + line[:min(len(line), 400)])

@@ -7,20 +7,15 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"isthmus.dev/interop/peer"
 )
 
 // wiped has other servers answer where a source was.
 func wiped(dir string, ca *authority) error {
-	r, end, err := setup(dir, ca, min(*clusters, 20), true)
+	r, end, err := mirrored(dir, ca)
 	defer func() { end() }()
 	if err != nil {
-		return err
-	}
-	began := time.Now()
-	if err := r.launch(); err != nil {
-		return err
-	}
-	if _, _, err := r.filled(began, time.Minute); err != nil {
 		return err
 	}
 	verify(r, "before", 5*time.Second)
@@ -48,7 +43,7 @@ func (r *rig) takeover(title string, s *source, f func(*rig, *source) error) err
 	// A connection that was good for a while is made again at once.
 	time.Sleep(2 * time.Second)
 	r.watcher.begin()
-	before := load()
+	before := peer.Load()
 	if err := f(r, s); err != nil {
 		return err
 	}
@@ -72,9 +67,9 @@ func (r *rig) takeover(title string, s *source, f func(*rig, *source) error) err
 	time.Sleep(time.Second)
 	verify(r, title, 2*time.Second)
 	now := r.watcher.now()
-	table([][]string{
+	peer.Table([][]string{
 		{title, "load", "equal after s", "changed", "written again", "deleted", "wrongly"},
-		{r.shape, fmt.Sprintf("%.1f-%.1f", before, load()), inSeconds(took), fmt.Sprint(now.puts), fmt.Sprint(now.same), fmt.Sprint(now.gone), fmt.Sprint(now.wronged)},
+		{r.shape, fmt.Sprintf("%.1f-%.1f", before, peer.Load()), inSeconds(took), fmt.Sprint(now.puts), fmt.Sprint(now.same), fmt.Sprint(now.gone), fmt.Sprint(now.wronged)},
 	})
 	if now.wronged+now.same > 0 {
 		finding("%s: %d wrong deletes, %d written for nothing: %s", title, now.wronged, now.same, strings.Join(now.examples, "; "))
@@ -131,7 +126,7 @@ func (s *source) differ(n int) {
 // replica has another server, with its own revisions, take over the address.
 func replica(other int) func(*rig, *source) error {
 	return func(_ *rig, s *source) error {
-		twin := &source{name: s.name, id: s.id, address: freePort(), dir: filepath.Join(s.dir, "twin"), ca: s.ca, durable: true, ips: s.ips, good: true}
+		twin := &source{name: s.name, id: s.id, address: peer.FreePort(), dir: filepath.Join(s.dir, "twin"), ca: s.ca, durable: true, ips: s.ips, good: true}
 		s.mu.Lock()
 		twin.want = map[string]string{}
 		for key, value := range s.want {

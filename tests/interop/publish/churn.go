@@ -22,7 +22,7 @@ type churned struct {
 // churns measures how long a change takes from the API server to etcd's watchers, at each rate.
 func churns(sides []*side) error {
 	err := each(sides, func(s *side) error {
-		s.publisher.stop(syscall.SIGTERM)
+		s.publisher.Stop(syscall.SIGTERM)
 		limit := *churnQPS
 		if s.kind == ours {
 			limit = *ourQPS
@@ -44,7 +44,7 @@ func churns(sides []*side) error {
 		before := map[*side]time.Duration{}
 		for _, s := range sides {
 			s.mirror.begin()
-			before[s] = s.publisher.cpu()
+			before[s] = s.publisher.CPU()
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), *length)
 		changes := sides[0].world.churn(ctx, rate)
@@ -52,8 +52,8 @@ func churns(sides []*side) error {
 		if err := each(sides, func(s *side) error {
 			c := churned{rate: rate, changes: changes}
 			c.drained = s.drain()
-			c.cpu = s.publisher.cpu() - before[s]
-			c.peak = s.publisher.memory().peak
+			c.cpu = s.publisher.CPU() - before[s]
+			c.peak = s.publisher.Memory().Peak
 			c.differ = s.mirror.compare()
 			_, delays, left := s.mirror.now()
 			c.lost, c.overtaken = left, s.mirror.replace

@@ -19,6 +19,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"isthmus.dev/interop/peer"
 )
 
 // gate is the network before an API server: it can be open, refuse connections, or be a black hole that
@@ -35,7 +37,7 @@ type gate struct {
 
 // serve starts the API of a side, and gives the path of a kubeconfig for it.
 func serve(handler http.Handler, dir string, plain bool) (*gate, string, error) {
-	g := &gate{address: freePort(), conns: map[*gated]struct{}{}, open: make(chan struct{})}
+	g := &gate{address: peer.FreePort(), conns: map[*gated]struct{}{}, open: make(chan struct{})}
 	close(g.open)
 	g.server = &http.Server{Handler: handler, ErrorLog: log.New(io.Discard, "", 0)}
 	cluster := "server: http://" + g.address

@@ -42,19 +42,19 @@ var failures = []failure{
 		end:   func(s *side) error { s.gate.lose(); return nil },
 	}, {
 		of: "etcd", what: "etcd stopped",
-		begin: func(s *side) error { return s.etcd.cmd.Process.Signal(syscall.SIGSTOP) },
-		end:   func(s *side) error { return s.etcd.cmd.Process.Signal(syscall.SIGCONT) },
+		begin: func(s *side) error { return s.etcd.Signal(syscall.SIGSTOP) },
+		end:   func(s *side) error { return s.etcd.Signal(syscall.SIGCONT) },
 	}, {
 		of: "etcd", what: "etcd killed",
-		begin: func(s *side) error { s.etcd.stop(syscall.SIGKILL); return nil },
-		end:   func(s *side) error { return s.etcd.start() },
+		begin: func(s *side) error { s.etcd.Stop(syscall.SIGKILL); return nil },
+		end:   func(s *side) error { return s.etcd.Start() },
 	},
 }
 
 // outages lets API servers and etcds go away while objects change.
 func outages(sides []*side) error {
 	if err := each(sides, func(s *side) error {
-		s.publisher.stop(syscall.SIGTERM)
+		s.publisher.Stop(syscall.SIGTERM)
 		if err := s.program(*qps); err != nil {
 			return err
 		}

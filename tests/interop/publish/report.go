@@ -7,19 +7,16 @@ import (
 	"slices"
 	"strings"
 	"time"
-)
 
-func median[V cmp.Ordered](of []V) V {
-	s := slices.Sorted(slices.Values(of))
-	return s[len(s)/2]
-}
+	"isthmus.dev/interop/peer"
+)
 
 func pick[T any, V cmp.Ordered](of []T, f func(T) V) V {
 	var all []V
 	for _, v := range of {
 		all = append(all, f(v))
 	}
-	return median(all)
+	return peer.Median(all)
 }
 
 func ms(d time.Duration) string { return fmt.Sprintf("%.2f", float64(d.Microseconds())/1000) }
@@ -78,8 +75,8 @@ func startRows(title string, of func(*figures) []started) []row {
 	}
 }
 
-func memoryRow(title string, of func(*figures) []memory, f func(memory) int64) row {
-	return number(title, of, func(m memory) float64 { return float64(f(m)) / (1 << 20) }, "%.1f")
+func memoryRow(title string, of func(*figures) []peer.Memory, f func(peer.Memory) int64) row {
+	return number(title, of, func(m peer.Memory) float64 { return float64(f(m)) / (1 << 20) }, "%.1f")
 }
 
 func report(all []*figures) {
@@ -87,10 +84,10 @@ func report(all []*figures) {
 		return
 	}
 	fmt.Printf("\n%d objects; %s\n", all[0].objects, describe())
-	rss := func(m memory) int64 { return m.rss }
-	anonymous := func(m memory) int64 { return m.anonymous }
-	rest := func(g *figures) []memory { return g.rest }
-	settled := func(g *figures) []memory { return g.settled }
+	rss := func(m peer.Memory) int64 { return m.RSS }
+	anonymous := func(m peer.Memory) int64 { return m.Anonymous }
+	rest := func(g *figures) []peer.Memory { return g.rest }
+	settled := func(g *figures) []peer.Memory { return g.settled }
 	rows := startRows("cold", func(g *figures) []started { return g.cold })
 	rows = append(rows,
 		memoryRow(fmt.Sprintf("RSS MiB, quiet for %v", *quiet), rest, rss),
@@ -101,7 +98,7 @@ func report(all []*figures) {
 	)
 	if *restarts {
 		rows = append(rows, startRows("after kill", func(g *figures) []started { return g.again })...)
-		rows = append(rows, memoryRow("after kill: RSS MiB, quiet", func(g *figures) []memory { return g.restAgain }, rss))
+		rows = append(rows, memoryRow("after kill: RSS MiB, quiet", func(g *figures) []peer.Memory { return g.restAgain }, rss))
 		changed := func(g *figures) []started { return g.changed }
 		rows = append(rows, startRows(fmt.Sprintf("%d changes while down", changesWhileDown), changed)...)
 		rows = append(rows, row{title: "… events called for", text: func(g *figures) string { return fmt.Sprint(g.expected) }})
@@ -147,7 +144,7 @@ func printRows(all []*figures, rows []row) {
 		}
 		out = append(out, line)
 	}
-	table(out)
+	peer.Table(out)
 }
 
 func reportChurn(all []*figures) {
@@ -166,8 +163,8 @@ func reportChurn(all []*figures) {
 		}
 	}
 	if len(out) > 1 {
-		table(out)
-		table(scopes)
+		peer.Table(out)
+		peer.Table(scopes)
 	}
 }
 
@@ -184,35 +181,11 @@ func reportOutages(all []*figures) {
 	if len(out) == 1 {
 		return
 	}
-	table(out)
+	peer.Table(out)
 	for _, g := range all {
 		for _, d := range g.dark {
 			fmt.Printf("\n%s, %s, away for %v:\n", g.name, d.what, *away)
 			d.timeline.print()
 		}
-	}
-}
-
-// table prints rows with the first column to the left and the others to the right.
-func table(rows [][]string) {
-	var widths []int
-	for _, row := range rows {
-		for i, cell := range row {
-			if i == len(widths) {
-				widths = append(widths, 0)
-			}
-			widths[i] = max(widths[i], len([]rune(cell)))
-		}
-	}
-	fmt.Println()
-	for _, row := range rows {
-		for i, cell := range row {
-			width := widths[i]
-			if i == 0 {
-				width = -width
-			}
-			fmt.Printf("%*s  ", width, cell)
-		}
-		fmt.Println()
 	}
 }

@@ -17,6 +17,8 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"isthmus.dev/interop/peer"
 )
 
 // side is a publisher with an API server and an etcd of its own.
@@ -28,8 +30,8 @@ type side struct {
 	world     *world
 	api       *api
 	gate      *gate
-	etcd      *process
-	publisher *process
+	etcd      *peer.Process
+	publisher *peer.Process
 	client    *clientv3.Client
 	mirror    *mirror
 	end       context.CancelFunc
@@ -43,7 +45,7 @@ type side struct {
 func newSide(f *figures, index int, w *world, base string) (*side, error) {
 	s := &side{
 		name: f.name, kind: f.kind, index: index, dir: filepath.Join(base, f.name), world: w, figures: f,
-		store: freePort(), health: freePort(), metrics: freePort(), gops: freePort(),
+		store: peer.FreePort(), health: peer.FreePort(), metrics: peer.FreePort(), gops: peer.FreePort(),
 		http: &http.Client{Timeout: 2 * time.Second},
 	}
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
@@ -54,13 +56,13 @@ func newSide(f *figures, index int, w *world, base string) (*side, error) {
 	if s.gate, s.config, err = serve(s.api, s.dir, *plainHTTP); err != nil {
 		return nil, err
 	}
-	peer := "http://" + freePort()
-	s.etcd = &process{name: "etcd", bin: *etcdBin, log: filepath.Join(s.dir, "etcd.log"), args: []string{
+	other := "http://" + peer.FreePort()
+	s.etcd = &peer.Process{Name: "etcd", Bin: *etcdBin, Log: filepath.Join(s.dir, "etcd.log"), Args: []string{
 		"--data-dir=" + filepath.Join(s.dir, "data"), "--unsafe-no-fsync", "--log-level=warn",
 		"--listen-client-urls=http://" + s.store, "--advertise-client-urls=http://" + s.store,
-		"--listen-peer-urls=" + peer, "--initial-advertise-peer-urls=" + peer, "--initial-cluster=default=" + peer,
+		"--listen-peer-urls=" + other, "--initial-advertise-peer-urls=" + other, "--initial-cluster=default=" + other,
 	}}
-	if err := s.etcd.start(); err != nil {
+	if err := s.etcd.Start(); err != nil {
 		return nil, err
 	}
 	if err := s.connect(); err != nil {
@@ -84,7 +86,7 @@ func (s *side) connect() (err error) {
 		time.Sleep(50 * time.Millisecond)
 	}
 	if err != nil {
-		return fmt.Errorf("etcd does not answer (%w): %s", err, s.etcd.complaint())
+		return fmt.Errorf("etcd does not answer (%w): %s", err, s.etcd.Complaint())
 	}
 	// While etcd is away on purpose, the client need not say so.
 	os.Setenv("ETCD_CLIENT_DEBUG", "fatal")
@@ -103,20 +105,20 @@ func (s *side) program(qps string) error {
 	args := []string{
 		"clustermesh", "--cluster-name=" + cluster, fmt.Sprint("--cluster-id=", clusterID),
 		"--kvstore-opt=etcd.config=" + file, "--kvstore-opt=etcd.qps=" + qps, "--kvstore-opt=etcd.bootstrapQps=10000",
-		"--max-connected-clusters=255", "--health-port=" + portOf(s.health), "--prometheus-serve-addr=" + s.metrics,
-		"--controller-group-metrics=all", "--k8s-kubeconfig-path=" + s.config, "--gops-port=" + portOf(s.gops),
+		"--max-connected-clusters=255", "--health-port=" + peer.PortOf(s.health), "--prometheus-serve-addr=" + s.metrics,
+		"--controller-group-metrics=all", "--k8s-kubeconfig-path=" + s.config, "--gops-port=" + peer.PortOf(s.gops),
 		"--shell-sock-path=" + filepath.Join(s.dir, "shell.sock"),
 	}
 	if *ces {
 		args = append(args, "--enable-cilium-endpoint-slice")
 	}
-	s.publisher = &process{name: s.name, log: filepath.Join(s.dir, "log"), env: []string{"GOPS_CONFIG_DIR=" + s.dir}}
-	s.publisher.bin = *cilium
+	s.publisher = &peer.Process{Name: s.name, Log: filepath.Join(s.dir, "log"), Env: []string{"GOPS_CONFIG_DIR=" + s.dir}}
+	s.publisher.Bin = *cilium
 	if s.kind == ours {
-		s.publisher.bin = *isthmus
+		s.publisher.Bin = *isthmus
 		args = append(args, strings.Fields(*more)...)
 	}
-	s.publisher.args = accepted(s.publisher.bin, args)
+	s.publisher.Args = accepted(s.publisher.Bin, args)
 	return nil
 }
 
@@ -152,19 +154,19 @@ func (s *side) ready() (code int, body string) {
 // launch starts the publisher and waits until it is ready.
 func (s *side) launch(limit time.Duration) (time.Duration, error) {
 	began := time.Now()
-	if err := s.publisher.start(); err != nil {
+	if err := s.publisher.Start(); err != nil {
 		return 0, err
 	}
 	for time.Since(began) < limit {
 		if code, _ := s.ready(); code == http.StatusOK {
 			return time.Since(began), nil
 		}
-		if s.publisher.ended() {
-			return 0, fmt.Errorf("%s ended: %s", s.name, s.publisher.complaint())
+		if s.publisher.Ended() {
+			return 0, fmt.Errorf("%s ended: %s", s.name, s.publisher.Complaint())
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
-	return 0, fmt.Errorf("%s is not ready after %v: %s", s.name, limit, s.publisher.complaint())
+	return 0, fmt.Errorf("%s is not ready after %v: %s", s.name, limit, s.publisher.Complaint())
 }
 
 // collect has a Go process collect its garbage, by its gops agent: 0x2 is the agent's command for it.
@@ -185,32 +187,14 @@ func (s *side) collect() {
 }
 
 // contents reads everything from etcd, which is the truth that the mirror only follows.
-func (s *side) contents() (map[string]string, error) {
-	keys := map[string]string{}
-	from, end := "cilium/", clientv3.GetPrefixRangeEnd("cilium/")
-	for {
-		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-		r, err := s.client.Get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(5000))
-		cancel()
-		if err != nil {
-			return nil, err
-		}
-		for _, kv := range r.Kvs {
-			keys[string(kv.Key)] = string(kv.Value)
-			from = string(kv.Key) + "\x00"
-		}
-		if !r.More {
-			return keys, nil
-		}
-	}
-}
+func (s *side) contents() (map[string]string, error) { return peer.Read(s.client, "cilium/") }
 
 func (s *side) close() {
 	if s.publisher != nil {
-		s.publisher.stop(syscall.SIGKILL)
+		s.publisher.Stop(syscall.SIGKILL)
 	}
 	s.end()
 	s.client.Close()
-	s.etcd.stop(syscall.SIGKILL)
+	s.etcd.Stop(syscall.SIGKILL)
 	s.gate.close()
 }

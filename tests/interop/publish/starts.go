@@ -7,6 +7,8 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"isthmus.dev/interop/peer"
 )
 
 // started is what a start took.
@@ -31,8 +33,8 @@ type figures struct {
 	cold, again   []started
 	changed       []started
 	expected      int // events that the changes call for
-	rest, settled []memory
-	restAgain     []memory
+	rest, settled []peer.Memory
+	restAgain     []peer.Memory
 	churned       []churned
 	dark          []dark
 	asked         string // of the API server
@@ -46,14 +48,14 @@ func starts(sides []*side) error {
 		return err
 	}
 	err := each(sides, func(s *side) error {
-		s.publisher.stop(syscall.SIGKILL)
+		s.publisher.Stop(syscall.SIGKILL)
 		r, err := s.timed()
 		if err != nil {
 			return err
 		}
 		s.figures.again = append(s.figures.again, r)
-		s.figures.restAgain = append(s.figures.restAgain, s.publisher.memory())
-		s.publisher.stop(syscall.SIGKILL)
+		s.figures.restAgain = append(s.figures.restAgain, s.publisher.Memory())
+		s.publisher.Stop(syscall.SIGKILL)
 		return nil
 	})
 	if err != nil {
@@ -85,25 +87,25 @@ func (s *side) cold() error {
 	f := s.figures
 	f.cold = append(f.cold, r)
 	f.asked = fmt.Sprintf("%d lists, %d streams, %d watches", s.api.lists.Load(), s.api.streams.Load(), s.api.watches.Load())
-	f.rest = append(f.rest, s.publisher.memory())
+	f.rest = append(f.rest, s.publisher.Memory())
 	// A collector gives some back at once, and the rest with time.
 	s.collect()
 	time.Sleep(*quiet)
 	s.collect()
 	time.Sleep(2 * time.Second)
-	f.settled = append(f.settled, s.publisher.memory())
+	f.settled = append(f.settled, s.publisher.Memory())
 	return nil
 }
 
 // timed starts the publisher and waits until it is quiet.
 func (s *side) timed() (r started, err error) {
 	s.mirror.begin()
-	before := s.etcd.cpu()
+	before := s.etcd.CPU()
 	began := time.Now()
 	if r.ready, err = s.launch(*patience); err != nil {
 		return r, err
 	}
-	r.cpuReady, r.etcdCPU, r.load = s.publisher.cpu(), s.etcd.cpu()-before, load()
+	r.cpuReady, r.etcdCPU, r.load = s.publisher.CPU(), s.etcd.CPU()-before, peer.Load()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	count, err := s.client.Get(ctx, state, clientv3.WithPrefix(), clientv3.WithCountOnly())
@@ -114,10 +116,10 @@ func (s *side) timed() (r started, err error) {
 	progress("%s: ready after %v with %d keys", s.name, r.ready.Round(time.Millisecond), r.keys)
 	// Whoever never gets there is not waited for longer than the quiet time.
 	_, r.differ = s.mirror.settled(*quiet)
-	busy := s.publisher.cpu()
+	busy := s.publisher.CPU()
 	time.Sleep(*quiet)
-	r.cpuQuiet = s.publisher.cpu() - busy
-	r.cpu, r.peak = s.publisher.cpu(), s.publisher.memory().peak
+	r.cpuQuiet = s.publisher.CPU() - busy
+	r.cpu, r.peak = s.publisher.CPU(), s.publisher.Memory().Peak
 	r.seen, _, _ = s.mirror.now()
 	if !r.seen.last.IsZero() {
 		r.first, r.complete = r.seen.first.Sub(began), r.seen.last.Sub(began)

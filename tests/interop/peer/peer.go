@@ -1,0 +1,271 @@
+// Package peer is what the testers share: programs that are started and killed, what the kernel knows of them, and
+// how figures are printed.
+package peer
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// Process is a program that is started, killed and started again.
+type Process struct {
+	Name, Bin string
+	Args      []string
+	// Log is a file that is appended to.
+	Log string
+	// Env is added to this program's own environment.
+	Env    []string
+	cmd    *exec.Cmd
+	exited chan struct{}
+}
+
+// Start runs it.
+func (p *Process) Start() error {
+	log, err := os.OpenFile(p.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	p.cmd = exec.Command(p.Bin, p.Args...)
+	p.cmd.Stdout, p.cmd.Stderr = log, log
+	// How this program is limited, and how quiet its own client is, concerns no other.
+	own := slices.DeleteFunc(os.Environ(), func(s string) bool {
+		return strings.HasPrefix(s, "ETCD_") || strings.HasPrefix(s, "GOMAXPROCS=")
+	})
+	p.cmd.Env = append(own, p.Env...)
+	// No orphan outlives this program.
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := p.cmd.Start(); err != nil {
+		return err
+	}
+	cmd, exited := p.cmd, make(chan struct{})
+	p.exited = exited
+	go func() { _ = cmd.Wait(); close(exited) }()
+	return nil
+}
+
+// Signal sends it one.
+func (p *Process) Signal(sig syscall.Signal) error { return p.cmd.Process.Signal(sig) }
+
+// Exited is closed when it has ended.
+func (p *Process) Exited() <-chan struct{} { return p.exited }
+
+// Stop sends it a signal and waits for its end.
+func (p *Process) Stop(sig syscall.Signal) {
+	if p == nil || p.exited == nil {
+		return
+	}
+	_ = p.cmd.Process.Signal(sig)
+	select {
+	case <-p.exited:
+	case <-time.After(30 * time.Second):
+		_ = p.cmd.Process.Kill()
+		<-p.exited
+	}
+}
+
+// Ended says whether it has ended.
+func (p *Process) Ended() bool {
+	select {
+	case <-p.exited:
+		return true
+	default:
+		return false
+	}
+}
+
+// Complaint is the last line of its log about an error, or the last of all.
+func (p *Process) Complaint() string { return Complaint(p.Log, "error", "fatal", "panic") }
+
+// Complaint is the last line of a log with one of these words, or the last of all.
+func Complaint(log string, words ...string) string {
+	text, _ := os.ReadFile(log)
+	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
+	for _, line := range slices.Backward(lines) {
+		low := strings.ToLower(line)
+		if slices.ContainsFunc(words, func(word string) bool { return strings.Contains(low, word) }) {
+			return line
+		}
+	}
+	return lines[len(lines)-1]
+}
+
+// Complaints are the lines of the log at level warning or above, and how many lines there are.
+func (p *Process) Complaints() (bad []string, lines int) {
+	text, _ := os.ReadFile(p.Log)
+	for line := range strings.Lines(string(text)) {
+		lines++
+		low := strings.ToLower(line)
+		if strings.Contains(low, "warn") || strings.Contains(low, "level=error") || strings.Contains(low, "panic") || strings.Contains(low, " error ") {
+			bad = append(bad, strings.TrimSpace(line))
+		}
+	}
+	return bad, lines
+}
+
+// Listening waits until something accepts connections at the address.
+func (p *Process) Listening(address string, limit time.Duration) error {
+	for began := time.Now(); time.Since(began) < limit; time.Sleep(10 * time.Millisecond) {
+		if c, err := net.DialTimeout("tcp", address, time.Second); err == nil {
+			c.Close()
+			return nil
+		}
+		if p.Ended() {
+			return fmt.Errorf("%s ended: %s", p.Name, p.Complaint())
+		}
+	}
+	return fmt.Errorf("%s does not listen: %s", p.Name, p.Complaint())
+}
+
+// === what the kernel knows ===
+
+// CPU is the time the process has run, in user and system mode together.
+func (p *Process) CPU() time.Duration {
+	if p == nil {
+		return 0
+	}
+	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
+	// The name in front may have blanks; what comes behind it begins with the third field.
+	fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
+	if len(fields) < 13 {
+		return 0
+	}
+	user, _ := strconv.ParseInt(fields[11], 10, 64)
+	system, _ := strconv.ParseInt(fields[12], 10, 64)
+	const tick = time.Second / 100
+	return time.Duration(user+system) * tick
+}
+
+// Starved is how long threads of the process could have run, and were not let.
+func (p *Process) Starved() (waited time.Duration) {
+	files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", p.cmd.Process.Pid))
+	for _, file := range files {
+		var ran, delayed int64
+		text, _ := os.ReadFile(file)
+		_, _ = fmt.Sscan(string(text), &ran, &delayed)
+		waited += time.Duration(delayed)
+	}
+	return waited
+}
+
+// Memory is what a process has of it, in bytes: now, at most so far, and now without what is a file's.
+type Memory struct{ RSS, Peak, Anonymous int64 }
+
+// Memory is what it has of it.
+func (p *Process) Memory() (m Memory) {
+	if p == nil {
+		return m
+	}
+	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
+	for line := range strings.Lines(string(text)) {
+		var n int64
+		for format, to := range map[string]*int64{"VmRSS: %d kB": &m.RSS, "VmHWM: %d kB": &m.Peak, "RssAnon: %d kB": &m.Anonymous} {
+			if _, err := fmt.Sscanf(line, format, &n); err == nil {
+				*to = n << 10
+			}
+		}
+	}
+	return m
+}
+
+// Load is the machine's load average of the last minute.
+func Load() (average float64) {
+	text, _ := os.ReadFile("/proc/loadavg")
+	_, _ = fmt.Sscan(string(text), &average)
+	return average
+}
+
+var given = struct {
+	sync.Mutex
+	addresses map[string]bool
+}{addresses: map[string]bool{}}
+
+// FreePort gives an address below those of outgoing connections, of which one could take it over a restart.
+func FreePort() string {
+	given.Lock()
+	defer given.Unlock()
+	for {
+		l, err := net.Listen("tcp", fmt.Sprint("127.0.0.1:", 10000+rand.IntN(20000)))
+		if err != nil {
+			continue
+		}
+		l.Close()
+		if address := l.Addr().String(); !given.addresses[address] {
+			given.addresses[address] = true
+			return address
+		}
+	}
+}
+
+// PortOf is the port of an address.
+func PortOf(address string) string {
+	_, port, _ := net.SplitHostPort(address)
+	return port
+}
+
+// === what is shown ===
+
+// Table prints rows with the first column to the left and the others to the right.
+func Table(rows [][]string) {
+	var widths []int
+	for _, row := range rows {
+		for i, cell := range row {
+			if i == len(widths) {
+				widths = append(widths, 0)
+			}
+			widths[i] = max(widths[i], len([]rune(cell)))
+		}
+	}
+	fmt.Println()
+	for _, row := range rows {
+		for i, cell := range row {
+			width := widths[i]
+			if i == 0 {
+				width = -width
+			}
+			fmt.Printf("%*s  ", width, cell)
+		}
+		fmt.Println()
+	}
+}
+
+func Median[V cmp.Ordered](of []V) V {
+	s := slices.Sorted(slices.Values(of))
+	return s[len(s)/2]
+}
+
+// Read gives everything below a prefix, from the server and no cache.
+func Read(c *clientv3.Client, prefix string) (map[string]string, error) {
+	keys := map[string]string{}
+	from, end := prefix, clientv3.GetPrefixRangeEnd(prefix)
+	for {
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		got, err := c.Get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(5000))
+		cancel()
+		if err != nil {
+			return nil, err
+		}
+		for _, kv := range got.Kvs {
+			keys[string(kv.Key)] = string(kv.Value)
+			from = string(kv.Key) + "\x00"
+		}
+		if !got.More {
+			return keys, nil
+		}
+	}
+}
