@@ -244,3 +244,72 @@ func (b *badness) judge(r *rig, title string) {
 		}
 	}
 }
+
+// millions has a cluster that says it has ten million keys, and one that has as many and does not say so, among good
+// ones.
+func millions(dir string, ca *authority) error {
+	r, end, err := setup(dir, ca, 18, false)
+	defer func() { end() }()
+	if err != nil {
+		return err
+	}
+	began := time.Now()
+	if err := r.launch(); err != nil {
+		return err
+	}
+	if _, _, err := r.filled(began, time.Minute); err != nil {
+		return err
+	}
+	length := time.Duration(*seconds) * time.Second
+	churn(r, "18 alone", length)
+	alone := r.mirror.Memory().RSS
+	var fakes []*endless
+	for id, says := range map[int]int64{19: 10_000_000, 20: 0} {
+		s := newSource(dir+"/sources", ca, id, false)
+		s.good = false
+		r.watcherLater(s)
+		fake, err := pretend(ca, s.address, s.name, s.id, 256, nil)
+		if err != nil {
+			return err
+		}
+		defer fake.server.Stop()
+		fake.says, fake.pause = says, 0
+		fakes = append(fakes, fake)
+		if err := r.add(s); err != nil {
+			return err
+		}
+	}
+	churn(r, "with twice ten million", length)
+	for began := time.Now(); time.Since(began) < 2*time.Minute; time.Sleep(100 * time.Millisecond) {
+		all, err := r.status()
+		if err != nil {
+			return err
+		}
+		refused := 0
+		for _, s := range all {
+			if strings.Contains(s.Status, "more than the") {
+				refused++
+			}
+		}
+		if refused == len(fakes) {
+			break
+		}
+	}
+	all, _ := r.status()
+	for _, s := range all {
+		if s.Name >= "c019" {
+			progress("  %s: ready %v, %.300s", s.Name, s.Ready, s.Status)
+			if !strings.Contains(s.Status, "more than the") {
+				finding("millions: %s is not named", s.Name)
+			}
+		}
+	}
+	for _, fake := range fakes {
+		progress("  %s was asked for %d pages", fake.cluster, fake.pages.Load())
+	}
+	progress("  memory of the mirror %s MiB before, %s MiB with them, at most %s MiB", inMiB(alone), inMiB(r.mirror.Memory().RSS), inMiB(r.mirror.Memory().Peak))
+	churn(r, "after they are refused", length)
+	verify(r, "millions", 10*time.Second)
+	complain(r)
+	return nil
+}

@@ -24,6 +24,8 @@ type endless struct {
 	id      int
 	perPage int
 	pages   atomic.Int64
+	says    int64             // how many keys there are; 0: those of the page
+	pause   time.Duration     // before a page
 	others  map[string]string // what it has besides, and all of it
 	server  *grpc.Server
 }
@@ -38,7 +40,7 @@ func pretend(ca *authority, address, cluster string, id, perPage int, others map
 	if err != nil {
 		return nil, err
 	}
-	e := &endless{cluster: cluster, id: id, perPage: perPage, others: others, server: grpc.NewServer(grpc.Creds(credentials.NewTLS(config)))}
+	e := &endless{cluster: cluster, id: id, perPage: perPage, others: others, pause: 50 * time.Millisecond, server: grpc.NewServer(grpc.Creds(credentials.NewTLS(config)))}
 	pb.RegisterKVServer(e.server, e)
 	pb.RegisterWatchServer(e.server, e)
 	go func() { _ = e.server.Serve(l) }()
@@ -69,7 +71,7 @@ func (e *endless) Range(ctx context.Context, r *pb.RangeRequest) (*pb.RangeRespo
 		select {
 		case <-ctx.Done():
 			return nil, ctx.Err()
-		case <-time.After(50 * time.Millisecond):
+		case <-time.After(e.pause):
 		}
 		page := e.pages.Add(1)
 		for n := range e.perPage {
@@ -77,6 +79,7 @@ func (e *endless) Range(ctx context.Context, r *pb.RangeRequest) (*pb.RangeRespo
 			add(next, "endless")
 		}
 		answer.More = true
+		answer.Count = max(answer.Count, e.says)
 	default:
 		for _, other := range slices.Sorted(maps.Keys(e.others)) {
 			if other >= key && other < string(r.RangeEnd) {

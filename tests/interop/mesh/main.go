@@ -3,7 +3,8 @@
 //	go run ./mesh -isthmus PATH -etcd PATH -clusters 250 -shape serve
 //	go run ./mesh -isthmus PATH -etcd PATH -clusters 250 -shape mirror
 //	go run ./mesh -isthmus PATH -etcd PATH -cilium PATH -clusters 50 -shape original -run cold,restart
-//	go run ./mesh -isthmus PATH -etcd PATH -clusters 20 -run chaos,kills,wiped
+//	go run ./mesh -isthmus PATH -etcd PATH -clusters 20 -run chaos,millions,kills,wiped
+//	unshare -rn go run ./mesh -isthmus PATH -etcd PATH -clusters 20 -run partition -away 5m
 //
 // Everything shares the machine, so only figures of one run can be compared.
 package main
@@ -16,6 +17,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -31,7 +33,7 @@ var (
 	clusters   = flag.Int("clusters", 250, "source clusters")
 	ipsPer     = flag.Int("ips", 1000, "addresses of each")
 	shape      = flag.String("shape", "serve", "serve: one process; mirror: kvstoremesh into an etcd; original")
-	runs       = flag.String("run", "cold,churn,restart", "what to do, of cold, churn, restart, chaos, kills, wiped")
+	runs       = flag.String("run", "cold,churn,restart", "what to do, of cold, churn, restart, chaos, millions, kills, wiped, partition")
 	sourceKind = flag.String("source", "isthmus", "what serves the sources: isthmus or etcd")
 	localKind  = flag.String("local", "etcd", "what the mirror writes to: etcd or isthmus")
 	durability = flag.String("durability", "sync", "of the store of shape serve")
@@ -39,6 +41,7 @@ var (
 	rate       = flag.Int("rate", 325, "writes a second, over all sources")
 	seconds    = flag.Int("seconds", 30, "how long to write")
 	kills      = flag.Int("kills", 20, "kills of a source or of the mirror")
+	away       = flag.Duration("away", 5*time.Minute, "how long a partition is")
 	most       = flag.Int("max-connected-clusters", 0, "255 or 511; by default as many as needed")
 	more       = flag.String("args", "", "more arguments for Isthmus's mirror")
 	keep       = flag.Bool("keep", false, "keep the directory with the logs")
@@ -55,6 +58,9 @@ func finding(format string, args ...any) {
 
 func main() {
 	flag.Parse()
+	// What is measured here must not wait for this program's garbage collector.
+	debug.SetGCPercent(-1)
+	debug.SetMemoryLimit(6 << 30)
 	// While servers are away on purpose, clients need not say so.
 	os.Setenv("ETCD_CLIENT_DEBUG", "fatal")
 	if *most == 0 {
@@ -107,7 +113,7 @@ func run() error {
 	for _, c := range []struct {
 		name string
 		f    func(string, *authority) error
-	}{{"chaos", chaos}, {"kills", killing}, {"wiped", wiped}} {
+	}{{"chaos", chaos}, {"millions", millions}, {"kills", killing}, {"wiped", wiped}, {"partition", partition}} {
 		if slices.Contains(todo, c.name) {
 			if err := c.f(filepath.Join(dir, c.name), ca); err != nil {
 				return fmt.Errorf("%s: %w", c.name, err)
@@ -118,11 +124,15 @@ func run() error {
 }
 
 // setup starts sources and, if told to, a mirror that knows them all; the end of it all is the caller's.
-func setup(dir string, ca *authority, n int, durable bool) (*rig, func(), error) {
+func setup(dir string, ca *authority, n int, durable bool, prepare ...func(*source)) (*rig, func(), error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var sources []*source
 	for i := range n {
-		sources = append(sources, newSource(filepath.Join(dir, "sources"), ca, i+1, durable))
+		s := newSource(filepath.Join(dir, "sources"), ca, i+1, durable)
+		for _, f := range prepare {
+			f(s)
+		}
+		sources = append(sources, s)
 	}
 	began := time.Now()
 	end := func() {
@@ -163,8 +173,8 @@ func ms(d time.Duration) string { return fmt.Sprintf("%.1f", float64(d.Microseco
 func inSeconds(d time.Duration) string { return fmt.Sprintf("%.2f", d.Seconds()) }
 
 // mirrored is a setup of at most 20 sources that have been mirrored once.
-func mirrored(dir string, ca *authority) (*rig, func(), error) {
-	r, end, err := setup(dir, ca, min(*clusters, 20), true)
+func mirrored(dir string, ca *authority, prepare ...func(*source)) (*rig, func(), error) {
+	r, end, err := setup(dir, ca, min(*clusters, 20), true, prepare...)
 	if err != nil {
 		return r, end, err
 	}

@@ -165,7 +165,7 @@ func (r *rig) status() (all []status, err error) {
 	return all, json.Unmarshal(text, &all)
 }
 
-// failures is how many connections were lost, of sources that are good.
+// failures is how many connections were lost, of sources that are good and were never cut off.
 func (r *rig) failures() (n int) {
 	all, err := r.status()
 	if err != nil {
@@ -173,7 +173,7 @@ func (r *rig) failures() (n int) {
 	}
 	good := map[string]bool{}
 	for _, s := range r.sources {
-		good[s.name] = s.good
+		good[s.name] = s.good && s.behind == nil
 	}
 	for _, s := range all {
 		if good[s.Name] {

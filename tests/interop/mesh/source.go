@@ -36,6 +36,8 @@ type source struct {
 	want map[string]string
 	// Anything it holds is to be mirrored.
 	good bool
+	// The network it is in, if that is not this program's.
+	behind *namespace
 }
 
 func newSource(base string, ca *authority, id int, durable bool) *source {
@@ -56,8 +58,12 @@ func (s *source) startAt(address, data string) error {
 		return err
 	}
 	url := "https://" + address
+	listen := url
+	if s.behind != nil {
+		listen = "https://0.0.0.0:" + peer.PortOf(address)
+	}
 	s.etcd = &peer.Process{Name: s.name, Bin: *isthmus, Log: filepath.Join(s.dir, "log")}
-	s.etcd.Args = append([]string{"etcd", "--listen-client-urls=" + url, "--advertise-client-urls=" + url, "--log-level=warn"}, s.ca.flags()...)
+	s.etcd.Args = append([]string{"etcd", "--listen-client-urls=" + listen, "--advertise-client-urls=" + url, "--log-level=warn"}, s.ca.flags()...)
 	if *sourceKind == "etcd" {
 		// With the same peer and token, a new data directory is a cluster of the same id.
 		if s.peer == "" {
@@ -73,6 +79,11 @@ func (s *source) startAt(address, data string) error {
 		s.etcd.Args = append(s.etcd.Args, "--data-dir="+data, "--durability=none")
 	}
 	s.etcd.Args = append(s.etcd.Args, s.more...)
+	if s.behind != nil {
+		enter := append(s.behind.enter(), s.etcd.Bin)
+		s.etcd.Bin, s.etcd.Args = enter[0], append(enter[1:], s.etcd.Args...)
+		address = ownWay + "2:" + peer.PortOf(address)
+	}
 	if err := s.etcd.Start(); err != nil {
 		return err
 	}
