@@ -370,6 +370,7 @@ pub async fn lead(
     let leadership = match tokio::time::timeout(STANDBY, &mut leads).await {
         Ok(leadership) => leadership,
         Err(_) => {
+            tracing::info!(lock = MESH_LOCK, "another one leads: standing by");
             drop(starting.take());
             leads.await
         }

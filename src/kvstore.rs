@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod config;
+pub mod dial;
 pub mod election;
 pub mod etcd;
 pub mod keeper;
@@ -29,6 +30,9 @@ pub enum Error {
     /// It cannot be reached, or did not answer in time: the same may work later.
     #[error("{0}")]
     Unavailable(String),
+    /// It has no room for more; what is deleted makes some.
+    #[error("{0}")]
+    Full(String),
     /// It will never take this.
     #[error("{0}")]
     Rejected(String),
@@ -42,6 +46,11 @@ pub trait Backend: Send + Sync {
 
     /// The value of one key.
     async fn get(&self, key: &str) -> Result<Option<Bytes>, Error>;
+
+    /// The value of one key that is ours: if it is there, it stays as long as we live.
+    async fn own(&self, key: &str) -> Result<Option<Bytes>, Error> {
+        self.get(key).await
+    }
 
     /// Most writes that are worth giving it at once: those that fit one request now.
     fn batch(&self) -> usize {

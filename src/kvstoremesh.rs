@@ -3,18 +3,23 @@
 
 pub mod api;
 pub mod config_dir;
+mod leave;
 pub mod metrics;
 mod reflect;
 mod remote;
 pub mod status;
 
+use crate::kvstore::client::Options;
+use crate::kvstore::dial::Dialer;
 use crate::kvstore::sync_store::SyncStore;
 use crate::kvstore::{self, Backend};
 use crate::model::cluster::{ClusterInfo, ClusterName};
 use crate::model::keys::Scope;
+use crate::util::backoff::Backoff;
 use crate::util::lifecycle::Lifecycle;
 use crate::util::readiness::Ready;
 use config_dir::Event;
+use leave::{Gate, Leaving};
 use parking_lot::Mutex;
 use reflect::{Positions, Turns};
 use remote::Remote;
@@ -41,12 +46,16 @@ pub struct Config {
     pub global_ready_timeout: Duration,
     /// How long a removed cluster's data stays after its configuration went.
     pub drain_grace: Duration,
+    /// How long the data of a cluster stays that left before the start, in case its file only comes late.
+    pub former_grace: Duration,
     /// Whether the data of a removed cluster is removed at all.
     pub drain: bool,
     /// Whether legacy services are mirrored.
     pub legacy_services: bool,
     /// Most keys of one kind of one cluster: more is a fault there, and is not mirrored.
     pub keys_max: usize,
+    /// How remotes are asked.
+    pub remotes: Options,
 }
 
 /// The clusters being mirrored.
@@ -55,19 +64,26 @@ pub struct Mesh {
     backend: Arc<dyn Backend>,
     metrics: kvstore::Metrics,
     life: Lifecycle,
-    clusters: Mutex<BTreeMap<ClusterName, Cluster>>,
+    clusters: Mutex<BTreeMap<ClusterName, Member>>,
     turns: Arc<Turns>,
+}
+
+enum Member {
+    Mirrored(Cluster),
+    Leaving(Arc<Leaving>),
 }
 
 struct Cluster {
     sync: Arc<SyncStore>,
     status: Shared,
     positions: Positions,
+    /// How the remote is asked; with it, where it was.
+    how: Options,
     /// Ends the connection, and the wait for a new one.
     stop: CancellationToken,
     /// Ends the writes to the mirror.
     stop_writes: CancellationToken,
-    removing: bool,
+    gate: Arc<Gate>,
 }
 
 impl Mesh {
@@ -119,7 +135,12 @@ impl Mesh {
             match event {
                 Event::Set(name, path) => self.set(name, path, listed.is_some().then_some(ready)),
                 Event::Removed(name) => self.remove(&name),
-                Event::Listed => drop(listed.take()),
+                Event::Listed => {
+                    drop(listed.take());
+                    let this = Arc::clone(self);
+                    self.life
+                        .spawn_part("clusters that left before", async move { this.sweep().await });
+                }
             }
         }
         // The directory's task has ended, which stops everything.
@@ -128,14 +149,21 @@ impl Mesh {
 
     /// Connects to a cluster, or connects to it anew with a changed configuration.
     fn set(self: &Arc<Self>, name: ClusterName, path: PathBuf, ready: Option<&Ready>) {
-        let mut clusters = self.clusters.lock();
+        let mut members = self.clusters.lock();
+        let is_new = !matches!(members.get(&name), Some(Member::Mirrored(_)));
         let stop = self.life.stop_token().child_token();
-        let cluster = clusters.entry(name.clone()).or_insert_with(|| self.new_cluster(&name));
-        cluster.stop.cancel();
-        if cluster.removing {
+        if let Some(Member::Leaving(leaving)) = members.get(&name) {
             tracing::info!(cluster_name = %name, "the cluster is back: its removal is cancelled");
-            *cluster = self.new_cluster(&name);
+            leaving.stop.cancel();
+            let gate = Arc::clone(&leaving.gate);
+            members.insert(name.clone(), Member::Mirrored(self.new_cluster(&name, gate)));
         }
+        let member = members.entry(name.clone());
+        let fresh = || Member::Mirrored(self.new_cluster(&name, Arc::default()));
+        let Member::Mirrored(cluster) = member.or_insert_with(fresh) else {
+            return;
+        };
+        cluster.stop.cancel();
         cluster.stop = stop.clone();
         let remote = Remote {
             name: name.clone(),
@@ -149,71 +177,114 @@ impl Mesh {
             keys_max: self.config.keys_max,
             positions: cluster.positions.clone(),
             turns: Arc::clone(&self.turns),
+            how: cluster.how.clone(),
         };
-        // Readiness is about the clusters there were at the start.
-        if let Some(ready) = ready {
-            self.hold_readiness(&name, cluster.status.clone(), ready, stop.clone());
+        // Readiness is about the clusters there were at the start, however often their files change.
+        if let Some(ready) = ready.filter(|_| is_new) {
+            self.hold_readiness(&name, cluster.status.clone(), ready, cluster.stop_writes.clone());
         }
-        self.life.spawn_part(format!("remote cluster {name}"), async move {
-            tokio::select! { biased; () = stop.cancelled() => {}, () = remote.run() => {} }
+        let gate = Arc::clone(&cluster.gate);
+        self.life.spawn_vital(format!("remote cluster {name}"), async move {
+            let run = async {
+                let _alone = gate.read().await;
+                remote.run().await;
+            };
+            tokio::select! { biased; () = stop.cancelled() => {}, () = run => {} }
         });
     }
 
     fn hold_readiness(&self, name: &ClusterName, status: Shared, ready: &Ready, stop: CancellationToken) {
         let synced = ready.block(format!("mirroring {name}"));
         let (per_cluster, global) = (self.config.per_cluster_ready_timeout, self.config.global_ready_timeout);
-        self.life.spawn_part(format!("readiness of {name}"), async move {
+        self.life.spawn_vital(format!("readiness of {name}"), async move {
             let wait = tokio::time::timeout(global, wait_until_mirrored(&status, per_cluster));
             tokio::select! { () = stop.cancelled() => {}, _ = wait => {} }
             drop(synced);
         });
     }
 
-    fn new_cluster(&self, name: &ClusterName) -> Cluster {
+    fn new_cluster(&self, name: &ClusterName, gate: Arc<Gate>) -> Cluster {
         let mut prefixes = Scope::ALL.map(|s| s.cache_prefix(name)).to_vec();
         prefixes.push(crate::model::keys::synced_prefix(name));
         let writer = format!("mirror of {name}");
         let sync = Arc::new(SyncStore::new(writer.clone(), Arc::clone(&self.backend), prefixes));
         self.metrics.follow(name.as_str(), &sync);
         let stop_writes = self.life.stop_token().child_token();
-        let (run, stop) = (Arc::clone(&sync), stop_writes.clone());
-        self.life.spawn_part(writer, async move {
-            tokio::select! { () = stop.cancelled() => {}, () = run.run() => {} }
+        let (sync_run, stop, free) = (Arc::clone(&sync), stop_writes.clone(), Arc::clone(&gate));
+        self.life.spawn_vital(writer, async move {
+            let run = async {
+                let _alone = free.write().await;
+                sync_run.run().await;
+            };
+            tokio::select! { () = stop.cancelled() => {}, () = run => {} }
         });
         let status = Shared::new(name.to_string());
         Cluster {
             sync,
             status,
             positions: Positions::default(),
+            how: Options {
+                dialer: Dialer::default(),
+                ..self.config.remotes.clone()
+            },
             stop: CancellationToken::new(),
             stop_writes,
-            removing: false,
+            gate,
         }
     }
 
     fn remove(self: &Arc<Self>, name: &ClusterName) {
-        let mut clusters = self.clusters.lock();
-        let Some(cluster) = clusters.get_mut(name) else { return };
+        let mut members = self.clusters.lock();
+        let Some(Member::Mirrored(cluster)) = members.get(name) else {
+            return;
+        };
         tracing::info!(cluster_name = %name, "the cluster left the mesh");
         cluster.stop.cancel();
         cluster.stop_writes.cancel();
-        cluster.removing = true;
-        let stop = self.life.stop_token().child_token();
-        cluster.stop = stop.clone();
-        let (this, name) = (Arc::clone(self), name.clone());
-        self.life.spawn_part(format!("removal of {name}"), async move {
-            let drained = async {
-                if this.config.drain {
-                    remote::drain(&name, &*this.backend, this.config.drain_grace).await;
-                }
-            };
-            tokio::select! { () = stop.cancelled() => return, () = drained => {} }
-            let mut clusters = this.clusters.lock();
+        if self.config.drain {
+            let leaving = self.leave(name, Arc::clone(&cluster.gate), Duration::ZERO);
+            members.insert(name.clone(), Member::Leaving(leaving));
+        } else {
+            members.remove(name);
+        }
+    }
+
+    fn leave(self: &Arc<Self>, name: &ClusterName, gate: Arc<Gate>, wait: Duration) -> Arc<Leaving> {
+        let stop = CancellationToken::new();
+        let leaving = Arc::new(Leaving { stop, gate });
+        let (this, name, it) = (Arc::clone(self), name.clone(), Arc::clone(&leaving));
+        let end = self.life.stop_token().clone();
+        self.life.spawn_vital(format!("removal of {name}"), async move {
+            let done = it.run(&name, &*this.backend, wait, this.config.drain_grace);
+            let removed = tokio::select! { () = end.cancelled() => false, removed = done => removed };
+            let mut members = this.clusters.lock();
             // It may have come back just now.
-            if !stop.is_cancelled() {
-                clusters.remove(&name);
+            if removed && matches!(members.get(&name), Some(Member::Leaving(now)) if Arc::ptr_eq(now, &it)) {
+                members.remove(&name);
             }
         });
+        leaving
+    }
+
+    /// Finds clusters that are mirrored here and are not in the mesh any more, and has them leave.
+    async fn sweep(self: &Arc<Self>) {
+        let mut backoff = Backoff::write();
+        let found = loop {
+            match leave::mirrored(&*self.backend).await {
+                Ok(found) => break found,
+                Err(error) => tracing::warn!(%error, "cannot look for clusters that left, trying again"),
+            }
+            backoff.wait().await;
+        };
+        let mut members = self.clusters.lock();
+        for name in found.into_iter().filter(|_| self.config.drain) {
+            if name != self.config.cluster.name && !members.contains_key(&name) {
+                let wait = self.config.former_grace;
+                tracing::warn!(cluster_name = %name, secs = wait.as_secs(), "mirrored here but not in the mesh: it will be removed");
+                let leaving = self.leave(&name, Arc::default(), wait);
+                members.insert(name, Member::Leaving(leaving));
+            }
+        }
     }
 
     /// The remote clusters, by name, as Cilium's tools read them.
@@ -227,7 +298,10 @@ impl Mesh {
     /// The facts about each cluster that is not being removed, with its writer.
     pub fn live(&self) -> Vec<(Live, Arc<SyncStore>, ClusterName)> {
         let clusters = self.clusters.lock();
-        let present = clusters.iter().filter(|(_, c)| !c.removing);
+        let present = clusters.iter().filter_map(|(name, member)| match member {
+            Member::Mirrored(cluster) => Some((name, cluster)),
+            Member::Leaving(_) => None,
+        });
         let mut all: Vec<_> = present
             .map(|(name, c)| (c.status.live(), Arc::clone(&c.sync), name.clone()))
             .collect();
@@ -260,10 +334,14 @@ async fn wait_until_mirrored(status: &Shared, connect_timeout: Duration) {
     let started = tokio::time::Instant::now();
     loop {
         let live = status.live();
-        let given_up = !live.registered && started.elapsed() >= connect_timeout;
-        if live.sync_took.is_some() || given_up {
+        // One that was connected to is waited for longer, whatever became of the connection.
+        let given_up = live.config.is_none() && started.elapsed() >= connect_timeout;
+        if live.sync_took.is_some() || given_up || !live.stopped.is_empty() {
             return;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
+
+#[cfg(test)]
+mod tests;

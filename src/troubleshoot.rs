@@ -17,10 +17,10 @@ mod words;
 #[cfg(test)]
 mod tests;
 
-use crate::kvstore::config::{ClientConfig, HostAlias};
+use crate::kvstore::config::{AliasError, ClientConfig};
 use crate::model::cluster::ClusterName;
 use report::Report;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -46,12 +46,8 @@ enum Error {
     Open { path: PathBuf, source: io::Error },
     #[error("{0}")]
     Parse(String),
-    #[error("cilium-host-aliases entry has an empty hostname")]
-    AliasWithoutName,
-    #[error("cilium-host-aliases entry for hostname {0:?} has no IPs")]
-    AliasWithoutAddress(String),
-    #[error("cilium-host-aliases has duplicate hostname {0:?}")]
-    AliasTwice(String),
+    #[error(transparent)]
+    Alias(#[from] AliasError),
 }
 
 /// Looks at the etcd that one client file is for. `timeout` is for all steps together. Only `out` can
@@ -172,11 +168,11 @@ fn parse(text: &str) -> Result<ClientConfig, Error> {
     // Nothing at all is a configuration without anything.
     let text = if text.trim().is_empty() { "{}" } else { text };
     let config: ClientConfig = serde_saphyr::from_str(text).map_err(|e| unparsed(&e.to_string()))?;
+    config.check_aliases()?;
     if !config.endpoints.is_empty() {
         // What else makes a configuration unusable is decided there.
         ClientConfig::parse(text).map_err(|why| unparsed(&why))?;
     }
-    check_aliases(&config.cilium_host_aliases)?;
     Ok(config)
 }
 
@@ -184,20 +180,6 @@ fn parse(text: &str) -> Result<ClientConfig, Error> {
 fn unparsed(why: &str) -> Error {
     let line = why.lines().next().unwrap_or_default();
     Error::Parse(line.trim_start_matches("error: ").to_owned())
-}
-
-fn check_aliases(aliases: &[HostAlias]) -> Result<(), Error> {
-    let mut seen = HashSet::new();
-    for alias in aliases {
-        let name = || alias.hostname.clone();
-        match () {
-            () if alias.hostname.is_empty() => return Err(Error::AliasWithoutName),
-            () if alias.ips.is_empty() => return Err(Error::AliasWithoutAddress(name())),
-            () if !seen.insert(&alias.hostname) => return Err(Error::AliasTwice(name())),
-            () => {}
-        }
-    }
-    Ok(())
 }
 
 /// Cilium's rules and words for a cluster's name.

@@ -1,5 +1,6 @@
 //! Small parts that know nothing of the product.
 
+pub mod alive;
 pub mod backoff;
 pub mod files;
 pub mod interval;

@@ -205,9 +205,11 @@ async fn run(cluster: Cluster, life: &Lifecycle) -> anyhow::Result<Running> {
         per_cluster_ready_timeout: Duration::from_secs(3600),
         global_ready_timeout: Duration::from_secs(3600),
         drain_grace: Duration::from_secs(180),
+        former_grace: Duration::from_secs(180),
         drain: true,
         legacy_services: true,
         keys_max: 1_000_000,
+        remotes: Default::default(),
     };
     let source = Source::Manifests(cluster.manifests.clone());
     let figures = app::figures::Figures::default();

@@ -203,7 +203,7 @@ pub struct MeshArgs {
     #[arg(long, env = "CILIUM_DISABLE_DRAIN_ON_DISCONNECTION", num_args = 0..=1, require_equals = true, hide = true,
           default_missing_value = "true", default_value = "false", value_parser = boolean, action = ArgAction::Set)]
     disable_drain_on_disconnection: bool,
-    /// Most keys of one kind of one remote cluster; with more, the cluster is left as it is mirrored
+    /// Most keys of one kind of one remote cluster; with more, that kind is not followed any further
     #[arg(
         long,
         env = "CILIUM_CLUSTERMESH_MAX_KEYS",
@@ -226,8 +226,11 @@ impl MeshArgs {
             per_cluster_ready_timeout: self.per_cluster_ready_timeout,
             global_ready_timeout: self.global_ready_timeout,
             drain_grace: Duration::from_secs(180),
+            // As long as the original's keys live without it.
+            former_grace: Duration::from_secs(900),
             drain: !self.disable_drain_on_disconnection,
             keys_max: self.clustermesh_max_keys,
+            remotes: Default::default(),
             legacy_services: mode != ServiceMode::OnlyEndpointSlice,
         })
     }

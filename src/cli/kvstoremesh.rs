@@ -50,9 +50,11 @@ impl KvstoremeshArgs {
         } = self;
         let cluster = cluster.info()?;
         let store = kvstore.config()?;
-        let Some(config) = mesh.config(cluster, service.clustermesh_service_v2) else {
+        let Some(mut config) = mesh.config(cluster, service.clustermesh_service_v2) else {
             bail!("--clustermesh-config is required");
         };
+        // As the original: remotes are asked as the store here is (pkg/clustermesh/common/factory.go).
+        (config.remotes.page, config.remotes.keepalive) = (store.limits.page, store.keepalive);
         let ready = Ready::default();
         let starting = ready.block("starting");
         let figures = observe.start("cilium_kvstoremesh", &ready, life).await?;
@@ -105,6 +107,7 @@ enum DbgCommand {
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Output {
     Json,
+    Yaml,
 }
 
 impl DbgArgs {
@@ -114,6 +117,7 @@ impl DbgArgs {
         let clusters: Vec<RemoteCluster> = serde_json::from_str(&get(&self.host, "/v1/cluster")?)?;
         Ok(match output {
             Some(Output::Json) => serde_json::to_string_pretty(&clusters)? + "\n",
+            Some(Output::Yaml) => serde_saphyr::to_string(&clusters)?,
             None => status::format(&clusters, *verbose),
         })
     }

@@ -5,26 +5,28 @@
 //! for each connection, which also reads the TLS files again.
 
 use super::config::ClientConfig;
-use etcd_client::{
-    Certificate, Client, ConnectOptions, EventType, GetOptions, Identity, ResponseHeader, TlsOptions, WatchOptions,
-    WatchStream,
-};
+use super::dial::{self, Dialer};
+use etcd_client::{Channel, Client, ConnectOptions, EventType, GetOptions, ResponseHeader, WatchOptions, WatchStream};
 use std::error::Error as _;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 pub use etcd_client::KeyValue;
 
-/// Largest answer accepted.
-const DECODE_MAX: usize = 2 << 30;
+/// Largest answer to a read that is taken: what does not fit is asked for in smaller pages. No store may make us
+/// hold more than that.
+const ANSWER_MAX: usize = 64 << 20;
+/// Largest message of a watch: etcd puts up to 1,000 revisions into one.
+const CHANGES_MAX: usize = 128 << 20;
 /// gRPC keepalive: a ping after this long, and how long to wait for its answer.
 pub const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(25));
-/// For a connection to come up.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// For a password to be exchanged for a token.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// For a read to be answered.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
+/// How a store says that it asks for no password.
+const NO_AUTH: &str = "authentication is not enabled";
 /// Keys per page of a list, as in Cilium (`etcd.limit`).
 pub const PAGE: i64 = 256;
 
@@ -39,6 +41,17 @@ pub enum Error {
         /// Why not.
         source: std::io::Error,
     },
+    /// A TLS file has not what it should have.
+    #[error("{path}: {why}")]
+    Tls {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// An endpoint is none.
+    #[error("{0:?} is not the URL of a store")]
+    Endpoint(String),
     /// The store or the way to it failed.
     #[error("{}", describe(.0))]
     Etcd(#[from] etcd_client::Error),
@@ -71,12 +84,14 @@ pub enum Error {
 }
 
 /// How a client asks.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// Keys per page of a list; 0: no pages.
     pub page: i64,
     /// gRPC keepalive: a ping after this long, and how long to wait for its answer.
     pub keepalive: (Duration, Duration),
+    /// Knows where the store was before.
+    pub dialer: Dialer,
 }
 
 impl Default for Options {
@@ -84,6 +99,7 @@ impl Default for Options {
         Self {
             page: PAGE,
             keepalive: KEEPALIVE,
+            dialer: Dialer::default(),
         }
     }
 }
@@ -91,7 +107,21 @@ impl Default for Options {
 impl Error {
     /// Whether a revision was asked for that is compacted, or has not come yet.
     pub fn is_out_of_range(&self) -> bool {
-        matches!(self, Self::Etcd(etcd_client::Error::GRpcStatus(status)) if status.code() == tonic::Code::OutOfRange)
+        self.status().is_some_and(|s| s.code() == tonic::Code::OutOfRange) && !self.is_too_large()
+    }
+
+    /// Whether the store sent more than is taken at once.
+    pub fn is_too_large(&self) -> bool {
+        // tonic's words, with a code that means something else in etcd.
+        self.status()
+            .is_some_and(|s| s.message().contains("decoded message length too large"))
+    }
+
+    fn status(&self) -> Option<&tonic::Status> {
+        match self {
+            Self::Etcd(etcd_client::Error::GRpcStatus(status)) => Some(status),
+            _ => None,
+        }
     }
 }
 
@@ -115,6 +145,7 @@ pub struct Listing {
 pub struct Pages {
     client: EtcdClient,
     end: Vec<u8>,
+    limit: i64,
     /// Where the next page begins.
     from: Option<Vec<u8>>,
     /// The revision of all pages, once the first is here.
@@ -154,59 +185,49 @@ fn describe(error: &etcd_client::Error) -> String {
         source = error.source();
     }
     texts.retain(|t| !t.is_empty());
-    texts.join(": ")
-}
-
-async fn read(path: &Path) -> Result<Vec<u8>, Error> {
-    let path_text = path.display().to_string();
-    tokio::fs::read(path).await.map_err(|source| Error::File {
-        path: path_text,
-        source,
-    })
-}
-
-/// TLS options from the configuration's files, read now.
-async fn tls(config: &ClientConfig) -> Result<TlsOptions, Error> {
-    let mut tls = TlsOptions::new();
-    tls = match &config.trusted_ca_file {
-        Some(path) => tls.ca_certificate(Certificate::from_pem(read(path).await?)),
-        None => tls.with_native_roots(),
-    };
-    if let (Some(cert), Some(key)) = (&config.cert_file, &config.key_file) {
-        tls = tls.identity(Identity::from_pem(read(cert).await?, read(key).await?));
+    let text = texts.join(": ");
+    // What libraries make of the end of a connection.
+    for (part, meaning) in [
+        ("without sending TLS close_notify", "the store closed the connection"),
+        (
+            "stream closed because of a broken pipe",
+            "the connection broke, or nobody answered its pings",
+        ),
+    ] {
+        if text.contains(part) {
+            return meaning.to_owned();
+        }
     }
-    Ok(tls)
+    text
 }
 
 impl EtcdClient {
     /// Makes a client. Nothing is sent yet, unless a password has to be exchanged.
     pub async fn connect(config: &ClientConfig) -> Result<Self, Error> {
-        Self::connect_with(config, Options::default()).await
+        Self::connect_with(config, &Options::default()).await
     }
 
     /// Makes a client that asks in its own way.
-    pub async fn connect_with(config: &ClientConfig, how: Options) -> Result<Self, Error> {
-        let mut options = ConnectOptions::new()
-            .with_keep_alive(how.keepalive.0, how.keepalive.1)
-            .with_connect_timeout(CONNECT_TIMEOUT)
-            .with_require_leader(true);
-        let (mut targets, name) = config.targets();
-        if config.insecure_transport {
-            let plain = |target: &String| target.replacen("https://", "http://", 1);
-            targets = targets.iter().map(plain).collect();
-        }
-        let secure = targets.iter().any(|e| e.starts_with("https://"));
-        if secure {
-            let tls = tls(config).await?;
-            options = options.with_tls(match &name {
-                Some(name) => tls.domain_name(name),
-                None => tls,
-            });
-        }
-        if let (Some(user), Some(password)) = (&config.username, &config.password) {
-            options = options.with_user(user, password);
-        }
-        let client = Client::connect(&targets, Some(options)).await?;
+    pub async fn connect_with(config: &ClientConfig, how: &Options) -> Result<Self, Error> {
+        let channel = Channel::Tonic(dial::channel(config, &how.dialer, how.keepalive)?);
+        let options = ConnectOptions::new().with_require_leader(true);
+        let with_password = match (&config.username, &config.password) {
+            (Some(user), Some(password)) => Some(options.clone().with_user(user, password)),
+            _ => None,
+        };
+        let asked = with_password.is_some();
+        let connect = |options| {
+            let connected = Box::pin(Client::from_channel(channel.clone(), Some(options)));
+            tokio::time::timeout(CONNECT_TIMEOUT, connected)
+        };
+        let late = |_| Error::Timeout(CONNECT_TIMEOUT);
+        let client = match connect(with_password.unwrap_or(options.clone())).await.map_err(late)? {
+            // A store that asks for no password is told none, as Go's client does.
+            Err(etcd_client::Error::GRpcStatus(status)) if asked && status.message().contains(NO_AUTH) => {
+                connect(options).await.map_err(late)??
+            }
+            done => done?,
+        };
         Ok(Self {
             client,
             pinned: Arc::default(),
@@ -250,7 +271,7 @@ impl EtcdClient {
     }
 
     async fn range(&self, key: Vec<u8>, options: GetOptions) -> Result<(etcd_client::GetResponse, i64), Error> {
-        let mut kv = self.client.kv_client().max_decoding_message_size(DECODE_MAX);
+        let mut kv = self.client.kv_client().max_decoding_message_size(ANSWER_MAX);
         let answer = tokio::time::timeout(READ_TIMEOUT, kv.get(key, Some(options))).await;
         let response = answer.map_err(|_| Error::Timeout(READ_TIMEOUT))??;
         let revision = self.check(response.header())?;
@@ -259,8 +280,13 @@ impl EtcdClient {
 
     /// Reads one key.
     pub async fn get(&self, key: &str) -> Result<Option<KeyValue>, Error> {
-        let (mut response, _) = self.range(key.into(), GetOptions::new()).await?;
-        Ok(response.take_kvs().pop())
+        Ok(self.get_with_revision(key).await?.0)
+    }
+
+    /// Reads one key; a watch for what comes then begins at the next revision.
+    pub async fn get_with_revision(&self, key: &str) -> Result<(Option<KeyValue>, i64), Error> {
+        let (mut response, revision) = self.range(key.into(), GetOptions::new()).await?;
+        Ok((response.take_kvs().pop(), revision))
     }
 
     /// Reads one key as it was at a revision; an error if that is compacted, or has not come yet.
@@ -286,6 +312,7 @@ impl EtcdClient {
         Pages {
             client: self.clone(),
             end,
+            limit: self.page,
             from: Some(prefix.as_bytes().to_vec()),
             revision: 0,
             count: 0,
@@ -305,7 +332,7 @@ impl EtcdClient {
     }
 
     async fn start_watch(&self, key: &str, options: WatchOptions) -> Result<Watch, Error> {
-        let mut client = self.client.watch_client().max_decoding_message_size(DECODE_MAX);
+        let mut client = self.client.watch_client().max_decoding_message_size(CHANGES_MAX);
         let stream = client.watch(key, Some(options)).await?;
         Ok(Watch {
             stream,
@@ -318,11 +345,22 @@ impl Pages {
     /// The next page; none after the last.
     pub async fn next(&mut self) -> Result<Option<Vec<KeyValue>>, Error> {
         let Some(from) = self.from.take() else { return Ok(None) };
-        let options = GetOptions::new()
-            .with_range(self.end.clone())
-            .with_limit(self.client.page)
-            .with_revision(self.revision);
-        let (mut response, revision) = self.client.range(from.clone(), options).await?;
+        let (mut response, revision) = loop {
+            let options = GetOptions::new()
+                .with_range(self.end.clone())
+                .with_limit(self.limit)
+                .with_revision(self.revision);
+            match self.client.range(from.clone(), options).await {
+                Err(error) if error.is_too_large() && self.limit != 1 => {
+                    self.limit = if self.limit == 0 {
+                        PAGE
+                    } else {
+                        (self.limit / 16).max(1)
+                    };
+                }
+                done => break done?,
+            }
+        };
         if self.revision == 0 {
             self.revision = revision;
             self.count = u64::try_from(response.count()).unwrap_or_default();

@@ -1,6 +1,7 @@
 //! The etcd client's YAML file, as Go's clientv3/yaml reads it: endpoints and TLS files.
 
 use serde::Deserialize;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// What a client needs to connect. Unknown keys are ignored, as in the original.
@@ -35,6 +36,20 @@ pub struct HostAlias {
     pub hostname: String,
     /// Its addresses.
     pub ips: Vec<std::net::IpAddr>,
+}
+
+/// What is wrong with an alias.
+#[derive(Debug, thiserror::Error)]
+pub enum AliasError {
+    /// Whose addresses are these?
+    #[error("cilium-host-aliases entry has an empty hostname")]
+    NoName,
+    /// Where is it?
+    #[error("cilium-host-aliases entry for hostname {0:?} has no IPs")]
+    NoAddress(String),
+    /// Which of them?
+    #[error("cilium-host-aliases has duplicate hostname {0:?}")]
+    Twice(String),
 }
 
 /// Why a file is no usable client configuration. Each names its file.
@@ -86,37 +101,26 @@ impl ClientConfig {
         if config.endpoints.is_empty() {
             return Err("it has no endpoints".to_owned());
         }
+        config.check_aliases().map_err(|e| e.to_string())?;
         if config.insecure_skip_tls_verify {
             return Err("insecure-skip-tls-verify is not supported".to_owned());
         }
         Ok(config)
     }
 
-    /// The endpoints with aliases resolved, and the name to check a certificate for where that is not the
-    /// endpoint's own.
-    pub fn targets(&self) -> (Vec<String>, Option<String>) {
-        let (mut targets, mut name) = (vec![], None);
-        for endpoint in &self.endpoints {
-            let parts = endpoint.split_once("://").and_then(|(scheme, rest)| {
-                let (host, port) = rest.rsplit_once(':')?;
-                let alias = self.cilium_host_aliases.iter().find(|a| a.hostname == host)?;
-                Some((scheme, alias, port.trim_end_matches('/')))
-            });
-            match parts.filter(|(_, alias, _)| !alias.ips.is_empty()) {
-                None => targets.push(endpoint.clone()),
-                Some((scheme, alias, port)) => {
-                    name = Some(alias.hostname.clone());
-                    let url = |ip: &std::net::IpAddr| {
-                        format!(
-                            "{scheme}://{}",
-                            std::net::SocketAddr::new(*ip, port.parse().unwrap_or(2379))
-                        )
-                    };
-                    targets.extend(alias.ips.iter().map(url));
-                }
+    /// Checks the aliases, as Cilium does and in its words.
+    pub fn check_aliases(&self) -> Result<(), AliasError> {
+        let mut seen = BTreeSet::new();
+        for alias in &self.cilium_host_aliases {
+            let name = || alias.hostname.clone();
+            match () {
+                () if alias.hostname.is_empty() => return Err(AliasError::NoName),
+                () if alias.ips.is_empty() => return Err(AliasError::NoAddress(name())),
+                () if !seen.insert(&alias.hostname) => return Err(AliasError::Twice(name())),
+                () => {}
             }
         }
-        (targets, name)
+        Ok(())
     }
 
     /// Files it refers to.
@@ -140,17 +144,19 @@ mod tests {
         let config = ClientConfig::read(&path).unwrap();
         assert_eq!(config.endpoints, ["https://hk.mesh.cilium.io:2379"]);
         assert_eq!(config.files().count(), 3);
-        assert_eq!(config.targets(), (config.endpoints.clone(), None));
         let aliases = "cilium-host-aliases:\n- hostname: hk.mesh.cilium.io\n  ips: [10.0.0.1, 'fd00::1']\n";
         std::fs::write(&path, format!("{text}{aliases}")).unwrap();
-        let (targets, name) = ClientConfig::read(&path).unwrap().targets();
-        assert_eq!(targets, ["https://10.0.0.1:2379", "https://[fd00::1]:2379"]);
-        assert_eq!(name.as_deref(), Some("hk.mesh.cilium.io"));
+        let alias = &ClientConfig::read(&path).unwrap().cilium_host_aliases[0];
+        assert_eq!(alias.hostname, "hk.mesh.cilium.io");
+        assert_eq!(alias.ips.len(), 2);
         for broken in [
             "endpoints: [",
             "endpoints: []",
             "a: b",
             "endpoints: [x]\ninsecure-skip-tls-verify: true",
+            "endpoints: [x]\ncilium-host-aliases: [{ips: [10.0.0.1]}]",
+            "endpoints: [x]\ncilium-host-aliases: [{hostname: a}]",
+            "endpoints: [x]\ncilium-host-aliases: [{hostname: a, ips: [::1]}, {hostname: a, ips: [::1]}]",
         ] {
             std::fs::write(&path, broken).unwrap();
             let error = ClientConfig::read(&path).unwrap_err().to_string();

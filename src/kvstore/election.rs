@@ -6,6 +6,7 @@
 use super::client::{self, EtcdClient};
 use super::etcd::EtcdBackend;
 use super::{Backend, Error};
+use crate::util::alive::{self, Sign};
 use crate::util::backoff::Backoff;
 use etcd_client::{Compare, CompareOp, GetOptions, PutOptions, SortOrder, SortTarget, Txn, TxnOp};
 use std::time::Duration;
@@ -15,6 +16,8 @@ use tokio::time::Instant;
 const TTL: Duration = Duration::from_secs(25);
 /// The lease is renewed this often.
 const RENEW: Duration = Duration::from_secs(8);
+/// Whether the one before is alive is looked at this often, where it can be seen.
+const LOOK: Duration = Duration::from_secs(1);
 /// Giving the lock back takes no longer than this.
 const RELEASE: Duration = Duration::from_secs(2);
 
@@ -24,6 +27,8 @@ pub struct Leadership {
     client: Option<EtcdClient>,
     lease: i64,
     renewed: Instant,
+    /// Shows other candidates here that this one lives.
+    _sign: Option<Sign>,
 }
 
 impl EtcdBackend {
@@ -44,27 +49,35 @@ impl EtcdBackend {
         let granted_at = Instant::now();
         let grant = client.raw().lease_grant(TTL.as_secs() as i64, None).await;
         let lease = grant.map_err(client::Error::from)?.id();
+        let key = format!("{lock}/{lease:x}");
+        let sign = alive::show(&key).inspect_err(|error| tracing::debug!(key, %error, "no sign of life"));
+        let place = alive::place().filter(|_| sign.is_ok()).unwrap_or_default();
         let mut leadership = Leadership {
             client: Some(client.clone()),
             lease,
             renewed: granted_at,
+            _sign: sign.ok(),
         };
-        let key = format!("{lock}/{lease:x}");
         let create = Txn::new()
             .when([Compare::create_revision(&*key, CompareOp::Equal, 0)])
-            .and_then([TxnOp::put(&*key, "", Some(PutOptions::new().with_lease(lease)))]);
+            .and_then([TxnOp::put(&*key, &*place, Some(PutOptions::new().with_lease(lease)))]);
         client.raw().txn(create).await.map_err(client::Error::from)?;
         loop {
             let Some(before) = predecessor(&client, lock, &key).await? else {
                 return Ok(leadership);
             };
-            tracing::info!(lock, leader = before, "waiting to lead");
-            let mut watch = client.watch_key(&before, 0).await?;
+            tracing::info!(lock, leader = before.key, "waiting to lead");
+            let mut watch = client.watch_key(&before.key, 0).await?;
             // It may have gone before the watch began.
             while predecessor(&client, lock, &key).await?.as_ref() == Some(&before) {
                 tokio::select! {
                     changed = watch.next() => drop(changed?),
-                    () = tokio::time::sleep(RENEW) => self.renew(&mut leadership).await?,
+                    () = before.death(&place) => {
+                        tracing::info!(lock, leader = before.key, "it died here: its lease is revoked");
+                        // Somebody else may have been faster.
+                        drop(client.raw().lease_revoke(before.lease).await);
+                    }
+                    () = tokio::time::sleep(RENEW) => Box::pin(self.renew(&mut leadership)).await?,
                 }
             }
         }
@@ -92,7 +105,13 @@ impl EtcdBackend {
     pub async fn hold(&self, mut leadership: Leadership) {
         loop {
             tokio::time::sleep(RENEW / 2).await;
-            match Box::pin(self.renew(&mut leadership)).await {
+            // Whoever waits may lead when the lease has run out, whether that is known here or not.
+            let until = leadership.renewed + TTL;
+            let renewal = tokio::time::timeout_at(until, Box::pin(self.renew(&mut leadership)));
+            let renewed = renewal
+                .await
+                .unwrap_or_else(|_| Err(Error::Unavailable("no answer in time".to_owned())));
+            match renewed {
                 Ok(()) => {}
                 Err(Error::Rejected(_)) => return,
                 Err(error) if leadership.renewed.elapsed() >= TTL => {
@@ -126,17 +145,42 @@ impl Leadership {
     }
 }
 
-/// The key that leads before ours; none: ours leads.
-async fn predecessor(client: &EtcdClient, lock: &str, key: &str) -> Result<Option<String>, Error> {
+/// The candidate before another.
+#[derive(Debug, PartialEq, Eq)]
+struct Before {
+    key: String,
+    lease: i64,
+    /// Where it runs, if it says so.
+    place: String,
+}
+
+impl Before {
+    /// Waits until it has died at this place, where that can be seen.
+    async fn death(&self, place: &str) {
+        while place.is_empty() || self.place != place || !alive::is_gone(&self.key) {
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+}
+
+/// The candidate before ours; none: ours leads.
+async fn predecessor(client: &EtcdClient, lock: &str, key: &str) -> Result<Option<Before>, Error> {
     let options = GetOptions::new()
         .with_prefix()
         .with_sort(SortTarget::Create, SortOrder::Ascend);
     let found = client.raw().get(format!("{lock}/"), Some(options)).await;
     let found = found.map_err(client::Error::from)?;
-    let keys: Vec<_> = found.kvs().iter().map(|kv| String::from_utf8_lossy(kv.key())).collect();
-    match keys.iter().position(|k| k == key) {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    match found.kvs().iter().position(|kv| kv.key() == key.as_bytes()) {
         None => Err(Error::Unavailable("the lease of the lock ran out".to_owned())),
         Some(0) => Ok(None),
-        Some(at) => Ok(Some(keys[at - 1].clone().into_owned())),
+        Some(at) => {
+            let kv = &found.kvs()[at - 1];
+            Ok(Some(Before {
+                key: text(kv.key()),
+                lease: kv.lease(),
+                place: text(kv.value()),
+            }))
+        }
     }
 }

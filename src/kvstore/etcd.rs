@@ -2,6 +2,7 @@
 
 use super::client::{self, EtcdClient, Options};
 use super::config::{self, ClientConfig};
+use super::dial::Dialer;
 use super::leases::Leases;
 use super::limiter::{Class, Limiter, Limits};
 use super::metrics::{Metrics, scope_of};
@@ -15,11 +16,15 @@ use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
 
 /// Bytes in one transaction: below etcd's default limit of 1.5 MiB.
 const TXN_BYTES: usize = 1 << 20;
+/// A write that takes longer has failed. An etcd answers or refuses sooner; what is written again although it was
+/// written is an event for everybody.
+const WRITE_DEADLINE: Duration = Duration::from_secs(30);
 /// A request that takes longer has failed.
 const DEADLINE: Duration = Duration::from_secs(10);
 /// How often the store is looked at when nothing else is asked of it.
@@ -55,6 +60,9 @@ pub struct EtcdBackend {
     limiter: Arc<Limiter>,
     metrics: Metrics,
     reach: Mutex<Reach>,
+    dialer: Dialer,
+    /// The store that answered last; 0: none yet.
+    cluster_id: AtomicU64,
 }
 
 /// When the store answered last.
@@ -71,9 +79,13 @@ impl From<client::Error> for Error {
             client::Error::Etcd(etcd_client::Error::GRpcStatus(status)) => {
                 // Only the size of a request is a key's own fault: etcd's words, Go's and tonic's.
                 let too_large = ["request is too large", "larger than max", "message length too large"];
-                match too_large.iter().any(|text| status.message().contains(text)) {
-                    true => Self::Rejected(error.to_string()),
-                    false => Self::Unavailable(error.to_string()),
+                let says = |text: &&str| status.message().contains(*text);
+                if too_large.iter().any(says) {
+                    Self::Rejected(error.to_string())
+                } else if says(&"database space exceeded") {
+                    Self::Full(error.to_string())
+                } else {
+                    Self::Unavailable(error.to_string())
                 }
             }
             _ => Self::Unavailable(error.to_string()),
@@ -95,6 +107,8 @@ impl EtcdBackend {
             limiter,
             metrics: metrics.clone(),
             reach: Mutex::default(),
+            dialer: Dialer::default(),
+            cluster_id: AtomicU64::new(0),
         });
         let keeper = Arc::clone(&this);
         life.spawn_forever("leases", async move { keeper.leases.keep_alive(&keeper.client).await });
@@ -147,8 +161,9 @@ impl EtcdBackend {
         let options = Options {
             page: self.config.limits.page,
             keepalive: self.config.keepalive,
+            dialer: self.dialer.clone(),
         };
-        Ok(EtcdClient::connect_with(&config, options).await?)
+        Ok(EtcdClient::connect_with(&config, &options).await?)
     }
 
     /// Runs `f` on the connection, which is given up if that fails: the next call makes a new one, with
@@ -165,15 +180,30 @@ impl EtcdBackend {
             }
         };
         // The client's futures are large.
-        let done = Box::pin(f(client)).await;
+        let done = Box::pin(f(client.clone())).await;
+        self.same_store(&client);
         match &done {
             Err(error @ Error::Unavailable(_)) => {
                 self.reach.lock().failed(error);
                 *self.client.lock().await = None;
+                // What accepts connections and serves nothing should not be the first next time.
+                self.dialer.forget();
             }
+            Err(error @ Error::Full(_)) => self.reach.lock().failed(error),
             Ok(_) | Err(Error::Rejected(_)) => self.reach.lock().answered(),
         }
         done
+    }
+
+    /// Another store than before has none of our leases, whatever ids it has.
+    fn same_store(&self, client: &EtcdClient) {
+        let (now, before) = (client.cluster_id(), &self.cluster_id);
+        if now != 0 && before.swap(now, Ordering::Relaxed) != now && self.leases.lose_all() {
+            tracing::warn!(
+                store = self.describe(),
+                "another store than before: everything is written anew"
+            );
+        }
     }
 
     /// Asks for one thing, with its time and its outcome counted.
@@ -262,10 +292,10 @@ impl EtcdBackend {
     async fn write_part(&self, class: Class, part: &[Write]) -> Result<(), Error> {
         let permit = self.limiter.acquire(class, part.len()).await;
         let begun = Instant::now();
-        let late = || Error::Unavailable(format!("no answer in {} s", DEADLINE.as_secs()));
+        let late = || Error::Unavailable(format!("no answer in {} s", WRITE_DEADLINE.as_secs()));
         let done = self
             .with(async |client| {
-                let done = tokio::time::timeout(DEADLINE, self.write_txn(&client, part)).await;
+                let done = tokio::time::timeout(WRITE_DEADLINE, self.write_txn(&client, part)).await;
                 done.unwrap_or_else(|_| Err(late()))
             })
             .await;
@@ -285,19 +315,25 @@ impl EtcdBackend {
         done
     }
 
-    /// Takes over the lease of a key of a former life, so that an unchanged key need not be written.
-    async fn adopt(&self, client: &EtcdClient, key: &Bytes, lease: i64) -> Result<(), Error> {
+    /// Takes over the lease of a key of a former life, so that an unchanged key need not be written; false: the
+    /// lease is gone since, and the key with it.
+    async fn adopt(&self, client: &EtcdClient, key: &Bytes, lease: i64) -> Result<bool, Error> {
+        if lease == 0 {
+            return Ok(true);
+        }
         if !self.leases.holds(lease) {
             let found = client.raw().lease_time_to_live(lease, None).await;
-            let ttl = found.map_err(client::Error::from)?.granted_ttl();
-            // Gone since: the key is, too, and the next look tells.
-            let Ok(ttl @ 1..) = u64::try_from(ttl) else {
-                return Ok(());
+            let found = found.map_err(client::Error::from)?;
+            let Some(ttl) = u64::try_from(found.granted_ttl())
+                .ok()
+                .filter(|ttl| *ttl > 0 && found.ttl() > 0)
+            else {
+                return Ok(false);
             };
             self.leases.hold(lease, Duration::from_secs(ttl));
         }
         self.leases.attach(key, lease);
-        Ok(())
+        Ok(true)
     }
 }
 
@@ -312,7 +348,9 @@ impl Reach {
     }
 
     fn failed(&mut self, error: &Error) {
-        let since = self.trouble.take().map_or_else(Instant::now, |(since, _)| since);
+        // Since it answered last: a request that got no answer was waited for.
+        let since = self.answered.unwrap_or_else(Instant::now);
+        let since = self.trouble.take().map_or(since, |(since, _)| since);
         self.trouble = Some((since, error.to_string()));
     }
 }
@@ -340,17 +378,17 @@ impl Backend for EtcdBackend {
     async fn list(&self, prefix: &str) -> Result<Vec<(Bytes, Bytes)>, Error> {
         // Each page has a deadline of its own.
         let deadline = Duration::from_secs(600);
-        let permit = self.limiter.acquire(Class::Live, 1).await;
+        // A list of everything at the start or after a loss must not use up what is for changes.
+        let permit = self.limiter.acquire(Class::Live, 0).await;
         let listed = self
             .timed((prefix.as_bytes(), "ListPrefix", deadline), async |client| {
                 let kvs = client.list(prefix).await?.kvs;
                 let mut found = Vec::with_capacity(kvs.len());
                 for kv in kvs {
                     let key = Bytes::copy_from_slice(kv.key());
-                    if kv.lease() != 0 {
-                        self.adopt(&client, &key, kv.lease()).await?;
+                    if self.adopt(&client, &key, kv.lease()).await? {
+                        found.push((key, Bytes::copy_from_slice(kv.value())));
                     }
-                    found.push((key, Bytes::copy_from_slice(kv.value())));
                 }
                 Ok(found)
             })
@@ -366,6 +404,17 @@ impl Backend for EtcdBackend {
             })
             .await?;
         Ok(kv.map(|kv| Bytes::copy_from_slice(kv.value())))
+    }
+
+    async fn own(&self, key: &str) -> Result<Option<Bytes>, Error> {
+        self.timed((key.as_bytes(), "Get", DEADLINE), async |client| {
+            let Some(kv) = client.get(key).await? else {
+                return Ok(None);
+            };
+            let there = self.adopt(&client, &key.to_owned().into(), kv.lease()).await?;
+            Ok(there.then(|| Bytes::copy_from_slice(kv.value())))
+        })
+        .await
     }
 
     fn batch(&self) -> usize {
@@ -386,7 +435,9 @@ impl Backend for EtcdBackend {
             let done = client.raw().delete(prefix, Some(options)).await;
             done.map(drop).map_err(|e| client::Error::from(e).into())
         })
-        .await
+        .await?;
+        self.leases.detach_prefix(prefix.as_bytes());
+        Ok(())
     }
 
     fn changes(&self, key: &str) -> BoxStream<'static, ()> {

@@ -42,6 +42,19 @@ struct Lease {
     due: Instant,
 }
 
+impl Lease {
+    fn new(ttl: Duration) -> Self {
+        let now = Instant::now();
+        Self {
+            keys: 0,
+            ttl,
+            renewed: now,
+            // A found one may have little time left.
+            due: now,
+        }
+    }
+}
+
 impl Leases {
     pub(super) fn new(ttl: Duration) -> Self {
         Self {
@@ -79,14 +92,7 @@ impl Leases {
 
     /// Holds a lease from now on, just granted or found on a key.
     pub(super) fn hold(&self, id: i64, ttl: Duration) {
-        let now = Instant::now();
-        let fresh = || Lease {
-            keys: 0,
-            ttl,
-            renewed: now,
-            // A found one may have little time left.
-            due: now,
-        };
+        let fresh = || Lease::new(ttl);
         self.book.lock().leases.entry(id).or_insert_with(fresh);
         self.changed.notify_one();
     }
@@ -103,14 +109,36 @@ impl Leases {
             return;
         }
         book.detach(key);
-        if let Some(lease) = book.leases.get_mut(&id) {
-            lease.keys += 1;
-            book.by_key.insert(key.clone(), id);
-        }
+        // It may have been given up as empty meanwhile.
+        let ttl = self.ttl;
+        book.leases.entry(id).or_insert_with(|| Lease::new(ttl)).keys += 1;
+        book.by_key.insert(key.clone(), id);
     }
 
     pub(super) fn detach(&self, key: &[u8]) {
         self.book.lock().detach(key);
+    }
+
+    /// Notes that all keys under a prefix are gone.
+    pub(super) fn detach_prefix(&self, prefix: &[u8]) {
+        let mut book = self.book.lock();
+        let Book { leases, by_key, .. } = &mut *book;
+        by_key.retain(|key, id| {
+            let gone = key.starts_with(prefix);
+            if let Some(lease) = leases.get_mut(id).filter(|_| gone) {
+                lease.keys -= 1;
+            }
+            !gone
+        });
+    }
+
+    /// Forgets all leases, as the store does not know them; says whether there were any. That is a loss.
+    pub(super) fn lose_all(&self) -> bool {
+        let mut book = self.book.lock();
+        let any = !book.leases.is_empty();
+        *book = Book::default();
+        self.losses.fetch_add(u64::from(any), Ordering::Relaxed);
+        any
     }
 
     /// Forgets a lease that is gone, with its keys; a loss if there were any.
@@ -133,7 +161,12 @@ impl Leases {
             }
             let now = Instant::now();
             let due: Vec<i64> = {
-                let book = self.book.lock();
+                let mut book = self.book.lock();
+                // One that nothing hangs on any more runs out by itself.
+                let current = book.current;
+                let empty = |id: &i64, lease: &Lease| lease.keys == 0 && lease.due <= now && current != Some(*id);
+                book.leases
+                    .retain(|id, lease| !empty(id, lease) || lease.renewed.elapsed() < RETRY);
                 let due = book.leases.iter().filter(|(_, lease)| lease.due <= now);
                 due.map(|(id, _)| *id).collect()
             };

@@ -7,8 +7,8 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
-use tokio::sync::{Notify, Semaphore, SemaphorePermit};
-use tokio::time::Instant;
+use tokio::sync::{Mutex, Notify, Semaphore, SemaphorePermit};
+use tokio::time::{Instant, timeout};
 
 /// Limits of one client of a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,10 +61,17 @@ pub enum Class {
 /// Largest number of operations asked for at once while there is no limit, and while starting.
 const BATCH: u32 = 128;
 
+/// The bulk lets others go first for no longer than this.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// Makes callers wait.
 pub struct Limiter {
     limits: Limits,
     rate: RwLock<Rate>,
+    /// Who may save up for what it needs: one after the other, or a small request would always be faster than a
+    /// large one.
+    turn: Mutex<()>,
+    bulk_turn: Mutex<()>,
     inflight: Semaphore,
     /// Callers that go before the bulk.
     live: AtomicUsize,
@@ -129,6 +136,8 @@ impl Limiter {
         Self {
             limits,
             rate: RwLock::new(rate),
+            turn: Mutex::default(),
+            bulk_turn: Mutex::default(),
             inflight: Semaphore::new(inflight as usize),
             live: AtomicUsize::new(0),
             live_done: Notify::new(),
@@ -154,19 +163,22 @@ impl Limiter {
         most as usize
     }
 
-    /// Waits until `operations`, at most [`Self::batch`], may go as one request.
+    /// Waits until `operations`, at most [`Self::batch`], may go as one request; none: it is only counted as one.
     pub async fn acquire(&self, class: Class, operations: usize) -> Permit<'_> {
         let begun = Instant::now();
         let inflight = match class {
             Class::Control => None,
             Class::Live => {
                 let _first = First::new(self);
-                self.wait_rate(operations).await;
+                self.save_up(operations).await;
                 self.inflight.acquire().await.ok()
             }
             Class::Bulk => {
-                self.wait_live().await;
-                self.wait_rate(operations).await;
+                let turn = self.bulk_turn.lock().await;
+                if timeout(PATIENCE, self.go_last(operations)).await.is_err() {
+                    self.save_up(operations).await;
+                }
+                drop(turn);
                 self.inflight.acquire().await.ok()
             }
         };
@@ -180,19 +192,35 @@ impl Limiter {
         }
     }
 
-    async fn wait_rate(&self, operations: usize) {
+    /// Takes what `operations` need, or says when there may be that much.
+    fn take(&self, operations: usize) -> Result<(), Duration> {
+        let rate = self.rate.read();
+        let Some(bucket) = &rate.bucket else { return Ok(()) };
+        let most = u32::try_from(operations).unwrap_or(u32::MAX).clamp(1, rate.burst);
+        let wait = match NonZeroU32::new(most).map(|n| bucket.check_n(n)) {
+            None | Some(Err(_) | Ok(Ok(()))) => return Ok(()),
+            Some(Ok(Err(not_yet))) => not_yet.wait_time_from(DefaultClock::default().now()),
+        };
+        // The rate may rise meanwhile.
+        Err(wait.clamp(Duration::from_millis(1), Duration::from_secs(1)))
+    }
+
+    async fn save_up(&self, operations: usize) {
+        if operations == 0 {
+            return;
+        }
+        let _turn = self.turn.lock().await;
+        while let Err(wait) = self.take(operations) {
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// Goes when nobody else wants to.
+    async fn go_last(&self, operations: usize) {
         loop {
-            let wait = {
-                let rate = self.rate.read();
-                let Some(bucket) = &rate.bucket else { return };
-                let most = u32::try_from(operations).unwrap_or(u32::MAX).clamp(1, rate.burst);
-                match NonZeroU32::new(most).map(|n| bucket.check_n(n)) {
-                    None | Some(Err(_) | Ok(Ok(()))) => return,
-                    Some(Ok(Err(not_yet))) => not_yet.wait_time_from(DefaultClock::default().now()),
-                }
-            };
-            // The rate may rise meanwhile.
-            tokio::time::sleep(wait.clamp(Duration::from_millis(1), Duration::from_secs(1))).await;
+            self.wait_live().await;
+            let Err(wait) = self.take(operations) else { return };
+            tokio::time::sleep(wait).await;
         }
     }
 
@@ -318,6 +346,25 @@ mod tests {
         assert!(takes(&limiter, Class::Live, 1).await);
         drop(first);
         assert!(takes(&limiter, Class::Bulk, 1).await);
+    }
+
+    #[tokio::test]
+    async fn a_flood_of_small_requests_starves_nobody() {
+        let limiter = Limiter::new(limits(100, None));
+        limiter.acquire(Class::Live, 100).await.done(true);
+        let flood = async || {
+            loop {
+                limiter.acquire(Class::Live, 1).await.done(true);
+            }
+        };
+        for class in [Class::Live, Class::Bulk] {
+            let floods = futures::future::select_all([0; 3].map(|_| Box::pin(flood())));
+            tokio::select! {
+                permit = limiter.acquire(class, 50) => permit.done(true),
+                _ = floods => unreachable!("it has no end"),
+                () = tokio::time::sleep(Duration::from_secs(10)) => panic!("{class:?} starves"),
+            }
+        }
     }
 
     #[tokio::test]

@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
+use std::num::NonZeroU64;
 use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,17 +29,9 @@ const BACKLOG: usize = 128;
 /// Bytes of values in one batch: below etcd's largest request.
 const BATCH_BYTES: usize = 1 << 20;
 
-/// A key's value by its hash; values themselves are kept only until they are written.
-type Digest = (u64, u64);
-
-/// What a key is in the store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Written {
-    /// This, or absent.
-    Known(Option<Digest>),
-    /// A write is on its way, or its outcome is not known: only another write makes sure.
-    Unknown,
-}
+/// A key's value by its keyed hash, in which nobody can find collisions; values themselves are kept only until they
+/// are written.
+type Digest = NonZeroU64;
 
 /// See the module's text.
 pub struct SyncStore {
@@ -47,7 +40,8 @@ pub struct SyncStore {
     prefixes: Vec<Prefix>,
     /// Whether values are kept after they are written, because the store may lose them.
     retain: bool,
-    hashers: (RandomState, RandomState),
+    hasher: RandomState,
+    begun: Instant,
     state: Mutex<State>,
     wake: Notify,
     /// Told when writes are in the store.
@@ -68,7 +62,7 @@ struct State {
     keys: BTreeMap<Bytes, Entry>,
     queue: VecDeque<Bytes>,
     /// Lists begun so far.
-    generation: u64,
+    generation: u32,
     /// Prefixes whose list has ended at least once: what nobody named there is stale.
     ended: BTreeSet<String>,
     /// Prefixes of which everything has been written once.
@@ -76,43 +70,74 @@ struct State {
     stats: Stats,
     /// Failures and refusals by prefix, in the order of the prefixes.
     faults: Vec<(u64, u64)>,
-    /// Keys that should be there, by prefix.
-    counts: Vec<usize>,
+    /// Keys that should be there and bytes of their values, by prefix.
+    counts: Vec<(usize, usize)>,
+    /// The store has no room: only what is deleted makes some.
+    full: bool,
 }
 
+/// There may be hundreds of thousands: 72 bytes.
 struct Entry {
     /// What it should be; none: absent.
     desired: Option<Digest>,
-    /// What it is, as far as known.
-    written: Written,
-    /// The value to write, while it differs.
-    value: Option<Bytes>,
+    /// What it is.
+    written: Option<Digest>,
+    /// Whether that is known. It is not while a write is on its way, or its outcome is not known: then only another
+    /// write makes sure.
+    is_known: bool,
     queued: bool,
-    /// When the change was known that is not in the store yet.
-    since: Option<Instant>,
-    /// The list that last named it.
-    generation: u64,
     /// Written even if unchanged: a canary.
     always: bool,
+    /// The list that last named it.
+    generation: u32,
+    /// Bytes of the value it should have.
+    size: u32,
+    /// The value to write, while it differs.
+    value: Option<Bytes>,
+    /// When the change was known that is not in the store yet; microseconds from the writer's start, and one.
+    since: Option<NonZeroU64>,
 }
 
 impl Default for Entry {
     fn default() -> Self {
         Self {
             desired: None,
-            written: Written::Known(None),
-            value: None,
+            written: None,
+            is_known: true,
             queued: false,
-            since: None,
-            generation: 0,
             always: false,
+            generation: 0,
+            size: 0,
+            value: None,
+            since: None,
         }
     }
 }
 
 impl Entry {
     fn is_as_desired(&self) -> bool {
-        self.written == Written::Known(self.desired)
+        self.is_known && self.written == self.desired
+    }
+
+    fn set_written(&mut self, written: Option<Digest>) {
+        (self.written, self.is_known) = (written, true);
+    }
+
+    /// Whether there is nothing to say of it: it is absent, and should be.
+    fn is_nothing(&self) -> bool {
+        self.desired.is_none() && self.is_as_desired() && !self.queued
+    }
+
+    fn count_in(&self, (keys, bytes): &mut (usize, usize)) {
+        if self.desired.is_some() {
+            (*keys, *bytes) = (*keys + 1, *bytes + self.size as usize);
+        }
+    }
+
+    fn count_out(&self, (keys, bytes): &mut (usize, usize)) {
+        if self.desired.is_some() {
+            (*keys, *bytes) = (*keys - 1, *bytes - self.size as usize);
+        }
     }
 }
 
@@ -128,7 +153,7 @@ impl SyncStore {
         let prefixes: Vec<_> = prefixes.into_iter().map(prefix).collect();
         let state = State {
             faults: vec![(0, 0); prefixes.len()],
-            counts: vec![0; prefixes.len()],
+            counts: vec![(0, 0); prefixes.len()],
             ..State::default()
         };
         Self {
@@ -136,7 +161,8 @@ impl SyncStore {
             retain: backend.can_lose(),
             backend,
             prefixes,
-            hashers: Default::default(),
+            hasher: RandomState::new(),
+            begun: Instant::now(),
             state: Mutex::new(state),
             wake: Notify::new(),
             progress: Notify::new(),
@@ -144,7 +170,17 @@ impl SyncStore {
     }
 
     fn digest(&self, value: &[u8]) -> Digest {
-        (self.hashers.0.hash_one(value), self.hashers.1.hash_one(value))
+        NonZeroU64::MIN | self.hasher.hash_one(value)
+    }
+
+    fn micros(&self, at: Instant) -> NonZeroU64 {
+        let micros = at.saturating_duration_since(self.begun).as_micros();
+        NonZeroU64::MIN.saturating_add(u64::try_from(micros).unwrap_or(u64::MAX))
+    }
+
+    fn elapsed(&self, since: NonZeroU64) -> Duration {
+        let since = Duration::from_micros(since.get() - 1);
+        self.begun.elapsed().saturating_sub(since)
     }
 
     /// The key should have this value.
@@ -183,10 +219,13 @@ impl SyncStore {
         }
         let entry = keys.entry(key.clone()).or_default();
         if let Some(at) = at {
-            counts[at] += usize::from(desired.is_some());
-            counts[at] -= usize::from(entry.desired.is_some());
+            entry.count_out(&mut counts[at]);
         }
+        entry.size = value.as_ref().map_or(0, |v| u32::try_from(v.len()).unwrap_or(u32::MAX));
         (entry.desired, entry.generation, entry.always) = (desired, *generation, always);
+        if let Some(at) = at {
+            entry.count_in(&mut counts[at]);
+        }
         if entry.is_as_desired() && !always {
             // As it is already; a queued write of something else is skipped when its turn comes.
             entry.value = value.filter(|_| self.retain);
@@ -194,7 +233,7 @@ impl SyncStore {
             return;
         }
         entry.value = value;
-        entry.since.get_or_insert(known);
+        entry.since.get_or_insert(self.micros(known));
         if !entry.queued {
             entry.queued = true;
             queue.push_back(key);
@@ -203,15 +242,16 @@ impl SyncStore {
     }
 
     /// Begins a list: keys desired from now on count as named by it.
-    pub fn begin_list(&self) -> u64 {
+    pub fn begin_list(&self) -> u32 {
         let mut state = self.state.lock();
         state.generation += 1;
         state.generation
     }
 
     /// Ends a list of `prefix`: whatever there is under it that was not named since should be absent.
-    pub fn end_list(&self, prefix: &str, generation: u64) {
+    pub fn end_list(&self, prefix: &str, generation: u32) {
         let at = self.prefixes.iter().position(|p| p.text == prefix);
+        let now = self.micros(Instant::now());
         let mut state = self.state.lock();
         let State {
             keys,
@@ -227,11 +267,11 @@ impl SyncStore {
             .take_while(|(k, _)| k.starts_with(prefix.as_bytes()));
         for (key, entry) in under.filter(|(_, e)| e.generation < generation) {
             if let Some(at) = at {
-                counts[at] -= usize::from(entry.desired.is_some());
+                entry.count_out(&mut counts[at]);
             }
             (entry.desired, entry.value) = (None, None);
             if !entry.is_as_desired() && !entry.queued {
-                entry.since.get_or_insert_with(Instant::now);
+                entry.since.get_or_insert(now);
                 entry.queued = true;
                 queue.push_back(key.clone());
             }
@@ -241,8 +281,13 @@ impl SyncStore {
 
     /// How many keys under `prefix`, one of the writer's own, should be there.
     pub fn desired(&self, prefix: &str) -> usize {
+        self.desired_size(prefix).0
+    }
+
+    /// How many keys under `prefix` should be there, and how many bytes their values have.
+    pub fn desired_size(&self, prefix: &str) -> (usize, usize) {
         let at = self.prefixes.iter().position(|p| p.text == prefix);
-        at.map_or(0, |at| self.state.lock().counts[at])
+        at.map_or((0, 0), |at| self.state.lock().counts[at])
     }
 
     /// Everything under `prefix` has been written once.
@@ -301,7 +346,23 @@ impl SyncStore {
                     self.refused(&batch[0]);
                 }
                 Err(Error::Rejected(_)) => self.write_one_by_one(&batch).await,
-                Err(Error::Unavailable(error)) => {
+                Err(Error::Full(error)) if !batch.iter().all(is_delete) => {
+                    self.failed(&batch);
+                    if !self.full() || backoff.attempts().is_multiple_of(10) {
+                        tracing::error!(
+                            store = self.name,
+                            error,
+                            "the store has no room: only what goes is written"
+                        );
+                    }
+                    self.requeue(&batch);
+                    // What is deleted makes room; only then is something put again.
+                    if self.full() {
+                        backoff.wait().await;
+                    }
+                    self.deletes_first();
+                }
+                Err(Error::Unavailable(error) | Error::Full(error)) => {
                     self.failed(&batch);
                     if backoff.attempts().is_multiple_of(10) {
                         tracing::warn!(
@@ -316,6 +377,22 @@ impl SyncStore {
                 }
             }
         }
+    }
+
+    /// Whether the store had no room when something was put last.
+    fn full(&self) -> bool {
+        self.state.lock().full
+    }
+
+    /// Moves what is deleted to the front, as it makes room and needs none.
+    fn deletes_first(&self) {
+        let mut state = self.state.lock();
+        let State { keys, queue, full, .. } = &mut *state;
+        *full = true;
+        let goes = |key: &Bytes| keys.get(key).is_none_or(|e| e.desired.is_none());
+        let (mut first, mut rest): (VecDeque<_>, VecDeque<_>) = queue.drain(..).partition(goes);
+        first.append(&mut rest);
+        *queue = first;
     }
 
     /// Where there is much to write, nobody waits for a single key.
@@ -352,7 +429,7 @@ impl SyncStore {
                     tracing::error!(store = self.name, %key, error, "the store refuses this key: skipped");
                     self.refused(write);
                 }
-                Err(Error::Unavailable(_)) => return self.requeue(&batch[at..]),
+                Err(Error::Unavailable(_) | Error::Full(_)) => return self.requeue(&batch[at..]),
             }
         }
     }
@@ -383,45 +460,51 @@ impl SyncStore {
     fn adopted(&self, found: Vec<(Bytes, Bytes)>) {
         let mut state = self.state.lock();
         let State { keys, queue, ended, .. } = &mut *state;
-        keys.values_mut().for_each(|e| e.written = Written::Known(None));
+        keys.values_mut().for_each(|e| e.set_written(None));
         for (key, value) in found {
-            keys.entry(key).or_default().written = Written::Known(Some(self.digest(&value)));
+            keys.entry(key).or_default().set_written(Some(self.digest(&value)));
         }
+        keys.retain(|_, entry| !entry.is_nothing());
+        let mut lost = vec![];
         for (key, entry) in keys.iter_mut().filter(|(_, e)| !e.is_as_desired() && !e.queued) {
             let stale = || ended.iter().any(|p| key.starts_with(p.as_bytes()));
-            if entry.value.is_some() {
+            if entry.value.is_some() || (entry.desired.is_none() && stale()) {
                 entry.queued = true;
-                queue.push_back(key.clone());
-            } else if entry.desired.is_none() && stale() {
-                // Before anything that waits, the canary of a list that has ended among it.
-                entry.queued = true;
-                queue.push_front(key.clone());
+                lost.push(key.clone());
             }
         }
+        // Before anything that waits, the canary of a list that has ended among it.
+        lost.into_iter().rev().for_each(|key| queue.push_front(key));
     }
 
     /// Takes the next writes off the queue.
     fn next_batch(&self) -> Vec<Write> {
         let mut state = self.state.lock();
-        let State { keys, queue, .. } = &mut *state;
+        let State { keys, queue, full, .. } = &mut *state;
         let (mut batch, mut bytes) = (Vec::new(), 0);
         let most = self.backend.batch();
         while batch.len() < most && bytes < BATCH_BYTES {
             let Some(key) = queue.pop_front() else { break };
             let Some(entry) = keys.get_mut(&key) else { continue };
+            if *full && entry.desired.is_some() && !batch.is_empty() {
+                // Deletes go alone.
+                queue.push_front(key);
+                break;
+            }
             entry.queued = false;
             match (&entry.value, entry.desired) {
+                _ if entry.is_nothing() => drop(keys.remove(&key)),
                 _ if entry.is_as_desired() && !entry.always => {
                     entry.value = entry.value.take().filter(|_| self.retain);
                     entry.since = None;
                 }
                 (Some(value), Some(_)) => {
                     bytes += key.len() + value.len();
-                    entry.written = Written::Unknown;
+                    entry.is_known = false;
                     batch.push(Write::Put(key, value.clone()));
                 }
                 (_, None) => {
-                    entry.written = Written::Unknown;
+                    entry.is_known = false;
                     batch.push(Write::Delete(key));
                 }
                 (None, Some(_)) => {}
@@ -433,15 +516,22 @@ impl SyncStore {
     /// Notes that a batch is in the store. A key that was asked to change since is queued again.
     fn done(&self, batch: &[Write]) {
         let mut state = self.state.lock();
-        let State { keys, queue, stats, .. } = &mut *state;
+        let State {
+            keys,
+            queue,
+            stats,
+            full,
+            ..
+        } = &mut *state;
         stats.writes += batch.len() as u64;
+        *full &= batch.iter().all(is_delete);
         for write in batch {
             let (key, written) = match write {
                 Write::Put(key, value) => (key, Some(self.digest(value))),
                 Write::Delete(key) => (key, None),
             };
             let Some(entry) = keys.get_mut(key) else { continue };
-            entry.written = Written::Known(written);
+            entry.set_written(written);
             if entry.queued {
                 continue;
             }
@@ -452,7 +542,7 @@ impl SyncStore {
             }
             entry.always = false;
             if let (Some(since), Some(at)) = (entry.since.take(), self.prefix_of(key)) {
-                self.prefixes[at].lag.observe(since.elapsed().as_secs_f64());
+                self.prefixes[at].lag.observe(self.elapsed(since).as_secs_f64());
             }
             if !self.retain {
                 entry.value = None;
@@ -471,8 +561,18 @@ impl SyncStore {
         if let Some(at) = self.prefix_of(key_of(write)) {
             state.faults[at].1 += 1;
         }
-        if let Some(entry) = state.keys.get_mut(key_of(write)).filter(|e| !e.queued) {
-            (entry.value, entry.since) = (None, None);
+        let State {
+            keys, queue, counts, ..
+        } = &mut *state;
+        let (Write::Put(key, _) | Write::Delete(key)) = write;
+        if let Some(entry) = keys.get_mut(key).filter(|e| !e.queued && e.desired.is_some()) {
+            if let Some(at) = self.prefix_of(key) {
+                entry.count_out(&mut counts[at]);
+            }
+            // The value before is not what the key should be, either.
+            (entry.desired, entry.value, entry.since) = (None, None, None);
+            entry.queued = true;
+            queue.push_back(key.clone());
         }
     }
 
@@ -491,6 +591,10 @@ impl SyncStore {
             }
         }
     }
+}
+
+fn is_delete(write: &Write) -> bool {
+    matches!(write, Write::Delete(_))
 }
 
 fn key_of(write: &Write) -> &[u8] {

@@ -8,8 +8,9 @@ use crate::kvstore::config::ClientConfig;
 use crate::model::cluster::ClusterName;
 use crate::util::files::{SETTLE, is_change, is_settled};
 use notify::{RecursiveMode, Watcher};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -34,6 +35,8 @@ struct Seen {
     clusters: BTreeMap<ClusterName, u64>,
     /// Whether a file was being written when it was looked at.
     unsettled: bool,
+    /// Clusters whose file was not there at the last look.
+    missing: BTreeSet<ClusterName>,
     /// Names already complained about.
     refused: Vec<String>,
 }
@@ -102,9 +105,20 @@ impl Seen {
                 continue;
             }
             let before = known.as_ref().map(|(_, hash)| *hash);
-            let Some(text) = read_config(&path) else {
-                events.extend(known.map(|(name, _)| Event::Removed(name)));
-                continue;
+            let text = match read_config(&path) {
+                Ok(Some(text)) => text,
+                Ok(None) => {
+                    events.extend(known.and_then(|(name, hash)| self.missing(name, hash, &mut now)));
+                    continue;
+                }
+                Err(error) => {
+                    // That says nothing of the cluster.
+                    if known.is_some() {
+                        tracing::warn!(file = %path.display(), %error, "cannot be read");
+                    }
+                    now.extend(known);
+                    continue;
+                }
             };
             match ClusterName::new(name) {
                 Ok(name) if name == *own => {}
@@ -113,6 +127,7 @@ impl Seen {
                     if before != Some(hash) {
                         events.push(Event::Set(name.clone(), path));
                     }
+                    self.missing.remove(&name);
                     now.insert(name, hash);
                 }
                 Err(error) if !self.refused.iter().any(|r| r == name) => {
@@ -123,20 +138,38 @@ impl Seen {
             }
         }
         // What is left was not there.
-        let gone = std::mem::replace(&mut self.clusters, now);
-        events.extend(gone.into_keys().map(Event::Removed));
+        for (name, hash) in std::mem::take(&mut self.clusters) {
+            events.extend(self.missing(name, hash, &mut now));
+        }
+        self.clusters = now;
         Ok(events)
+    }
+
+    /// A cluster whose file is not there; it left if that is so at two looks, and not between two states.
+    fn missing(&mut self, name: ClusterName, hash: u64, now: &mut BTreeMap<ClusterName, u64>) -> Option<Event> {
+        if self.missing.remove(&name) {
+            return Some(Event::Removed(name));
+        }
+        self.unsettled = true;
+        self.missing.insert(name.clone());
+        now.insert(name, hash);
+        None
     }
 }
 
-/// The text of a file that is a cluster configuration.
-fn read_config(path: &Path) -> Option<String> {
-    if !std::fs::metadata(path).ok()?.is_file() {
-        return None;
+/// The text of a file that is a cluster configuration; none if it is none, is not there, or is not for us to read.
+fn read_config(path: &Path) -> std::io::Result<Option<String>> {
+    let read = std::fs::metadata(path).and_then(|found| match found.is_file() {
+        true => std::fs::read(path).map(Some),
+        false => Ok(None),
+    });
+    match read {
+        Ok(text) => Ok(text
+            .map(|text| String::from_utf8_lossy(&text).into_owned())
+            .filter(|text| text.contains("endpoints:"))),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) => Ok(None),
+        Err(error) => Err(error),
     }
-    std::fs::read_to_string(path)
-        .ok()
-        .filter(|text| text.contains("endpoints:"))
 }
 
 fn hash(path: &Path, text: &str) -> u64 {
@@ -179,10 +212,20 @@ mod tests {
         std::fs::write(&ca, "two").unwrap();
         assert_eq!(seen.scan(dir.path(), &name("own")).unwrap(), [set("hk")]);
         write("hk", "no longer one");
+        assert_eq!(seen.scan(dir.path(), &name("own")).unwrap(), [], "looked at twice");
+        assert!(seen.unsettled);
         assert_eq!(
             seen.scan(dir.path(), &name("own")).unwrap(),
             [Event::Removed(name("hk"))]
         );
+        // Between two states it may be away for a moment.
+        write("hk", &config);
+        assert_eq!(seen.scan(dir.path(), &name("own")).unwrap(), [set("hk")]);
+        std::fs::remove_file(dir.path().join("hk")).unwrap();
+        assert_eq!(seen.scan(dir.path(), &name("own")).unwrap(), []);
+        write("hk", &config);
+        assert_eq!(seen.scan(dir.path(), &name("own")).unwrap(), []);
+        assert!(seen.missing.is_empty());
     }
 
     #[test]

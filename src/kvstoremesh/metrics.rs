@@ -77,6 +77,8 @@ impl Collector for Figures {
         page.gauges("remote_cluster_id_conflict", help, conflicts)?;
         let help = "Whether its heartbeat is silent though its store answers";
         page.gauges("remote_cluster_silent", help, gauges(|l| f64::from(u8::from(l.silent))))?;
+        let help = "Kinds of which it has too many keys to be followed";
+        page.gauges("remote_cluster_kinds_stopped", help, gauges(|l| l.stopped.len() as f64))?;
         let counters = |value: fn(&super::status::Live) -> u64| -> Vec<(Labels, u64)> {
             all.iter().map(|(live, ..)| (label(&live.name), value(live))).collect()
         };

@@ -3,10 +3,11 @@
 //! The remote is not trusted: what could leave its place here, is too large or too much is refused, counted
 //! and named in the status, and costs no other cluster anything.
 
-use super::remote::{Error, Remote, Source};
-use crate::kvstore::client::{Changes, Error as ClientError, EtcdClient, KeyValue};
+use super::remote::{Error, Remote, STEADY, Source};
+use crate::kvstore::client::{Changes, Error as ClientError, EtcdClient, KeyValue, Pages};
 use crate::model::keys::{self, Scope};
 
+use crate::util::backoff::Backoff;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
@@ -20,25 +21,49 @@ use tokio::time::Instant;
 pub const VALUE_MAX: usize = 1 << 20;
 /// Keys that are longer are not mirrored.
 pub const KEY_MAX: usize = 4096;
+/// Bytes of values of one kind of one cluster; more is not mirrored.
+const BYTES_MAX: usize = 1 << 30;
 /// Initial lists that are read at the same time.
 const LISTS: usize = 8;
-/// A list that takes longer than this no longer keeps others waiting.
-const LIST_TURN: Duration = Duration::from_secs(20);
+/// Connections that are made at the same time.
+const CONNECTS: usize = 64;
+/// What takes longer than this no longer keeps others waiting.
+const TURN: Duration = Duration::from_secs(5);
 /// A list that takes longer has failed.
 const LIST_MAX: Duration = Duration::from_secs(600);
 
+/// A kind of which a remote has too many keys is looked at again after this long.
+const LEFT_ALONE: Duration = Duration::from_secs(300);
+
 /// What all remote clusters share.
 pub(super) struct Turns {
-    lists: Semaphore,
+    lists: Turn,
     /// Connections that are made at the same time.
-    pub(super) connects: Semaphore,
+    pub(super) connects: Turn,
 }
 
 impl Default for Turns {
     fn default() -> Self {
         Self {
-            lists: Semaphore::new(LISTS),
-            connects: Semaphore::new(64),
+            lists: Turn(Semaphore::new(LISTS)),
+            connects: Turn(Semaphore::new(CONNECTS)),
+        }
+    }
+}
+
+/// Lets few go at a time; one that takes long goes on, and no longer keeps others waiting.
+pub(super) struct Turn(Semaphore);
+
+impl Turn {
+    pub(super) async fn take<T>(&self, work: impl Future<Output = T>) -> T {
+        let turn = self.0.acquire().await;
+        let mut work = Box::pin(work);
+        match tokio::time::timeout(TURN, &mut work).await {
+            Ok(done) => done,
+            Err(_) => {
+                drop(turn);
+                work.await
+            }
         }
     }
 }
@@ -151,6 +176,14 @@ pub(super) struct Connection<'a> {
     pub(super) identities: watch::Sender<bool>,
 }
 
+impl Connection<'_> {
+    fn identities_done(&self, scope: Scope) {
+        if scope == Scope::Identities {
+            self.identities.send_replace(true);
+        }
+    }
+}
+
 /// What is wrong with a key, if anything is.
 fn refusal(key: &[u8], prefix: &str, value: &[u8]) -> Result<usize, &'static str> {
     let Some(name) = key.strip_prefix(prefix.as_bytes()) else {
@@ -197,30 +230,55 @@ impl Remote {
 
     /// Lists and watches, and lists again when the past is gone.
     async fn mirror(&self, connection: &Connection<'_>, place: &Place, canary: &str) -> Result<Infallible, Error> {
-        let client = connection.client;
+        let mut backoff = Backoff::connect();
         loop {
-            let from = match self.resumable(client, place).await? {
-                Some(revision) => {
-                    self.status.update(|s| s.resumes += 1);
-                    revision
-                }
-                None => self.list(client, place).await?,
+            let began = Instant::now();
+            let Err(error) = self.mirror_once(connection, place, canary).await;
+            // What was seen since does not lead on from here, or is sent in a form that cannot be taken.
+            let (again, too_much) = match &error {
+                Error::TooMuch { .. } => (true, true),
+                Error::Client(ClientError::Compacted(_)) => (true, false),
+                Error::Client(error) if error.is_too_large() => (true, false),
+                _ => (false, false),
             };
-            self.write_canary(canary);
-            self.status.update(|s| {
-                s.listed.insert(place.scope, true);
-            });
-            if place.scope == Scope::Identities {
-                connection.identities.send_replace(true);
+            if !again {
+                return Err(error);
             }
-            match self.follow(client, place, from + 1).await {
-                Err(Error::Client(ClientError::Compacted(at))) => {
-                    tracing::info!(cluster_name = %self.name, prefix = place.prefix, at, "listing again: the past is compacted");
-                    self.positions.forget(&[place.scope]);
-                }
-                ended => return ended,
+            self.positions.forget(&[place.scope]);
+            if too_much {
+                tracing::error!(cluster_name = %self.name, %error, "not mirrored any further");
+                self.status.update(|s| {
+                    s.stopped.insert(place.scope, error.to_string());
+                    s.listed.insert(place.scope, false);
+                });
+                connection.identities_done(place.scope);
+                tokio::time::sleep(LEFT_ALONE).await;
+                continue;
             }
+            tracing::info!(cluster_name = %self.name, prefix = place.prefix, %error, "listing again");
+            if began.elapsed() >= STEADY {
+                backoff.reset();
+            }
+            backoff.wait().await;
         }
+    }
+
+    async fn mirror_once(&self, connection: &Connection<'_>, place: &Place, canary: &str) -> Result<Infallible, Error> {
+        let client = connection.client;
+        let from = match self.resumable(client, place).await? {
+            Some(revision) => {
+                self.status.update(|s| s.resumes += 1);
+                revision
+            }
+            None => self.list(client, place).await?,
+        };
+        self.write_canary(canary);
+        self.status.update(|s| {
+            s.listed.insert(place.scope, true);
+            s.stopped.remove(&place.scope);
+        });
+        connection.identities_done(place.scope);
+        self.follow(client, place, from + 1).await
     }
 
     /// The revision to go on from, if the mirror is a past state of this very store.
@@ -242,17 +300,9 @@ impl Remote {
 
     /// Reads all there is; returns at which revision.
     async fn list(&self, client: &EtcdClient, place: &Place) -> Result<i64, Error> {
-        let turn = self.turns.lists.acquire().await;
-        let reading = self.read_pages(client, place);
-        tokio::pin!(reading);
-        let read = match tokio::time::timeout(LIST_TURN, &mut reading).await {
-            Ok(read) => read,
-            Err(_) => {
-                drop(turn);
-                let late = |_| Err(ClientError::Timeout(LIST_MAX).into());
-                tokio::time::timeout(LIST_MAX, reading).await.unwrap_or_else(late)
-            }
-        };
+        let reading = tokio::time::timeout(LIST_MAX, Box::pin(self.read_pages(client, place)));
+        let late = |_| Err(ClientError::Timeout(LIST_MAX).into());
+        let read = self.turns.lists.take(reading).await.unwrap_or_else(late);
         let (revision, witness) = read?;
         self.positions.set(
             place.scope,
@@ -273,14 +323,17 @@ impl Remote {
         let mut newest: Option<Witness> = None;
         let mut pages = client.pages(&place.prefix);
         let list = self.sync.begin_list();
-        let mut seen = 0;
-        while let Some(page) = pages.next().await? {
-            seen += page.len();
+        let mut seen = Amount::default();
+        while let Some(page) = self.page(place, &mut pages).await? {
+            seen.keys += page.len();
+            seen.bytes += page.iter().map(|kv| kv.value().len()).sum::<usize>();
             // What it says first is believed; what it sends is counted.
-            let most = usize::try_from(pages.count).unwrap_or(usize::MAX).max(seen);
-            if most > self.keys_max {
-                return Err(self.too_many(place, most));
-            }
+            let says = usize::try_from(pages.count).unwrap_or(usize::MAX);
+            let most = Amount {
+                keys: says.max(seen.keys),
+                ..seen
+            };
+            self.check(place, most)?;
             for kv in &page {
                 self.take(place, kv.key(), Some(kv.value()));
             }
@@ -294,12 +347,31 @@ impl Remote {
         Ok((pages.revision, newest))
     }
 
-    fn too_many(&self, place: &Place, keys: usize) -> Error {
-        Error::TooManyKeys {
-            prefix: place.prefix.clone(),
-            keys,
-            max: self.keys_max,
+    async fn page(&self, place: &Place, pages: &mut Pages) -> Result<Option<Vec<KeyValue>>, Error> {
+        match pages.next().await {
+            Err(error) if error.is_too_large() => Err(Error::TooMuch {
+                prefix: place.prefix.clone(),
+                what: format!("a value that cannot be taken: {error}"),
+            }),
+            page => Ok(page?),
         }
+    }
+
+    /// An error if there is more of it than is mirrored.
+    fn check(&self, place: &Place, amount: Amount) -> Result<(), Error> {
+        let Amount { keys, bytes } = amount;
+        let what = match (keys > self.keys_max, bytes > BYTES_MAX) {
+            (true, _) => format!(
+                "{keys} keys, more than the {} that are mirrored (--clustermesh-max-keys)",
+                self.keys_max
+            ),
+            (_, true) => format!("{bytes} bytes, more than the {BYTES_MAX} that are mirrored of one kind"),
+            _ => return Ok(()),
+        };
+        Err(Error::TooMuch {
+            prefix: place.prefix.clone(),
+            what,
+        })
     }
 
     /// Takes one key over, or refuses it.
@@ -359,12 +431,17 @@ impl Remote {
                 seen = seen.max(kv.mod_revision());
             }
             self.positions.advance(place.scope, seen);
-            let keys = self.sync.desired(&place.target);
-            if keys > self.keys_max {
-                return Err(self.too_many(place, keys));
-            }
+            let (keys, bytes) = self.sync.desired_size(&place.target);
+            self.check(place, Amount { keys, bytes })?;
         }
     }
+}
+
+/// How much there is.
+#[derive(Clone, Copy, Default)]
+struct Amount {
+    keys: usize,
+    bytes: usize,
 }
 
 /// A scope, and where it is there and here.

@@ -12,16 +12,18 @@
 
 use super::reflect::{Connection, Positions, Turns};
 use super::status::Shared;
-use crate::kvstore::client::{Error as ClientError, EtcdClient};
+use crate::kvstore::client::{Error as ClientError, EtcdClient, Options};
 use crate::kvstore::config::{ClientConfig, Error as ConfigError};
 use crate::kvstore::sync_store::SyncStore;
 use crate::kvstore::{Backend, keeper};
 use crate::model::cluster::{ClusterConfig, ClusterName, ExportMode};
 use crate::model::keys::{self, Scope};
 use crate::util::backoff::Backoff;
+use futures::FutureExt;
 use futures::future::select_all;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::convert::Infallible;
+use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -33,9 +35,13 @@ const HEARTBEAT_MAX: Duration = Duration::from_secs(120);
 /// For its answer.
 const PROBE_MAX: Duration = Duration::from_secs(10);
 /// A connection that held for this long was a good one: the next is not waited for.
-const STEADY: Duration = Duration::from_secs(30);
-/// A remote that sends too much is left alone for this long.
-const LEFT_ALONE: Duration = Duration::from_secs(300);
+pub(super) const STEADY: Duration = Duration::from_secs(30);
+/// Largest configuration of a cluster; in bytes.
+const CONFIG_MAX: usize = 4096;
+/// Most canaries; there is one for each kind.
+const CANARIES_MAX: usize = 1000;
+/// How often it is looked whether a remote is away.
+const LOOK: Duration = Duration::from_secs(1);
 /// How long to wait for a remote to publish its configuration, before connecting again.
 const CONFIG_WAIT: Duration = Duration::from_secs(180);
 
@@ -52,18 +58,20 @@ pub(super) enum Error {
     NoClusterConfig { key: String, name: ClusterName },
     #[error("{key} is not a cluster configuration: {source}")]
     BadClusterConfig { key: String, source: serde_json::Error },
+    #[error("{key} has {bytes} bytes: no cluster configuration is that large")]
+    HugeClusterConfig { key: String, bytes: usize },
     #[error("its endpointSlicesExportMode {0:?} is not known here")]
     UnknownExportMode(String),
+    #[error("what it sent could not be handled; the log says more")]
+    Panicked,
     #[error("its cluster configuration changed")]
     ConfigChanged,
     #[error("no heartbeat for {} s, and no answer", HEARTBEAT_MAX.as_secs())]
     NoHeartbeat,
     #[error("the heartbeat goes on, but the watch of it does not")]
     StuckWatch,
-    #[error(
-        "{prefix} holds {keys} keys, more than the {max} that are mirrored of one cluster (--clustermesh-max-keys)"
-    )]
-    TooManyKeys { prefix: String, keys: usize, max: usize },
+    #[error("{prefix} holds {what}")]
+    TooMuch { prefix: String, what: String },
 }
 
 /// One remote cluster that is being mirrored.
@@ -83,6 +91,8 @@ pub(super) struct Remote {
     pub(super) keys_max: usize,
     pub(super) positions: Positions,
     pub(super) turns: Arc<Turns>,
+    /// How to ask it.
+    pub(super) how: Options,
 }
 
 /// Scopes that one remote's configuration enables, and where they are watched.
@@ -98,13 +108,21 @@ const REVOCABLE: [Scope; 3] = [Scope::Services, Scope::ServiceExports, Scope::En
 impl Remote {
     /// Mirrors, for ever.
     pub(super) async fn run(self) {
+        let config = watch::Sender::new(None);
+        tokio::select! {
+            never = self.connections(&config) => match never {},
+            never = self.revoke_when_overdue() => match never {},
+            never = self.keep_config(config.subscribe()) => match never {},
+        }
+    }
+
+    async fn connections(&self, config: &watch::Sender<Option<Vec<u8>>>) -> Infallible {
         let mut backoff = Backoff::connect();
         loop {
             let started = Instant::now();
-            let Err(error) = tokio::select! {
-                ended = Box::pin(self.connection(started)) => ended,
-                never = self.revoke_when_overdue() => match never {},
-            };
+            // What a remote sends must not end more than its own connection, whatever a library makes of it.
+            let connection = AssertUnwindSafe(Box::pin(self.connection(started, config)));
+            let Err(error) = connection.catch_unwind().await.unwrap_or(Err(Error::Panicked));
             let was_connected = self.status.live().registered;
             self.status.update(|s| {
                 (s.connected, s.registered) = (false, false);
@@ -113,56 +131,92 @@ impl Remote {
                 if was_connected {
                     s.failures += 1;
                     s.last_failure = Some(SystemTime::now());
-                    s.lost_at = Some(Instant::now());
+                    s.away_since = Some(Instant::now());
                 }
             });
-            // One that comes and goes is not waited for any less.
-            if was_connected && started.elapsed() >= STEADY {
-                backoff.reset();
+            // One that comes and goes is not waited for any less, and may be better at another address.
+            match was_connected && started.elapsed() >= STEADY {
+                true => backoff.reset(),
+                false => self.how.dialer.forget(),
             }
             if was_connected || backoff.attempts().is_multiple_of(10) {
                 tracing::warn!(cluster_name = %self.name, %error, file = %self.path.display(), "no connection to the remote cluster, trying again");
             } else {
                 tracing::debug!(cluster_name = %self.name, %error, "no connection to the remote cluster");
             }
-            match error {
-                Error::TooManyKeys { .. } => tokio::time::sleep(LEFT_ALONE).await,
-                _ => backoff.wait().await,
+            backoff.wait().await;
+        }
+    }
+
+    /// Keeps the cluster's configuration here as `config` has it, and until then as it is.
+    async fn keep_config(&self, mut config: watch::Receiver<Option<Vec<u8>>>) -> Infallible {
+        let key = keys::cluster_config(&self.name);
+        let mut backoff = Backoff::write();
+        let found = loop {
+            match self.backend.own(&key).await {
+                Ok(found) => break found.map(|value| value.to_vec()),
+                Err(_) => backoff.wait().await,
+            }
+        };
+        loop {
+            let value = config.borrow_and_update().clone().or_else(|| found.clone());
+            let kept = async {
+                match value {
+                    Some(value) => keeper::keep(Arc::clone(&self.backend), key.clone(), value).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = kept => {}
+                changed = config.changed() => if changed.is_err() { std::future::pending().await },
             }
         }
     }
 
     /// Deletes what would send traffic to a cluster that is not there, once it has been away for too long.
     async fn revoke_when_overdue(&self) -> Infallible {
-        if let Some(lost_at) = self.status.live().lost_at.filter(|_| !self.cache_ttl.is_zero()) {
-            tokio::time::sleep_until(lost_at + self.cache_ttl).await;
-            if !self.status.live().registered {
-                self.revoke();
+        if self.cache_ttl.is_zero() {
+            std::future::pending().await
+        }
+        loop {
+            match self.status.live().away_since {
+                Some(since) if since.elapsed() >= self.cache_ttl => self.revoke(),
+                Some(since) => tokio::time::sleep_until(since + self.cache_ttl).await,
+                None => tokio::time::sleep(LOOK).await,
             }
         }
-        std::future::pending().await
     }
 
     fn revoke(&self) {
         tracing::warn!(cluster_name = %self.name, "the remote cluster stayed away: revoking its services");
         self.positions.forget(&REVOCABLE);
-        self.status.update(|s| s.revocations += 1);
+        self.status.update(|s| {
+            s.revocations += 1;
+            // Once, until it has been here again.
+            s.away_since = None;
+        });
         for scope in REVOCABLE {
             let list = self.sync.begin_list();
             self.sync.end_list(&scope.cache_prefix(&self.name), list);
         }
     }
 
-    /// One connection; it only ends with an error.
-    async fn connection(&self, started: Instant) -> Result<Infallible, Error> {
+    /// Connects, and reads the heartbeat for a first answer; returns at which revision.
+    async fn connect(&self) -> Result<(EtcdClient, i64), Error> {
         let config = ClientConfig::read(&self.path)?;
         self.status.update(|s| s.endpoint = config.endpoints.join(","));
-        let turn = self.turns.connects.acquire().await;
-        let client = EtcdClient::connect(&config).await?;
-        let heartbeat = client.list(keys::HEARTBEAT).await?;
-        drop(turn);
+        let client = EtcdClient::connect_with(&config, &self.how).await?;
+        let (heartbeat, revision) = client.get_with_revision(keys::HEARTBEAT).await?;
         self.positions.verify(&client).await?;
-        heartbeat.kvs.iter().for_each(|beat| self.positions.beat(beat));
+        if let Some(beat) = &heartbeat {
+            self.positions.beat(beat);
+        }
+        Ok((client, revision))
+    }
+
+    /// One connection; it only ends with an error.
+    async fn connection(&self, started: Instant, kept: &watch::Sender<Option<Vec<u8>>>) -> Result<Infallible, Error> {
+        let (client, revision) = self.turns.connects.take(Box::pin(self.connect())).await?;
         self.status.update(|s| {
             (s.connected, s.error) = (true, None);
             s.cluster_id_hex = format!("{:x}", client.cluster_id());
@@ -175,9 +229,10 @@ impl Remote {
         // Before any data, so that readers know where to look.
         let (config_key, config) = (keys::cluster_config(&self.name), mirrored.to_json());
         keeper::ensure(&*self.backend, &config_key, &config).await?;
+        kept.send_if_modified(|kept| kept.replace(config.clone()).as_ref() != Some(&config));
         self.status.update(|s| {
             (s.config, s.config_retrieved, s.registered) = (Some(remote.clone()), true, true);
-            (s.error, s.lost_at) = (None, None);
+            (s.error, s.away_since) = (None, None);
             // What was complete before stays so while it is listed again.
             s.listed.retain(|scope, _| source.enabled.contains(scope));
             for scope in &source.enabled {
@@ -194,13 +249,11 @@ impl Remote {
             identities: watch::Sender::new(!source.enabled.contains(&Scope::Identities)),
         };
         let scopes = Scope::ALL.map(|scope| self.reflect(&connection, scope));
-        let kept = keeper::keep(Arc::clone(&self.backend), config_key, config);
         tokio::select! {
             (ended, ..) = select_all(scopes.map(Box::pin)) => ended,
             ended = self.follow_canaries(&client, canaries) => ended,
             ended = self.follow_config(&client, &remote) => ended,
-            ended = self.watch_heartbeat(&client, heartbeat.revision) => ended,
-            () = kept => Err(Error::ConfigChanged),
+            ended = self.watch_heartbeat(&client, revision) => ended,
         }
     }
 
@@ -211,6 +264,12 @@ impl Remote {
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
         loop {
             if let Some(kv) = client.get(&key).await? {
+                if kv.value().len() > CONFIG_MAX {
+                    return Err(Error::HugeClusterConfig {
+                        key,
+                        bytes: kv.value().len(),
+                    });
+                }
                 let parsed = serde_json::from_slice(kv.value());
                 return parsed.map_err(|source| Error::BadClusterConfig { key, source });
             }
@@ -256,15 +315,31 @@ impl Remote {
         seen: watch::Sender<BTreeSet<String>>,
     ) -> Result<Infallible, Error> {
         let prefix = keys::synced_prefix(&self.name);
-        let name = |key: &[u8]| String::from_utf8_lossy(key).into_owned();
-        let listing = client.list(&prefix).await?;
-        seen.send_modify(|s| s.extend(listing.kvs.iter().map(|kv| name(kv.key()))));
-        let mut watch = client.watch(&prefix, listing.revision + 1).await?;
+        let known: BTreeSet<String> = Scope::ALL
+            .iter()
+            .flat_map(|scope| [scope.state_canary(&self.name), scope.cache_canary(&self.name)])
+            .collect();
+        let name = |key: &[u8]| {
+            std::str::from_utf8(key)
+                .ok()
+                .filter(|key| known.contains(*key))
+                .map(str::to_owned)
+        };
+        let (mut pages, mut listed) = (client.pages(&prefix), 0);
+        while let Some(page) = pages.next().await? {
+            seen.send_modify(|s| s.extend(page.iter().filter_map(|kv| name(kv.key()))));
+            listed += page.len();
+            if listed > CANARIES_MAX {
+                let what = format!("more than {CANARIES_MAX} keys");
+                return Err(Error::TooMuch { prefix, what });
+            }
+        }
+        let mut watch = client.watch(&prefix, pages.revision + 1).await?;
         loop {
             let changes = watch.next().await?;
             // A canary that goes says nothing: what it stood for was here.
             let new = changes.events.iter().filter(|(deleted, _)| !deleted);
-            seen.send_modify(|s| s.extend(new.map(|(_, kv)| name(kv.key()))));
+            seen.send_modify(|s| s.extend(new.filter_map(|(_, kv)| name(kv.key()))));
         }
     }
 
@@ -318,42 +393,4 @@ impl Remote {
             }
         }
     }
-}
-
-/// Removes what is left of a cluster: its configuration first, then, after `grace`, canaries and data.
-pub(super) async fn drain(name: &ClusterName, backend: &dyn Backend, grace: Duration) {
-    let mut backoff = Backoff::write();
-    let mut steps: BTreeMap<u8, String> = BTreeMap::new();
-    steps.insert(0, keys::cluster_config(name));
-    steps.insert(1, keys::synced_prefix(name));
-    for (at, scope) in Scope::ALL.into_iter().enumerate() {
-        steps.insert(at as u8 + 2, scope.cache_prefix(name));
-    }
-    for (at, target) in steps {
-        if at == 1 {
-            // Agents that still read it get the time to leave.
-            tokio::time::sleep(grace).await;
-        }
-        loop {
-            let done = match at {
-                0 => {
-                    backend
-                        .write(
-                            crate::kvstore::Class::Live,
-                            &[crate::kvstore::Write::Delete(target.clone().into())],
-                        )
-                        .await
-                }
-                _ => backend.delete_prefix(&target).await,
-            };
-            match done {
-                Ok(()) => break,
-                Err(error) => {
-                    tracing::warn!(cluster_name = %name, %error, "cannot remove the cluster's keys, trying again")
-                }
-            }
-            backoff.wait().await;
-        }
-    }
-    tracing::info!(cluster_name = %name, "removed what was mirrored of the cluster");
 }

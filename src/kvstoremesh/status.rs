@@ -105,13 +105,15 @@ pub struct Live {
     pub listed: BTreeMap<Scope, bool>,
     pub failures: u64,
     pub last_failure: Option<SystemTime>,
-    /// Since when the remote has been away, after it was here.
-    pub lost_at: Option<tokio::time::Instant>,
+    /// Since when the remote has been away, or not been here yet.
+    pub away_since: Option<tokio::time::Instant>,
     pub error: Option<String>,
     /// From the start of the connection to the last canary.
     pub sync_took: Option<Duration>,
     /// The heartbeat is silent, though the store answers.
     pub silent: bool,
+    /// Kinds that are not followed any further, and why.
+    pub stopped: BTreeMap<Scope, String>,
     /// Another cluster of the mesh has the same id.
     pub conflict: Option<String>,
     pub attempts_failed: u64,
@@ -131,6 +133,7 @@ impl Shared {
     pub fn new(name: String) -> Self {
         Self(Arc::new(Mutex::new(Live {
             name,
+            away_since: Some(tokio::time::Instant::now()),
             ..Live::default()
         })))
     }
@@ -219,8 +222,8 @@ impl Live {
         if self.silent && self.connected {
             text += "; no heartbeat";
         }
-        if let Some(conflict) = &self.conflict {
-            let _ = write!(text, "; {conflict}");
+        for what in self.stopped.values().chain(&self.conflict) {
+            let _ = write!(text, "; {what}");
         }
         for (why, (count, last)) in &self.refused {
             let _ = write!(text, "; {count} × {why}, last {last:?}");

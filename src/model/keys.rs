@@ -13,6 +13,12 @@ use super::cluster::ClusterName;
 /// Rewritten every minute; readers give up on a cluster whose heartbeat stops for two.
 pub const HEARTBEAT: &str = "cilium/.heartbeat";
 
+/// Before each cluster's configuration.
+pub const CLUSTER_CONFIGS: &str = "cilium/cluster-config/";
+
+/// Before all canaries.
+pub const SYNCED: &str = "cilium/synced/";
+
 /// The resources that clusters share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Scope {
@@ -84,12 +90,12 @@ impl Scope {
 
 /// The key of a cluster's configuration.
 pub fn cluster_config(cluster: &ClusterName) -> String {
-    format!("cilium/cluster-config/{cluster}")
+    format!("{CLUSTER_CONFIGS}{cluster}")
 }
 
 /// All canaries of a cluster.
 pub fn synced_prefix(cluster: &ClusterName) -> String {
-    format!("cilium/synced/{cluster}/")
+    format!("{SYNCED}{cluster}/")
 }
 
 /// Whether `name`, what follows a prefix in a key, is safe to put under another prefix: not empty, and

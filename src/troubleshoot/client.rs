@@ -33,7 +33,7 @@ pub(super) async fn report(
     };
     let until = deadline.min(Instant::now() + READ_TIMEOUT);
     // The client begins with any endpoint: it may take a few reads until one is served by a good one.
-    let several = config.targets().0.len() > 1;
+    let several = config.endpoints.len() > 1;
     let mut failed = None;
     let (answered, why) = loop {
         match timeout_at(until, client.get(HEARTBEAT)).await {

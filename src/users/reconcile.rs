@@ -47,7 +47,7 @@ impl Tally {
     fn note(&mut self, user: &str, done: Result<(), Error>) {
         match done {
             Ok(()) | Err(Error::Rejected(_)) => self.unavailable = 0,
-            Err(Error::Unavailable(_)) => self.unavailable += 1,
+            Err(Error::Unavailable(_) | Error::Full(_)) => self.unavailable += 1,
         }
         if let Err(error) = done {
             self.failures.push(format!("user {user}: {error}"));

@@ -70,6 +70,17 @@ impl Lifecycle {
         self.run(name.into(), task);
     }
 
+    /// Runs a task that may end at any time; but if it panics, something is not done any more, and everything stops.
+    pub fn spawn_vital(&self, name: impl Into<String>, task: impl Future<Output = ()> + Send + 'static) {
+        let (name, this) = (name.into(), self.clone());
+        self.run(name.clone(), async move {
+            #[allow(clippy::disallowed_methods, reason = "the one place that spawns")]
+            if let Err(panic) = tokio::spawn(task).await {
+                this.fail(&name, &panic.to_string());
+            }
+        });
+    }
+
     /// Calls `f`, which may block, once the tasks have stopped.
     pub fn at_end(&self, f: impl FnOnce() + Send + 'static) {
         self.inner.at_end.lock().push(Box::new(f));

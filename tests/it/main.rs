@@ -22,6 +22,7 @@ mod etcdctl;
 mod fake_api;
 mod kubernetes;
 mod layers;
+mod membership;
 mod mesh;
 mod remotes;
 mod shutdown;

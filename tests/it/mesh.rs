@@ -149,6 +149,15 @@ async fn two_clusters_mirror_each_other_and_follow_changes_both_ways() {
     let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
     assert_eq!(json[0]["config"]["cluster-id"], 2);
     assert_eq!(json[0]["ready"], true);
+    let yaml = Command::new(binary)
+        .args(["kvstoremesh-dbg", "status", "-o", "yaml", "-H", &api])
+        .output()
+        .unwrap();
+    let yaml = String::from_utf8(yaml.stdout).unwrap();
+    assert!(
+        yaml.contains("cluster-id: 2\n") && yaml.contains("ready: true\n"),
+        "{yaml}"
+    );
     let gone = format!("127.0.0.1:{}", free_port());
     let none = Command::new(binary)
         .args(["kvstoremesh-dbg", "status", "-H", &gone])

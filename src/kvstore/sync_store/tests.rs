@@ -96,7 +96,7 @@ impl Backend for Flaky {
         if self.1.fetch_add(1, Ordering::Relaxed) < 3 {
             return Err(Error::Unavailable("away".to_owned()));
         }
-        if writes.iter().any(|w| key_of(w) == b"p/huge") {
+        if writes.iter().any(|w| !is_delete(w) && key_of(w) == b"p/huge") {
             return Err(Error::Rejected("too large".to_owned()));
         }
         self.0.write(class, writes).await
@@ -200,19 +200,88 @@ async fn failures_are_tried_again_in_order_and_one_bad_key_does_not_hold_up_the_
     }
     sync.canary("canary", "t");
     let done = async {
-        while store.get(b"canary").is_none() {
+        // The canary, two keys, and the delete of what might have been there before the third.
+        while sync.stats().writes < 4 {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
     tokio::select! { () = sync.run() => {}, () = done => {} }
     assert!(store.get(b"p/a").is_some() && store.get(b"p/b").is_some());
+    assert!(store.get(b"canary").is_some());
     assert_eq!(
         sync.stats(),
         Stats {
-            writes: 3,
+            writes: 4,
             failures: 3,
             rejected: 1,
             queued: 0
         }
     );
+}
+
+/// A store without room takes what makes some, and nothing is forgotten.
+#[tokio::test(start_paused = true)]
+async fn a_full_store_is_relieved_of_what_goes() {
+    struct Full(LocalBackend, usize);
+    #[async_trait::async_trait]
+    impl Backend for Full {
+        async fn list(&self, prefix: &str) -> Result<Vec<(Bytes, Bytes)>, Error> {
+            self.0.list(prefix).await
+        }
+        async fn get(&self, key: &str) -> Result<Option<Bytes>, Error> {
+            self.0.get(key).await
+        }
+        async fn write(&self, class: Class, writes: &[Write]) -> Result<(), Error> {
+            if self.list("p/").await?.len() >= self.1 && !writes.iter().all(is_delete) {
+                return Err(Error::Full("no room".to_owned()));
+            }
+            self.0.write(class, writes).await
+        }
+        async fn delete_prefix(&self, prefix: &str) -> Result<(), Error> {
+            self.0.delete_prefix(prefix).await
+        }
+        fn changes(&self, key: &str) -> BoxStream<'static, ()> {
+            self.0.changes(key)
+        }
+        fn describe(&self) -> String {
+            String::new()
+        }
+    }
+    let store = Store::new();
+    store.apply(&[put("p/1", "old"), put("p/2", "old"), put("p/3", "old")]);
+    let backend = Full(LocalBackend::new(Arc::clone(&store)), 3);
+    let sync = SyncStore::new("test", Arc::new(backend), vec!["p/".to_owned()]);
+    let list = sync.begin_list();
+    sync.upsert("p/1", "old");
+    sync.upsert("p/new", "1");
+    sync.canary("canary", "t");
+    sync.end_list("p/", list);
+    run_until(&sync, || store.get(b"canary").is_some()).await;
+    let revision = |key: &[u8]| store.get(key).map(|kv| kv.fields().mod_revision);
+    assert_eq!((revision(b"p/2"), revision(b"p/3")), (None, None));
+    assert!(revision(b"p/new") > Some(2) && revision(b"p/new") <= revision(b"canary"));
+    assert!(!sync.full());
+}
+
+#[tokio::test]
+async fn keys_that_come_and_go_unwritten_leave_nothing_behind() {
+    let store = Store::new();
+    let sync = sync_store(&store);
+    for n in 0..100 {
+        sync.upsert(format!("p/{n}"), "1");
+        assert_eq!(sync.desired_size("p/"), (1, 1));
+        sync.upsert(format!("p/{n}"), "234");
+        assert_eq!(sync.desired_size("p/"), (1, 3));
+        sync.delete(format!("p/{n}"));
+    }
+    sync.upsert("p/stays", "1");
+    run_until(&sync, || sync.is_written("p/stays")).await;
+    assert_eq!(store.revision(), 2);
+    assert_eq!(sync.state.lock().keys.len(), 1);
+    assert_eq!(sync.desired_size("p/"), (1, 1));
+}
+
+#[test]
+fn an_entry_is_small() {
+    assert_eq!(std::mem::size_of::<Entry>(), 72);
 }

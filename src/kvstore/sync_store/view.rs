@@ -57,7 +57,7 @@ impl SyncStore {
                 scope: prefix.scope.clone(),
                 queued: 0,
                 oldest: Duration::ZERO,
-                keys: state.counts[at],
+                keys: state.counts[at].0,
                 errors,
                 rejected,
                 complete: state.complete.contains(&prefix.text),
@@ -69,7 +69,7 @@ impl SyncStore {
             let view = &mut views[at];
             if let Some(since) = entry.since {
                 view.queued += 1;
-                view.oldest = view.oldest.max(since.elapsed());
+                view.oldest = view.oldest.max(self.elapsed(since));
             }
         }
         views

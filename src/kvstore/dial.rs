@@ -1,0 +1,342 @@
+//! The way to a store: TCP and TLS to one address of one of its endpoints.
+//!
+//! A store may be behind several endpoints, and each may have several addresses, of which some are dead. They
+//! are tried one after the other, the one that was good last first and the others in any order; each gets its
+//! share of the time (Cilium 1.20 does so for `cilium-host-aliases`). All requests of a connection then go to
+//! that one: two replicas behind one name are two stores with revisions of their own.
+
+use super::client::Error;
+use super::config::ClientConfig;
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+use rand::seq::SliceRandom;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig as TlsConfig, RootCertStore};
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_util::either::Either;
+use tonic::transport::{Channel, Endpoint};
+
+/// For a connection to come up.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// For one address, at least.
+const SHARE_MIN: Duration = Duration::from_secs(2);
+/// Where a store listens if nobody says.
+const PORT: u16 = 2379;
+
+/// Remembers, from one connection to the next, where the store was. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Dialer(Arc<Mutex<Option<Address>>>);
+
+impl Dialer {
+    /// Where the store was is no better than any other place.
+    pub fn forget(&self) {
+        *self.0.lock() = None;
+    }
+}
+
+/// Where one attempt goes: a host, for its certificate, and one of its addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Address {
+    host: String,
+    at: SocketAddr,
+    secure: bool,
+}
+
+/// One endpoint of a configuration.
+#[derive(Debug, PartialEq, Eq)]
+struct Target {
+    host: String,
+    port: u16,
+    secure: bool,
+}
+
+impl Target {
+    fn parse(endpoint: &str, config: &ClientConfig) -> Result<Self, Error> {
+        let bad = || Error::Endpoint(endpoint.to_owned());
+        let (scheme, rest) = endpoint.split_once("://").unwrap_or(("", endpoint));
+        let secure = match scheme {
+            "https" => true,
+            "http" => false,
+            // As Go's client: whatever the configuration has.
+            "" => config.files().next().is_some(),
+            _ => return Err(bad()),
+        };
+        let authority: http::uri::Authority = rest.trim_end_matches('/').parse().map_err(|_| bad())?;
+        let host = authority.host();
+        Ok(Self {
+            host: host.trim_start_matches('[').trim_end_matches(']').to_owned(),
+            port: authority.port_u16().unwrap_or(PORT),
+            secure: secure && !config.insecure_transport,
+        })
+    }
+
+    fn origin(&self) -> String {
+        let host = match self.host.contains(':') {
+            true => format!("[{}]", self.host),
+            false => self.host.clone(),
+        };
+        format!("http{}://{host}:{}", if self.secure { "s" } else { "" }, self.port)
+    }
+}
+
+/// What a connection needs besides an address.
+struct Way {
+    config: ClientConfig,
+    targets: Vec<Target>,
+    tls: Option<TlsConnector>,
+    dialer: Dialer,
+}
+
+/// A channel that connects when it is needed, and again when its connection is lost. The TLS files are read now.
+pub(super) fn channel(
+    config: &ClientConfig,
+    dialer: &Dialer,
+    keepalive: (Duration, Duration),
+) -> Result<Channel, Error> {
+    let targets: Vec<_> = config
+        .endpoints
+        .iter()
+        .map(|e| Target::parse(e, config))
+        .collect::<Result<_, _>>()?;
+    let Some(first) = targets.first() else {
+        return Err(Error::Endpoint(String::new()));
+    };
+    let origin = first.origin();
+    let bad = |_| Error::Endpoint(origin.clone());
+    // The connector below does TLS itself: for tonic this is a plain connection.
+    let endpoint = Endpoint::from_static("http://store")
+        .origin(origin.parse().map_err(bad)?)
+        .http2_keep_alive_interval(keepalive.0)
+        .keep_alive_timeout(keepalive.1);
+    let tls = match targets.iter().any(|t| t.secure) {
+        true => Some(TlsConnector::from(Arc::new(tls(config)?))),
+        false => None,
+    };
+    let way = Arc::new(Way {
+        config: config.clone(),
+        targets,
+        tls,
+        dialer: dialer.clone(),
+    });
+    let connect = move |_| {
+        let way = Arc::clone(&way);
+        async move { way.connect().await.map(TokioIo::new) }
+    };
+    Ok(endpoint.connect_with_connector_lazy(tower::service_fn(connect)))
+}
+
+impl Way {
+    async fn connect(&self) -> io::Result<Either<TcpStream, TlsStream<TcpStream>>> {
+        let deadline = Instant::now() + CONNECT_TIMEOUT;
+        let (mut addresses, mut failures) = (vec![], vec![]);
+        for target in &self.targets {
+            match timeout_at(deadline, self.addresses(target)).await {
+                Ok(Ok(found)) => addresses.extend(found),
+                Ok(Err(error)) => failures.push(format!("{}: {error}", target.host)),
+                Err(_) => failures.push(format!("{}: no answer from the resolver", target.host)),
+            }
+        }
+        addresses.shuffle(&mut rand::rng());
+        if let Some(good) = self.dialer.0.lock().clone() {
+            addresses.sort_by_key(|address| *address != good);
+        }
+        for (at, address) in addresses.iter().enumerate() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                failures.push(format!("{} addresses not tried in time", addresses.len() - at));
+                break;
+            }
+            let share = (left / (addresses.len() - at) as u32).max(SHARE_MIN);
+            let why = match timeout(share, self.connect_to(address)).await {
+                Ok(Ok(stream)) => {
+                    *self.dialer.0.lock() = Some(address.clone());
+                    return Ok(stream);
+                }
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => format!("no connection in {:.1} s", share.as_secs_f32()),
+            };
+            failures.push(format!("{}: {why}", address.at));
+        }
+        Err(io::Error::other(failures.join("; ")))
+    }
+
+    async fn addresses(&self, target: &Target) -> io::Result<Vec<Address>> {
+        let address = |at| Address {
+            host: target.host.clone(),
+            at,
+            secure: target.secure,
+        };
+        let aliases = &self.config.cilium_host_aliases;
+        if let Some(alias) = aliases.iter().find(|alias| alias.hostname == target.host) {
+            let at = alias.ips.iter().map(|ip| SocketAddr::new(*ip, target.port));
+            return Ok(at.map(address).collect());
+        }
+        let found = tokio::net::lookup_host((target.host.as_str(), target.port)).await?;
+        Ok(found.map(address).collect())
+    }
+
+    async fn connect_to(&self, address: &Address) -> io::Result<Either<TcpStream, TlsStream<TcpStream>>> {
+        let tcp = TcpStream::connect(address.at).await?;
+        tcp.set_nodelay(true)?;
+        let Some(tls) = self.tls.as_ref().filter(|_| address.secure) else {
+            return Ok(Either::Left(tcp));
+        };
+        let name = ServerName::try_from(address.host.clone()).map_err(io::Error::other)?;
+        Ok(Either::Right(tls.connect(name, tcp).await?))
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Error> {
+    std::fs::read(path).map_err(|source| Error::File {
+        path: path.display().to_string(),
+        source,
+    })
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let bad = |why: String| Error::Tls {
+        path: path.display().to_string(),
+        why,
+    };
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&read(path)?).collect();
+    match found {
+        Ok(found) if found.is_empty() => Err(bad("no certificate in it".to_owned())),
+        Ok(found) => Ok(found),
+        Err(error) => Err(bad(error.to_string())),
+    }
+}
+
+/// TLS as the configuration's files have it now.
+fn tls(config: &ClientConfig) -> Result<TlsConfig, Error> {
+    let mut roots = RootCertStore::empty();
+    match &config.trusted_ca_file {
+        Some(path) => drop(roots.add_parsable_certificates(certificates(path)?)),
+        None => drop(roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs)),
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = TlsConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let of = |path: &Path, why: String| Error::Tls {
+        path: path.display().to_string(),
+        why,
+    };
+    let nothing = Path::new("TLS");
+    let builder = builder
+        .map_err(|e| of(nothing, e.to_string()))?
+        .with_root_certificates(roots);
+    let mut tls = match (&config.cert_file, &config.key_file) {
+        (Some(cert), Some(key)) => {
+            let parsed = PrivateKeyDer::from_pem_slice(&read(key)?).map_err(|e| of(key, e.to_string()))?;
+            let done = builder.with_client_auth_cert(certificates(cert)?, parsed);
+            done.map_err(|e| of(cert, e.to_string()))?
+        }
+        _ => builder.with_no_client_auth(),
+    };
+    tls.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(tls)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpListener;
+
+    #[test]
+    fn endpoints_are_taken_apart_as_gos_client_does() {
+        let plain = ClientConfig::default();
+        let target = |endpoint: &str| Target::parse(endpoint, &plain).unwrap();
+        for (endpoint, origin) in [
+            ("https://hk.mesh.cilium.io:2379", "https://hk.mesh.cilium.io:2379"),
+            ("http://10.0.0.1:80/", "http://10.0.0.1:80"),
+            ("https://[fd00::1]:4001", "https://[fd00::1]:4001"),
+            ("https://hk", "https://hk:2379"),
+            ("hk:1", "http://hk:1"),
+        ] {
+            assert_eq!(target(endpoint).origin(), origin);
+        }
+        assert_eq!(target("https://[fd00::1]:4001").host, "fd00::1");
+        let insecure = ClientConfig {
+            insecure_transport: true,
+            ..ClientConfig::default()
+        };
+        assert!(!Target::parse("https://hk:1", &insecure).unwrap().secure);
+        for bad in ["ftp://x:1", "https://", "https://a b:1"] {
+            let error = Target::parse(bad, &plain).unwrap_err().to_string();
+            assert!(error.contains(bad), "{error}");
+        }
+    }
+
+    /// Three addresses of one host: one does not listen, one never answers a handshake, one is good.
+    #[tokio::test]
+    async fn the_address_that_was_good_last_is_tried_first() {
+        let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = dead.local_addr().unwrap().port();
+        drop(dead);
+        let good = TcpListener::bind(("127.0.0.2", port)).await.unwrap();
+        let text = format!(
+            "endpoints: [\"http://hk.mesh:{port}\"]\ncilium-host-aliases:\n- hostname: hk.mesh\n  ips: [127.0.0.1, 127.0.0.2, 127.0.0.3]\n"
+        );
+        let config = ClientConfig::parse(&text).unwrap();
+        let way = Way {
+            targets: vec![Target::parse(&config.endpoints[0], &config).unwrap()],
+            config,
+            tls: None,
+            dialer: Dialer::default(),
+        };
+        for _ in 0..20 {
+            let stream = way.connect().await.unwrap();
+            let Either::Left(tcp) = stream else {
+                panic!("no TLS was asked for")
+            };
+            assert_eq!(tcp.peer_addr().unwrap().ip().to_string(), "127.0.0.2");
+            assert_eq!(way.dialer.0.lock().as_ref().unwrap().at, tcp.peer_addr().unwrap());
+            good.accept().await.unwrap();
+        }
+        drop(good);
+        let error = way.connect().await.unwrap_err().to_string();
+        assert!(error.starts_with(&format!("127.0.0.2:{port}: ")), "{error}");
+        assert!(error.contains("127.0.0.1") && error.contains("127.0.0.3"), "{error}");
+    }
+
+    /// A host that accepts and says nothing takes its share of the time, and no more.
+    #[tokio::test(start_paused = true)]
+    async fn an_address_that_hangs_leaves_time_for_the_others() {
+        let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = silent.local_addr().unwrap().port();
+        let text = format!("endpoints: [\"https://127.0.0.1:{port}\", \"https://127.0.0.1:{port}\"]\n");
+        let config = ClientConfig::parse(&text).unwrap();
+        let way = Way {
+            targets: config
+                .endpoints
+                .iter()
+                .map(|e| Target::parse(e, &config).unwrap())
+                .collect(),
+            tls: Some(TlsConnector::from(Arc::new(tls(&config).unwrap()))),
+            config,
+            dialer: Dialer::default(),
+        };
+        let accept = async {
+            let mut streams = vec![];
+            while let Ok((mut stream, _)) = silent.accept().await {
+                let _ = stream.read_u8().await;
+                streams.push(stream);
+            }
+        };
+        let begun = Instant::now();
+        let error = tokio::select! {
+            connected = way.connect() => connected.unwrap_err().to_string(),
+            () = accept => unreachable!("it listens on"),
+        };
+        assert_eq!(error.matches("no connection in 5.0 s").count(), 2, "{error}");
+        assert!(begun.elapsed() <= CONNECT_TIMEOUT + Duration::from_secs(1));
+    }
+}
