@@ -358,12 +358,7 @@ const STANDBY: Duration = Duration::from_secs(10);
 
 /// Waits until this process is the one that mirrors into the store; losing that ends it. `starting` is let go of
 /// before, if that takes long.
-pub async fn lead(
-    store: &Arc<EtcdBackend>,
-    figures: &Figures,
-    starting: Block,
-    life: &Lifecycle,
-) -> anyhow::Result<Option<Block>> {
+pub async fn lead(store: &Arc<EtcdBackend>, figures: &Figures, starting: Block, life: &Lifecycle) -> Option<Block> {
     let mut starting = Some(starting);
     let leads = store.lead(MESH_LOCK);
     tokio::pin!(leads);
@@ -391,7 +386,15 @@ pub async fn lead(
             }
         }
     });
-    Ok(starting)
+    starting
+}
+
+/// Calls `f` once everything is ready.
+pub fn once_ready(ready: &Ready, life: &Lifecycle, f: impl FnOnce() + Send + 'static) {
+    let (ready, stop) = (ready.clone(), life.stop_token().clone());
+    life.spawn_vital("what follows readiness", async move {
+        tokio::select! { () = stop.cancelled() => {}, () = ready.reached() => f() }
+    });
 }
 
 /// Starts keeping the users of `admin` as the file at `path` says, but for those of `cluster` itself.

@@ -7,4 +7,5 @@ pub mod interval;
 pub mod lifecycle;
 pub mod metrics;
 pub mod net;
+pub mod notify;
 pub mod readiness;

@@ -3,7 +3,7 @@
 use crate::admin;
 use crate::k8s::status::Status;
 use crate::kvstore::{self, Backend};
-use crate::kvstoremesh;
+use crate::kvstoremesh::{self, status::Live};
 use crate::users::{self, Users};
 use crate::util::lifecycle::Lifecycle;
 use crate::util::metrics::{Labels, OfProcess, Page};
@@ -76,11 +76,7 @@ impl Groups {
 }
 
 /// Runs of what Cilium calls controllers.
-struct Controllers {
-    groups: Groups,
-    kubernetes: Status,
-    users: Arc<Mutex<Option<Arc<Users>>>>,
-}
+struct Controllers(Groups, Figures);
 
 impl fmt::Debug for Controllers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -90,18 +86,27 @@ impl fmt::Debug for Controllers {
 
 impl Collector for Controllers {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let Self(groups, figures) = self;
         let mut page = Page(encoder);
         let mut runs = vec![];
         let mut add = |group: &str, (well, badly): (u64, u64)| {
             for (status, count) in [("success", well), ("failure", badly)] {
-                if count > 0 && self.groups.has(group) {
+                if count > 0 && groups.has(group) {
                     let labels = vec![("group_name", group.to_owned()), ("status", status.to_owned())];
                     runs.push((labels, count));
                 }
             }
         };
-        add("k8s-heartbeat", self.kubernetes.probes());
-        let users = self.users.lock().as_ref().map(|users| users.status());
+        add("k8s-heartbeat", figures.kubernetes.probes());
+        if let Some(mesh) = figures.mesh.mesh() {
+            let live = mesh.live();
+            let sum = |of: fn(&Live) -> u64| live.iter().map(|(live, ..)| of(live)).sum();
+            add(
+                "clustermesh-remote-cluster",
+                (sum(|l| l.connects), sum(|l| l.attempts_failed)),
+            );
+        }
+        let users = figures.users.lock().as_ref().map(|users| users.status());
         if let Some(status) = &users {
             add(users::GROUP, (status.runs_ok, status.runs_failed));
         }
@@ -118,16 +123,10 @@ impl Collector for Controllers {
 impl Figures {
     /// Notes how long it takes until everything is ready.
     pub fn follow(&self, ready: &Ready, life: &Lifecycle) {
-        let (bootstrap, ready, begun) = (self.bootstrap.clone(), ready.clone(), Instant::now());
-        let stop = life.stop_token().clone();
-        life.spawn_part("bootstrap", async move {
-            tokio::select! {
-                () = stop.cancelled() => {}
-                () = ready.reached() => {
-                    tracing::info!(secs = begun.elapsed().as_secs_f64(), "ready");
-                    bootstrap.set(begun.elapsed().as_secs_f64());
-                }
-            }
+        let (bootstrap, begun) = (self.bootstrap.clone(), Instant::now());
+        super::once_ready(ready, life, move || {
+            tracing::info!(secs = begun.elapsed().as_secs_f64(), "ready");
+            bootstrap.set(begun.elapsed().as_secs_f64());
         });
     }
 
@@ -174,13 +173,7 @@ impl Figures {
         ours.register("version", "What runs, in the labels", version);
         self.kvstore.register(ours);
         ours.register_collector(Box::new(self.kubernetes.clone()));
-        let kubernetes = self.kubernetes.clone();
-        let users = Arc::clone(&self.users);
-        ours.register_collector(Box::new(Controllers {
-            groups,
-            kubernetes,
-            users,
-        }));
+        ours.register_collector(Box::new(Controllers(groups, self.clone())));
         let mesh = registry.sub_registry_with_prefix("cilium_kvstoremesh");
         mesh.register_collector(Box::new(self.mesh.clone()));
         registry

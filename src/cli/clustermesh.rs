@@ -64,12 +64,7 @@ impl ClustermeshArgs {
             app::start_users(path, Arc::new(admin), &cluster.name, &figures, life);
         }
         drop(starting);
-        let everything = ready.clone();
-        life.spawn_forever("limits of the store", async move {
-            everything.reached().await;
-            store.steady();
-            std::future::pending().await
-        });
+        app::once_ready(&ready, life, move || store.steady());
         Ok(())
     }
 }

@@ -64,18 +64,16 @@ impl KvstoremeshArgs {
         let connected = backend.connected().await;
         connected.context("failed to establish connection to kvstore")?;
         app::start_mesh_api(&mesh.api_serve_addr, &figures, life).await?;
-        let starting = app::lead(&backend, &figures, starting, life).await?;
+        let starting = app::lead(&backend, &figures, starting, life).await;
         if enable_heartbeat {
             app::start_heartbeat(Arc::clone(&backend) as _, figures.kvstore.clone(), life);
         }
         // Of its own: that a standby is ready says nothing of the mirror.
         let mirrored = Ready::default();
         app::start_mesh(config, Arc::clone(&backend) as _, &figures, &mirrored, life);
-        life.spawn_forever("limits of the store", async move {
-            mirrored.reached().await;
+        app::once_ready(&mirrored, life, move || {
             drop(starting);
             backend.steady();
-            std::future::pending().await
         });
         Ok(())
     }

@@ -39,6 +39,16 @@ pub enum Source {
     Address(String),
 }
 
+impl Source {
+    /// What a client needs, as it is now.
+    pub(super) fn read(&self) -> Result<ClientConfig, config::Error> {
+        match self {
+            Self::File(path) => ClientConfig::read(path),
+            Self::Address(address) => Ok(ClientConfig::address(address)),
+        }
+    }
+}
+
 /// How to use the store.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -154,10 +164,7 @@ impl EtcdBackend {
     /// A connection of its own.
     pub(super) async fn connect(&self) -> Result<EtcdClient, Error> {
         let unavailable = |e: config::Error| Error::Unavailable(e.to_string());
-        let config = match &self.config.source {
-            Source::File(path) => ClientConfig::read(path).map_err(unavailable)?,
-            Source::Address(address) => ClientConfig::address(address),
-        };
+        let config = self.config.source.read().map_err(unavailable)?;
         let options = Options {
             page: self.config.limits.page,
             keepalive: self.config.keepalive,

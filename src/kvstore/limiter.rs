@@ -1,5 +1,6 @@
 //! How fast and how widely a store is used, as Cilium's client limits itself (pkg/rate, `etcd.qps`).
 
+use crate::util::notify::until;
 use governor::clock::{Clock, DefaultClock};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use parking_lot::RwLock;
@@ -225,14 +226,7 @@ impl Limiter {
     }
 
     async fn wait_live(&self) {
-        while self.live.load(Ordering::Relaxed) > 0 {
-            let done = self.live_done.notified();
-            tokio::pin!(done);
-            done.as_mut().enable();
-            if self.live.load(Ordering::Relaxed) > 0 {
-                done.await;
-            }
-        }
+        until(&self.live_done, || self.live.load(Ordering::Relaxed) == 0).await;
     }
 
     /// What to show of it now.

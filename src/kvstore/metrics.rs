@@ -131,9 +131,12 @@ fn stores(page: &mut Page<'_>, shared: &Shared) -> fmt::Result {
             keys.push((labels(), view.keys as f64));
             errors.push((labels(), view.errors));
             rejected.push((labels(), view.rejected));
-            let mut written = labels();
-            written.push(("action", "write".to_owned()));
-            initial.push((written, f64::from(u8::from(view.complete))));
+            for (action, whole) in [("write", Some(view.complete)), ("read", view.read)] {
+                let Some(whole) = whole else { continue };
+                let mut labels = labels();
+                labels.push(("action", action.to_owned()));
+                initial.push((labels, f64::from(u8::from(whole))));
+            }
             lags.push((labels(), view.lag));
         }
     }
@@ -143,7 +146,7 @@ fn stores(page: &mut Page<'_>, shared: &Shared) -> fmt::Result {
     page.gauges("kvstore_sync_keys", "Keys that should be there", keys)?;
     page.counters("kvstore_sync_errors", "Writes that failed and were tried again", errors)?;
     page.counters("kvstore_sync_rejected", "Keys that the store refused", rejected)?;
-    let help = "Whether everything has been written once";
+    let help = "Whether everything has been read, and been written once";
     page.gauges("kvstore_initial_sync_completed", help, initial)?;
     let help = "From when a change is known to when it is in the store";
     page.histograms("propagation_seconds", help, lags)

@@ -10,6 +10,7 @@ mod view;
 use super::metrics::scope_of;
 use super::{Backend, Class, Error, Write};
 use crate::util::backoff::Backoff;
+use crate::util::notify::until;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
@@ -67,6 +68,8 @@ struct State {
     ended: BTreeSet<String>,
     /// Prefixes of which everything has been written once.
     complete: BTreeSet<String>,
+    /// Whether what a prefix is copied from has been read, where it is a copy.
+    read: BTreeMap<String, bool>,
     stats: Stats,
     /// Failures and refusals by prefix, in the order of the prefixes.
     faults: Vec<(u64, u64)>,
@@ -295,6 +298,11 @@ impl SyncStore {
         self.state.lock().complete.insert(prefix.to_owned());
     }
 
+    /// What is under `prefix` is a copy, and whether the original has been read whole.
+    pub fn source_read(&self, prefix: &str, whole: bool) {
+        self.state.lock().read.insert(prefix.to_owned(), whole);
+    }
+
     /// Whether `key` is in the store as it should be.
     pub fn is_written(&self, key: &str) -> bool {
         let state = self.state.lock();
@@ -306,15 +314,7 @@ impl SyncStore {
 
     /// Waits until `key` is in the store as it should be.
     pub async fn written(&self, key: &str) {
-        loop {
-            let progress = self.progress.notified();
-            tokio::pin!(progress);
-            progress.as_mut().enable();
-            if self.is_written(key) {
-                return;
-            }
-            progress.await;
-        }
+        until(&self.progress, || self.is_written(key)).await;
     }
 
     /// Looks at what is there, then writes, for ever.

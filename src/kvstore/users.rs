@@ -2,7 +2,6 @@
 
 use super::Error;
 use super::client::{self, EtcdClient};
-use super::config::ClientConfig;
 use super::etcd::Source;
 use etcd_client::{Client, UserAddOptions};
 use std::collections::BTreeSet;
@@ -58,10 +57,8 @@ impl EtcdUsers {
         if let Some(client) = &*slot {
             return Ok(client.raw());
         }
-        let config = match &self.source {
-            Source::File(path) => ClientConfig::read(path).map_err(|e| Error::Unavailable(e.to_string()))?,
-            Source::Address(address) => ClientConfig::address(address),
-        };
+        let config = self.source.read();
+        let config = config.map_err(|e| Error::Unavailable(e.to_string()))?;
         let client = EtcdClient::connect(&config).await?;
         Ok(slot.insert(client).raw())
     }

@@ -251,6 +251,7 @@ impl Remote {
                     s.stopped.insert(place.scope, error.to_string());
                     s.listed.insert(place.scope, false);
                 });
+                self.sync.source_read(&place.target, false);
                 connection.identities_done(place.scope);
                 tokio::time::sleep(LEFT_ALONE).await;
                 continue;
@@ -277,6 +278,7 @@ impl Remote {
             s.listed.insert(place.scope, true);
             s.stopped.remove(&place.scope);
         });
+        self.sync.source_read(&place.target, true);
         connection.identities_done(place.scope);
         self.follow(client, place, from + 1).await
     }

@@ -134,6 +134,9 @@ impl Remote {
                     s.away_since = Some(Instant::now());
                 }
             });
+            for scope in Scope::ALL {
+                self.sync.source_read(&scope.cache_prefix(&self.name), false);
+            }
             // One that comes and goes is not waited for any less, and may be better at another address.
             match was_connected && started.elapsed() >= STEADY {
                 true => backoff.reset(),
@@ -233,6 +236,7 @@ impl Remote {
         self.status.update(|s| {
             (s.config, s.config_retrieved, s.registered) = (Some(remote.clone()), true, true);
             (s.error, s.away_since) = (None, None);
+            s.connects += 1;
             // What was complete before stays so while it is listed again.
             s.listed.retain(|scope, _| source.enabled.contains(scope));
             for scope in &source.enabled {

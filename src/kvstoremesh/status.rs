@@ -116,6 +116,8 @@ pub struct Live {
     pub stopped: BTreeMap<Scope, String>,
     /// Another cluster of the mesh has the same id.
     pub conflict: Option<String>,
+    /// Connections made, and those that were not.
+    pub connects: u64,
     pub attempts_failed: u64,
     pub revocations: u64,
     /// Scopes listed, and scopes whose watch went on from where it was.

@@ -1,5 +1,6 @@
 //! Readiness: what must finish first, and what must be well afterwards.
 
+use super::notify::until;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -80,15 +81,7 @@ impl Ready {
 
     /// Waits until everything has finished for the first time.
     pub async fn reached(&self) {
-        loop {
-            let reached = self.0.reached.notified();
-            tokio::pin!(reached);
-            reached.as_mut().enable();
-            if self.0.state.lock().was_ready {
-                return;
-            }
-            reached.await;
-        }
+        until(&self.0.reached, || self.0.state.lock().was_ready).await;
     }
 
     /// How it is with each part, a line each, in the manner of Kubernetes' own health checks.

@@ -317,7 +317,12 @@ async fn what_a_hostile_remote_holds_stays_there_and_is_named() {
         .unwrap();
     remotes(&tls, "remotes", &[("good", &good), ("bad", &bad)]);
     let target = etcd(&tls, &[]);
-    let mirror = Mirror::start(&tls, &target.address(), "remotes", &["--clustermesh-max-keys=20"]);
+    let mirror = Mirror::start(
+        &tls,
+        &target.address(),
+        "remotes",
+        &["--clustermesh-max-keys=20", "--controller-group-metrics=all"],
+    );
     mirror.ready(2).await;
     let mut local = tls.client(&target.address(), "any").await;
     assert_eq!(cache(&mut local, "nodes", "").await.len(), 20);
@@ -337,6 +342,16 @@ async fn what_a_hostile_remote_holds_stays_there_and_is_named() {
     let series = "cilium_kvstoremesh_remote_cluster_keys_refused_total{target_cluster=\"bad\",reason=\"unsafe key\"}";
     assert_eq!(mirror.metric(series), Some(6.0));
 
+    let runs =
+        "cilium_kvstoremesh_controllers_group_runs_total{group_name=\"clustermesh-remote-cluster\",status=\"success\"}";
+    assert_eq!(mirror.metric(runs), Some(2.0));
+    let read = |source: &str| {
+        mirror.metric(&format!(
+            "cilium_kvstoremesh_kvstore_initial_sync_completed{{scope=\"nodes/v1\",source_cluster=\"{source}\",action=\"read\"}}"
+        ))
+    };
+    assert_eq!((read("good"), read("bad")), (Some(1.0), Some(1.0)));
+
     // Too much of one kind: what is here of it stays and nothing more comes, and everything else goes on.
     for n in 0..15 {
         client
@@ -355,6 +370,7 @@ async fn what_a_hostile_remote_holds_stays_there_and_is_named() {
     .await;
     let stopped = "cilium_kvstoremesh_remote_cluster_kinds_stopped{target_cluster=\"bad\"}";
     assert_eq!(mirror.metric(stopped), Some(1.0));
+    assert_eq!((read("good"), read("bad")), (Some(1.0), Some(0.0)));
     let mut good_client = tls.client(&good.address(), "any").await;
     for (client, key) in [
         (&mut client, "cilium/state/ip/v1/default/1.2.3.4"),

@@ -33,6 +33,8 @@ pub struct View {
     pub rejected: u64,
     /// Whether everything has been written once.
     pub complete: bool,
+    /// Whether what it is a copy of has been read whole; none: it is no copy.
+    pub read: Option<bool>,
     /// From when a change is known to when it is in the store; seconds.
     pub lag: Histogram,
 }
@@ -61,6 +63,7 @@ impl SyncStore {
                 errors,
                 rejected,
                 complete: state.complete.contains(&prefix.text),
+                read: state.read.get(&prefix.text).copied(),
                 lag: prefix.lag.clone(),
             });
         }
