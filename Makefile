@@ -64,10 +64,16 @@ peers: setup
 	cd tests/interop && for tool in etcd:server etcdctl:etcdctl etcdutl:etcdutl; do \
 		go build -o $(PEERS)/$${tool%%:*} go.etcd.io/etcd/$${tool##*:}/v3 || exit 1; done
 
+# Whether the mirror is right, not how fast it is.
+SMALL_MESH = go run -C tests/interop ./mesh -isthmus $(abspath $(TARGET))/debug/clustermesh-apiserver -etcd $(PEERS)/etcd \
+	-clusters 5 -ips 200 -kills 8 -seconds 5 -rate 100
+
 interop: peers ## real peers: etcd 3.6 call by call, its tools and clientv3; SEEDS=20 CALLS=2000 for the long walk
 	ISTHMUS_REQUIRE_PEERS=1 $(CARGO) test --locked --test it etcdctl
 	$(CARGO) build --locked
 	$(GO_TEST) -v -timeout 40m -skip "KubeAPIServer|Publisher" . -args -seeds $(SEEDS) -calls $(CALLS)
+	$(SMALL_MESH) -run churn,kills,wiped
+	$(SMALL_MESH) -shape mirror -qps 0 -run kills
 
 kubernetes: peers ## kube-apiserver, to run on the store; builds for ten minutes
 	cd tests/interop/kubernetes && go build -ldflags "-X k8s.io/component-base/version.gitVersion=v1.36.3" \
@@ -97,7 +103,7 @@ publish: peers ## 50,000 objects published by Cilium and by us: memory, start, c
 	go run -C tests/interop ./publish -isthmus $(abspath $(TARGET))/dist/clustermesh-apiserver -etcd $(PEERS)/etcd \
 		-cilium $(PEERS)/clustermesh-apiserver $(PUBLISH)
 
-mesh: peers ## 250 clusters mirrored: cold, churn, restart; MESH="-run chaos -clusters 20", "-shape original"
+mesh: peers ## 250 clusters mirrored: cold, churn, restart; MESH="-run chaos,millions,kills,wiped -clusters 20", "-shape original"
 	$(CARGO) build --locked --profile dist
 	./tests/interop/cilium/build $(PEERS)
 	go run -C tests/interop ./mesh -isthmus $(abspath $(TARGET))/dist/clustermesh-apiserver -etcd $(PEERS)/etcd \

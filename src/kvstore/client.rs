@@ -184,7 +184,11 @@ fn describe(error: &etcd_client::Error) -> String {
         }
         source = error.source();
     }
-    texts.retain(|t| !t.is_empty());
+    // What only says where it went wrong says little, if there is more.
+    let says_more = |t: &String| !["", "transport error", "connection error"].contains(&t.as_str());
+    if texts.iter().any(says_more) {
+        texts.retain(says_more);
+    }
     let text = texts.join(": ");
     // What libraries make of the end of a connection.
     for (part, meaning) in [
