@@ -41,8 +41,13 @@ pub enum Error {
 /// A store to write to. There is one writer for each key.
 #[async_trait::async_trait]
 pub trait Backend: Send + Sync {
-    /// Everything that begins with `prefix`.
+    /// Everything that begins with `prefix`, and is ours: it stays as long as we live.
     async fn list(&self, prefix: &str) -> Result<Vec<(Bytes, Bytes)>, Error>;
+
+    /// Everything that begins with `prefix`, which may be others'.
+    async fn look(&self, prefix: &str) -> Result<Vec<(Bytes, Bytes)>, Error> {
+        self.list(prefix).await
+    }
 
     /// The value of one key.
     async fn get(&self, key: &str) -> Result<Option<Bytes>, Error>;

@@ -137,9 +137,10 @@ impl Mesh {
                 Event::Removed(name) => self.remove(&name),
                 Event::Listed => {
                     drop(listed.take());
-                    let this = Arc::clone(self);
-                    self.life
-                        .spawn_part("clusters that left before", async move { this.sweep().await });
+                    let (this, stop) = (Arc::clone(self), self.life.stop_token().clone());
+                    self.life.spawn_vital("clusters that left before", async move {
+                        tokio::select! { () = stop.cancelled() => {}, () = this.sweep() => {} }
+                    });
                 }
             }
         }
@@ -336,7 +337,7 @@ async fn wait_until_mirrored(status: &Shared, connect_timeout: Duration) {
         let live = status.live();
         // One that was connected to is waited for longer, whatever became of the connection.
         let given_up = live.config.is_none() && started.elapsed() >= connect_timeout;
-        if live.sync_took.is_some() || given_up || !live.stopped.is_empty() {
+        if live.is_mirrored() || given_up {
             return;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;

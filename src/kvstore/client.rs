@@ -262,6 +262,16 @@ impl EtcdClient {
         self.pinned.load(Ordering::Relaxed)
     }
 
+    /// Whether this is the same connection.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.pinned, &other.pinned)
+    }
+
+    /// An error if an answer is of another store than those before.
+    pub(super) fn seen(&self, header: Option<&ResponseHeader>) -> Result<(), Error> {
+        self.check(header).map(drop)
+    }
+
     fn check(&self, header: Option<&ResponseHeader>) -> Result<i64, Error> {
         let header = header.ok_or(Error::NoHeader)?;
         let got = header.cluster_id();

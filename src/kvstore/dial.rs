@@ -1,12 +1,13 @@
 //! The way to a store: TCP and TLS to one address of one of its endpoints.
 //!
 //! A store may be behind several endpoints, and each may have several addresses, of which some are dead. They
-//! are tried one after the other, the one that was good last first and the others in any order; each gets its
-//! share of the time (Cilium 1.20 does so for `cilium-host-aliases`). All requests of a connection then go to
+//! are tried one after the other, the one that was good last first, then endpoints and aliases in any order and
+//! what a name resolves to in the system's; each gets its share of the time (Cilium 1.20 does so for `cilium-host-aliases`). All requests of a connection then go to
 //! that one: two replicas behind one name are two stores with revisions of their own.
 
 use super::client::Error;
 use super::config::ClientConfig;
+use futures::future::join_all;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use rand::seq::SliceRandom;
@@ -19,7 +20,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_util::either::Either;
@@ -138,14 +139,19 @@ impl Way {
     async fn connect(&self) -> io::Result<Either<TcpStream, TlsStream<TcpStream>>> {
         let deadline = Instant::now() + CONNECT_TIMEOUT;
         let (mut addresses, mut failures) = (vec![], vec![]);
-        for target in &self.targets {
-            match timeout_at(deadline, self.addresses(target)).await {
+        let mut targets: Vec<_> = self.targets.iter().collect();
+        targets.shuffle(&mut rand::rng());
+        // A name that hangs must not use up the time of the others.
+        let resolved = targets
+            .iter()
+            .map(|target| timeout(CONNECT_TIMEOUT / 2, self.addresses(target)));
+        for (target, found) in targets.iter().zip(join_all(resolved).await) {
+            match found {
                 Ok(Ok(found)) => addresses.extend(found),
                 Ok(Err(error)) => failures.push(format!("{}: {error}", target.host)),
                 Err(_) => failures.push(format!("{}: no answer from the resolver", target.host)),
             }
         }
-        addresses.shuffle(&mut rand::rng());
         if let Some(good) = self.dialer.0.lock().clone() {
             addresses.sort_by_key(|address| *address != good);
         }
@@ -177,9 +183,11 @@ impl Way {
         };
         let aliases = &self.config.cilium_host_aliases;
         if let Some(alias) = aliases.iter().find(|alias| alias.hostname == target.host) {
-            let at = alias.ips.iter().map(|ip| SocketAddr::new(*ip, target.port));
-            return Ok(at.map(address).collect());
+            let mut at: Vec<_> = alias.ips.iter().map(|ip| SocketAddr::new(*ip, target.port)).collect();
+            at.shuffle(&mut rand::rng());
+            return Ok(at.into_iter().map(address).collect());
         }
+        // The system knows best which family works: its order stays.
         let found = tokio::net::lookup_host((target.host.as_str(), target.port)).await?;
         Ok(found.map(address).collect())
     }
@@ -275,7 +283,7 @@ mod tests {
         }
     }
 
-    /// Three addresses of one host: one does not listen, one never answers a handshake, one is good.
+    /// Of three addresses of one host two refuse.
     #[tokio::test]
     async fn the_address_that_was_good_last_is_tried_first() {
         let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

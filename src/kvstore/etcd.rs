@@ -170,7 +170,8 @@ impl EtcdBackend {
             keepalive: self.config.keepalive,
             dialer: self.dialer.clone(),
         };
-        Ok(EtcdClient::connect_with(&config, &options).await?)
+        let connected = EtcdClient::connect_with(&config, &options).await;
+        Ok(connected.inspect_err(|_| self.dialer.forget())?)
     }
 
     /// Runs `f` on the connection, which is given up if that fails: the next call makes a new one, with
@@ -188,7 +189,9 @@ impl EtcdBackend {
         };
         // The client's futures are large.
         let done = Box::pin(f(client.clone())).await;
-        self.same_store(&client);
+        if self.client.lock().await.as_ref().is_some_and(|now| now.is(&client)) {
+            self.same_store(&client);
+        }
         match &done {
             Err(error @ Error::Unavailable(_)) => {
                 self.reach.lock().failed(error);
@@ -287,7 +290,8 @@ impl EtcdBackend {
             attached.dedup();
             attached.iter().for_each(|lease| self.leases.lose(*lease));
         }
-        done.map_err(client::Error::from)?;
+        let done = done.map_err(client::Error::from)?;
+        client.seen(done.header())?;
         for write in writes {
             if let Write::Delete(key) = write {
                 self.leases.detach(key);
@@ -320,6 +324,29 @@ impl EtcdBackend {
                 .operations(&scope, action, begun.elapsed(), done.is_ok(), count);
         }
         done
+    }
+
+    /// Everything under a prefix, with its leases taken over if it is ours.
+    async fn read(&self, prefix: &str, ours: bool) -> Result<Vec<(Bytes, Bytes)>, Error> {
+        // Each page has a deadline of its own.
+        let deadline = Duration::from_secs(600);
+        // A list of everything at the start or after a loss must not use up what is for changes.
+        let permit = self.limiter.acquire(Class::Live, 0).await;
+        let listed = self
+            .timed((prefix.as_bytes(), "ListPrefix", deadline), async |client| {
+                let kvs = client.list(prefix).await?.kvs;
+                let mut found = Vec::with_capacity(kvs.len());
+                for kv in kvs {
+                    let key = Bytes::copy_from_slice(kv.key());
+                    if !ours || self.adopt(&client, &key, kv.lease()).await? {
+                        found.push((key, Bytes::copy_from_slice(kv.value())));
+                    }
+                }
+                Ok(found)
+            })
+            .await;
+        permit.done(listed.is_ok());
+        listed
     }
 
     /// Takes over the lease of a key of a former life, so that an unchanged key need not be written; false: the
@@ -383,25 +410,11 @@ fn parts(writes: &[Write], ops: usize) -> Vec<&[Write]> {
 #[async_trait::async_trait]
 impl Backend for EtcdBackend {
     async fn list(&self, prefix: &str) -> Result<Vec<(Bytes, Bytes)>, Error> {
-        // Each page has a deadline of its own.
-        let deadline = Duration::from_secs(600);
-        // A list of everything at the start or after a loss must not use up what is for changes.
-        let permit = self.limiter.acquire(Class::Live, 0).await;
-        let listed = self
-            .timed((prefix.as_bytes(), "ListPrefix", deadline), async |client| {
-                let kvs = client.list(prefix).await?.kvs;
-                let mut found = Vec::with_capacity(kvs.len());
-                for kv in kvs {
-                    let key = Bytes::copy_from_slice(kv.key());
-                    if self.adopt(&client, &key, kv.lease()).await? {
-                        found.push((key, Bytes::copy_from_slice(kv.value())));
-                    }
-                }
-                Ok(found)
-            })
-            .await;
-        permit.done(listed.is_ok());
-        listed
+        self.read(prefix, true).await
+    }
+
+    async fn look(&self, prefix: &str) -> Result<Vec<(Bytes, Bytes)>, Error> {
+        self.read(prefix, false).await
     }
 
     async fn get(&self, key: &str) -> Result<Option<Bytes>, Error> {

@@ -43,7 +43,7 @@ pub async fn keep(backend: Arc<dyn Backend>, key: String, value: Vec<u8>) {
 
 /// Writes `key` unless it has `value`; says whether it did.
 pub async fn ensure(backend: &dyn Backend, key: &str, value: &[u8]) -> Result<bool, super::Error> {
-    if backend.get(key).await?.is_some_and(|v| v == value) {
+    if backend.own(key).await?.is_some_and(|v| v == value) {
         return Ok(false);
     }
     backend

@@ -113,6 +113,7 @@ impl Leases {
         let ttl = self.ttl;
         book.leases.entry(id).or_insert_with(|| Lease::new(ttl)).keys += 1;
         book.by_key.insert(key.clone(), id);
+        self.changed.notify_one();
     }
 
     pub(super) fn detach(&self, key: &[u8]) {

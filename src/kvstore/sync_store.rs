@@ -14,7 +14,7 @@ use crate::util::notify::until;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
-use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroU64;
 use std::ops::Bound;
@@ -460,21 +460,33 @@ impl SyncStore {
     fn adopted(&self, found: Vec<(Bytes, Bytes)>) {
         let mut state = self.state.lock();
         let State { keys, queue, ended, .. } = &mut *state;
-        keys.values_mut().for_each(|e| e.set_written(None));
-        for (key, value) in found {
-            keys.entry(key).or_default().set_written(Some(self.digest(&value)));
-        }
-        keys.retain(|_, entry| !entry.is_nothing());
-        let mut lost = vec![];
-        for (key, entry) in keys.iter_mut().filter(|(_, e)| !e.is_as_desired() && !e.queued) {
-            let stale = || ended.iter().any(|p| key.starts_with(p.as_bytes()));
-            if entry.value.is_some() || (entry.desired.is_none() && stale()) {
-                entry.queued = true;
-                lost.push(key.clone());
+        let mut found: HashMap<Bytes, Digest> = found.into_iter().map(|(k, v)| (k, self.digest(&v))).collect();
+        // What goes before anything that waits, the canary of a list that has ended among it.
+        let mut first = BTreeSet::new();
+        for (key, entry) in keys.iter_mut() {
+            let was_there = entry.written.is_some();
+            entry.set_written(found.remove(key));
+            let is_lost = was_there && entry.written.is_none() && entry.desired.is_some();
+            if entry.value.is_some() && !entry.is_as_desired() && (is_lost || !entry.queued) {
+                first.insert(key.clone());
             }
         }
-        // Before anything that waits, the canary of a list that has ended among it.
-        lost.into_iter().rev().for_each(|key| queue.push_front(key));
+        for (key, digest) in found {
+            keys.entry(key).or_default().set_written(Some(digest));
+        }
+        keys.retain(|_, entry| !entry.is_nothing());
+        let is_stale = |key: &Bytes| ended.iter().any(|p| key.starts_with(p.as_bytes()));
+        let stale = keys
+            .iter()
+            .filter(|(key, e)| e.desired.is_none() && !e.is_as_desired() && !e.queued && is_stale(key));
+        first.extend(stale.map(|(key, _)| key.clone()));
+        queue.retain(|key| !first.contains(key));
+        for key in first.into_iter().rev() {
+            if let Some(entry) = keys.get_mut(&key) {
+                entry.queued = true;
+                queue.push_front(key);
+            }
+        }
     }
 
     /// Takes the next writes off the queue.

@@ -157,7 +157,7 @@ impl Seen {
     }
 }
 
-/// The text of a file that is a cluster configuration; none if it is none, is not there, or is not for us to read.
+/// The text of a file that is a cluster configuration; none if it is none, or is not there.
 fn read_config(path: &Path) -> std::io::Result<Option<String>> {
     let read = std::fs::metadata(path).and_then(|found| match found.is_file() {
         true => std::fs::read(path).map(Some),
@@ -167,7 +167,7 @@ fn read_config(path: &Path) -> std::io::Result<Option<String>> {
         Ok(text) => Ok(text
             .map(|text| String::from_utf8_lossy(&text).into_owned())
             .filter(|text| text.contains("endpoints:"))),
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) => Ok(None),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
 }

@@ -54,14 +54,20 @@ impl Leaving {
             tokio::time::sleep(grace).await;
         };
         tokio::select! { () = self.stop.cancelled() => return false, () = announced => {} }
-        let _nobody = self.gate.alone().await;
-        if self.stop.is_cancelled() {
-            return false;
+        let _nobody = tokio::select! {
+            biased;
+            () = self.stop.cancelled() => return false,
+            alone = self.gate.alone() => alone,
+        };
+        // The last canary goes last: by it a removal is found that was interrupted.
+        let canaries = Scope::ALL.split_last().map_or(&[][..], |(_, others)| others);
+        for scope in canaries {
+            Part::Key(scope.cache_canary(name)).remove(name, backend).await;
         }
-        Part::Prefix(keys::synced_prefix(name)).remove(name, backend).await;
         for scope in Scope::ALL {
             Part::Prefix(scope.cache_prefix(name)).remove(name, backend).await;
         }
+        Part::Prefix(keys::synced_prefix(name)).remove(name, backend).await;
         // A write of it may have been on its way.
         config.remove(name, backend).await;
         tracing::info!(cluster_name = %name, "removed what was mirrored of the cluster");
@@ -98,11 +104,11 @@ impl Part {
 pub(super) async fn mirrored(backend: &dyn Backend) -> Result<BTreeSet<ClusterName>, Error> {
     let mut found = BTreeSet::new();
     let name = |key: &str| ClusterName::new(key.split('/').nth(2)?).ok();
-    for (key, value) in backend.list(keys::CLUSTER_CONFIGS).await? {
+    for (key, value) in backend.look(keys::CLUSTER_CONFIGS).await? {
         let cached = serde_json::from_slice::<ClusterConfig>(&value).is_ok_and(|c| c.capabilities.cached);
         found.extend(std::str::from_utf8(&key).ok().filter(|_| cached).and_then(name));
     }
-    for (key, _) in backend.list(keys::SYNCED).await? {
+    for (key, _) in backend.look(keys::SYNCED).await? {
         let cached = |key: &&str| {
             key.splitn(4, '/')
                 .nth(3)

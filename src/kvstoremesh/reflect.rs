@@ -33,7 +33,7 @@ const TURN: Duration = Duration::from_secs(5);
 const LIST_MAX: Duration = Duration::from_secs(600);
 
 /// A kind of which a remote has too many keys is looked at again after this long.
-const LEFT_ALONE: Duration = Duration::from_secs(300);
+pub(super) const LEFT_ALONE: Duration = Duration::from_secs(300);
 
 /// What all remote clusters share.
 pub(super) struct Turns {
@@ -302,7 +302,8 @@ impl Remote {
 
     /// Reads all there is; returns at which revision.
     async fn list(&self, client: &EtcdClient, place: &Place) -> Result<i64, Error> {
-        let reading = tokio::time::timeout(LIST_MAX, Box::pin(self.read_pages(client, place)));
+        // The time counts from when it is its turn.
+        let reading = async { tokio::time::timeout(LIST_MAX, Box::pin(self.read_pages(client, place))).await };
         let late = |_| Err(ClientError::Timeout(LIST_MAX).into());
         let read = self.turns.lists.take(reading).await.unwrap_or_else(late);
         let (revision, witness) = read?;
@@ -411,6 +412,9 @@ impl Remote {
         for scope in Scope::ALL {
             if scope.cache_canary(&self.name) == canary {
                 self.sync.complete(&scope.cache_prefix(&self.name));
+                self.status.update(|s| {
+                    s.written.insert(scope);
+                });
             }
         }
         if all().all(|canary| self.sync.is_written(&canary)) {

@@ -10,7 +10,7 @@
 //! What is mirrored stays while the remote is away. If the same store answers again, the watches go on from
 //! where they were; if it is another one, a new list is a diff. Nothing is written for a key that did not change.
 
-use super::reflect::{Connection, Positions, Turns};
+use super::reflect::{Connection, LEFT_ALONE, Positions, Turns};
 use super::status::Shared;
 use crate::kvstore::client::{Error as ClientError, EtcdClient, Options};
 use crate::kvstore::config::{ClientConfig, Error as ConfigError};
@@ -147,7 +147,10 @@ impl Remote {
             } else {
                 tracing::debug!(cluster_name = %self.name, %error, "no connection to the remote cluster");
             }
-            backoff.wait().await;
+            match error {
+                Error::TooMuch { .. } => tokio::time::sleep(LEFT_ALONE).await,
+                _ => backoff.wait().await,
+            }
         }
     }
 
@@ -170,8 +173,9 @@ impl Remote {
                 }
             };
             tokio::select! {
-                () = kept => {}
+                biased;
                 changed = config.changed() => if changed.is_err() { std::future::pending().await },
+                () = kept => {}
             }
         }
     }
@@ -231,14 +235,15 @@ impl Remote {
         mirrored.capabilities.cached = true;
         // Before any data, so that readers know where to look.
         let (config_key, config) = (keys::cluster_config(&self.name), mirrored.to_json());
-        keeper::ensure(&*self.backend, &config_key, &config).await?;
         kept.send_if_modified(|kept| kept.replace(config.clone()).as_ref() != Some(&config));
+        keeper::ensure(&*self.backend, &config_key, &config).await?;
         self.status.update(|s| {
             (s.config, s.config_retrieved, s.registered) = (Some(remote.clone()), true, true);
             (s.error, s.away_since) = (None, None);
             s.connects += 1;
             // What was complete before stays so while it is listed again.
             s.listed.retain(|scope, _| source.enabled.contains(scope));
+            s.stopped.retain(|scope, _| source.enabled.contains(scope));
             for scope in &source.enabled {
                 s.listed.entry(*scope).or_insert(false);
             }

@@ -3,7 +3,7 @@
 use crate::model::keys::Scope;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -112,6 +112,8 @@ pub struct Live {
     pub sync_took: Option<Duration>,
     /// The heartbeat is silent, though the store answers.
     pub silent: bool,
+    /// Kinds of which everything has been written once.
+    pub written: BTreeSet<Scope>,
     /// Kinds that are not followed any further, and why.
     pub stopped: BTreeMap<Scope, String>,
     /// Another cluster of the mesh has the same id.
@@ -168,6 +170,12 @@ impl Shared {
 }
 
 impl Live {
+    /// Whether there is nothing more to wait for: every kind has been written once, or is not followed.
+    pub fn is_mirrored(&self) -> bool {
+        let done = |scope: &Scope| self.written.contains(scope) || self.stopped.contains_key(scope);
+        Scope::ALL.iter().all(done)
+    }
+
     /// As Cilium's tools read it; `count` says how many keys of a scope there are.
     pub fn remote_cluster(&self, count: impl Fn(Scope) -> usize) -> RemoteCluster {
         let listed = |scope| self.listed.get(&scope).copied();

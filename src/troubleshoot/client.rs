@@ -1,7 +1,7 @@
 //! The last step: one read through the client that the mirror and the publisher use.
 
 use super::report::Report;
-use crate::kvstore::client::EtcdClient;
+use crate::kvstore::client::{EtcdClient, Options};
 use crate::kvstore::config::ClientConfig;
 use crate::model::keys::HEARTBEAT;
 use std::io;
@@ -26,14 +26,18 @@ pub(super) async fn report(
     if config.endpoints.is_empty() {
         return report.line("❌ Failed to create etcd client: etcdclient: no available endpoints");
     }
-    let client = match timeout_at(deadline, EtcdClient::connect(config)).await {
+    let how = Options::default();
+    let client = match timeout_at(deadline, EtcdClient::connect_with(config, &how)).await {
         Ok(Ok(client)) => client,
         Ok(Err(why)) => return report.line(format_args!("❌ Failed to create etcd client: {why}")),
         Err(_) => return report.line(format_args!("❌ Failed to establish connection: {TOO_LATE}")),
     };
-    let until = deadline.min(Instant::now() + READ_TIMEOUT);
-    // The client begins with any endpoint: it may take a few reads until one is served by a good one.
-    let several = config.endpoints.len() > 1;
+    // The client begins with any endpoint: it may take a while until a good one is found.
+    let several = config.endpoints.len() > 1 || config.cilium_host_aliases.iter().any(|alias| alias.ips.len() > 1);
+    let until = match several {
+        true => deadline,
+        false => deadline.min(Instant::now() + READ_TIMEOUT),
+    };
     let mut failed = None;
     let (answered, why) = loop {
         match timeout_at(until, client.get(HEARTBEAT)).await {
@@ -50,6 +54,7 @@ pub(super) async fn report(
                     break (answered, why);
                 }
                 failed = Some(why);
+                how.dialer.forget();
                 tokio::time::sleep_until(again).await;
             }
             // What went wrong before says more.

@@ -1,7 +1,7 @@
 //! Clusters that come, go, come back or stay away, and the files they are known by.
 
 use crate::remotes::{Mirror, Source, cache, remotes};
-use crate::support::{Tls, etcd, eventually, free_port};
+use crate::support::{Process, Tls, etcd, eventually, free_port};
 use etcd_client::{Client, GetOptions};
 use std::collections::BTreeMap;
 
@@ -58,12 +58,12 @@ async fn a_cluster_that_is_back_within_the_grace_loses_nothing() {
     assert_eq!(revisions(&mut local, canaries).await.len(), canaries_before.len());
 }
 
-/// The file comes late, the files it names later, the CA is another one after that, and the first of its endpoints
-/// never listens.
+/// The file comes late, the files it names later, and the CA is another one after that. The name is an alias, of
+/// which two addresses are dead.
 #[tokio::test]
 async fn files_may_come_late_and_change() {
     let (old, new) = (Tls::new(), Tls::new());
-    let (dead, port) = (free_port(), free_port());
+    let port = free_port();
     let source = Source::start(&old, "hk", port);
     drop(source.fill(&old, "hk", 1).await);
     let remotes = old.path("remotes");
@@ -73,7 +73,7 @@ async fn files_may_come_late_and_change() {
     mirror.ready(0).await;
 
     let text = format!(
-        "endpoints:\n- https://127.0.0.1:{dead}\n- https://127.0.0.1:{port}\ntrusted-ca-file: {0}/hk-ca.crt\ncert-file: {0}/hk.crt\nkey-file: {0}/hk.key\n",
+        "endpoints:\n- https://hk.mesh.cilium.io:{port}\ncilium-host-aliases:\n- hostname: hk.mesh.cilium.io\n  ips: [127.0.0.2, 127.0.0.1, 127.0.0.3]\ntrusted-ca-file: {0}/hk-ca.crt\ncert-file: {0}/hk.crt\nkey-file: {0}/hk.key\n",
         remotes.display()
     );
     std::fs::write(remotes.join("hk"), text).unwrap();
@@ -134,7 +134,7 @@ async fn services_of_a_cluster_that_stays_away_are_revoked_once_and_come_back() 
         .unwrap();
     remotes(&tls, "remotes", &[("hk", &source)]);
     let target = etcd(&tls, &[]);
-    let flags = ["--clustermesh-cache-ttl=1s"];
+    let flags = ["--clustermesh-cache-ttl=5s"];
     let mirror = Mirror::start(&tls, &target.address(), "remotes", &flags);
     mirror.ready(1).await;
     let mut local = tls.client(&target.address(), "any").await;
@@ -169,4 +169,64 @@ async fn services_of_a_cluster_that_stays_away_are_revoked_once_and_come_back() 
     drop((mirror, source));
     let _mirror = Mirror::start(&tls, &target.address(), "remotes", &flags);
     revoked(&mut local).await;
+}
+
+#[tokio::test]
+async fn a_store_that_begins_anew_gets_everything() {
+    let tls = Tls::new();
+    let source = Source::start(&tls, "hk", free_port());
+    drop(source.fill(&tls, "hk", 1).await);
+    remotes(&tls, "remotes", &[("hk", &source)]);
+    let target = Source::start(&tls, "target", free_port());
+    let (port, data) = (target.port, target.data.clone());
+    let mut client = tls.client(&target.address(), "any").await;
+    // Of the two endpoints one never listens.
+    let local = tls.path("two.yaml");
+    tls.client_file(&local, &target.address(), &tls.ca.client("admin", "admin").unwrap());
+    let text = std::fs::read_to_string(&local).unwrap();
+    let dead = format!("endpoints:\n- https://127.0.0.1:{}\n", free_port());
+    std::fs::write(&local, text.replace("endpoints:\n", &dead)).unwrap();
+    let config = format!("--kvstore-opt=etcd.config={}", local.display());
+    let mut mirror = Mirror::start(&tls, &target.address(), "remotes", &[&config]);
+    mirror.ready(1).await;
+    let (health, manifests) = (free_port(), "--manifests=examples/tokyo-hk/tokyo-cluster");
+    let health_port = format!("--health-port={health}");
+    let publisher = [
+        "clustermesh",
+        "--cluster-name=tokyo-cluster",
+        "--cluster-id=1",
+        &config,
+        &health_port,
+        manifests,
+    ];
+    let publisher = Process::start(&publisher);
+    publisher.line("msg=ready");
+    let keys = async |client: &mut Client| -> Vec<String> {
+        let all = revisions(client, "cilium/").await.into_keys();
+        // The heartbeat comes every minute.
+        let other = ["cilium/kvstoremesh-lock/", "cilium/.heartbeat"];
+        all.filter(|key| !other.iter().any(|o| key.starts_with(o))).collect()
+    };
+    let all = keys(&mut client).await;
+    assert!(
+        all.iter().filter(|k| k.contains("/tokyo-cluster")).count() > 10,
+        "{all:?}"
+    );
+    assert!(all.iter().filter(|k| k.contains("/hk")).count() > 20, "{all:?}");
+    drop((client, target));
+    std::fs::remove_dir_all(data).unwrap();
+    let target = Source::start(&tls, "target", port);
+    // Its lock is lost: another mirror may lead there.
+    let (status, _) = mirror.process.ended().await;
+    assert!(!status.success());
+    mirror.process.line("Leader election lost");
+    let mirror = Mirror::start(&tls, &target.address(), "remotes", &[&config]);
+    mirror.ready(1).await;
+    let mut client = tls.client(&target.address(), "any").await;
+    eventually("everything is there again", async || {
+        let now = keys(&mut client).await;
+        (now == all).then_some(())
+    })
+    .await;
+    drop(publisher);
 }

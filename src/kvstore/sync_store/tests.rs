@@ -2,7 +2,7 @@ use super::*;
 use crate::kvstore::local::LocalBackend;
 use crate::mvcc::Store;
 use futures::stream::BoxStream;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 fn put(key: &str, value: &str) -> Write {
     Write::Put(key.to_owned().into(), value.to_owned().into())
@@ -19,7 +19,7 @@ fn sync_store(store: &Arc<Store>) -> SyncStore {
 async fn run_until(sync: &SyncStore, done: impl Fn() -> bool) {
     let wait = async {
         while !done() {
-            tokio::task::yield_now().await;
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
     tokio::select! {
@@ -81,37 +81,46 @@ async fn a_key_that_changes_back_before_its_turn_is_not_written() {
     assert_eq!(store.get(b"p/a").unwrap().fields().version, 1);
 }
 
-/// Fails at first, and never takes one key.
-struct Flaky(LocalBackend, AtomicU32);
+/// A store that refuses what it is told to refuse, and loses something when it is told to.
+struct Faulty<F> {
+    store: LocalBackend,
+    refuse: F,
+    losses: AtomicU64,
+}
+
+impl<F> Faulty<F> {
+    fn new(store: &Arc<Store>, refuse: F) -> Arc<Self> {
+        Arc::new(Self {
+            store: LocalBackend::new(Arc::clone(store)),
+            refuse,
+            losses: AtomicU64::new(0),
+        })
+    }
+}
 
 #[async_trait::async_trait]
-impl Backend for Flaky {
+impl<F: Fn(&[Write]) -> Result<(), Error> + Send + Sync> Backend for Faulty<F> {
     async fn list(&self, prefix: &str) -> Result<Vec<(Bytes, Bytes)>, Error> {
-        self.0.list(prefix).await
+        self.store.list(prefix).await
     }
     async fn get(&self, key: &str) -> Result<Option<Bytes>, Error> {
-        self.0.get(key).await
+        self.store.get(key).await
     }
     async fn write(&self, class: Class, writes: &[Write]) -> Result<(), Error> {
-        if self.1.fetch_add(1, Ordering::Relaxed) < 3 {
-            return Err(Error::Unavailable("away".to_owned()));
-        }
-        if writes.iter().any(|w| !is_delete(w) && key_of(w) == b"p/huge") {
-            return Err(Error::Rejected("too large".to_owned()));
-        }
-        self.0.write(class, writes).await
+        (self.refuse)(writes)?;
+        self.store.write(class, writes).await
     }
     async fn delete_prefix(&self, prefix: &str) -> Result<(), Error> {
-        self.0.delete_prefix(prefix).await
+        self.store.delete_prefix(prefix).await
     }
     fn changes(&self, key: &str) -> BoxStream<'static, ()> {
-        self.0.changes(key)
+        self.store.changes(key)
     }
     fn can_lose(&self) -> bool {
         true
     }
     fn losses(&self) -> u64 {
-        u64::from(self.1.load(Ordering::Relaxed) >= 100)
+        self.losses.load(Ordering::Relaxed)
     }
     fn describe(&self) -> String {
         String::new()
@@ -175,14 +184,13 @@ async fn a_canary_does_not_overtake_a_batch_that_failed() {
 #[tokio::test(start_paused = true)]
 async fn what_a_store_lost_is_written_again() {
     let store = Store::new();
-    let lossy = Arc::new(Flaky(LocalBackend::new(Arc::clone(&store)), AtomicU32::new(3)));
+    let lossy = Faulty::new(&store, |_: &[Write]| Ok(()));
     let sync = SyncStore::new("test", Arc::clone(&lossy) as _, vec!["p/".to_owned()]);
     sync.upsert("p/a", "1");
     let gone = async {
         sync.written("p/a").await;
         store.delete(&crate::mvcc::KeyRange::key("p/a"));
-        // The next write is the hundredth, at which this store says it lost something.
-        lossy.1.store(100, Ordering::Relaxed);
+        lossy.losses.store(1, Ordering::Relaxed);
         while store.get(b"p/a").is_none() {
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
@@ -193,8 +201,17 @@ async fn what_a_store_lost_is_written_again() {
 #[tokio::test(start_paused = true)]
 async fn failures_are_tried_again_in_order_and_one_bad_key_does_not_hold_up_the_rest() {
     let store = Store::new();
-    let backend = Flaky(LocalBackend::new(Arc::clone(&store)), AtomicU32::new(0));
-    let sync = SyncStore::new("test", Arc::new(backend), vec!["p/".to_owned()]);
+    // Fails at first, and never takes one key.
+    let calls = AtomicU64::new(0);
+    let flaky = Faulty::new(&store, move |writes: &[Write]| {
+        let huge = |w: &Write| !is_delete(w) && key_of(w) == b"p/huge";
+        match calls.fetch_add(1, Ordering::Relaxed) {
+            0..3 => Err(Error::Unavailable("away".to_owned())),
+            _ if writes.iter().any(huge) => Err(Error::Rejected("too large".to_owned())),
+            _ => Ok(()),
+        }
+    });
+    let sync = SyncStore::new("test", flaky, vec!["p/".to_owned()]);
     for key in ["p/a", "p/huge", "p/b"] {
         sync.upsert(key, "1");
     }
@@ -222,45 +239,54 @@ async fn failures_are_tried_again_in_order_and_one_bad_key_does_not_hold_up_the_
 /// A store without room takes what makes some, and nothing is forgotten.
 #[tokio::test(start_paused = true)]
 async fn a_full_store_is_relieved_of_what_goes() {
-    struct Full(LocalBackend, usize);
-    #[async_trait::async_trait]
-    impl Backend for Full {
-        async fn list(&self, prefix: &str) -> Result<Vec<(Bytes, Bytes)>, Error> {
-            self.0.list(prefix).await
-        }
-        async fn get(&self, key: &str) -> Result<Option<Bytes>, Error> {
-            self.0.get(key).await
-        }
-        async fn write(&self, class: Class, writes: &[Write]) -> Result<(), Error> {
-            if self.list("p/").await?.len() >= self.1 && !writes.iter().all(is_delete) {
-                return Err(Error::Full("no room".to_owned()));
-            }
-            self.0.write(class, writes).await
-        }
-        async fn delete_prefix(&self, prefix: &str) -> Result<(), Error> {
-            self.0.delete_prefix(prefix).await
-        }
-        fn changes(&self, key: &str) -> BoxStream<'static, ()> {
-            self.0.changes(key)
-        }
-        fn describe(&self) -> String {
-            String::new()
-        }
-    }
     let store = Store::new();
     store.apply(&[put("p/1", "old"), put("p/2", "old"), put("p/3", "old")]);
-    let backend = Full(LocalBackend::new(Arc::clone(&store)), 3);
-    let sync = SyncStore::new("test", Arc::new(backend), vec!["p/".to_owned()]);
-    let list = sync.begin_list();
-    sync.upsert("p/1", "old");
+    let all = Arc::clone(&store);
+    let full = Faulty::new(&store, move |writes: &[Write]| {
+        let there = ["p/1", "p/2", "p/3", "p/new"]
+            .iter()
+            .filter(|k| all.get(k.as_bytes()).is_some());
+        match there.count() >= 3 && !writes.iter().all(is_delete) {
+            true => Err(Error::Full("no room".to_owned())),
+            false => Ok(()),
+        }
+    });
+    let sync = SyncStore::new("test", full, vec!["p/".to_owned()]);
+    for key in ["p/1", "p/2", "p/3"] {
+        sync.upsert(key, "old");
+    }
+    run_until(&sync, || sync.is_written("p/3")).await;
+    // What makes room waits behind what needs it.
     sync.upsert("p/new", "1");
     sync.canary("canary", "t");
-    sync.end_list("p/", list);
+    sync.delete("p/2");
+    sync.delete("p/3");
     run_until(&sync, || store.get(b"canary").is_some()).await;
     let revision = |key: &[u8]| store.get(key).map(|kv| kv.fields().mod_revision);
     assert_eq!((revision(b"p/2"), revision(b"p/3")), (None, None));
     assert!(revision(b"p/new") > Some(2) && revision(b"p/new") <= revision(b"canary"));
     assert!(!sync.full());
+}
+
+/// A canary that waits does not go before what the store lost meanwhile, even if that was to change anyway.
+#[tokio::test]
+async fn what_is_lost_goes_before_the_canary() {
+    let store = Store::new();
+    let sync = SyncStore::new("test", Faulty::new(&store, |_: &[Write]| Ok(())), vec!["p/".to_owned()]);
+    sync.upsert("p/a", "1");
+    sync.upsert("p/b", "1");
+    let batch = sync.next_batch();
+    sync.done(&batch);
+    sync.upsert("p/c", "1");
+    sync.canary("canary", "t");
+    sync.upsert("p/a", "2");
+    sync.adopted(vec![]);
+    let order: Vec<_> = sync
+        .next_batch()
+        .iter()
+        .map(|w| String::from_utf8_lossy(key_of(w)).into_owned())
+        .collect();
+    assert_eq!(order, ["p/a", "p/b", "p/c", "canary"]);
 }
 
 #[tokio::test]

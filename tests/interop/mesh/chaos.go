@@ -18,22 +18,14 @@ const maxKeys = 5000
 // chaos has bad clusters among good ones, and looks at what the good ones suffer.
 func chaos(dir string, ca *authority) error {
 	*more = strings.TrimSpace(*more + fmt.Sprint(" --clustermesh-max-keys=", maxKeys))
-	r, end, err := setup(dir, ca, 18, false)
+	r, end, err := goodOnes(dir, ca)
 	defer func() { end() }()
 	if err != nil {
 		return err
 	}
 	bad := badOnes(r, dir, ca)
 	defer bad.stop()
-	began := time.Now()
-	if err := r.launch(); err != nil {
-		return err
-	}
-	if _, _, err := r.filled(began, time.Minute); err != nil {
-		return err
-	}
 	length := time.Duration(*seconds) * time.Second
-	churn(r, "18 alone", length)
 	if err := bad.start(ca); err != nil {
 		return err
 	}
@@ -61,6 +53,23 @@ func chaos(dir string, ca *authority) error {
 	}
 	complain(r)
 	return nil
+}
+
+// goodOnes is a mirror of 18 good clusters, and what they are like alone.
+func goodOnes(dir string, ca *authority) (*rig, func(), error) {
+	r, end, err := setup(dir, ca, 18, false)
+	if err != nil {
+		return r, end, err
+	}
+	began := time.Now()
+	if err := r.launch(); err != nil {
+		return r, end, err
+	}
+	if _, _, err := r.filled(began, time.Minute); err != nil {
+		return r, end, err
+	}
+	churn(r, "18 alone", time.Duration(*seconds)*time.Second)
+	return r, end, nil
 }
 
 // fromTheStart starts the mirror again while the bad ones are there.
@@ -248,20 +257,12 @@ func (b *badness) judge(r *rig, title string) {
 // millions has a cluster that says it has ten million keys, and one that has as many and does not say so, among good
 // ones.
 func millions(dir string, ca *authority) error {
-	r, end, err := setup(dir, ca, 18, false)
+	r, end, err := goodOnes(dir, ca)
 	defer func() { end() }()
 	if err != nil {
 		return err
 	}
-	began := time.Now()
-	if err := r.launch(); err != nil {
-		return err
-	}
-	if _, _, err := r.filled(began, time.Minute); err != nil {
-		return err
-	}
 	length := time.Duration(*seconds) * time.Second
-	churn(r, "18 alone", length)
 	alone := r.mirror.Memory().RSS
 	var fakes []*endless
 	for id, says := range map[int]int64{19: 10_000_000, 20: 0} {
