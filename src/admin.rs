@@ -3,8 +3,8 @@
 use crate::util::readiness::Ready;
 use axum::Router;
 use axum::extract::RawQuery;
-use axum::http::StatusCode;
-use axum::http::header::CONTENT_TYPE;
+use axum::http::header::{ACCEPT, CONTENT_TYPE};
+use axum::http::{HeaderMap, StatusCode};
 use axum::routing::{any, get};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
@@ -38,17 +38,25 @@ pub fn health(ready: Ready) -> Router {
         .fallback(|| async { (StatusCode::NOT_FOUND, "404 page not found\n") })
 }
 
+/// How a page of metrics is called: by what its reader can read. The same text is both.
+fn kind_of_metrics(headers: &HeaderMap) -> &'static str {
+    let accepts = headers.get_all(ACCEPT).iter().filter_map(|v| v.to_str().ok());
+    match accepts.into_iter().any(|v| v.contains("application/openmetrics-text")) {
+        true => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        false => "text/plain; version=0.0.4; charset=utf-8",
+    }
+}
+
 /// `/metrics` in the OpenMetrics text format.
 pub fn metrics(registry: Arc<Registry>) -> Router {
-    let page = move || {
+    let page = move |headers: HeaderMap| {
         let registry = Arc::clone(&registry);
         async move {
             let mut body = String::new();
             if let Err(error) = encode(&mut body, &registry) {
                 tracing::error!(%error, "cannot write the metrics");
             }
-            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-            ([(CONTENT_TYPE, kind)], body)
+            ([(CONTENT_TYPE, kind_of_metrics(&headers))], body)
         }
     };
     Router::new().route("/metrics", get(page))

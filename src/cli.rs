@@ -332,13 +332,7 @@ fn dispatch(command: Command, settings: &[String], complaints: &[String]) -> any
 /// Both versions, in the shape of the original.
 fn version() -> String {
     let (own, etcd) = (env!("CARGO_PKG_VERSION"), crate::server::ETCD_VERSION);
-    // As Go names them.
-    let arch = match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    };
-    let platform = format!("{}/{arch}", std::env::consts::OS);
+    let platform = format!("{}/{}", std::env::consts::OS, crate::util::arch());
     format!("Isthmus clustermesh-apiserver: {own} {platform}\netcd: {etcd} isthmus-{own} (compatible) {platform}\n")
 }
 

@@ -138,6 +138,10 @@ impl Mesh {
                 Event::Listed => {
                     drop(listed.take());
                     let (this, stop) = (Arc::clone(self), self.life.stop_token().clone());
+                    let (judge, end) = (Arc::clone(self), stop.clone());
+                    self.life.spawn_vital("cluster ids", async move {
+                        tokio::select! { () = end.cancelled() => {}, () = judge.name_conflicts() => {} }
+                    });
                     self.life.spawn_vital("clusters that left before", async move {
                         tokio::select! { () = stop.cancelled() => {}, () = this.sweep() => {} }
                     });
@@ -178,6 +182,7 @@ impl Mesh {
             keys_max: self.config.keys_max,
             positions: cluster.positions.clone(),
             turns: Arc::clone(&self.turns),
+            metrics: self.metrics.clone(),
             how: cluster.how.clone(),
         };
         // Readiness is about the clusters there were at the start, however often their files change.
@@ -199,7 +204,15 @@ impl Mesh {
         let (per_cluster, global) = (self.config.per_cluster_ready_timeout, self.config.global_ready_timeout);
         self.life.spawn_vital(format!("readiness of {name}"), async move {
             let wait = tokio::time::timeout(global, wait_until_mirrored(&status, per_cluster));
-            tokio::select! { () = stop.cancelled() => {}, _ = wait => {} }
+            let name = status.live().name;
+            tokio::select! {
+                () = stop.cancelled() => {}
+                waited = wait => match waited {
+                    Ok(true) => {}
+                    Ok(false) => tracing::warn!(cluster_name = name, secs = per_cluster.as_secs(), "not connected in time: readiness does not wait for it"),
+                    Err(_) => tracing::error!(cluster_name = name, secs = global.as_secs(), "not mirrored in time: readiness does not wait for it"),
+                },
+            }
             drop(synced);
         });
     }
@@ -239,7 +252,13 @@ impl Mesh {
         let Some(Member::Mirrored(cluster)) = members.get(name) else {
             return;
         };
-        tracing::info!(cluster_name = %name, "the cluster left the mesh");
+        let secs = self.config.drain_grace.as_secs();
+        match self.config.drain {
+            true => {
+                tracing::info!(cluster_name = %name, secs, "the cluster left the mesh: its data is removed after a time of grace")
+            }
+            false => tracing::info!(cluster_name = %name, "the cluster left the mesh: its data stays"),
+        }
         cluster.stop.cancel();
         cluster.stop_writes.cancel();
         if self.config.drain {
@@ -267,6 +286,20 @@ impl Mesh {
         leaving
     }
 
+    /// Says in the log, once each, which clusters have ids that readers refuse.
+    async fn name_conflicts(&self) {
+        let mut said = BTreeMap::new();
+        loop {
+            let all = self.live().into_iter();
+            let now: BTreeMap<_, _> = all.filter_map(|(live, ..)| Some((live.name, live.conflict?))).collect();
+            for (name, conflict) in now.iter().filter(|(name, conflict)| said.get(*name) != Some(*conflict)) {
+                tracing::error!(cluster_name = name, conflict, "readers refuse the remote cluster");
+            }
+            said = now;
+            tokio::time::sleep(Duration::from_secs(5)).await;
+        }
+    }
+
     /// Finds clusters that are mirrored here and are not in the mesh any more, and has them leave.
     async fn sweep(self: &Arc<Self>) {
         let mut backoff = Backoff::write();
@@ -292,7 +325,13 @@ impl Mesh {
     pub fn remote_clusters(&self) -> Vec<RemoteCluster> {
         self.live()
             .into_iter()
-            .map(|(live, sync, name)| live.remote_cluster(|scope| sync.desired(&scope.cache_prefix(&name))))
+            .map(|(live, sync, name)| {
+                live.remote_cluster(|scope| match live.listed.contains_key(&scope) {
+                    true => sync.desired(&scope.cache_prefix(&name)),
+                    // What is here of a former life.
+                    false => sync.present(&scope.cache_prefix(&name)),
+                })
+            })
             .collect()
     }
 
@@ -316,6 +355,11 @@ impl Mesh {
         }
         for (live, ..) in &mut all {
             let id = live.config.as_ref().map(|config| config.id);
+            let max = self.config.cluster.max_connected;
+            if let Some(id) = id.filter(|id| !(1..=max).contains(id)) {
+                live.conflict = Some(format!("cluster id {id} is none of 1 to {max}"));
+                continue;
+            }
             let same = id.and_then(|id| names.get(&id)).filter(|same| same.len() > 1);
             live.conflict = same.map(|same| {
                 let others: Vec<_> = same.iter().filter(|name| **name != live.name).cloned().collect();
@@ -330,15 +374,15 @@ impl Mesh {
     }
 }
 
-/// Waits until all of a cluster is mirrored, or it was not even connected to in time.
-async fn wait_until_mirrored(status: &Shared, connect_timeout: Duration) {
+/// Waits until all of a cluster is mirrored; false: it was not even connected to in time.
+async fn wait_until_mirrored(status: &Shared, connect_timeout: Duration) -> bool {
     let started = tokio::time::Instant::now();
     loop {
         let live = status.live();
         // One that was connected to is waited for longer, whatever became of the connection.
         let given_up = live.config.is_none() && started.elapsed() >= connect_timeout;
         if live.is_mirrored() || given_up {
-            return;
+            return !given_up;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }

@@ -17,7 +17,7 @@ mod words;
 #[cfg(test)]
 mod tests;
 
-use crate::kvstore::config::{AliasError, ClientConfig};
+use crate::kvstore::config::{self, AliasError, ClientConfig};
 use crate::model::cluster::ClusterName;
 use report::Report;
 use std::collections::BTreeMap;
@@ -176,10 +176,8 @@ fn parse(text: &str) -> Result<ClientConfig, Error> {
     Ok(config)
 }
 
-/// The first line of what the parser says; more would show the file, which may hold a password.
 fn unparsed(why: &str) -> Error {
-    let line = why.lines().next().unwrap_or_default();
-    Error::Parse(line.trim_start_matches("error: ").to_owned())
+    Error::Parse(config::first_line(why))
 }
 
 /// Cilium's rules and words for a cluster's name.

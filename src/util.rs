@@ -9,3 +9,12 @@ pub mod metrics;
 pub mod net;
 pub mod notify;
 pub mod readiness;
+
+/// What this runs on, as Go names it.
+pub fn arch() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}

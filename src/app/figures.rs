@@ -120,6 +120,12 @@ impl Collector for Controllers {
     }
 }
 
+/// What is wrong, if it is so for longer than that.
+fn away(trouble: Option<(Duration, String)>, after: Duration) -> Option<String> {
+    let (since, why) = trouble.filter(|(since, _)| *since >= after)?;
+    Some(format!("for {} s: {why}", since.as_secs()))
+}
+
 impl Figures {
     /// Notes how long it takes until everything is ready.
     pub fn follow(&self, ready: &Ready, life: &Lifecycle) {
@@ -143,12 +149,18 @@ impl Figures {
 
     /// Has readiness tell of the store and of the source of objects.
     pub fn conditions(&self, backend: &Arc<dyn Backend>, needs: Needs, ready: &Ready) {
-        let away = |trouble: Option<(Duration, String)>, after: Duration| {
-            let (since, why) = trouble.filter(|(since, _)| *since >= after)?;
-            Some(format!("for {} s: {why}", since.as_secs()))
-        };
-        let (store, kubernetes) = (Arc::clone(backend), self.kubernetes.clone());
+        self.kubernetes_condition(needs, ready);
+        self.store_condition(backend, needs, ready);
+    }
+
+    /// Has readiness tell of the store.
+    pub fn store_condition(&self, backend: &Arc<dyn Backend>, needs: Needs, ready: &Ready) {
+        let store = Arc::clone(backend);
         ready.condition("store", needs.store, move || away(store.trouble(), STORE_AWAY));
+    }
+
+    fn kubernetes_condition(&self, needs: Needs, ready: &Ready) {
+        let kubernetes = self.kubernetes.clone();
         ready.condition("kubernetes", needs.kubernetes, move || {
             away(kubernetes.trouble(), API_AWAY)
         });
@@ -166,7 +178,7 @@ impl Figures {
         let labels = vec![
             ("version", env!("CARGO_PKG_VERSION").to_owned()),
             ("revision", String::new()),
-            ("arch", std::env::consts::ARCH.to_owned()),
+            ("arch", crate::util::arch().to_owned()),
         ];
         // Its value says nothing in the original either.
         version.get_or_create(&labels).set(0);

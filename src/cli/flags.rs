@@ -274,11 +274,13 @@ impl ObserveArgs {
         let figures = Figures::default();
         figures.follow(ready, life);
         if self.health_port != 0 {
-            app::start_health(&format!(":{}", self.health_port), ready.clone(), life).await?;
+            let started = app::start_health(&format!(":{}", self.health_port), ready.clone(), life).await;
+            started.context("--health-port")?;
         }
         if !self.prometheus_serve_addr.is_empty() {
             let groups = Groups::new(&self.controller_group_metrics);
-            figures.serve(prefix, &self.prometheus_serve_addr, groups, life).await?;
+            let served = figures.serve(prefix, &self.prometheus_serve_addr, groups, life).await;
+            served.context("--prometheus-serve-addr")?;
         }
         Ok(figures)
     }
@@ -304,7 +306,7 @@ impl KvstoreArgs {
         match &*self.kvstore {
             "etcd" => {}
             "" => bail!("KVStore client not configured, cannot continue"),
-            other => bail!("unsupported key-value store {other:?}: only etcd is"),
+            other => bail!("--kvstore: unsupported key-value store {other:?}: only etcd is supported"),
         }
         let (mut config, mut address) = (None, None);
         let (mut limits, mut keepalive) = (Limits::default(), KEEPALIVE);
@@ -364,7 +366,7 @@ fn options(given: &[String]) -> anyhow::Result<Vec<(String, String)>> {
             match (part.split_once('='), out.last_mut()) {
                 (Some((key, value)), _) => out.push((key.to_owned(), value.to_owned())),
                 (None, Some((_, value))) => *value += &format!(",{part}"),
-                (None, None) => bail!("{part:?} is not of the form key=value"),
+                (None, None) => bail!("--kvstore-opt: {part:?} is not of the form key=value"),
             }
         }
     }

@@ -8,6 +8,7 @@ use crate::util::lifecycle::Lifecycle;
 use crate::util::readiness::Ready;
 use anyhow::{Context, bail};
 use clap::{ArgAction, Args, Subcommand, ValueEnum};
+use std::io::ErrorKind;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
@@ -53,23 +54,33 @@ impl KvstoremeshArgs {
         let Some(mut config) = mesh.config(cluster, service.clustermesh_service_v2) else {
             bail!("--clustermesh-config is required");
         };
+        let directory = config.directory.display();
+        std::fs::read_dir(&config.directory)
+            .with_context(|| format!("--clustermesh-config: cannot read {directory}"))?;
         // As the original: remotes are asked as the store here is (pkg/clustermesh/common/factory.go).
         (config.remotes.page, config.remotes.keepalive) = (store.limits.page, store.keepalive);
         let ready = Ready::default();
         let starting = ready.block("starting");
         let figures = observe.start("cilium_kvstoremesh", &ready, life).await?;
         figures.leads(false);
+        figures.mesh.stand_by();
         let backend = EtcdBackend::start(store, &figures.kvstore, life);
-        figures.conditions(&(Arc::clone(&backend) as _), observe.ready_needs, &ready);
+        figures.store_condition(&(Arc::clone(&backend) as _), observe.ready_needs, &ready);
         let connected = backend.connected().await;
         connected.context("failed to establish connection to kvstore")?;
-        app::start_mesh_api(&mesh.api_serve_addr, &figures, life).await?;
+        let api = app::start_mesh_api(&mesh.api_serve_addr, &figures, life).await;
+        api.context("--api-serve-addr")?;
         let starting = app::lead(&backend, &figures, starting, life).await;
         if enable_heartbeat {
             app::start_heartbeat(Arc::clone(&backend) as _, figures.kvstore.clone(), life);
         }
         // Of its own: that a standby is ready says nothing of the mirror.
         let mirrored = Ready::default();
+        let waiting = mirrored.clone();
+        ready.condition("mirror", false, move || {
+            let pending = waiting.pending();
+            (!pending.is_empty()).then(|| pending.join(", "))
+        });
         app::start_mesh(config, Arc::clone(&backend) as _, &figures, &mirrored, life);
         app::once_ready(&mirrored, life, move || {
             drop(starting);
@@ -131,7 +142,10 @@ fn get(host: &str, path: &str) -> anyhow::Result<String> {
         "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
     )?;
     let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
+    stream.read_to_string(&mut answer).map_err(|e| match e.kind() {
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => anyhow::anyhow!("no answer from {host} in 30 s"),
+        _ => e.into(),
+    })?;
     let (head, body) = answer.split_once("\r\n\r\n").context("the answer is not HTTP")?;
     if !head.starts_with("HTTP/1.1 200") {
         bail!("{host} answers {}", head.lines().next().unwrap_or_default());

@@ -8,6 +8,7 @@ use crate::app::{self, Etcd, EtcdConfig, History};
 use crate::server::{self, Identity};
 use crate::util::lifecycle::Lifecycle;
 use crate::util::readiness::Ready;
+use anyhow::Context;
 use clap::{ArgAction, Args};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -123,7 +124,8 @@ impl ServeArgs {
         let options = publisher.options(cluster.clone(), mode);
         app::start_publisher(options, source, etcd.backend(), &figures, &ready, life);
         if let Some(config) = mesh.config(cluster, mode) {
-            app::start_mesh_api(&mesh.api_serve_addr, &figures, life).await?;
+            let api = app::start_mesh_api(&mesh.api_serve_addr, &figures, life).await;
+            api.context("--api-serve-addr")?;
             app::start_mesh(config, etcd.backend(), &figures, &ready, life);
         }
         drop(starting);

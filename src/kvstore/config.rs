@@ -97,7 +97,7 @@ impl ClientConfig {
 
     /// Reads a file's text; an error says what is wrong with it.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let config: Self = serde_saphyr::from_str(text).map_err(|e| e.to_string())?;
+        let config: Self = serde_saphyr::from_str(text).map_err(|e| first_line(&e.to_string()))?;
         if config.endpoints.is_empty() {
             return Err("it has no endpoints".to_owned());
         }
@@ -129,6 +129,12 @@ impl ClientConfig {
             .into_iter()
             .flatten()
     }
+}
+
+/// Of what the parser says; more would show the file, which may hold a password.
+pub fn first_line(why: &str) -> String {
+    let line = why.lines().next().unwrap_or_default();
+    line.trim_start_matches("error: ").to_owned()
 }
 
 #[cfg(test)]

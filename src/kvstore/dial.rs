@@ -13,7 +13,8 @@ use parking_lot::Mutex;
 use rand::seq::SliceRandom;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig as TlsConfig, RootCertStore};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{ClientConfig as TlsConfig, InconsistentKeys, RootCertStore};
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -231,7 +232,7 @@ fn tls(config: &ClientConfig) -> Result<TlsConfig, Error> {
         None => drop(roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs)),
     }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = TlsConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let builder = TlsConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions();
     let of = |path: &Path, why: String| Error::Tls {
         path: path.display().to_string(),
         why,
@@ -242,9 +243,17 @@ fn tls(config: &ClientConfig) -> Result<TlsConfig, Error> {
         .with_root_certificates(roots);
     let mut tls = match (&config.cert_file, &config.key_file) {
         (Some(cert), Some(key)) => {
-            let parsed = PrivateKeyDer::from_pem_slice(&read(key)?).map_err(|e| of(key, e.to_string()))?;
-            let done = builder.with_client_auth_cert(certificates(cert)?, parsed);
-            done.map_err(|e| of(cert, e.to_string()))?
+            let secret = PrivateKeyDer::from_pem_slice(&read(key)?).map_err(|e| of(key, e.to_string()))?;
+            let secret = provider.key_provider.load_private_key(secret);
+            let pair = CertifiedKey::new(certificates(cert)?, secret.map_err(|e| of(key, e.to_string()))?);
+            // What else there is to say of the certificate is the server's business: it may be of version 1.
+            if matches!(
+                pair.keys_match(),
+                Err(rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch))
+            ) {
+                return Err(of(key, format!("the key does not belong to {}", cert.display())));
+            }
+            builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(pair)))
         }
         _ => builder.with_no_client_auth(),
     };

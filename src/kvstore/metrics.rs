@@ -89,6 +89,13 @@ impl Metrics {
         self.quorum_errors.get_or_create(&labels).inc();
     }
 
+    /// A remote store answers, and nobody writes its heartbeat.
+    pub fn no_heartbeat(&self) {
+        // The original's words.
+        let labels = vec![("error", "no event received".to_owned())];
+        self.quorum_errors.get_or_create(&labels).inc();
+    }
+
     /// Shows a writer's figures, for as long as it lives.
     pub fn follow(&self, source_cluster: &str, store: &Arc<SyncStore>) {
         let mut shared = self.shared.lock();

@@ -149,7 +149,7 @@ impl SyncStore {
     pub fn new(name: impl Into<String>, backend: Arc<dyn Backend>, prefixes: Vec<String>) -> Self {
         let lag = || Histogram::new(exponential_buckets(0.001, 2.0, 16));
         let prefix = |text: String| Prefix {
-            scope: scope_of(format!("{text}k").as_bytes()),
+            scope: scope_of(format!("{text}cilium/k").as_bytes()),
             text,
             lag: lag(),
         };

@@ -1,17 +1,21 @@
 //! Figures of the mirror under Cilium's names (pkg/clustermesh/common/metrics.go), and ours.
 
 use super::Mesh;
+use super::status::Live;
+use crate::kvstore::sync_store::SyncStore;
+use crate::model::cluster::ClusterName;
 use crate::util::metrics::{Labels, Page};
 use parking_lot::Mutex;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::SystemTime;
 
 /// Shows a mesh once there is one. Clones share it.
 #[derive(Clone, Default)]
-pub struct Figures(Arc<Mutex<Weak<Mesh>>>);
+pub struct Figures(Arc<Mutex<Weak<Mesh>>>, Arc<AtomicBool>);
 
 impl fmt::Debug for Figures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -25,6 +29,17 @@ impl Figures {
         self.0.lock().upgrade()
     }
 
+    /// What is known of each cluster; none where there is no mesh.
+    fn live(&self) -> Option<Vec<(Live, Arc<SyncStore>, ClusterName)>> {
+        let stands_by = self.1.load(Ordering::Relaxed).then(Vec::new);
+        self.mesh().map(|mesh| mesh.live()).or(stands_by)
+    }
+
+    /// There will be a mesh: until then there are no clusters.
+    pub fn stand_by(&self) {
+        self.1.store(true, Ordering::Relaxed);
+    }
+
     /// Shows this mesh from now on.
     pub fn follow(&self, mesh: &Arc<Mesh>) {
         *self.0.lock() = Arc::downgrade(mesh);
@@ -33,17 +48,17 @@ impl Figures {
 
 impl Collector for Figures {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let Some(mesh) = self.mesh() else {
+        let Some(all) = self.live() else {
             return Ok(());
         };
-        let (mut page, all) = (Page(encoder), mesh.live());
+        let mut page = Page(encoder);
         let label = |name: &str| vec![("target_cluster", name.to_owned())];
         page.gauges(
             "remote_clusters",
             "Remote clusters configured",
             vec![(vec![], all.len() as f64)],
         )?;
-        let gauges = |value: fn(&super::status::Live) -> f64| -> Vec<(Labels, f64)> {
+        let gauges = |value: fn(&Live) -> f64| -> Vec<(Labels, f64)> {
             all.iter().map(|(live, ..)| (label(&live.name), value(live))).collect()
         };
         let since_1970 = |at: Option<SystemTime>| {
@@ -76,10 +91,14 @@ impl Collector for Figures {
         let conflicts = gauges(|l| f64::from(u8::from(l.conflict.is_some())));
         page.gauges("remote_cluster_id_conflict", help, conflicts)?;
         let help = "Whether its heartbeat is silent though its store answers";
-        page.gauges("remote_cluster_silent", help, gauges(|l| f64::from(u8::from(l.silent))))?;
+        page.gauges(
+            "remote_cluster_silent",
+            help,
+            gauges(|l| f64::from(u8::from(l.silent_since.is_some()))),
+        )?;
         let help = "Kinds of which it has too many keys to be followed";
         page.gauges("remote_cluster_kinds_stopped", help, gauges(|l| l.stopped.len() as f64))?;
-        let counters = |value: fn(&super::status::Live) -> u64| -> Vec<(Labels, u64)> {
+        let counters = |value: fn(&Live) -> u64| -> Vec<(Labels, u64)> {
             all.iter().map(|(live, ..)| (label(&live.name), value(live))).collect()
         };
         let help = "Connections that were not made";

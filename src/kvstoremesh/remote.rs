@@ -15,7 +15,7 @@ use super::status::Shared;
 use crate::kvstore::client::{Error as ClientError, EtcdClient, Options};
 use crate::kvstore::config::{ClientConfig, Error as ConfigError};
 use crate::kvstore::sync_store::SyncStore;
-use crate::kvstore::{Backend, keeper};
+use crate::kvstore::{self, Backend, keeper};
 use crate::model::cluster::{ClusterConfig, ClusterName, ExportMode};
 use crate::model::keys::{self, Scope};
 use crate::util::backoff::Backoff;
@@ -60,8 +60,6 @@ pub(super) enum Error {
     BadClusterConfig { key: String, source: serde_json::Error },
     #[error("{key} has {bytes} bytes: no cluster configuration is that large")]
     HugeClusterConfig { key: String, bytes: usize },
-    #[error("its endpointSlicesExportMode {0:?} is not known here")]
-    UnknownExportMode(String),
     #[error("what it sent could not be handled; the log says more")]
     Panicked,
     #[error("its cluster configuration changed")]
@@ -91,6 +89,7 @@ pub(super) struct Remote {
     pub(super) keys_max: usize,
     pub(super) positions: Positions,
     pub(super) turns: Arc<Turns>,
+    pub(super) metrics: kvstore::Metrics,
     /// How to ask it.
     pub(super) how: Options,
 }
@@ -117,16 +116,34 @@ impl Remote {
     }
 
     async fn connections(&self, config: &watch::Sender<Option<Vec<u8>>>) -> Infallible {
-        let mut backoff = Backoff::connect();
+        let (mut backoff, mut said) = (Backoff::connect(), String::new());
         loop {
             let started = Instant::now();
             // What a remote sends must not end more than its own connection, whatever a library makes of it.
             let connection = AssertUnwindSafe(Box::pin(self.connection(started, config)));
             let Err(error) = connection.catch_unwind().await.unwrap_or(Err(Error::Panicked));
+            if matches!(error, Error::ConfigChanged) {
+                // No failure, and nothing to wait for unless it goes on like that.
+                tracing::info!(cluster_name = %self.name, %error, "connecting anew");
+                self.status.update(|s| (s.connected, s.registered) = (false, false));
+                match started.elapsed() >= STEADY {
+                    true => backoff.reset(),
+                    false => backoff.wait().await,
+                }
+                continue;
+            }
             let was_connected = self.status.live().registered;
+            let mut text = error.to_string();
+            if !was_connected
+                && ["closed the connection", "connection broke"]
+                    .iter()
+                    .any(|t| text.contains(t))
+            {
+                text += "; is this side's certificate accepted there, and is it TLS on both sides?";
+            }
             self.status.update(|s| {
                 (s.connected, s.registered) = (false, false);
-                s.error = Some(error.to_string());
+                s.error = Some(text.clone());
                 s.attempts_failed += u64::from(!was_connected);
                 if was_connected {
                     s.failures += 1;
@@ -142,11 +159,12 @@ impl Remote {
                 true => backoff.reset(),
                 false => self.how.dialer.forget(),
             }
-            if was_connected || backoff.attempts().is_multiple_of(10) {
-                tracing::warn!(cluster_name = %self.name, %error, file = %self.path.display(), "no connection to the remote cluster, trying again");
+            if was_connected || backoff.attempts().is_multiple_of(10) || text != said {
+                tracing::warn!(cluster_name = %self.name, error = text, file = %self.path.display(), "no connection to the remote cluster, trying again");
             } else {
-                tracing::debug!(cluster_name = %self.name, %error, "no connection to the remote cluster");
+                tracing::debug!(cluster_name = %self.name, error = text, "no connection to the remote cluster");
             }
+            said = text;
             match error {
                 Error::TooMuch { .. } => tokio::time::sleep(LEFT_ALONE).await,
                 _ => backoff.wait().await,
@@ -229,7 +247,7 @@ impl Remote {
             s.cluster_id_hex = format!("{:x}", client.cluster_id());
         });
         let remote = self.cluster_config(&client).await?;
-        let source = self.source(&remote)?;
+        let source = self.source(&remote);
         let mut mirrored = remote.clone();
         mirrored.capabilities.synced_canaries = true;
         mirrored.capabilities.cached = true;
@@ -272,32 +290,41 @@ impl Remote {
         let deadline = Instant::now() + CONFIG_WAIT;
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
         loop {
-            if let Some(kv) = client.get(&key).await? {
-                if kv.value().len() > CONFIG_MAX {
-                    return Err(Error::HugeClusterConfig {
-                        key,
-                        bytes: kv.value().len(),
-                    });
-                }
-                let parsed = serde_json::from_slice(kv.value());
-                return parsed.map_err(|source| Error::BadClusterConfig { key, source });
-            }
-            let missing = Error::NoClusterConfig {
-                key: key.clone(),
-                name: self.name.clone(),
+            let why = match self.read_config(client, &key).await? {
+                Ok(config) => return Ok(config),
+                Err(why) => why,
             };
             if Instant::now() >= deadline {
-                return Err(missing);
+                return Err(why);
             }
-            self.status.update(|s| s.error = Some(missing.to_string()));
+            let text = why.to_string();
+            if self.status.live().error.as_ref() != Some(&text) {
+                tracing::warn!(cluster_name = %self.name, error = text, "waiting for the configuration of the remote cluster");
+                self.status.update(|s| s.error = Some(text));
+            }
             backoff.wait().await;
         }
     }
 
-    fn source(&self, config: &ClusterConfig) -> Result<Source, Error> {
+    /// The remote's configuration, or what is wrong with it.
+    async fn read_config(&self, client: &EtcdClient, key: &str) -> Result<Result<ClusterConfig, Error>, Error> {
+        let (key, name) = (key.to_owned(), self.name.clone());
+        let Some(kv) = client.get(&key).await? else {
+            return Ok(Err(Error::NoClusterConfig { key, name }));
+        };
+        let bytes = kv.value().len();
+        if bytes > CONFIG_MAX {
+            return Ok(Err(Error::HugeClusterConfig { key, bytes }));
+        }
+        let parsed = serde_json::from_slice(kv.value());
+        Ok(parsed.map_err(|source| Error::BadClusterConfig { key, source }))
+    }
+
+    fn source(&self, config: &ClusterConfig) -> Source {
         let capabilities = &config.capabilities;
         if let ExportMode::Unknown(mode) = &capabilities.endpoint_slices_export_mode {
-            return Err(Error::UnknownExportMode(mode.clone()));
+            // Mirrored all the same, as the original does; readers refuse what they do not know.
+            tracing::warn!(cluster_name = %self.name, mode, "the endpointSlicesExportMode of the remote cluster is not known here");
         }
         if config.id == self.own_id {
             // Mirrored all the same, as the original does; agents refuse it.
@@ -310,11 +337,11 @@ impl Remote {
             Scope::ServiceExports => capabilities.service_exports_enabled.is_some(),
             Scope::Identities | Scope::Endpoints | Scope::Nodes => true,
         });
-        Ok(Source {
+        Source {
             cached: capabilities.cached,
             gated: capabilities.synced_canaries,
             enabled: enabled.collect(),
-        })
+        }
     }
 
     /// Follows the remote's canaries.
@@ -358,10 +385,15 @@ impl Remote {
         let mut watch = client.watch_key(&key, 0).await?;
         loop {
             // The watch began just now: what changed before it is seen here.
-            if self.cluster_config(client).await? != *known {
-                return Err(Error::ConfigChanged);
+            match self.read_config(client, &key).await? {
+                Ok(config) if config == *known => self.status.update(|s| s.error = None),
+                Ok(_) => return Err(Error::ConfigChanged),
+                // What is mirrored is as good as before.
+                Err(error) => {
+                    tracing::warn!(cluster_name = %self.name, %error, "the remote cluster lost its configuration: going on with the one before");
+                    self.status.update(|s| s.error = Some(error.to_string()));
+                }
             }
-            self.status.update(|s| s.error = None);
             watch.next().await?;
         }
     }
@@ -370,7 +402,7 @@ impl Remote {
     /// good, and nothing would be won by a new connection.
     async fn watch_heartbeat(&self, client: &EtcdClient, listed_at: i64) -> Result<Infallible, Error> {
         let mut watch = client.watch(keys::HEARTBEAT, listed_at + 1).await?;
-        let mut last = None;
+        let (mut last, mut beat_at) = (None, Instant::now());
         loop {
             let beat = async {
                 loop {
@@ -385,7 +417,8 @@ impl Remote {
             match tokio::time::timeout(HEARTBEAT_MAX, beat).await {
                 Ok(revision) => {
                     last = Some(revision?);
-                    self.status.update(|s| s.silent = false);
+                    self.status.update(|s| s.silent_since = None);
+                    beat_at = Instant::now();
                 }
                 Err(_) => {
                     let answer = tokio::time::timeout(PROBE_MAX, client.get(keys::HEARTBEAT)).await;
@@ -393,8 +426,9 @@ impl Remote {
                     if found > last.or(Some(listed_at)) {
                         return Err(Error::StuckWatch);
                     }
-                    let silent = self.status.live().silent;
-                    self.status.update(|s| s.silent = true);
+                    self.metrics.no_heartbeat();
+                    let silent = self.status.live().silent_since.is_some();
+                    self.status.update(|s| s.silent_since = Some(beat_at));
                     if !silent {
                         tracing::warn!(cluster_name = %self.name, "no heartbeat, but the store of the remote cluster answers: going on");
                     }

@@ -110,8 +110,8 @@ pub struct Live {
     pub error: Option<String>,
     /// From the start of the connection to the last canary.
     pub sync_took: Option<Duration>,
-    /// The heartbeat is silent, though the store answers.
-    pub silent: bool,
+    /// Since when the heartbeat is silent, though the store answers.
+    pub silent_since: Option<tokio::time::Instant>,
     /// Kinds of which everything has been written once.
     pub written: BTreeSet<Scope>,
     /// Kinds that are not followed any further, and why.
@@ -185,15 +185,22 @@ impl Live {
             time.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string()
         };
         RemoteCluster {
-            config: self.config.as_ref().map(|c| RemoteConfig {
-                cluster_id: c.id,
-                endpoint_slices_export_mode: String::from(c.capabilities.endpoint_slices_export_mode.clone()),
-                kvstoremesh: c.capabilities.cached,
-                required: true,
-                retrieved: self.config_retrieved,
-                service_exports_enabled: c.capabilities.service_exports_enabled,
-                sync_canaries: c.capabilities.synced_canaries,
-            }),
+            config: match &self.config {
+                // As the original, while it is waited for.
+                None => self.connected.then(|| RemoteConfig {
+                    required: true,
+                    ..RemoteConfig::default()
+                }),
+                Some(c) => Some(RemoteConfig {
+                    cluster_id: c.id,
+                    endpoint_slices_export_mode: String::from(c.capabilities.endpoint_slices_export_mode.clone()),
+                    kvstoremesh: c.capabilities.cached,
+                    required: true,
+                    retrieved: self.config_retrieved,
+                    service_exports_enabled: c.capabilities.service_exports_enabled,
+                    sync_canaries: c.capabilities.synced_canaries,
+                }),
+            },
             connected: self.connected,
             last_failure: self
                 .last_failure
@@ -215,7 +222,7 @@ impl Live {
                 nodes: listed(Scope::Nodes).unwrap_or_default(),
                 service_exports: listed(Scope::ServiceExports),
                 // What is not mirrored is not missing.
-                services: self.registered && listed(Scope::Services).unwrap_or(true),
+                services: listed(Scope::Services).unwrap_or(true),
             },
         }
     }
@@ -229,8 +236,8 @@ impl Live {
             ),
             (None, false) => "Waiting for initial connection to be established".to_owned(),
         };
-        if self.silent && self.connected {
-            text += "; no heartbeat";
+        if let Some(since) = self.silent_since.filter(|_| self.connected) {
+            let _ = write!(text, "; no heartbeat for {} s", since.elapsed().as_secs());
         }
         for what in self.stopped.values().chain(&self.conflict) {
             let _ = write!(text, "; {what}");
@@ -339,7 +346,7 @@ mod tests {
         }
         .remote_cluster(|_| 0);
         let json = serde_json::to_string(&cluster).unwrap();
-        let expected = r#"{"last-failure":"0001-01-01T00:00:00.000Z","name":"dead","status":"Waiting for initial connection to be established","synced":{}}"#;
+        let expected = r#"{"last-failure":"0001-01-01T00:00:00.000Z","name":"dead","status":"Waiting for initial connection to be established","synced":{"services":true}}"#;
         assert_eq!(json, expected);
         let text = format(&[cluster], false);
         assert!(text.starts_with("KVStoreMesh:\t0/1 remote clusters ready\n   dead: not-ready, 0 nodes,"));

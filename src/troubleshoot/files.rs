@@ -2,11 +2,11 @@
 
 use super::words;
 use crate::kvstore::config::ClientConfig;
-use rustls::RootCertStore;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
+use rustls::{InconsistentKeys, RootCertStore};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -82,5 +82,11 @@ fn pair(cert: &Path, key: &Path, provider: &CryptoProvider) -> Result<CertifiedK
         return Err(Error::NoCertificate(cert.to_owned()));
     }
     let key = PrivateKeyDer::from_pem_slice(&key_bytes).map_err(|_| Error::NoKey(key.to_owned()))?;
-    CertifiedKey::from_der(chain, key, provider).map_err(Error::Pair)
+    let key = provider.key_provider.load_private_key(key).map_err(Error::Pair)?;
+    let pair = CertifiedKey::new(chain, key);
+    // As the client: a certificate of version 1 is not looked into.
+    match pair.keys_match() {
+        Err(error @ rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) => Err(Error::Pair(error)),
+        _ => Ok(pair),
+    }
 }

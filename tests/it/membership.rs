@@ -3,6 +3,7 @@
 use crate::remotes::{Mirror, Source, cache, remotes};
 use crate::support::{Process, Tls, etcd, eventually, free_port};
 use etcd_client::{Client, GetOptions};
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 /// Key → revision of its last change, under `prefix`.
@@ -229,4 +230,74 @@ async fn a_store_that_begins_anew_gets_everything() {
     })
     .await;
     drop(publisher);
+}
+
+#[tokio::test]
+async fn a_configuration_that_is_missing_odd_changed_or_gone() {
+    let tls = Tls::new();
+    let source = Source::start(&tls, "hk", free_port());
+    let mut remote = source.fill(&tls, "hk", 1).await;
+    let config = "cilium/cluster-config/hk";
+    remote.delete(config, None).await.unwrap();
+    remotes(&tls, "remotes", &[("hk", &source)]);
+    let target = etcd(&tls, &[]);
+    let mirror = Mirror::start(&tls, &target.address(), "remotes", &[]);
+    let status = async |what: &str, check: &dyn Fn(&Value) -> bool| {
+        let look = async || mirror.clusters().into_iter().find(|cluster| check(cluster));
+        eventually(what, look).await
+    };
+    let waiting = status("it is missing", &|c| {
+        c["status"]
+            .as_str()
+            .is_some_and(|s| s.contains("is missing; is the cluster called hk?"))
+    });
+    let waiting = waiting.await;
+    assert_eq!(
+        (&waiting["connected"], &waiting["config"]),
+        (&json!(true), &json!({"required": true}))
+    );
+
+    let odd = r#"{"id":1,"capabilities":{"syncedCanaries":true,"endpointSlicesExportMode":"newer"}}"#;
+    remote.put(config, odd, None).await.unwrap();
+    mirror.ready(1).await;
+    mirror.process.line("is not known here");
+    let mut local = tls.client(&target.address(), "any").await;
+    let data = revisions(&mut local, "cilium/cache/").await;
+    assert_eq!(data.len(), 20);
+
+    for id in [300, 9] {
+        let changed = format!(r#"{{"id":{id},"capabilities":{{"syncedCanaries":true}}}}"#);
+        remote.put(config, changed, None).await.unwrap();
+        let remark = if id == 300 {
+            "cluster id 300 is none of 1 to 255"
+        } else {
+            "is also that of this cluster"
+        };
+        let known = |c: &Value| {
+            let text = c["status"].as_str().unwrap_or_default();
+            c["config"]["cluster-id"] == id && c["ready"] == true && text.contains(remark)
+        };
+        let now = status("the new one is known", &known);
+        assert_eq!(now.await["num-failures"], Value::Null, "that is no failure");
+        mirror.process.line(remark);
+    }
+    remote.put(config, "{", None).await.unwrap();
+    let broken = status("it is broken", &|c| {
+        c["status"]
+            .as_str()
+            .is_some_and(|s| s.contains("is not a cluster configuration"))
+    });
+    assert_eq!(broken.await["ready"], true, "what is mirrored is as good as before");
+    remote
+        .put("cilium/state/nodes/v1/hk/n1", "changed", None)
+        .await
+        .unwrap();
+    eventually("it is followed", async || {
+        (cache(&mut local, "nodes", "hk/").await["n1"] == "changed").then_some(())
+    })
+    .await;
+    let mut now = revisions(&mut local, "cilium/cache/").await;
+    let node = "cilium/cache/nodes/v1/hk/n1".to_owned();
+    now.insert(node.clone(), data[&node]);
+    assert_eq!(now, data, "nothing else was written");
 }

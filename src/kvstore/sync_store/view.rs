@@ -2,6 +2,7 @@
 
 use super::SyncStore;
 use prometheus_client::metrics::histogram::Histogram;
+use std::ops::Bound;
 use std::time::Duration;
 
 /// What has been done, and what is waiting.
@@ -47,6 +48,15 @@ impl SyncStore {
             queued: state.queue.len(),
             ..state.stats
         }
+    }
+
+    /// How many keys under `prefix` are in the store, as far as known.
+    pub fn present(&self, prefix: &str) -> usize {
+        let state = self.state.lock();
+        let range = (Bound::Included(prefix.as_bytes()), Bound::Unbounded);
+        let under = state.keys.range::<[u8], _>(range);
+        let under = under.take_while(|(key, _)| key.starts_with(prefix.as_bytes()));
+        under.filter(|(_, entry)| entry.written.is_some()).count()
     }
 
     /// How it is with each prefix. What is on its way waits, too.
