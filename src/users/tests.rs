@@ -391,6 +391,7 @@ async fn while_there_is_no_file_nobody_is_removed() {
     );
     assert_eq!(users.status().runs_ok, 1);
     let lists = fake.state.lock().lists;
-    assert!((9..=12).contains(&lists), "once a minute: {lists}");
+    // The file has its times from another clock than the waits: at first it may look as if it were being written.
+    assert!((6..=12).contains(&lists), "once a minute: {lists}");
     assert_eq!(fake.calls(), ["roles remote-old"], "roles only once");
 }
