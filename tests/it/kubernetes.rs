@@ -182,11 +182,10 @@ async fn a_restart_changes_nothing_and_what_went_meanwhile_goes() {
     api.delete(IDENTITIES, "196915", false);
     let publisher = Publisher::start(&tls, &store.address(), &url, &[]);
     publisher.ready().await;
-    assert_eq!(
-        publisher.metric(&format!("{OURS}_kvstore_leases")),
-        Some(2.0),
-        "one is taken over"
-    );
+    // Those of the configuration and of the data, which may be the same, are taken over; the heartbeat does not wait
+    // for that.
+    let leases = publisher.metric(&format!("{OURS}_kvstore_leases")).unwrap();
+    assert!((2.0..=3.0).contains(&leases), "{leases}");
     // Something after the restart, to know that everything before it has been seen.
     client.put("cilium/state/end", "", None).await.unwrap();
     let mut seen = vec![];
