@@ -75,8 +75,9 @@ impl EtcdBackend {
                     () = before.death(&place) => {
                         tracing::info!(lock, leader = before.key, "it died here: its lease is revoked");
                         // Somebody else may have been faster.
-                        drop(client.raw().lease_revoke(before.lease).await);
-                        tokio::time::sleep(LOOK).await;
+                        if client.raw().lease_revoke(before.lease).await.is_err() {
+                            tokio::time::sleep(LOOK).await;
+                        }
                     }
                     () = tokio::time::sleep(RENEW) => Box::pin(self.renew(&mut leadership)).await?,
                 }
