@@ -155,17 +155,21 @@ impl Mesh {
     /// Connects to a cluster, or connects to it anew with a changed configuration.
     fn set(self: &Arc<Self>, name: ClusterName, path: PathBuf, ready: Option<&Ready>) {
         let mut members = self.clusters.lock();
-        let is_new = !matches!(members.get(&name), Some(Member::Mirrored(_)));
         let stop = self.life.stop_token().child_token();
-        if let Some(Member::Leaving(leaving)) = members.get(&name) {
-            tracing::info!(cluster_name = %name, "the cluster is back: its removal is cancelled");
-            leaving.stop.cancel();
-            let gate = Arc::clone(&leaving.gate);
+        let gate = match members.get(&name) {
+            Some(Member::Mirrored(_)) => None,
+            Some(Member::Leaving(leaving)) => {
+                tracing::info!(cluster_name = %name, "the cluster is back: its removal is cancelled");
+                leaving.stop.cancel();
+                Some(Arc::clone(&leaving.gate))
+            }
+            None => Some(Arc::default()),
+        };
+        let is_new = gate.is_some();
+        if let Some(gate) = gate {
             members.insert(name.clone(), Member::Mirrored(self.new_cluster(&name, gate)));
         }
-        let member = members.entry(name.clone());
-        let fresh = || Member::Mirrored(self.new_cluster(&name, Arc::default()));
-        let Member::Mirrored(cluster) = member.or_insert_with(fresh) else {
+        let Some(Member::Mirrored(cluster)) = members.get_mut(&name) else {
             return;
         };
         cluster.stop.cancel();
@@ -173,7 +177,6 @@ impl Mesh {
         let remote = Remote {
             name: name.clone(),
             path,
-            own_id: self.config.cluster.id,
             legacy_services: self.config.legacy_services,
             backend: Arc::clone(&self.backend),
             sync: Arc::clone(&cluster.sync),

@@ -11,6 +11,7 @@ use futures::future::join_all;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use rand::seq::SliceRandom;
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
@@ -224,13 +225,31 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
     }
 }
 
+/// What to trust: these CAs, or the system's. Those that cannot be used are left out.
+pub fn roots(given: Option<Vec<CertificateDer<'static>>>) -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    let all = given.unwrap_or_else(|| rustls_native_certs::load_native_certs().certs);
+    roots.add_parsable_certificates(all);
+    roots
+}
+
+/// A client's certificate and its key; an error if the key cannot be used, or is another's. What else there is to
+/// say of the certificate is the server's business: it may be of version 1.
+pub fn key_pair(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    provider: &CryptoProvider,
+) -> Result<CertifiedKey, rustls::Error> {
+    let pair = CertifiedKey::new(chain, provider.key_provider.load_private_key(key)?);
+    match pair.keys_match() {
+        Err(error @ rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) => Err(error),
+        _ => Ok(pair),
+    }
+}
+
 /// TLS as the configuration's files have it now.
 fn tls(config: &ClientConfig) -> Result<TlsConfig, Error> {
-    let mut roots = RootCertStore::empty();
-    match &config.trusted_ca_file {
-        Some(path) => drop(roots.add_parsable_certificates(certificates(path)?)),
-        None => drop(roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs)),
-    }
+    let roots = roots(config.trusted_ca_file.as_deref().map(certificates).transpose()?);
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = TlsConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions();
     let of = |path: &Path, why: String| Error::Tls {
@@ -244,15 +263,10 @@ fn tls(config: &ClientConfig) -> Result<TlsConfig, Error> {
     let mut tls = match (&config.cert_file, &config.key_file) {
         (Some(cert), Some(key)) => {
             let secret = PrivateKeyDer::from_pem_slice(&read(key)?).map_err(|e| of(key, e.to_string()))?;
-            let secret = provider.key_provider.load_private_key(secret);
-            let pair = CertifiedKey::new(certificates(cert)?, secret.map_err(|e| of(key, e.to_string()))?);
-            // What else there is to say of the certificate is the server's business: it may be of version 1.
-            if matches!(
-                pair.keys_match(),
-                Err(rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch))
-            ) {
-                return Err(of(key, format!("the key does not belong to {}", cert.display())));
-            }
+            let pair = key_pair(certificates(cert)?, secret, &provider).map_err(|e| match e {
+                rustls::Error::InconsistentKeys(_) => of(key, format!("the key does not belong to {}", cert.display())),
+                e => of(key, e.to_string()),
+            })?;
             builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(pair)))
         }
         _ => builder.with_no_client_auth(),

@@ -210,7 +210,7 @@ impl Remote {
             let list = self.sync.begin_list();
             self.sync.end_list(&target, list);
             self.write_canary(&canary);
-            return Ok(self.written(&canary, connection.started).await);
+            return Ok(self.written(scope, connection.started).await);
         }
         let (prefix, gate) = match source.cached {
             true => (target.clone(), canary.clone()),
@@ -225,7 +225,7 @@ impl Remote {
         }
         let place = Place { scope, prefix, target };
         let mirrored = self.mirror(connection, &place, &canary);
-        tokio::select! { ended = mirrored => ended, never = self.written(&canary, connection.started) => match never {} }
+        tokio::select! { ended = mirrored => ended, never = self.written(scope, connection.started) => match never {} }
     }
 
     /// Lists and watches, and lists again when the past is gone.
@@ -235,15 +235,12 @@ impl Remote {
             let began = Instant::now();
             let Err(error) = self.mirror_once(connection, place, canary).await;
             // What was seen since does not lead on from here, or is sent in a form that cannot be taken.
-            let (again, too_much) = match &error {
-                Error::TooMuch { .. } => (true, true),
-                Error::Client(ClientError::Compacted(_)) => (true, false),
-                Error::Client(error) if error.is_too_large() => (true, false),
-                _ => (false, false),
+            let too_much = match &error {
+                Error::TooMuch { .. } => true,
+                Error::Client(ClientError::Compacted(_)) => false,
+                Error::Client(error) if error.is_too_large() => false,
+                _ => return Err(error),
             };
-            if !again {
-                return Err(error);
-            }
             self.positions.forget(&[place.scope]);
             if too_much {
                 tracing::error!(cluster_name = %self.name, %error, "not mirrored any further");
@@ -405,23 +402,16 @@ impl Remote {
         }
     }
 
-    /// Notes how long the first complete mirror took, once the last canary is written.
-    async fn written(&self, canary: &str, started: Instant) -> Infallible {
-        self.sync.written(canary).await;
-        let all = || Scope::ALL.iter().map(|s| s.cache_canary(&self.name));
-        for scope in Scope::ALL {
-            if scope.cache_canary(&self.name) == canary {
-                self.sync.complete(&scope.cache_prefix(&self.name));
-                self.status.update(|s| {
-                    s.written.insert(scope);
-                });
-            }
-        }
-        if all().all(|canary| self.sync.is_written(&canary)) {
-            self.status.update(|s| {
+    /// Notes that all of a scope is written, once its canary is, and how long the first complete mirror took.
+    async fn written(&self, scope: Scope, started: Instant) -> Infallible {
+        self.sync.written(&scope.cache_canary(&self.name)).await;
+        self.sync.complete(&scope.cache_prefix(&self.name));
+        self.status.update(|s| {
+            s.written.insert(scope);
+            if s.written.len() == Scope::ALL.len() {
                 s.sync_took.get_or_insert(started.elapsed());
-            });
-        }
+            }
+        });
         std::future::pending().await
     }
 

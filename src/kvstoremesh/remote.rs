@@ -77,7 +77,6 @@ pub(super) struct Remote {
     pub(super) name: ClusterName,
     /// Its client file.
     pub(super) path: PathBuf,
-    pub(super) own_id: u32,
     /// Whether legacy services are wanted here.
     pub(super) legacy_services: bool,
     pub(super) backend: Arc<dyn Backend>,
@@ -325,10 +324,6 @@ impl Remote {
         if let ExportMode::Unknown(mode) = &capabilities.endpoint_slices_export_mode {
             // Mirrored all the same, as the original does; readers refuse what they do not know.
             tracing::warn!(cluster_name = %self.name, mode, "the endpointSlicesExportMode of the remote cluster is not known here");
-        }
-        if config.id == self.own_id {
-            // Mirrored all the same, as the original does; agents refuse it.
-            tracing::error!(cluster_name = %self.name, cluster_id = config.id, "the remote cluster has this cluster's id");
         }
         let mode = &capabilities.endpoint_slices_export_mode;
         let enabled = Scope::ALL.into_iter().filter(|scope| match scope {

@@ -2,11 +2,12 @@
 
 use super::words;
 use crate::kvstore::config::ClientConfig;
+use crate::kvstore::dial;
+use rustls::RootCertStore;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
-use rustls::{InconsistentKeys, RootCertStore};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -66,12 +67,7 @@ impl Material {
 
     /// What to trust: the file's CAs, or the system's. Those that cannot be used are left out.
     pub(super) fn trusted(&self) -> Arc<RootCertStore> {
-        let mut store = RootCertStore::empty();
-        match &self.roots {
-            Some(roots) => store.add_parsable_certificates(roots.iter().cloned()),
-            None => store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs),
-        };
-        Arc::new(store)
+        Arc::new(dial::roots(self.roots.clone()))
     }
 }
 
@@ -82,11 +78,5 @@ fn pair(cert: &Path, key: &Path, provider: &CryptoProvider) -> Result<CertifiedK
         return Err(Error::NoCertificate(cert.to_owned()));
     }
     let key = PrivateKeyDer::from_pem_slice(&key_bytes).map_err(|_| Error::NoKey(key.to_owned()))?;
-    let key = provider.key_provider.load_private_key(key).map_err(Error::Pair)?;
-    let pair = CertifiedKey::new(chain, key);
-    // As the client: a certificate of version 1 is not looked into.
-    match pair.keys_match() {
-        Err(error @ rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) => Err(Error::Pair(error)),
-        _ => Ok(pair),
-    }
+    dial::key_pair(chain, key, provider).map_err(Error::Pair)
 }
