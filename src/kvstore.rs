@@ -10,6 +10,7 @@ mod leases;
 pub mod limiter;
 pub mod local;
 pub mod metrics;
+mod reach;
 pub mod sync_store;
 pub mod users;
 

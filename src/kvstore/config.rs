@@ -38,6 +38,25 @@ pub struct HostAlias {
     pub ips: Vec<std::net::IpAddr>,
 }
 
+/// How to reach a store.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// A client YAML file, read again for each connection.
+    File(PathBuf),
+    /// An address, without TLS.
+    Address(String),
+}
+
+impl Source {
+    /// What a client needs, as it is now.
+    pub(super) fn read(&self) -> Result<ClientConfig, Error> {
+        match self {
+            Self::File(path) => ClientConfig::read(path),
+            Self::Address(address) => Ok(ClientConfig::address(address)),
+        }
+    }
+}
+
 /// What is wrong with an alias.
 #[derive(Debug, thiserror::Error)]
 pub enum AliasError {

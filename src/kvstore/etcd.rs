@@ -1,11 +1,12 @@
 //! Any etcd as a store to write to: leases, batches in transactions, a new connection when one fails.
 
 use super::client::{self, EtcdClient, Options};
-use super::config::{self, ClientConfig};
+use super::config::{self, ClientConfig, Source};
 use super::dial::Dialer;
 use super::leases::Leases;
 use super::limiter::{Class, Limiter, Limits};
 use super::metrics::{Metrics, scope_of};
+use super::reach::Reach;
 use super::{Backend, Error, Write};
 use crate::util::backoff::Backoff;
 use crate::util::lifecycle::Lifecycle;
@@ -14,7 +15,6 @@ use etcd_client::{DeleteOptions, PutOptions, Txn, TxnOp};
 use futures::stream::{BoxStream, StreamExt};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -29,25 +29,6 @@ const WRITE_DEADLINE: Duration = Duration::from_secs(30);
 const DEADLINE: Duration = Duration::from_secs(10);
 /// How often the store is looked at when nothing else is asked of it.
 const PROBE: Duration = Duration::from_secs(5);
-
-/// How to reach the store.
-#[derive(Clone, Debug)]
-pub enum Source {
-    /// A client YAML file, read again for each connection.
-    File(PathBuf),
-    /// An address, without TLS.
-    Address(String),
-}
-
-impl Source {
-    /// What a client needs, as it is now.
-    pub(super) fn read(&self) -> Result<ClientConfig, config::Error> {
-        match self {
-            Self::File(path) => ClientConfig::read(path),
-            Self::Address(address) => Ok(ClientConfig::address(address)),
-        }
-    }
-}
 
 /// How to use the store.
 #[derive(Clone, Debug)]
@@ -73,14 +54,6 @@ pub struct EtcdBackend {
     dialer: Dialer,
     /// The store that answered last; 0: none yet.
     cluster_id: AtomicU64,
-}
-
-/// When the store answered last.
-#[derive(Default)]
-struct Reach {
-    answered: Option<Instant>,
-    /// Since when it has not, and what it says.
-    trouble: Option<(Instant, String)>,
 }
 
 impl From<client::Error> for Error {
@@ -189,9 +162,7 @@ impl EtcdBackend {
         };
         // The client's futures are large.
         let done = Box::pin(f(client.clone())).await;
-        if self.client.lock().await.as_ref().is_some_and(|now| now.is(&client)) {
-            self.same_store(&client);
-        }
+        self.same_store(&client).await;
         match &done {
             Err(error @ Error::Unavailable(_)) => {
                 self.reach.lock().failed(error);
@@ -206,14 +177,33 @@ impl EtcdBackend {
     }
 
     /// Another store than before has none of our leases, whatever ids it has.
-    fn same_store(&self, client: &EtcdClient) {
+    async fn same_store(&self, client: &EtcdClient) {
         let (now, before) = (client.cluster_id(), &self.cluster_id);
-        if now != 0 && before.swap(now, Ordering::Relaxed) != now && self.leases.lose_all() {
+        if now == 0 || now == before.load(Ordering::Relaxed) {
+            return;
+        }
+        // What an earlier connection says late is of the past.
+        let slot = self.client.lock().await;
+        let is_current = slot.as_ref().is_some_and(|current| current.is(client));
+        if is_current && before.swap(now, Ordering::Relaxed) != now && self.leases.lose_all() {
             tracing::warn!(
                 store = self.describe(),
                 "another store than before: everything is written anew"
             );
         }
+    }
+
+    /// Runs `f` on the connection, for no longer than `deadline`.
+    async fn within<T, F>(&self, deadline: Duration, f: impl FnOnce(EtcdClient) -> F) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        let late = || Error::Unavailable(format!("no answer in {} s", deadline.as_secs()));
+        self.with(async |client| {
+            let done = tokio::time::timeout(deadline, f(client)).await;
+            done.unwrap_or_else(|_| Err(late()))
+        })
+        .await
     }
 
     /// Asks for one thing, with its time and its outcome counted.
@@ -226,13 +216,7 @@ impl EtcdBackend {
         F: Future<Output = Result<T, Error>>,
     {
         let begun = Instant::now();
-        let late = || Error::Unavailable(format!("no answer in {} s", deadline.as_secs()));
-        let done = self
-            .with(async |client| {
-                let done = tokio::time::timeout(deadline, f(client)).await;
-                done.unwrap_or_else(|_| Err(late()))
-            })
-            .await;
+        let done = self.within(deadline, f).await;
         self.metrics
             .operations(&scope_of(key), action, begun.elapsed(), done.is_ok(), 1);
         done
@@ -242,7 +226,7 @@ impl EtcdBackend {
     async fn probe(&self) {
         loop {
             tokio::time::sleep(PROBE).await;
-            if self.reach.lock().answered.is_some_and(|at| at.elapsed() < PROBE) {
+            if self.reach.lock().answered_within(PROBE) {
                 continue;
             }
             if self.get(crate::model::keys::HEARTBEAT).await.is_err() {
@@ -303,13 +287,8 @@ impl EtcdBackend {
     async fn write_part(&self, class: Class, part: &[Write]) -> Result<(), Error> {
         let permit = self.limiter.acquire(class, part.len()).await;
         let begun = Instant::now();
-        let late = || Error::Unavailable(format!("no answer in {} s", WRITE_DEADLINE.as_secs()));
-        let done = self
-            .with(async |client| {
-                let done = tokio::time::timeout(WRITE_DEADLINE, self.write_txn(&client, part)).await;
-                done.unwrap_or_else(|_| Err(late()))
-            })
-            .await;
+        let write = async |client: EtcdClient| self.write_txn(&client, part).await;
+        let done = self.within(WRITE_DEADLINE, write).await;
         permit.done(done.is_ok());
         let mut counts: BTreeMap<(String, &'static str), usize> = BTreeMap::new();
         for write in part {
@@ -368,24 +347,6 @@ impl EtcdBackend {
         }
         self.leases.attach(key, lease);
         Ok(true)
-    }
-}
-
-impl Reach {
-    fn answered(&mut self) {
-        self.answered = Some(Instant::now());
-        if let Some((since, _)) = self.trouble.take()
-            && since.elapsed() > PROBE
-        {
-            tracing::info!(secs = since.elapsed().as_secs(), "the store answers again");
-        }
-    }
-
-    fn failed(&mut self, error: &Error) {
-        // Since it answered last: a request that got no answer was waited for.
-        let since = self.answered.unwrap_or_else(Instant::now);
-        let since = self.trouble.take().map_or(since, |(since, _)| since);
-        self.trouble = Some((since, error.to_string()));
     }
 }
 
@@ -489,9 +450,7 @@ impl Backend for EtcdBackend {
     }
 
     fn trouble(&self) -> Option<(Duration, String)> {
-        let reach = self.reach.lock();
-        let trouble = reach.trouble.as_ref();
-        trouble.map(|(since, error)| (since.elapsed(), error.clone()))
+        self.reach.lock().trouble()
     }
 
     fn describe(&self) -> String {

@@ -5,11 +5,12 @@
 //! before counts: the owned prefixes are listed first, so a restart writes nothing that did not change,
 //! and keys of a former life go once the first list is complete.
 
+mod entry;
+mod run;
 mod view;
 
 use super::metrics::scope_of;
-use super::{Backend, Class, Error, Write};
-use crate::util::backoff::Backoff;
+use super::{Backend, Write};
 use crate::util::notify::until;
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -25,14 +26,10 @@ use tokio::time::Instant;
 
 pub use view::{Stats, View};
 
-/// More keys than this that wait are a backlog.
-const BACKLOG: usize = 128;
+use entry::{Count, Digest, Entry};
+
 /// Bytes of values in one batch: below etcd's largest request.
 const BATCH_BYTES: usize = 1 << 20;
-
-/// A key's value by its keyed hash, in which nobody can find collisions; values themselves are kept only until they
-/// are written.
-type Digest = NonZeroU64;
 
 /// See the module's text.
 pub struct SyncStore {
@@ -58,90 +55,32 @@ struct Prefix {
     lag: Histogram,
 }
 
+/// How it is under one prefix.
+#[derive(Clone, Default)]
+struct Under {
+    /// A list of it has ended at least once: what nobody named there is stale.
+    ended: bool,
+    /// Everything has been written once.
+    complete: bool,
+    /// Whether what it is copied from has been read, where it is a copy.
+    read: Option<bool>,
+    /// Writes that failed, and keys that were refused.
+    errors: u64,
+    rejected: u64,
+    count: Count,
+}
+
 #[derive(Default)]
 struct State {
     keys: BTreeMap<Bytes, Entry>,
     queue: VecDeque<Bytes>,
     /// Lists begun so far.
     generation: u32,
-    /// Prefixes whose list has ended at least once: what nobody named there is stale.
-    ended: BTreeSet<String>,
-    /// Prefixes of which everything has been written once.
-    complete: BTreeSet<String>,
-    /// Whether what a prefix is copied from has been read, where it is a copy.
-    read: BTreeMap<String, bool>,
+    /// In the order of the prefixes.
+    under: Vec<Under>,
     stats: Stats,
-    /// Failures and refusals by prefix, in the order of the prefixes.
-    faults: Vec<(u64, u64)>,
-    /// Keys that should be there and bytes of their values, by prefix.
-    counts: Vec<(usize, usize)>,
     /// The store has no room: only what is deleted makes some.
     full: bool,
-}
-
-/// There may be hundreds of thousands: 72 bytes.
-struct Entry {
-    /// What it should be; none: absent.
-    desired: Option<Digest>,
-    /// What it is.
-    written: Option<Digest>,
-    /// Whether that is known. It is not while a write is on its way, or its outcome is not known: then only another
-    /// write makes sure.
-    is_known: bool,
-    queued: bool,
-    /// Written even if unchanged: a canary.
-    always: bool,
-    /// The list that last named it.
-    generation: u32,
-    /// Bytes of the value it should have.
-    size: u32,
-    /// The value to write, while it differs.
-    value: Option<Bytes>,
-    /// When the change was known that is not in the store yet; microseconds from the writer's start, and one.
-    since: Option<NonZeroU64>,
-}
-
-impl Default for Entry {
-    fn default() -> Self {
-        Self {
-            desired: None,
-            written: None,
-            is_known: true,
-            queued: false,
-            always: false,
-            generation: 0,
-            size: 0,
-            value: None,
-            since: None,
-        }
-    }
-}
-
-impl Entry {
-    fn is_as_desired(&self) -> bool {
-        self.is_known && self.written == self.desired
-    }
-
-    fn set_written(&mut self, written: Option<Digest>) {
-        (self.written, self.is_known) = (written, true);
-    }
-
-    /// Whether there is nothing to say of it: it is absent, and should be.
-    fn is_nothing(&self) -> bool {
-        self.desired.is_none() && self.is_as_desired() && !self.queued
-    }
-
-    fn count_in(&self, (keys, bytes): &mut (usize, usize)) {
-        if self.desired.is_some() {
-            (*keys, *bytes) = (*keys + 1, *bytes + self.size as usize);
-        }
-    }
-
-    fn count_out(&self, (keys, bytes): &mut (usize, usize)) {
-        if self.desired.is_some() {
-            (*keys, *bytes) = (*keys - 1, *bytes - self.size as usize);
-        }
-    }
 }
 
 impl SyncStore {
@@ -155,8 +94,7 @@ impl SyncStore {
         };
         let prefixes: Vec<_> = prefixes.into_iter().map(prefix).collect();
         let state = State {
-            faults: vec![(0, 0); prefixes.len()],
-            counts: vec![(0, 0); prefixes.len()],
+            under: vec![Under::default(); prefixes.len()],
             ..State::default()
         };
         Self {
@@ -214,32 +152,23 @@ impl SyncStore {
             keys,
             queue,
             generation,
-            counts,
+            under,
             ..
         } = &mut *state;
         if desired.is_none() && !keys.contains_key(&key) {
             return;
         }
         let entry = keys.entry(key.clone()).or_default();
-        if let Some(at) = at {
-            entry.count_out(&mut counts[at]);
-        }
-        entry.size = value.as_ref().map_or(0, |v| u32::try_from(v.len()).unwrap_or(u32::MAX));
-        (entry.desired, entry.generation, entry.always) = (desired, *generation, always);
-        if let Some(at) = at {
-            entry.count_in(&mut counts[at]);
-        }
+        entry.set_desired(desired, value, at.map(|at| &mut under[at].count));
+        (entry.generation, entry.always) = (*generation, always);
         if entry.is_as_desired() && !always {
             // As it is already; a queued write of something else is skipped when its turn comes.
-            entry.value = value.filter(|_| self.retain);
+            entry.value = entry.value.take().filter(|_| self.retain);
             entry.since = None;
             return;
         }
-        entry.value = value;
         entry.since.get_or_insert(self.micros(known));
-        if !entry.queued {
-            entry.queued = true;
-            queue.push_back(key);
+        if entry.enqueue(&key, queue) {
             self.wake.notify_one();
         }
     }
@@ -253,33 +182,28 @@ impl SyncStore {
 
     /// Ends a list of `prefix`: whatever there is under it that was not named since should be absent.
     pub fn end_list(&self, prefix: &str, generation: u32) {
-        let at = self.prefixes.iter().position(|p| p.text == prefix);
+        let Some(at) = self.at(prefix) else { return };
         let now = self.micros(Instant::now());
         let mut state = self.state.lock();
-        let State {
-            keys,
-            queue,
-            ended,
-            counts,
-            ..
-        } = &mut *state;
-        ended.insert(prefix.to_owned());
+        let State { keys, queue, under, .. } = &mut *state;
+        under[at].ended = true;
         let range = (Bound::Included(prefix.as_bytes()), Bound::Unbounded);
-        let under = keys
+        let stale = keys
             .range_mut::<[u8], _>(range)
-            .take_while(|(k, _)| k.starts_with(prefix.as_bytes()));
-        for (key, entry) in under.filter(|(_, e)| e.generation < generation) {
-            if let Some(at) = at {
-                entry.count_out(&mut counts[at]);
-            }
-            (entry.desired, entry.value) = (None, None);
-            if !entry.is_as_desired() && !entry.queued {
+            .take_while(|(k, _)| k.starts_with(prefix.as_bytes()))
+            .filter(|(_, e)| e.generation < generation);
+        for (key, entry) in stale {
+            entry.set_desired(None, None, Some(&mut under[at].count));
+            if !entry.is_as_desired() && entry.enqueue(key, queue) {
                 entry.since.get_or_insert(now);
-                entry.queued = true;
-                queue.push_back(key.clone());
             }
         }
         self.wake.notify_one();
+    }
+
+    /// Where one of the writer's own prefixes is among them.
+    fn at(&self, prefix: &str) -> Option<usize> {
+        self.prefixes.iter().position(|p| p.text == prefix)
     }
 
     /// How many keys under `prefix`, one of the writer's own, should be there.
@@ -289,18 +213,22 @@ impl SyncStore {
 
     /// How many keys under `prefix` should be there, and how many bytes their values have.
     pub fn desired_size(&self, prefix: &str) -> (usize, usize) {
-        let at = self.prefixes.iter().position(|p| p.text == prefix);
-        at.map_or((0, 0), |at| self.state.lock().counts[at])
+        let count = self.at(prefix).map(|at| self.state.lock().under[at].count);
+        count.map_or((0, 0), |count| (count.keys, count.bytes))
     }
 
-    /// Everything under `prefix` has been written once.
+    /// Everything under `prefix`, one of the writer's own, has been written once.
     pub fn complete(&self, prefix: &str) {
-        self.state.lock().complete.insert(prefix.to_owned());
+        if let Some(at) = self.at(prefix) {
+            self.state.lock().under[at].complete = true;
+        }
     }
 
-    /// What is under `prefix` is a copy, and whether the original has been read whole.
+    /// What is under `prefix`, one of the writer's own, is a copy, and whether the original has been read whole.
     pub fn source_read(&self, prefix: &str, whole: bool) {
-        self.state.lock().read.insert(prefix.to_owned(), whole);
+        if let Some(at) = self.at(prefix) {
+            self.state.lock().under[at].read = Some(whole);
+        }
     }
 
     /// Whether `key` is in the store as it should be.
@@ -315,68 +243,6 @@ impl SyncStore {
     /// Waits until `key` is in the store as it should be.
     pub async fn written(&self, key: &str) {
         until(&self.progress, || self.is_written(key)).await;
-    }
-
-    /// Looks at what is there, then writes, for ever.
-    pub async fn run(&self) {
-        let mut losses = self.adopt().await;
-        let mut backoff = Backoff::write();
-        loop {
-            if self.backend.losses() != losses {
-                tracing::warn!(store = self.name, "leases ran out: looking at what is left");
-                losses = self.adopt().await;
-            }
-            let batch = self.next_batch();
-            if batch.is_empty() {
-                tokio::select! {
-                    () = self.wake.notified() => {}
-                    // A loss is noticed even when there is nothing to write.
-                    () = tokio::time::sleep(Duration::from_secs(5)) => {}
-                }
-                continue;
-            }
-            match self.write(&batch).await {
-                Ok(()) => {
-                    backoff.reset();
-                    self.done(&batch);
-                }
-                Err(Error::Rejected(error)) if batch.len() == 1 => {
-                    let key = String::from_utf8_lossy(key_of(&batch[0]));
-                    tracing::error!(store = self.name, %key, error, "the store refuses this key: skipped");
-                    self.refused(&batch[0]);
-                }
-                Err(Error::Rejected(_)) => self.write_one_by_one(&batch).await,
-                Err(Error::Full(error)) if !batch.iter().all(is_delete) => {
-                    self.failed(&batch);
-                    if !self.full() || backoff.attempts().is_multiple_of(10) {
-                        tracing::error!(
-                            store = self.name,
-                            error,
-                            "the store has no room: only what goes is written"
-                        );
-                    }
-                    self.requeue(&batch);
-                    // What is deleted makes room; only then is something put again.
-                    if self.full() {
-                        backoff.wait().await;
-                    }
-                    self.deletes_first();
-                }
-                Err(Error::Unavailable(error) | Error::Full(error)) => {
-                    self.failed(&batch);
-                    if backoff.attempts().is_multiple_of(10) {
-                        tracing::warn!(
-                            store = self.name,
-                            error,
-                            keys = batch.len(),
-                            "writing failed, trying again"
-                        );
-                    }
-                    self.requeue(&batch);
-                    backoff.wait().await;
-                }
-            }
-        }
     }
 
     /// Whether the store had no room when something was put last.
@@ -395,14 +261,6 @@ impl SyncStore {
         *queue = first;
     }
 
-    /// Where there is much to write, nobody waits for a single key.
-    fn class(&self) -> Class {
-        match self.state.lock().queue.len() {
-            0..BACKLOG => Class::Live,
-            _ => Class::Bulk,
-        }
-    }
-
     /// The prefix that a key is under.
     fn prefix_of(&self, key: &[u8]) -> Option<usize> {
         self.prefixes.iter().position(|p| key.starts_with(p.text.as_bytes()))
@@ -412,54 +270,12 @@ impl SyncStore {
         let mut state = self.state.lock();
         state.stats.failures += 1;
         let under: BTreeSet<_> = batch.iter().filter_map(|w| self.prefix_of(key_of(w))).collect();
-        under.into_iter().for_each(|at| state.faults[at].0 += 1);
-    }
-
-    async fn write(&self, batch: &[Write]) -> Result<(), Error> {
-        self.backend.write(self.class(), batch).await
-    }
-
-    /// After a batch was refused: finds the key at fault, so that it does not hold up the others.
-    async fn write_one_by_one(&self, batch: &[Write]) {
-        for (at, write) in batch.iter().enumerate() {
-            match self.write(std::slice::from_ref(write)).await {
-                Ok(()) => self.done(std::slice::from_ref(write)),
-                Err(Error::Rejected(error)) => {
-                    let key = String::from_utf8_lossy(key_of(write));
-                    tracing::error!(store = self.name, %key, error, "the store refuses this key: skipped");
-                    self.refused(write);
-                }
-                Err(Error::Unavailable(_) | Error::Full(_)) => return self.requeue(&batch[at..]),
-            }
-        }
-    }
-
-    /// Learns what is under the owned prefixes; returns the backend's losses it has thereby covered.
-    async fn adopt(&self) -> u64 {
-        let mut backoff = Backoff::write();
-        'again: loop {
-            let losses = self.backend.losses();
-            let mut found = vec![];
-            for prefix in &self.prefixes {
-                match self.backend.list(&prefix.text).await {
-                    Ok(kvs) => found.extend(kvs),
-                    Err(error) => {
-                        if backoff.attempts().is_multiple_of(10) {
-                            tracing::warn!(store = self.name, %error, prefix = prefix.text, "listing failed, trying again");
-                        }
-                        backoff.wait().await;
-                        continue 'again;
-                    }
-                }
-            }
-            self.adopted(found);
-            return losses;
-        }
+        under.into_iter().for_each(|at| state.under[at].errors += 1);
     }
 
     fn adopted(&self, found: Vec<(Bytes, Bytes)>) {
         let mut state = self.state.lock();
-        let State { keys, queue, ended, .. } = &mut *state;
+        let State { keys, queue, under, .. } = &mut *state;
         let mut found: HashMap<Bytes, Digest> = found.into_iter().map(|(k, v)| (k, self.digest(&v))).collect();
         // What goes before anything that waits, the canary of a list that has ended among it.
         let mut first = BTreeSet::new();
@@ -475,7 +291,7 @@ impl SyncStore {
             keys.entry(key).or_default().set_written(Some(digest));
         }
         keys.retain(|_, entry| !entry.is_nothing());
-        let is_stale = |key: &Bytes| ended.iter().any(|p| key.starts_with(p.as_bytes()));
+        let is_stale = |key: &Bytes| self.prefix_of(key).is_some_and(|at| under[at].ended);
         let stale = keys
             .iter()
             .filter(|(key, e)| e.desired.is_none() && !e.is_as_desired() && !e.queued && is_stale(key));
@@ -548,8 +364,7 @@ impl SyncStore {
                 continue;
             }
             if !entry.is_as_desired() {
-                entry.queued = true;
-                queue.push_back(key.clone());
+                entry.enqueue(key, queue);
                 continue;
             }
             entry.always = false;
@@ -567,24 +382,29 @@ impl SyncStore {
         self.progress.notify_waiters();
     }
 
-    fn refused(&self, write: &Write) {
-        let mut state = self.state.lock();
-        state.stats.rejected += 1;
-        if let Some(at) = self.prefix_of(key_of(write)) {
-            state.faults[at].1 += 1;
-        }
-        let State {
-            keys, queue, counts, ..
-        } = &mut *state;
+    /// Notes that the store will never take this.
+    fn refused(&self, write: &Write, why: &str) {
         let (Write::Put(key, _) | Write::Delete(key)) = write;
+        let shown = String::from_utf8_lossy(key);
+        tracing::error!(store = self.name, key = %shown, error = why, "the store refuses this key: skipped");
+        let mut state = self.state.lock();
+        let State {
+            keys,
+            queue,
+            stats,
+            under,
+            ..
+        } = &mut *state;
+        stats.rejected += 1;
+        let mut under = self.prefix_of(key).map(|at| &mut under[at]);
+        if let Some(under) = &mut under {
+            under.rejected += 1;
+        }
         if let Some(entry) = keys.get_mut(key).filter(|e| !e.queued && e.desired.is_some()) {
-            if let Some(at) = self.prefix_of(key) {
-                entry.count_out(&mut counts[at]);
-            }
             // The value before is not what the key should be, either.
-            (entry.desired, entry.value, entry.since) = (None, None, None);
-            entry.queued = true;
-            queue.push_back(key.clone());
+            entry.set_desired(None, None, under.map(|under| &mut under.count));
+            entry.since = None;
+            entry.enqueue(key, queue);
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::Error;
 use super::client::{self, EtcdClient};
-use super::etcd::Source;
+use super::config::Source;
 use etcd_client::{Client, UserAddOptions};
 use std::collections::BTreeSet;
 use std::time::Duration;

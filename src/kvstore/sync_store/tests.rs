@@ -1,5 +1,6 @@
 use super::*;
 use crate::kvstore::local::LocalBackend;
+use crate::kvstore::{Class, Error};
 use crate::mvcc::Store;
 use futures::stream::BoxStream;
 use std::sync::atomic::{AtomicU64, Ordering};

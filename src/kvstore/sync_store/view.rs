@@ -64,16 +64,16 @@ impl SyncStore {
         let state = self.state.lock();
         let mut views: Vec<View> = Vec::with_capacity(self.prefixes.len());
         for (at, prefix) in self.prefixes.iter().enumerate() {
-            let (errors, rejected) = state.faults[at];
+            let under = &state.under[at];
             views.push(View {
                 scope: prefix.scope.clone(),
                 queued: 0,
                 oldest: Duration::ZERO,
-                keys: state.counts[at].0,
-                errors,
-                rejected,
-                complete: state.complete.contains(&prefix.text),
-                read: state.read.get(&prefix.text).copied(),
+                keys: under.count.keys,
+                errors: under.errors,
+                rejected: under.rejected,
+                complete: under.complete,
+                read: under.read,
                 lag: prefix.lag.clone(),
             });
         }
