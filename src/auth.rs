@@ -27,7 +27,6 @@ pub const ROOT: &str = "root";
 
 /// Why a request of the auth service, or a permission check, failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[allow(missing_docs, reason = "each says it itself")]
 pub enum Error {
     #[error("root user does not exist")]
     RootUserNotExist,

@@ -1,6 +1,6 @@
 //! The wire's messages: generated from `proto/`, but for the two that carry the store's encoded bytes.
 
-#![allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic)]
+#![allow(unreachable_pub, clippy::all, clippy::pedantic)]
 
 use crate::mvcc::Kv;
 use bytes::{Buf, BufMut, Bytes};

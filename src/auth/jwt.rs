@@ -8,7 +8,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Why a JWT configuration cannot be used. Each says which part of it.
 #[derive(Debug, thiserror::Error)]
-#[allow(missing_docs, reason = "each says it itself")]
 pub enum ConfigError {
     #[error("jwt: {0} is missing")]
     Missing(&'static str),

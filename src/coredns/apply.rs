@@ -29,7 +29,6 @@ pub struct Names {
 
 /// Why CoreDNS was not changed, or not restarted.
 #[derive(Debug, thiserror::Error)]
-#[allow(missing_docs, reason = "each says it itself")]
 pub enum Error {
     #[error("cannot {action} {kind} {namespace}/{name}: {source}")]
     Api {

@@ -13,12 +13,10 @@ macro_rules! resources {
     ($($kind:ident: $type:ident, $group:literal, $version:literal, $plural:literal;)*) => {
         /// The kinds of objects that are watched.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        #[allow(missing_docs, reason = "names are Kubernetes'")]
         pub enum Kind { $($kind,)* }
 
         /// One object of any kind.
         #[derive(Clone, Debug)]
-        #[allow(missing_docs, reason = "names are Kubernetes'")]
         pub enum Object { $($kind($type),)* }
 
         impl Kind {
@@ -143,7 +141,6 @@ macro_rules! objects {
         $($(#[$doc])*
         #[derive(Clone, Debug, Default, Deserialize)]
         #[serde(rename_all = "camelCase")]
-        #[allow(missing_docs, reason = "names are Kubernetes'")]
         pub struct $name {
             $(#[serde(default, deserialize_with = "nullable" $(, rename = $wire)?)] pub $field: $type,)*
         })*

@@ -105,7 +105,7 @@ pub struct Permit<'a> {
 
 /// What a limiter shows.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-#[allow(missing_docs, reason = "names are the metric's (pkg/metrics, api_limiter)")]
+// names are the metric's (pkg/metrics, api_limiter.
 pub struct View {
     pub processing_mean: f64,
     pub wait_mean: f64,

@@ -11,7 +11,6 @@ use std::time::{Duration, SystemTime};
 /// One remote cluster. Fields are omitted when zero, as the original omits them.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-#[allow(missing_docs, reason = "names are Cilium's")]
 pub struct RemoteCluster {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config: Option<RemoteConfig>,
@@ -45,7 +44,6 @@ pub struct RemoteCluster {
 /// What the remote says of itself.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-#[allow(missing_docs, reason = "names are Cilium's")]
 pub struct RemoteConfig {
     #[serde(default, skip_serializing_if = "is_default")]
     pub cluster_id: u32,
@@ -66,7 +64,6 @@ pub struct RemoteConfig {
 /// Which resources are here completely.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-#[allow(missing_docs, reason = "names are Cilium's")]
 pub struct Synced {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint_slices: Option<bool>,
@@ -92,7 +89,6 @@ pub struct Shared(Arc<Mutex<Live>>);
 
 /// The facts behind a [`RemoteCluster`].
 #[derive(Clone, Debug, Default)]
-#[allow(missing_docs, reason = "each says it itself")]
 pub struct Live {
     pub name: String,
     pub endpoint: String,

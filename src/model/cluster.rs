@@ -25,7 +25,6 @@ pub struct ClusterInfo {
 
 /// Why a name or id is not acceptable; texts are Cilium's.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[allow(missing_docs, reason = "each says it itself")]
 pub enum Error {
     #[error("ClusterID 0 is reserved")]
     IdZero,

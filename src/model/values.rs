@@ -10,7 +10,7 @@ pub type Strings = BTreeMap<String, String>;
 /// `cilium/state/nodes/v1/<cluster>/<node>`. Nothing is ever omitted.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
-#[allow(missing_docs, reason = "names are Cilium's (pkg/node/types/node.go)")]
+// Field names follow Cilium: pkg/node/types/node.go.
 pub struct Node {
     pub name: String,
     pub cluster: String,
@@ -56,7 +56,7 @@ pub struct NodeAddress {
 
 /// `cilium/state/ip/v1/default/<ip>`.
 #[derive(Clone, Debug, Serialize)]
-#[allow(missing_docs, reason = "names are Cilium's (pkg/identity/identity.go)")]
+// Field names follow Cilium: pkg/identity/identity.go.
 pub struct IpIdentity {
     #[serde(rename = "IP")]
     pub ip: GoIp,
@@ -84,7 +84,6 @@ pub struct IpIdentity {
 /// A port that policies may name.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
-#[allow(missing_docs, reason = "names are Cilium's")]
 pub struct NamedPort {
     pub name: String,
     pub port: u16,
@@ -97,7 +96,6 @@ pub type Ports = BTreeMap<String, Port>;
 /// A port of a frontend or backend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "PascalCase")]
-#[allow(missing_docs, reason = "names are Cilium's")]
 pub struct Port {
     pub protocol: String,
     pub port: u16,
@@ -105,7 +103,7 @@ pub struct Port {
 
 /// `cilium/state/services/v1/<cluster>/<namespace>/<name>`.
 #[derive(Clone, Debug, Serialize)]
-#[allow(missing_docs, reason = "names are Cilium's (pkg/clustermesh/store/store.go)")]
+// Field names follow Cilium: pkg/clustermesh/store/store.go.
 pub struct Service {
     pub cluster: String,
     pub namespace: String,
@@ -145,10 +143,7 @@ pub struct ForZone {
 /// `cilium/state/serviceexports/v1/<cluster>/<namespace>/<name>`.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-#[allow(
-    missing_docs,
-    reason = "names are Cilium's (pkg/clustermesh/mcsapi/types/mcsapiservicespec.go)"
-)]
+// Field names follow Cilium: pkg/clustermesh/mcsapi/types/mcsapiservicespec.go.
 pub struct ServiceExport {
     pub cluster: String,
     pub name: String,
@@ -181,7 +176,6 @@ pub struct ServiceExport {
 /// A port of an exported service.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-#[allow(missing_docs, reason = "names are Kubernetes'")]
 pub struct ExportPort {
     #[serde(skip_serializing_if = "String::is_empty")]
     pub name: String,
@@ -195,7 +189,6 @@ pub struct ExportPort {
 /// Session affinity by client address.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-#[allow(missing_docs, reason = "names are Kubernetes'")]
 pub struct SessionAffinityConfig {
     #[serde(rename = "clientIP")]
     pub client_ip: ClientIp,
@@ -204,13 +197,12 @@ pub struct SessionAffinityConfig {
 /// How long affinity lasts.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-#[allow(missing_docs, reason = "names are Kubernetes'")]
 pub struct ClientIp {
     pub timeout_seconds: i32,
 }
 
 /// `cilium/state/endpointslices/v1/<cluster>/<namespace>/<slice>`, before compression.
 pub mod slice {
-    #![allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic)]
+    #![allow(unreachable_pub, clippy::all, clippy::pedantic)]
     tonic::include_proto!("endpointslice");
 }

@@ -54,7 +54,6 @@ pub struct Protocol {
 
 /// A version of TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[allow(missing_docs, reason = "each says it itself")]
 pub enum Version {
     Tls12,
     Tls13,
