@@ -25,6 +25,7 @@ use crate::lease::Lessor;
 use crate::mvcc::Store;
 use crate::pb::etcdserverpb as pb;
 use crate::util::lifecycle::Lifecycle;
+use crate::util::net::Keepalive;
 use listen::Listener;
 use parking_lot::{Mutex, RwLock};
 use std::sync::Arc;
@@ -76,8 +77,8 @@ pub struct Config {
     pub watch_progress_interval: Duration,
     /// Bytes the store may take; negative for no limit.
     pub quota_bytes: i64,
-    /// After this long without a word a client is pinged, and given this long to answer.
-    pub keepalive: (Duration, Duration),
+    /// As in etcd, a zero interval or a zero timeout disables keepalive pings.
+    pub keepalive: Keepalive,
     /// Most calls at once on one connection.
     pub max_concurrent_streams: u32,
     /// Whether `/v3/` speaks JSON.
@@ -158,7 +159,10 @@ impl Config {
             max_txn_ops: 128,
             watch_progress_interval: Duration::from_secs(600),
             quota_bytes: 2 << 30,
-            keepalive: (Duration::from_secs(300), Duration::from_secs(20)),
+            keepalive: Keepalive {
+                interval: Duration::from_secs(300),
+                timeout: Duration::from_secs(20),
+            },
             max_concurrent_streams: u32::MAX,
             gateway: true,
             access: http::Access::default(),
@@ -328,14 +332,13 @@ impl Core {
         }
         drop(sender);
         let stop = self.stop.clone();
-        // As in etcd, nothing of one is nothing at all.
-        let (idle, patience) = self.config.keepalive;
-        let pings = !idle.is_zero() && !patience.is_zero();
+        let Keepalive { interval, timeout } = self.config.keepalive;
+        let pings = !interval.is_zero() && !timeout.is_zero();
         tonic::transport::Server::builder()
             .accept_http1(true)
             .max_concurrent_streams(self.config.max_concurrent_streams)
-            .http2_keepalive_interval(pings.then_some(idle))
-            .http2_keepalive_timeout(pings.then_some(patience))
+            .http2_keepalive_interval(pings.then_some(interval))
+            .http2_keepalive_timeout(pings.then_some(timeout))
             .add_routes(Routes::from(self.router(what)))
             .serve_with_incoming_shutdown(ReceiverStream::new(connections), stop.cancelled_owned())
             .await

@@ -12,6 +12,7 @@ use crate::server::http::Access;
 use crate::server::tls::{Protocol, Version};
 use crate::server::{self, Identity};
 use crate::util::lifecycle::Lifecycle;
+use crate::util::net::Keepalive;
 use anyhow::{Context, bail};
 use clap::{ArgAction, Args};
 use std::path::PathBuf;
@@ -397,7 +398,10 @@ impl EtcdArgs {
                     0 => defaults.quota_bytes,
                     bytes => bytes,
                 },
-                keepalive: (self.grpc_keepalive_interval, self.grpc_keepalive_timeout),
+                keepalive: Keepalive {
+                    interval: self.grpc_keepalive_interval,
+                    timeout: self.grpc_keepalive_timeout,
+                },
                 max_concurrent_streams: self.max_concurrent_streams,
                 gateway: self.enable_grpc_gateway,
                 access: Access {

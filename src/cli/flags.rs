@@ -327,8 +327,8 @@ impl KvstoreArgs {
                         _ => limits.page = number.into(),
                     }
                 }
-                "etcd.keepaliveHeartbeat" => keepalive.0 = time(&key, &value)?,
-                "etcd.keepaliveTimeout" => keepalive.1 = time(&key, &value)?,
+                "etcd.keepaliveHeartbeat" => keepalive.interval = time(&key, &value)?,
+                "etcd.keepaliveTimeout" => keepalive.timeout = time(&key, &value)?,
                 _ => bail!(
                     "invalid kvstore configuration: {key:?} is none of etcd.address, etcd.config, etcd.qps, \
                      etcd.bootstrapQps, etcd.maxInflight, etcd.limit, etcd.keepaliveHeartbeat, etcd.keepaliveTimeout"

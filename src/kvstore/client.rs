@@ -6,6 +6,7 @@
 
 use super::config::ClientConfig;
 use super::dial::{self, Dialer};
+use crate::util::net::Keepalive;
 use etcd_client::{Channel, Client, ConnectOptions, EventType, GetOptions, ResponseHeader, WatchOptions, WatchStream};
 use std::error::Error as _;
 use std::sync::Arc;
@@ -19,8 +20,11 @@ pub use etcd_client::KeyValue;
 const ANSWER_MAX: usize = 64 << 20;
 /// Largest message of a watch: etcd puts up to 1,000 revisions into one.
 const CHANGES_MAX: usize = 128 << 20;
-/// gRPC keepalive: a ping after this long, and how long to wait for its answer.
-pub const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(25));
+/// Cilium's defaults (`etcd.keepaliveHeartbeat`, `etcd.keepaliveTimeout`).
+pub const KEEPALIVE: Keepalive = Keepalive {
+    interval: Duration::from_secs(15),
+    timeout: Duration::from_secs(25),
+};
 /// For a password to be exchanged for a token.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// For a read to be answered.
@@ -88,8 +92,7 @@ pub enum Error {
 pub struct Options {
     /// Keys per page of a list; 0: no pages.
     pub page: i64,
-    /// gRPC keepalive: a ping after this long, and how long to wait for its answer.
-    pub keepalive: (Duration, Duration),
+    pub keepalive: Keepalive,
     /// Knows where the store was before.
     pub dialer: Dialer,
 }

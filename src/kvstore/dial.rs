@@ -7,6 +7,7 @@
 
 use super::client::Error;
 use super::config::ClientConfig;
+use crate::util::net::Keepalive;
 use futures::future::join_all;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
@@ -103,7 +104,7 @@ struct Way {
 pub(super) fn channel(
     config: &ClientConfig,
     dialer: &Dialer,
-    keepalive: (Duration, Duration),
+    keepalive: Keepalive,
 ) -> Result<Channel, Error> {
     let targets: Vec<_> = config
         .endpoints
@@ -118,8 +119,8 @@ pub(super) fn channel(
     // The connector below does TLS itself: for tonic this is a plain connection.
     let endpoint = Endpoint::from_static("http://store")
         .origin(origin.parse().map_err(bad)?)
-        .http2_keep_alive_interval(keepalive.0)
-        .keep_alive_timeout(keepalive.1);
+        .http2_keep_alive_interval(keepalive.interval)
+        .keep_alive_timeout(keepalive.timeout);
     let tls = match targets.iter().any(|t| t.secure) {
         true => Some(TlsConnector::from(Arc::new(tls(config)?))),
         false => None,

@@ -10,6 +10,7 @@ use super::reach::Reach;
 use super::{Backend, Error, Write};
 use crate::util::backoff::Backoff;
 use crate::util::lifecycle::Lifecycle;
+use crate::util::net::Keepalive;
 use bytes::Bytes;
 use etcd_client::{DeleteOptions, PutOptions, Txn, TxnOp};
 use futures::stream::{BoxStream, StreamExt};
@@ -39,8 +40,7 @@ pub struct Config {
     pub lease_ttl: Duration,
     /// How fast and how widely it is used.
     pub limits: Limits,
-    /// gRPC keepalive: a ping after this long, and how long to wait for its answer.
-    pub keepalive: (Duration, Duration),
+    pub keepalive: Keepalive,
 }
 
 /// An etcd to write to. Every key is attached to a lease, so that a dead writer's keys go.

@@ -1,7 +1,17 @@
-//! Listening as Go listens: on all interfaces means both families.
+//! Network settings that clients and servers share: listening as Go does, and gRPC keepalive.
 
 use std::io;
+use std::time::Duration;
 use tokio::net::TcpListener;
+
+/// gRPC keepalive of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keepalive {
+    /// A connection on which nothing was received for this long is pinged.
+    pub interval: Duration,
+    /// A connection whose ping is not answered for this long is closed.
+    pub timeout: Duration,
+}
 
 /// Binds `host:port`. Without a host, or with `0.0.0.0`, both families are listened on where there is
 /// IPv6.
