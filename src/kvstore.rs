@@ -1,5 +1,6 @@
 //! A key-value store to write to: our own in this process, or any etcd.
 
+mod availability;
 pub mod client;
 pub mod config;
 pub mod dial;
@@ -10,13 +11,12 @@ mod leases;
 pub mod limiter;
 pub mod local;
 pub mod metrics;
-mod reach;
 pub mod sync_store;
 pub mod users;
 
+use crate::util::outage::Outage;
 use bytes::Bytes;
 use futures::stream::BoxStream;
-use std::time::Duration;
 
 pub use crate::mvcc::Write;
 pub use limiter::Class;
@@ -84,8 +84,8 @@ pub trait Backend: Send + Sync {
         0
     }
 
-    /// For how long it has not been possible to use it, and why; none: as far as known it is.
-    fn trouble(&self) -> Option<(Duration, String)> {
+    /// For how long the store has been unusable, and why; `None` while it is not known to be.
+    fn outage(&self) -> Option<Outage> {
         None
     }
 

@@ -8,6 +8,7 @@ pub mod lifecycle;
 pub mod metrics;
 pub mod net;
 pub mod notify;
+pub mod outage;
 pub mod readiness;
 
 /// What this runs on, as Go names it.

@@ -7,6 +7,7 @@ use crate::kvstoremesh::{self, status::Live};
 use crate::users::{self, Users};
 use crate::util::lifecycle::Lifecycle;
 use crate::util::metrics::{Labels, OfProcess, Page};
+use crate::util::outage::Outage;
 use crate::util::readiness::Ready;
 use parking_lot::Mutex;
 use prometheus_client::collector::Collector;
@@ -120,10 +121,10 @@ impl Collector for Controllers {
     }
 }
 
-/// What is wrong, if it is so for longer than that.
-fn away(trouble: Option<(Duration, String)>, after: Duration) -> Option<String> {
-    let (since, why) = trouble.filter(|(since, _)| *since >= after)?;
-    Some(format!("for {} s: {why}", since.as_secs()))
+/// The text of an outage that has lasted for at least `after`.
+fn lasting(outage: Option<Outage>, after: Duration) -> Option<String> {
+    let Outage { lasted, reason } = outage.filter(|outage| outage.lasted >= after)?;
+    Some(format!("for {} s: {reason}", lasted.as_secs()))
 }
 
 impl Figures {
@@ -156,13 +157,13 @@ impl Figures {
     /// Has readiness tell of the store.
     pub fn store_condition(&self, backend: &Arc<dyn Backend>, needs: Needs, ready: &Ready) {
         let store = Arc::clone(backend);
-        ready.condition("store", needs.store, move || away(store.trouble(), STORE_AWAY));
+        ready.condition("store", needs.store, move || lasting(store.outage(), STORE_AWAY));
     }
 
     fn kubernetes_condition(&self, needs: Needs, ready: &Ready) {
         let kubernetes = self.kubernetes.clone();
         ready.condition("kubernetes", needs.kubernetes, move || {
-            away(kubernetes.trouble(), API_AWAY)
+            lasting(kubernetes.outage(), API_AWAY)
         });
     }
 

@@ -206,7 +206,7 @@ impl ApiConfig {
             return std::future::pending().await;
         }
         loop {
-            let pause = match status.in_trouble() {
+            let pause = match status.has_outage() {
                 true => PROBE_IN_TROUBLE.min(self.heartbeat),
                 false => self.heartbeat,
             };
@@ -294,7 +294,7 @@ impl ApiConfig {
             Err(_) => (Err(format!("no answer in {} s", self.heartbeat.as_secs())), Probe::Dead),
         };
         if let Err(error) = &answer
-            && !status.in_trouble()
+            && !status.has_outage()
         {
             tracing::warn!(error, "the Kubernetes API does not answer");
         }

@@ -3,6 +3,7 @@
 use super::events::Event;
 use super::types::Kind;
 use crate::util::metrics::{Labels, Page};
+use crate::util::outage::{OngoingOutage, Outage};
 use parking_lot::Mutex;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
@@ -22,8 +23,8 @@ pub struct Status(Arc<Mutex<State>>);
 #[derive(Debug, Default)]
 struct State {
     kinds: BTreeMap<Kind, OfKind>,
-    /// Whether the API answered when it was asked last, and since when it has not.
-    away: Option<(Instant, String)>,
+    /// Set while the API does not answer the periodic probe.
+    outage: Option<OngoingOutage>,
     /// Whether there is an API to ask.
     asked: bool,
     probes: (u64, u64),
@@ -37,14 +38,21 @@ struct OfKind {
     deleted: u64,
     lists: u64,
     failures: u64,
-    /// First and last time it went wrong, and how.
-    trouble: Option<(Instant, Instant, String)>,
+    failing: Option<Failing>,
+}
+
+/// Failures of one kind's lists and watches with no success in between.
+#[derive(Debug)]
+struct Failing {
+    first: Instant,
+    last: Instant,
+    reason: String,
 }
 
 impl OfKind {
-    fn trouble(&self) -> Option<(Duration, &str)> {
-        let (first, last, why) = self.trouble.as_ref()?;
-        (last.elapsed() < OVER).then(|| (first.elapsed(), &**why))
+    /// The failures that are not over.
+    fn failing(&self) -> Option<&Failing> {
+        self.failing.as_ref().filter(|failing| failing.last.elapsed() < OVER)
     }
 }
 
@@ -80,7 +88,7 @@ impl Status {
     /// The API answers for a kind; returns for how long it did not.
     pub(super) fn works(&self, kind: Kind) -> Option<Duration> {
         let mut was = None;
-        self.of(kind, |k| was = k.trouble.take().map(|(first, ..)| first.elapsed()));
+        self.of(kind, |k| was = k.failing.take().map(|failing| failing.first.elapsed()));
         was
     }
 
@@ -90,9 +98,12 @@ impl Status {
         self.of(kind, |k| {
             k.failures += 1;
             let now = Instant::now();
-            news = k.trouble().is_none_or(|(_, before)| before != why);
-            let first = k.trouble().map_or(now, |(since, _)| now - since);
-            k.trouble = Some((first, now, why));
+            news = k.failing().is_none_or(|failing| failing.reason != why);
+            k.failing = Some(Failing {
+                first: k.failing().map_or(now, |failing| failing.first),
+                last: now,
+                reason: why,
+            });
         });
         news
     }
@@ -104,33 +115,36 @@ impl Status {
         match answer {
             Ok(()) => {
                 state.probes.0 += 1;
-                if let Some((since, _)) = state.away.take() {
-                    tracing::info!(secs = since.elapsed().as_secs(), "the Kubernetes API answers again");
+                if let Some(outage) = state.outage.take() {
+                    tracing::info!(secs = outage.since.elapsed().as_secs(), "the Kubernetes API answers again");
                 }
             }
             Err(why) => {
                 state.probes.1 += 1;
-                let since = state.away.take().map_or_else(Instant::now, |(since, _)| since);
-                state.away = Some((since, why));
+                let since = state.outage.take().map_or_else(Instant::now, |outage| outage.since);
+                state.outage = Some(OngoingOutage { since, reason: why });
             }
         }
     }
 
-    /// Whether anything is wrong now.
-    pub fn in_trouble(&self) -> bool {
+    /// Whether the API does not answer, or lists or watches of any kind fail.
+    pub fn has_outage(&self) -> bool {
         let state = self.0.lock();
-        state.away.is_some() || state.kinds.values().any(|k| k.trouble().is_some())
+        state.outage.is_some() || state.kinds.values().any(|k| k.failing().is_some())
     }
 
-    /// For how long something has been wrong, and what; none: nothing known.
-    pub fn trouble(&self) -> Option<(Duration, String)> {
+    /// The outage of the API, or else the longest failure of one kind.
+    pub fn outage(&self) -> Option<Outage> {
         let state = self.0.lock();
-        if let Some((since, why)) = &state.away {
-            return Some((since.elapsed(), why.clone()));
+        if let Some(outage) = &state.outage {
+            return Some(outage.now());
         }
-        let worst = state.kinds.iter().filter_map(|(kind, k)| Some((kind, k.trouble()?)));
-        let (kind, (since, why)) = worst.max_by_key(|(_, (since, _))| *since)?;
-        Some((since, format!("watching {} fails: {why}", kind.name())))
+        let failing = state.kinds.iter().filter_map(|(kind, k)| Some((kind, k.failing()?)));
+        let (kind, longest) = failing.max_by_key(|(_, failing)| std::cmp::Reverse(failing.first))?;
+        Some(Outage {
+            lasted: longest.first.elapsed(),
+            reason: format!("watching {} fails: {}", kind.name(), longest.reason),
+        })
     }
 
     /// How the heartbeats of the API went: well, not well.
@@ -161,8 +175,8 @@ impl Collector for Status {
         let help = "Whether all objects have been listed once";
         page.gauges("kubernetes_listed", help, gauges(|k| f64::from(u8::from(k.listed))))?;
         let help = "For how long following has been failing; 0 while it works";
-        let trouble = gauges(|k| k.trouble().map_or(0.0, |(since, _)| since.as_secs_f64()));
-        page.gauges("kubernetes_watch_trouble_seconds", help, trouble)?;
+        let failing = gauges(|k| k.failing().map_or(0.0, |failing| failing.first.elapsed().as_secs_f64()));
+        page.gauges("kubernetes_watch_trouble_seconds", help, failing)?;
         page.counters("kubernetes_lists", "Complete lists begun", counters(|k| k.lists))?;
         let help = "Lists and watches that failed";
         page.counters("kubernetes_watch_failures", help, counters(|k| k.failures))?;
@@ -173,7 +187,7 @@ impl Collector for Status {
         }
         page.counters("kubernetes_events", "Changes of objects received", events)?;
         if state.asked {
-            let up = f64::from(u8::from(state.away.is_none()));
+            let up = f64::from(u8::from(state.outage.is_none()));
             page.gauges("kubernetes_up", "Whether the API answers", vec![(vec![], up)])?;
         }
         Ok(())
@@ -185,18 +199,21 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn trouble_is_news_once_and_over_when_it_does_not_come_again() {
+    async fn a_failure_is_news_once_and_over_after_a_minute_without_another() {
         let status = Status::default();
         assert!(status.fails(Kind::Node, "refused".to_owned()));
         tokio::time::advance(Duration::from_secs(10)).await;
         assert!(!status.fails(Kind::Node, "refused".to_owned()));
-        let (since, why) = status.trouble().unwrap();
-        assert_eq!((since.as_secs(), &*why), (10, "watching CiliumNode fails: refused"));
+        let outage = status.outage().unwrap();
+        assert_eq!(
+            (outage.lasted.as_secs(), &*outage.reason),
+            (10, "watching CiliumNode fails: refused")
+        );
         tokio::time::advance(OVER).await;
-        assert!(!status.in_trouble());
+        assert!(!status.has_outage());
         status.probed(Err("away".to_owned()));
-        assert!(status.in_trouble());
+        assert!(status.has_outage());
         status.probed(Ok(()));
-        assert!(!status.in_trouble());
+        assert!(!status.has_outage());
     }
 }

@@ -2,15 +2,16 @@
 
 use super::client::{self, EtcdClient, Options};
 use super::config::{self, ClientConfig, Source};
+use super::availability::Availability;
 use super::dial::Dialer;
 use super::leases::Leases;
 use super::limiter::{Class, Limiter, Limits};
 use super::metrics::{Metrics, scope_of};
-use super::reach::Reach;
 use super::{Backend, Error, Write};
 use crate::util::backoff::Backoff;
 use crate::util::lifecycle::Lifecycle;
 use crate::util::net::Keepalive;
+use crate::util::outage::Outage;
 use bytes::Bytes;
 use etcd_client::{DeleteOptions, PutOptions, Txn, TxnOp};
 use futures::stream::{BoxStream, StreamExt};
@@ -50,7 +51,7 @@ pub struct EtcdBackend {
     leases: Arc<Leases>,
     limiter: Arc<Limiter>,
     metrics: Metrics,
-    reach: Mutex<Reach>,
+    availability: Mutex<Availability>,
     dialer: Dialer,
     /// The store that answered last; 0: none yet.
     cluster_id: AtomicU64,
@@ -89,7 +90,7 @@ impl EtcdBackend {
             leases,
             limiter,
             metrics: metrics.clone(),
-            reach: Mutex::default(),
+            availability: Mutex::default(),
             dialer: Dialer::default(),
             cluster_id: AtomicU64::new(0),
         });
@@ -156,7 +157,7 @@ impl EtcdBackend {
         let client = match self.client().await {
             Ok(client) => client,
             Err(error) => {
-                self.reach.lock().failed(&error);
+                self.availability.lock().failed(&error);
                 return Err(error);
             }
         };
@@ -165,13 +166,13 @@ impl EtcdBackend {
         self.same_store(&client).await;
         match &done {
             Err(error @ Error::Unavailable(_)) => {
-                self.reach.lock().failed(error);
+                self.availability.lock().failed(error);
                 *self.client.lock().await = None;
                 // What accepts connections and serves nothing should not be the first next time.
                 self.dialer.forget();
             }
-            Err(error @ Error::Full(_)) => self.reach.lock().failed(error),
-            Ok(_) | Err(Error::Rejected(_)) => self.reach.lock().answered(),
+            Err(error @ Error::Full(_)) => self.availability.lock().failed(error),
+            Ok(_) | Err(Error::Rejected(_)) => self.availability.lock().answered(),
         }
         done
     }
@@ -226,7 +227,7 @@ impl EtcdBackend {
     async fn probe(&self) {
         loop {
             tokio::time::sleep(PROBE).await;
-            if self.reach.lock().answered_within(PROBE) {
+            if self.availability.lock().answered_within(PROBE) {
                 continue;
             }
             if self.get(crate::model::keys::HEARTBEAT).await.is_err() {
@@ -449,8 +450,8 @@ impl Backend for EtcdBackend {
         self.leases.losses()
     }
 
-    fn trouble(&self) -> Option<(Duration, String)> {
-        self.reach.lock().trouble()
+    fn outage(&self) -> Option<Outage> {
+        self.availability.lock().outage()
     }
 
     fn describe(&self) -> String {

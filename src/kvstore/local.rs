@@ -2,6 +2,7 @@
 
 use super::{Backend, Class, Error, Write};
 use crate::mvcc::{KeyRange, RangeOptions, Store, Taken, Wake, WatchFilter};
+use crate::util::outage::Outage;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::{BoxStream, StreamExt};
@@ -110,14 +111,17 @@ impl Backend for LocalBackend {
         stream.boxed()
     }
 
-    fn trouble(&self) -> Option<(Duration, String)> {
+    fn outage(&self) -> Option<Outage> {
         let refused = self.safety.as_ref().map(|safety| safety.admit())?.err();
         let since = &mut *self.refused_since.lock();
         let Some(why) = refused else {
             *since = None;
             return None;
         };
-        Some((since.get_or_insert_with(Instant::now).elapsed(), why))
+        Some(Outage {
+            lasted: since.get_or_insert_with(Instant::now).elapsed(),
+            reason: why,
+        })
     }
 
     fn describe(&self) -> String {
