@@ -2,6 +2,7 @@
 
 mod availability;
 pub mod client;
+mod client_error;
 pub mod config;
 pub mod dial;
 pub mod election;

@@ -116,7 +116,10 @@ impl Status {
             Ok(()) => {
                 state.probes.0 += 1;
                 if let Some(outage) = state.outage.take() {
-                    tracing::info!(secs = outage.since.elapsed().as_secs(), "the Kubernetes API answers again");
+                    tracing::info!(
+                        secs = outage.since.elapsed().as_secs(),
+                        "the Kubernetes API answers again"
+                    );
                 }
             }
             Err(why) => {

@@ -4,16 +4,14 @@
 //! its data) would be silently wrong, so a changed cluster id ends the connection. A client is made anew
 //! for each connection, which also reads the TLS files again.
 
+pub use super::client_error::Error;
 use super::config::ClientConfig;
 use super::dial::{self, Dialer};
 use crate::util::net::Keepalive;
 use etcd_client::{Channel, Client, ConnectOptions, EventType, GetOptions, ResponseHeader, WatchOptions, WatchStream};
-use std::error::Error as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-
-pub use etcd_client::KeyValue;
 
 /// Largest answer to a read that is taken: what does not fit is asked for in smaller pages. No store may make us
 /// hold more than that.
@@ -34,59 +32,6 @@ const NO_AUTH: &str = "authentication is not enabled";
 /// Keys per page of a list, as in Cilium (`etcd.limit`).
 pub const PAGE: i64 = 256;
 
-/// Why a client could not do something.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// A configured file cannot be read.
-    #[error("cannot read {path}: {source}")]
-    File {
-        /// The file.
-        path: String,
-        /// Why not.
-        source: std::io::Error,
-    },
-    /// A TLS file has not what it should have.
-    #[error("{path}: {why}")]
-    Tls {
-        /// The file.
-        path: String,
-        /// What is wrong with it.
-        why: String,
-    },
-    /// An endpoint is none.
-    #[error("{0:?} is not the URL of a store")]
-    Endpoint(String),
-    /// The store or the way to it failed.
-    #[error("{}", describe(.0))]
-    Etcd(#[from] etcd_client::Error),
-    /// No answer in time.
-    #[error("no answer in {} s", .0.as_secs())]
-    Timeout(Duration),
-    /// Another store answers than the one that was connected to.
-    #[error("etcd cluster ID has changed: expected {expected:x}, got {got:x}")]
-    ClusterChanged {
-        /// The id pinned.
-        expected: u64,
-        /// The id seen.
-        got: u64,
-    },
-    /// An answer without a header.
-    #[error("the etcd response has no header")]
-    NoHeader,
-    /// What was asked for is compacted: only a list can tell what there is.
-    #[error("required revision has been compacted (at {0})")]
-    Compacted(i64),
-    /// The store answers what no etcd would.
-    #[error("the store answers nonsense: {0}")]
-    Nonsense(String),
-    /// A watch was cancelled by the store.
-    #[error("watch cancelled: {0}")]
-    Cancelled(String),
-    /// The stream ended.
-    #[error("the watch stream ended")]
-    Ended,
-}
-
 /// How a client asks.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -103,27 +48,6 @@ impl Default for Options {
             page: PAGE,
             keepalive: KEEPALIVE,
             dialer: Dialer::default(),
-        }
-    }
-}
-
-impl Error {
-    /// Whether a revision was asked for that is compacted, or has not come yet.
-    pub fn is_out_of_range(&self) -> bool {
-        self.status().is_some_and(|s| s.code() == tonic::Code::OutOfRange) && !self.is_too_large()
-    }
-
-    /// Whether the store sent more than is taken at once.
-    pub fn is_too_large(&self) -> bool {
-        // tonic's words, with a code that means something else in etcd.
-        self.status()
-            .is_some_and(|s| s.message().contains("decoded message length too large"))
-    }
-
-    fn status(&self) -> Option<&tonic::Status> {
-        match self {
-            Self::Etcd(etcd_client::Error::GRpcStatus(status)) => Some(status),
-            _ => None,
         }
     }
 }
@@ -163,49 +87,34 @@ pub struct Watch {
     client: EtcdClient,
 }
 
-/// One message of a watch: its events, in order.
-pub struct Changes {
-    /// (deleted, key-value); a deleted one has only its key.
-    pub events: Vec<(bool, KeyValue)>,
-    /// Everything up to this revision has been seen.
-    pub revision: i64,
+/// A key with its value and revisions, as a store sends it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KeyValue {
+    pub key: Vec<u8>,
+    pub value: Vec<u8>,
+    pub create_revision: i64,
+    pub mod_revision: i64,
+    pub version: i64,
+    /// 0: attached to no lease.
+    pub lease: i64,
 }
 
-/// An error with its causes, which etcd-client leaves inside.
-fn describe(error: &etcd_client::Error) -> String {
-    let (text, mut source) = match error {
-        etcd_client::Error::GRpcStatus(status) => (status.message().to_owned(), status.source()),
-        etcd_client::Error::TransportError(e) => (e.to_string(), e.source()),
-        other => (other.to_string(), None),
-    };
-    let mut texts = vec![text];
-    while let Some(error) = source {
-        let text = error.to_string();
-        // Most layers repeat what is inside them.
-        if !texts.iter().any(|t| t.contains(&text)) {
-            texts.push(text);
-        }
-        source = error.source();
-    }
-    // What only says where it went wrong says little, if there is more.
-    let says_more = |t: &String| !["", "transport error", "connection error"].contains(&t.as_str());
-    if texts.iter().any(says_more) {
-        texts.retain(says_more);
-    }
-    let text = texts.join(": ");
-    // What libraries make of the end of a connection.
-    for (part, meaning) in [
-        ("without sending TLS close_notify", "the store closed the connection"),
-        (
-            "stream closed because of a broken pipe",
-            "the connection broke, or nobody answered its pings",
-        ),
-    ] {
-        if text.contains(part) {
-            return meaning.to_owned();
-        }
-    }
-    text
+/// A change of one key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    Put(KeyValue),
+    Delete {
+        key: Vec<u8>,
+        /// The revision of the deletion.
+        mod_revision: i64,
+    },
+}
+
+/// One message of a watch: its events, in order.
+pub struct Changes {
+    pub events: Vec<Event>,
+    /// Everything up to this revision has been seen.
+    pub revision: i64,
 }
 
 impl EtcdClient {
@@ -303,14 +212,14 @@ impl EtcdClient {
     /// Reads one key; a watch for what comes then begins at the next revision.
     pub async fn get_with_revision(&self, key: &str) -> Result<(Option<KeyValue>, i64), Error> {
         let (mut response, revision) = self.range(key.into(), GetOptions::new()).await?;
-        Ok((response.take_kvs().pop(), revision))
+        Ok((response.take_kvs().pop().map(KeyValue::from), revision))
     }
 
     /// Reads one key as it was at a revision; an error if that is compacted, or has not come yet.
     pub async fn get_at(&self, key: &[u8], revision: i64) -> Result<Option<KeyValue>, Error> {
         let options = GetOptions::new().with_revision(revision);
         let (mut response, _) = self.range(key.into(), options).await?;
-        Ok(response.take_kvs().pop())
+        Ok(response.take_kvs().pop().map(KeyValue::from))
     }
 
     /// Reads a prefix whole, all pages at one revision.
@@ -383,13 +292,13 @@ impl Pages {
             self.count = u64::try_from(response.count()).unwrap_or_default();
         }
         let more = response.more();
-        let kvs = response.take_kvs();
+        let kvs: Vec<_> = response.take_kvs().into_iter().map(KeyValue::from).collect();
         if let Some(last) = kvs.last().filter(|_| more) {
             // Or a list might never end.
-            if last.key() < &from[..] {
+            if last.key < from {
                 return Err(Error::Nonsense("a page of a list does not go on".to_owned()));
             }
-            self.from = Some([last.key(), &[0]].concat());
+            self.from = Some([&last.key[..], &[0]].concat());
         }
         Ok(Some(kvs))
     }
@@ -416,7 +325,53 @@ impl Watch {
     }
 }
 
-fn events_of(response: &etcd_client::WatchResponse) -> Vec<(bool, KeyValue)> {
-    let of = |e: &etcd_client::Event| Some((e.event_type() == EventType::Delete, e.kv()?.clone()));
-    response.events().iter().filter_map(of).collect()
+// === impl KeyValue ===
+
+impl From<etcd_client::KeyValue> for KeyValue {
+    fn from(kv: etcd_client::KeyValue) -> Self {
+        let (create_revision, mod_revision) = (kv.create_revision(), kv.mod_revision());
+        let (version, lease) = (kv.version(), kv.lease());
+        let (key, value) = kv.into_key_value();
+        Self {
+            key,
+            value,
+            create_revision,
+            mod_revision,
+            version,
+            lease,
+        }
+    }
+}
+
+// === impl Event ===
+
+impl Event {
+    /// The key-value that was put, unless this is a deletion.
+    pub fn put(&self) -> Option<&KeyValue> {
+        match self {
+            Self::Put(kv) => Some(kv),
+            Self::Delete { .. } => None,
+        }
+    }
+
+    pub fn mod_revision(&self) -> i64 {
+        match self {
+            Self::Put(kv) => kv.mod_revision,
+            Self::Delete { mod_revision, .. } => *mod_revision,
+        }
+    }
+}
+
+fn events_of(response: &etcd_client::WatchResponse) -> Vec<Event> {
+    let event = |event: &etcd_client::Event| {
+        let kv = event.kv()?;
+        Some(match event.event_type() {
+            EventType::Put => Event::Put(kv.clone().into()),
+            EventType::Delete => Event::Delete {
+                key: kv.key().to_vec(),
+                mod_revision: kv.mod_revision(),
+            },
+        })
+    };
+    response.events().iter().filter_map(event).collect()
 }

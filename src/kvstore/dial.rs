@@ -5,7 +5,7 @@
 //! what a name resolves to in the system's; each gets its share of the time (Cilium 1.20 does so for `cilium-host-aliases`). All requests of a connection then go to
 //! that one: two replicas behind one name are two stores with revisions of their own.
 
-use super::client::Error;
+use super::client_error::Error;
 use super::config::ClientConfig;
 use crate::util::net::Keepalive;
 use futures::future::join_all;
@@ -101,11 +101,7 @@ struct Way {
 }
 
 /// A channel that connects when it is needed, and again when its connection is lost. The TLS files are read now.
-pub(super) fn channel(
-    config: &ClientConfig,
-    dialer: &Dialer,
-    keepalive: Keepalive,
-) -> Result<Channel, Error> {
+pub(super) fn channel(config: &ClientConfig, dialer: &Dialer, keepalive: Keepalive) -> Result<Channel, Error> {
     let targets: Vec<_> = config
         .endpoints
         .iter()

@@ -1,8 +1,8 @@
 //! Any etcd as a store to write to: leases, batches in transactions, a new connection when one fails.
 
+use super::availability::Availability;
 use super::client::{self, EtcdClient, Options};
 use super::config::{self, ClientConfig, Source};
-use super::availability::Availability;
 use super::dial::Dialer;
 use super::leases::Leases;
 use super::limiter::{Class, Limiter, Limits};
@@ -317,9 +317,9 @@ impl EtcdBackend {
                 let kvs = client.list(prefix).await?.kvs;
                 let mut found = Vec::with_capacity(kvs.len());
                 for kv in kvs {
-                    let key = Bytes::copy_from_slice(kv.key());
-                    if !ours || self.adopt(&client, &key, kv.lease()).await? {
-                        found.push((key, Bytes::copy_from_slice(kv.value())));
+                    let key = Bytes::from(kv.key);
+                    if !ours || self.adopt(&client, &key, kv.lease).await? {
+                        found.push((key, Bytes::from(kv.value)));
                     }
                 }
                 Ok(found)
@@ -385,7 +385,7 @@ impl Backend for EtcdBackend {
                 Ok(client.get(key).await?)
             })
             .await?;
-        Ok(kv.map(|kv| Bytes::copy_from_slice(kv.value())))
+        Ok(kv.map(|kv| Bytes::from(kv.value)))
     }
 
     async fn own(&self, key: &str) -> Result<Option<Bytes>, Error> {
@@ -393,8 +393,8 @@ impl Backend for EtcdBackend {
             let Some(kv) = client.get(key).await? else {
                 return Ok(None);
             };
-            let there = self.adopt(&client, &key.to_owned().into(), kv.lease()).await?;
-            Ok(there.then(|| Bytes::copy_from_slice(kv.value())))
+            let there = self.adopt(&client, &key.to_owned().into(), kv.lease).await?;
+            Ok(there.then(|| Bytes::from(kv.value)))
         })
         .await
     }

@@ -4,7 +4,7 @@
 //! and named in the status, and costs no other cluster anything.
 
 use super::remote::{Error, Remote, STEADY, Source};
-use crate::kvstore::client::{Changes, Error as ClientError, EtcdClient, KeyValue, Pages};
+use crate::kvstore::client::{Changes, Error as ClientError, EtcdClient, Event, KeyValue, Pages};
 use crate::model::keys::{self, Scope};
 
 use crate::util::backoff::Backoff;
@@ -92,10 +92,10 @@ pub(super) struct Witness {
 impl Witness {
     fn of(kv: &KeyValue) -> Self {
         let mut hasher = DefaultHasher::new();
-        kv.value().hash(&mut hasher);
+        kv.value.hash(&mut hasher);
         Self {
-            key: kv.key().to_vec(),
-            revisions: (kv.create_revision(), kv.mod_revision(), kv.version()),
+            key: kv.key.clone(),
+            revisions: (kv.create_revision, kv.mod_revision, kv.version),
             value: hasher.finish(),
         }
     }
@@ -154,12 +154,12 @@ impl Positions {
     }
 
     /// Notes a change: the last key put is the witness, as long as it is there.
-    fn changed(&self, scope: Scope, deleted: bool, kv: &KeyValue) {
+    fn changed(&self, scope: Scope, event: &Event) {
         if let Some(position) = self.0.lock().get_mut(&scope) {
-            match (deleted, &position.witness) {
-                (false, _) => position.witness = Some(Witness::of(kv)),
-                (true, Some(witness)) if witness.key == kv.key() => position.witness = None,
-                (true, _) => {}
+            match (event, &position.witness) {
+                (Event::Put(kv), _) => position.witness = Some(Witness::of(kv)),
+                (Event::Delete { key, .. }, Some(witness)) if witness.key == *key => position.witness = None,
+                (Event::Delete { .. }, _) => {}
             }
         }
     }
@@ -326,7 +326,7 @@ impl Remote {
         let mut seen = Amount::default();
         while let Some(page) = self.page(place, &mut pages).await? {
             seen.keys += page.len();
-            seen.bytes += page.iter().map(|kv| kv.value().len()).sum::<usize>();
+            seen.bytes += page.iter().map(|kv| kv.value.len()).sum::<usize>();
             // What it says first is believed; what it sends is counted.
             let says = usize::try_from(pages.count).unwrap_or(usize::MAX);
             let most = Amount {
@@ -335,10 +335,10 @@ impl Remote {
             };
             self.check(place, most)?;
             for kv in &page {
-                self.take(place, kv.key(), Some(kv.value()));
+                self.take(place, &kv.key, Some(&kv.value));
             }
-            if let Some(kv) = page.iter().max_by_key(|kv| kv.mod_revision())
-                && newest.as_ref().is_none_or(|w| w.revisions.1 < kv.mod_revision())
+            if let Some(kv) = page.iter().max_by_key(|kv| kv.mod_revision)
+                && newest.as_ref().is_none_or(|w| w.revisions.1 < kv.mod_revision)
             {
                 newest = Some(Witness::of(kv));
             }
@@ -421,10 +421,13 @@ impl Remote {
             let Changes { events, revision } = watch.next().await?;
             // With events, the revision may be ahead of them.
             let mut seen = if events.is_empty() { revision } else { 0 };
-            for (deleted, kv) in events {
-                self.take(place, kv.key(), (!deleted).then(|| kv.value()));
-                self.positions.changed(place.scope, deleted, &kv);
-                seen = seen.max(kv.mod_revision());
+            for event in events {
+                match &event {
+                    Event::Put(kv) => self.take(place, &kv.key, Some(&kv.value)),
+                    Event::Delete { key, .. } => self.take(place, key, None),
+                }
+                self.positions.changed(place.scope, &event);
+                seen = seen.max(event.mod_revision());
             }
             self.positions.advance(place.scope, seen);
             let (keys, bytes) = self.sync.desired_size(&place.target);

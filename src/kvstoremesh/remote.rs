@@ -12,7 +12,7 @@
 
 use super::reflect::{Connection, LEFT_ALONE, Positions, Turns};
 use super::status::Shared;
-use crate::kvstore::client::{Error as ClientError, EtcdClient, Options};
+use crate::kvstore::client::{Error as ClientError, EtcdClient, Event, Options};
 use crate::kvstore::config::{ClientConfig, Error as ConfigError};
 use crate::kvstore::sync_store::SyncStore;
 use crate::kvstore::{self, Backend, keeper};
@@ -133,11 +133,7 @@ impl Remote {
             }
             let was_connected = self.status.live().registered;
             let mut text = error.to_string();
-            if !was_connected
-                && ["closed the connection", "connection broke"]
-                    .iter()
-                    .any(|t| text.contains(t))
-            {
+            if !was_connected && matches!(&error, Error::Client(error) if error.is_connection_lost()) {
                 text += "; is this side's certificate accepted there, and is it TLS on both sides?";
             }
             self.status.update(|s| {
@@ -311,11 +307,11 @@ impl Remote {
         let Some(kv) = client.get(&key).await? else {
             return Ok(Err(Error::NoClusterConfig { key, name }));
         };
-        let bytes = kv.value().len();
+        let bytes = kv.value.len();
         if bytes > CONFIG_MAX {
             return Ok(Err(Error::HugeClusterConfig { key, bytes }));
         }
-        let parsed = serde_json::from_slice(kv.value());
+        let parsed = serde_json::from_slice(&kv.value);
         Ok(parsed.map_err(|source| Error::BadClusterConfig { key, source }))
     }
 
@@ -358,7 +354,7 @@ impl Remote {
         };
         let (mut pages, mut listed) = (client.pages(&prefix), 0);
         while let Some(page) = pages.next().await? {
-            seen.send_modify(|s| s.extend(page.iter().filter_map(|kv| name(kv.key()))));
+            seen.send_modify(|s| s.extend(page.iter().filter_map(|kv| name(&kv.key))));
             listed += page.len();
             if listed > CANARIES_MAX {
                 let what = format!("more than {CANARIES_MAX} keys");
@@ -369,8 +365,8 @@ impl Remote {
         loop {
             let changes = watch.next().await?;
             // A canary that goes says nothing: what it stood for was here.
-            let new = changes.events.iter().filter(|(deleted, _)| !deleted);
-            seen.send_modify(|s| s.extend(new.filter_map(|(_, kv)| name(kv.key()))));
+            let put = changes.events.iter().filter_map(Event::put);
+            seen.send_modify(|s| s.extend(put.filter_map(|kv| name(&kv.key))));
         }
     }
 
@@ -402,10 +398,10 @@ impl Remote {
             let beat = async {
                 loop {
                     let changes = watch.next().await?;
-                    let beats = changes.events.iter().filter(|(deleted, _)| !deleted);
-                    if let Some((_, beat)) = beats.max_by_key(|(_, kv)| kv.mod_revision()) {
+                    let beats = changes.events.iter().filter_map(Event::put);
+                    if let Some(beat) = beats.max_by_key(|kv| kv.mod_revision) {
                         self.positions.beat(beat);
-                        return Ok::<_, Error>(beat.mod_revision());
+                        return Ok::<_, Error>(beat.mod_revision);
                     }
                 }
             };
@@ -417,7 +413,7 @@ impl Remote {
                 }
                 Err(_) => {
                     let answer = tokio::time::timeout(PROBE_MAX, client.get(keys::HEARTBEAT)).await;
-                    let found = answer.map_err(|_| Error::NoHeartbeat)??.map(|kv| kv.mod_revision());
+                    let found = answer.map_err(|_| Error::NoHeartbeat)??.map(|kv| kv.mod_revision);
                     if found > last.or(Some(listed_at)) {
                         return Err(Error::StuckWatch);
                     }

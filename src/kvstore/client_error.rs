@@ -1,0 +1,126 @@
+//! Why a request to a store failed.
+
+use std::error::Error as _;
+use std::time::Duration;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot read {path}: {source}")]
+    File { path: String, source: std::io::Error },
+    /// A TLS file cannot be used.
+    #[error("{path}: {why}")]
+    Tls { path: String, why: String },
+    #[error("{0:?} is not the URL of a store")]
+    Endpoint(String),
+    /// A status of the store, or a failure of the transport that has no variant of its own.
+    #[error("{}", describe(.0))]
+    Etcd(#[source] etcd_client::Error),
+    /// A TLS connection ended without a goodbye.
+    #[error("the store closed the connection")]
+    ConnectionClosed,
+    /// The connection is gone, or keepalive pings were not answered.
+    #[error("the connection broke, or nobody answered its pings")]
+    ConnectionBroken,
+    #[error("no answer in {} s", .0.as_secs())]
+    Timeout(Duration),
+    /// Another store answers than the one that answered first.
+    #[error("etcd cluster ID has changed: expected {expected:x}, got {got:x}")]
+    ClusterChanged { expected: u64, got: u64 },
+    #[error("the etcd response has no header")]
+    NoHeader,
+    /// The revision asked for is compacted: only a list can tell which keys there are.
+    #[error("required revision has been compacted (at {0})")]
+    Compacted(i64),
+    /// An answer that no etcd would give.
+    #[error("the store answers nonsense: {0}")]
+    Nonsense(String),
+    #[error("watch cancelled: {0}")]
+    Cancelled(String),
+    /// The stream of a watch ended.
+    #[error("the watch stream ended")]
+    Ended,
+}
+
+// === impl Error ===
+
+impl Error {
+    /// Whether the revision asked for is compacted or in the future.
+    pub fn is_out_of_range(&self) -> bool {
+        self.status().is_some_and(|s| s.code() == tonic::Code::OutOfRange) && !self.is_too_large()
+    }
+
+    /// Whether the store sent a message that is larger than this client takes.
+    pub fn is_too_large(&self) -> bool {
+        // The text is tonic's; its status code means something else in etcd.
+        self.status()
+            .is_some_and(|s| s.message().contains("decoded message length too large"))
+    }
+
+    /// Whether the connection ended without a word from the store, as it does when the store refuses a client's
+    /// certificate, or when only one of both speaks TLS.
+    pub fn is_connection_lost(&self) -> bool {
+        matches!(self, Self::ConnectionClosed | Self::ConnectionBroken)
+    }
+
+    fn status(&self) -> Option<&tonic::Status> {
+        match self {
+            Self::Etcd(etcd_client::Error::GRpcStatus(status)) => Some(status),
+            _ => None,
+        }
+    }
+}
+
+impl From<etcd_client::Error> for Error {
+    fn from(error: etcd_client::Error) -> Self {
+        // The libraries have no types for the end of a connection: these are the texts of rustls and h2.
+        let text = describe(&error);
+        if text.contains("without sending TLS close_notify") {
+            Self::ConnectionClosed
+        } else if text.contains("stream closed because of a broken pipe") {
+            Self::ConnectionBroken
+        } else {
+            Self::Etcd(error)
+        }
+    }
+}
+
+/// An error with its causes, which etcd-client's own text leaves out.
+fn describe(error: &etcd_client::Error) -> String {
+    let (text, mut source) = match error {
+        etcd_client::Error::GRpcStatus(status) => (status.message().to_owned(), status.source()),
+        etcd_client::Error::TransportError(e) => (e.to_string(), e.source()),
+        other => (other.to_string(), None),
+    };
+    let mut texts = vec![text];
+    while let Some(error) = source {
+        let text = error.to_string();
+        // Most layers repeat the text of the error inside them.
+        if !texts.iter().any(|t| t.contains(&text)) {
+            texts.push(text);
+        }
+        source = error.source();
+    }
+    // Texts that only name the layer are left out if there is another.
+    let says_more = |t: &String| !["", "transport error", "connection error"].contains(&t.as_str());
+    if texts.iter().any(says_more) {
+        texts.retain(says_more);
+    }
+    texts.join(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_connection_has_variants_of_its_own() {
+        let of = |text: &str| Error::from(etcd_client::Error::GRpcStatus(tonic::Status::unknown(text)));
+        let closed = of("peer closed connection without sending TLS close_notify: https://docs.rs/rustls");
+        assert_eq!(closed.to_string(), "the store closed the connection");
+        let broken = of("h2 protocol error: stream closed because of a broken pipe");
+        assert!(closed.is_connection_lost() && broken.is_connection_lost());
+        let other = of("etcdserver: no leader");
+        assert_eq!(other.to_string(), "etcdserver: no leader");
+        assert!(!other.is_connection_lost());
+    }
+}
