@@ -49,7 +49,7 @@ pub fn start(
             let _block: Block = block;
             tokio::select! {
                 () = stop.cancelled() => {}
-                () = sync.written(&canary) => sync.complete(&prefix),
+                () = sync.wait_written(&canary) => sync.initial_write_done(&prefix),
             }
         });
     }
@@ -82,12 +82,12 @@ async fn publish(options: Options, mut events: mpsc::Receiver<Received>, sync: A
         for change in publisher.handle(event) {
             match change {
                 Change::Upsert(scope, key, value) => {
-                    sync.change(scope.state_prefix(&name) + &key, Some(value), at);
+                    sync.set(scope.state_prefix(&name) + &key, Some(value), at);
                 }
-                Change::Delete(scope, key) => sync.change(scope.state_prefix(&name) + &key, None, at),
+                Change::Delete(scope, key) => sync.set(scope.state_prefix(&name) + &key, None, at),
                 Change::Synced(scope) => {
                     sync.end_list(&scope.state_prefix(&name), list);
-                    sync.canary(scope.state_canary(&name), keys::timestamp());
+                    sync.queue_canary(scope.state_canary(&name), keys::timestamp());
                 }
                 Change::Problem(object, problem) => tracing::warn!("{object}: {problem}"),
             }

@@ -40,32 +40,40 @@ pub enum Error {
     Rejected(String),
 }
 
+/// A key found in a store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredKey {
+    pub key: Bytes,
+    pub value: Bytes,
+}
+
 /// A store to write to. There is one writer for each key.
 #[async_trait::async_trait]
 pub trait Backend: Send + Sync {
-    /// Everything that begins with `prefix`, and is ours: it stays as long as we live.
-    async fn list(&self, prefix: &str) -> Result<Vec<(Bytes, Bytes)>, Error>;
+    /// Returns all keys that begin with `prefix`. Their leases stay with their writers.
+    async fn list(&self, prefix: &str) -> Result<Vec<StoredKey>, Error>;
 
-    /// Everything that begins with `prefix`, which may be others'.
-    async fn look(&self, prefix: &str) -> Result<Vec<(Bytes, Bytes)>, Error> {
+    /// Returns all keys that begin with `prefix` and renews their leases from now on: for keys that an earlier run
+    /// of this writer left behind.
+    async fn list_and_adopt(&self, prefix: &str) -> Result<Vec<StoredKey>, Error> {
         self.list(prefix).await
     }
 
-    /// The value of one key.
+    /// Returns the value of `key`. Its lease stays with its writer.
     async fn get(&self, key: &str) -> Result<Option<Bytes>, Error>;
 
-    /// The value of one key that is ours: if it is there, it stays as long as we live.
-    async fn own(&self, key: &str) -> Result<Option<Bytes>, Error> {
+    /// Returns the value of `key` and renews its lease from now on.
+    async fn get_and_adopt(&self, key: &str) -> Result<Option<Bytes>, Error> {
         self.get(key).await
     }
 
-    /// Most writes that are worth giving it at once: those that fit one request now.
-    fn batch(&self) -> usize {
+    /// The number of writes that currently fit into one request.
+    fn batch_max(&self) -> usize {
         BATCH_MAX
     }
 
-    /// Applies `writes` in order, at once where the store can. Keys are distinct. Fails if there is no answer in
-    /// time; waiting for a limit is no failure.
+    /// Applies `writes`, whose keys are distinct, in order; atomically if they fit into one request. Fails if the
+    /// store does not answer in time. Waiting for a rate limit does not count as waiting for the store.
     async fn write(&self, class: Class, writes: &[Write]) -> Result<(), Error>;
 
     /// Deletes everything that begins with `prefix`.
@@ -74,14 +82,13 @@ pub trait Backend: Send + Sync {
     /// Yields whenever `key` may have changed.
     fn changes(&self, key: &str) -> BoxStream<'static, ()>;
 
-    /// Whether the store may lose what was written while its writer lives.
-    fn can_lose(&self) -> bool {
+    /// Whether written keys can disappear while their writer runs, because their lease expires.
+    fn keys_can_expire(&self) -> bool {
         false
     }
 
-    /// How many times the store may have lost what was written, by a lease that ran out; who sees it
-    /// change looks again at what is there.
-    fn losses(&self) -> u64 {
+    /// How many leases with keys have expired so far. When this number grows, the writer must list its keys again.
+    fn expired_leases(&self) -> u64 {
         0
     }
 

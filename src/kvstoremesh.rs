@@ -330,9 +330,9 @@ impl Mesh {
             .into_iter()
             .map(|(live, sync, name)| {
                 live.remote_cluster(|scope| match live.listed.contains_key(&scope) {
-                    true => sync.desired(&scope.cache_prefix(&name)),
+                    true => sync.desired(&scope.cache_prefix(&name)).keys,
                     // What is here of a former life.
-                    false => sync.present(&scope.cache_prefix(&name)),
+                    false => sync.stored(&scope.cache_prefix(&name)),
                 })
             })
             .collect()

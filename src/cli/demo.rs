@@ -254,7 +254,7 @@ fn status(running: &Running) -> String {
         ready,
     } = running;
     let name = &cluster.info.name;
-    let count = |scope: Scope| publisher.desired(&scope.state_prefix(name));
+    let count = |scope: Scope| publisher.desired(&scope.state_prefix(name)).keys;
     let mut out = format!("{name} (id {})\n", cluster.info.id);
     let mark = |ok: bool| if ok { "✅" } else { "❌" };
     let _ = writeln!(

@@ -7,7 +7,7 @@ use super::dial::Dialer;
 use super::leases::Leases;
 use super::limiter::{Class, Limiter, Limits};
 use super::metrics::{Metrics, scope_of};
-use super::{Backend, Error, Write};
+use super::{Backend, Error, StoredKey, Write};
 use crate::util::backoff::Backoff;
 use crate::util::lifecycle::Lifecycle;
 use crate::util::net::Keepalive;
@@ -306,8 +306,7 @@ impl EtcdBackend {
         done
     }
 
-    /// Everything under a prefix, with its leases taken over if it is ours.
-    async fn read(&self, prefix: &str, ours: bool) -> Result<Vec<(Bytes, Bytes)>, Error> {
+    async fn read(&self, prefix: &str, ownership: Ownership) -> Result<Vec<StoredKey>, Error> {
         // Each page has a deadline of its own.
         let deadline = Duration::from_secs(600);
         // A list of everything at the start or after a loss must not use up what is for changes.
@@ -318,8 +317,13 @@ impl EtcdBackend {
                 let mut found = Vec::with_capacity(kvs.len());
                 for kv in kvs {
                     let key = Bytes::from(kv.key);
-                    if !ours || self.adopt(&client, &key, kv.lease).await? {
-                        found.push((key, Bytes::from(kv.value)));
+                    let is_there = match ownership {
+                        Ownership::Foreign => true,
+                        Ownership::Adopt => self.adopt(&client, &key, kv.lease).await?,
+                    };
+                    if is_there {
+                        let value = Bytes::from(kv.value);
+                        found.push(StoredKey { key, value });
                     }
                 }
                 Ok(found)
@@ -351,6 +355,15 @@ impl EtcdBackend {
     }
 }
 
+/// What a list does with the leases of the keys it finds.
+#[derive(Clone, Copy)]
+enum Ownership {
+    /// The leases stay with their writers.
+    Foreign,
+    /// The leases are renewed by this process from now on.
+    Adopt,
+}
+
 /// Cuts a batch so that each part fits one transaction of at most `ops` operations.
 fn parts(writes: &[Write], ops: usize) -> Vec<&[Write]> {
     let (mut parts, mut from, mut bytes) = (vec![], 0, 0);
@@ -371,12 +384,12 @@ fn parts(writes: &[Write], ops: usize) -> Vec<&[Write]> {
 
 #[async_trait::async_trait]
 impl Backend for EtcdBackend {
-    async fn list(&self, prefix: &str) -> Result<Vec<(Bytes, Bytes)>, Error> {
-        self.read(prefix, true).await
+    async fn list(&self, prefix: &str) -> Result<Vec<StoredKey>, Error> {
+        self.read(prefix, Ownership::Foreign).await
     }
 
-    async fn look(&self, prefix: &str) -> Result<Vec<(Bytes, Bytes)>, Error> {
-        self.read(prefix, false).await
+    async fn list_and_adopt(&self, prefix: &str) -> Result<Vec<StoredKey>, Error> {
+        self.read(prefix, Ownership::Adopt).await
     }
 
     async fn get(&self, key: &str) -> Result<Option<Bytes>, Error> {
@@ -388,7 +401,7 @@ impl Backend for EtcdBackend {
         Ok(kv.map(|kv| Bytes::from(kv.value)))
     }
 
-    async fn own(&self, key: &str) -> Result<Option<Bytes>, Error> {
+    async fn get_and_adopt(&self, key: &str) -> Result<Option<Bytes>, Error> {
         self.timed((key.as_bytes(), "Get", DEADLINE), async |client| {
             let Some(kv) = client.get(key).await? else {
                 return Ok(None);
@@ -399,12 +412,12 @@ impl Backend for EtcdBackend {
         .await
     }
 
-    fn batch(&self) -> usize {
-        self.limiter.batch()
+    fn batch_max(&self) -> usize {
+        self.limiter.batch_max()
     }
 
     async fn write(&self, class: Class, writes: &[Write]) -> Result<(), Error> {
-        for part in parts(writes, self.limiter.batch()) {
+        for part in parts(writes, self.limiter.batch_max()) {
             self.write_part(class, part).await?;
         }
         Ok(())
@@ -442,11 +455,11 @@ impl Backend for EtcdBackend {
         stream.boxed()
     }
 
-    fn can_lose(&self) -> bool {
+    fn keys_can_expire(&self) -> bool {
         true
     }
 
-    fn losses(&self) -> u64 {
+    fn expired_leases(&self) -> u64 {
         self.leases.losses()
     }
 

@@ -43,7 +43,7 @@ pub async fn keep(backend: Arc<dyn Backend>, key: String, value: Vec<u8>) {
 
 /// Writes `key` unless it has `value`; says whether it did.
 pub async fn ensure(backend: &dyn Backend, key: &str, value: &[u8]) -> Result<bool, super::Error> {
-    if backend.own(key).await?.is_some_and(|v| v == value) {
+    if backend.get_and_adopt(key).await?.is_some_and(|v| v == value) {
         return Ok(false);
     }
     backend
@@ -72,8 +72,8 @@ pub async fn beat(backend: Arc<dyn Backend>, metrics: Metrics) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kvstore::Error;
     use crate::kvstore::local::LocalBackend;
+    use crate::kvstore::{Error, StoredKey};
     use crate::mvcc::{KeyRange, Store};
     use bytes::Bytes;
     use futures::stream::BoxStream;
@@ -117,7 +117,7 @@ mod tests {
 
     #[async_trait::async_trait]
     impl Backend for Eager {
-        async fn list(&self, _: &str) -> Result<Vec<(Bytes, Bytes)>, Error> {
+        async fn list(&self, _: &str) -> Result<Vec<StoredKey>, Error> {
             Ok(vec![])
         }
         async fn get(&self, _: &str) -> Result<Option<Bytes>, Error> {

@@ -154,7 +154,7 @@ impl Limiter {
     }
 
     /// How many operations fit one request.
-    pub fn batch(&self) -> usize {
+    pub fn batch_max(&self) -> usize {
         let rate = self.rate.read();
         let most = if rate.bucket.is_some() {
             rate.burst.min(BATCH)
@@ -164,7 +164,7 @@ impl Limiter {
         most as usize
     }
 
-    /// Waits until `operations`, at most [`Self::batch`], may go as one request; none: it is only counted as one.
+    /// Waits until `operations`, at most [`Self::batch_max`], may go as one request; none: it is only counted as one.
     pub async fn acquire(&self, class: Class, operations: usize) -> Permit<'_> {
         let begun = Instant::now();
         let inflight = match class {
@@ -309,12 +309,12 @@ mod tests {
     #[tokio::test]
     async fn each_key_counts_and_the_rate_falls_once_all_is_written() {
         let limiter = Limiter::new(limits(2, Some(1_000_000)));
-        assert_eq!(limiter.batch(), 128);
+        assert_eq!(limiter.batch_max(), 128);
         for _ in 0..100 {
             assert!(takes(&limiter, Class::Bulk, 100).await);
         }
         limiter.steady();
-        assert_eq!(limiter.batch(), 2);
+        assert_eq!(limiter.batch_max(), 2);
         assert!(takes(&limiter, Class::Live, 2).await);
         assert!(!takes(&limiter, Class::Live, 2).await);
         assert!(

@@ -1,6 +1,6 @@
 //! The store in this process: no socket, no lease, no limit.
 
-use super::{Backend, Class, Error, Write};
+use super::{Backend, Class, Error, StoredKey, Write};
 use crate::mvcc::{KeyRange, RangeOptions, Store, Taken, Wake, WatchFilter};
 use crate::util::outage::Outage;
 use bytes::Bytes;
@@ -74,12 +74,15 @@ impl LocalBackend {
 
 #[async_trait::async_trait]
 impl Backend for LocalBackend {
-    async fn list(&self, prefix: &str) -> Result<Vec<(Bytes, Bytes)>, Error> {
+    async fn list(&self, prefix: &str) -> Result<Vec<StoredKey>, Error> {
         let range = KeyRange::prefix(prefix.to_owned());
         let result = self.store.range(&RangeOptions::new(range));
         let kvs = result.map_err(|e| Error::Unavailable(e.to_string()))?.kvs;
-        let copy = Bytes::copy_from_slice;
-        Ok(kvs.iter().map(|kv| (copy(kv.key()), copy(kv.value()))).collect())
+        let found = kvs.iter().map(|kv| StoredKey {
+            key: Bytes::copy_from_slice(kv.key()),
+            value: Bytes::copy_from_slice(kv.value()),
+        });
+        Ok(found.collect())
     }
 
     async fn get(&self, key: &str) -> Result<Option<Bytes>, Error> {

@@ -10,7 +10,7 @@ mod run;
 mod view;
 
 use super::metrics::scope_of;
-use super::{Backend, Write};
+use super::{Backend, StoredKey, Write};
 use crate::util::notify::until;
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -24,9 +24,10 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+pub use entry::PrefixSize;
 pub use view::{Stats, View};
 
-use entry::{Count, Digest, Entry};
+use entry::{Digest, Entry};
 
 /// Bytes of values in one batch: below etcd's largest request.
 const BATCH_BYTES: usize = 1 << 20;
@@ -67,7 +68,7 @@ struct Under {
     /// Writes that failed, and keys that were refused.
     errors: u64,
     rejected: u64,
-    count: Count,
+    count: PrefixSize,
 }
 
 #[derive(Default)]
@@ -99,7 +100,7 @@ impl SyncStore {
         };
         Self {
             name: name.into(),
-            retain: backend.can_lose(),
+            retain: backend.keys_can_expire(),
             backend,
             prefixes,
             hasher: RandomState::new(),
@@ -134,13 +135,13 @@ impl SyncStore {
         self.desire(key.into(), None, false, Instant::now());
     }
 
-    /// The key should have this value, or be absent, and that has been known since then.
-    pub fn change(&self, key: impl Into<Bytes>, value: Option<Bytes>, known: Instant) {
+    /// The key should have this value, or be absent (`None`), because of an event received at `known`.
+    pub fn set(&self, key: impl Into<Bytes>, value: Option<Bytes>, known: Instant) {
         self.desire(key.into(), value, false, known);
     }
 
-    /// Writes the key behind everything queued so far, even if it has this value already.
-    pub fn canary(&self, key: impl Into<Bytes>, value: impl Into<Bytes>) {
+    /// Writes the key after everything queued so far, even if it has this value already.
+    pub fn queue_canary(&self, key: impl Into<Bytes>, value: impl Into<Bytes>) {
         self.desire(key.into(), Some(value.into()), true, Instant::now());
     }
 
@@ -206,28 +207,30 @@ impl SyncStore {
         self.prefixes.iter().position(|p| p.text == prefix)
     }
 
-    /// How many keys under `prefix`, one of the writer's own, should be there.
-    pub fn desired(&self, prefix: &str) -> usize {
-        self.desired_size(prefix).0
+    /// The keys that `prefix`, one of the owned prefixes, should have.
+    pub fn desired(&self, prefix: &str) -> PrefixSize {
+        let size = self.at(prefix).map(|at| self.state.lock().under[at].count);
+        size.unwrap_or_default()
     }
 
-    /// How many keys under `prefix` should be there, and how many bytes their values have.
-    pub fn desired_size(&self, prefix: &str) -> (usize, usize) {
-        let count = self.at(prefix).map(|at| self.state.lock().under[at].count);
-        count.map_or((0, 0), |count| (count.keys, count.bytes))
-    }
-
-    /// Everything under `prefix`, one of the writer's own, has been written once.
-    pub fn complete(&self, prefix: &str) {
+    /// Notes that every key of `prefix`, one of the owned prefixes, has been written once.
+    pub fn initial_write_done(&self, prefix: &str) {
         if let Some(at) = self.at(prefix) {
             self.state.lock().under[at].complete = true;
         }
     }
 
-    /// What is under `prefix`, one of the writer's own, is a copy, and whether the original has been read whole.
-    pub fn source_read(&self, prefix: &str, whole: bool) {
+    /// Notes that `prefix`, one of the owned prefixes, mirrors a source whose first list has not completed yet.
+    pub fn initial_read_pending(&self, prefix: &str) {
         if let Some(at) = self.at(prefix) {
-            self.state.lock().under[at].read = Some(whole);
+            self.state.lock().under[at].read = Some(false);
+        }
+    }
+
+    /// Notes that the first list of the source that `prefix` mirrors has completed.
+    pub fn initial_read_done(&self, prefix: &str) {
+        if let Some(at) = self.at(prefix) {
+            self.state.lock().under[at].read = Some(true);
         }
     }
 
@@ -241,7 +244,7 @@ impl SyncStore {
     }
 
     /// Waits until `key` is in the store as it should be.
-    pub async fn written(&self, key: &str) {
+    pub async fn wait_written(&self, key: &str) {
         until(&self.progress, || self.is_written(key)).await;
     }
 
@@ -273,10 +276,10 @@ impl SyncStore {
         under.into_iter().for_each(|at| state.under[at].errors += 1);
     }
 
-    fn adopted(&self, found: Vec<(Bytes, Bytes)>) {
+    fn adopted(&self, found: Vec<StoredKey>) {
         let mut state = self.state.lock();
         let State { keys, queue, under, .. } = &mut *state;
-        let mut found: HashMap<Bytes, Digest> = found.into_iter().map(|(k, v)| (k, self.digest(&v))).collect();
+        let mut found: HashMap<Bytes, Digest> = found.into_iter().map(|f| (f.key, self.digest(&f.value))).collect();
         // What goes before anything that waits, the canary of a list that has ended among it.
         let mut first = BTreeSet::new();
         for (key, entry) in keys.iter_mut() {
@@ -310,7 +313,7 @@ impl SyncStore {
         let mut state = self.state.lock();
         let State { keys, queue, full, .. } = &mut *state;
         let (mut batch, mut bytes) = (Vec::new(), 0);
-        let most = self.backend.batch();
+        let most = self.backend.batch_max();
         while batch.len() < most && bytes < BATCH_BYTES {
             let Some(key) = queue.pop_front() else { break };
             let Some(entry) = keys.get_mut(&key) else { continue };

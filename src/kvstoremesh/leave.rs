@@ -4,7 +4,7 @@
 //! Clusters that left while nobody ran here are found by what the store still holds of them. The original's would
 //! go with their leases; here leases are shared and taken over, and a store of our own has none.
 
-use crate::kvstore::{Backend, Class, Error, Write};
+use crate::kvstore::{Backend, Class, Error, StoredKey, Write};
 use crate::model::cluster::{ClusterConfig, ClusterName};
 use crate::model::keys::{self, Scope};
 use crate::util::backoff::Backoff;
@@ -104,11 +104,11 @@ impl Part {
 pub(super) async fn mirrored(backend: &dyn Backend) -> Result<BTreeSet<ClusterName>, Error> {
     let mut found = BTreeSet::new();
     let name = |key: &str| ClusterName::new(key.split('/').nth(2)?).ok();
-    for (key, value) in backend.look(keys::CLUSTER_CONFIGS).await? {
+    for StoredKey { key, value } in backend.list(keys::CLUSTER_CONFIGS).await? {
         let cached = serde_json::from_slice::<ClusterConfig>(&value).is_ok_and(|c| c.capabilities.cached);
         found.extend(std::str::from_utf8(&key).ok().filter(|_| cached).and_then(name));
     }
-    for (key, _) in backend.look(keys::SYNCED).await? {
+    for StoredKey { key, .. } in backend.list(keys::SYNCED).await? {
         let cached = |key: &&str| {
             key.splitn(4, '/')
                 .nth(3)

@@ -5,6 +5,7 @@
 
 use super::remote::{Error, Remote, STEADY, Source};
 use crate::kvstore::client::{Changes, Error as ClientError, EtcdClient, Event, KeyValue, Pages};
+use crate::kvstore::sync_store::PrefixSize;
 use crate::model::keys::{self, Scope};
 
 use crate::util::backoff::Backoff;
@@ -248,7 +249,7 @@ impl Remote {
                     s.stopped.insert(place.scope, error.to_string());
                     s.listed.insert(place.scope, false);
                 });
-                self.sync.source_read(&place.target, false);
+                self.sync.initial_read_pending(&place.target);
                 connection.identities_done(place.scope);
                 tokio::time::sleep(LEFT_ALONE).await;
                 continue;
@@ -275,7 +276,7 @@ impl Remote {
             s.listed.insert(place.scope, true);
             s.stopped.remove(&place.scope);
         });
-        self.sync.source_read(&place.target, true);
+        self.sync.initial_read_done(&place.target);
         connection.identities_done(place.scope);
         self.follow(client, place, from + 1).await
     }
@@ -293,7 +294,7 @@ impl Remote {
     /// The canary, unless it is there.
     fn write_canary(&self, canary: &str) {
         if !self.sync.is_written(canary) {
-            self.sync.canary(canary.to_owned(), keys::timestamp());
+            self.sync.queue_canary(canary.to_owned(), keys::timestamp());
         }
     }
 
@@ -404,8 +405,8 @@ impl Remote {
 
     /// Notes that all of a scope is written, once its canary is, and how long the first complete mirror took.
     async fn written(&self, scope: Scope, started: Instant) -> Infallible {
-        self.sync.written(&scope.cache_canary(&self.name)).await;
-        self.sync.complete(&scope.cache_prefix(&self.name));
+        self.sync.wait_written(&scope.cache_canary(&self.name)).await;
+        self.sync.initial_write_done(&scope.cache_prefix(&self.name));
         self.status.update(|s| {
             s.written.insert(scope);
             if s.written.len() == Scope::ALL.len() {
@@ -430,7 +431,7 @@ impl Remote {
                 seen = seen.max(event.mod_revision());
             }
             self.positions.advance(place.scope, seen);
-            let (keys, bytes) = self.sync.desired_size(&place.target);
+            let PrefixSize { keys, bytes } = self.sync.desired(&place.target);
             self.check(place, Amount { keys, bytes })?;
         }
     }

@@ -147,7 +147,7 @@ impl Remote {
                 }
             });
             for scope in Scope::ALL {
-                self.sync.source_read(&scope.cache_prefix(&self.name), false);
+                self.sync.initial_read_pending(&scope.cache_prefix(&self.name));
             }
             // One that comes and goes is not waited for any less, and may be better at another address.
             match was_connected && started.elapsed() >= STEADY {
@@ -172,7 +172,7 @@ impl Remote {
         let key = keys::cluster_config(&self.name);
         let mut backoff = Backoff::write();
         let found = loop {
-            match self.backend.own(&key).await {
+            match self.backend.get_and_adopt(&key).await {
                 Ok(found) => break found.map(|value| value.to_vec()),
                 Err(_) => backoff.wait().await,
             }

@@ -30,11 +30,11 @@ pub(super) struct Entry {
     pub(super) since: Option<NonZeroU64>,
 }
 
-/// How many keys there should be, and bytes of their values.
+/// The number of keys that a prefix should have, and the bytes of their values.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Count {
-    pub(super) keys: usize,
-    pub(super) bytes: usize,
+pub struct PrefixSize {
+    pub keys: usize,
+    pub bytes: usize,
 }
 
 impl Default for Entry {
@@ -68,7 +68,12 @@ impl Entry {
     }
 
     /// Changes what it should be; `count` is of the prefix that it is under.
-    pub(super) fn set_desired(&mut self, desired: Option<Digest>, value: Option<Bytes>, count: Option<&mut Count>) {
+    pub(super) fn set_desired(
+        &mut self,
+        desired: Option<Digest>,
+        value: Option<Bytes>,
+        count: Option<&mut PrefixSize>,
+    ) {
         let size = value.as_ref().map_or(0, |v| u32::try_from(v.len()).unwrap_or(u32::MAX));
         if let Some(count) = count {
             let (before, after) = (self.desired.is_some(), desired.is_some());

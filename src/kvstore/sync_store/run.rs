@@ -14,7 +14,7 @@ impl SyncStore {
         let mut losses = self.adopt().await;
         let mut backoff = Backoff::write();
         loop {
-            if self.backend.losses() != losses {
+            if self.backend.expired_leases() != losses {
                 tracing::warn!(store = self.name, "leases ran out: looking at what is left");
                 losses = self.adopt().await;
             }
@@ -94,10 +94,10 @@ impl SyncStore {
     async fn adopt(&self) -> u64 {
         let mut backoff = Backoff::write();
         'again: loop {
-            let losses = self.backend.losses();
+            let losses = self.backend.expired_leases();
             let mut found = vec![];
             for prefix in &self.prefixes {
-                match self.backend.list(&prefix.text).await {
+                match self.backend.list_and_adopt(&prefix.text).await {
                     Ok(kvs) => found.extend(kvs),
                     Err(error) => {
                         if backoff.attempts().is_multiple_of(10) {

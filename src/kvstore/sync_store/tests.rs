@@ -1,6 +1,6 @@
 use super::*;
 use crate::kvstore::local::LocalBackend;
-use crate::kvstore::{Class, Error};
+use crate::kvstore::{Class, Error, StoredKey};
 use crate::mvcc::Store;
 use futures::stream::BoxStream;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -52,12 +52,12 @@ async fn restart(list_ends_first: bool) {
     sync.upsert("p/new", "1");
     if list_ends_first {
         sync.end_list("p/", list);
-        sync.canary("canary", "t");
+        sync.queue_canary("canary", "t");
     } else {
         run_until(&sync, || store.get(b"p/new").is_some()).await;
         assert_eq!(store.revision(), 3, "one batch");
         sync.end_list("p/", list);
-        sync.canary("canary", "t");
+        sync.queue_canary("canary", "t");
     }
     run_until(&sync, || store.get(b"canary").is_some()).await;
     let revision = |key: &[u8]| store.get(key).map(|kv| kv.fields().mod_revision);
@@ -65,7 +65,7 @@ async fn restart(list_ends_first: bool) {
     assert_eq!(revision(b"p/gone"), None);
     assert_eq!(revision(b"q/other"), Some(2));
     assert!(sync.is_written("canary") && sync.is_written("p/same"));
-    assert_eq!(sync.desired("p/"), 3);
+    assert_eq!(sync.desired("p/").keys, 3);
 }
 
 #[tokio::test]
@@ -101,7 +101,7 @@ impl<F> Faulty<F> {
 
 #[async_trait::async_trait]
 impl<F: Fn(&[Write]) -> Result<(), Error> + Send + Sync> Backend for Faulty<F> {
-    async fn list(&self, prefix: &str) -> Result<Vec<(Bytes, Bytes)>, Error> {
+    async fn list(&self, prefix: &str) -> Result<Vec<StoredKey>, Error> {
         self.store.list(prefix).await
     }
     async fn get(&self, key: &str) -> Result<Option<Bytes>, Error> {
@@ -117,10 +117,10 @@ impl<F: Fn(&[Write]) -> Result<(), Error> + Send + Sync> Backend for Faulty<F> {
     fn changes(&self, key: &str) -> BoxStream<'static, ()> {
         self.store.changes(key)
     }
-    fn can_lose(&self) -> bool {
+    fn keys_can_expire(&self) -> bool {
         true
     }
-    fn losses(&self) -> u64 {
+    fn expired_leases(&self) -> u64 {
         self.losses.load(Ordering::Relaxed)
     }
     fn describe(&self) -> String {
@@ -133,7 +133,10 @@ impl<F: Fn(&[Write]) -> Result<(), Error> + Send + Sync> Backend for Faulty<F> {
 async fn a_change_during_a_write_is_not_lost() {
     let store = Store::new();
     let sync = sync_store(&store);
-    sync.adopted(vec![("p/old".into(), "1".into())]);
+    sync.adopted(vec![StoredKey {
+        key: "p/old".into(),
+        value: "1".into(),
+    }]);
     store.apply(&[put("p/old", "1")]);
     let in_flight = |sync: &SyncStore| sync.next_batch();
     // Created, then deleted while the put is on its way.
@@ -170,7 +173,7 @@ async fn a_canary_does_not_overtake_a_batch_that_failed() {
     let sync = sync_store(&store);
     sync.upsert("p/a", "1");
     let batch = sync.next_batch();
-    sync.canary("canary", "t");
+    sync.queue_canary("canary", "t");
     sync.upsert("p/a", "2");
     sync.requeue(&batch);
     assert_eq!(sync.next_batch(), [put("p/a", "2"), put("canary", "t")]);
@@ -189,7 +192,7 @@ async fn what_a_store_lost_is_written_again() {
     let sync = SyncStore::new("test", Arc::clone(&lossy) as _, vec!["p/".to_owned()]);
     sync.upsert("p/a", "1");
     let gone = async {
-        sync.written("p/a").await;
+        sync.wait_written("p/a").await;
         store.delete(&crate::mvcc::KeyRange::key("p/a"));
         lossy.losses.store(1, Ordering::Relaxed);
         while store.get(b"p/a").is_none() {
@@ -216,7 +219,7 @@ async fn failures_are_tried_again_in_order_and_one_bad_key_does_not_hold_up_the_
     for key in ["p/a", "p/huge", "p/b"] {
         sync.upsert(key, "1");
     }
-    sync.canary("canary", "t");
+    sync.queue_canary("canary", "t");
     let done = async {
         // The canary, two keys, and the delete of what might have been there before the third.
         while sync.stats().writes < 4 {
@@ -259,7 +262,7 @@ async fn a_full_store_is_relieved_of_what_goes() {
     run_until(&sync, || sync.is_written("p/3")).await;
     // What makes room waits behind what needs it.
     sync.upsert("p/new", "1");
-    sync.canary("canary", "t");
+    sync.queue_canary("canary", "t");
     sync.delete("p/2");
     sync.delete("p/3");
     run_until(&sync, || store.get(b"canary").is_some()).await;
@@ -279,7 +282,7 @@ async fn what_is_lost_goes_before_the_canary() {
     let batch = sync.next_batch();
     sync.done(&batch);
     sync.upsert("p/c", "1");
-    sync.canary("canary", "t");
+    sync.queue_canary("canary", "t");
     sync.upsert("p/a", "2");
     sync.adopted(vec![]);
     let order: Vec<_> = sync
@@ -296,16 +299,16 @@ async fn keys_that_come_and_go_unwritten_leave_nothing_behind() {
     let sync = sync_store(&store);
     for n in 0..100 {
         sync.upsert(format!("p/{n}"), "1");
-        assert_eq!(sync.desired_size("p/"), (1, 1));
+        assert_eq!(sync.desired("p/"), PrefixSize { keys: 1, bytes: 1 });
         sync.upsert(format!("p/{n}"), "234");
-        assert_eq!(sync.desired_size("p/"), (1, 3));
+        assert_eq!(sync.desired("p/"), PrefixSize { keys: 1, bytes: 3 });
         sync.delete(format!("p/{n}"));
     }
     sync.upsert("p/stays", "1");
     run_until(&sync, || sync.is_written("p/stays")).await;
     assert_eq!(store.revision(), 2);
     assert_eq!(sync.state.lock().keys.len(), 1);
-    assert_eq!(sync.desired_size("p/"), (1, 1));
+    assert_eq!(sync.desired("p/"), PrefixSize { keys: 1, bytes: 1 });
 }
 
 #[test]

@@ -50,8 +50,8 @@ impl SyncStore {
         }
     }
 
-    /// How many keys under `prefix` are in the store, as far as known.
-    pub fn present(&self, prefix: &str) -> usize {
+    /// The number of keys of `prefix` that the store is known to hold.
+    pub fn stored(&self, prefix: &str) -> usize {
         let state = self.state.lock();
         let range = (Bound::Included(prefix.as_bytes()), Bound::Unbounded);
         let under = state.keys.range::<[u8], _>(range);
