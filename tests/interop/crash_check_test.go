@@ -14,7 +14,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// checker compares what a restarted server holds with all that is known.
+// checker compares the contents of a restarted server with the history and the ledger.
 type checker struct {
 	c      *clientv3.Client
 	h      *history
@@ -30,8 +30,8 @@ func (k *checker) check(ctx context.Context) error {
 	if wrong != "" {
 		return fmt.Errorf("answers were wrong: %s", wrong)
 	}
-	// What is compacted now was read before.
-	if err := k.old(); err != nil {
+	// Claims about revisions that are compacted now must be checked against the history of before.
+	if err := k.oldClaims(); err != nil {
 		return err
 	}
 	now, err := k.c.Get(ctx, "", clientv3.WithPrefix())
@@ -40,29 +40,29 @@ func (k *checker) check(ctx context.Context) error {
 	}
 	head := now.Header.Revision
 	if head < k.l.seen {
-		return fmt.Errorf("at revision %d, but an answer was at %d; lost are %v", head, k.l.seen, k.l.left(head))
+		return fmt.Errorf("the store is at revision %d, but an answer was at %d; lost: %v", head, k.l.seen, k.l.left(head))
 	}
 	if k.l.compacted > 0 {
 		k.h.compact(k.l.compacted)
 	}
 	for _, step := range []func() error{
-		func() error { return k.again(ctx, head) },
+		func() error { return k.allRevisions(ctx, head) },
 		func() error { return k.compaction(ctx) },
 		func() error { return k.state(now, "the state", k.h.now) },
-		func() error { return k.past(ctx) },
+		func() error { return k.randomRevisions(ctx) },
 		func() error { return k.leases(ctx) },
-		func() error { return k.names(ctx) },
+		func() error { return k.usersAndRoles(ctx) },
 	} {
 		if err := step(); err != nil {
 			return err
 		}
 	}
-	k.l.turn()
+	k.l.reset()
 	return nil
 }
 
-// old compares what answers have shown of revisions that the history holds.
-func (k *checker) old() error {
+// oldClaims checks the claims about revisions that the history already has.
+func (k *checker) oldClaims() error {
 	for rev, c := range k.l.claims {
 		if rev > k.h.head() {
 			continue
@@ -74,7 +74,7 @@ func (k *checker) old() error {
 		for _, got := range c.events {
 			i := slices.IndexFunc(events, func(e event) bool { return e.key == got.key && e.rev == rev })
 			if i < 0 || !sameEvent(events[i], got) {
-				return fmt.Errorf("an answer showed {%v}, which the history does not have", got)
+				return fmt.Errorf("an answer showed {%v}, which is not in the history", got)
 			}
 		}
 		delete(k.l.claims, rev)
@@ -82,9 +82,9 @@ func (k *checker) old() error {
 	return nil
 }
 
-// again reads the history anew: what was known must be the same, what is new must follow from it and be
-// what was written.
-func (k *checker) again(ctx context.Context, head int64) error {
+// allRevisions reads all revisions from the server: revisions that were known must be unchanged, and new revisions must
+// follow from them and consist of writes that clients began.
+func (k *checker) allRevisions(ctx context.Context, head int64) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	next := k.h.floor + 1
@@ -93,12 +93,12 @@ func (k *checker) again(ctx context.Context, head int64) error {
 	}
 	known := k.h.head()
 	if head < known {
-		return fmt.Errorf("at revision %d, but the history has come to %d", head, known)
+		return fmt.Errorf("the store is at revision %d, but the history is at %d", head, known)
 	}
 	settle := func(events []event) error {
 		rev := events[0].rev
 		if rev != next {
-			return fmt.Errorf("after revision %d comes {%v}", next-1, events[0])
+			return fmt.Errorf("revision %d is followed by {%v}", next-1, events[0])
 		}
 		next++
 		if rev <= known {
@@ -107,7 +107,7 @@ func (k *checker) again(ctx context.Context, head int64) error {
 				want[i] = want[i].plain()
 			}
 			if d := difference(events, want); d != "" {
-				return fmt.Errorf("revision %d is not what it was: %s", rev, d)
+				return fmt.Errorf("revision %d has changed: %s", rev, d)
 			}
 			return nil
 		}
@@ -119,10 +119,10 @@ func (k *checker) again(ctx context.Context, head int64) error {
 	var events []event
 	for r := range k.c.Watch(ctx, "", clientv3.WithPrefix(), clientv3.WithRev(next)) {
 		if r.CompactRevision > 0 && slices.Contains(k.l.compacting, r.CompactRevision) {
-			// The compaction whose answer was lost has happened.
+			// The compaction took place, although its answer was lost.
 			k.l.compacting, k.l.compacted = nil, r.CompactRevision
 			k.h.compact(r.CompactRevision)
-			return k.again(ctx, head)
+			return k.allRevisions(ctx, head)
 		}
 		if err := r.Err(); err != nil {
 			return fmt.Errorf("reading from revision %d (compact revision %d): %w", next, r.CompactRevision, err)
@@ -144,7 +144,7 @@ func (k *checker) again(ctx context.Context, head int64) error {
 	return fmt.Errorf("reading ended before revision %d: %v", next, ctx.Err())
 }
 
-// compaction checks that what is compacted stays so.
+// compaction checks that a compacted revision cannot be read.
 func (k *checker) compaction(ctx context.Context) error {
 	if k.h.compacted < 2 {
 		return nil
@@ -167,8 +167,8 @@ func (k *checker) state(r *clientv3.GetResponse, what string, want map[string]ev
 	return nil
 }
 
-// past reads at revisions before.
-func (k *checker) past(ctx context.Context) error {
+// randomRevisions reads at random earlier revisions.
+func (k *checker) randomRevisions(ctx context.Context) error {
 	h := k.h
 	if h.head() <= h.floor {
 		return nil
@@ -208,7 +208,7 @@ func (k *checker) leases(ctx context.Context) error {
 	for _, l := range r.Leases {
 		there[l.ID] = true
 		if o, known := k.l.leases[l.ID]; !known || o == revoked {
-			return fmt.Errorf("lease %x is there, but was revoked or never granted", l.ID)
+			return fmt.Errorf("lease %x exists, but was revoked or never granted", l.ID)
 		}
 	}
 	attached := map[int64][]string{}
@@ -220,10 +220,10 @@ func (k *checker) leases(ctx context.Context) error {
 	for id, o := range k.l.leases {
 		if !there[id] {
 			if o == acked {
-				return fmt.Errorf("lease %x was granted and is not there", id)
+				return fmt.Errorf("lease %x was granted and does not exist", id)
 			}
 			if len(attached[id]) > 0 {
-				return fmt.Errorf("lease %x is not there, but its keys %q are", id, attached[id])
+				return fmt.Errorf("lease %x does not exist, but its keys %q do", id, attached[id])
 			}
 			delete(k.l.leases, id)
 			continue
@@ -244,13 +244,13 @@ func (k *checker) leases(ctx context.Context) error {
 	}
 	for id, keys := range attached {
 		if !there[id] {
-			return fmt.Errorf("%q are attached to lease %x, which is not there", keys, id)
+			return fmt.Errorf("%q are attached to lease %x, which does not exist", keys, id)
 		}
 	}
 	return nil
 }
 
-func (k *checker) names(ctx context.Context) error {
+func (k *checker) usersAndRoles(ctx context.Context) error {
 	users, err := k.c.UserList(ctx)
 	if err != nil {
 		return err
@@ -262,7 +262,7 @@ func (k *checker) names(ctx context.Context) error {
 	return firstError(sameNames("user", k.l.users, users.Users), sameNames("role", k.l.roles, roles.Roles))
 }
 
-// sameNames also settles those whose outcome was unknown.
+// sameNames compares users or roles with the ledger, and settles additions whose outcome was unknown.
 func sameNames(what string, known map[string]outcome, there []string) error {
 	for _, name := range there {
 		if _, ok := known[name]; !ok {
@@ -273,7 +273,7 @@ func sameNames(what string, known map[string]outcome, there []string) error {
 	for name, o := range known {
 		if !slices.Contains(there, name) {
 			if o == acked {
-				return fmt.Errorf("%s %s was added and is not there", what, name)
+				return fmt.Errorf("%s %s was added and does not exist", what, name)
 			}
 			delete(known, name)
 		}

@@ -12,15 +12,16 @@ import (
 	"testing"
 )
 
-// scribbled is what TestScribble leaves behind: names, and hashes of what the files hold.
+// scribbled is the result of TestScribble: the files by name, with a hash of their contents.
 type scribbled struct{ Durable, Last map[string]uint64 }
 
-// After a loss of everything only what was synced is there, and after one of nothing, everything.
+// TestFaults checks the file layer of the crash test: a loss of all unsynced changes leaves exactly what was synced, and
+// a loss of none leaves everything.
 func TestFaults(t *testing.T) {
 	root := t.TempDir()
 	bin := compileFaults(t, root)
 	if bin == "" {
-		t.Skip("system calls cannot be caught here")
+		t.Skip("this kernel does not allow to intercept system calls")
 	}
 	for seed := range uint64(8) {
 		for keep := range 2 {
@@ -49,8 +50,8 @@ func TestFaults(t *testing.T) {
 				want = left.Last
 			}
 			got := map[string]uint64{}
-			for _, e := range must[[]os.DirEntry](t)(os.ReadDir(tree)) {
-				got[e.Name()] = sumOf(must[[]byte](t)(os.ReadFile(filepath.Join(tree, e.Name()))))
+			for _, e := range try(os.ReadDir(tree)).or(t) {
+				got[e.Name()] = sumOf(try(os.ReadFile(filepath.Join(tree, e.Name()))).or(t))
 			}
 			if fmt.Sprint(got) != fmt.Sprint(want) {
 				t.Errorf("seed %d, keep %d (%v): left are %v, not %v", seed, keep, l.lost, got, want)
@@ -59,7 +60,7 @@ func TestFaults(t *testing.T) {
 	}
 }
 
-// sumOf is the same in all processes.
+// sumOf hashes without a seed, so that different processes can compare hashes.
 func sumOf(b []byte) uint64 {
 	h := uint64(len(b))
 	for _, c := range b {
@@ -68,7 +69,7 @@ func sumOf(b []byte) uint64 {
 	return h
 }
 
-// TestScribble is the program that TestFaults runs: it changes files at random, and syncs some.
+// TestScribble is the program that TestFaults runs: it changes files at random and syncs some of them.
 func TestScribble(t *testing.T) {
 	dir := os.Getenv("SCRIBBLE")
 	if dir == "" {

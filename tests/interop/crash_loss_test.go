@@ -11,7 +11,7 @@ import (
 	"syscall"
 )
 
-// What faults/journal.h writes.
+// The kinds of records that faults/journal.h writes.
 const (
 	changeWrite = iota + 1
 	changeSize
@@ -30,7 +30,7 @@ const (
 	exchanged   = 4
 )
 
-// sector is what a disk writes as a whole or not at all.
+// sector is the number of bytes that a disk writes atomically.
 const sector = 512
 
 type journalHeader struct {
@@ -54,7 +54,7 @@ type oldBlock struct {
 
 func (c *journaled) content() bool { return c.Kind == changeWrite || c.Kind == changeSize }
 
-// lost counts what a loss has done to the changes that were not durable.
+// lost counts the unsynced changes, and how many of them a loss has undone or torn.
 type lost struct{ unsynced, undone, torn int }
 
 func (l *lost) add(m lost) {
@@ -67,12 +67,12 @@ func (l lost) String() string {
 	return fmt.Sprintf("%d of %d unsynced changes undone, %d torn", l.undone, l.unsynced, l.torn)
 }
 
-// loss takes back, at random, what the journal holds and no sync has made durable.
+// loss undoes, at random, changes of the journal that no sync has made durable.
 type loss struct {
 	rng        *rand.Rand
 	tree, side string
 	strict     bool
-	// keep and tear are chances; with order all is lost from some change on, and nothing before it.
+	// keep and tear are probabilities. With order, every change after a random one is lost, and none before it.
 	keep, tear float64
 	order      bool
 	lost
@@ -81,7 +81,7 @@ type loss struct {
 func newLoss(rng *rand.Rand, tree, side string, strict bool) *loss {
 	l := &loss{rng: rng, tree: tree, side: side, strict: strict}
 	switch rng.IntN(6) {
-	case 0: // all is lost, or in part
+	case 0: // every change is lost, some of them only in part
 		l.tear = []float64{0, 0.7}[rng.IntN(2)]
 	case 1:
 		l.order, l.tear = true, 0.5
@@ -97,7 +97,7 @@ func (l *loss) apply(journal string) error {
 		return err
 	}
 	markDurable(changes, l.strict)
-	// Contents first: files without a name are still at the side.
+	// Contents are restored before names: unlinked files are still in the side directory.
 	files := map[uint64][]*journaled{}
 	var order []uint64
 	for _, c := range changes {
@@ -134,7 +134,7 @@ func (l *loss) apply(journal string) error {
 func readJournal(path string) ([]*journaled, error) {
 	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil // killed before there was one
+		return nil, nil // killed before the journal was made
 	}
 	if err != nil {
 		return nil, err
@@ -147,7 +147,7 @@ func readJournal(path string) ([]*journaled, error) {
 			return nil, err
 		}
 		if int(c.Len) > len(data) || int(c.Len) < size {
-			break // cut short
+			break // an incomplete record at the end
 		}
 		rest := data[size:c.Len]
 		data = data[c.Len:]
@@ -163,7 +163,7 @@ func readJournal(path string) ([]*journaled, error) {
 	return changes, nil
 }
 
-// markDurable does as record_sync in faults/journal.h.
+// markDurable marks changes as durable by the rules of record_sync in faults/journal.h.
 func markDurable(changes []*journaled, strict bool) {
 	for at, s := range changes {
 		if s.Kind != changeSync {
@@ -203,7 +203,7 @@ func walkInodes(root string, found func(ino uint64, path string, dir bool)) erro
 	})
 }
 
-// survives says, change by change from the first, which are not lost.
+// survives decides for each of n changes, in their order, whether the change is kept.
 func (l *loss) survives(n int) func(i int) bool {
 	cut := l.rng.IntN(n + 1)
 	return func(i int) bool {
@@ -214,9 +214,9 @@ func (l *loss) survives(n int) func(i int) bool {
 	}
 }
 
-// contents goes back to what was durable, remembering on the way what each change had made of its sectors,
-// and from there forward through those that survive. So a change can be lost and a later one not, and
-// a sector that survives holds all that had been written to it by then.
+// contents first undoes all changes of a file, newest first, and records the sectors that each change had produced.
+// Then the surviving changes are applied again, oldest first. A change can thus be lost while a later one survives,
+// and a surviving sector contains everything that had been written to it until then.
 func (l *loss) contents(path string, changes []*journaled) error {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
@@ -281,7 +281,7 @@ func (l *loss) contents(path string, changes []*journaled) error {
 		if err := l.write(f, a.from, a.data, torn); err != nil {
 			return err
 		}
-		// The size can reach the disk before what it makes room for.
+		// The new size can reach the disk before the data.
 		if info, err := f.Stat(); err != nil {
 			return err
 		} else if torn && info.Size() < a.size && l.rng.IntN(2) == 0 {
@@ -293,7 +293,7 @@ func (l *loss) contents(path string, changes []*journaled) error {
 	return nil
 }
 
-// write writes all sectors, or some: a first part, a last part, or any.
+// write writes all sectors; if the write is torn, only the first, the last, or random sectors.
 func (l *loss) write(f *os.File, from int64, data []byte, torn bool) error {
 	sectors := (len(data) + sector - 1) / sector
 	keep := func(int) bool { return true }
@@ -322,8 +322,8 @@ type nameKey struct {
 	name string
 }
 
-// names goes back through what was done to names. What is kept keeps what it stands on: what was done to
-// the same names before, the directories, and, but for strict, all before it.
+// names undoes changes of names, newest first. A kept change implies that the changes it depends on are kept: earlier
+// changes of the same names and of their directories and, unless strict, all earlier changes.
 func (l *loss) names(changes []*journaled) error {
 	keptNames, keptDirs := map[nameKey]bool{}, map[uint64]bool{}
 	dirs := map[uint64]string{}
@@ -373,7 +373,7 @@ func (l *loss) undoName(c *journaled, dirs map[uint64]string) error {
 	case changeCreate, changeMkdir:
 		return os.Remove(path)
 	case changeLink:
-		// It was about to be made, and may not have been.
+		// The journal records a link before it is made.
 		_ = os.Remove(path)
 	case changeRmdir:
 		dirs[c.Ino] = path

@@ -11,14 +11,14 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 )
 
-// event is what one revision did to one key, with hashes for values.
+// event is the change of one key at one revision, with hashes in place of values.
 type event struct {
 	rev                    int64
 	key                    string
 	deleted                bool
 	value                  uint64
 	create, version, lease int64
-	// what it replaced
+	// the revision and the value that the event replaced
 	prev      int64
 	prevValue uint64
 }
@@ -30,7 +30,7 @@ func (e event) String() string {
 	return fmt.Sprintf("%d put %q value %x create %d version %d lease %x", e.rev, e.key, e.value, e.create, e.version, e.lease)
 }
 
-// plain leaves out what it replaced.
+// plain is the event without the replaced revision and value.
 func (e event) plain() event {
 	e.prev, e.prevValue = 0, 0
 	return e
@@ -54,13 +54,13 @@ func watchEvent(e *mvccpb.Event) event {
 	return kvEvent(e.Kv)
 }
 
-// history is all that is known to have happened, revision by revision.
+// history has every event that was read from the server, by revision.
 type history struct {
 	compacted int64 // acknowledged
-	floor     int64 // the revisions after it are kept
+	floor     int64 // revisions up to this one are dropped
 	base      map[string]event
 	events    []event
-	starts    []int // of each revision's events
+	starts    []int // index of the first event of each revision
 	now       map[string]event
 }
 
@@ -74,7 +74,7 @@ func newHistory(floor int64, base map[string]event) *history {
 
 func (h *history) head() int64 { return h.floor + int64(len(h.starts)) }
 
-// of gives the events of the revisions from first to last.
+// of returns the events of the revisions from first to last.
 func (h *history) of(first, last int64) []event {
 	if first > last {
 		return nil
@@ -86,7 +86,7 @@ func (h *history) of(first, last int64) []event {
 	return h.events[h.starts[first-h.floor-1]:end]
 }
 
-// apply checks that an event follows from what there was.
+// apply changes the state by an event, after a check that the event is a valid successor of the key's last event.
 func apply(state map[string]event, e *event) error {
 	old, exists := state[e.key]
 	if e.prev, e.prevValue = 0, 0; exists {
@@ -94,14 +94,14 @@ func apply(state map[string]event, e *event) error {
 	}
 	switch {
 	case e.deleted && !exists:
-		return fmt.Errorf("{%v} deletes what was not there", e)
+		return fmt.Errorf("{%v} deletes a key that did not exist", e)
 	case e.deleted:
 		delete(state, e.key)
 		return nil
 	case exists && (e.create != old.create || e.version != old.version+1):
 		return fmt.Errorf("{%v} does not follow {%v}", e, old)
 	case !exists && (e.create != e.rev || e.version != 1):
-		return fmt.Errorf("{%v} does not begin a key", e)
+		return fmt.Errorf("{%v} is not a valid first event of a key", e)
 	}
 	state[e.key] = *e
 	return nil
@@ -119,7 +119,7 @@ func (h *history) append(events []event) error {
 	return nil
 }
 
-// at gives the state at a revision that is kept.
+// at returns the state at a revision after the floor.
 func (h *history) at(rev int64) map[string]event {
 	state := make(map[string]event, len(h.base))
 	for k, e := range h.base {
@@ -145,10 +145,10 @@ func (h *history) compact(rev int64) {
 	h.floor = rev
 }
 
-// claim is what answers have said of one revision.
+// claim has the events that answers have shown of one revision.
 type claim struct {
 	events map[string]event
-	whole  bool // nothing else happened at it
+	whole  bool // the revision has no other events
 }
 
 type span struct{ from, to string }
@@ -159,22 +159,22 @@ const (
 	acked outcome = iota
 	unknown
 	revoked
-	revoking // begun, without an answer
+	revoking // sent, without an answer so far
 )
 
-// ledger is what clients have begun and been told since the history was read.
+// ledger has the writes that clients have sent and the answers they got since the history was last read.
 type ledger struct {
 	mu         sync.Mutex
 	claims     map[int64]*claim
-	puts       map[uint64]string // hash to key, of all that were begun
-	deletes    []span            // begun
+	puts       map[uint64]string // hash of the value → key, of every put that was sent
+	deletes    []span            // sent
 	seen       int64             // the highest revision in any answer
 	compacted  int64             // acknowledged
-	compacting []int64           // unknown
+	compacting []int64           // sent, without an answer so far
 	writes     int               // acknowledged
 	wrong      []string
 
-	// These live as long as the data.
+	// Unlike the fields above, these are never reset.
 	leases map[int64]outcome
 	users  map[string]outcome
 	roles  map[string]outcome
@@ -182,12 +182,12 @@ type ledger struct {
 
 func newLedger() *ledger {
 	l := &ledger{leases: map[int64]outcome{}, users: map[string]outcome{}, roles: map[string]outcome{}}
-	l.turn()
+	l.reset()
 	return l
 }
 
-// turn begins anew after all of it has been checked.
-func (l *ledger) turn() {
+// reset empties the ledger after a check of everything in it.
+func (l *ledger) reset() {
 	l.claims, l.puts, l.deletes, l.compacting, l.compacted = map[int64]*claim{}, map[uint64]string{}, nil, nil, 0
 }
 
@@ -217,8 +217,7 @@ func (l *ledger) saw(rev int64) {
 	l.seen = max(l.seen, rev)
 }
 
-// claim takes down what an answer says of the events of a revision. Of an event that was only written, and not
-// read back, the version is 0.
+// claim records events that an answer shows of a revision. An event that was written and not read back has version 0.
 func (l *ledger) claim(rev int64, whole bool, events ...event) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -249,18 +248,18 @@ func sameEvent(a, b event) bool {
 	return a.plain() == b.plain()
 }
 
-// settle checks the events of the next revision against what was begun and answered.
+// settle checks the events of the next revision against the writes that were sent and the answers.
 func (l *ledger) settle(rev int64, events []event) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, e := range events {
 		if !e.deleted {
 			if key, ok := l.puts[e.value]; !ok || key != e.key {
-				return fmt.Errorf("{%v}: nobody wrote that, or it was written twice", e)
+				return fmt.Errorf("{%v}: no client sent this put, or the put was applied twice", e)
 			}
 			delete(l.puts, e.value)
 		} else if !slices.ContainsFunc(l.deletes, func(s span) bool { return s.from <= e.key && e.key < s.to }) {
-			return fmt.Errorf("{%v}: nobody deleted that", e)
+			return fmt.Errorf("{%v}: no client sent this delete", e)
 		}
 	}
 	c := l.claims[rev]
@@ -280,7 +279,7 @@ func (l *ledger) settle(rev int64, events []event) error {
 	return nil
 }
 
-// left gives the answers that were about revisions which are not there.
+// left returns claims about revisions after head, which the server has lost.
 func (l *ledger) left(head int64) []string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -298,7 +297,7 @@ func (l *ledger) left(head int64) []string {
 	return texts
 }
 
-// difference tells where two lists of events part.
+// difference describes the first difference between two lists of events.
 func difference(got, want []event) string {
 	for i := range max(len(got), len(want)) {
 		switch {

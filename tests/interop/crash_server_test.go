@@ -18,9 +18,9 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 )
 
-// mortal is a server that is killed and started again, at one address on one data directory. Under faults it
-// can lose what it has not synced.
-type mortal struct {
+// crashServer is a server that is killed and started again with the same address and data directory. If the server runs
+// under `faults`, unsynced changes of files can be undone after a kill.
+type crashServer struct {
 	*server
 	bin    string
 	args   []string
@@ -31,10 +31,10 @@ type mortal struct {
 	exited chan struct{}
 }
 
-func newMortal(t *testing.T, root string) *mortal {
+func newCrashServer(t *testing.T, root string) *crashServer {
 	address := lowPort(t)
 	url := "http://" + address
-	m := &mortal{server: &server{name: "isthmus", address: address}, bin: os.Getenv("ISTHMUS_BIN"), root: root, strict: *crashStrict}
+	m := &crashServer{server: &server{name: "isthmus", address: address}, bin: os.Getenv("ISTHMUS_BIN"), root: root, strict: *crashStrict}
 	if err := os.MkdirAll(m.tree(), 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -45,7 +45,7 @@ func newMortal(t *testing.T, root string) *mortal {
 			"--listen-peer-urls=" + peerURL, "--initial-advertise-peer-urls=" + peerURL, "--initial-cluster=default=" + peerURL,
 			"--heartbeat-interval=10", "--election-timeout=100", "--log-level=warn",
 		}
-		// etcd does not sync the directory of its database: it counts on the file system's journal.
+		// etcd does not sync the directory of its database and relies on the file system's journal.
 		m.strict = false
 	} else {
 		if m.bin == "" {
@@ -67,7 +67,7 @@ func newMortal(t *testing.T, root string) *mortal {
 	return m
 }
 
-// compileFaults builds the file layer that loses writes; it returns nothing where the kernel does not allow one.
+// compileFaults builds the file layer that loses writes. Where the kernel does not allow the layer, the path is empty.
 func compileFaults(t *testing.T, dir string) string {
 	t.Helper()
 	cc := os.Getenv("CC")
@@ -81,18 +81,18 @@ func compileFaults(t *testing.T, dir string) string {
 	probe := exec.Command(bin, "true")
 	probe.Env = append(os.Environ(), "FAULTS_DIR="+dir, "FAULTS_JOURNAL="+filepath.Join(dir, "probe"), "FAULTS_SIDE="+filepath.Join(dir, "probed"))
 	if out, err := probe.CombinedOutput(); err != nil {
-		t.Logf("system calls cannot be caught here: %v\n%s", err, out)
+		t.Logf("this kernel does not allow to intercept system calls: %v\n%s", err, out)
 		return ""
 	}
 	return bin
 }
 
-func (m *mortal) tree() string    { return filepath.Join(m.root, "tree") }
-func (m *mortal) side() string    { return filepath.Join(m.root, "side") }
-func (m *mortal) journal() string { return filepath.Join(m.root, "journal") }
-func (m *mortal) full() string    { return filepath.Join(m.root, "full") }
+func (m *crashServer) tree() string    { return filepath.Join(m.root, "tree") }
+func (m *crashServer) side() string    { return filepath.Join(m.root, "side") }
+func (m *crashServer) journal() string { return filepath.Join(m.root, "journal") }
+func (m *crashServer) full() string    { return filepath.Join(m.root, "full") }
 
-func (m *mortal) launch(faulty bool) error {
+func (m *crashServer) launch(faulty bool) error {
 	faulty = faulty && m.faults != ""
 	m.faulty = faulty
 	m.cmd = exec.Command(m.bin, m.args...)
@@ -115,7 +115,7 @@ func (m *mortal) launch(faulty bool) error {
 	return nil
 }
 
-func (m *mortal) dead() bool {
+func (m *crashServer) dead() bool {
 	select {
 	case <-m.exited:
 		return true
@@ -124,28 +124,28 @@ func (m *mortal) dead() bool {
 	}
 }
 
-// kill returns when the process is gone and the journal, if any, complete.
-func (m *mortal) kill() {
+// kill ends the process and waits until the journal, if there is one, is complete.
+func (m *crashServer) kill() {
 	if m.exited == nil {
 		return
 	}
 	signal := syscall.SIGKILL
 	if m.faulty {
-		signal = syscall.SIGTERM // to faults, which kills
+		signal = syscall.SIGTERM // faults kills the server with SIGKILL
 	}
 	_ = m.cmd.Process.Signal(signal)
 	<-m.exited
 }
 
-// lose takes back what was not synced. The journal is gone after that, as what it is about.
-func (m *mortal) lose(l *loss) error {
+// lose undoes unsynced changes, and removes the journal.
+func (m *crashServer) lose(l *loss) error {
 	if err := l.apply(m.journal()); err != nil {
 		return err
 	}
 	return firstError(os.RemoveAll(m.journal()), os.RemoveAll(m.side()))
 }
 
-// quick makes clients come back to a restarted server at once.
+// quick makes clients reconnect to a restarted server without delay.
 var quick = []grpc.DialOption{
 	grpc.WithConnectParams(grpc.ConnectParams{
 		Backoff:           backoff.Config{BaseDelay: 5 * time.Millisecond, Multiplier: 1.2, MaxDelay: 20 * time.Millisecond},
@@ -153,8 +153,8 @@ var quick = []grpc.DialOption{
 	}),
 }
 
-// answers waits for the first answer, which is of the revision and of who answers.
-func (m *mortal) answers(began time.Time) (*pb.ResponseHeader, time.Duration, error) {
+// answers waits for the first answer and returns its header, and the time since began.
+func (m *crashServer) answers(began time.Time) (*pb.ResponseHeader, time.Duration, error) {
 	c, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	go func() {
@@ -184,7 +184,7 @@ func (m *mortal) answers(began time.Time) (*pb.ResponseHeader, time.Duration, er
 	}
 }
 
-func (m *mortal) quickClient(t testing.TB) *clientv3.Client {
+func (m *crashServer) quickClient(t testing.TB) *clientv3.Client {
 	t.Helper()
 	c, err := clientv3.New(clientv3.Config{Endpoints: []string{m.address}, DialTimeout: patience, DialOptions: quick})
 	if err != nil {

@@ -16,8 +16,9 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// A server is killed while clients write and watch, loses what it has not synced, and starts again on the same
-// data, round after round. Whatever was acknowledged or shown must still be so, and no watch may notice.
+// The crash test: round after round, a server is killed while clients write and watch, loses unsynced changes of its
+// files, and starts again on the same data. Everything that an answer or a watch has shown must still be there, and
+// watches must continue without a gap.
 var (
 	crashRounds = flag.Int("rounds", 6, "times the server is killed")
 	crashSeed   = flag.Uint64("crash.seed", 0, "seed; 0 takes one from the clock")
@@ -35,7 +36,7 @@ type crash struct {
 	seed     uint64
 	round    int
 	rng      *rand.Rand
-	m        *mortal
+	m        *crashServer
 	c        *clientv3.Client
 	h        *history
 	l        *ledger
@@ -43,7 +44,7 @@ type crash struct {
 	cluster  uint64
 	member   uint64
 	faulty   bool
-	lost     bool // something was, before this start
+	lost     bool // unsynced changes were undone before this start
 	killed   atomic.Bool
 	full     bool
 	restarts []time.Duration
@@ -57,15 +58,15 @@ func TestCrash(t *testing.T) {
 	if seed == 0 {
 		seed = uint64(time.Now().UnixNano()) % 1_000_000
 	}
-	// Clients say of each call what became of it, in vain.
+	// The client library logs every failed call.
 	t.Setenv("ETCD_CLIENT_DEBUG", "fatal")
 	root := t.TempDir()
-	r := &crash{t: t, seed: seed, rng: rand.New(rand.NewPCG(seed, 2)), m: newMortal(t, root), h: newHistory(1, nil), l: newLedger()}
+	r := &crash{t: t, seed: seed, rng: rand.New(rand.NewPCG(seed, 2)), m: newCrashServer(t, root), h: newHistory(1, nil), l: newLedger()}
 	r.c = r.m.quickClient(t)
 	r.ws = &watchers{c: r.m.quickClient(t)}
 	defer r.ws.close()
 	for r.round = 0; r.round <= *crashRounds; r.round++ {
-		if err := r.turn(); err != nil {
+		if err := r.oneRound(); err != nil {
 			r.m.kill()
 			aside := filepath.Join(os.TempDir(), fmt.Sprintf("crash-%d-%d", seed, r.round))
 			_ = os.RemoveAll(aside)
@@ -94,9 +95,10 @@ func (r *crash) summary() string {
 		r.seed, r.round, r.kills, r.losses, r.total, r.writes, r.events, r.h.head(), median, most, r.anew, r.errors)
 }
 
-// turn starts the server, checks it, and kills it; the last round ends with the check.
-func (r *crash) turn() error {
-	// Starting must be as safe as running.
+// oneRound starts the server, checks the data, and kills the server under writes. The last round ends with
+// the check.
+func (r *crash) oneRound() error {
+	// A kill during the start must be as safe as any other.
 	if r.round > 0 && r.rng.IntN(8) == 0 {
 		if err := r.start(); err != nil {
 			return err
@@ -147,7 +149,7 @@ func (r *crash) start() error {
 	return r.m.launch(r.faulty)
 }
 
-// kill ends the process and takes back some of what it has not synced.
+// kill ends the process and undoes some unsynced changes.
 func (r *crash) kill() error {
 	if r.m.dead() && !r.full {
 		return fmt.Errorf("%s has ended by itself: %v", r.m.name, r.m.cmd.ProcessState)
@@ -177,9 +179,9 @@ func (r *crash) check(ctx context.Context) error {
 		return err
 	}
 	r.events += k.events
-	// An event for every watch tells where it has come to.
+	// One event for each watch, to wait for.
 	if r.round%5 == 0 {
-		r.ws.another(r.rng, r.h)
+		r.ws.addFromPast(r.rng, r.h)
 	}
 	for _, prefix := range watched {
 		e, err := r.mark(ctx, prefix+"mark")
@@ -210,7 +212,7 @@ func (r *crash) mark(ctx context.Context, key string) (event, error) {
 	return kvEvent(g.Kvs[0]), nil
 }
 
-// beginAnew forgets all: the server has said that its data may not be what it was.
+// beginAnew replaces the history and the ledger: a new cluster id says that the data may have lost something.
 func (r *crash) beginAnew(ctx context.Context) error {
 	r.anew++
 	now, err := r.c.Get(ctx, "", clientv3.WithPrefix())
@@ -250,7 +252,7 @@ func (r *crash) beginAnew(ctx context.Context) error {
 	return nil
 }
 
-// write lets clients write for a while, and kills the server under them.
+// write runs clients for a random time and then kills the server.
 func (r *crash) write() error {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -272,20 +274,20 @@ func (r *crash) write() error {
 		run(a.write)
 	}
 	lives := time.Duration(50+r.rng.IntN(1450)) * time.Millisecond
-	tended := time.Duration(r.rng.Int64N(int64(lives)))
+	rareAfter := time.Duration(r.rng.Int64N(int64(lives)))
 	rng := rand.New(rand.NewPCG(r.rng.Uint64(), 4))
 	floor, head := r.h.floor, r.h.head()
 	run(func() error {
 		select {
-		case <-time.After(tended):
-			return r.l.tend(ctx, r.c, rng, floor, head)
+		case <-time.After(rareAfter):
+			return r.l.rareOperation(ctx, r.c, rng, floor, head)
 		case <-ctx.Done():
 			return nil
 		}
 	})
 	time.Sleep(lives)
 	if *crashFull && r.faulty && r.rng.IntN(3) == 0 {
-		// Whatever clients are told now, and even that the server ends, is all right.
+		// With a full disk any answer is valid, and the server may even exit.
 		r.full = true
 		r.killed.Store(true)
 		if err := os.WriteFile(r.m.full(), nil, 0o600); err != nil {

@@ -11,8 +11,8 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// lasting is a watch that lives through restarts, with the events that have not been compared yet.
-type lasting struct {
+// longWatch is a watch over many restarts, with the events that have not been compared yet.
+type longWatch struct {
 	prefix string
 	prev   bool
 	cancel context.CancelFunc
@@ -20,12 +20,12 @@ type lasting struct {
 	mu     sync.Mutex
 	events []event
 	err    error
-	// compared is the revision up to which its events were the right ones.
+	// compared is the revision up to which all events were compared.
 	compared int64
 }
 
-func newLasting(c *clientv3.Client, prefix string, prev bool, from int64) *lasting {
-	w := &lasting{prefix: prefix, prev: prev, compared: from - 1}
+func newLongWatch(c *clientv3.Client, prefix string, prev bool, from int64) *longWatch {
+	w := &longWatch{prefix: prefix, prev: prev, compared: from - 1}
 	opts := []clientv3.OpOption{clientv3.WithPrefix(), clientv3.WithRev(from)}
 	if prev {
 		opts = append(opts, clientv3.WithPrevKV())
@@ -45,11 +45,11 @@ func newLasting(c *clientv3.Client, prefix string, prev bool, from int64) *lasti
 	return w
 }
 
-func (w *lasting) String() string {
+func (w *longWatch) String() string {
 	return fmt.Sprintf("the watch of %q (previous values: %v)", w.prefix, w.prev)
 }
 
-func (w *lasting) take(r clientv3.WatchResponse) {
+func (w *longWatch) take(r clientv3.WatchResponse) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if err := r.Err(); err != nil && w.err == nil {
@@ -64,8 +64,8 @@ func (w *lasting) take(r clientv3.WatchResponse) {
 	}
 }
 
-// seen gives the highest revision it has shown.
-func (w *lasting) seen() int64 {
+// seen is the highest revision that the watch has shown.
+func (w *longWatch) seen() int64 {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if n := len(w.events); n > 0 {
@@ -74,12 +74,12 @@ func (w *lasting) seen() int64 {
 	return 0
 }
 
-// compare waits until it has got as far as the history, which ends with an event for every watch, and says how
-// many events there were.
-func (w *lasting) compare(h *history) (int, error) {
+// compare waits until the watch has shown the last event of the history for its prefix, compares the events, and
+// returns their number.
+func (w *longWatch) compare(h *history) (int, error) {
 	want := under(h.of(w.compared+1, h.head()), w.prefix)
 	if len(want) == 0 {
-		return 0, fmt.Errorf("%v has nothing to wait for", w)
+		return 0, fmt.Errorf("%v: the history has no event to wait for", w)
 	}
 	last := want[len(want)-1].rev
 	for deadline := time.Now().Add(patience); ; time.Sleep(2 * time.Millisecond) {
@@ -94,7 +94,7 @@ func (w *lasting) compare(h *history) (int, error) {
 			break
 		}
 		if time.Now().After(deadline) {
-			return 0, fmt.Errorf("%v does not come to revision %d, it is at %d", w, last, w.seen())
+			return 0, fmt.Errorf("%v does not reach revision %d, and is at %d", w, last, w.seen())
 		}
 	}
 	w.mu.Lock()
@@ -111,19 +111,19 @@ func (w *lasting) compare(h *history) (int, error) {
 	return len(want), nil
 }
 
-// watched are the prefixes that are watched, and where a mark is put at the start of each round.
+// watched are the prefixes of the watches. Each round begins with a put of a mark below each of them.
 var watched = []string{"", "s/", "w0/", "w1/", "w2/k1", "w3/"}
 
 type watchers struct {
 	c    *clientv3.Client
-	list []*lasting
+	list []*longWatch
 }
 
-// open starts the first watches, which live as long as the data.
+// open starts the watches that last until the data is replaced.
 func (ws *watchers) open(from int64) {
 	ws.close()
 	for i, prefix := range watched {
-		ws.list = append(ws.list, newLasting(ws.c, prefix, i%2 == 0, from))
+		ws.list = append(ws.list, newLongWatch(ws.c, prefix, i%2 == 0, from))
 	}
 }
 
@@ -134,12 +134,12 @@ func (ws *watchers) close() {
 	ws.list = nil
 }
 
-// another starts a watch in the past, in the place of one that was started so before.
-func (ws *watchers) another(rng *rand.Rand, h *history) {
+// addFromPast starts a watch from a past revision. From some number on, it replaces an earlier watch of this kind.
+func (ws *watchers) addFromPast(rng *rand.Rand, h *history) {
 	if h.head() <= h.floor {
 		return
 	}
-	w := newLasting(ws.c, watched[rng.IntN(len(watched))], rng.IntN(2) == 0, h.floor+1+rng.Int64N(h.head()-h.floor))
+	w := newLongWatch(ws.c, watched[rng.IntN(len(watched))], rng.IntN(2) == 0, h.floor+1+rng.Int64N(h.head()-h.floor))
 	if len(ws.list) < 2*len(watched) {
 		ws.list = append(ws.list, w)
 		return

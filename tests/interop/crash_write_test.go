@@ -21,11 +21,11 @@ const (
 	sharedKeys = 8
 )
 
-// serial makes every value unlike all others.
+// serial makes every value unique.
 var serial atomic.Int64
 
-// author writes keys of its own, of which it knows at any time what they hold, and some that all share.
-// It stops at the first error: from then on it knows no more.
+// author is a client that writes keys of its own, whose contents it knows at any time, and keys that all authors share.
+// It stops at the first error, because from then on its knowledge is incomplete.
 type author struct {
 	ctx    context.Context
 	c      *clientv3.Client
@@ -114,7 +114,7 @@ func (a *author) value() string {
 	return fmt.Sprint(serial.Add(1), " ") + string(b)
 }
 
-// begin takes a value down before it is sent.
+// begin makes a value and records the put in the ledger before the put is sent.
 func (a *author) begin(key string) (value string, hash uint64) {
 	value = a.value()
 	hash = hashOf([]byte(value))
@@ -122,8 +122,8 @@ func (a *author) begin(key string) (value string, hash uint64) {
 	return value, hash
 }
 
-// has gives what a put will have made of a key. Of a shared key the version is unknown.
-func (a *author) has(key string, rev int64, hash uint64, lease int64) event {
+// expected is the event that a put produces. The version of a shared key is unknown.
+func (a *author) expected(key string, rev int64, hash uint64, lease int64) event {
 	e := event{rev: rev, key: key, value: hash, lease: lease}
 	if a.mine(key) {
 		e.create, e.version = rev, 1
@@ -134,8 +134,8 @@ func (a *author) has(key string, rev int64, hash uint64, lease int64) event {
 	return e
 }
 
-// wrote takes down an acknowledged write.
-func (a *author) wrote(rev int64, events ...event) {
+// recordWrite records an acknowledged write.
+func (a *author) recordWrite(rev int64, events ...event) {
 	if rev <= a.last {
 		a.l.fail("%s: a write at revision %d after one at %d", a.prefix, rev, a.last)
 	}
@@ -153,8 +153,8 @@ func (a *author) wrote(rev int64, events ...event) {
 	}
 }
 
-// shown compares what an answer says of own keys between two with what they hold, and takes down the rest.
-func (a *author) shown(what, from, to string, got []*mvccpb.KeyValue) {
+// checkShown compares the own keys of an answer about a range with their known contents, and records claims about all keys.
+func (a *author) checkShown(what, from, to string, got []*mvccpb.KeyValue) {
 	if to == "" {
 		to = from + "\x00"
 	}
@@ -192,9 +192,9 @@ func (a *author) put(key string, lease int64) error {
 		if r.PrevKv != nil {
 			kvs = append(kvs, r.PrevKv)
 		}
-		a.shown("a put", key, "", kvs)
+		a.checkShown("a put", key, "", kvs)
 	}
-	a.wrote(r.Header.Revision, a.has(key, r.Header.Revision, hash, lease))
+	a.recordWrite(r.Header.Revision, a.expected(key, r.Header.Revision, hash, lease))
 	return nil
 }
 
@@ -215,7 +215,7 @@ func (a *author) remove(from, to string) error {
 }
 
 func (a *author) deleted(rev int64, from, to string, prev []*mvccpb.KeyValue) {
-	a.shown("a delete", from, to, prev)
+	a.checkShown("a delete", from, to, prev)
 	if len(prev) == 0 {
 		a.l.saw(rev)
 		return
@@ -224,10 +224,10 @@ func (a *author) deleted(rev int64, from, to string, prev []*mvccpb.KeyValue) {
 	for _, kv := range prev {
 		events = append(events, event{rev: rev, key: string(kv.Key), deleted: true})
 	}
-	a.wrote(rev, events...)
+	a.recordWrite(rev, events...)
 }
 
-// txn compares own keys, so that its outcome is known, and writes several.
+// txn sends a transaction that compares own keys, so that the outcome is known in advance, and writes several keys.
 func (a *author) txn() error {
 	var k []string
 	for len(k) < 4 {
@@ -257,21 +257,21 @@ func (a *author) txn() error {
 	rev := r.Header.Revision
 	if !succeeds {
 		a.l.saw(rev)
-		a.shown("a transaction", k[1], "", r.Responses[0].GetResponseRange().Kvs)
+		a.checkShown("a transaction", k[1], "", r.Responses[0].GetResponseRange().Kvs)
 		return nil
 	}
-	a.shown("a transaction", k[3], "", r.Responses[3].GetResponseRange().Kvs)
+	a.checkShown("a transaction", k[3], "", r.Responses[3].GetResponseRange().Kvs)
 	gone := r.Responses[2].GetResponseDeleteRange().PrevKvs
-	a.shown("a transaction's delete", k[2], "", gone)
-	events := []event{a.has(k[0], rev, h1, 0), a.has(k[1], rev, h2, 0)}
+	a.checkShown("a transaction's delete", k[2], "", gone)
+	events := []event{a.expected(k[0], rev, h1, 0), a.expected(k[1], rev, h2, 0)}
 	if len(gone) > 0 {
 		events = append(events, event{rev: rev, key: k[2], deleted: true})
 	}
-	a.wrote(rev, events...)
+	a.recordWrite(rev, events...)
 	return nil
 }
 
-// swap changes a shared key, if nobody else has meanwhile, together with an own one.
+// swap changes a shared key together with an own one, unless another author has changed the shared key meanwhile.
 func (a *author) swap() error {
 	shared, own := a.sharedKey(), a.ownKey()
 	g, err := a.c.Get(a.ctx, shared)
@@ -295,7 +295,7 @@ func (a *author) swap() error {
 		a.l.saw(r.Header.Revision)
 		return nil
 	}
-	a.wrote(r.Header.Revision, a.has(shared, r.Header.Revision, h1, 0), a.has(own, r.Header.Revision, h2, 0))
+	a.recordWrite(r.Header.Revision, a.expected(shared, r.Header.Revision, h1, 0), a.expected(own, r.Header.Revision, h2, 0))
 	return nil
 }
 
@@ -321,12 +321,12 @@ func (a *author) get() error {
 		return err
 	}
 	a.l.saw(r.Header.Revision)
-	a.shown("a range", from, to, r.Kvs)
+	a.checkShown("a range", from, to, r.Kvs)
 	return nil
 }
 
-// lease grants a lease of a number of its own choice, so that one whose grant was not answered can be told
-// from one that nobody asked for; puts a key under one; or revokes one with its keys.
+// lease grants a lease, puts a key under a lease, or revokes a lease with its keys. The author chooses the id, so that a
+// lease whose grant was not answered can be told from a lease that nobody asked for.
 func (a *author) lease() error {
 	api := pb.NewLeaseClient(a.c.ActiveConnection())
 	if len(a.leases) == 0 || len(a.leases) < 3 && a.rng.IntN(4) == 0 {
@@ -364,7 +364,7 @@ func (a *author) lease() error {
 		a.l.saw(r.Header.Revision)
 		return nil
 	}
-	a.wrote(r.Header.Revision, events...)
+	a.recordWrite(r.Header.Revision, events...)
 	return nil
 }
 
@@ -374,8 +374,8 @@ func (l *ledger) setLease(id int64, o outcome) {
 	l.leases[id] = o
 }
 
-// tend does once what clients do seldom: it compacts, or adds a user or a role.
-func (l *ledger) tend(ctx context.Context, c *clientv3.Client, rng *rand.Rand, floor, head int64) error {
+// rareOperation does one rare operation: a compaction, or the addition of a user or a role.
+func (l *ledger) rareOperation(ctx context.Context, c *clientv3.Client, rng *rand.Rand, floor, head int64) error {
 	switch n := rng.IntN(10); {
 	case n < 4 && head > floor:
 		at := floor + 1 + rng.Int64N(head-floor)

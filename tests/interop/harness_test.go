@@ -1,6 +1,8 @@
-// Package interop holds Isthmus's store against the peers it stands in for: etcd 3.6 with its own tools and
-// clients. The Makefile builds the peers from pinned modules and says where everything is:
-// ISTHMUS_BIN, PEERS_BIN (a directory with etcd, etcdctl and etcdutl).
+// Package interop compares Isthmus with the programs that it replaces: etcd 3.6 with its tools and clients, and Cilium's
+// clustermesh-apiserver. The Makefile builds these peers from pinned modules and passes their places in variables:
+// ISTHMUS_BIN, and PEERS_BIN (a directory with etcd, etcdctl and etcdutl). tests/README.md lists the suites.
+//
+// This file has the helpers of all suites: servers, clients, and waiting.
 package interop
 
 import (
@@ -20,9 +22,10 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 )
 
+// patience is how long a condition may take to hold: long enough for a loaded machine.
 const patience = 60 * time.Second
 
-// server is a running etcd, theirs or ours.
+// server is a running store: etcd or Isthmus.
 type server struct {
 	name    string
 	address string
@@ -30,6 +33,7 @@ type server struct {
 	log     *os.File
 }
 
+// peer is the path of a program of the peers. The test is skipped where they are not built.
 func peer(t testing.TB, name string) string {
 	t.Helper()
 	dir := os.Getenv("PEERS_BIN")
@@ -39,6 +43,7 @@ func peer(t testing.TB, name string) string {
 	return filepath.Join(dir, name)
 }
 
+// freePort returns an address on loopback whose port was free a moment ago.
 func freePort(t testing.TB) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -49,7 +54,7 @@ func freePort(t testing.TB) string {
 	return l.Addr().String()
 }
 
-// ours starts Isthmus as etcd.
+// ours starts Isthmus with the subcommand etcd.
 func ours(t testing.TB, args ...string) *server {
 	t.Helper()
 	bin := os.Getenv("ISTHMUS_BIN")
@@ -71,6 +76,7 @@ func theirs(t testing.TB, args ...string) *server {
 	return start(t, "etcd", peer(t, "etcd"), args)
 }
 
+// start starts a server on a free port, and waits until it answers. The server ends with the test.
 func start(t testing.TB, name, bin string, args []string) *server {
 	t.Helper()
 	address := freePort(t)
@@ -82,7 +88,7 @@ func start(t testing.TB, name, bin string, args []string) *server {
 	}
 	cmd := exec.Command(bin, args...)
 	cmd.Stdout, cmd.Stderr = log, log
-	// No orphan outlives a test that is killed.
+	// The server must not outlive a test that is killed.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -158,6 +164,7 @@ func (s *server) dial(t testing.TB) *grpc.ClientConn {
 	return conn
 }
 
+// eventually waits until the check succeeds, and fails the test after `patience`.
 func eventually(t testing.TB, what string, check func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
@@ -165,10 +172,10 @@ func eventually(t testing.TB, what string, check func() bool) {
 			return
 		}
 	}
-	t.Fatalf("still not: %s", what)
+	t.Fatalf("waited %v in vain: %s", patience, what)
 }
 
-// run runs a peer's tool and returns what it prints.
+// run runs a tool of the peers and returns its output.
 func run(t testing.TB, tool string, args ...string) string {
 	t.Helper()
 	out, err := exec.Command(peer(t, tool), args...).CombinedOutput()
@@ -178,16 +185,25 @@ func run(t testing.TB, tool string, args ...string) string {
 	return string(out)
 }
 
-func must[T any](t testing.TB) func(T, error) T {
-	return func(v T, err error) T {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return v
-	}
+// outcomeOf is the result of a call that returns a value or an error.
+type outcomeOf[T any] struct {
+	value T
+	err   error
 }
 
+// try takes the result of a call: try(client.Put(…)).or(t).
+func try[T any](value T, err error) outcomeOf[T] { return outcomeOf[T]{value, err} }
+
+// or returns the value, or fails the test with the error.
+func (o outcomeOf[T]) or(t testing.TB) T {
+	t.Helper()
+	if o.err != nil {
+		t.Fatal(o.err)
+	}
+	return o.value
+}
+
+// ctx is a context for the calls of a test, which ends after `patience`.
 func ctx(t testing.TB) context.Context {
 	t.Helper()
 	c, cancel := context.WithTimeout(context.Background(), patience)

@@ -23,8 +23,8 @@ import (
 	"time"
 )
 
-// A kube-apiserver whose etcd is ours has to do everything it does on its own, and say nothing it does not
-// say there. `make interop-kubernetes` builds one and names it in KUBE_APISERVER.
+// A kube-apiserver on Isthmus must behave as on etcd and must log no other errors. `make interop-kubernetes` builds one and
+// passes its path in KUBE_APISERVER.
 
 const objects = 2000
 
@@ -46,7 +46,7 @@ func startAPIServer(t *testing.T, store string) *apiserver {
 		t.Skip("KUBE_APISERVER is not set: run `make interop-kubernetes`")
 	}
 	dir := t.TempDir()
-	key := must[*rsa.PrivateKey](t)(rsa.GenerateKey(rand.Reader, 2048))
+	key := try(rsa.GenerateKey(rand.Reader, 2048)).or(t)
 	account := filepath.Join(dir, "sa.key")
 	block := pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)})
 	tokens := filepath.Join(dir, "tokens.csv")
@@ -58,18 +58,18 @@ func startAPIServer(t *testing.T, store string) *apiserver {
 	address := freePort(t)
 	_, port, _ := net.SplitHostPort(address)
 	a := &apiserver{t: t, url: "https://" + address, log: filepath.Join(dir, "apiserver.log")}
-	// The certificate is made at the start and lives as long as the test.
+	// The server makes its certificate at the start; the directory lasts as long as the test.
 	a.http = &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
 	a.cmd = exec.Command(bin,
 		"--etcd-servers=http://"+store, "--bind-address=127.0.0.1", "--secure-port="+port,
 		"--cert-dir="+filepath.Join(dir, "certs"), "--service-cluster-ip-range=10.0.0.0/24",
-		// Nobody goes there; without a default route one has to be given.
+		// Not used, but required on a machine without a default route.
 		"--advertise-address=192.0.2.1",
 		"--authorization-mode=AlwaysAllow", "--token-auth-file="+tokens,
 		"--service-account-issuer=https://kubernetes.default.svc", "--service-account-key-file="+account,
 		"--service-account-signing-key-file="+account, "--endpoint-reconciler-type=none",
 		"--etcd-compaction-interval=60s", "--event-ttl=10s")
-	log := must[*os.File](t)(os.Create(a.log))
+	log := try(os.Create(a.log)).or(t)
 	defer log.Close()
 	a.cmd.Stdout, a.cmd.Stderr = log, log
 	a.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -110,7 +110,7 @@ func (a *apiserver) call(method, path string, body any) (int, dict) {
 	if body == nil {
 		payload = nil
 	}
-	q := must[*http.Request](a.t)(http.NewRequestWithContext(ctx(a.t), method, a.url+path, bytes.NewReader(payload)))
+	q := try(http.NewRequestWithContext(ctx(a.t), method, a.url+path, bytes.NewReader(payload))).or(a.t)
 	q.Header.Set("Authorization", "Bearer sesame")
 	q.Header.Set("Content-Type", "application/json")
 	r, err := a.http.Do(q)
@@ -146,7 +146,7 @@ func meta(object dict, field string) string {
 
 const maps = "/api/v1/namespaces/default/configmaps"
 
-// names lists all objects page by page.
+// names lists the names of all objects, page by page.
 func (a *apiserver) names(query string) []string {
 	a.t.Helper()
 	var all []string
@@ -193,17 +193,17 @@ func TestKubeAPIServer(t *testing.T) {
 			useAPIServer(t, a)
 			left := a.names("")
 			a.stop()
-			// Another one finds on the store what the first one left.
+			// Another API server finds the objects of the first one in the store.
 			b := startAPIServer(t, s.address)
 			if again := b.names(""); fmt.Sprint(again) != fmt.Sprint(left) {
 				t.Fatalf("a second apiserver finds %d objects, the first left %d", len(again), len(left))
 			}
 			b.stop()
 			for _, log := range []string{a.log, b.log} {
-				text := string(must[[]byte](t)(os.ReadFile(log)))
+				text := string(try(os.ReadFile(log)).or(t))
 				for line := range strings.Lines(text) {
 					about := strings.Contains(line, "etcd") || strings.Contains(line, "storage") || strings.Contains(line, "compact")
-					// Its own short-lived connections to the store end while they begin, on etcd, too.
+					// The API server cancels its own short-lived connections while they begin, on etcd as well.
 					noise := strings.Contains(line, "error reading server preface") || strings.Contains(line, "failed to write client preface") ||
 						strings.Contains(line, "operation was canceled") || strings.Contains(line, "context canceled")
 					if (line[0] == 'E' || line[0] == 'F') && about && !noise {
@@ -215,7 +215,7 @@ func TestKubeAPIServer(t *testing.T) {
 	}
 }
 
-// An apiserver goes on, and so do the watches on it, over a store that is killed and started again.
+// An API server and the watches on it continue when the store is killed and started again.
 func TestKubeAPIServerOverARestart(t *testing.T) {
 	k := keep(t, "isthmus", t.TempDir())
 	k.up(t)
@@ -230,7 +230,7 @@ func TestKubeAPIServerOverARestart(t *testing.T) {
 			k.up(t)
 		}
 		eventually(t, "the object is created", func() bool {
-			// An answer may have been lost with the store.
+			// The kill of the store may have lost the answer.
 			code, _ := a.call("POST", maps, configMap(fmt.Sprintf("cm-%05d", n), n))
 			return code == http.StatusCreated || code == http.StatusConflict
 		})
@@ -256,7 +256,7 @@ func TestKubeAPIServerOverARestart(t *testing.T) {
 			}
 			seen++
 		case <-time.After(patience):
-			t.Fatalf("the watch brought %d", seen)
+			t.Fatalf("the watch brought only %d events", seen)
 		}
 	}
 }
@@ -272,12 +272,12 @@ func useAPIServer(t *testing.T, a *apiserver) {
 	}
 	t.Logf("%d objects created in %v", objects, time.Since(started))
 	a.expect(409, "POST", maps, configMap(name(0), 0))
-	// The API server's own config map is there as well.
+	// The list also has the API server's own config map.
 	if all := a.names("labelSelector=half"); len(all) != objects || all[7] != name(7) {
 		t.Fatalf("%d listed", len(all))
 	}
 	if half := a.names("labelSelector=half%3D1"); len(half) != objects/2 {
-		t.Fatalf("%d of a half listed", len(half))
+		t.Fatalf("%d objects listed with a selector for half of them", len(half))
 	}
 	exact := a.names("labelSelector=half&resourceVersionMatch=Exact&resourceVersion=" + before)
 	if len(exact) != 0 {
@@ -298,7 +298,7 @@ func useAPIServer(t *testing.T, a *apiserver) {
 	}
 	a.expect(200, "DELETE", maps+"?labelSelector=half%3D1", nil)
 	if rest := a.names("labelSelector=half"); len(rest) != objects/2-50 {
-		t.Fatalf("%d left", len(rest))
+		t.Fatalf("%d objects left", len(rest))
 	}
 	a.expect(422, "POST", maps, configMap("Not A Name", 1))
 	large := configMap("large", 2)
@@ -322,7 +322,7 @@ func useAPIServer(t *testing.T, a *apiserver) {
 	if counted["MODIFIED"] != 200 || counted["DELETED"] != 100+objects/2-50 {
 		t.Fatalf("the watch brought %v", counted)
 	}
-	// Objects with a lease: events end by themselves.
+	// Kubernetes events have a lease and expire.
 	event := dict{
 		"metadata": dict{"name": "e"}, "involvedObject": dict{"namespace": "default", "kind": "Pod", "name": "p"},
 		"reason": "Test", "message": "m", "type": "Normal",
@@ -332,7 +332,7 @@ func useAPIServer(t *testing.T, a *apiserver) {
 		code, _ := a.call("GET", "/api/v1/namespaces/default/events/e", nil)
 		return code == http.StatusNotFound
 	})
-	metrics := must[*http.Response](t)(a.get("/metrics"))
+	metrics := try(a.get("/metrics")).or(t)
 	io.Copy(io.Discard, metrics.Body)
 	metrics.Body.Close()
 }

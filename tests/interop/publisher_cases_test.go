@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// What a random walk seldom comes to.
+// Cases that the random walk of publisher_test.go rarely reaches.
 
 const synced = "cilium/synced/c3/cilium/state/"
 
@@ -16,7 +16,7 @@ func (p *publisher) has(key string) bool {
 	return there
 }
 
-// all waits until a key is there, or is not, at each of the publishers.
+// all waits until every publisher has published a key, or has deleted it.
 func all(t testing.TB, publishers []*publisher, key string, there bool) {
 	t.Helper()
 	for _, p := range publishers {
@@ -28,7 +28,7 @@ func all(t testing.TB, publishers []*publisher, key string, there bool) {
 	}
 }
 
-// bothOfOurs starts our publishers on an API that Cilium's need not be able to follow.
+// bothOfOurs starts only the two publishers of Isthmus, on an API that Cilium's publisher may be unable to follow.
 func bothOfOurs(t *testing.T, a *apiserver) []*publisher {
 	t.Helper()
 	config := a.kubeconfig()
@@ -39,11 +39,11 @@ func bothOfOurs(t *testing.T, a *apiserver) []*publisher {
 	return publishers
 }
 
-// Custom resources may be defined after the publisher has started, and go, and come back in another version.
+// Custom resources may be defined after the publisher has started, be removed, and return in another version.
 func TestPublisherCRDsAppearLater(t *testing.T) {
 	a := startAPIServer(t, ours(t).address)
 	publishers := bothOfOurs(t, a)
-	// Without exports there is nothing to wait for, and readers wait for the canary.
+	// Readers wait for the canary, so the publisher must write it although there are no exports yet.
 	all(t, publishers, synced+"serviceexports/v1", true)
 	all(t, publishers, synced+"services/v1", true)
 	for _, p := range publishers {
@@ -102,7 +102,7 @@ func exportsComeAndGo(t *testing.T, a *apiserver, publishers []*publisher, versi
 		"apiVersion": "multicluster.x-k8s.io/" + versions[0], "kind": "ServiceExport", "metadata": dict{"name": "s"},
 	})
 	all(t, publishers, key, true)
-	// With the definition its objects go.
+	// The removal of a definition removes its objects.
 	a.expect(200, "DELETE", crdPath+"/"+name, nil)
 	eventually(t, "the definition is gone", func() bool {
 		code, _ := a.call("GET", crdPath+"/"+name, nil)
@@ -111,7 +111,7 @@ func exportsComeAndGo(t *testing.T, a *apiserver, publishers []*publisher, versi
 	all(t, publishers, key, false)
 }
 
-// A namespace that becomes global brings everything of its own, and takes it back when it no longer is.
+// A namespace that becomes global makes the publisher add its objects, and remove them when it no longer is.
 func TestPublisherNamespaceFlips(t *testing.T) {
 	needsCilium(t)
 	for _, slices := range []bool{false, true} {
@@ -153,7 +153,7 @@ func flip(t *testing.T, slices, global bool) {
 			set(annotations)
 		}
 		w.checkFlip(i, keys)
-		// Its objects are still there when it is gone, and when it comes back.
+		// The objects outlast their namespace here, and are there when the namespace returns.
 		if i%4 == 3 {
 			w.dropNamespace(path)
 			w.checkFlip(i, keys)
@@ -163,7 +163,7 @@ func flip(t *testing.T, slices, global bool) {
 	}
 }
 
-// oneOfEach makes an object of each kind in a namespace and returns the keys that they are published as.
+// oneOfEach makes an object of each kind in a namespace and returns the keys under which they are published.
 func (w *mesh) oneOfEach(namespace string) []string {
 	w.t.Helper()
 	status := dict{"networking": dict{"addressing": []any{dict{"ipv4": "10.3.0.1", "ipv6": "fd03::1"}}, "node": "172.18.0.2"}}
@@ -203,7 +203,7 @@ func (w *mesh) checkFlip(step int, keys []string) {
 	}
 }
 
-// What a publisher with other flags left behind goes, and everything else is there.
+// A publisher removes the keys that an earlier publisher with other flags has left, and publishes everything else.
 func TestPublisherOtherFlags(t *testing.T) {
 	needsCilium(t)
 	w := newMesh(t, 0)
@@ -233,7 +233,7 @@ func TestPublisherOtherFlags(t *testing.T) {
 	}
 }
 
-// An object that makes no sense holds up nobody else, though the original's clients stumble over some.
+// An invalid object does not delay others, even where the original's client libraries fail to decode it.
 func TestPublisherSurvivesOddObjects(t *testing.T) {
 	a := startAPIServer(t, ours(t).address)
 	a.defineCilium()
@@ -250,7 +250,7 @@ func TestPublisherSurvivesOddObjects(t *testing.T) {
 	all(t, publishers, synced+"nodes/v1", true)
 	all(t, publishers, synced+"ip/v1", true)
 	for round := range 2 {
-		// The API takes leading zeros, and any number for a port.
+		// The API accepts leading zeros, and any number as a port.
 		node(fmt.Sprint("odd", round), dict{"ipam": dict{"podCIDRs": []any{"010.2.0.0/16"}}})
 		pod(fmt.Sprint("large", round), fmt.Sprint("10.9.1.", round), dict{"named-ports": []any{dict{"name": "p", "port": 70000}}})
 		pod(fmt.Sprint("negative", round), fmt.Sprint("10.9.2.", round), dict{"named-ports": []any{dict{"name": "p", "port": -1}}})
@@ -258,7 +258,7 @@ func TestPublisherSurvivesOddObjects(t *testing.T) {
 		pod(fmt.Sprint("even", round), fmt.Sprint("10.9.3.", round), dict{})
 		all(t, publishers, fmt.Sprint("cilium/state/nodes/v1/c3/even", round), true)
 		all(t, publishers, fmt.Sprint(stateIP, "10.9.3.", round), true)
-		// A new one lists them.
+		// A new publisher lists them.
 		publishers = bothOfOurs(t, a)
 	}
 	all(t, publishers, synced+"nodes/v1", true)

@@ -18,7 +18,8 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// A Kubernetes API with Cilium's custom resources, and publishers of it: Cilium's own and ours.
+// The rig of the publisher suite: a Kubernetes API with Cilium's custom resources, and publishers of Cilium and of
+// Isthmus.
 
 const (
 	ciliumModule = "github.com/cilium/cilium@v1.20.1"
@@ -26,7 +27,7 @@ const (
 	exportCRD    = "config/crd/multicluster.x-k8s.io_serviceexports.yaml"
 )
 
-// moduleDir is where the Go module's files are.
+// moduleDir is the directory of a Go module's files.
 func moduleDir(t testing.TB, module string) string {
 	t.Helper()
 	cmd := exec.Command("go", "mod", "download", "-json", module)
@@ -42,7 +43,7 @@ func moduleDir(t testing.TB, module string) string {
 func manifest(t testing.TB, module, file string) dict {
 	t.Helper()
 	var object dict
-	text := must[[]byte](t)(os.ReadFile(filepath.Join(moduleDir(t, module), file)))
+	text := try(os.ReadFile(filepath.Join(moduleDir(t, module), file))).or(t)
 	if err := yaml.Unmarshal(text, &object); err != nil {
 		t.Fatal(err)
 	}
@@ -96,7 +97,7 @@ func (a *apiserver) kubeconfig() string {
 
 // === publishers ===
 
-// publisher is a process that publishes into a store, and may be killed and started again.
+// publisher is a process that publishes into a store and can be killed and started again.
 type publisher struct {
 	t      testing.TB
 	name   string
@@ -107,7 +108,7 @@ type publisher struct {
 	cmd    *exec.Cmd
 	exited chan struct{}
 	log    string
-	// theirs says that it is Cilium's.
+	// Whether this is Cilium's publisher.
 	theirs bool
 }
 
@@ -116,7 +117,7 @@ func port(address string) string {
 	return port
 }
 
-// newPublisher prepares one, which does not run yet; `flags` may change from run to run.
+// newPublisher prepares a publisher that does not run yet. The flags may be changed before each start.
 func newPublisher(t testing.TB, name, bin, store string, flags []string, args ...string) *publisher {
 	t.Helper()
 	p := &publisher{t: t, name: name, bin: bin, args: args, flags: flags, log: filepath.Join(t.TempDir(), name+".log")}
@@ -131,13 +132,13 @@ func newPublisher(t testing.TB, name, bin, store string, flags []string, args ..
 	return p
 }
 
-// common are the arguments that both take.
+// common are the arguments that both publishers accept.
 func common(command, kubeconfig string, more ...string) []string {
 	args := []string{command, "--cluster-id=3", "--cluster-name=c3", "--clustermesh-enable-mcs-api", "--k8s-kubeconfig-path=" + kubeconfig}
 	return append(args, more...)
 }
 
-// cilium is the original, writing into `store`.
+// cilium is Cilium's publisher into a store.
 func cilium(t testing.TB, kubeconfig, store string, flags []string) *publisher {
 	t.Helper()
 	p := newPublisher(t, "cilium", os.Getenv("CILIUM_APISERVER"), store, flags, common("clustermesh", kubeconfig,
@@ -148,7 +149,7 @@ func cilium(t testing.TB, kubeconfig, store string, flags []string) *publisher {
 	return p
 }
 
-// oursAlone is our publisher, writing into `store`.
+// oursAlone is the publisher of Isthmus into a store of another process.
 func oursAlone(t testing.TB, kubeconfig, store string, flags []string) *publisher {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "etcd.yaml")
@@ -160,7 +161,7 @@ func oursAlone(t testing.TB, kubeconfig, store string, flags []string) *publishe
 		"--health-port="+port(lowPort(t)))...)
 }
 
-// oursWithStore is our publisher with the store in the same process.
+// oursWithStore is the publisher of Isthmus with its store in the same process (`serve`).
 func oursWithStore(t testing.TB, kubeconfig string, flags []string) *publisher {
 	t.Helper()
 	store := lowPort(t)
@@ -173,7 +174,7 @@ func (p *publisher) running() bool { return p.exited != nil }
 
 func (p *publisher) up() {
 	p.t.Helper()
-	log := must[*os.File](p.t)(os.OpenFile(p.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600))
+	log := try(os.OpenFile(p.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)).or(p.t)
 	defer log.Close()
 	p.cmd = exec.Command(p.bin, append(slices.Clone(p.args), p.flags...)...)
 	p.cmd.Stdout, p.cmd.Stderr = log, log
@@ -201,7 +202,7 @@ func (p *publisher) down(signal syscall.Signal) {
 	p.exited = nil
 }
 
-// keys reads what is published; nothing if the store does not answer.
+// keys reads the published keys. The result is empty if the store does not answer.
 func (p *publisher) keys() map[string]string {
 	c, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
@@ -221,8 +222,8 @@ func (p *publisher) keys() map[string]string {
 	return keys
 }
 
-// wipe empties the store, so that the next one starts without a former life.
+// wipe empties the store, so that the next publisher starts without keys of an earlier one.
 func (p *publisher) wipe() {
 	p.t.Helper()
-	must[*clientv3.DeleteResponse](p.t)(p.client.Delete(ctx(p.t), "", clientv3.WithPrefix()))
+	try(p.client.Delete(ctx(p.t), "", clientv3.WithPrefix())).or(p.t)
 }

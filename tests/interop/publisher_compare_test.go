@@ -9,17 +9,16 @@ import (
 	"strings"
 )
 
-// What two publishers may say differently of the same objects, and why:
-//   - an address that is none: the original writes it under the key `<nil>`, where all such collide and which
-//     readers reject; ours leaves it out;
-//   - an address that several slices of a service have: the original takes it from one of them, by chance;
-//     ours adds their ports up;
-//   - a service that is a name elsewhere has no address: the original publishes an empty one, for which
-//     readers reject the whole service; ours may leave it out;
-//   - labels of an identity that differ in their source alone: the original takes one by chance;
-//   - who owns an address that several pods have, where the publishers need not have heard of them in the
-//     same order;
-//   - slices are compressed: what they hold counts.
+// Two publishers may publish the same objects differently in these cases:
+//   - an invalid address: the original writes it under the key `<nil>`, where all invalid addresses collide and which
+//     readers reject; Isthmus omits it;
+//   - an address that several slices of a service have: the original takes the ports of one of them, by chance; Isthmus
+//     takes the ports of all;
+//   - a service of type ExternalName has no address: the original publishes an empty one, for which readers reject the
+//     whole service; Isthmus may omit it;
+//   - labels of an identity that differ only in their source: the original takes one by chance;
+//   - the owner of an address that several pods claim, where the publishers may have seen the pods in different orders;
+//   - compressed slices: the decoded contents are compared.
 
 const (
 	stateIP         = "cilium/state/ip/v1/default/"
@@ -40,16 +39,16 @@ func known(d deviation) bool {
 	return *publisherKnown != "" && (matches || err != nil)
 }
 
-// pair is two publishers to compare.
+// pair says how two publishers differ that are compared.
 type pair struct {
-	// One of them has just started, so that it had its own order of things.
+	// One publisher has just started, so it saw objects in another order.
 	anew bool
-	// Both are the original.
+	// Both publishers are Cilium's.
 	originals bool
 	contested map[string][]claimant
 }
 
-// differences between our keys, or those of an older original, and the original's.
+// differences lists where the keys differ from those of Cilium's publisher.
 func (w *mesh) differences(ours, theirs map[string]string, of pair) []deviation {
 	of.contested = w.contested()
 	all := stdmaps.Clone(ours)
@@ -76,7 +75,7 @@ func (w *mesh) allowed(key, mine, other string, here, there bool, of pair) bool 
 	if key == stateIP+"<nil>" {
 		return of.originals || !here
 	}
-	// With slices only the original leaves it out, and a reader that knows of no slices waits for ever.
+	// With slices only, the original omits this canary, and a reader without support for slices waits for ever.
 	if key == "cilium/synced/c3/cilium/state/services/v1" {
 		return here
 	}
@@ -96,7 +95,7 @@ func (w *mesh) allowed(key, mine, other string, here, there bool, of pair) bool 
 		if claims := of.contested[address]; !lenient || !owns(claims, mine) || !owns(claims, other) {
 			return false
 		}
-		// From here on they have it in a different order.
+		// From here on, the publishers may have the claims in different orders.
 		w.unordered[address] = true
 		w.seen["contested addresses of different owners"]++
 		return true
@@ -121,7 +120,7 @@ func (w *mesh) isExternal(key string) bool {
 	return strings.HasPrefix(key, stateServices) && spec["type"] == "ExternalName"
 }
 
-// owns says whether the value is that of one of the claims.
+// owns says whether the value belongs to one of the claims.
 func owns(claims []claimant, value string) bool {
 	var pair struct {
 		ID           uint32
@@ -136,11 +135,11 @@ func owns(claims []claimant, value string) bool {
 	})
 }
 
-// sameIdentity allows another source for labels that the identity has from several.
+// sameIdentity compares identities, and accepts any source of a label that the identity has from several sources.
 func (w *mesh) sameIdentity(name, mine, other string) bool {
 	object := w.objects["/apis/cilium.io/v2/ciliumidentities/"+name]
 	labels, _ := object["security-labels"].(dict)
-	// Key without source → label and value, as it may be published.
+	// Key without source → the labels with values that may be published.
 	forms := map[string][]string{}
 	for label, value := range labels {
 		key, form := securityLabel(label, value.(string))
@@ -182,14 +181,14 @@ func securityLabel(label, value string) (key, form string) {
 
 // === services ===
 
-// backend is what one slice says of an address.
+// backend is the entry of one address in one slice.
 type backend struct {
 	ports    map[string]string
 	hostname string
 	zone     string
 }
 
-// backends of a service: address → one for each slice that has it; within a slice the last endpoint counts.
+// backends of a service: address → the entry of each slice that has it. Within a slice the last endpoint counts.
 func (w *mesh) backends(service string) map[string][]backend {
 	namespace, name, _ := strings.Cut(service, "/")
 	all := map[string][]backend{}
@@ -253,7 +252,7 @@ func zoneText(zone string, hints any) string {
 	return string(text)
 }
 
-// sameService allows differences about addresses that several slices have.
+// sameService compares services, and accepts differences about addresses that several slices have.
 func (w *mesh) sameService(name, mine, other string, originals bool) bool {
 	var ours, theirs dict
 	if json.Unmarshal([]byte(mine), &ours) != nil || json.Unmarshal([]byte(other), &theirs) != nil {
@@ -310,7 +309,7 @@ func fieldOf(service dict, field, address string) string {
 	}
 }
 
-// fits says that host name and zone come from one of the slices, if any has them.
+// fits says whether host name and zone come from one of the slices, if any slice has them.
 func fits(service dict, address string, candidates []backend) bool {
 	for _, field := range []string{"hostnames", "zones"} {
 		said := []string{}

@@ -10,7 +10,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// canonical is an address as Cilium writes it.
+// canonical is an address in the form that Cilium writes.
 func canonical(text string) string {
 	address, err := netip.ParseAddr(text)
 	if err != nil {
@@ -19,8 +19,8 @@ func canonical(text string) string {
 	return address.String()
 }
 
-// message describes the fields of a protobuf message: those that are messages themselves, and those that are
-// maps, whose order does not count.
+// message describes the fields of a protobuf message that are messages themselves, and those that are maps, whose order is
+// ignored.
 type message struct {
 	nested map[protowire.Number]*message
 	maps   []protowire.Number
@@ -44,7 +44,7 @@ var unzstd = func() *zstd.Decoder {
 	return d
 }()
 
-// decodeSlice shows what an exported slice holds, field by field.
+// decodeSlice renders the contents of an exported slice field by field.
 func decodeSlice(value string) string {
 	data, err := unzstd.DecodeAll([]byte(value), nil)
 	if err != nil {
@@ -83,7 +83,7 @@ func (m *message) show(data []byte) string {
 	var texts []string
 	for number, of := range fields {
 		if slices.Contains(m.maps, number) {
-			// Of an entry an empty key or value may be left out.
+			// An entry of a map may omit an empty key or value.
 			for i, entry := range of {
 				of[i] = strings.ReplaceAll(entry, ` 02:""`, "")
 			}

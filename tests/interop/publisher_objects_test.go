@@ -5,7 +5,7 @@ import (
 	"strings"
 )
 
-// Random objects, each as a user may write them and some as nobody should.
+// Random objects: valid ones as users write them, and some invalid ones.
 
 func strs(pairs ...string) dict {
 	m := dict{}
@@ -15,7 +15,7 @@ func strs(pairs ...string) dict {
 	return m
 }
 
-// some of the pairs, each with one of its values.
+// some returns some of the pairs, each with one of its values.
 func (w *mesh) some(percent int, pairs ...[]string) dict {
 	m := dict{}
 	for _, p := range pairs {
@@ -32,7 +32,7 @@ func (w *mesh) chance(percent int) bool { return w.rng.IntN(100) < percent }
 
 var (
 	booleans = []string{"true", "true", "true", "True", "TRUE", "false", "", "yes", " true"}
-	// What JSON encoders do differently.
+	// Characters that JSON encoders escape differently.
 	odd = []string{"", "v", "<a>&\"\\/", "\u2028\u2029\u0000\u0001\b\f\n\r\t\u007f", "é☃𝄞", strings.Repeat("long ", 50)}
 )
 
@@ -120,7 +120,7 @@ func (w *mesh) identity(name string) dict {
 	}
 }
 
-// anyNamespace is one that objects may name though it is not there.
+// anyNamespace is a namespace that may not exist.
 func (w *mesh) anyNamespace() string {
 	if w.chance(5) {
 		return one(w, "", "nowhere")
@@ -159,7 +159,7 @@ func (w *mesh) namedPorts() []any {
 	return ports
 }
 
-// endpoint's fields are the same in a CiliumEndpoint's status and in a slice.
+// endpoint has the fields that a CiliumEndpoint's status and a CiliumEndpointSlice share.
 func (w *mesh) endpoint(object dict) dict {
 	if w.chance(95) {
 		object["networking"] = w.networking()

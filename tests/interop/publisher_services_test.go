@@ -24,7 +24,7 @@ func (w *mesh) service(name string) dict {
 	case 1, 2:
 		spec["clusterIP"] = "None"
 	case 3:
-		// A headless service without a selector is of both families even where addresses have one.
+		// A headless service without a selector has both IP families, whatever its addresses have.
 		spec["clusterIP"] = "None"
 		spec["ipFamilyPolicy"] = "RequireDualStack"
 		delete(spec, "selector")

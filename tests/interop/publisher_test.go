@@ -13,9 +13,10 @@ import (
 	"time"
 )
 
-// Cilium's publisher and ours follow the same Kubernetes API, each into a store of its own, while objects of
-// all kinds come, change and go at random and publishers are killed. Now and then everybody comes to rest, and
-// the stores must say the same. Ours runs twice: alone, and in one process with its store.
+// The publisher walk: Cilium's publisher and Isthmus follow the same Kubernetes API, each into a store of its own, while
+// objects of all kinds are created, changed and deleted at random, and publishers are killed. In intervals the walk waits
+// until all publishers have caught up, and the stores must be equal. Isthmus runs twice: as a publisher alone, and in one
+// process with its store.
 var (
 	publisherSteps = flag.Int("publisher.steps", 200, "steps of each walk, -seeds walks")
 	publisherRest  = flag.Int("publisher.rest", 25, "steps between comparisons")
@@ -79,7 +80,7 @@ func newMesh(t *testing.T, seed uint64) *mesh {
 	return w
 }
 
-// bareMesh is an API that nobody publishes yet.
+// bareMesh is an API without publishers.
 func bareMesh(t *testing.T, seed uint64, slices bool) *mesh {
 	t.Helper()
 	w := &mesh{
@@ -93,7 +94,7 @@ func bareMesh(t *testing.T, seed uint64, slices bool) *mesh {
 	return w
 }
 
-// begin starts everybody.
+// begin starts all publishers.
 func (w *mesh) begin(flags []string) {
 	w.t.Helper()
 	config := w.api.kubeconfig()
@@ -116,9 +117,9 @@ func (w *mesh) begin(flags []string) {
 	w.passed(append([]*publisher{w.cilium}, w.ours...)...)
 }
 
-// === coming to rest ===
+// === waiting until all have caught up ===
 
-// fences are an object of each kind that say how far their publisher has come.
+// fences are one object of each kind whose keys show how far a publisher has come.
 func (w *mesh) fences() []dict {
 	said := fmt.Sprintf("fence-%d-", w.fence)
 	labels := dict{"fence": said + "x", "kubernetes.io/service-name": "fence"}
@@ -142,7 +143,7 @@ func (w *mesh) fences() []dict {
 	}
 }
 
-// post writes all fences anew.
+// post writes a new version of all fences.
 func (w *mesh) post() {
 	w.fence++
 	for i := range w.kinds {
@@ -177,7 +178,7 @@ func (w *mesh) postOne(i int) {
 	w.objects[path] = w.api.expect(200, "PUT", path, object)
 }
 
-// passed waits until the publishers have come as far as the fences.
+// passed waits until the publishers have published the fences.
 func (w *mesh) passed(publishers ...*publisher) {
 	w.t.Helper()
 	said := fmt.Sprintf("fence-%d-", w.fence)
@@ -205,7 +206,7 @@ func (w *mesh) passed(publishers ...*publisher) {
 	}
 }
 
-// fenceKeys are the keys of the fences, of all that is published.
+// fenceKeys are the published keys of the fences.
 func (w *mesh) fenceKeys(keys map[string]string) []string {
 	all := []string{stateIP + "192.0.2.254", "cilium/state/nodes/v1/c3/fence", stateIdentities + "999999", stateSlices + "fence/fence"}
 	config := keys["cilium/cluster-config/c3"]
@@ -218,8 +219,7 @@ func (w *mesh) fenceKeys(keys map[string]string) []string {
 	return all
 }
 
-// order waits until everybody has seen the addresses claimed so far, so that nobody can mistake whose claim
-// is older.
+// order waits until all publishers have seen the claims of addresses so far, so that all agree which claim is older.
 func (w *mesh) order() {
 	w.t.Helper()
 	if len(w.dead) > 0 {
@@ -236,7 +236,7 @@ func (w *mesh) order() {
 	w.agreed()
 }
 
-// compare brings everybody to rest and compares.
+// compare waits until all publishers have caught up, and compares their stores.
 func (w *mesh) compare(step int, anew bool) {
 	w.t.Helper()
 	for p := range stdmaps.Clone(w.dead) {
@@ -256,7 +256,7 @@ func (w *mesh) compare(step int, anew bool) {
 			w.agreed()
 			return
 		}
-		// What is stale stays so.
+		// Stale keys of the original stay stale.
 		if !slices.ContainsFunc(found, func(d deviation) bool { return w.stale(d.key) == "" }) {
 			lasting /= 10
 		}
@@ -268,8 +268,8 @@ func (w *mesh) compare(step int, anew bool) {
 	w.agreed()
 }
 
-// compareAnew compares with what the original publishes into an empty store, which is free of what it left
-// behind; that one goes on from here. What it left behind has to have a reason.
+// compareAnew compares with a new publisher of the original in an empty store, where no key is stale. The new publisher
+// replaces the old one from here on. Every stale key of the old one must have a known reason.
 func (w *mesh) compareAnew(step int) {
 	w.t.Helper()
 	w.count["comparisons with a new one"]++
@@ -313,7 +313,7 @@ func (w *mesh) compareAnew(step int) {
 	w.shuffle(w.namespaces...)
 }
 
-// isComplete says that every first value is there, of a publisher without a former life.
+// isComplete says whether a publisher that started with an empty store has published all objects.
 func isComplete(keys map[string]string) bool {
 	for _, scope := range []string{"nodes", "identities", "ip", "services", "endpointslices", "serviceexports"} {
 		optional := scope == "services" && strings.Contains(keys["cilium/cluster-config/c3"], "endpointslices-only")
@@ -324,7 +324,7 @@ func isComplete(keys map[string]string) bool {
 	return true
 }
 
-// stale is why the original's store may hold what it no longer publishes.
+// stale is the reason for which the original's store may have a key that the original no longer publishes.
 func (w *mesh) stale(key string) string {
 	if why := w.former["restart"]; why != "" {
 		return why
@@ -341,7 +341,7 @@ func (w *mesh) stale(key string) string {
 	return ""
 }
 
-// tell reports a difference once.
+// tell reports each difference once.
 func (w *mesh) tell(step int, who string, d deviation) {
 	w.t.Helper()
 	text := d.String()
@@ -355,7 +355,7 @@ func (w *mesh) tell(step int, who string, d deviation) {
 	}
 }
 
-// evidence is what the API has that a key may come from.
+// evidence lists the objects of the API that a key may come from.
 func (w *mesh) evidence(d deviation) string {
 	parts := strings.Split(d.key, "/")
 	names := map[string]bool{parts[len(parts)-1]: true}
@@ -391,7 +391,7 @@ func (w *mesh) evidence(d deviation) string {
 	return text.String()
 }
 
-// plainObject is an object without what the API adds.
+// plainObject is an object without the fields that the API server adds.
 func plainObject(object dict) dict {
 	metadata := stdmaps.Clone(object["metadata"].(dict))
 	for _, field := range []string{"managedFields", "uid", "resourceVersion", "generation", "name", "namespace"} {

@@ -11,14 +11,14 @@ import (
 	"testing"
 )
 
-// The walk: one random change of the Kubernetes API after the other, and now and then a publisher dies.
+// The walk of the publisher test: one random change of the Kubernetes API after the other, and some kills of publishers.
 
-// mesh is the API of a cluster and those who publish it.
+// mesh is the API of a cluster and its publishers.
 type mesh struct {
 	t   *testing.T
 	rng *rand.Rand
 	api *apiserver
-	// Cilium's publisher, and one that waits with a store of its own to say what a new one would publish.
+	// Cilium's publisher, and a spare one with a store of its own, which shows what a new publisher would publish.
 	cilium, spare *publisher
 	ours          []*publisher
 	// Addresses come from CiliumEndpointSlices.
@@ -26,20 +26,20 @@ type mesh struct {
 	globalDefault bool
 	namespaces    []string
 	kinds         []kind
-	// Path → the object as the API has it.
+	// Path → the object in the API.
 	objects map[string]dict
 	// Steps until a publisher that was killed is started again.
 	dead  map[*publisher]int
 	fence int
-	// Since the stores were last seen to agree: addresses by how often their claims changed.
+	// Addresses whose claims have changed since the stores were last equal, with the number of changes.
 	touched map[string]int
-	// Addresses whose claimants the publishers may have lined up differently.
+	// Addresses whose claims the publishers may have in different orders.
 	unordered map[string]bool
-	// Keys that may be stale at the original, and why.
+	// Keys that may be stale in the original's store, with the reason.
 	former map[string]string
 	told   map[string]bool
 	count  map[string]int
-	// What the comparison that goes on has come across, and the walk so far.
+	// Counts of the current comparison and of the walk so far.
 	seen map[string]int
 }
 
@@ -111,7 +111,7 @@ func (w *mesh) step() {
 	}
 }
 
-// === publishers come and go ===
+// === kills of publishers ===
 
 func (w *mesh) kill() {
 	p := one(w, append([]*publisher{w.cilium}, w.ours...)...)
@@ -134,7 +134,7 @@ func (w *mesh) revive(p *publisher) {
 
 // === objects ===
 
-// request sends a change and remembers what the API made of it.
+// request sends a change and keeps the resulting object.
 func (w *mesh) request(kind, method, path string, body dict) bool {
 	code, answer := w.api.call(method, path, body)
 	w.count[fmt.Sprint(kind, " ", method, " ", code)]++
@@ -178,7 +178,7 @@ func (w *mesh) stepObject(k kind) {
 	w.request(k.name, "PUT", path, object)
 }
 
-// sameShape says whether one object can become the other, and takes over what it must.
+// sameShape says whether an object can be updated to another one, and copies the fields that an update may not change.
 func sameShape(old, object dict) bool {
 	if old["addressType"] != object["addressType"] {
 		return false
@@ -195,7 +195,7 @@ func sameShape(old, object dict) bool {
 		return "address"
 	}
 	if spec["ports"] == nil || before["ipFamilyPolicy"] == nil {
-		// Not a service, or one without addresses.
+		// No service, or a service without addresses.
 		return spec["externalName"] == before["externalName"]
 	}
 	if shape(spec) != shape(before) {
@@ -229,7 +229,7 @@ func (w *mesh) stepNamespace() {
 	}
 }
 
-// dropNamespace takes a namespace away from under its objects, as nobody is there to delete them first.
+// dropNamespace deletes a namespace and leaves its objects, since no controller runs that would delete them first.
 func (w *mesh) dropNamespace(path string) {
 	w.t.Helper()
 	answer := w.api.expect(200, "DELETE", path, nil)
@@ -239,9 +239,9 @@ func (w *mesh) dropNamespace(path string) {
 	w.count["Namespace dropped"]++
 }
 
-// === what the walk knows about what it did ===
+// === records that explain differences ===
 
-// note keeps what may explain a difference later.
+// note records a change that may explain a difference later.
 func (w *mesh) note(path string, before, now dict) {
 	addresses := w.claims(path, before)
 	stdmaps.Copy(addresses, w.claims(path, now))
@@ -292,7 +292,7 @@ func labelOf(object dict, name string) string {
 
 func (w *mesh) exists(namespace string) bool { return w.objects[namespacePath+"/"+namespace] != nil }
 
-// global is Cilium's rule: what does not exist is not global.
+// global applies Cilium's rule: a namespace that does not exist is not global.
 func (w *mesh) global(namespace string) bool {
 	object := w.objects[namespacePath+"/"+namespace]
 	if object == nil {
@@ -305,13 +305,13 @@ func (w *mesh) global(namespace string) bool {
 	return w.globalDefault
 }
 
-// claimant is an endpoint's right to an address.
+// claimant is an endpoint that claims an address.
 type claimant struct {
 	namespace, pod string
 	identity       float64
 }
 
-// claims are the addresses of an object, whether its namespace is global or not.
+// claims are the addresses of an object, whether or not its namespace is global.
 func (w *mesh) claims(path string, object dict) map[string][]claimant {
 	all := map[string][]claimant{}
 	add := func(namespace, pod string, id any, networking any) {
@@ -344,7 +344,7 @@ func (w *mesh) claims(path string, object dict) map[string][]claimant {
 	return all
 }
 
-// contested are the addresses that several objects claim, with all their claims.
+// contested are the addresses with several claims.
 func (w *mesh) contested() map[string][]claimant {
 	all, objects := map[string][]claimant{}, map[string]int{}
 	for _, path := range slices.Sorted(stdmaps.Keys(w.objects)) {
@@ -359,7 +359,7 @@ func (w *mesh) contested() map[string][]claimant {
 	return all
 }
 
-// shuffle: from here on the publishers may have the claims of these namespaces in different orders.
+// shuffle notes that the publishers may have the claims of these namespaces in different orders from here on.
 func (w *mesh) shuffle(namespaces ...string) {
 	for path, object := range w.objects {
 		for address, claims := range w.claims(path, object) {
@@ -370,7 +370,7 @@ func (w *mesh) shuffle(namespaces ...string) {
 	}
 }
 
-// agreed: all publishers have seen everything.
+// agreed notes that all publishers have seen every change.
 func (w *mesh) agreed() {
 	for what, times := range w.seen {
 		w.count[what] += times

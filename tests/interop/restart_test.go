@@ -25,8 +25,8 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 )
 
-// A server with a data directory is killed under its clients and started again: they go on as if nothing
-// had been. What else has to survive is in restart_state_test.go.
+// A server with a data directory is killed under its clients and started again, and the clients continue as if nothing
+// had happened. restart_state_test.go covers state other than keys and watches.
 var (
 	restartWatchers = flag.Int("restart.watchers", 200, "clients with a watch each")
 	restartKeys     = flag.Int("restart.keys", 2000, "keys before the restart")
@@ -44,7 +44,7 @@ type kept struct {
 	exited chan struct{}
 }
 
-// keep prepares a server, which does not run yet. Its addresses are as fixed as its directory.
+// keep prepares a server that does not run yet, with fixed addresses and a fixed directory.
 func keep(t testing.TB, name, dir string, args ...string) *kept {
 	t.Helper()
 	address := lowPort(t)
@@ -79,8 +79,8 @@ func keep(t testing.TB, name, dir string, args ...string) *kept {
 	return k
 }
 
-// lowPort gives a port below those of outgoing connections. Of the others, a client that tries to reach the
-// server while it is down may get the server's port for itself.
+// lowPort returns an address with a port below the range for outgoing connections. While the server is down, a connection
+// attempt of a client could otherwise take the server's port as its own.
 func lowPort(t testing.TB) string {
 	t.Helper()
 	for range 100 {
@@ -94,7 +94,7 @@ func lowPort(t testing.TB) string {
 	return ""
 }
 
-// up starts the server and gives its first answer, and how long that took.
+// up starts the server, and returns its first answer and the time until then.
 func (k *kept) up(t testing.TB) (*pb.ResponseHeader, time.Duration) {
 	t.Helper()
 	k.cmd = exec.Command(k.bin, k.args...)
@@ -107,7 +107,7 @@ func (k *kept) up(t testing.TB) (*pb.ResponseHeader, time.Duration) {
 	exited := make(chan struct{})
 	go func() { _ = k.cmd.Wait(); close(exited) }()
 	k.exited = exited
-	// Quicker to try again than clients are.
+	// Retries faster than clients do by default.
 	quick := backoff.Config{BaseDelay: 2 * time.Millisecond, Multiplier: 1, MaxDelay: 2 * time.Millisecond}
 	conn, err := grpc.NewClient(k.address, grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: quick, MinConnectTimeout: time.Second}))
@@ -134,7 +134,7 @@ func (k *kept) up(t testing.TB) (*pb.ResponseHeader, time.Duration) {
 	return r.Header, time.Since(began)
 }
 
-// down ends the server and tells how long that took.
+// down ends the server and returns the time that took.
 func (k *kept) down(t testing.TB, sig syscall.Signal) time.Duration {
 	t.Helper()
 	began := time.Now()
@@ -156,7 +156,7 @@ var followed = []string{
 	"cilium/state/services/v1/", "cilium/cache/serviceexports/v1/",
 }
 
-// change is all there is to an event.
+// change has everything of an event.
 type change struct {
 	deleted                bool
 	key, value             string
@@ -164,8 +164,8 @@ type change struct {
 	lease                  int64
 }
 
-// sight is an event as a watcher keeps it.
-type sight struct {
+// seenEvent is an event in the short form that watchers keep.
+type seenEvent struct {
 	revision int64
 	sum      uint64
 	at       time.Time
@@ -177,14 +177,14 @@ type follower struct {
 	prefix  string
 	client  *clientv3.Client
 	mu      sync.Mutex
-	seen    []sight
+	seen    []seenEvent
 	last    atomic.Int64
 	relists int
 	strange int // answers of another cluster
 }
 
-// follow watches until ctx ends. A watch that the server gives up begins anew at the present revision, as
-// an agent does after it has listed.
+// follow watches until ctx ends. After a cancellation by the server, the watch begins again at the current revision, like an
+// agent's after a new list.
 func (f *follower) follow(ctx context.Context, from int64, cluster uint64) {
 	for {
 		for r := range f.client.Watch(ctx, f.prefix, clientv3.WithPrefix(), clientv3.WithRev(from)) {
@@ -198,7 +198,7 @@ func (f *follower) follow(ctx context.Context, from int64, cluster uint64) {
 			for _, e := range r.Events {
 				kv := e.Kv
 				c := change{e.Type == clientv3.EventTypeDelete, string(kv.Key), string(kv.Value), kv.CreateRevision, kv.ModRevision, kv.Version, kv.Lease}
-				f.seen = append(f.seen, sight{kv.ModRevision, maphash.Comparable(sums, c), time.Now()})
+				f.seen = append(f.seen, seenEvent{kv.ModRevision, maphash.Comparable(sums, c), time.Now()})
 				f.last.Store(kv.ModRevision)
 			}
 			f.mu.Unlock()
@@ -215,7 +215,7 @@ func (f *follower) follow(ctx context.Context, from int64, cluster uint64) {
 	}
 }
 
-// writer changes one key after the other at a steady rate, and tries again what fails.
+// writer changes one key after the other at a steady rate, and retries failed writes.
 type writer struct {
 	acked   map[int64]bool
 	retries int
@@ -253,17 +253,17 @@ func (w *writer) run(ctx context.Context, c *clientv3.Client) {
 	}
 }
 
-// mark puts a key under every prefix.
+// mark puts a key below every prefix.
 func mark(t testing.TB, c *clientv3.Client, name string) map[string]int64 {
 	t.Helper()
 	at := map[string]int64{}
 	for _, prefix := range followed {
-		at[prefix] = must[*clientv3.PutResponse](t)(c.Put(ctx(t), prefix+name, name)).Header.Revision
+		at[prefix] = try(c.Put(ctx(t), prefix+name, name)).or(t).Header.Revision
 	}
 	return at
 }
 
-// allowFiles makes room for connections, here and in the servers started from here.
+// allowFiles raises the limit of open files for this process and for the servers that it starts.
 func allowFiles(t testing.TB, need uint64) {
 	t.Helper()
 	var limit syscall.Rlimit
@@ -293,7 +293,7 @@ func TestRestart(t *testing.T) {
 }
 
 func restartUnder(t *testing.T, k *kept, sig syscall.Signal) {
-	// Clients say at length how they try again.
+	// The client library logs its retries at length.
 	t.Setenv("ETCD_CLIENT_DEBUG", "fatal")
 	allowFiles(t, uint64(*restartWatchers)*2+500)
 	header, _ := k.up(t)
@@ -348,14 +348,14 @@ func restartUnder(t *testing.T, k *kept, sig syscall.Signal) {
 	writing.Wait()
 	end := mark(t, again, "end")
 	reached("watchers have all", end)
-	// Time for what should not come.
+	// Leaves time for events that must not come.
 	time.Sleep(500 * time.Millisecond)
 
 	whole := &follower{prefix: "cilium/", client: again}
 	watching.Go(func() { whole.follow(all, from, cluster) })
 	last := end[followed[len(followed)-1]]
 	eventually(t, "a new watch has all", func() bool { return whole.last.Load() >= last })
-	want := map[string][]sight{}
+	want := map[string][]seenEvent{}
 	for _, prefix := range followed {
 		one := &follower{prefix: prefix, client: again}
 		watching.Go(func() { one.follow(all, from, cluster) })
@@ -370,7 +370,7 @@ func restartUnder(t *testing.T, k *kept, sig syscall.Signal) {
 		k.name, sig, len(followers), code, gone.Round(time.Millisecond), answered.Round(time.Millisecond), line, len(w.acked), w.retries)
 }
 
-// fillKeys puts the keys and gives the revision when half of them were there.
+// fillKeys puts the keys and returns the revision after half of them.
 func fillKeys(t testing.TB, c *clientv3.Client) int64 {
 	t.Helper()
 	half := *restartKeys / 2
@@ -390,14 +390,14 @@ func fillKeys(t testing.TB, c *clientv3.Client) int64 {
 		}
 		wg.Wait()
 		if from == 0 {
-			from = must[*clientv3.GetResponse](t)(c.Get(ctx(t), "ready")).Header.Revision + 1
+			from = try(c.Get(ctx(t), "ready")).or(t).Header.Revision + 1
 		}
 	}
 	return from
 }
 
-// checkHistory checks that revisions follow one another and what was acknowledged is there.
-func checkHistory(t testing.TB, seen []sight, from, last int64, acked map[int64]bool) {
+// checkHistory checks that revisions follow one another and that every acknowledged write is among them.
+func checkHistory(t testing.TB, seen []seenEvent, from, last int64, acked map[int64]bool) {
 	t.Helper()
 	there := map[int64]bool{}
 	next := from
@@ -418,8 +418,8 @@ func checkHistory(t testing.TB, seen []sight, from, last int64, acked map[int64]
 	}
 }
 
-// compareAll holds what the watchers saw against what there is to see.
-func compareAll(t testing.TB, followers []*follower, want map[string][]sight, started time.Time, back int64) string {
+// compareAll compares the events that the watchers saw with the history.
+func compareAll(t testing.TB, followers []*follower, want map[string][]seenEvent, started time.Time, back int64) string {
 	t.Helper()
 	relists, missed, duplicates, unknown, disordered, strange, events := 0, 0, 0, 0, 0, 0, 0
 	var live []time.Duration
@@ -442,11 +442,11 @@ func compareAll(t testing.TB, followers []*follower, want map[string][]sight, st
 				unknown++
 			}
 		}
-		same := slices.EqualFunc(f.seen, want[f.prefix], func(a, b sight) bool { return a.sum == b.sum })
+		same := slices.EqualFunc(f.seen, want[f.prefix], func(a, b seenEvent) bool { return a.sum == b.sum })
 		if !same && missed+duplicates+unknown == before {
 			disordered++
 		}
-		if i := slices.IndexFunc(f.seen, func(s sight) bool { return s.revision > back }); i >= 0 {
+		if i := slices.IndexFunc(f.seen, func(s seenEvent) bool { return s.revision > back }); i >= 0 {
 			live = append(live, f.seen[i].at.Sub(started))
 		}
 		relists += f.relists

@@ -16,8 +16,8 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// A snapshot of ours is one of etcd's: etcdutl reads it, and an etcd restored from it holds the same. And the
-// other way round.
+// A snapshot of Isthmus can be restored into etcd and a snapshot of etcd into Isthmus, with equal contents; etcdutl reads
+// both.
 func TestSnapshotRestoresIntoEtcdAndBack(t *testing.T) {
 	for _, from := range []func(testing.TB, ...string) *server{ours, theirs} {
 		s := from(t)
@@ -29,17 +29,17 @@ func moveSnapshot(t *testing.T, s *server) {
 	c := s.client(t)
 	defer c.Close()
 	for i := range 2000 {
-		must[*clientv3.PutResponse](t)(c.Put(ctx(t), fmt.Sprintf("k/%05d", i%700), strings.Repeat("v", i%400)))
+		try(c.Put(ctx(t), fmt.Sprintf("k/%05d", i%700), strings.Repeat("v", i%400))).or(t)
 	}
-	must[*clientv3.PutResponse](t)(c.Put(ctx(t), "large", strings.Repeat("x", 1<<20)))
-	must[*clientv3.DeleteResponse](t)(c.Delete(ctx(t), "k/001", clientv3.WithPrefix()))
-	lease := must[*clientv3.LeaseGrantResponse](t)(c.Grant(ctx(t), 3000))
-	must[*clientv3.PutResponse](t)(c.Put(ctx(t), "leased", "v", clientv3.WithLease(lease.ID)))
-	must[*clientv3.CompactResponse](t)(c.Compact(ctx(t), 900, clientv3.WithCompactPhysical()))
-	must[*clientv3.AuthUserAddResponse](t)(c.UserAdd(ctx(t), "ann", "pw"))
-	must[*clientv3.AuthRoleAddResponse](t)(c.RoleAdd(ctx(t), "reader"))
-	must[*clientv3.AuthUserGrantRoleResponse](t)(c.UserGrantRole(ctx(t), "ann", "reader"))
-	before := must[*clientv3.HashKVResponse](t)(c.HashKV(ctx(t), s.address, 0))
+	try(c.Put(ctx(t), "large", strings.Repeat("x", 1<<20))).or(t)
+	try(c.Delete(ctx(t), "k/001", clientv3.WithPrefix())).or(t)
+	lease := try(c.Grant(ctx(t), 3000)).or(t)
+	try(c.Put(ctx(t), "leased", "v", clientv3.WithLease(lease.ID))).or(t)
+	try(c.Compact(ctx(t), 900, clientv3.WithCompactPhysical())).or(t)
+	try(c.UserAdd(ctx(t), "ann", "pw")).or(t)
+	try(c.RoleAdd(ctx(t), "reader")).or(t)
+	try(c.UserGrantRole(ctx(t), "ann", "reader")).or(t)
+	before := try(c.HashKV(ctx(t), s.address, 0)).or(t)
 
 	dir := t.TempDir()
 	file := filepath.Join(dir, "snapshot.db")
@@ -79,25 +79,25 @@ func holdsTheSame(t *testing.T, restored *server, before *clientv3.HashKVRespons
 	t.Helper()
 	r := restored.client(t)
 	defer r.Close()
-	after := must[*clientv3.HashKVResponse](t)(r.HashKV(ctx(t), restored.address, 0))
+	after := try(r.HashKV(ctx(t), restored.address, 0)).or(t)
 	if after.Hash != before.Hash || after.Header.Revision != before.Header.Revision {
 		t.Fatalf("%s: hash %x at %d, was %x at %d", restored.name, after.Hash, after.Header.Revision, before.Hash, before.Header.Revision)
 	}
-	ttl := must[*clientv3.LeaseTimeToLiveResponse](t)(r.TimeToLive(ctx(t), lease, clientv3.WithAttachedKeys()))
+	ttl := try(r.TimeToLive(ctx(t), lease, clientv3.WithAttachedKeys())).or(t)
 	if ttl.GrantedTTL != 3000 || len(ttl.Keys) != 1 {
 		t.Fatalf("%s: lease %+v", restored.name, ttl)
 	}
-	user := must[*clientv3.AuthUserGetResponse](t)(r.UserGet(ctx(t), "ann"))
+	user := try(r.UserGet(ctx(t), "ann")).or(t)
 	if fmt.Sprint(user.Roles) != "[reader]" {
 		t.Fatalf("%s: user %+v", restored.name, user)
 	}
-	old := must[*clientv3.GetResponse](t)(r.Get(ctx(t), "k/00400", clientv3.WithRev(1200)))
+	old := try(r.Get(ctx(t), "k/00400", clientv3.WithRev(1200))).or(t)
 	if len(old.Kvs) != 1 || old.Kvs[0].ModRevision >= 1200 {
 		t.Fatalf("%s: history %+v", restored.name, old.Kvs)
 	}
 }
 
-// tool runs one of our tools and returns what it prints.
+// tool runs a tool of Isthmus and returns its output.
 func tool(t testing.TB, args ...string) string {
 	t.Helper()
 	out, err := exec.Command(os.Getenv("ISTHMUS_BIN"), args...).Output()
@@ -109,7 +109,7 @@ func tool(t testing.TB, args ...string) string {
 
 var ids = regexp.MustCompile(`"(cluster_id|member_id|leader|ID|raftIndex|raftAppliedIndex|dbSize|dbSizeInUse)":"\d+"`)
 
-// The JSON gateway and the health checks answer with the same texts and codes.
+// The JSON gateway and the health checks answer with the same texts and codes as etcd.
 func TestGatewayAnswersAlike(t *testing.T) {
 	type exchange struct{ path, body string }
 	var texts [2][]string
@@ -161,7 +161,7 @@ func TestGatewayAnswersAlike(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			body := must[[]byte](t)(io.ReadAll(r.Body))
+			body := try(io.ReadAll(r.Body)).or(t)
 			r.Body.Close()
 			text := ids.ReplaceAllString(string(body), `"$1":"N"`)
 			texts[i] = append(texts[i], fmt.Sprintf("%s %s\n  %d %s %s", x.path, x.body, r.StatusCode, r.Header.Get("Content-Type"), plain(text)))
@@ -174,7 +174,7 @@ func TestGatewayAnswersAlike(t *testing.T) {
 	}
 }
 
-// plain takes out the blanks that protojson adds at random.
+// plain removes the blanks that protojson adds at random.
 func plain(text string) string {
 	var v any
 	if json.Unmarshal([]byte(text), &v) != nil {
@@ -204,47 +204,47 @@ func TestGatewayWatches(t *testing.T) {
 	if created := next(); created["created"] != true {
 		t.Fatalf("%v", created)
 	}
-	must[*clientv3.PutResponse](t)(c.Put(ctx(t), "foo", "bar"))
+	try(c.Put(ctx(t), "foo", "bar")).or(t)
 	event := next()["events"].([]any)[0].(map[string]any)["kv"].(map[string]any)
 	if event["key"] != "Zm9v" || event["value"] != "YmFy" {
 		t.Fatalf("%v", event)
 	}
 }
 
-// What does not fit is refused until somebody has made room and disarmed the alarm.
+// Writes beyond the quota are refused until space is free and the alarm is disarmed.
 func TestQuotaAndAlarm(t *testing.T) {
 	for _, s := range []*server{theirs(t, "--quota-backend-bytes=2000000"), ours(t, "--quota-backend-bytes=2000000")} {
 		t.Run(s.name, func(t *testing.T) {
 			c := s.client(t)
 			defer c.Close()
 			var err error
-			// etcd's file grows when it commits, which may be some hundred puts later.
+			// etcd's file grows only when etcd commits, which may be some hundred puts later.
 			for i, started := 0, time.Now(); err == nil && time.Since(started) < patience; i++ {
 				_, err = c.Put(ctx(t), fmt.Sprint("k", i%10), strings.Repeat("v", 100_000))
 			}
 			if err == nil || !strings.Contains(err.Error(), "etcdserver: mvcc: database space exceeded") {
 				t.Fatalf("over the quota: %v", err)
 			}
-			alarms := must[*clientv3.AlarmResponse](t)(c.AlarmList(ctx(t)))
+			alarms := try(c.AlarmList(ctx(t))).or(t)
 			if len(alarms.Alarms) != 1 || alarms.Alarms[0].Alarm.String() != "NOSPACE" {
 				t.Fatalf("alarms %v", alarms)
 			}
-			health := must[*http.Response](t)(http.Get("http://" + s.address + "/health"))
-			body := must[[]byte](t)(io.ReadAll(health.Body))
+			health := try(http.Get("http://" + s.address + "/health")).or(t)
+			body := try(io.ReadAll(health.Body)).or(t)
 			health.Body.Close()
 			if health.StatusCode != 503 || string(body) != "{\"health\":\"false\",\"reason\":\"ALARM NOSPACE\"}\n" {
 				t.Fatalf("%d %q", health.StatusCode, body)
 			}
-			// What makes room is allowed; the alarm stays until it is disarmed.
-			now := must[*clientv3.GetResponse](t)(c.Get(ctx(t), "k0")).Header.Revision
-			must[*clientv3.DeleteResponse](t)(c.Delete(ctx(t), "k", clientv3.WithPrefix()))
-			must[*clientv3.CompactResponse](t)(c.Compact(ctx(t), now+1, clientv3.WithCompactPhysical()))
-			must[*clientv3.DefragmentResponse](t)(c.Defragment(ctx(t), s.address))
+			// Operations that free space are allowed; the alarm stays until it is disarmed.
+			now := try(c.Get(ctx(t), "k0")).or(t).Header.Revision
+			try(c.Delete(ctx(t), "k", clientv3.WithPrefix())).or(t)
+			try(c.Compact(ctx(t), now+1, clientv3.WithCompactPhysical())).or(t)
+			try(c.Defragment(ctx(t), s.address)).or(t)
 			if _, err := c.Put(ctx(t), "k", "v"); err == nil {
 				t.Fatal("the alarm went by itself")
 			}
-			must[*clientv3.AlarmResponse](t)(c.AlarmDisarm(ctx(t), &clientv3.AlarmMember{}))
-			must[*clientv3.PutResponse](t)(c.Put(ctx(t), "k", "v"))
+			try(c.AlarmDisarm(ctx(t), &clientv3.AlarmMember{})).or(t)
+			try(c.Put(ctx(t), "k", "v")).or(t)
 		})
 	}
 }

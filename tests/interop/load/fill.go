@@ -16,19 +16,19 @@ import (
 
 const mib = 1 << 20
 
-// live is what clients keep on the server, keys and values together.
+// live is the size of the keys and values that clients keep on the server.
 func live() int64 { return int64(*fill) * int64(len(keyOf(0))+*value) }
 
-// filled is what a server needs for its keys.
+// filled has the memory, disk and time that a server needs for its keys.
 type filled struct {
 	rate                 float64
 	rss, anonymous, disk int64
-	again                int64 // RSS after a restart
+	again                int64 // RSS after a restart, in bytes
 	ended, killed        time.Duration
 	churned              *state
 }
 
-// state is a server in the midst of being overwritten.
+// state is a server during the phase in which its keys are overwritten.
 type state struct {
 	at       time.Duration
 	disk     int64
@@ -129,7 +129,7 @@ func fillOne(v variant, dir string) (*filled, error) {
 		return nil, err
 	}
 	f := &filled{rate: float64(*fill) / time.Since(began).Seconds()}
-	// Whatever goes on behind may come to rest.
+	// Lets background work of the server end.
 	time.Sleep(2 * time.Second)
 	m := p.Memory()
 	f.rss, f.anonymous = m.RSS, m.Anonymous
@@ -167,7 +167,7 @@ func fillOne(v variant, dir string) (*filled, error) {
 	return f, nil
 }
 
-// restart starts the server again, and checks that nothing is lost.
+// restart starts the server again, and checks that no key is lost.
 func restart(p *process, sig syscall.Signal) error {
 	p.Stop(sig)
 	if err := p.start(); err != nil {
@@ -185,8 +185,8 @@ func restart(p *process, sig syscall.Signal) error {
 	return err
 }
 
-// overwrite puts on the keys at random. Every ten seconds it compacts to where it was ten seconds before,
-// every minute it tells how things are.
+// overwrite puts random keys again. Every ten seconds it compacts to the revision of ten seconds before, and every minute
+// it prints the figures.
 func overwrite(p *process, kv []pb.KVClient) (*state, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), *churn)
 	defer cancel()
@@ -218,7 +218,7 @@ func overwrite(p *process, kv []pb.KVClient) (*state, error) {
 			if err != nil {
 				return nil, fmt.Errorf("after %v and %d puts: %w", s.at, puts.Load(), err)
 			}
-			// The rate of all of it counts in the end.
+			// The result is the rate over the whole time.
 			s.rate = float64(puts.Load()) / time.Since(began).Seconds()
 			tell(s)
 			return s, nil

@@ -48,7 +48,7 @@ type variant struct {
 	name string
 	bin  string
 	args []string
-	// Nothing outlives the process.
+	// The server has no data directory.
 	volatile bool
 }
 
@@ -110,7 +110,7 @@ type measured struct {
 	failed    error
 }
 
-// putAll measures every server in every round, so that noise meets all of them.
+// putAll measures every server in every round, so that noise of the machine affects all of them.
 func putAll(all []variant, dir string) {
 	results := make([]measured, len(all))
 	for round := range *rounds {
@@ -188,7 +188,7 @@ func putRound(v variant, dir string) (many, one result, err error) {
 	return
 }
 
-// measure puts for the given time, after a second that does not count.
+// measure puts for the given time, after a second of warming up.
 func measure(p *process, kv []pb.KVClient, inflight int) (r result, err error) {
 	length := time.Duration(*seconds) * time.Second
 	from := time.Now().Add(time.Second)
@@ -228,7 +228,7 @@ func randomKey(n int) func(*rand.Rand) []byte {
 
 func keyOf(n int) []byte { return fmt.Appendf(nil, "/load/key/%010d", n) }
 
-// noise is where values are cut from; it does not compress.
+// noise is the incompressible text from which values are cut.
 var noise = func() []byte {
 	b := make([]byte, 8<<20)
 	rng := rand.NewChaCha8([32]byte{1})
@@ -236,7 +236,7 @@ var noise = func() []byte {
 	return b
 }()
 
-// work puts on all connections until ctx ends or there is no more key.
+// work puts on all connections until ctx ends or all keys are used.
 func work(ctx context.Context, kv []pb.KVClient, inflight int, key func(*rand.Rand) []byte, seen func(worker int, began, now time.Time)) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -277,7 +277,7 @@ func each[T, V any](of []T, f func(T) V) []V {
 	return out
 }
 
-// ratio is the median of what it is of etcd's in each round.
+// ratio is the median over the rounds of the ratio to etcd.
 func ratio(ours, theirs []result, f func(result) float64) string {
 	var all []float64
 	for i := range min(len(ours), len(theirs)) {

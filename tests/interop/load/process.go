@@ -76,7 +76,7 @@ func (p *process) start() error {
 	return nil
 }
 
-// remove ends the server and takes its data away.
+// remove ends the server and deletes its data.
 func (p *process) remove() {
 	p.Stop(syscall.SIGKILL)
 	os.RemoveAll(p.dir)
@@ -86,13 +86,13 @@ func (p *process) remove() {
 func (p *process) complaint() string { return peer.Complaint(p.Log, "error:", "fatal", "panic") }
 
 func (p *process) dial() (*grpc.ClientConn, error) {
-	// It is tried again at once, to see when a server answers first.
+	// Retries at once, to measure the time of the first answer.
 	quick := backoff.Config{BaseDelay: time.Millisecond, Multiplier: 1, MaxDelay: time.Millisecond}
 	return grpc.NewClient(p.address, grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: quick, MinConnectTimeout: time.Second}))
 }
 
-// connect makes that many connections.
+// connect makes n connections.
 func (p *process) connect(n int) ([]pb.KVClient, func(), error) {
 	var conns []*grpc.ClientConn
 	done := func() {
@@ -113,12 +113,12 @@ func (p *process) connect(n int) ([]pb.KVClient, func(), error) {
 	return kv, done, nil
 }
 
-// disk is what the data directory takes of the disk, in bytes.
+// disk is the disk usage of the data directory, in bytes.
 func (p *process) disk() int64 {
 	var blocks int64
 	_ = filepath.WalkDir(p.data(), func(_ string, entry fs.DirEntry, err error) error {
 		if err != nil {
-			// Files come and go.
+			// A file may disappear during the walk.
 			if errors.Is(err, fs.ErrNotExist) {
 				return nil
 			}
@@ -132,7 +132,7 @@ func (p *process) disk() int64 {
 	return blocks * 512
 }
 
-// syncTime is how long the disk takes to have a little more of a file for good.
+// syncTime is the time that the disk takes to sync a small append to a file.
 func syncTime(dir string) time.Duration {
 	f, err := os.Create(filepath.Join(dir, "sync"))
 	if err != nil {

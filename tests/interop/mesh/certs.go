@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// authority signs for all of the mesh.
+// authority is the certificate authority of the whole mesh.
 type authority struct {
 	dir  string
 	cert *x509.Certificate
@@ -54,7 +54,7 @@ func (a *authority) secret(common string) string {
 	return filepath.Join(a.dir, common+".key")
 }
 
-// issue makes a certificate that servers and clients can show.
+// issue makes a certificate for servers and clients.
 func (a *authority) issue(common string) error {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -84,7 +84,7 @@ func write(file, kind string, der []byte) error {
 	return os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600)
 }
 
-// tls is the setting of a client or a server that shows this certificate.
+// tls is the configuration of a client or server that uses this certificate.
 func (a *authority) tls(common string) (*tls.Config, error) {
 	pair, err := tls.LoadX509KeyPair(a.crt(common), a.secret(common))
 	if err != nil {
@@ -96,7 +96,7 @@ func (a *authority) tls(common string) (*tls.Config, error) {
 	}, nil
 }
 
-// flags are those of an etcd server.
+// flags are the TLS flags of an etcd server.
 func (a *authority) flags() []string {
 	return []string{"--cert-file=" + a.crt("server"), "--key-file=" + a.secret("server"), "--trusted-ca-file=" + a.ca(), "--client-cert-auth"}
 }

@@ -12,10 +12,10 @@ import (
 	"isthmus.dev/interop/peer"
 )
 
-// maxKeys is what the mirror takes of one kind of a cluster, while there is one that has more.
+// maxKeys is the mirror's limit of keys per kind and cluster in this step, which one cluster exceeds.
 const maxKeys = 5000
 
-// chaos has bad clusters among good ones, and looks at what the good ones suffer.
+// chaos adds misbehaving clusters to good ones, and measures what that costs the good ones.
 func chaos(dir string, ca *authority) error {
 	*more = strings.TrimSpace(*more + fmt.Sprint(" --clustermesh-max-keys=", maxKeys))
 	r, end, err := goodOnes(dir, ca)
@@ -38,7 +38,7 @@ func chaos(dir string, ca *authority) error {
 	churn(r, "with 3 bad", length)
 	verify(r, "with 3 bad", 10*time.Second)
 	bad.judge(r, "with 3 bad")
-	// One more kind of harm: keys above the limit, written live.
+	// Keys above the limit, written while the mirror watches.
 	if err := bad.flood(maxKeys + 1000); err != nil {
 		progress("flood: %v", err)
 	}
@@ -55,7 +55,7 @@ func chaos(dir string, ca *authority) error {
 	return nil
 }
 
-// goodOnes is a mirror of 18 good clusters, and what they are like alone.
+// goodOnes starts a mirror of 18 good clusters, and measures them without bad ones.
 func goodOnes(dir string, ca *authority) (*rig, func(), error) {
 	r, end, err := setup(dir, ca, 18, false)
 	if err != nil {
@@ -72,7 +72,7 @@ func goodOnes(dir string, ca *authority) (*rig, func(), error) {
 	return r, end, nil
 }
 
-// fromTheStart starts the mirror again while the bad ones are there.
+// fromTheStart restarts the mirror while the bad clusters are running.
 func (b *badness) fromTheStart(r *rig) error {
 	before := peer.Load()
 	r.mirror.Stop(syscall.SIGKILL)
@@ -100,7 +100,7 @@ func (b *badness) fromTheStart(r *rig) error {
 	return nil
 }
 
-// badness is the three bad clusters.
+// badness is the set of the three bad clusters.
 type badness struct {
 	hostile, flapping, endlessly *source
 	all                          []*source
@@ -119,12 +119,12 @@ func badOnes(r *rig, dir string, ca *authority) *badness {
 	}
 	b := &badness{hostile: of(19), flapping: of(20), endlessly: of(21), done: make(chan struct{})}
 	b.all = []*source{b.hostile, b.flapping, b.endlessly}
-	// The server is no obstacle to what should not be.
+	// The server's own limits must not prevent oversized writes.
 	b.hostile.more = []string{"--max-request-bytes=8388608"}
 	return b
 }
 
-// watcherLater has the watcher know a source, whether it is there already or not.
+// watcherLater adds a source to the watcher, whether or not the source is running.
 func (r *rig) watcherLater(s *source) {
 	r.sources = append(r.sources, s)
 	if r.watcher != nil {
@@ -153,7 +153,7 @@ func (b *badness) start(ca *authority) (err error) {
 	return nil
 }
 
-// harm writes what should go nowhere.
+// harm writes keys that must not be mirrored.
 func (b *badness) harm() {
 	h, nodes := b.hostile, "cilium/state/nodes/v1/"+b.hostile.name+"/"
 	for _, key := range []string{
@@ -185,7 +185,7 @@ func (b *badness) flood(n int) error {
 	return b.hostile.puts(all)
 }
 
-// flap kills the source every second; it comes back without data, or with.
+// flap kills the source every second, and starts it again, with its data or without.
 func (b *badness) flap(ctx context.Context) {
 	defer close(b.done)
 	s := b.flapping
@@ -219,7 +219,7 @@ func (b *badness) stop() {
 	}
 }
 
-// judge looks at what of the bad ones is here.
+// judge checks what has been mirrored of the bad clusters.
 func (b *badness) judge(r *rig, title string) {
 	cached, err := peer.Read(r.client, "cilium/")
 	if err != nil {
@@ -254,8 +254,8 @@ func (b *badness) judge(r *rig, title string) {
 	}
 }
 
-// millions has a cluster that says it has ten million keys, and one that has as many and does not say so, among good
-// ones.
+// millions adds two clusters to good ones: one that claims to have ten million keys, and one that has as many without
+// saying so.
 func millions(dir string, ca *authority) error {
 	r, end, err := goodOnes(dir, ca)
 	defer func() { end() }()

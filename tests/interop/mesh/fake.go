@@ -16,7 +16,7 @@ import (
 	"google.golang.org/grpc/credentials"
 )
 
-// endless is an etcd of which a list never ends: whatever page is asked for, there is another.
+// endless is an etcd whose list never ends: every page is followed by another.
 type endless struct {
 	pb.UnimplementedKVServer
 	pb.UnimplementedWatchServer
@@ -24,13 +24,13 @@ type endless struct {
 	id      int
 	perPage int
 	pages   atomic.Int64
-	says    int64             // how many keys there are; 0: those of the page
-	pause   time.Duration     // before a page
-	others  map[string]string // what it has besides, and all of it
+	says    int64             // the claimed number of keys; 0: those of the page
+	pause   time.Duration     // before each page
+	others  map[string]string // keys of other kinds, whose lists end
 	server  *grpc.Server
 }
 
-// pretend serves an endless etcd, of which the other kinds have an end.
+// pretend serves an endless etcd. Only the lists of the other kinds end.
 func pretend(ca *authority, address, cluster string, id, perPage int, others map[string]string) (*endless, error) {
 	config, err := ca.tls("server")
 	if err != nil {
@@ -90,7 +90,7 @@ func (e *endless) Range(ctx context.Context, r *pb.RangeRequest) (*pb.RangeRespo
 	return answer, nil
 }
 
-// Watch confirms what is asked for, and then says nothing.
+// Watch confirms watchers and sends no events.
 func (e *endless) Watch(stream pb.Watch_WatchServer) error {
 	for id := int64(0); ; id++ {
 		r, err := stream.Recv()

@@ -12,10 +12,10 @@ import (
 	"isthmus.dev/interop/peer"
 )
 
-// writer changes, adds and removes keys all the time, unless it is held.
+// writer changes, adds and removes keys all the time, except while it is held.
 type writer struct {
 	r      *rig
-	held   sync.RWMutex // writes hold it to read
+	held   sync.RWMutex // each write holds it as a reader
 	end    context.CancelFunc
 	wg     sync.WaitGroup
 	writes [3]int
@@ -27,11 +27,11 @@ func write0(r *rig) *writer {
 	for i, s := range r.sources {
 		w.wg.Go(func() {
 			rng := rand.New(rand.NewPCG(uint64(i), uint64(time.Now().UnixNano())))
-			// What is added is removed once, and never comes again: every other delete is wrong.
+			// A key that was added is removed once and never added again: every other deletion is wrong.
 			var added []string
 			for n := 0; ctx.Err() == nil; n++ {
 				w.held.RLock()
-				// One that is cut off on its way may have been done, and nobody would know.
+				// A delete whose answer was lost may have been applied.
 				added = w.one(context.WithoutCancel(ctx), s, n, rng, added)
 				w.held.RUnlock()
 				pause := time.Second * time.Duration(len(r.sources)) / time.Duration(*rate)
@@ -64,7 +64,7 @@ func (w *writer) stop() {
 	w.wg.Wait()
 }
 
-// killing kills sources and the mirror while everybody writes.
+// killing kills sources and the mirror under writes.
 func killing(dir string, ca *authority) error {
 	r, end, err := mirrored(dir, ca)
 	defer func() { end() }()
@@ -103,7 +103,7 @@ func killing(dir string, ca *authority) error {
 	return nil
 }
 
-// kill kills one of them, has it come back, and waits until the mirror is as the sources are.
+// kill kills a source or the mirror, starts it again, and waits until the mirror equals the sources.
 func (w *writer) kill(n int) (victim string, took time.Duration, err error) {
 	r := w.r
 	s := r.sources[rand.IntN(len(r.sources))]
@@ -126,7 +126,7 @@ func (w *writer) kill(n int) (victim string, took time.Duration, err error) {
 	held := since(began)
 	limit := 20 * time.Second
 	if victim == "mirror" && r.shape != "serve" {
-		// The lock of the one that was killed has to end first.
+		// The leader lock of the killed mirror has to expire first.
 		limit += 30 * time.Second
 	}
 	var wrong []string
@@ -146,7 +146,7 @@ func (w *writer) kill(n int) (victim string, took time.Duration, err error) {
 	return victim, time.Since(began), nil
 }
 
-// blame says when it is the source that is not as it should be.
+// blame says whether the source rather than the mirror is wrong.
 func (w *writer) blame(s *source) {
 	there, err := s.contents()
 	if err != nil {

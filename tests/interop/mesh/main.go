@@ -1,4 +1,4 @@
-// Command mesh has a mirror copy many clusters, and measures what that costs and whether the copy is right.
+// Command mesh runs a mirror of many clusters, and measures the costs and whether the copy is right.
 //
 //	go run ./mesh -isthmus PATH -etcd PATH -clusters 250 -shape serve
 //	go run ./mesh -isthmus PATH -etcd PATH -clusters 250 -shape mirror
@@ -49,7 +49,7 @@ var (
 
 var findings []string
 
-// finding is something that should not be.
+// finding is an observed error.
 func finding(format string, args ...any) {
 	text := fmt.Sprintf(format, args...)
 	findings = append(findings, text)
@@ -58,10 +58,10 @@ func finding(format string, args ...any) {
 
 func main() {
 	flag.Parse()
-	// What is measured here must not wait for this program's garbage collector.
+	// Pauses of this program's garbage collector would distort the measurements.
 	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(6 << 30)
-	// While servers are away on purpose, clients need not say so.
+	// The client library would log every outage that is on purpose.
 	os.Setenv("ETCD_CLIENT_DEBUG", "fatal")
 	if *most == 0 {
 		*most = 255
@@ -123,7 +123,7 @@ func run() error {
 	return nil
 }
 
-// setup starts sources and, if told to, a mirror that knows them all; the end of it all is the caller's.
+// setup starts sources and, if wanted, a mirror of all of them. The caller ends the processes.
 func setup(dir string, ca *authority, n int, durable bool, prepare ...func(*source)) (*rig, func(), error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var sources []*source
@@ -172,7 +172,7 @@ func ms(d time.Duration) string { return fmt.Sprintf("%.1f", float64(d.Microseco
 
 func inSeconds(d time.Duration) string { return fmt.Sprintf("%.2f", d.Seconds()) }
 
-// mirrored is a setup of at most 20 sources that have been mirrored once.
+// mirrored is a setup of at most 20 sources whose first mirroring is complete.
 func mirrored(dir string, ca *authority, prepare ...func(*source)) (*rig, func(), error) {
 	r, end, err := setup(dir, ca, min(*clusters, 20), true, prepare...)
 	if err != nil {

@@ -11,16 +11,16 @@ import (
 	"isthmus.dev/interop/peer"
 )
 
-// Two ways lead to a namespace: the mirror's, which is cut, and this program's, by which the sources are still
-// written to.
+// Two addresses lead into a namespace: the mirror's, which is cut off, and this program's, through which sources are
+// still written.
 const (
 	mirrorsWay = "10.99.0."
 	ownWay     = "10.98.0."
-	// How many sources are behind it.
+	// The number of sources that are cut off.
 	cutOff = 3
 )
 
-// namespace is a network of its own, with a process in it that does nothing.
+// namespace is a network namespace, held by an idle process.
 type namespace struct{ holder *exec.Cmd }
 
 func newNamespace() (*namespace, error) {
@@ -33,7 +33,7 @@ func newNamespace() (*namespace, error) {
 	pid := fmt.Sprint(holder.Process.Pid)
 	var err error
 	for range 100 {
-		// It has its network a moment after its start.
+		// The process enters its namespace a moment after its start.
 		if err = command("ip", "link", "add", "mirrors", "type", "veth", "peer", "name", "mirrors", "netns", pid); err == nil {
 			break
 		}
@@ -71,7 +71,7 @@ func (n *namespace) inside(args ...string) error {
 	return command(all[0], all[1:]...)
 }
 
-// cut has what the mirror sends disappear: nothing says that there is nobody.
+// cut drops the mirror's packets without an answer.
 func (n *namespace) cut() error {
 	out, err := n.output("ip", "-o", "link", "show", "mirrors")
 	if err != nil {
@@ -101,7 +101,7 @@ func (n *namespace) end() {
 	_ = n.holder.Wait()
 }
 
-// partition cuts some sources off for a while in which everybody writes.
+// partition cuts some sources off for a while, under writes.
 func partition(dir string, ca *authority) error {
 	ns, err := newNamespace()
 	if err != nil {

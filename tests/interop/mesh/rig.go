@@ -17,7 +17,7 @@ import (
 	"isthmus.dev/interop/peer"
 )
 
-// rig is a mirror, the store it writes to, and who looks at that.
+// rig is a mirror, the store that it writes to, and a watcher of the store.
 type rig struct {
 	shape   string
 	dir     string
@@ -28,7 +28,7 @@ type rig struct {
 	watcher *watcher
 	sources []*source
 	http    *http.Client
-	// Where it is.
+	// The address of the store.
 	store, api, health, metrics string
 	remotes                     string
 }
@@ -83,7 +83,7 @@ func (r *rig) args() []string {
 	return append(args, strings.Fields(*more)...)
 }
 
-// startStore runs the etcd that the mirror writes to.
+// startStore starts the etcd that the mirror writes to.
 func (r *rig) startStore() error {
 	url := "http://" + r.store
 	args := []string{"--data-dir=" + filepath.Join(r.dir, "store"), "--unsafe-no-fsync", "--log-level=warn",
@@ -103,7 +103,7 @@ func (r *rig) startStore() error {
 	return errors.Join(os.WriteFile(filepath.Join(r.dir, "etcd.yaml"), []byte(text), 0o600), r.local.Listening(r.store, time.Minute))
 }
 
-// look begins to watch the store.
+// look starts the watcher of the store.
 func (r *rig) look() (err error) {
 	config := clientv3.Config{Endpoints: []string{"http://" + r.store}, DialOptions: quick()}
 	if r.shape == "serve" {
@@ -119,7 +119,7 @@ func (r *rig) look() (err error) {
 	return nil
 }
 
-// launch starts the mirror.
+// launch starts the mirror process.
 func (r *rig) launch() error {
 	if err := r.mirror.Start(); err != nil {
 		return err
@@ -135,16 +135,16 @@ func (r *rig) launch() error {
 	return nil
 }
 
-// add tells the mirror of a source.
+// add writes the client file of a source for the mirror.
 func (r *rig) add(s *source) error {
 	text := fmt.Sprintf("endpoints:\n- https://%s\ntrusted-ca-file: %s\nkey-file: %s\ncert-file: %s\n",
 		s.address, r.ca.ca(), r.ca.secret("remote"), r.ca.crt("remote"))
-	// A file that is there in part would be read in part.
+	// Renamed into place, because the mirror could read a half-written file.
 	temporary := filepath.Join(r.dir, s.name)
 	return errors.Join(os.WriteFile(temporary, []byte(text), 0o600), os.Rename(temporary, filepath.Join(r.remotes, s.name)))
 }
 
-// status is what this program needs of the status API.
+// status has the fields of the status API that this program uses.
 type status struct {
 	Name     string `json:"name"`
 	Ready    bool   `json:"ready"`
@@ -165,7 +165,7 @@ func (r *rig) status() (all []status, err error) {
 	return all, json.Unmarshal(text, &all)
 }
 
-// failures is how many connections were lost, of sources that are good and were never cut off.
+// failures is the number of lost connections to good sources that were never cut off.
 func (r *rig) failures() (n int) {
 	all, err := r.status()
 	if err != nil {
@@ -183,7 +183,7 @@ func (r *rig) failures() (n int) {
 	return n
 }
 
-// ready waits until the status API calls all good sources ready.
+// ready waits until the status API reports all good sources as ready.
 func (r *rig) ready(limit time.Duration) (time.Duration, error) {
 	began := time.Now()
 	for {
@@ -211,7 +211,7 @@ func (r *rig) ready(limit time.Duration) (time.Duration, error) {
 	}
 }
 
-// figure is one metric of the mirror; all series of it together.
+// figure is the sum of all series of a metric of the mirror.
 func (r *rig) figure(name string) (sum float64) {
 	answer, err := r.http.Get("http://" + r.metrics + "/metrics")
 	if err != nil {

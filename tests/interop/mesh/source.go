@@ -17,7 +17,7 @@ import (
 	"isthmus.dev/interop/peer"
 )
 
-// source is another cluster's etcd.
+// source is the etcd of a remote cluster.
 type source struct {
 	name    string
 	id      int
@@ -30,13 +30,13 @@ type source struct {
 	ips     int
 	more    []string
 	peer    string
-	at      string // where the client is connected to
-	// What is there, as far as this program was told; only what is mirrored.
+	at      string // the address for clients
+	// The contents as far as this program knows them, of keys that are mirrored.
 	mu   sync.Mutex
 	want map[string]string
-	// Anything it holds is to be mirrored.
+	// Whether all keys must be mirrored.
 	good bool
-	// The network it is in, if that is not this program's.
+	// The network namespace of the server, if it is not this program's.
 	behind *namespace
 }
 
@@ -50,7 +50,7 @@ func newSource(base string, ca *authority, id int, durable bool) *source {
 
 func (s *source) data() string { return filepath.Join(s.dir, "data") }
 
-// start runs the server at its address.
+// start starts the server at its address.
 func (s *source) start() error { return s.startAt(s.address, s.data()) }
 
 func (s *source) startAt(address, data string) error {
@@ -65,7 +65,7 @@ func (s *source) startAt(address, data string) error {
 	s.etcd = &peer.Process{Name: s.name, Bin: *isthmus, Log: filepath.Join(s.dir, "log")}
 	s.etcd.Args = append([]string{"etcd", "--listen-client-urls=" + listen, "--advertise-client-urls=" + url, "--log-level=warn"}, s.ca.flags()...)
 	if *sourceKind == "etcd" {
-		// With the same peer and token, a new data directory is a cluster of the same id.
+		// With equal peer URL and token, a new data directory has the same cluster id.
 		if s.peer == "" {
 			s.peer = "http://" + peer.FreePort()
 		}
@@ -75,7 +75,7 @@ func (s *source) startAt(address, data string) error {
 			"--listen-peer-urls="+other, "--initial-advertise-peer-urls="+other, "--initial-cluster=default="+other,
 			"--initial-cluster-token="+other)
 	} else if s.durable {
-		// What is killed is only the process: nothing that the kernel has is lost.
+		// Only the process is killed, so unsynced data is not lost.
 		s.etcd.Args = append(s.etcd.Args, "--data-dir="+data, "--durability=none")
 	}
 	s.etcd.Args = append(s.etcd.Args, s.more...)
@@ -94,7 +94,7 @@ func (s *source) startAt(address, data string) error {
 }
 
 func (s *source) connect(address string) error {
-	// A client finds its server again.
+	// The client reconnects to a restarted server.
 	if s.client != nil {
 		if s.at == address {
 			return nil
@@ -112,7 +112,7 @@ func (s *source) connect(address string) error {
 	return err
 }
 
-// quick has a client notice soon that a server is back.
+// quick makes a client reconnect soon after a restart.
 func quick() []grpc.DialOption {
 	b := backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.5, MaxDelay: 300 * time.Millisecond}
 	return []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{Backoff: b, MinConnectTimeout: 2 * time.Second})}
@@ -120,7 +120,7 @@ func quick() []grpc.DialOption {
 
 func (s *source) kill() { s.etcd.Stop(syscall.SIGKILL) }
 
-// fill writes what the model has: the configuration, the data, and that it is complete.
+// fill writes the model: the configuration, the data, and then the canaries.
 func (s *source) fill() error {
 	s.mu.Lock()
 	want := maps.Clone(s.want)
@@ -141,7 +141,7 @@ func (s *source) fill() error {
 	return s.puts(canaries)
 }
 
-// model takes the first data into the model.
+// model fills the model with the first data.
 func (s *source) model() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -155,7 +155,7 @@ func (s *source) model() {
 func (s *source) puts(all map[string]string) error {
 	var ops []clientv3.Op
 	flush := func() error {
-		// A machine that is busy with something else may need long for it.
+		// A busy machine may need long.
 		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 		defer cancel()
 		_, err := s.client.Txn(ctx).Then(ops...).Commit()
@@ -182,7 +182,7 @@ func (s *source) beat() error {
 	return err
 }
 
-// put writes one key until that is known to be done; the model has it first.
+// put writes one key and retries until the write is confirmed. The model is changed before.
 func (s *source) put(ctx context.Context, key, value string) (time.Time, error) {
 	s.mu.Lock()
 	s.want[key] = value
@@ -210,7 +210,7 @@ func (s *source) insist(ctx context.Context, op clientv3.Op) (time.Time, error) 
 	}
 }
 
-// has says whether a mirrored key should be.
+// has says whether a mirrored key should exist.
 func (s *source) has(key string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -222,7 +222,7 @@ func (s *source) has(key string) bool {
 	return false
 }
 
-// contents is what the server itself has, of what is mirrored.
+// contents reads the keys that are to be mirrored from the server.
 func (s *source) contents() (map[string]string, error) {
 	all, err := peer.Read(s.client, "cilium/state/")
 	if err != nil {
@@ -232,7 +232,7 @@ func (s *source) contents() (map[string]string, error) {
 	return all, nil
 }
 
-// heartbeats writes them for all sources, until the context ends.
+// heartbeats writes the heartbeat of all sources until the context ends.
 func heartbeats(ctx context.Context, sources []*source) {
 	for {
 		select {

@@ -14,7 +14,7 @@ import (
 	"isthmus.dev/interop/peer"
 )
 
-// usual is what happens to every mirror: a first start, a day's changes, another start.
+// usual runs what every mirror experiences: a first start, changes, and a restart.
 func usual(dir string, ca *authority, todo []string) error {
 	r, end, err := setup(dir, ca, *clusters, false)
 	defer func() { end() }()
@@ -37,7 +37,7 @@ func usual(dir string, ca *authority, todo []string) error {
 	return nil
 }
 
-// spent is the CPU time of the mirror, its store, and all sources.
+// spent has the CPU times of the mirror, its store, and all sources.
 func (r *rig) spent() (mirror, store, sources time.Duration) {
 	for _, s := range r.sources {
 		sources += s.etcd.CPU()
@@ -45,7 +45,7 @@ func (r *rig) spent() (mirror, store, sources time.Duration) {
 	return r.mirror.CPU(), r.local.CPU(), sources
 }
 
-// filled waits until all good sources are here, and says how long canaries and keys took.
+// filled waits until all good sources are mirrored, and returns how long canaries and keys took.
 func (r *rig) filled(began time.Time, limit time.Duration) (canaries, keys time.Duration, err error) {
 	want, good := 0, 0
 	for _, s := range r.sources {
@@ -117,7 +117,7 @@ func cold(r *rig) error {
 	return nil
 }
 
-// churn writes to all good sources at the rate, and says how long changes take to get here.
+// churn writes to all good sources at the rate, and measures the latency of the mirror.
 func churn(r *rig, title string, length time.Duration) {
 	l := r.watcher.latency
 	l.begin()
@@ -155,7 +155,7 @@ func churn(r *rig, title string, length time.Duration) {
 
 var version atomic.Int64
 
-// change writes a value that never was to a key of the source.
+// change writes a new value to a key of the source.
 func change(ctx context.Context, r *rig, s *source, n int) error {
 	v := int(version.Add(1))
 	key, value := ipKey(s.id, n%s.ips), ipValue(s.name, s.id, n%s.ips, v)
@@ -173,7 +173,7 @@ func change(ctx context.Context, r *rig, s *source, n int) error {
 	return err
 }
 
-// writes changes keys one after the other, so that no change overtakes another of the same key.
+// writes makes changes one after the other, so that changes of one key stay in order.
 func writes(r *rig, length time.Duration) (done, late int) {
 	good := slices.DeleteFunc(slices.Clone(r.sources), func(s *source) bool { return !s.good })
 	turns := make(chan struct{}, 64)
@@ -197,7 +197,7 @@ func writes(r *rig, length time.Duration) (done, late int) {
 	return total, late
 }
 
-// restart kills the mirror, and starts it again with nothing changed.
+// restart kills the mirror and starts it again over unchanged sources.
 func restart(r *rig) error {
 	before := peer.Load()
 	r.mirror.Stop(syscall.SIGKILL)
@@ -212,7 +212,7 @@ func restart(r *rig) error {
 	}
 	took, cpu, starved := time.Since(began), r.mirror.CPU(), r.mirror.Starved()
 	for came := -1; came != r.watcher.events(); time.Sleep(5 * time.Second) {
-		// The original writes on for long after it says that it is ready.
+		// Cilium's kvstoremesh continues to write long after it reports ready.
 		came = r.watcher.events()
 	}
 	now, m := r.watcher.now(), r.mirror.Memory()
@@ -233,7 +233,7 @@ func (w *watcher) events() int {
 	return s.puts + s.same + s.gone + s.marks
 }
 
-// verify reads the local store and compares it with what was written to the sources.
+// verify reads the local store and compares it with the models of the sources.
 func verify(r *rig, title string, limit time.Duration) {
 	began := time.Now()
 	for {
@@ -284,7 +284,7 @@ func compare(r *rig) (wrong []string, keys int, err error) {
 	return wrong, len(cached), nil
 }
 
-// complain shows what the mirror complained about.
+// complain prints the warnings and errors of the mirror.
 func complain(r *rig) {
 	bad, lines := r.mirror.Complaints()
 	fmt.Printf("\nlog of the mirror: %d lines, %d complaints\n", lines, len(bad))

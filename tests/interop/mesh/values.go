@@ -10,7 +10,7 @@ const (
 	identitiesPer = 100
 )
 
-// words are what a cluster announces to be complete, empty or not.
+// words are the prefixes for which a cluster writes canaries.
 var words = []string{"nodes", "identities", "ip", "services", "serviceexports", "endpointslices"}
 
 const (
@@ -43,12 +43,12 @@ func ipValue(cluster string, id, n, version int) string {
 		id%250, n/250, n%250+1, 16+id%16, id%250, n%nodesPer, id<<16+n%identitiesPer+256, cluster, cluster, n%nodesPer, n, n%20, n%identitiesPer, version)
 }
 
-// configOf is a cluster's configuration at home.
+// configOf is the configuration of a cluster in its own store.
 func configOf(id, most int) string {
 	return fmt.Sprintf(`{"id":%d,"capabilities":{"syncedCanaries":true,"maxConnectedClusters":%d,"serviceExportsEnabled":false}}`, id, most)
 }
 
-// first is what a cluster has to begin with, in the order in which a publisher could write it.
+// first has the initial keys of a cluster, in an order in which a publisher could write them.
 func first(cluster string, id, ips int) (keys, values []string) {
 	add := func(key, value string) { keys, values = append(keys, key), append(values, value) }
 	for n := range nodesPer {
@@ -71,7 +71,7 @@ func canaryHere(cluster, word string) string {
 	return fmt.Sprintf("cilium/synced/%s/cilium/cache/%s/v1", cluster, word)
 }
 
-// here is where a key of a cluster is mirrored to.
+// here is the mirrored name of a key of a cluster.
 func here(cluster, key string) (string, bool) {
 	if rest, ok := strings.CutPrefix(key, identityPrefix); ok {
 		return "cilium/cache/identities/v1/" + cluster + "/id/" + rest, true
@@ -88,7 +88,7 @@ func here(cluster, key string) (string, bool) {
 	return "", false
 }
 
-// clusterOf is the cluster that a mirrored key is of.
+// clusterOf is the cluster of a mirrored key.
 func clusterOf(key string) string {
 	parts := strings.Split(key, "/")
 	switch {
@@ -100,7 +100,7 @@ func clusterOf(key string) string {
 	return ""
 }
 
-// origins are where a mirrored key can come from.
+// origins are the keys from which a mirrored key can come.
 func origins(cluster, key string) []string {
 	if rest, ok := strings.CutPrefix(key, "cilium/cache/identities/v1/"+cluster+"/id/"); ok {
 		return []string{identityPrefix + rest}

@@ -12,7 +12,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// watcher is what a watch has said of the local store.
+// watcher has the contents of the local store according to a watch.
 type watcher struct {
 	end     context.CancelFunc
 	sources map[string]*source
@@ -24,13 +24,13 @@ type watcher struct {
 	seen  seen
 }
 
-// seen is what events there were since somebody last began to count.
+// seen counts events since the last call of begin.
 type seen struct {
 	puts, same, gone int // below cilium/cache/
 	marks            int // canaries and configurations
-	wronged          int // deletes of what the source has
-	strange          int // keys of no cluster that is mirrored
-	lost             int // times that history was gone
+	wronged          int // deletions of keys that the source has
+	strange          int // keys of clusters that are not mirrored
+	lost             int // times that the watch was compacted
 	examples         []string
 	last             time.Time // of a canary
 }
@@ -110,7 +110,7 @@ func (w *watcher) cached(key string, e *clientv3.Event, deleted bool, now time.T
 	}
 	before, there := w.keys[key]
 	if !s.good {
-		// It is kept to be looked at, and counts for nothing.
+		// The key is kept, but not counted.
 		if w.keys[key] = string(e.Kv.Value); deleted {
 			delete(w.keys, key)
 		}
@@ -136,7 +136,7 @@ func (w *watcher) cached(key string, e *clientv3.Event, deleted bool, now time.T
 	w.latency.arrived(value, now)
 }
 
-// begin forgets what was seen so far.
+// begin resets the counts.
 func (w *watcher) begin() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -165,14 +165,14 @@ func (w *watcher) progress() (canaries, keys int) {
 	return canaries, len(w.keys)
 }
 
-// differs compares what the watch has shown with the sources.
+// differs compares the watched contents with the sources.
 func (w *watcher) differs(limit int) (wrong []string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return differences(w.keys, w.sources, limit)
 }
 
-// differences are keys that a mirror should have, has otherwise, or should not have.
+// differences lists keys that the mirror lacks, has with another value, or should not have.
 func differences(keys map[string]string, sources map[string]*source, limit int) (wrong []string) {
 	expected := 0
 	for name, s := range sources {
@@ -205,7 +205,7 @@ func differences(keys map[string]string, sources map[string]*source, limit int) 
 
 // === latency ===
 
-// latency is how long values took from a source to the watch; no value is ever written twice.
+// latency measures the time of values from a source to the watch. Every value is unique.
 type latency struct {
 	mu      sync.Mutex
 	pending map[string]*trip
@@ -214,7 +214,7 @@ type latency struct {
 
 type trip struct{ sent, seen time.Time }
 
-// begin forgets all trips.
+// begin forgets all measurements.
 func (l *latency) begin() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -231,7 +231,7 @@ func (l *latency) sent(value string, at time.Time) { l.note(value, at, time.Time
 
 func (l *latency) arrived(value string, at time.Time) { l.note(value, time.Time{}, at) }
 
-// note may hear of an arrival first: the source answers whoever put and whoever watches in any order.
+// note may get the arrival before the put is confirmed: the source answers writers and watchers in any order.
 func (l *latency) note(value string, sent, seen time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -251,7 +251,7 @@ func (l *latency) note(value string, sent, seen time.Time) {
 	}
 }
 
-// result gives what arrived, sorted, and how many did not.
+// result returns the sorted latencies, and the number of values that did not arrive.
 func (l *latency) result() (took []time.Duration, left int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -11,7 +11,7 @@ import (
 	"isthmus.dev/interop/peer"
 )
 
-// wiped has other servers answer where a source was.
+// wiped replaces sources by other servers at the same address.
 func wiped(dir string, ca *authority) error {
 	r, end, err := mirrored(dir, ca)
 	defer func() { end() }()
@@ -38,9 +38,9 @@ func wiped(dir string, ca *authority) error {
 	return nil
 }
 
-// takeover has something happen to a source, and waits until the mirror is right.
+// takeover does something to a source, and waits until the mirror equals it.
 func (r *rig) takeover(title string, s *source, f func(*rig, *source) error) error {
-	// A connection that was good for a while is made again at once.
+	// The mirror reconnects at once only after a connection that worked for a while.
 	time.Sleep(2 * time.Second)
 	r.watcher.begin()
 	before := peer.Load()
@@ -60,7 +60,7 @@ func (r *rig) takeover(title string, s *source, f func(*rig, *source) error) err
 		wrong = r.watcher.differs(0)
 		finding("%s: after %v %d differences: %s", title, since(began), len(wrong), strings.Join(wrong[:min(4, len(wrong))], "; "))
 	}
-	// A change made now is to arrive, too.
+	// A change made now must arrive, too.
 	if err := r.arrives(title, s); err != nil {
 		return err
 	}
@@ -77,7 +77,7 @@ func (r *rig) takeover(title string, s *source, f func(*rig, *source) error) err
 	return nil
 }
 
-// arrives changes a key, and waits until that is here.
+// arrives changes a key and waits until the change is mirrored.
 func (r *rig) arrives(title string, s *source) error {
 	key, value := ipKey(s.id, 1), ipValue(s.name, s.id, 1, int(version.Add(1)))
 	if _, err := s.put(context.Background(), key, value); err != nil {
@@ -96,7 +96,7 @@ func (r *rig) arrives(title string, s *source) error {
 	return nil
 }
 
-// wipe has the source begin anew, as another store.
+// wipe replaces the source by a new store without its data.
 func wipe(other bool) func(*rig, *source) error {
 	return func(_ *rig, s *source) error {
 		s.kill()
@@ -113,7 +113,7 @@ func wipe(other bool) func(*rig, *source) error {
 	}
 }
 
-// differ changes and takes away as many keys of the model, before the server has it.
+// differ changes and removes some keys of the model before the server is filled.
 func (s *source) differ(n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -123,7 +123,7 @@ func (s *source) differ(n int) {
 	}
 }
 
-// replica has another server, with its own revisions, take over the address.
+// replica lets another server with its own revisions take over the address.
 func replica(other int) func(*rig, *source) error {
 	return func(_ *rig, s *source) error {
 		twin := &source{name: s.name, id: s.id, address: peer.FreePort(), dir: filepath.Join(s.dir, "twin"), ca: s.ca, durable: true, ips: s.ips, good: true}
@@ -138,7 +138,7 @@ func replica(other int) func(*rig, *source) error {
 			return err
 		}
 		defer twin.client.Close()
-		// Its revisions are ahead of those that were seen of the first.
+		// Its revisions are ahead of those of the first server.
 		for range 3 {
 			if err := twin.fill(); err != nil {
 				return err
@@ -154,7 +154,7 @@ func replica(other int) func(*rig, *source) error {
 	}
 }
 
-// interrupted has a server answer that never ends a list, with keys of its own, before the first comes back.
+// interrupted lets a server answer whose list never ends and which has other keys, before the first server returns.
 func interrupted(_ *rig, s *source) error {
 	s.kill()
 	e, err := pretend(s.ca, s.address, s.name, s.id, 20, s.want)
@@ -169,7 +169,7 @@ func interrupted(_ *rig, s *source) error {
 	return s.start()
 }
 
-// restored has the source come back as it once was: the same store, with revisions that have been there before.
+// restored returns the source to an earlier state: the same store, which assigns known revisions again.
 func restored(_ *rig, s *source) error {
 	old := s.data() + ".old"
 	s.kill()

@@ -1,5 +1,5 @@
-// Package peer is what the testers share: programs that are started and killed, what the kernel knows of them, and
-// how figures are printed.
+// Package peer has what the suites and commands share: programs that are started and killed, what the kernel knows about
+// them, and printed tables.
 package peer
 
 import (
@@ -26,15 +26,15 @@ import (
 type Process struct {
 	Name, Bin string
 	Args      []string
-	// Log is a file that is appended to.
+	// Log is the path of the file to which both outputs are appended.
 	Log string
-	// Env is added to this program's own environment.
+	// Env is added to this program's environment.
 	Env    []string
 	cmd    *exec.Cmd
 	exited chan struct{}
 }
 
-// Start runs it.
+// Start starts the program.
 func (p *Process) Start() error {
 	log, err := os.OpenFile(p.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -43,12 +43,12 @@ func (p *Process) Start() error {
 	defer log.Close()
 	p.cmd = exec.Command(p.Bin, p.Args...)
 	p.cmd.Stdout, p.cmd.Stderr = log, log
-	// How this program is limited, and how quiet its own client is, concerns no other.
+	// Limits and log levels that this program has for itself must not affect others.
 	own := slices.DeleteFunc(os.Environ(), func(s string) bool {
 		return strings.HasPrefix(s, "ETCD_") || strings.HasPrefix(s, "GOMAXPROCS=")
 	})
 	p.cmd.Env = append(own, p.Env...)
-	// No orphan outlives this program.
+	// The program must not outlive this one.
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := p.cmd.Start(); err != nil {
 		return err
@@ -59,13 +59,13 @@ func (p *Process) Start() error {
 	return nil
 }
 
-// Signal sends it one.
+// Signal sends a signal to the program.
 func (p *Process) Signal(sig syscall.Signal) error { return p.cmd.Process.Signal(sig) }
 
-// Exited is closed when it has ended.
+// Exited is closed when the program has ended.
 func (p *Process) Exited() <-chan struct{} { return p.exited }
 
-// Stop sends it a signal and waits for its end.
+// Stop sends a signal and waits for the end; after 30 s it kills the program.
 func (p *Process) Stop(sig syscall.Signal) {
 	if p == nil || p.exited == nil {
 		return
@@ -79,7 +79,7 @@ func (p *Process) Stop(sig syscall.Signal) {
 	}
 }
 
-// Ended says whether it has ended.
+// Ended says whether the program has ended.
 func (p *Process) Ended() bool {
 	select {
 	case <-p.exited:
@@ -89,10 +89,10 @@ func (p *Process) Ended() bool {
 	}
 }
 
-// Complaint is the last line of its log about an error, or the last of all.
+// Complaint is the last line of the log about an error, or the last line.
 func (p *Process) Complaint() string { return Complaint(p.Log, "error", "fatal", "panic") }
 
-// Complaint is the last line of a log with one of these words, or the last of all.
+// Complaint is the last line of a log with one of the words, or the last line.
 func Complaint(log string, words ...string) string {
 	text, _ := os.ReadFile(log)
 	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
@@ -105,7 +105,7 @@ func Complaint(log string, words ...string) string {
 	return lines[len(lines)-1]
 }
 
-// Complaints are the lines of the log at level warning or above, and how many lines there are.
+// Complaints returns the lines of the log at level warning or above, and the number of all lines.
 func (p *Process) Complaints() (bad []string, lines int) {
 	text, _ := os.ReadFile(p.Log)
 	for line := range strings.Lines(string(text)) {
@@ -132,15 +132,15 @@ func (p *Process) Listening(address string, limit time.Duration) error {
 	return fmt.Errorf("%s does not listen: %s", p.Name, p.Complaint())
 }
 
-// === what the kernel knows ===
+// === figures from the kernel ===
 
-// CPU is the time the process has run, in user and system mode together.
+// CPU is the CPU time of the process, in user and system mode together.
 func (p *Process) CPU() time.Duration {
 	if p == nil {
 		return 0
 	}
 	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
-	// The name in front may have blanks; what comes behind it begins with the third field.
+	// The program's name may contain blanks; the third field follows it.
 	fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
 	if len(fields) < 13 {
 		return 0
@@ -151,7 +151,7 @@ func (p *Process) CPU() time.Duration {
 	return time.Duration(user+system) * tick
 }
 
-// Starved is how long threads of the process could have run, and were not let.
+// Starved is the time that runnable threads of the process waited for a CPU.
 func (p *Process) Starved() (waited time.Duration) {
 	files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", p.cmd.Process.Pid))
 	for _, file := range files {
@@ -163,10 +163,10 @@ func (p *Process) Starved() (waited time.Duration) {
 	return waited
 }
 
-// Memory is what a process has of it, in bytes: now, at most so far, and now without what is a file's.
+// Memory is the resident memory of a process in bytes: now, at most so far, and now without pages of files.
 type Memory struct{ RSS, Peak, Anonymous int64 }
 
-// Memory is what it has of it.
+// Memory reads the memory of the process.
 func (p *Process) Memory() (m Memory) {
 	if p == nil {
 		return m
@@ -195,7 +195,8 @@ var given = struct {
 	addresses map[string]bool
 }{addresses: map[string]bool{}}
 
-// FreePort gives an address below those of outgoing connections, of which one could take it over a restart.
+// FreePort returns an address with a port below the range for outgoing connections, which could take the port during a
+// restart.
 func FreePort() string {
 	given.Lock()
 	defer given.Unlock()
@@ -218,9 +219,9 @@ func PortOf(address string) string {
 	return port
 }
 
-// === what is shown ===
+// === output ===
 
-// Table prints rows with the first column to the left and the others to the right.
+// Table prints rows with the first column aligned left and the others right.
 func Table(rows [][]string) {
 	var widths []int
 	for _, row := range rows {
@@ -249,7 +250,7 @@ func Median[V cmp.Ordered](of []V) V {
 	return s[len(s)/2]
 }
 
-// Read gives everything below a prefix, from the server and no cache.
+// Read reads everything below a prefix from the server.
 func Read(c *clientv3.Client, prefix string) (map[string]string, error) {
 	keys := map[string]string{}
 	from, end := prefix, clientv3.GetPrefixRangeEnd(prefix)

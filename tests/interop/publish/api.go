@@ -11,14 +11,14 @@ import (
 	"time"
 )
 
-// api is the Kubernetes API as one side sees it: a list and a watch of everything in the store. Selectors
-// are not looked at, since every object here matches those that publishers use.
+// api is the Kubernetes API of one side: lists and watches of everything in the store. Selectors are ignored, because
+// every object here matches those that publishers use.
 type api struct {
 	store *store
 	side  int
 	// A server without the feature WatchList rejects streaming lists.
 	streaming bool
-	// Lists, streaming lists and watches that were asked for.
+	// Numbers of requested lists, streaming lists and watches.
 	lists, streams, watches, gone atomic.Int64
 }
 
@@ -74,7 +74,7 @@ func status(code int, reason, message string) dict {
 		"message": message, "reason": reason, "code": code}
 }
 
-// object answers for one object of a cluster, or for the resources of a group.
+// object answers a request for one object, or for the resources of a group.
 func (a *api) object(w http.ResponseWriter, r *http.Request, path string) {
 	if strings.Count(path, "/") < 4 && !strings.HasPrefix(path, "/api/v1/") {
 		if list := resourceList(path); list != nil {
@@ -143,7 +143,7 @@ func (a *api) list(w http.ResponseWriter, r *http.Request, path string) {
 	}
 	items, last, left, version := a.store.page(path, after, limit)
 	if first != 0 {
-		// Later pages are of the first one's version. Here they may be newer, which a watch makes up for.
+		// In Kubernetes all pages are of one version. Here later pages may be newer; the watch then repeats their changes.
 		version = first
 	}
 	meta := fmt.Sprintf(`{"resourceVersion":"%d"`, version)
@@ -170,7 +170,7 @@ func metadataOnly(r *http.Request) bool {
 	return strings.Contains(r.Header.Get("Accept"), "as=PartialObjectMetadata")
 }
 
-// shown is the object, or its metadata.
+// shown renders the object, or only its metadata.
 func shown(object []byte, partial bool) []byte {
 	if !partial {
 		return object

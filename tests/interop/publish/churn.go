@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// churned is how changes went through at a rate.
+// churned is the result for one rate of changes.
 type churned struct {
 	rate, changes, lost int
 	overtaken           int
@@ -19,7 +19,7 @@ type churned struct {
 	differ              difference
 }
 
-// churns measures how long a change takes from the API server to etcd's watchers, at each rate.
+// churns measures the time of a change from the API server to etcd's watchers, at each rate.
 func churns(sides []*side) error {
 	err := each(sides, func(s *side) error {
 		s.publisher.Stop(syscall.SIGTERM)
@@ -68,7 +68,7 @@ func churns(sides []*side) error {
 	return nil
 }
 
-// spread is how delays are distributed.
+// spread renders the distribution of delays.
 type spread struct {
 	count          int
 	p50, p99, most time.Duration

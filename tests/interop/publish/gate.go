@@ -23,8 +23,7 @@ import (
 	"isthmus.dev/interop/peer"
 )
 
-// gate is the network before an API server: it can be open, refuse connections, or be a black hole that
-// takes them and never answers.
+// gate is a proxy before an API server. It forwards connections, refuses them, or accepts them and never answers.
 type gate struct {
 	address string
 	server  *http.Server
@@ -35,7 +34,7 @@ type gate struct {
 	open     chan struct{} // closed while data flows
 }
 
-// serve starts the API of a side, and gives the path of a kubeconfig for it.
+// serve starts the API of a side, and returns the path of a kubeconfig for it.
 func serve(handler http.Handler, dir string, plain bool) (*gate, string, error) {
 	g := &gate{address: peer.FreePort(), conns: map[*gated]struct{}{}, open: make(chan struct{})}
 	close(g.open)
@@ -94,7 +93,7 @@ func (g *gate) listen() error {
 	return nil
 }
 
-// refuse closes all connections and takes no new ones.
+// refuse closes all connections and accepts no new ones.
 func (g *gate) refuse() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -104,21 +103,21 @@ func (g *gate) refuse() {
 	}
 }
 
-// hang keeps all connections and takes new ones, but moves no data.
+// hang keeps all connections and accepts new ones, but forwards no data.
 func (g *gate) hang() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.open = make(chan struct{})
 }
 
-// heal ends what hang began.
+// heal forwards data again after hang.
 func (g *gate) heal() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	close(g.open)
 }
 
-// lose ends what hang began for new connections only: the old ones never say anything again.
+// lose forwards data again after hang, but only for new connections: the old ones stay silent.
 func (g *gate) lose() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -128,7 +127,7 @@ func (g *gate) lose() {
 	close(g.open)
 }
 
-// close frees lost connections first: TLS wants to say goodbye on them.
+// close frees lost connections first, because TLS sends a closing message on them.
 func (g *gate) close() {
 	g.mu.Lock()
 	for c := range g.conns {
@@ -179,7 +178,7 @@ func (c *gated) Write(p []byte) (int, error) {
 	return c.Conn.Write(p)
 }
 
-// wait waits until data flows; if it never will, until the server gives up.
+// wait waits until data may flow, or until the connection is closed.
 func (c *gated) wait() bool {
 	c.gate.mu.Lock()
 	open := c.gate.open
@@ -203,7 +202,7 @@ func (c *gated) Close() error {
 	return c.Conn.Close()
 }
 
-// certificate makes an authority and a pair of its for 127.0.0.1.
+// certificate makes an authority, and a certificate with key for 127.0.0.1.
 func certificate() (ca []byte, pair tls.Certificate, err error) {
 	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

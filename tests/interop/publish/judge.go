@@ -2,7 +2,7 @@ package main
 
 import "fmt"
 
-// judge says what Isthmus did that it must not do; how fast it has to be is for the reader to decide.
+// judge lists errors of Isthmus. Whether figures are good enough is for the reader to decide.
 func judge(all []*figures) (wrong bool) {
 	for _, g := range all {
 		if g.kind != ours {

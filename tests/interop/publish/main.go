@@ -60,7 +60,7 @@ func main() {
 	os.Exit(run(dir))
 }
 
-// run measures everything, and gives the exit status.
+// run measures everything, and returns the exit status.
 func run(dir string) int {
 	if *keep {
 		progress("logs are in %s", dir)
@@ -99,7 +99,7 @@ func run(dir string) int {
 	return 0
 }
 
-// runRound measures sides that share a world; what takes long only in the last round.
+// runRound measures sides that share a world. Long measurements are made only in the last round.
 func runRound(group []*figures, dir string, last bool) error {
 	w := newWorld(podsFor(*total), *ces)
 	progress("%d objects, %d pods", w.store.count(), len(w.pods))

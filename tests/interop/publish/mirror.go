@@ -12,21 +12,21 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// mirror is what a watch has said of an etcd, and when.
+// mirror has the contents of an etcd according to a watch, with times.
 type mirror struct {
 	world *world
 	side  int
 
-	// Whoever locks the world, too, locks it first.
+	// Locked after the world, where both are locked.
 	mu      sync.Mutex
 	keys    map[string]string
 	seen    seen
 	pending map[string]pending
 	delays  []delay
-	replace int // pending ones that another change of the key overtook
+	replace int // pending changes that were replaced by a later change of the key
 }
 
-// seen is what events there were of keys under cilium/state/.
+// seen counts events of keys under cilium/state/.
 type seen struct {
 	puts, same  int
 	gone        []string
@@ -35,7 +35,7 @@ type seen struct {
 	first, last time.Time
 }
 
-// delay is how long a change took from the API server to etcd's watchers.
+// delay is the time of a change from the API server to etcd's watchers.
 type delay struct {
 	scope string
 	took  time.Duration
@@ -115,7 +115,7 @@ func (p pending) fits(e *clientv3.Event) bool {
 	return p.want.is(string(e.Kv.Value))
 }
 
-// expect is told of a change before a publisher can see it.
+// expect registers a change before a publisher can see it.
 func (m *mirror) expect(key string, w *want, c *change) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -125,7 +125,7 @@ func (m *mirror) expect(key string, w *want, c *change) {
 	m.pending[key] = pending{w, c}
 }
 
-// collapse forgets changes that came to nothing before a publisher wrote them: there is no event to wait for.
+// collapse forgets changes that were reverted before a publisher wrote them, because no event will come.
 func (m *mirror) collapse() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -138,7 +138,7 @@ func (m *mirror) collapse() {
 	}
 }
 
-// begin forgets what was seen so far.
+// begin resets the counts.
 func (m *mirror) begin() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -155,7 +155,7 @@ func (m *mirror) now() (seen, []delay, int) {
 	return s, slices.Clone(m.delays), len(m.pending)
 }
 
-// wronged counts deleted keys that should be there: no address or name comes back in this world.
+// wronged counts deleted keys that should exist: no address or name is used twice in this world.
 func (m *mirror) wronged() (n int) {
 	s, _, _ := m.now()
 	wanted := m.world.wanted()
@@ -167,14 +167,14 @@ func (m *mirror) wronged() (n int) {
 	return n
 }
 
-// left is how many keys have yet to change.
+// left is the number of keys that have yet to change.
 func (m *mirror) left() int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return len(m.pending)
 }
 
-// difference is how an etcd differs from what should be in it.
+// difference describes how an etcd differs from its expected contents.
 type difference struct {
 	missing, stale, wrong int
 	example               string
@@ -217,7 +217,7 @@ func (d *difference) note(text string) {
 	}
 }
 
-// settled waits until etcd is as it should be, and says how long that took.
+// settled waits until etcd has its expected contents, and returns how long that took.
 func (m *mirror) settled(limit time.Duration) (time.Duration, difference) {
 	began := time.Now()
 	for {

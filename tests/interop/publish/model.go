@@ -12,8 +12,8 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// What should be in etcd, from the world and not from what a publisher reads: a key and its value, with
-// the bytes that the original writes.
+// The expected contents of etcd, derived from the world rather than from the objects that a publisher reads. Values are
+// those that the original writes, byte for byte.
 
 const (
 	cluster   = "c3"
@@ -21,7 +21,7 @@ const (
 	state     = "cilium/state/"
 )
 
-// want is what a key should have.
+// want is the expected value of a key.
 type want struct {
 	value string
 	// The value is compressed in etcd, and compressors differ.
@@ -30,7 +30,7 @@ type want struct {
 
 var unpacker, _ = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1))
 
-// is says whether a value in etcd is the wanted one.
+// is says whether a value in etcd is the expected one.
 func (w want) is(value string) bool {
 	if w.packed {
 		plain, err := unpacker.DecodeAll([]byte(value), nil)
@@ -39,7 +39,7 @@ func (w want) is(value string) bool {
 	return value == w.value
 }
 
-// publisherKind says whose publisher it is.
+// publisherKind is Cilium's publisher or Isthmus's.
 type publisherKind int
 
 const (
@@ -96,7 +96,7 @@ func identityKey(id int) string { return fmt.Sprint(state, "identities/v1/id/", 
 func identityWant(id, ns int) want {
 	var b strings.Builder
 	labels := identityLabels(id, ns)
-	// All are of one source, so the order of keys is that of labels.
+	// All labels have one source, so their keys sort like the labels.
 	for _, k := range slices.Sorted(maps.Keys(labels)) {
 		b.WriteString(k + "=" + labels[k] + ";")
 	}
@@ -179,8 +179,8 @@ func (w *world) serviceWant(s *service) want {
 	return want{value: value}
 }
 
-// sliceWant is the message ClusterEndpointSlice. Its fields are those of Cilium 1.20, the nested ones those
-// of discovery/v1; maps are in the order of their keys.
+// sliceWant encodes the message ClusterEndpointSlice with the fields of Cilium 1.20 and, nested, of discovery/v1. Maps are
+// in the order of their keys.
 func (w *world) sliceWant(s *service) want {
 	var b []byte
 	text := func(b []byte, field protowire.Number, value string) []byte {
@@ -212,7 +212,7 @@ func (w *world) sliceWant(s *service) want {
 	return want{value: string(b), packed: true}
 }
 
-// scopeOf is the prefix of a key that tells what it is about.
+// scopeOf is the prefix of a key that names its kind.
 func scopeOf(key string) string {
 	rest, found := strings.CutPrefix(key, state)
 	if !found {

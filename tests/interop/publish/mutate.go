@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// mutate makes one change of a kind that a cluster sees: mostly pods, which come, go and are relabelled.
+// mutate makes one change as in a real cluster: mostly pods that are created, deleted and relabelled.
 func (w *world) mutate() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -50,7 +50,7 @@ func (w *world) putPod(p *pod, c *change) {
 	}
 }
 
-// removePod takes a pod away. Its service's slice keeps the address, as it does for a moment in a cluster.
+// removePod deletes a pod. The slice of its service keeps the address, as it does for a moment in a real cluster.
 func (w *world) removePod(at int, c *change) {
 	p := w.pods[at]
 	w.pods[at] = w.pods[len(w.pods)-1]
@@ -71,14 +71,14 @@ func (w *world) removePod(at int, c *change) {
 	w.store.remove(slicesOfCil, s.name, c, func(v int64) []byte { return w.ciliumSlice(s, v) })
 }
 
-// flip changes whether a backend is ready.
+// flip toggles whether a backend is ready.
 func (w *world) flip(s *service, c *change) {
 	at := w.rng.IntN(len(s.down))
 	s.down[at] = !s.down[at]
 	w.putSlice(s, c)
 }
 
-// churn mutates at a rate until the context ends, and gives the number of changes.
+// churn mutates at a rate until the context ends, and returns the number of changes.
 func (w *world) churn(ctx context.Context, rate int) (changes int) {
 	if rate == 0 {
 		<-ctx.Done()

@@ -8,8 +8,8 @@ import (
 	"strings"
 )
 
-// Objects are written as an API server would show them, with the managed fields that make up half of a
-// small object: what a publisher throws away costs it, too.
+// Objects are rendered as an API server shows them, with the managed fields that make up half of a small object, because
+// a publisher has to decode what it ignores, too.
 
 const created = "2026-11-20T10:00:00Z"
 
@@ -20,7 +20,7 @@ func (w *world) uid(of string) string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 
-// metadata renders what all objects have. Labels and annotations are JSON.
+// metadata renders the metadata of an object. Labels and annotations are JSON.
 func (w *world) metadata(namespace, name string, version int64, labels, annotations, more string) string {
 	var b bytes.Buffer
 	b.WriteByte('{')
@@ -85,7 +85,7 @@ func (w *world) endpoint(p *pod, version int64) []byte {
 		text(p.securityLabels()), ports, p.ip(), p.host(), p.account())
 }
 
-// securityLabels is what cilium-agent shows of a pod's identity.
+// securityLabels are the labels of a pod's identity, as cilium-agent derives them.
 func (p *pod) securityLabels() []string {
 	var all []string
 	for k, v := range identityLabels(p.identity, p.ns) {

@@ -7,20 +7,20 @@ import (
 	"time"
 )
 
-// dark is what happened while something was away.
+// dark is the result of one outage.
 type dark struct {
 	what     string
 	changes  int
-	during   seen // events until it was back
-	wronged  int  // keys deleted that should be there
+	during   seen // events until the end of the outage
+	wronged  int  // deleted keys that should exist
 	back     time.Duration
-	ready    time.Duration // after it was back; 0 if it never was not
+	ready    time.Duration // after the end of the outage; 0 if the publisher stayed ready
 	differ   difference
 	timeline *timeline
-	pending  int // keys that had to change meanwhile
+	pending  int // keys that had to change during the outage
 }
 
-// failure is a way for something to be away.
+// failure is one kind of outage.
 type failure struct {
 	of, what string
 	begin    func(*side) error
@@ -51,7 +51,7 @@ var failures = []failure{
 	},
 }
 
-// outages lets API servers and etcds go away while objects change.
+// outages runs outages of API servers and etcds while objects change.
 func outages(sides []*side) error {
 	if err := each(sides, func(s *side) error {
 		s.publisher.Stop(syscall.SIGTERM)
@@ -113,7 +113,7 @@ func (f failure) run(sides []*side) error {
 		}
 		_, _ = s.mirror.settled(*patience)
 		d.back = time.Since(began)
-		// Late deeds, such as leases that expire after all, show up a little later.
+		// Late effects, such as leases that expire after all, need a while to show.
 		time.Sleep(10 * time.Second)
 		d.timeline.stop()
 		d.wronged = s.mirror.wronged()

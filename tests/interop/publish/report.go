@@ -36,7 +36,7 @@ func (s seen) String() string {
 	return fmt.Sprintf("%d new, %d same, %d deleted; %d elsewhere", s.puts, s.same, len(s.gone), s.others)
 }
 
-// row is one figure of all sides; a ratio is shown where it is a number.
+// row prints one figure of all sides, with the ratio if the figure is a number.
 type row struct {
 	title  string
 	number func(*figures) (float64, bool)

@@ -35,7 +35,7 @@ type side struct {
 	client    *clientv3.Client
 	mirror    *mirror
 	end       context.CancelFunc
-	// Where it is.
+	// The addresses of the publisher.
 	store, health, metrics, gops string
 	config                       string
 	http                         *http.Client
@@ -88,14 +88,14 @@ func (s *side) connect() (err error) {
 	if err != nil {
 		return fmt.Errorf("etcd does not answer (%w): %s", err, s.etcd.Complaint())
 	}
-	// While etcd is away on purpose, the client need not say so.
+	// The client library would log every outage that is on purpose.
 	os.Setenv("ETCD_CLIENT_DEBUG", "fatal")
 	defer os.Unsetenv("ETCD_CLIENT_DEBUG")
 	s.client, err = clientv3.New(clientv3.Config{Endpoints: []string{s.store}, DialTimeout: 10 * time.Second})
 	return err
 }
 
-// program sets up the publisher with a rate limit; 0 is the one of the chart.
+// program sets up the publisher with a rate limit; 0 means the chart's default.
 func (s *side) program(qps string) error {
 	file := filepath.Join(s.dir, "etcd.yaml")
 	text := fmt.Sprintf("endpoints:\n- http://%s\ninsecure-transport: true\n", s.store)
@@ -124,7 +124,7 @@ func (s *side) program(qps string) error {
 
 var unexpected = regexp.MustCompile(`unexpected argument '(--[a-z0-9-]+)`)
 
-// accepted leaves out what an older build does not know.
+// accepted drops the flags that an older build does not know.
 func accepted(bin string, args []string) []string {
 	for {
 		out, err := exec.Command(bin, append(slices.Clone(args), "--help")...).CombinedOutput()
@@ -169,7 +169,7 @@ func (s *side) launch(limit time.Duration) (time.Duration, error) {
 	return 0, fmt.Errorf("%s is not ready after %v: %s", s.name, limit, s.publisher.Complaint())
 }
 
-// collect has a Go process collect its garbage, by its gops agent: 0x2 is the agent's command for it.
+// collect makes a Go process collect its garbage. 0x2 is the gops agent's command for it.
 func (s *side) collect() {
 	if s.kind != theirs {
 		return
@@ -186,7 +186,7 @@ func (s *side) collect() {
 	}
 }
 
-// contents reads everything from etcd, which is the truth that the mirror only follows.
+// contents reads everything from etcd itself, rather than from the mirror of its watch.
 func (s *side) contents() (map[string]string, error) { return peer.Read(s.client, "cilium/") }
 
 func (s *side) close() {

@@ -11,11 +11,11 @@ import (
 	"isthmus.dev/interop/peer"
 )
 
-// started is what a start took.
+// started has the times of a start.
 type started struct {
-	ready           time.Duration // until /readyz
+	ready           time.Duration // until /readyz succeeded
 	first, complete time.Duration // until the first and the last event of etcd
-	keys            int64         // in etcd when ready
+	keys            int64         // number of keys in etcd when ready
 	load            float64       // of the machine then
 	cpuReady, cpu   time.Duration // until ready, and until all was quiet
 	cpuQuiet        time.Duration // while nothing happened
@@ -25,24 +25,24 @@ type started struct {
 	differ          difference
 }
 
-// figures is all that was measured of a side.
+// figures are all measurements of a side.
 type figures struct {
 	name          string
 	kind          publisherKind
 	objects       int
 	cold, again   []started
 	changed       []started
-	expected      int // events that the changes call for
+	expected      int // events that the changes require
 	rest, settled []peer.Memory
 	restAgain     []peer.Memory
 	churned       []churned
 	dark          []dark
-	asked         string // of the API server
+	asked         string // requests to the API server
 }
 
 const changesWhileDown = 500
 
-// starts measures a start into an empty etcd, one after a kill, and one after a kill with changes meanwhile.
+// starts measures a start with an empty etcd, a start after a kill, and a start after a kill and changes meanwhile.
 func starts(sides []*side) error {
 	if err := each(sides, (*side).cold); err != nil || !*restarts {
 		return err
@@ -88,7 +88,7 @@ func (s *side) cold() error {
 	f.cold = append(f.cold, r)
 	f.asked = fmt.Sprintf("%d lists, %d streams, %d watches", s.api.lists.Load(), s.api.streams.Load(), s.api.watches.Load())
 	f.rest = append(f.rest, s.publisher.Memory())
-	// A collector gives some back at once, and the rest with time.
+	// A garbage collector returns some memory at once, and the rest over time.
 	s.collect()
 	time.Sleep(*quiet)
 	s.collect()
@@ -114,7 +114,7 @@ func (s *side) timed() (r started, err error) {
 	}
 	r.keys = count.Count
 	progress("%s: ready after %v with %d keys", s.name, r.ready.Round(time.Millisecond), r.keys)
-	// Whoever never gets there is not waited for longer than the quiet time.
+	// A publisher that never gets there is not waited for longer than the quiet time.
 	_, r.differ = s.mirror.settled(*quiet)
 	busy := s.publisher.CPU()
 	time.Sleep(*quiet)
@@ -135,7 +135,7 @@ func (s *side) timed() (r started, err error) {
 	return r, nil
 }
 
-// sweep deletes what a publisher has left behind, so that later steps begin clean.
+// sweep deletes stale keys that a publisher has left, so that later steps begin clean.
 func (s *side) sweep() error {
 	wanted := s.world.wanted()
 	keys, err := s.contents()

@@ -25,7 +25,7 @@ var (
 	kinds        = []kind{namespaces, services, slicesOfKube, nodes, identities, endpoints, slicesOfCil, crds}
 )
 
-// historyEvents is how many events of a kind a watch may be behind.
+// historyEvents is the number of events of a kind that are kept for watches.
 const historyEvents = 200_000
 
 // event is one change of an object.
@@ -41,17 +41,17 @@ type stored struct {
 	json    []byte
 }
 
-// collection is all objects of a kind, and what happened to them.
+// collection has all objects of a kind, and the log of their events.
 type collection struct {
 	kind
 	objects map[string]stored
 	names   []string // sorted: the order of pages
 	log     []event
-	lost    int64 // version up to which the log is gone
+	lost    int64 // version up to which the log is dropped
 	changed chan struct{}
 }
 
-// store is what the API server would have in its etcd.
+// store is the storage of the API server.
 type store struct {
 	mu          sync.Mutex
 	version     int64
@@ -66,7 +66,7 @@ func newStore() *store {
 	return s
 }
 
-// put stores what render makes of the object's new version.
+// put stores an object, which render makes for its new version.
 func (s *store) put(k kind, name string, c *change, render func(version int64) []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -83,7 +83,7 @@ func (s *store) put(k kind, name string, c *change, render func(version int64) [
 	of.append(event{s.version, action, json, c})
 }
 
-// remove deletes an object; render makes what a watch shows of it in the end.
+// remove deletes an object. render makes the last state, which a watch shows.
 func (s *store) remove(k kind, name string, c *change, render func(version int64) []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -99,7 +99,7 @@ func (s *store) remove(k kind, name string, c *change, render func(version int64
 }
 
 func (of *collection) append(e event) {
-	// The first objects are listed, not watched.
+	// The initial objects are only listed.
 	if e.change == nil {
 		of.lost = e.version
 		return
@@ -114,7 +114,7 @@ func (of *collection) append(e event) {
 	of.changed = make(chan struct{})
 }
 
-// page gives up to limit objects behind a name, and the last one's name if there are more.
+// page returns up to limit objects after a name, and the last name if there are more.
 func (s *store) page(path, after string, limit int) (items [][]byte, last string, left int, version int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -138,8 +138,8 @@ func (s *store) page(path, after string, limit int) (items [][]byte, last string
 	return items, last, left, s.version
 }
 
-// since gives what happened after a version, and a channel that closes with the next event. It is not
-// known when the version is too old.
+// since returns the events after a version, and a channel that is closed at the next event. It reports false if the
+// version is too old.
 func (s *store) since(path string, version int64) (events []event, changed <-chan struct{}, now int64, known bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -12,10 +12,10 @@ import (
 	"time"
 )
 
-// timeline is what a publisher says of itself, once a second.
+// timeline has the readiness and some metrics of a publisher, once a second.
 type timeline struct {
 	began  time.Time
-	zero   time.Time // when something went away
+	zero   time.Time // start of the outage
 	ended  chan struct{}
 	done   chan struct{}
 	ready  []point
@@ -53,7 +53,7 @@ func (s *side) watchTimeline() *timeline {
 	return t
 }
 
-// mark says that what follows is the outage.
+// mark sets the start of the outage.
 func (t *timeline) mark() { t.zero = time.Now() }
 
 func (t *timeline) stop() {
@@ -61,7 +61,7 @@ func (t *timeline) stop() {
 	<-t.done
 }
 
-// add keeps only what differs from before.
+// add keeps only values that have changed.
 func add(to []point, text string) []point {
 	if n := len(to); n > 0 && to[n-1].text == text {
 		return to
@@ -69,7 +69,7 @@ func add(to []point, text string) []point {
 	return append(to, point{time.Now(), text})
 }
 
-// scrape reads the metrics that may tell of an outage.
+// scrape reads the metrics that may show an outage.
 func (s *side) scrape() map[string]string {
 	r, err := s.http.Get("http://" + s.metrics + "/metrics")
 	if err != nil {

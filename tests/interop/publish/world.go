@@ -18,13 +18,13 @@ const (
 	firstIdentity  = clusterID<<16 + 256
 )
 
-// podsFor is how many pods make that many objects.
+// podsFor is the number of pods that leads to a number of objects.
 func podsFor(total int) int {
 	const perService = podsOfService + podsOfService/podsOfIdentity + 2
 	return max(0, total-nodeCount-nsCount) * podsOfService / perService
 }
 
-// world is what the objects of a cluster say; from it come the objects and what should be published.
+// world is the content of a cluster, from which both its objects and the expected keys are derived.
 type world struct {
 	mu       sync.Mutex
 	store    *store
@@ -39,7 +39,7 @@ type world struct {
 	nextID   int
 	nextCES  int
 	want     map[string]want
-	// Told of what a change should do to a key, before the API server tells of it. No value: it is deleted.
+	// Called with the expected change of a key before the API server shows its cause. No value means a deletion.
 	expect []func(key string, w *want, c *change)
 }
 
@@ -134,7 +134,7 @@ type ciliumSlice struct {
 	pods []*pod
 }
 
-// newWorld makes a cluster of that many pods.
+// newWorld makes a cluster with a number of pods.
 func newWorld(pods int, ces bool) *world {
 	w := &world{
 		store: newStore(), ces: ces, rng: rand.New(rand.NewPCG(1, 2)), nextID: firstIdentity,
@@ -207,7 +207,7 @@ func (w *world) addIdentity(ns int, c *change) {
 	w.store.put(identities, fmt.Sprint(id), c, func(v int64) []byte { return w.identity(id, ns, v) })
 }
 
-// setWant notes what a key should be, and that a change is to make it so.
+// setWant records the expected value of a key, and the change that leads to it.
 func (w *world) setWant(key string, value want, c *change) {
 	w.want[key] = value
 	if c != nil {
@@ -227,7 +227,7 @@ func (w *world) dropWant(key string, c *change) {
 	}
 }
 
-// wanted gives what should have been published by now.
+// wanted returns the contents that should have been published by now.
 func (w *world) wanted() map[string]want {
 	w.mu.Lock()
 	defer w.mu.Unlock()

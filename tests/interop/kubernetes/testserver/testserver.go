@@ -1,6 +1,5 @@
-// Package testserver takes the place of k8s.io/apiserver/pkg/storage/etcd3/testserver in a copy of that
-// module: where that one embeds an etcd, this one starts the binary that ETCD_BIN names. So Kubernetes' own
-// tests of its storage run on it.
+// Package testserver replaces k8s.io/apiserver/pkg/storage/etcd3/testserver in a copy of that module. Instead of an embedded
+// etcd it starts the binary that ETCD_BIN names, so that Kubernetes' own storage tests run on that binary.
 package testserver
 
 import (
@@ -23,10 +22,10 @@ import (
 	storagetesting "k8s.io/apiserver/pkg/storage/testing"
 )
 
-// starting keeps two servers from choosing one port.
+// starting prevents two servers from choosing the same port.
 var starting sync.Mutex
 
-// NewTestConfig gives the configuration that tests change before they start a server.
+// NewTestConfig returns the configuration that tests change before they start a server.
 func NewTestConfig(t testing.TB) *embed.Config {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
