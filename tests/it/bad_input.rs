@@ -1,27 +1,24 @@
-//! Bad input gets a message that names it, the rest goes on, and nothing already published is lost.
+//! Proves that invalid input is reported with its name, that the valid rest is processed, that published data stays,
+//! and that a command which cannot start exits with the reason.
 
-use crate::support::{Process, Tls, copy_dir, eventually, free_port};
-use etcd_client::GetOptions;
-use std::path::Path;
+use crate::support::admin::Admin;
+use crate::support::files::{copy_directory, example};
+use crate::support::store::read;
+use crate::support::{CommandLine, Tls, eventually, isthmus};
 
-fn serve(tls: &Tls, more: &[String]) -> Process {
-    let mut args = ["serve", "--cluster-name=a", "--cluster-id=1", "--health-port=0"]
-        .map(str::to_owned)
-        .to_vec();
-    args.push(format!("--api-serve-addr=127.0.0.1:{}", free_port()));
-    args.extend(tls.flags());
-    args.extend(more.iter().cloned());
-    Process::start(&args.iter().map(String::as_str).collect::<Vec<_>>())
+/// `serve` for a cluster with an id of its own.
+fn serve(tls: &Tls, name: &str, id: u32) -> CommandLine {
+    isthmus(["serve", "--health-port=0"])
+        .args([format!("--cluster-name={name}"), format!("--cluster-id={id}")])
+        .arg(Admin::new().api_flag())
+        .args(tls.flags())
 }
 
 #[tokio::test]
-async fn bad_manifests_are_named_and_the_others_are_published() {
+async fn invalid_manifests_are_named_and_the_valid_ones_published() {
     let tls = Tls::new();
     let manifests = tls.path("manifests");
-    copy_dir(
-        &Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/tokyo-hk/hk-cluster"),
-        &manifests,
-    );
+    copy_directory(&example("hk-cluster"), &manifests);
     let write = |name: &str, text: &str| std::fs::write(manifests.join(name), text).unwrap();
     write("broken.yaml", "kind: CiliumNode\nmetadata: {name: [\n");
     write(
@@ -36,152 +33,129 @@ async fn bad_manifests_are_named_and_the_others_are_published() {
         "shape.yaml",
         "apiVersion: cilium.io/v2\nkind: CiliumNode\nmetadata: {name: odd}\nspec: {addresses: none}\n",
     );
-    let server = serve(&tls, &[format!("--manifests={}", manifests.display())]);
-    server.line("broken.yaml: the document at line 1 does not parse");
+    let server = serve(&tls, "a", 1)
+        .arg(format!("--manifests={}", manifests.display()))
+        .start();
+    server.line("broken.yaml: the document at line 1 does not parse").await;
     // The files are read in order of their names.
-    let duplicate = server.line("CiliumNode hkg-node-1 is also in");
+    let duplicate = server.line("CiliumNode hkg-node-1 is also in").await;
     assert!(
         duplicate.contains("nodes.yaml") && duplicate.contains("duplicate.yaml"),
         "{duplicate}"
     );
-    server.line("CiliumEndpoint shop/sick: address");
-    server.line("shape.yaml: CiliumNode odd is not valid");
-    let mut client = tls.client(&server.address(), "admin-a").await;
-    let mut count = async || {
-        let options = GetOptions::new().with_prefix().with_count_only();
-        client.get("cilium/state/", Some(options)).await.unwrap().count()
-    };
-    // 2 nodes, 3 identities, 10 addresses and the good one, 2 services, 4 slices.
-    eventually("the rest is published", async || (count().await == 22).then_some(())).await;
+    server.line("CiliumEndpoint shop/sick: address").await;
+    server.line("shape.yaml: CiliumNode odd is not valid").await;
+    let mut client = tls.client(&server.address().await, "admin-a").await;
+    let mut count = async || read(&mut client, "cilium/state/").await.len();
+    // 2 nodes, 3 identities, 10 addresses and the valid one of bad-ip.yaml, 2 services, 4 slices.
+    eventually("the valid objects are published", async || {
+        (count().await == 22).then_some(())
+    })
+    .await;
     write("nodes.yaml", "no: [longer, valid");
-    server.line("nodes.yaml: the document at line 1 does not parse");
-    assert_eq!(count().await, 22, "what was published stays: {}", server.log());
+    server.line("nodes.yaml: the document at line 1 does not parse").await;
+    assert_eq!(count().await, 22, "published keys must stay: {}", server.log());
 }
 
 #[tokio::test]
-async fn a_remote_with_another_ca_or_a_broken_file_is_named_and_the_others_are_mirrored() {
-    let (tls, strange) = (Tls::new(), Tls::new());
-    let hk = serve(&tls, &["--manifests=examples/tokyo-hk/hk-cluster".to_owned()]);
+async fn remotes_that_cannot_be_reached_are_named_and_the_others_mirrored() {
+    let (tls, other) = (Tls::new(), Tls::new());
+    let manifests = |cluster: &str| format!("--manifests={}", example(cluster).display());
+    let hk = serve(&tls, "a", 1).arg(manifests("hk-cluster")).start();
     let remotes = tls.path("remotes");
     std::fs::create_dir_all(&remotes).unwrap();
     let remote = tls.ca.client("remote", "remote").unwrap();
-    tls.client_file(&remotes.join("a"), &hk.address(), &remote);
+    tls.client_file(&remotes.join("a"), &hk.address().await, &remote);
     let text = std::fs::read_to_string(remotes.join("a")).unwrap();
     std::fs::write(
         remotes.join("wrong-ca"),
-        text.replace(tls.ca.path().to_str().unwrap(), strange.ca.path().to_str().unwrap()),
+        text.replace(tls.ca.path().to_str().unwrap(), other.ca.path().to_str().unwrap()),
     )
     .unwrap();
     std::fs::write(remotes.join("no-cert"), text.replace("remote.crt", "absent.crt")).unwrap();
     std::fs::write(remotes.join("not-yaml"), "endpoints: [").unwrap();
     std::fs::write(remotes.join("Bad_Name"), &text).unwrap();
-    let own = serve(
-        &tls,
-        &[
-            "--cluster-name=b".to_owned(),
-            "--cluster-id=2".to_owned(),
-            format!("--clustermesh-config={}", remotes.display()),
-            "--manifests=examples/tokyo-hk/tokyo-cluster".to_owned(),
-        ],
-    );
-    let wrong = own.line("cluster_name=wrong-ca");
+    let own = serve(&tls, "b", 2)
+        .arg(format!("--clustermesh-config={}", remotes.display()))
+        .arg(manifests("tokyo-cluster"))
+        .start();
+    let wrong = own.line("cluster_name=wrong-ca").await;
     assert!(
         wrong.contains("invalid peer certificate") && wrong.contains("remotes/wrong-ca"),
         "{wrong}"
     );
-    let absent = own.line("cluster_name=no-cert");
+    let absent = own.line("cluster_name=no-cert").await;
     assert!(absent.contains("absent.crt"), "{absent}");
     assert!(
         own.line("cluster_name=not-yaml")
+            .await
             .contains("not-yaml is not an etcd client configuration")
     );
-    assert!(own.line("Bad_Name").contains("invalid cluster name"));
-    let mut client = tls.client(&own.address(), "admin-b").await;
-    eventually("the good one is mirrored", async || {
-        let nodes = client
-            .get("cilium/cache/nodes/v1/a/", Some(GetOptions::new().with_prefix()))
-            .await
-            .unwrap();
-        (nodes.kvs().len() == 2).then_some(())
+    assert!(own.line("Bad_Name").await.contains("invalid cluster name"));
+    let mut client = tls.client(&own.address().await, "admin-b").await;
+    eventually("the valid remote is mirrored", async || {
+        let nodes = read(&mut client, "cilium/cache/nodes/v1/a/").await;
+        (nodes.len() == 2).then_some(())
     })
     .await;
 }
 
-async fn fails(args: &[&str], code: i32, parts: &[&str]) {
-    let mut process = Process::start(args);
-    let (status, _) = process.ended().await;
-    let log = eventually("the reason is printed", async || {
-        let log = process.log();
-        parts.iter().all(|p| log.contains(p)).then_some(log)
-    })
-    .await;
-    assert_eq!(status.code(), Some(code), "{log}");
+/// Runs a command that must fail with `code` and print all of `parts`.
+fn fails(command: CommandLine, code: i32, parts: &[&str]) {
+    let finished = command.run();
+    let text = finished.text();
+    assert_eq!(finished.code, Some(code), "{text}");
+    for part in parts {
+        assert!(text.contains(part), "no {part:?} in:\n{text}");
+    }
 }
 
-#[tokio::test]
-async fn what_cannot_start_says_why_and_exits() {
+#[test]
+fn a_command_that_cannot_start_prints_the_reason_and_fails() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("--listen-client-urls=http://{}", taken.local_addr().unwrap());
-    let advertise = "--advertise-client-urls=http://127.0.0.1:1";
     let address = taken.local_addr().unwrap().to_string();
-    fails(&["etcd", &url, advertise], 1, &["cannot listen on", &address, "in use"]).await;
-    let tls = [
-        "--listen-client-urls=https://127.0.0.1:0",
-        advertise,
-        "--cert-file=/absent.crt",
-        "--key-file=/absent.key",
-    ];
+    let advertise = "--advertise-client-urls=http://127.0.0.1:1";
+    let listen = format!("--listen-client-urls=http://{address}");
     fails(
-        &[&["etcd"][..], &tls].concat(),
+        isthmus(["etcd", &listen, advertise]),
+        1,
+        &["cannot listen on", &address, "in use"],
+    );
+    let absent_files = ["--cert-file=/absent.crt", "--key-file=/absent.key"];
+    fails(
+        isthmus(["etcd", "--listen-client-urls=https://127.0.0.1:0", advertise]).args(absent_files),
         1,
         &["cannot read certificate /absent.crt"],
-    )
-    .await;
-    fails(&["etcd", "--no-such-flag"], 2, &["--no-such-flag"]).await;
-    fails(&["serve", "--no-such-flag"], 1, &["--no-such-flag"]).await;
-    fails(&["serve", "--cluster-name=a"], 1, &["ClusterID 0 is reserved"]).await;
+    );
+    fails(isthmus(["etcd", "--no-such-flag"]), 2, &["--no-such-flag"]);
+    fails(isthmus(["serve", "--no-such-flag"]), 1, &["--no-such-flag"]);
+    fails(isthmus(["serve", "--cluster-name=a"]), 1, &["ClusterID 0 is reserved"]);
     fails(
-        &["clustermesh", "--cluster-name=A", "--cluster-id=1"],
+        isthmus(["clustermesh", "--cluster-name=A", "--cluster-id=1"]),
         255,
         &["level=fatal", "invalid cluster name: "],
-    )
-    .await;
-    let cluster = ["clustermesh", "--cluster-name=a", "--cluster-id=1"];
-    fails(
-        &[&cluster[..], &["--kvstore-opt=etcd.color=red"]].concat(),
-        255,
-        &["etcd.color"],
-    )
-    .await;
-    fails(
-        &[&cluster[..], &["--kvstore="]].concat(),
-        255,
-        &["KVStore client not configured"],
-    )
-    .await;
+    );
+    let publisher = || isthmus(["clustermesh", "--cluster-name=a", "--cluster-id=1"]);
+    fails(publisher().arg("--kvstore-opt=etcd.color=red"), 255, &["etcd.color"]);
+    fails(publisher().arg("--kvstore="), 255, &["KVStore client not configured"]);
     let lease = ["--kvstore-opt=etcd.address=http://x:1", "--kvstore-lease-ttl=1s"];
     fails(
-        &[&cluster[..], &lease].concat(),
+        publisher().args(lease),
         255,
         &["kvstore-lease-ttl does not lie in required range"],
-    )
-    .await;
+    );
 }
 
 #[tokio::test]
 async fn a_missing_directory_stops_the_process_and_is_named() {
     let tls = Tls::new();
-    for (flag, part) in [
-        ("--manifests=/absent/m", "/absent/m"),
-        ("--clustermesh-config=/absent/c", "/absent/c"),
+    let manifests = format!("--manifests={}", example("hk-cluster").display());
+    for (flags, absent) in [
+        (vec!["--manifests=/absent/m"], "/absent/m"),
+        (vec![&manifests, "--clustermesh-config=/absent/c"], "/absent/c"),
     ] {
-        let manifests = "--manifests=examples/tokyo-hk/hk-cluster".to_owned();
-        let mut process = match flag.starts_with("--manifests") {
-            true => serve(&tls, &[flag.to_owned()]),
-            false => serve(&tls, &[manifests, flag.to_owned()]),
-        };
-        let (status, _) = process.ended().await;
-        assert_eq!(status.code(), Some(1));
-        process.line(part);
+        let process = serve(&tls, "a", 1).args(flags).start();
+        assert_eq!(process.ended().await.code(), Some(1));
+        process.line(absent).await;
     }
 }

@@ -1,13 +1,19 @@
-//! The command line as cobra has it: help, versions, and what is said of what it does not understand.
+//! Proves that the command line speaks as Cilium's does, which cobra makes: help, versions, completion, and the words
+//! for flags and commands that do not exist.
 
-use crate::troubleshoot::run;
+use crate::support::isthmus;
+use crate::support::process::Finished;
 
 const NAME: &str = "clustermesh-apiserver";
 
 #[test]
-fn help_is_printed_where_nothing_is_asked_for() {
+fn a_command_without_a_task_prints_its_help() {
     for args in [&[][..], &["help"], &["--help"], &["-h"]] {
-        let (code, out, err) = run(&[], args);
+        let Finished {
+            code,
+            stdout: out,
+            stderr: err,
+        } = isthmus(args).run();
         assert_eq!((code, &*err), (Some(0), ""), "{args:?}");
         for command in [
             "clustermesh-dbg",
@@ -26,20 +32,28 @@ fn help_is_printed_where_nothing_is_asked_for() {
         &["kvstoremesh-dbg"],
         &["kvstoremesh-dbg", "-H", "x:1"],
     ] {
-        let (code, out, err) = run(&[], args);
+        let Finished {
+            code,
+            stdout: out,
+            stderr: err,
+        } = isthmus(args).run();
         assert_eq!((code, &*err), (Some(0), ""), "{args:?}");
         assert!(out.contains("\n  troubleshoot "), "{args:?}: {out}");
     }
-    let (code, out, _) = run(&[], &["help", "kvstoremesh-dbg", "troubleshoot"]);
+    let Finished { code, stdout: out, .. } = isthmus(["help", "kvstoremesh-dbg", "troubleshoot"]).run();
     assert_eq!(code, Some(0));
     assert!(out.contains("--include-local") && out.contains("[CLUSTERS]"), "{out}");
-    let (code, out, err) = run(&[], &["help", "x"]);
+    let Finished {
+        code,
+        stdout: out,
+        stderr: err,
+    } = isthmus(["help", "x"]).run();
     assert_eq!((code, &*out), (Some(0), ""));
     assert!(err.starts_with("Unknown help topic [`x`]\n"), "{err}");
 }
 
 #[test]
-fn what_is_not_understood_is_said_twice_in_cobras_words() {
+fn a_wrong_command_line_is_refused_in_cobras_words_on_both_outputs() {
     let wrong: &[(&[&str], &str)] = &[
         (&["--bogus"], "unknown flag: --bogus"),
         (&["serve", "--bogus=1"], "unknown flag: --bogus"),
@@ -80,8 +94,12 @@ fn what_is_not_understood_is_said_twice_in_cobras_words() {
         (&["check"], "requires <DATA_DIR>"),
         (&["snapshot", "restore", "f"], "required flag(s) \"data-dir\" not set"),
     ];
-    for (args, message) in wrong {
-        let (code, out, err) = run(&[], args);
+    for &(args, message) in wrong {
+        let Finished {
+            code,
+            stdout: out,
+            stderr: err,
+        } = isthmus(args).run();
         assert_eq!(code, Some(1), "{args:?}");
         assert_eq!(out, format!("{message}\n"), "{args:?}");
         assert!(err.starts_with(&format!("Error: {message}\n")), "{args:?}: {err}");
@@ -91,12 +109,12 @@ fn what_is_not_understood_is_said_twice_in_cobras_words() {
         };
         assert!(err.contains(&usage), "{args:?}: {err}");
     }
-    let (_, _, err) = run(&[], &["clustermesh-dbg", "troubleshoot", "--bogus"]);
+    let err = isthmus(["clustermesh-dbg", "troubleshoot", "--bogus"]).run().stderr;
     assert!(
         err.contains("Usage:\n  clustermesh-apiserver clustermesh-dbg troubleshoot") && err.contains("--etcd-config"),
         "{err}"
     );
-    let (code, out, _) = run(&[], &["versio"]);
+    let Finished { code, stdout: out, .. } = isthmus(["versio"]).run();
     assert_eq!(code, Some(1));
     assert!(
         out.starts_with("unknown command \"versio\" for") && out.contains("\n\nDid you mean this?\n\tversion\n"),
@@ -105,8 +123,8 @@ fn what_is_not_understood_is_said_twice_in_cobras_words() {
 }
 
 #[test]
-fn a_variable_that_is_wrong_is_named_as_its_flag() {
-    let (code, out, _) = run(&[("CILIUM_CLUSTER_ID", "x")], &["clustermesh"]);
+fn an_invalid_variable_is_reported_under_the_name_of_its_flag() {
+    let Finished { code, stdout: out, .. } = isthmus(["clustermesh"]).env("CILIUM_CLUSTER_ID", "x").run();
     assert_eq!(code, Some(1));
     assert!(
         out.starts_with("invalid argument \"x\" for \"--cluster-id\" flag: "),
@@ -115,8 +133,12 @@ fn a_variable_that_is_wrong_is_named_as_its_flag() {
 }
 
 #[test]
-fn both_versions_are_printed() {
-    let (code, out, err) = run(&[], &["version"]);
+fn version_prints_the_own_and_the_etcd_version() {
+    let Finished {
+        code,
+        stdout: out,
+        stderr: err,
+    } = isthmus(["version"]).run();
     assert_eq!((code, &*err), (Some(0), ""));
     let lines: Vec<_> = out.lines().collect();
     let [own, etcd] = lines[..] else { panic!("{out}") };
@@ -125,9 +147,13 @@ fn both_versions_are_printed() {
 }
 
 #[test]
-fn shells_complete_flags_and_commands() {
+fn completion_scripts_know_commands_and_flags() {
     for shell in ["bash", "fish", "powershell", "zsh"] {
-        let (code, out, err) = run(&[], &["completion", shell]);
+        let Finished {
+            code,
+            stdout: out,
+            stderr: err,
+        } = isthmus(["completion", shell]).run();
         assert_eq!((code, &*err), (Some(0), ""), "{shell}");
         assert!(
             out.contains("mcsapi-coredns-cfg") && out.contains("include-local"),

@@ -1,10 +1,13 @@
-//! `mcsapi-coredns-cfg` over a Kubernetes API.
+//! Proves what `mcsapi-coredns-cfg` changes through a Kubernetes API, and when it changes nothing.
 
-use crate::troubleshoot::run;
+use crate::support::isthmus;
+use crate::support::kubernetes_api::{failure, json_response, serve};
+use crate::support::process::Finished;
 use axum::Router;
 use axum::body::to_bytes;
 use axum::extract::{Request, State};
-use axum::response::{IntoResponse, Response};
+use axum::http::StatusCode;
+use axum::response::Response;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -14,114 +17,117 @@ const DEPLOYMENT: &str = "/apis/apps/v1/namespaces/dns/deployments/core";
 const COREFILE: &str = ".:53 {\n    kubernetes a.local in-addr.arpa {\n    }\n}\n";
 
 /// An API server with one ConfigMap and one Deployment.
-#[derive(Clone)]
-struct FakeApi(Arc<Mutex<Inner>>);
-
-struct Inner {
-    map: Value,
-    deployment: Value,
-    /// Method, path and query, content type, and body of each request.
-    requests: Vec<(String, String, String, Value)>,
+struct Api {
+    url: String,
+    objects: Arc<Mutex<Objects>>,
 }
 
-impl FakeApi {
-    async fn start(image: &str, more: Value) -> (Self, String) {
+struct Objects {
+    map: Value,
+    deployment: Value,
+    requests: Vec<Received>,
+}
+
+/// A request that the API server has received.
+struct Received {
+    method: String,
+    uri: String,
+    content_type: String,
+    body: Value,
+}
+
+impl Api {
+    /// Starts a server whose CoreDNS has an image, and more fields in the Deployment's `spec`.
+    async fn start(image: &str, more: Value) -> Self {
         let template = json!({"spec": {"containers": [{"name": "coredns", "image": image}]}});
         let mut spec = json!({"selector": {}, "template": template});
         spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         let meta = json!({"name": "core", "namespace": "dns", "resourceVersion": "7"});
-        let api = Self(Arc::new(Mutex::new(Inner {
+        let objects = Arc::new(Mutex::new(Objects {
             map: json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": {"Corefile": COREFILE, "x": "y"}}),
             deployment: json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": meta, "spec": spec}),
             requests: vec![],
-        })));
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        let router = Router::new().fallback(serve).with_state(api.clone());
-        tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
-        (api, url)
+        }));
+        let router = Router::new().fallback(answer).with_state(objects.clone());
+        Self {
+            url: serve(router).await,
+            objects,
+        }
     }
 
     /// Methods of the requests so far.
     fn methods(&self) -> Vec<String> {
-        self.0.lock().requests.iter().map(|r| r.0.clone()).collect()
+        let objects = self.objects.lock();
+        objects.requests.iter().map(|request| request.method.clone()).collect()
+    }
+
+    /// Runs the command against this server, with some settings from variables and `flags`.
+    async fn configure(&self, flags: &[&str]) -> Finished {
+        let command = isthmus(["mcsapi-coredns-cfg"])
+            .arg(format!("--k8s-api-server-urls={}", self.url))
+            .args([
+                "--coredns-configmap-name=core",
+                "--coredns-namespace=dns",
+                "--k8s-client-qps=5",
+            ])
+            .args(flags)
+            .env("CILIUM_COREDNS_DEPLOYMENT_NAME", "core")
+            .env("CILIUM_COREDNS_CLUSTER_DOMAIN", "a.local")
+            .env("CILIUM_COREDNS_CLUSTERSET_DOMAIN", "");
+        tokio::task::spawn_blocking(|| command.run()).await.unwrap()
     }
 }
 
-async fn serve(State(api): State<FakeApi>, request: Request) -> Response {
+async fn answer(State(objects): State<Arc<Mutex<Objects>>>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let body = to_bytes(body, 1 << 20).await.unwrap();
     let body: Value = serde_json::from_slice(&body).unwrap_or_default();
-    let kind = parts
-        .headers
-        .get("content-type")
-        .map(|v| v.to_str().unwrap().to_owned());
-    let mut inner = api.0.lock();
+    let content_type = parts.headers.get("content-type").map(|v| v.to_str().unwrap());
+    let mut objects = objects.lock();
     let method = parts.method.to_string();
-    let request = (
-        method.clone(),
-        parts.uri.to_string(),
-        kind.unwrap_or_default(),
-        body.clone(),
-    );
-    inner.requests.push(request);
-    let answer = match (&*method, parts.uri.path()) {
-        ("GET", MAP) => inner.map.clone(),
-        ("PUT", MAP) => {
-            inner.map = body;
-            inner.map.clone()
-        }
-        ("GET" | "PATCH", DEPLOYMENT) => inner.deployment.clone(),
-        _ => {
-            let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "no such thing", "reason": "NotFound", "code": 404});
-            return (axum::http::StatusCode::NOT_FOUND, status.to_string()).into_response();
-        }
-    };
-    ([("content-type", "application/json")], answer.to_string()).into_response()
-}
-
-/// Runs the command, in part with variables.
-async fn configure(url: &str, more: &[&str]) -> (Option<i32>, String) {
-    let args = [
-        "mcsapi-coredns-cfg".to_owned(),
-        format!("--k8s-api-server-urls={url}"),
-        "--coredns-configmap-name=core".to_owned(),
-        "--coredns-namespace=dns".to_owned(),
-        "--k8s-client-qps=5".to_owned(),
-    ];
-    let args: Vec<String> = args.into_iter().chain(more.iter().map(|m| (*m).to_owned())).collect();
-    let done = tokio::task::spawn_blocking(move || {
-        let variables = [
-            ("CILIUM_COREDNS_DEPLOYMENT_NAME", "core"),
-            ("CILIUM_COREDNS_CLUSTER_DOMAIN", "a.local"),
-            ("CILIUM_COREDNS_CLUSTERSET_DOMAIN", ""),
-        ];
-        run(&variables, &args.iter().map(String::as_str).collect::<Vec<_>>())
+    objects.requests.push(Received {
+        method: method.clone(),
+        uri: parts.uri.to_string(),
+        content_type: content_type.unwrap_or_default().to_owned(),
+        body: body.clone(),
     });
-    let (code, out, err) = done.await.unwrap();
-    (code, out + &err)
+    match (&*method, parts.uri.path()) {
+        ("GET", MAP) => json_response(&objects.map),
+        ("PUT", MAP) => {
+            objects.map = body;
+            json_response(&objects.map)
+        }
+        ("GET" | "PATCH", DEPLOYMENT) => json_response(&objects.deployment),
+        _ => failure(StatusCode::NOT_FOUND, "NotFound", "no such thing"),
+    }
 }
 
 #[tokio::test]
 async fn coredns_is_changed_and_restarted_once() {
-    let (api, url) = FakeApi::start("registry:5000/coredns:v1.12.2", json!({})).await;
-    let (code, log) = configure(&url, &[]).await;
-    assert_eq!(code, Some(0), "{log}");
+    let api = Api::start("registry:5000/coredns:v1.12.2", json!({})).await;
+    let finished = api.configure(&[]).await;
+    let log = finished.text();
+    assert!(finished.succeeded(), "{log}");
     assert!(log.contains("--k8s-client-qps is accepted and has no effect"), "{log}");
     assert_eq!(api.methods(), ["GET", "GET", "PUT", "PATCH"]);
     {
-        let inner = api.0.lock();
+        let objects = api.objects.lock();
         let after = ".:53 {\n    kubernetes a.local clusterset.local in-addr.arpa {\n       multicluster clusterset.local\n    }\n}\n";
         assert_eq!(
-            inner.map["data"],
+            objects.map["data"],
             json!({"Corefile": after, "Corefile.cilium.bak": COREFILE, "x": "y"})
         );
         assert_eq!(
-            inner.map["metadata"]["resourceVersion"], "7",
-            "a change by others is not lost"
+            objects.map["metadata"]["resourceVersion"], "7",
+            "the update must fail if somebody else changes the map meanwhile"
         );
-        let (_, uri, kind, patch) = &inner.requests[3];
-        assert_eq!(kind, "application/apply-patch+yaml");
+        let Received {
+            uri,
+            content_type,
+            body: patch,
+            ..
+        } = &objects.requests[3];
+        assert_eq!(content_type, "application/apply-patch+yaml");
         assert!(
             uri.contains("fieldManager=mcsapi-coredns-autocfg") && uri.contains("force=true"),
             "{uri}"
@@ -135,14 +141,15 @@ async fn coredns_is_changed_and_restarted_once() {
                    "spec": {"template": {"metadata": {"annotations": annotations}}}})
         );
     }
-    let (code, log) = configure(&url, &[]).await;
-    assert_eq!(code, Some(0), "{log}");
+    let finished = api.configure(&[]).await;
+    let log = finished.text();
+    assert!(finished.succeeded(), "{log}");
     assert!(log.contains("nothing was changed"), "{log}");
-    assert_eq!(api.methods().len(), 6, "only looked at");
+    assert_eq!(api.methods().len(), 6, "the second run only reads");
 }
 
 #[tokio::test]
-async fn what_cannot_be_changed_stays_as_it_is() {
+async fn a_configuration_that_cannot_be_adapted_stays_as_it_is() {
     let (untagged, paused) = (json!({}), json!({"paused": true}));
     for (image, more, flag, code, part) in [
         (
@@ -177,10 +184,11 @@ async fn what_cannot_be_changed_stays_as_it_is() {
         ),
         ("coredns:1.13.0", &untagged, "--enable-k8s=false", 255, "not enabled"),
     ] {
-        let (api, url) = FakeApi::start(image, more.clone()).await;
+        let api = Api::start(image, more.clone()).await;
         let flags: &[&str] = if flag.is_empty() { &[] } else { &[flag] };
-        let (got, log) = configure(&url, flags).await;
-        assert_eq!(got, Some(code), "{image} {flag}: {log}");
+        let finished = api.configure(flags).await;
+        let log = finished.text();
+        assert_eq!(finished.code, Some(code), "{image} {flag}: {log}");
         assert!(log.contains(part), "no {part} in {log}");
         assert_eq!(api.methods().contains(&"PUT".to_owned()), code == 0, "{image} {flag}");
     }

@@ -1,14 +1,13 @@
-//! The main job: two clusters, one command.
+//! Proves that `demo` shows two clusters that mirror each other, with one command.
 
-use crate::support::{Process, copy_dir};
-use std::path::Path;
+use crate::support::files::{copy_directory, example};
+use crate::support::isthmus;
 
-#[tokio::test]
-async fn both_clusters_are_in_sync_and_the_status_says_what_they_have() {
-    let mut demo = Process::start(&["demo", "--once"]);
-    let (status, _) = demo.ended().await;
-    let out = demo.log();
-    assert!(status.success(), "{out}");
+#[test]
+fn both_clusters_are_in_sync_and_the_status_counts_their_objects() {
+    let demo = isthmus(["demo", "--once"]).run();
+    let out = demo.text();
+    assert!(demo.succeeded(), "{out}");
     for part in [
         "tokyo-cluster (id 1)",
         "Published: 3 nodes, 5 identities, 18 endpoints, 1 global services, 2 endpoint slices, 0 service exports",
@@ -21,30 +20,28 @@ async fn both_clusters_are_in_sync_and_the_status_says_what_they_have() {
 }
 
 #[tokio::test]
-async fn an_edited_manifest_shows_up_on_the_other_side() {
+async fn an_edited_manifest_is_mirrored_to_the_other_cluster() {
     let dir = tempfile::tempdir().unwrap();
-    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/tokyo-hk");
     for cluster in ["tokyo-cluster", "hk-cluster"] {
-        copy_dir(&examples.join(cluster), &dir.path().join(cluster));
+        copy_directory(&example(cluster), &dir.path().join(cluster));
     }
-    let demo = Process::start(&["demo", "--manifests", dir.path().to_str().unwrap()]);
-    demo.line("Ctrl-C stops");
+    let demo = isthmus(["demo", "--manifests"]).arg(dir.path()).start();
+    demo.line("Ctrl-C stops").await;
     let nodes = dir.path().join("hk-cluster/nodes.yaml");
     let text = std::fs::read_to_string(&nodes).unwrap();
     std::fs::write(&nodes, text.replace("name: hkg-node-2", "name: hkg-node-9")).unwrap();
-    let put = demo.line("put    cilium/cache/nodes/v1/hk-cluster/hkg-node-9");
+    let put = demo.line("put    cilium/cache/nodes/v1/hk-cluster/hkg-node-9").await;
     assert!(put.contains("tokyo-cluster revision"), "{put}");
-    demo.line("delete cilium/cache/nodes/v1/hk-cluster/hkg-node-2");
+    demo.line("delete cilium/cache/nodes/v1/hk-cluster/hkg-node-2").await;
 }
 
-#[tokio::test]
-async fn a_demo_that_cannot_start_says_why() {
-    let mut demo = Process::start(&["demo", "--once", "--manifests=/nonexistent"]);
-    let (status, _) = demo.ended().await;
-    assert!(!status.success());
+#[test]
+fn a_demo_that_cannot_start_prints_the_reason() {
+    let demo = isthmus(["demo", "--once", "--manifests=/nonexistent"]).run();
+    assert!(!demo.succeeded());
+    let out = demo.text();
     assert!(
-        demo.log().contains("there is no directory /nonexistent/tokyo-cluster"),
-        "{}",
-        demo.log()
+        out.contains("there is no directory /nonexistent/tokyo-cluster"),
+        "{out}"
     );
 }

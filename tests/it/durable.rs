@@ -1,28 +1,45 @@
-//! What survives the process, and what becomes of a directory that is damaged, full or somebody else's.
+//! Proves what a data directory preserves across the end of a process, what happens to a directory that is damaged,
+//! full or in use, and what the tools `check`, `dump` and `snapshot` make of a directory.
 
-use crate::support::{Process, Tls, etcd, eventually, free_port};
+use crate::support::admin::Admin;
+use crate::support::files::example;
+use crate::support::process::BINARY;
+use crate::support::store::{next, plain_client, prefix};
+use crate::support::tls::etcd;
+use crate::support::{CommandLine, Process, Tls, eventually, isthmus};
 use etcd_client::*;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Runs a tool of ours; whether it succeeded, and what it printed.
-fn tool(args: &[&str]) -> (bool, String) {
-    let out = Command::new(env!("CARGO_BIN_EXE_clustermesh-apiserver"))
-        .args(args)
-        .output()
-        .unwrap();
-    let text = [out.stdout, out.stderr].concat();
-    (out.status.success(), String::from_utf8(text).unwrap())
-}
-
 fn data_dir(path: &Path) -> String {
     format!("--data-dir={}", path.display())
 }
 
-fn start(tls: &Tls, path: &Path, more: &[&str]) -> Process {
-    let data = data_dir(path);
-    etcd(tls, &[&[&*data], more].concat())
+/// `etcd` with a data directory.
+fn durable(tls: &Tls, path: &Path) -> CommandLine {
+    etcd(tls).arg(data_dir(path))
+}
+
+/// Fails unless the command succeeds, and returns what it prints.
+fn succeeds(command: CommandLine) -> String {
+    let finished = command.run();
+    let text = finished.text();
+    assert!(finished.succeeded(), "{text}");
+    text
+}
+
+/// Fails unless the command fails, and returns what it prints.
+fn fails(command: CommandLine) -> String {
+    let finished = command.run();
+    let text = finished.text();
+    assert!(!finished.succeeded(), "{text}");
+    text
+}
+
+/// `check`, the tool that reads a whole data directory and reports damage.
+fn check(path: &Path) -> CommandLine {
+    isthmus(["check"]).arg(path)
 }
 
 /// The directory's only log file.
@@ -33,11 +50,11 @@ fn log_file(path: &Path) -> PathBuf {
 }
 
 #[tokio::test]
-async fn a_killed_store_goes_on_where_it_was() {
+async fn a_killed_store_continues_with_everything_it_had_answered() {
     let tls = Tls::new();
     let path = tls.path("data");
-    let mut first = start(&tls, &path, &[]);
-    let mut client = tls.client(&first.address(), "anybody").await;
+    let first = durable(&tls, &path).start();
+    let mut client = tls.client(&first.address().await, "anybody").await;
     let lease = client.lease_grant(60, None).await.unwrap().id();
     let leased = PutOptions::new().with_lease(lease);
     client.put("leased", "1", Some(leased)).await.unwrap();
@@ -49,11 +66,10 @@ async fn a_killed_store_goes_on_where_it_was() {
     client.role_add("nothing").await.unwrap();
     let before = client.get("a", None).await.unwrap();
     let status = client.status().await.unwrap();
-    first.signal("-KILL");
-    first.ended().await;
+    first.kill().await;
 
-    let again = start(&tls, &path, &[]);
-    let mut client = tls.client(&again.address(), "anybody").await;
+    let again = durable(&tls, &path).start();
+    let mut client = tls.client(&again.address().await, "anybody").await;
     let after = client.get("a", None).await.unwrap();
     assert_eq!(format!("{:?}", after.kvs()), format!("{:?}", before.kvs()));
     let header = |response: &GetResponse| {
@@ -69,7 +85,7 @@ async fn a_killed_store_goes_on_where_it_was() {
     assert_eq!(client.role_list().await.unwrap().roles(), ["nothing"]);
     let compacted = client.get("a", Some(GetOptions::new().with_revision(19))).await;
     assert!(compacted.unwrap_err().to_string().contains("compacted"));
-    // A watch goes on from any revision that is left.
+    // A watch may start from any revision that is not compacted.
     let options = WatchOptions::new().with_start_revision(30);
     let mut watch = client.watch("a", Some(options)).await.unwrap();
     let mut revisions = vec![];
@@ -80,98 +96,74 @@ async fn a_killed_store_goes_on_where_it_was() {
     assert_eq!(revisions, (30..=52).collect::<Vec<_>>());
     let put = client.put("a", "next", None).await.unwrap();
     assert_eq!(put.header().unwrap().revision(), 53);
-    assert_eq!(
-        watch.message().await.unwrap().unwrap().events()[0]
-            .kv()
-            .unwrap()
-            .value(),
-        b"next"
-    );
+    let message = next(&mut watch).await;
+    assert_eq!(message.events()[0].kv().unwrap().value(), b"next");
 }
 
 #[tokio::test]
-async fn agents_see_no_event_when_serve_is_started_again() {
+async fn watchers_see_no_event_when_serve_restarts_over_unchanged_objects() {
     let tls = Tls::new();
-    let flags = tls.flags();
-    let (data, health) = (data_dir(&tls.path("data")), free_port());
-    let port = format!("--health-port={health}");
-    let mut args = vec![
-        "serve",
-        "--cluster-name=hk-cluster",
-        "--cluster-id=2",
-        &port,
-        "--manifests=examples/tokyo-hk/hk-cluster",
-        &data,
-    ];
-    args.extend(flags.iter().map(String::as_str));
-    let all = || Some(GetOptions::new().with_prefix());
-    // Ready is when everything has been compared and written.
-    let ready = async || {
-        let url = format!("http://127.0.0.1:{health}/readyz");
-        eventually("the cluster is ready", async || {
-            let out = Command::new("curl").args(["-sf", &url]).output().unwrap();
-            out.status.success().then_some(())
-        })
-        .await;
+    let admin = Admin::new();
+    let serve = || {
+        isthmus(["serve", "--cluster-name=hk-cluster", "--cluster-id=2"])
+            .arg(format!("--manifests={}", example("hk-cluster").display()))
+            .args([admin.health_flag(), data_dir(&tls.path("data"))])
+            .args(tls.flags())
+            .start()
     };
-    let mut first = Process::start(&args);
-    let mut client = tls.client(&first.address(), "admin-hk-cluster").await;
-    ready().await;
-    let before = client.get("cilium/state/", all()).await.unwrap();
+    let first = serve();
+    let mut client = tls.client(&first.address().await, "admin-hk-cluster").await;
+    admin.ready().await;
+    let before = client.get("cilium/state/", prefix()).await.unwrap();
     assert!(before.count() > 5);
-    first.signal("-TERM");
-    assert!(first.ended().await.0.success());
-    let again = Process::start(&args);
-    let mut client = tls.client(&again.address(), "admin-hk-cluster").await;
-    let remote = tls.client(&again.address(), "remote").await;
+    assert!(first.terminate().await.success());
+    let again = serve();
+    let mut client = tls.client(&again.address().await, "admin-hk-cluster").await;
+    let remote = tls.client(&again.address().await, "remote").await;
     let (old, new) = (before.header().unwrap(), client.get("x", None).await.unwrap());
     assert_eq!(new.header().unwrap().cluster_id(), old.cluster_id());
     let from = WatchOptions::new()
         .with_start_revision(old.revision() + 1)
         .with_prefix();
     let mut watch = remote.clone().watch("cilium/state/", Some(from)).await.unwrap();
-    ready().await;
-    // What was written by then comes before this.
+    // A ready process has compared every object with the store and written the differences.
+    admin.ready().await;
     client.put("cilium/state/last", "1", None).await.unwrap();
-    let mut message = watch.message().await.unwrap().unwrap();
-    while message.events().is_empty() {
-        message = watch.message().await.unwrap().unwrap();
-    }
+    let message = next(&mut watch).await;
     let keys: Vec<_> = message
         .events()
         .iter()
         .map(|e| e.kv().unwrap().key_str().unwrap())
         .collect();
     assert_eq!(keys, ["cilium/state/last"], "unchanged keys were written");
-    let after = client.get("cilium/state/", all()).await.unwrap();
+    let after = client.get("cilium/state/", prefix()).await.unwrap();
     assert_eq!(after.count(), before.count() + 1);
 }
 
 #[tokio::test]
-async fn damaged_data_is_set_aside_or_the_process_ends() {
+async fn damaged_data_is_set_aside_or_refused_and_a_directory_in_use_is_refused() {
     let tls = Tls::new();
     let path = tls.path("data");
-    let mut first = start(&tls, &path, &[]);
-    let mut client = tls.client(&first.address(), "anybody").await;
+    let first = durable(&tls, &path).start();
+    let mut client = tls.client(&first.address().await, "anybody").await;
     for i in 0..20 {
         client.put("a", i.to_string(), None).await.unwrap();
     }
     let id = client.get("a", None).await.unwrap().header().unwrap().cluster_id();
-    first.signal("-TERM");
-    first.ended().await;
+    first.terminate().await;
     let log = log_file(&path);
     let mut bytes = fs::read(&log).unwrap();
     bytes[500] ^= 4;
     fs::write(&log, bytes).unwrap();
-    let (good, text) = tool(&["check", path.to_str().unwrap()]);
-    assert!(!good && text.contains("checksum") && text.contains("log-"), "{text}");
+    let text = fails(check(&path));
+    assert!(text.contains("checksum") && text.contains("log-"), "{text}");
 
-    let mut refused = start(&tls, &path, &["--on-corruption=fail"]);
-    assert_eq!(refused.ended().await.0.code(), Some(1));
-    refused.line("a checksum does not match");
-    let mut anew = start(&tls, &path, &[]);
-    let mut client = tls.client(&anew.address(), "anybody").await;
-    anew.line("THE DATA IS DAMAGED");
+    let refused = durable(&tls, &path).arg("--on-corruption=fail").start();
+    assert_eq!(refused.ended().await.code(), Some(1));
+    refused.line("a checksum does not match").await;
+    let anew = durable(&tls, &path).start();
+    let mut client = tls.client(&anew.address().await, "anybody").await;
+    anew.line("THE DATA IS DAMAGED").await;
     let now = client.get("a", None).await.unwrap();
     assert!(now.kvs().is_empty() && now.header().unwrap().cluster_id() != id);
     let names = fs::read_dir(&path)
@@ -179,32 +171,32 @@ async fn damaged_data_is_set_aside_or_the_process_ends() {
         .map(|e| e.unwrap().file_name().into_string().unwrap());
     assert_eq!(names.filter(|name| name.starts_with("damaged-20")).count(), 1);
 
-    // While it runs, nobody else may.
-    let mut second = start(&tls, &path, &[]);
-    assert_eq!(second.ended().await.0.code(), Some(1));
-    second.line("is in use by another process");
-    anew.signal("-TERM");
-    anew.ended().await;
+    // A directory serves one process at a time.
+    let second = durable(&tls, &path).start();
+    assert_eq!(second.ended().await.code(), Some(1));
+    second.line("is in use by another process").await;
+    anew.terminate().await;
 }
 
 #[tokio::test]
-async fn a_full_disk_refuses_writes_until_there_is_room() {
+async fn a_full_disk_refuses_writes_until_space_is_free() {
     let dir = tempfile::tempdir().unwrap();
     let disk = dir.path().display().to_string();
-    // A small disk of its own, most of it taken.
+    // A small file system in a mount namespace of the server's own, most of it occupied.
     let script = format!(
         "mount -t tmpfs -o size=8m tmpfs {disk} && fallocate -l 5m {disk}/other && \
-         exec {} etcd --data-dir={disk}/data --checkpoint-bytes=1000000 \
-         --listen-client-urls=http://127.0.0.1:0 --advertise-client-urls=http://127.0.0.1:1",
-        env!("CARGO_BIN_EXE_clustermesh-apiserver"),
+         exec {BINARY} etcd --data-dir={disk}/data --checkpoint-bytes=1000000 \
+         --listen-client-urls=http://127.0.0.1:0 --advertise-client-urls=http://127.0.0.1:1"
     );
     let probe = Command::new("unshare").args(["-rm", "true"]).status();
     if !probe.is_ok_and(|status| status.success()) {
-        eprintln!("skipped: namespaces are not allowed here");
+        eprintln!("skipped: this machine does not allow user namespaces");
         return;
     }
-    let server = Process::command("unshare", &["-rm", "sh", "-c", &script]);
-    let mut client = Client::connect([server.address()], None).await.unwrap();
+    let mut command = Command::new("unshare");
+    command.args(["-rm", "sh", "-c", &script]);
+    let server = Process::spawn(command);
+    let mut client = plain_client(&server.address().await).await;
     let mut watch = client
         .watch("k", Some(WatchOptions::new().with_prefix()))
         .await
@@ -221,30 +213,30 @@ async fn a_full_disk_refuses_writes_until_there_is_room() {
         refused.contains("etcdserver: mvcc: database space exceeded"),
         "{refused}"
     );
-    server.line("THE DISK IS FULL");
+    server.line("THE DISK IS FULL").await;
     let all = || Some(GetOptions::new().with_prefix().with_keys_only());
     assert_eq!(client.get("k", all()).await.unwrap().count(), written);
     let mut seen = 0;
     while seen < written {
         seen += watch.message().await.unwrap().unwrap().events().len() as i64;
     }
-    // The process sees its own disk only.
+    // The file system is visible only in the mount namespace of the server.
     let other = format!("/proc/{}/root{disk}/other", server.id());
     fs::remove_file(other).unwrap();
     eventually("writes are accepted again", async || {
         client.put("k", "1", None).await.ok()
     })
     .await;
-    server.line("there is room on the disk again");
+    server.line("there is room on the disk again").await;
     assert_eq!(client.get("k", all()).await.unwrap().count(), written + 1);
 }
 
 #[tokio::test]
-async fn a_directory_can_be_checked_dumped_saved_and_restored() {
+async fn a_data_directory_can_be_checked_dumped_saved_and_restored() {
     let tls = Tls::new();
     let path = tls.path("data");
-    let mut first = start(&tls, &path, &[]);
-    let mut client = tls.client(&first.address(), "anybody").await;
+    let first = durable(&tls, &path).start();
+    let mut client = tls.client(&first.address().await, "anybody").await;
     client.put("text", "1", None).await.unwrap();
     client.put(vec![0xff], "2", None).await.unwrap();
     client.delete("text", None).await.unwrap();
@@ -257,25 +249,26 @@ async fn a_directory_can_be_checked_dumped_saved_and_restored() {
     let pair = tls.ca.client("tool", "tool").unwrap();
     let running = tls.path("running.db");
     let flag = |name: &str, path: &Path| format!("--{name}={}", path.display());
-    let (endpoint, ca) = (
-        format!("--endpoints={}", first.address()),
-        flag("cacert", &tls.ca.path()),
-    );
-    let (cert, key) = (flag("cert", &pair.cert), flag("key", &pair.key));
-    let file = running.to_str().unwrap();
-    let (saved, text) = tool(&["snapshot", "save", file, &endpoint, &ca, &cert, &key]);
-    assert!(saved && text.contains("Snapshot saved at"), "{text}");
-    let (good, text) = tool(&["check", path.to_str().unwrap()]);
-    assert!(!good && text.contains("is in use by another process"), "{text}");
-    first.signal("-TERM");
-    first.ended().await;
+    let save = isthmus(["snapshot", "save"])
+        .arg(&running)
+        .arg(format!("--endpoints={}", first.address().await))
+        .args([
+            flag("cacert", &tls.ca.path()),
+            flag("cert", &pair.cert),
+            flag("key", &pair.key),
+        ]);
+    let text = succeeds(save);
+    assert!(text.contains("Snapshot saved at"), "{text}");
+    let text = fails(check(&path));
+    assert!(text.contains("is in use by another process"), "{text}");
+    first.terminate().await;
 
-    let (good, text) = tool(&["check", path.to_str().unwrap()]);
+    let text = succeeds(check(&path));
     assert!(
-        good && text.contains("revision 5") && text.contains("2 keys, 1 leases"),
+        text.contains("revision 5") && text.contains("2 keys, 1 leases"),
         "{text}"
     );
-    let (_, text) = tool(&["dump", path.to_str().unwrap()]);
+    let text = isthmus(["dump"]).arg(&path).run().text();
     let lines: Vec<serde_json::Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
     assert_eq!(lines.len(), 4);
     assert_eq!((&lines[0]["key"], &lines[0]["value"]), (&"text".into(), &"1".into()));
@@ -287,11 +280,9 @@ async fn a_directory_can_be_checked_dumped_saved_and_restored() {
     assert_eq!(lines[3]["lease"], format!("{lease:x}"));
 
     let offline = tls.path("offline.db");
-    let (saved, text) = tool(&["snapshot", "save", offline.to_str().unwrap(), &data_dir(&path)]);
-    assert!(saved, "{text}");
+    succeeds(isthmus(["snapshot", "save"]).arg(&offline).arg(data_dir(&path)));
     for (snapshot, engine) in [(&running, "log"), (&offline, "sled")] {
-        let name = snapshot.to_str().unwrap();
-        let (_, text) = tool(&["snapshot", "status", name, "-w", "json"]);
+        let text = isthmus(["snapshot", "status", "-w", "json"]).arg(snapshot).run().text();
         let status: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(
             (&status["revision"], &status["totalKey"]),
@@ -300,13 +291,16 @@ async fn a_directory_can_be_checked_dumped_saved_and_restored() {
         );
         let restored = tls.path(&format!("restored-{engine}"));
         let engine = format!("--data-engine={engine}");
-        let restore = ["snapshot", "restore", name, &data_dir(&restored), &engine];
-        let (done, text) = tool(&restore);
-        assert!(done, "{text}");
-        let (again, text) = tool(&restore);
-        assert!(!again && text.contains("there is a store"), "{text}");
-        let server = start(&tls, &restored, &[]);
-        let mut client = tls.client(&server.address(), "anybody").await;
+        let restore = || {
+            isthmus(["snapshot", "restore"])
+                .arg(snapshot)
+                .args([&data_dir(&restored), &engine])
+        };
+        succeeds(restore());
+        let text = fails(restore());
+        assert!(text.contains("there is a store"), "{text}");
+        let server = durable(&tls, &restored).start();
+        let mut client = tls.client(&server.address().await, "anybody").await;
         let kvs = client.get("leased", None).await.unwrap();
         assert_eq!((kvs.kvs()[0].lease(), kvs.kvs()[0].mod_revision()), (lease, 5));
         let old = client
@@ -323,7 +317,7 @@ async fn a_directory_can_be_checked_dumped_saved_and_restored() {
     let mut bytes = fs::read(&offline).unwrap();
     bytes[5000] ^= 1;
     fs::write(&offline, bytes).unwrap();
-    let name = offline.to_str().unwrap();
-    let (done, text) = tool(&["snapshot", "restore", name, &data_dir(&tls.path("never"))]);
-    assert!(!done && text.contains("SHA-256"), "{text}");
+    let restore = isthmus(["snapshot", "restore"]).arg(&offline);
+    let text = fails(restore.arg(data_dir(&tls.path("never"))));
+    assert!(text.contains("SHA-256"), "{text}");
 }

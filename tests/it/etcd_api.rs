@@ -1,13 +1,14 @@
-//! KV, Lease, Maintenance and Cluster through a client over mTLS.
+//! Proves that the calls of KV, Lease, Maintenance and Cluster answer as etcd does, through a client over mTLS.
 
-use crate::support::{Tls, etcd, eventually};
+use crate::support::tls::etcd;
+use crate::support::{Tls, eventually};
 use etcd_client::*;
 
 #[tokio::test]
 async fn put_get_delete_and_transactions_answer_as_etcd_does() {
     let tls = Tls::new();
-    let server = etcd(&tls, &[]);
-    let mut client = tls.client(&server.address(), "any").await;
+    let server = etcd(&tls).start();
+    let mut client = tls.client(&server.address().await, "any").await;
 
     let put = client.put("a", "1", None).await.unwrap();
     assert_eq!(put.header().unwrap().revision(), 2, "a new store is at revision 1");
@@ -34,7 +35,11 @@ async fn put_get_delete_and_transactions_answer_as_etcd_does() {
     assert_eq!(get.kvs()[0].mod_revision(), 4, "a read sees the writes before it");
     let again = client.txn(create("a")).await.unwrap();
     assert!(!again.succeeded());
-    assert_eq!(again.header().unwrap().revision(), 4, "reading changes nothing");
+    assert_eq!(
+        again.header().unwrap().revision(),
+        4,
+        "reads do not change the revision"
+    );
 
     let twice = Txn::new().and_then([TxnOp::put("x", "1", None), TxnOp::put("x", "2", None)]);
     let error = client.txn(twice).await.unwrap_err().to_string();
@@ -61,10 +66,10 @@ async fn put_get_delete_and_transactions_answer_as_etcd_does() {
 }
 
 #[tokio::test]
-async fn a_list_read_page_by_page_is_one_snapshot() {
+async fn pages_read_at_one_revision_are_one_snapshot() {
     let tls = Tls::new();
-    let server = etcd(&tls, &[]);
-    let mut client = tls.client(&server.address(), "any").await;
+    let server = etcd(&tls).start();
+    let mut client = tls.client(&server.address().await, "any").await;
     for chunk in (0..1000).collect::<Vec<_>>().chunks(100) {
         let ops: Vec<_> = chunk
             .iter()
@@ -79,11 +84,7 @@ async fn a_list_read_page_by_page_is_one_snapshot() {
         if at == 0 {
             at = page.header().unwrap().revision();
         }
-        assert_eq!(
-            page.count() as usize,
-            1000 - seen.len(),
-            "what is left, whatever the limit"
-        );
+        assert_eq!(page.count() as usize, 1000 - seen.len(), "the count ignores the limit");
         seen.extend(page.kvs().iter().map(|kv| kv.key_str().unwrap().to_owned()));
         client
             .delete(format!("k/{:04}", 999 - seen.len() / 10), None)
@@ -104,8 +105,8 @@ async fn a_list_read_page_by_page_is_one_snapshot() {
 #[tokio::test]
 async fn compaction_makes_older_revisions_unreadable() {
     let tls = Tls::new();
-    let server = etcd(&tls, &[]);
-    let mut client = tls.client(&server.address(), "any").await;
+    let server = etcd(&tls).start();
+    let mut client = tls.client(&server.address().await, "any").await;
     for value in ["1", "2", "3"] {
         client.put("k", value, None).await.unwrap();
     }
@@ -127,10 +128,10 @@ async fn compaction_makes_older_revisions_unreadable() {
 }
 
 #[tokio::test]
-async fn a_lease_takes_its_keys_along_unless_it_is_kept_alive() {
+async fn an_expired_lease_deletes_its_keys_and_a_kept_lease_does_not_expire() {
     let tls = Tls::new();
-    let server = etcd(&tls, &[]);
-    let mut client = tls.client(&server.address(), "any").await;
+    let server = etcd(&tls).start();
+    let mut client = tls.client(&server.address().await, "any").await;
     let short = client.lease_grant(1, None).await.unwrap();
     assert_eq!(short.ttl(), 2, "the shortest lease");
     let kept = client.lease_grant(2, None).await.unwrap().id();
@@ -159,10 +160,10 @@ async fn a_lease_takes_its_keys_along_unless_it_is_kept_alive() {
 }
 
 #[tokio::test]
-async fn status_and_members_are_those_of_a_cluster_of_one() {
+async fn status_and_member_list_show_a_cluster_of_one() {
     let tls = Tls::new();
-    let server = etcd(&tls, &["--name=solo"]);
-    let address = server.address();
+    let server = etcd(&tls).arg("--name=solo").start();
+    let address = server.address().await;
     let mut client = tls.client(&address, "any").await;
     let status = client.status().await.unwrap();
     assert_eq!(status.leader(), status.header().unwrap().member_id());
@@ -179,13 +180,13 @@ async fn status_and_members_are_those_of_a_cluster_of_one() {
 }
 
 #[tokio::test]
-async fn two_starts_are_two_stores() {
+async fn a_store_without_a_data_directory_has_a_new_cluster_id_at_each_start() {
     let tls = Tls::new();
     let mut ids = vec![];
     for _ in 0..2 {
-        let server = etcd(&tls, &[]);
-        let mut client = tls.client(&server.address(), "any").await;
+        let server = etcd(&tls).start();
+        let mut client = tls.client(&server.address().await, "any").await;
         ids.push(client.get("x", None).await.unwrap().header().unwrap().cluster_id());
     }
-    assert_ne!(ids[0], ids[1], "data that begins anew has a new cluster id");
+    assert_ne!(ids[0], ids[1], "both starts have the same cluster id");
 }

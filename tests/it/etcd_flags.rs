@@ -1,42 +1,39 @@
-//! Where `etcd` takes its settings from, and what they do.
+//! Proves where `etcd` takes its settings from (flags, environment, file) and that the settings have their effect.
 
-use crate::support::{Process, Tls, etcd, eventually};
+use crate::support::http::{self, Request};
+use crate::support::store::{plain_client, plain_etcd};
+use crate::support::tls::{etcd, trusting_file};
+use crate::support::{CommandLine, Tls, isthmus};
+use ::http::StatusCode;
 use etcd_client::*;
-use std::process::Command;
+use rustls::version::{TLS12, TLS13};
 
-/// What `curl` gets: the status code and the body.
-fn curl(args: &[&str]) -> (String, String) {
-    let out = Command::new("curl")
-        .args(["-s", "-w", "\n%{http_code}", "--max-time", "10"])
-        .args(args)
-        .output()
-        .unwrap();
-    let text = String::from_utf8(out.stdout).unwrap();
-    let (body, code) = text.rsplit_once('\n').unwrap();
-    (code.to_owned(), body.to_owned())
+/// The name of the only member.
+async fn member_name(client: &mut Client) -> String {
+    client.member_list().await.unwrap().members()[0].name().to_owned()
 }
 
-const PLAIN: [&str; 3] = [
-    "etcd",
-    "--listen-client-urls=http://127.0.0.1:0",
-    "--advertise-client-urls=http://127.0.0.1:1",
-];
+/// Fails unless the command exits with 1 and prints `reason`.
+fn refused(command: CommandLine, reason: &str) {
+    let finished = command.run();
+    let text = finished.text();
+    assert_eq!(finished.code, Some(1), "{text}");
+    assert!(text.contains(reason), "no {reason:?} in:\n{text}");
+}
 
 #[tokio::test]
-async fn settings_come_from_the_environment_or_a_file_but_not_twice() {
-    let server = Process::start_with(&[("ETCD_NAME", "from-env"), ("ETCD_NONSENSE", "1")], &PLAIN);
-    let mut client = Client::connect([server.address()], None).await.unwrap();
-    let members = client.member_list().await.unwrap();
-    assert_eq!(members.members()[0].name(), "from-env");
-    server.line("unrecognized setting ETCD_NONSENSE");
+async fn settings_come_from_flags_the_environment_or_a_file() {
+    let server = plain_etcd()
+        .env("ETCD_NAME", "from-env")
+        .env("ETCD_NONSENSE", "1")
+        .start();
+    let mut client = plain_client(&server.address().await).await;
+    assert_eq!(member_name(&mut client).await, "from-env");
+    server.line("unrecognized setting ETCD_NONSENSE").await;
 
-    let twice = [&PLAIN[..], &["--name=flag"]].concat();
-    let mut refused = Process::start_with(&[("ETCD_NAME", "env")], &twice);
-    assert_eq!(refused.ended().await.0.code(), Some(1));
-    refused.line("conflicting environment variable");
-    let mut stray = Process::start(&["etcd", "stray"]);
-    assert_eq!(stray.ended().await.0.code(), Some(1));
-    stray.line("\"stray\" is not a valid flag");
+    let flag_and_variable = plain_etcd().arg("--name=flag").env("ETCD_NAME", "env");
+    refused(flag_and_variable, "conflicting environment variable");
+    refused(isthmus(["etcd", "stray"]), "\"stray\" is not a valid flag");
 
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("etcd.yml");
@@ -44,10 +41,11 @@ async fn settings_come_from_the_environment_or_a_file_but_not_twice() {
         advertise-client-urls: http://127.0.0.1:1\nmax-txn-ops: 2\n";
     std::fs::write(&file, text).unwrap();
     let flag = format!("--config-file={}", file.display());
-    let server = Process::start_with(&[("ETCD_NAME", "ignored")], &["etcd", "--name=ignored", &flag]);
-    let mut client = Client::connect([server.address()], None).await.unwrap();
-    let members = client.member_list().await.unwrap();
-    assert_eq!(members.members()[0].name(), "from-file");
+    let server = isthmus(["etcd", "--name=ignored", &flag])
+        .env("ETCD_NAME", "ignored")
+        .start();
+    let mut client = plain_client(&server.address().await).await;
+    assert_eq!(member_name(&mut client).await, "from-file");
     let three = (0..3)
         .map(|n| TxnOp::put(format!("k{n}"), "v", None))
         .collect::<Vec<_>>();
@@ -56,25 +54,27 @@ async fn settings_come_from_the_environment_or_a_file_but_not_twice() {
 }
 
 #[tokio::test]
-async fn sockets_metrics_and_http_have_addresses_of_their_own() {
+async fn a_unix_socket_serves_clients_and_metrics_have_a_listener_of_their_own() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("etcd.sock");
     let unix = format!("--listen-client-urls=http://127.0.0.1:0,unix://{}", socket.display());
     let advertise = "--advertise-client-urls=http://127.0.0.1:1";
-    let args = ["etcd", &unix, advertise, "--listen-metrics-urls=http://127.0.0.1:0"];
-    let mut server = Process::start(&args);
-    server.line("ready to serve");
-    let path = socket.display().to_string();
-    let over = |url: &str| curl(&["--unix-socket", &path, url]);
-    assert_eq!(over("http://etcd/readyz"), ("200".to_owned(), "ok\n".to_owned()));
-    let key = r#"{"key":"Zm9v","value":"YmFy"}"#;
-    let put = curl(&["--unix-socket", &path, "http://etcd/v3/kv/put", "-d", key]);
-    assert!(put.1.contains(r#""revision":"2""#), "{put:?}");
+    let server = isthmus(["etcd", &unix, advertise, "--listen-metrics-urls=http://127.0.0.1:0"]).start();
+    server.line("ready to serve").await;
+    let ready = Request::get("http://etcd/readyz")
+        .unix_socket(&socket)
+        .send()
+        .await
+        .unwrap();
+    assert_eq!((ready.status, &*ready.body), (StatusCode::OK, "ok\n"));
+    let put = Request::post("http://etcd/v3/kv/put", r#"{"key":"Zm9v","value":"YmFy"}"#);
+    let put = put.unix_socket(&socket).send().await.unwrap();
+    assert!(put.body.contains(r#""revision":"2""#), "{put:?}");
 
-    let line = server.line("metrics are here");
+    let line = server.line("metrics are here").await;
     let metrics = line.split("\"address\":\"").nth(1).unwrap().split('"').next().unwrap();
-    let at = |path: &str| curl(&[&format!("http://{metrics}{path}")]);
-    let text = at("/metrics").1;
+    let get = async |path: &str| http::get(&format!("http://{metrics}{path}")).await.unwrap();
+    let text = get("/metrics").await.body;
     for name in [
         "etcd_server_has_leader 1",
         "etcd_debugging_mvcc_current_revision 2",
@@ -85,65 +85,67 @@ async fn sockets_metrics_and_http_have_addresses_of_their_own() {
     ] {
         assert!(text.contains(&format!("\n{name}\n")), "no {name} in:\n{text}");
     }
-    assert_eq!(at("/health").1, r#"{"health":"true","reason":""}"#);
-    assert_eq!(at("/version").0, "404", "clients' paths are not for everybody");
-    server.signal("-TERM");
-    assert!(server.ended().await.0.success());
-    assert!(!socket.exists(), "the socket is gone with its server");
+    assert_eq!(get("/health").await.body, r#"{"health":"true","reason":""}"#);
+    assert_eq!(
+        get("/version").await.status,
+        StatusCode::NOT_FOUND,
+        "the metrics listener serves no paths of clients"
+    );
+    assert!(server.terminate().await.success());
+    assert!(!socket.exists(), "the server must remove its socket");
 }
 
 #[tokio::test]
-async fn the_gateway_can_be_off_and_hosts_can_be_chosen() {
-    let off = [
-        "--enable-grpc-gateway=false",
-        "--host-whitelist=good.example",
-        "--cors=http://a.example",
-    ];
-    let server = Process::start(&[&PLAIN[..], &off].concat());
-    let url = |path: &str| format!("http://{}{path}", server.address());
-    let get = |path: &str, host: &str| curl(&["-H", &format!("Host: {host}"), &url(path)]).0;
-    assert_eq!(get("/v3/kv/range", "good.example"), "404");
-    assert_eq!(get("/health", "good.example:2379"), "200");
-    assert_eq!(get("/health", "evil.example"), "421");
-    let headers = |origin: &str| {
-        let (host, origin) = ("Host: good.example", format!("Origin: {origin}"));
-        curl(&["-i", "-H", host, "-H", &origin, &url("/health")])
-            .1
-            .to_lowercase()
-    };
-    assert!(headers("http://a.example").contains("access-control-allow-origin: http://a.example"));
-    assert!(!headers("http://b.example").contains("access-control-allow-origin"));
+async fn the_json_gateway_can_be_disabled_and_hosts_and_origins_restricted() {
+    let server = plain_etcd()
+        .arg("--enable-grpc-gateway=false")
+        .arg("--host-whitelist=good.example")
+        .arg("--cors=http://a.example")
+        .start();
+    let address = server.address().await;
+    let get = |path: &str, host: &str| Request::get(&format!("http://{address}{path}")).header("host", host);
+    for (path, host, status) in [
+        ("/v3/kv/range", "good.example", StatusCode::NOT_FOUND),
+        ("/health", "good.example:2379", StatusCode::OK),
+        ("/health", "evil.example", StatusCode::MISDIRECTED_REQUEST),
+    ] {
+        assert_eq!(get(path, host).send().await.unwrap().status, status, "{host}{path}");
+    }
+    for (origin, allowed) in [
+        ("http://a.example", Some("http://a.example")),
+        ("http://b.example", None),
+    ] {
+        let request = get("/health", "good.example").header("origin", origin);
+        let headers = request.send().await.unwrap().headers;
+        let header = headers.get("access-control-allow-origin").map(|h| h.to_str().unwrap());
+        assert_eq!(header, allowed, "{origin}");
+    }
 }
 
 #[tokio::test]
-async fn tls_versions_are_limited_and_a_certificate_is_made_where_wanted() {
+async fn tls_versions_can_be_limited_and_auto_tls_makes_a_certificate() {
     let tls = Tls::new();
-    let server = etcd(&tls, &["--tls-min-version=TLS1.3"]);
-    let pair = tls.ca.client("curl", "curl").unwrap();
-    let [ca, cert, key] = [&tls.ca.path(), &pair.cert, &pair.key].map(|p| p.display().to_string());
-    let url = format!("https://{}/health", server.address());
-    let get = |version: &str, max: &str| {
-        let files = ["--cacert", &ca, "--cert", &cert, "--key", &key];
-        curl(&[&files[..], &[version, "--tls-max", max, &url]].concat()).0
-    };
-    assert_eq!(get("--tlsv1.3", "1.3"), "200");
-    assert_eq!(get("--tlsv1.2", "1.2"), "000");
-    server.line("rejected connection on client endpoint");
+    let server = etcd(&tls).arg("--tls-min-version=TLS1.3").start();
+    let pair = tls.ca.client("http", "http").unwrap();
+    let url = format!("https://{}/health", server.address().await);
+    let get = |version| Request::get(&url).tls(tls.rustls_client(&pair, &[version])).send();
+    assert_eq!(get(&TLS13).await.unwrap().status, StatusCode::OK);
+    get(&TLS12).await.unwrap_err();
+    server.line("rejected connection on client endpoint").await;
 
     let dir = tempfile::tempdir().unwrap();
-    let args = [
-        "etcd",
-        "--auto-tls",
-        "--listen-client-urls=https://127.0.0.1:0",
-        "--advertise-client-urls=https://127.0.0.1:1",
-        &format!("--data-dir={}", dir.path().display()),
-    ];
-    let server = Process::start(&args);
-    assert_eq!(curl(&["-k", &format!("https://{}/health", server.address())]).0, "200");
+    let server = isthmus(["etcd", "--auto-tls", "--listen-client-urls=https://127.0.0.1:0"])
+        .arg("--advertise-client-urls=https://127.0.0.1:1")
+        .arg(format!("--data-dir={}", dir.path().display()))
+        .start();
+    let health = Request::get(&format!("https://{}/health", server.address().await));
+    let made = dir.path().join("fixtures/client/cert.pem");
+    let health = health.tls(trusting_file(&made)).send().await.unwrap();
+    assert_eq!(health.status, StatusCode::OK);
 }
 
 #[tokio::test]
-async fn json_web_tokens_name_the_user() {
+async fn a_json_web_token_authenticates_its_user() {
     let dir = tempfile::tempdir().unwrap();
     let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
     let file = |name: &str, text: String| {
@@ -153,9 +155,9 @@ async fn json_web_tokens_name_the_user() {
     };
     let (private, public) = (file("key", key.serialize_pem()), file("pub", key.public_key_pem()));
     let token = format!("--auth-token=jwt,sign-method=ES256,pub-key={public},priv-key={private},ttl=5m");
-    let server = Process::start(&[&PLAIN[..], &[&token, "--bcrypt-cost=4"]].concat());
-    let address = server.address();
-    let mut open = Client::connect([&address], None).await.unwrap();
+    let server = plain_etcd().args([&token, "--bcrypt-cost=4"]).start();
+    let address = server.address().await;
+    let mut open = plain_client(&address).await;
     open.user_add("root", "secret", None).await.unwrap();
     open.user_grant_role("root", "root").await.unwrap();
     open.auth_enable().await.unwrap();
@@ -164,32 +166,32 @@ async fn json_web_tokens_name_the_user() {
     let options = ConnectOptions::new().with_user("root", "secret");
     let mut root = Client::connect([&address], Some(options)).await.unwrap();
     root.put("a", "", None).await.unwrap();
-    let (_, answer) = curl(&[
+    let authenticate = Request::post(
         &format!("http://{address}/v3/auth/authenticate"),
-        "-d",
         r#"{"name":"root","password":"secret"}"#,
-    ]);
+    );
+    let answer = authenticate.send().await.unwrap().body;
     let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
     let token = answer["token"].as_str().unwrap();
     assert_eq!(token.split('.').count(), 3, "{token}");
-    let authorization = format!("Authorization: {token}");
-    let put = format!("http://{address}/v3/kv/put");
-    let body = r#"{"key":"YQ==","value":"Yg=="}"#;
-    assert_eq!(curl(&["-H", &authorization, &put, "-d", body]).0, "200");
-    assert_eq!(curl(&["-H", &format!("{authorization}x"), &put, "-d", body]).0, "401");
+    let put = async |token: &str| {
+        let url = format!("http://{address}/v3/kv/put");
+        let put = Request::post(&url, r#"{"key":"YQ==","value":"Yg=="}"#);
+        put.header("authorization", token).send().await.unwrap().status
+    };
+    assert_eq!(put(token).await, StatusCode::OK);
+    assert_eq!(put(&format!("{token}x")).await, StatusCode::UNAUTHORIZED);
 }
 
 #[tokio::test]
-async fn history_goes_by_revisions_where_wanted() {
-    let args = ["--auto-compaction-mode=revision", "--auto-compaction-retention=3"];
-    let server = Process::start(&[&PLAIN[..], &args].concat());
-    let mut client = Client::connect([server.address()], None).await.unwrap();
+async fn compaction_by_revisions_wants_a_number_of_revisions() {
+    let retaining = |retention: &str| {
+        plain_etcd()
+            .arg("--auto-compaction-mode=revision")
+            .arg(format!("--auto-compaction-retention={retention}"))
+    };
+    let server = retaining("3").start();
+    let mut client = plain_client(&server.address().await).await;
     client.put("a", "1", None).await.unwrap();
-    let wrong = ["--auto-compaction-mode=revision", "--auto-compaction-retention=1h"];
-    let mut refused = Process::start(&[&PLAIN[..], &wrong].concat());
-    assert_eq!(refused.ended().await.0.code(), Some(1));
-    eventually("the reason is printed", async || {
-        refused.log().contains("not a number of revisions").then_some(())
-    })
-    .await;
+    refused(retaining("1h"), "not a number of revisions");
 }

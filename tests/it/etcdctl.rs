@@ -1,11 +1,13 @@
-//! A stock etcdctl against the store, where there is one (Debian: etcd-client).
+//! Proves that a stock etcdctl (Debian: etcd-client) works with the store. Skipped where etcdctl is not installed.
 
-use crate::support::{Tls, etcd, eventually};
+use crate::support::tls::etcd;
+use crate::support::{Tls, eventually};
 use std::process::{Command, Output, Stdio};
 
-struct Ctl(Vec<String>);
+/// etcdctl with the flags of a connection.
+struct Etcdctl(Vec<String>);
 
-impl Ctl {
+impl Etcdctl {
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new("etcdctl");
         command.env("ETCDCTL_API", "3").args(&self.0).args(args);
@@ -28,6 +30,7 @@ impl Ctl {
     }
 }
 
+/// Whether etcdctl is installed. Where the peers are required (`make interop`), its absence fails the test.
 fn installed() -> bool {
     let found = Command::new("etcdctl")
         .arg("version")
@@ -39,17 +42,17 @@ fn installed() -> bool {
 }
 
 #[tokio::test]
-async fn etcdctl_does_its_daily_work() {
+async fn etcdctl_reads_writes_watches_leases_locks_and_elects() {
     if !installed() {
-        eprintln!("skipped: no etcdctl");
+        eprintln!("skipped: etcdctl is not installed");
         return;
     }
     let tls = Tls::new();
-    let server = etcd(&tls, &[]);
+    let server = etcd(&tls).start();
     let pair = tls.ca.client("ctl", "ctl").unwrap();
     let flag = |name: &str, value: String| format!("--{name}={value}");
-    let ctl = Ctl(vec![
-        flag("endpoints", format!("https://{}", server.address())),
+    let ctl = Etcdctl(vec![
+        flag("endpoints", format!("https://{}", server.address().await)),
         flag("cacert", tls.ca.path().display().to_string()),
         flag("cert", pair.cert.display().to_string()),
         flag("key", pair.key.display().to_string()),
@@ -64,7 +67,7 @@ async fn etcdctl_does_its_daily_work() {
     let mut watch = watch.stdin(Stdio::null()).stdout(out).spawn().unwrap();
     assert_eq!(ctl.run(&["del", "a/1"]), "1\n");
     let expected = "PUT\na/1\none\nPUT\na/2\ntwo\nDELETE\na/1\n\n";
-    eventually("the watch has seen all", async || {
+    eventually("etcdctl watch has printed all events", async || {
         (std::fs::read_to_string(&file).unwrap() == expected).then_some(())
     })
     .await;
@@ -101,7 +104,7 @@ async fn etcdctl_does_its_daily_work() {
     assert!(ctl.output(&["endpoint", "health"]).status.success());
     assert!(ctl.run(&["member", "list"]).contains("started, default"));
 
-    // A mutex of the Go client's, held while a command runs.
+    // `lock` holds a mutex of the Go client library while a command runs.
     assert_eq!(ctl.run(&["lock", "mutex", "echo", "held"]), "held\n");
     let mut elect = ctl
         .command(&["elect", "leader", "me"])
@@ -109,7 +112,7 @@ async fn etcdctl_does_its_daily_work() {
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    eventually("elected", async || {
+    eventually("etcdctl elect has won", async || {
         let leader = ctl.run(&["get", "--prefix", "leader/", "--print-value-only"]);
         (leader == "me\n").then_some(())
     })

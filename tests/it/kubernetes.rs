@@ -1,93 +1,52 @@
-//! The publisher over a Kubernetes API: lists, watches, selectors, a watch that breaks; what it shows of itself.
+//! Proves that the publisher follows a Kubernetes API into an etcd: lists, watches, selectors, expired watches,
+//! outages of either side, restarts, rate limits, and its metrics.
 
-use crate::fake_api::{ENDPOINTS, EXPORTS, FakeApi, IDENTITIES, NAMESPACES, NODES, fill};
-use crate::support::{Process, Tls, etcd, eventually, free_port};
-use etcd_client::{Client, GetOptions, WatchOptions};
+use crate::support::admin::Admin;
+use crate::support::kubernetes_api::{ENDPOINTS, EXPORTS, IDENTITIES, KubernetesApi, NAMESPACES, NODES};
+use crate::support::store::{message, names};
+use crate::support::tls::etcd;
+use crate::support::{Process, Signal, Tls, eventually, isthmus};
+use ::http::StatusCode;
+use etcd_client::WatchOptions;
 use serde_json::json;
-use std::process::Command;
-use std::sync::atomic::Ordering;
 
-/// A publisher into an etcd, and where it shows itself.
+/// A publisher of the cluster `c3` with id 3.
 struct Publisher {
     process: Process,
-    health: u16,
-    metrics: u16,
+    admin: Admin,
 }
 
 impl Publisher {
-    fn start(tls: &Tls, store: &str, api: &str, more: &[&str]) -> Self {
+    /// Starts a publisher of the Kubernetes API at `api` into the etcd at `store`, with more flags.
+    fn start(tls: &Tls, store: &str, api: &str, flags: &[&str]) -> Self {
         let config = tls.path("etcd.yaml");
         tls.client_file(&config, store, &tls.ca.client("admin", "admin").unwrap());
-        let (health, metrics) = (free_port(), free_port());
-        let (store, health_port) = (
-            format!("--kvstore-opt=etcd.config={}", config.display()),
-            format!("--health-port={health}"),
-        );
-        let (urls, shown) = (
-            format!("--k8s-api-server-urls={api}"),
-            format!("--prometheus-serve-addr=127.0.0.1:{metrics}"),
-        );
-        let mut args = vec![
-            "clustermesh",
-            "--cluster-name=c3",
-            "--cluster-id=3",
-            "--controller-group-metrics=all",
-        ];
-        args.extend([&*store, &*health_port, &*urls, &*shown]);
-        args.extend(more);
-        let process = Process::start(&args);
-        Self {
-            process,
-            health,
-            metrics,
-        }
+        let admin = Admin::new();
+        let process = isthmus(["clustermesh", "--cluster-name=c3", "--cluster-id=3"])
+            .arg("--controller-group-metrics=all")
+            .arg(format!("--kvstore-opt=etcd.config={}", config.display()))
+            .arg(format!("--k8s-api-server-urls={api}"))
+            .args([admin.health_flag(), admin.metrics_flag()])
+            .args(flags)
+            .start();
+        Self { process, admin }
     }
 
-    /// The body of `/readyz` and its code.
-    fn readyz(&self, query: &str) -> (String, String) {
-        let text = curl(&[
-            "-w",
-            " %{http_code}",
-            &format!("http://127.0.0.1:{}/readyz{query}", self.health),
-        ]);
-        let (body, code) = text.rsplit_once(' ').unwrap_or_default();
-        (body.to_owned(), code.to_owned())
+    /// The value of a series, by its name without the common prefix.
+    async fn metric(&self, series: &str) -> Option<f64> {
+        self.admin
+            .metric(&format!("cilium_clustermesh_apiserver_{series}"))
+            .await
     }
-
-    async fn ready(&self) {
-        eventually("it is ready", async || (self.readyz("").0 == "Ready").then_some(())).await;
-    }
-
-    /// The value of a series, by its name with labels.
-    fn metric(&self, series: &str) -> Option<f64> {
-        let page = curl(&[&format!("http://127.0.0.1:{}/metrics", self.metrics)]);
-        let line = page
-            .lines()
-            .find(|l| l.rsplit_once(' ').is_some_and(|(name, _)| name == series))?;
-        line.rsplit_once(' ')?.1.parse().ok()
-    }
-}
-
-fn curl(args: &[&str]) -> String {
-    let out = Command::new("curl").arg("-s").args(args).output().unwrap();
-    String::from_utf8(out.stdout).unwrap()
-}
-
-async fn names(client: &mut Client, prefix: &str) -> Vec<String> {
-    let options = GetOptions::new().with_prefix().with_keys_only();
-    let kvs = client.get(prefix, Some(options)).await.unwrap();
-    let name = |kv: &etcd_client::KeyValue| kv.key_str().unwrap()[prefix.len()..].to_owned();
-    kvs.kvs().iter().map(name).collect()
 }
 
 #[tokio::test]
 async fn objects_of_a_kubernetes_api_are_published_and_followed() {
-    let (api, url) = FakeApi::start().await;
-    fill(&api);
+    let api = KubernetesApi::with_golden_objects().await;
     let tls = Tls::new();
-    let store = etcd(&tls, &[]);
-    let publisher = Publisher::start(&tls, &store.address(), &url, &[]);
-    let mut client = tls.client(&store.address(), "any").await;
+    let store = etcd(&tls).start();
+    let _publisher = Publisher::start(&tls, &store.address().await, &api.url, &[]);
+    let mut client = tls.client(&store.address().await, "any").await;
     let mut names = async |prefix: &str| names(&mut client, prefix).await;
     eventually("all canaries are there", async || {
         (names("cilium/synced/c3/").await.len() == 6).then_some(())
@@ -99,7 +58,7 @@ async fn objects_of_a_kubernetes_api_are_published_and_followed() {
         ["10.0.0.1", "10.0.0.2", "fd00::a"]
     );
     assert_eq!(names("cilium/state/services/v1/c3/").await, ["foo/hl", "foo/s1"]);
-    let requests = api.0.requests.lock().join("\n");
+    let requests = api.requests().join("\n");
     assert!(
         requests.contains("/api/v1/services?&labelSelector=%21service.kubernetes.io%2Fservice-proxy-name"),
         "{requests}"
@@ -110,7 +69,7 @@ async fn objects_of_a_kubernetes_api_are_published_and_followed() {
     );
     assert!(!requests.contains("secrets"));
 
-    api.delete(NODES, "n2", true);
+    api.delete(NODES, "n2");
     api.apply(
         NODES,
         json!({"metadata": {"name": "n3", "resourceVersion": "11"}, "spec": {}}),
@@ -120,46 +79,45 @@ async fn objects_of_a_kubernetes_api_are_published_and_followed() {
     })
     .await;
 
-    // Gone while nobody was watching: the next list tells.
-    api.delete(NODES, "n1", false);
-    api.forget(NODES);
-    eventually("a new list is a diff", async || {
+    // Only the list after an expired watch shows this deletion.
+    api.delete_without_event(NODES, "n1");
+    api.expire_watches(NODES);
+    eventually("the new list is compared with the published keys", async || {
         (names("cilium/state/nodes/v1/c3/").await == ["n3"]).then_some(())
     })
     .await;
 
     let private = json!({"metadata": {"name": "foo", "resourceVersion": "12", "annotations": {"clustermesh.cilium.io/global": "false"}}});
     api.apply(NAMESPACES, private);
-    eventually("a namespace takes its keys along", async || {
+    eventually("the keys of a namespace that is not global are deleted", async || {
         (names("cilium/state/ip/").await.is_empty() && names("cilium/state/services/").await.is_empty()).then_some(())
     })
     .await;
-    drop(publisher);
 }
 
-const OURS: &str = "cilium_clustermesh_apiserver";
-
 #[tokio::test]
-async fn exports_are_published_once_their_definition_comes() {
-    let (api, url) = FakeApi::start().await;
-    fill(&api);
-    api.0
-        .undefined
-        .lock()
-        .push("serviceexports.multicluster.x-k8s.io".to_owned());
+async fn service_exports_are_published_as_soon_as_their_definition_exists() {
+    let api = KubernetesApi::with_golden_objects().await;
+    let definition = "serviceexports.multicluster.x-k8s.io";
+    api.undefine(definition);
     let tls = Tls::new();
-    let store = etcd(&tls, &[]);
-    let publisher = Publisher::start(&tls, &store.address(), &url, &["--clustermesh-enable-mcs-api"]);
-    let mut client = tls.client(&store.address(), "any").await;
-    publisher.ready().await;
+    let store = etcd(&tls).start();
+    let publisher = Publisher::start(
+        &tls,
+        &store.address().await,
+        &api.url,
+        &["--clustermesh-enable-mcs-api"],
+    );
+    let mut client = tls.client(&store.address().await, "any").await;
+    publisher.admin.ready().await;
     let canary = "cilium/synced/c3/cilium/state/serviceexports/v1";
     assert_eq!(
         names(&mut client, canary).await.len(),
         1,
-        "readers do not wait for what may never come"
+        "the canary must not wait for a definition that may never come"
     );
-    assert!(!api.0.requests.lock().iter().any(|r| r.starts_with(EXPORTS)));
-    api.0.undefined.lock().clear();
+    assert!(!api.requests().iter().any(|request| request.starts_with(EXPORTS)));
+    api.define(definition);
     eventually("exports are published", async || {
         let exports = names(&mut client, "cilium/state/serviceexports/v1/c3/").await;
         (exports == ["foo/hl", "foo/s1"]).then_some(())
@@ -168,29 +126,28 @@ async fn exports_are_published_once_their_definition_comes() {
 }
 
 #[tokio::test]
-async fn a_restart_changes_nothing_and_what_went_meanwhile_goes() {
-    let (api, url) = FakeApi::start().await;
-    fill(&api);
+async fn a_restart_writes_only_what_changed_in_the_meantime() {
+    let api = KubernetesApi::with_golden_objects().await;
     let tls = Tls::new();
-    let store = etcd(&tls, &[]);
-    let mut client = tls.client(&store.address(), "any").await;
-    let publisher = Publisher::start(&tls, &store.address(), &url, &[]);
-    publisher.ready().await;
+    let store = etcd(&tls).start();
+    let mut client = tls.client(&store.address().await, "any").await;
+    let publisher = Publisher::start(&tls, &store.address().await, &api.url, &[]);
+    publisher.admin.ready().await;
     drop(publisher);
     let options = WatchOptions::new().with_prefix();
     let mut watch = client.watch("cilium/state/", Some(options)).await.unwrap();
-    api.delete(IDENTITIES, "196915", false);
-    let publisher = Publisher::start(&tls, &store.address(), &url, &[]);
-    publisher.ready().await;
-    // Those of the configuration and of the data, which may be the same, are taken over; the heartbeat does not wait
-    // for that.
-    let leases = publisher.metric(&format!("{OURS}_kvstore_leases")).unwrap();
+    api.delete_without_event(IDENTITIES, "196915");
+    let publisher = Publisher::start(&tls, &store.address().await, &api.url, &[]);
+    publisher.admin.ready().await;
+    // The publisher adopts the leases of the configuration and of the data, which may be one lease. The heartbeat may
+    // get a lease before the adoption.
+    let leases = publisher.metric("kvstore_leases").await.unwrap();
     assert!((2.0..=3.0).contains(&leases), "{leases}");
-    // Something after the restart, to know that everything before it has been seen.
+    // The last event that the watch waits for.
     client.put("cilium/state/end", "", None).await.unwrap();
     let mut seen = vec![];
     while seen.last().is_none_or(|key| key != "cilium/state/end") {
-        let message = watch.message().await.unwrap().unwrap();
+        let message = message(&mut watch).await;
         let keys = message
             .events()
             .iter()
@@ -201,62 +158,59 @@ async fn a_restart_changes_nothing_and_what_went_meanwhile_goes() {
 }
 
 #[tokio::test]
-async fn what_is_away_shows_and_costs_no_key() {
-    let (api, url) = FakeApi::start().await;
-    fill(&api);
+async fn an_outage_of_kubernetes_or_of_the_store_is_reported_and_loses_no_key() {
+    let api = KubernetesApi::with_golden_objects().await;
     let tls = Tls::new();
-    let data = tls.path("data");
-    let flag = format!("--data-dir={}", data.display());
-    let store = etcd(&tls, &[&flag]);
-    let address = store.address();
-    let publisher = Publisher::start(&tls, &address, &url, &["--k8s-heartbeat-timeout=1s"]);
-    publisher.ready().await;
+    let data = format!("--data-dir={}", tls.path("data").display());
+    let store = etcd(&tls).arg(data).start();
+    let address = store.address().await;
+    let publisher = Publisher::start(&tls, &address, &api.url, &["--k8s-heartbeat-timeout=1s"]);
+    publisher.admin.ready().await;
     let mut client = tls.client(&address, "any").await;
     let before = names(&mut client, "cilium/state/").await;
-    assert!(publisher.metric(&format!("{OURS}_bootstrap_seconds")).unwrap() > 0.0);
-    assert_eq!(
-        publisher.metric(&format!("{OURS}_kubernetes_objects{{resource=\"CiliumNode\"}}")),
-        Some(2.0)
-    );
+    assert!(publisher.metric("bootstrap_seconds").await.unwrap() > 0.0);
+    let nodes = publisher.metric("kubernetes_objects{resource=\"CiliumNode\"}").await;
+    assert_eq!(nodes, Some(2.0));
     let initial = "kvstore_initial_sync_completed{scope=\"nodes/v1\",source_cluster=\"c3\",action=\"write\"}";
-    assert_eq!(publisher.metric(&format!("{OURS}_{initial}")), Some(1.0));
+    assert_eq!(publisher.metric(initial).await, Some(1.0));
 
-    // The Kubernetes API: what was published stays right, so it stays ready.
-    api.0.away.store(true, Ordering::Relaxed);
-    api.forget(ENDPOINTS);
-    api.forget(NODES);
-    eventually("the loss of the API shows", async || {
-        (publisher.metric(&format!("{OURS}_kubernetes_up")) == Some(0.0)).then_some(())
+    // Published data remains valid while the Kubernetes API is unreachable, so the publisher stays ready.
+    api.fail();
+    api.expire_watches(ENDPOINTS);
+    api.expire_watches(NODES);
+    eventually("a metric shows the outage of the Kubernetes API", async || {
+        (publisher.metric("kubernetes_up").await == Some(0.0)).then_some(())
     })
     .await;
-    assert_eq!(publisher.readyz("").1, "200");
-    api.delete(NODES, "n2", false);
-    api.0.away.store(false, Ordering::Relaxed);
-    eventually("it catches up", async || {
+    assert_eq!(publisher.admin.readyz("").await.unwrap().status, StatusCode::OK);
+    api.delete_without_event(NODES, "n2");
+    api.recover();
+    eventually("the publisher catches up", async || {
         (names(&mut client, "cilium/state/nodes/v1/c3/").await == ["n1"]).then_some(())
     })
     .await;
 
-    // The store: a change waits, and is written when it is back.
-    store.signal("-STOP");
+    // A change during an outage of the store is written when the store is back.
+    store.signal(Signal::SIGSTOP);
     api.apply(
         NODES,
         json!({"metadata": {"name": "n9", "resourceVersion": "20"}, "spec": {}}),
     );
-    eventually("the loss of the store shows", async || {
-        (publisher.readyz("").1 == "500").then_some(())
+    eventually("readiness shows the outage of the store", async || {
+        let answer = publisher.admin.readyz("").await?;
+        (answer.status == StatusCode::INTERNAL_SERVER_ERROR).then_some(())
     })
     .await;
-    let report = publisher.readyz("?verbose").0;
+    let report = publisher.admin.readyz("?verbose").await.unwrap().body;
     assert!(report.contains("[-]store failed: for "), "{report}");
-    let age = format!("{OURS}_kvstore_sync_queue_age_seconds{{scope=\"nodes/v1\",source_cluster=\"c3\"}}");
-    assert!(publisher.metric(&age).unwrap() > 1.0);
-    store.signal("-CONT");
+    let age = "kvstore_sync_queue_age_seconds{scope=\"nodes/v1\",source_cluster=\"c3\"}";
+    assert!(publisher.metric(age).await.unwrap() > 1.0);
+    store.signal(Signal::SIGCONT);
     eventually("the change is written", async || {
         (names(&mut client, "cilium/state/nodes/v1/c3/").await == ["n1", "n9"]).then_some(())
     })
     .await;
-    publisher.ready().await;
+    publisher.admin.ready().await;
     let after = names(&mut client, "cilium/state/").await;
     let gone: Vec<_> = before.iter().filter(|name| !after.contains(name)).collect();
     assert_eq!(gone, ["nodes/v1/c3/n2"]);
@@ -266,21 +220,20 @@ async fn what_is_away_shows_and_costs_no_key() {
 }
 
 #[tokio::test]
-async fn a_low_limit_slows_and_loses_nothing() {
-    let (api, url) = FakeApi::start().await;
-    fill(&api);
+async fn a_low_rate_limit_slows_the_publisher_and_loses_no_key() {
+    let api = KubernetesApi::with_golden_objects().await;
     let tls = Tls::new();
-    let store = etcd(&tls, &[]);
+    let store = etcd(&tls).start();
     let begun = tokio::time::Instant::now();
-    let publisher = Publisher::start(&tls, &store.address(), &url, &["--kvstore-opt=etcd.qps=4"]);
-    publisher.ready().await;
-    let mut client = tls.client(&store.address(), "any").await;
+    let publisher = Publisher::start(&tls, &store.address().await, &api.url, &["--kvstore-opt=etcd.qps=4"]);
+    publisher.admin.ready().await;
+    let mut client = tls.client(&store.address().await, "any").await;
     let written = names(&mut client, "cilium/state/").await.len();
-    // Four at once, and then four a second.
+    // Four operations at once, and then four per second.
     assert!(
         written > 8 && begun.elapsed().as_secs_f64() > (written - 4) as f64 / 4.0,
         "{written}"
     );
-    let limit = format!("{OURS}_api_limiter_rate_limit{{api_call=\"etcd\",value=\"limit\"}}");
-    assert_eq!(publisher.metric(&limit), Some(4.0));
+    let limit = "api_limiter_rate_limit{api_call=\"etcd\",value=\"limit\"}";
+    assert_eq!(publisher.metric(limit).await, Some(4.0));
 }

@@ -1,13 +1,11 @@
-//! Black-box tests: the real binary, on loopback, over real TLS.
+//! Black-box tests: the real binary as a process, on loopback, over real TLS.
+//!
+//! Each file says at its top what it proves. `tests/README.md` says which kind of test belongs here.
 
-#![allow(clippy::disallowed_methods, reason = "tests may spawn")]
-#![allow(
-    missing_docs,
-    clippy::too_many_lines,
-    clippy::print_stderr,
-    reason = "test names and asserts say it"
-)]
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
+#![allow(clippy::disallowed_methods, reason = "tests may spawn tasks")]
+#![allow(clippy::too_many_lines, reason = "a scenario is told in one piece")]
+#![allow(clippy::print_stderr, reason = "a skipped test says so")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on shows where")]
 
 mod advisories;
 mod auth_mtls;
@@ -19,7 +17,6 @@ mod durable;
 mod etcd_api;
 mod etcd_flags;
 mod etcdctl;
-mod fake_api;
 mod kubernetes;
 mod layers;
 mod membership;

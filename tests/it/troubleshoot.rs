@@ -1,58 +1,45 @@
-//! `clustermesh-dbg troubleshoot` and `kvstoremesh-dbg troubleshoot`, against our own etcd.
+//! Proves that `clustermesh-dbg troubleshoot` and `kvstoremesh-dbg troubleshoot` report each step of a connection, in
+//! Cilium's words, and name the step that fails.
 
-use crate::support::{Process, Tls, etcd};
+use crate::support::store::plain_etcd;
+use crate::support::tls::etcd;
+use crate::support::{CommandLine, Tls, isthmus};
 use isthmus::app::certs::Pair;
 use std::path::Path;
-use std::process::Command;
 
-/// Runs the binary; its exit code and both outputs.
-pub fn run(variables: &[(&str, &str)], args: &[&str]) -> (Option<i32>, String, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_clustermesh-apiserver"));
-    let output = command.args(args).envs(variables.iter().copied()).output().unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    (output.status.code(), text(output.stdout), text(output.stderr))
+/// Runs a command that must succeed without complaints, and returns what it prints.
+fn report(command: CommandLine) -> String {
+    let finished = command.run();
+    assert_eq!((finished.code, &*finished.stderr), (Some(0), ""), "{}", finished.stdout);
+    finished.stdout
 }
 
-/// What is printed for an etcd client file. Always with success.
-fn local(file: &Path) -> String {
-    let (code, text, complaints) = run(
-        &[],
-        &[
-            "clustermesh-dbg",
-            "troubleshoot",
-            "--etcd-config",
-            file.to_str().unwrap(),
-        ],
-    );
-    assert_eq!((code, &*complaints), (Some(0), ""), "{text}");
-    assert!(
-        text.starts_with(&format!(
-            "Local etcd kvstore:\n📄 Configuration path: {}\n",
-            file.display()
-        )),
-        "{text}"
-    );
+/// The report on an etcd client file.
+fn report_on_file(file: &Path) -> String {
+    let text = report(isthmus(["clustermesh-dbg", "troubleshoot", "--etcd-config"]).arg(file));
+    let heading = format!("Local etcd kvstore:\n📄 Configuration path: {}\n", file.display());
+    assert!(text.starts_with(&heading), "{text}");
     text
 }
 
-/// The lines without those about certificates.
+/// The lines that report a step. The details of certificates are other lines.
 fn steps(text: &str) -> Vec<&str> {
     let mark = |line: &&str| line.contains(['✅', '❌', '⚠', 'ℹ', '📄', '🔌', '🔑', '⚙']);
     text.lines().filter(mark).map(str::trim).collect()
 }
 
 #[tokio::test]
-async fn a_good_connection_is_good_at_every_step() {
+async fn every_step_of_a_working_connection_is_reported_as_good() {
     let tls = Tls::new();
-    let server = etcd(&tls, &[]);
+    let server = etcd(&tls).start();
     let file = tls.path("etcd.yaml");
-    let port = server.address().rsplit(':').next().unwrap().to_owned();
+    let port = server.address().await.rsplit(':').next().unwrap().to_owned();
     tls.client_file(
         &file,
         &format!("localhost:{port}"),
         &tls.ca.client("c", "admin").unwrap(),
     );
-    let text = local(&file);
+    let text = report_on_file(&file);
     let steps = steps(&text);
     let expected = [
         "🔌 Endpoints:",
@@ -84,15 +71,15 @@ async fn a_good_connection_is_good_at_every_step() {
 }
 
 #[tokio::test]
-async fn a_certificate_that_is_not_accepted_is_said_where_it_shows() {
-    let (tls, strange) = (Tls::new(), Tls::new());
-    let server = etcd(&tls, &[]);
-    let address = server.address();
+async fn a_rejected_certificate_is_reported_at_the_step_that_fails() {
+    let (tls, other) = (Tls::new(), Tls::new());
+    let server = etcd(&tls).start();
+    let address = server.address().await;
     let file = tls.path("etcd.yaml");
     let good = tls.ca.client("good", "admin").unwrap();
-    // Of another CA of the same name, so only the server can tell.
-    tls.client_file(&file, &address, &strange.ca.client("c", "admin").unwrap());
-    let text = local(&file);
+    // The certificate is of another CA with the same name, so only the server can reject it.
+    tls.client_file(&file, &address, &other.ca.client("c", "admin").unwrap());
+    let text = report_on_file(&file);
     assert!(
         text.contains("     ❌ TLS client authentication failed: remote error: tls: "),
         "{text}"
@@ -105,10 +92,10 @@ async fn a_certificate_that_is_not_accepted_is_said_where_it_shows() {
 
     tls.client_file(&file, &address, &good);
     let with_ca = std::fs::read_to_string(&file).unwrap();
-    let (own, other) = (tls.ca.path(), strange.ca.path());
-    let swapped = with_ca.replace(own.to_str().unwrap(), other.to_str().unwrap());
+    let (own_ca, other_ca) = (tls.ca.path(), other.ca.path());
+    let swapped = with_ca.replace(own_ca.to_str().unwrap(), other_ca.to_str().unwrap());
     std::fs::write(&file, swapped).unwrap();
-    let text = local(&file);
+    let text = report_on_file(&file);
     let expected = format!(
         "❌ Cannot establish TLS connection to {address}: tls: failed to verify certificate: x509: certificate signed by unknown authority"
     );
@@ -120,7 +107,7 @@ async fn a_certificate_that_is_not_accepted_is_said_where_it_shows() {
         .lines()
         .filter(|line| !line.contains("-file: ") || line.starts_with("trusted"));
     std::fs::write(&file, without.map(|line| format!("{line}\n")).collect::<String>()).unwrap();
-    let text = local(&file);
+    let text = report_on_file(&file);
     let expected = format!(
         "❌ Cannot establish TLS connection to {address}: client certificate is not signed by any acceptable CA\n     ℹ️  Acceptable CAs:\n        - CN=test CA\n"
     );
@@ -129,10 +116,10 @@ async fn a_certificate_that_is_not_accepted_is_said_where_it_shows() {
 }
 
 #[tokio::test]
-async fn the_clusters_of_a_mesh_are_looked_at_by_name_and_alias() {
+async fn each_remote_cluster_is_reported_by_name_and_reached_through_its_alias() {
     let tls = Tls::new();
-    let server = etcd(&tls, &[]);
-    let address = server.address();
+    let server = etcd(&tls).start();
+    let address = server.address().await;
     let port = address.rsplit(':').next().unwrap();
     let pair: Pair = tls.ca.client("c", "remote").unwrap();
     let mesh = tls.path("mesh");
@@ -142,19 +129,20 @@ async fn the_clusters_of_a_mesh_are_looked_at_by_name_and_alias() {
     let alias = "cilium-host-aliases:\n- hostname: hk.mesh.cilium.io\n  ips: [127.0.0.1]\n";
     let text = std::fs::read_to_string(&hk).unwrap() + alias;
     std::fs::write(&hk, text).unwrap();
-    let plain = Process::start(&[
-        "etcd",
-        "--listen-client-urls=http://127.0.0.1:0",
-        "--advertise-client-urls=http://x",
-    ]);
-    let own = format!("endpoints: ['http://{}']\ninsecure-transport: true\n", plain.address());
+    let plain = plain_etcd().start();
+    let own = format!(
+        "endpoints: ['http://{}']\ninsecure-transport: true\n",
+        plain.address().await
+    );
     std::fs::write(mesh.join("tokyo"), &own).unwrap();
     std::fs::write(tls.path("own.yaml"), own).unwrap();
     let directory = format!("--clustermesh-config={}", mesh.display());
-    let local = format!("--etcd-config={}", tls.path("own.yaml").display());
-    let args = ["kvstoremesh-dbg", "troubleshoot", &directory, &local, "--include-local"];
-    let (code, text, complaints) = run(&[("CLUSTER_NAME", "tokyo")], &args);
-    assert_eq!((code, &*complaints), (Some(0), ""));
+    let troubleshoot = || isthmus(["kvstoremesh-dbg", "troubleshoot", &directory]);
+    let with_local = troubleshoot()
+        .arg(format!("--etcd-config={}", tls.path("own.yaml").display()))
+        .arg("--include-local")
+        .env("CLUSTER_NAME", "tokyo");
+    let text = report(with_local);
     for part in [
         "Local etcd kvstore:\n📄 ",
         "\n\n\nFound 2 cluster configurations\n\nCluster \"hk\":\n📄 ",
@@ -170,8 +158,9 @@ async fn the_clusters_of_a_mesh_are_looked_at_by_name_and_alias() {
         "{text}"
     );
     assert_eq!(text.matches('❌').count(), 0, "{text}");
-    let (code, text, _) = run(&[], &["kvstoremesh-dbg", "troubleshoot", &directory, "hk", "x"]);
-    assert_eq!(code, Some(0));
+    let subset = troubleshoot().args(["hk", "x"]).run();
+    assert!(subset.succeeded());
+    let text = subset.stdout;
     assert!(
         text.contains("Troubleshooting filtered subset of clusters: hk, x\n"),
         "{text}"

@@ -1,44 +1,43 @@
-//! Who may connect: the users that `etcdinit` makes, and those that a file lists.
+//! Proves which users a store has: those that `etcdinit` creates, and those that a users file lists, for `serve` and for
+//! a publisher that writes into an etcd.
 
-use crate::support::{PATIENCE, Process, Tls, etcd, eventually, free_port};
+use crate::support::admin::Admin;
+use crate::support::files::example;
+use crate::support::store::{message, prefix};
+use crate::support::tls::etcd;
+use crate::support::{CommandLine, Process, Tls, eventually, http, isthmus};
 use etcd_client::*;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
 
-/// Runs `etcdinit` to its end.
-fn etcdinit(directory: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_clustermesh-apiserver"))
-        .arg("etcdinit")
+fn etcdinit(directory: &Path, flags: &[&str]) -> CommandLine {
+    isthmus(["etcdinit"])
         .arg(format!("--etcd-data-dir={}", directory.display()))
-        .args(args)
-        .output()
-        .unwrap()
+        .args(flags)
 }
 
-fn prepared(directory: &Path, args: &[&str]) -> String {
-    let out = etcdinit(directory, args);
-    let text = String::from_utf8([out.stdout, out.stderr].concat()).unwrap();
-    assert!(out.status.success(), "{text}");
+/// Runs `etcdinit`, which must succeed, and returns its log.
+fn initialized(directory: &Path, flags: &[&str]) -> String {
+    let finished = etcdinit(directory, flags).run();
+    let text = finished.text();
+    assert!(finished.succeeded(), "{text}");
     text
 }
 
-/// Why `etcdinit` ends with 255.
-fn refused(directory: &Path, args: &[&str]) -> String {
-    let out = etcdinit(directory, args);
-    assert_eq!(out.status.code(), Some(255));
-    let log = String::from_utf8(out.stdout).unwrap();
+/// Runs `etcdinit`, which must exit with 255, and returns the only line at level fatal.
+fn refused(directory: &Path, flags: &[&str]) -> String {
+    let finished = etcdinit(directory, flags).run();
+    assert_eq!(finished.code, Some(255));
+    let log = finished.stdout;
     let fatal: Vec<_> = log.lines().filter(|line| line.contains("level=fatal")).collect();
     assert_eq!(fatal.len(), 1, "{log}");
     fatal[0].to_owned()
 }
 
-/// Starts `etcd` as Cilium's chart does.
+/// Starts `etcd` with the flags of Cilium's Helm chart.
 fn chart_etcd(tls: &Tls, directory: &Path) -> Process {
-    let data = format!("--data-dir={}", directory.display());
     let flags = [
-        &*data,
         "--name=clustermesh-apiserver",
         "--initial-cluster-token=0de1-uid",
         "--auto-compaction-retention=1",
@@ -46,16 +45,15 @@ fn chart_etcd(tls: &Tls, directory: &Path) -> Process {
         "--listen-metrics-urls=http://127.0.0.1:0",
         "--metrics=basic",
     ];
-    etcd(tls, &flags)
+    etcd(tls)
+        .arg(format!("--data-dir={}", directory.display()))
+        .args(flags)
+        .start()
 }
 
-fn prefix() -> Option<GetOptions> {
-    Some(GetOptions::new().with_prefix())
-}
-
-/// Whether the store answers, rather than deny.
-async fn may(client: &mut Client, key: &str) -> bool {
-    match client.get(key, prefix()).await {
+/// Whether the client may read below `path`.
+async fn may_read(client: &mut Client, path: &str) -> bool {
+    match client.get(path, prefix()).await {
         Ok(_) => true,
         Err(error) if error.to_string().contains("etcdserver: permission denied") => false,
         Err(error) => panic!("{error}"),
@@ -63,7 +61,7 @@ async fn may(client: &mut Client, key: &str) -> bool {
 }
 
 #[tokio::test]
-async fn etcdinit_leaves_what_etcd_then_serves() {
+async fn etcd_serves_the_users_and_roles_that_etcdinit_creates() {
     let tls = Tls::new();
     let path = tls.path("data");
     fs::create_dir(&path).unwrap();
@@ -72,7 +70,7 @@ async fn etcdinit_leaves_what_etcd_then_serves() {
         "--etcd-initial-cluster-token=0de1-uid",
         "--timeout=1m",
     ];
-    let log = prepared(&path, &args);
+    let log = initialized(&path, &args);
     let options = [
         "cluster-name='tokyo'",
         "debug='false'",
@@ -88,8 +86,8 @@ async fn etcdinit_leaves_what_etcd_then_serves() {
     }
     assert!(lines[options.len()].contains("version="), "{log}");
 
-    let mut server = chart_etcd(&tls, &path);
-    let address = server.address();
+    let server = chart_etcd(&tls, &path);
+    let address = server.address().await;
     let mut admin = tls.client(&address, "admin-tokyo").await;
     let users = admin.user_list().await.unwrap();
     assert_eq!(users.users(), ["admin-tokyo", "local-tokyo", "remote", "root"]);
@@ -135,40 +133,41 @@ async fn etcdinit_leaves_what_etcd_then_serves() {
         status.header().unwrap().cluster_id(),
         status.header().unwrap().revision(),
     );
-    assert_eq!(first.1, 1, "there are no keys");
-    let metrics = server.line("metrics are here");
+    assert_eq!(first.1, 1, "etcdinit must not create keys");
+    let metrics = server.line("metrics are here").await;
     let metrics: serde_json::Value = serde_json::from_str(&metrics).unwrap();
     let url = format!("http://{}/metrics", metrics["address"].as_str().unwrap());
-    let out = Command::new("curl").args(["-s", &url]).output().unwrap();
-    let text = String::from_utf8(out.stdout).unwrap();
+    let text = http::get(&url).await.unwrap().body;
     assert!(
         text.contains("\netcd_debugging_auth_revision 19\n"),
-        "as after etcd's own"
+        "the auth revision differs from that after Cilium's etcdinit"
     );
 
     admin.put("cilium/state/nodes/v1/tokyo/n1", "1", None).await.unwrap();
     let mut remote = tls.client(&address, "remote").await;
-    assert!(may(&mut remote, "cilium/state/").await && !may(&mut remote, "cilium/cache/").await);
+    assert!(may_read(&mut remote, "cilium/state/").await && !may_read(&mut remote, "cilium/cache/").await);
     let mut local = tls.client(&address, "local-tokyo").await;
-    assert!(may(&mut local, "cilium/cache/").await && !may(&mut local, "cilium/state/").await);
-    assert!(!may(&mut tls.client(&address, "remote-hk").await, "cilium/state/").await);
+    assert!(may_read(&mut local, "cilium/cache/").await && !may_read(&mut local, "cilium/state/").await);
+    assert!(!may_read(&mut tls.client(&address, "remote-hk").await, "cilium/state/").await);
 
     let error = refused(&path, &args);
     assert!(error.contains("--etcd-data-dir") && error.contains("in use"), "{error}");
-    assert!(may(&mut remote, "cilium/state/").await, "it was let alone");
-    server.signal("-TERM");
-    server.ended().await;
-    // An init container that is run again begins anew, and nobody can take it for what was there.
-    prepared(&path, &args);
+    assert!(
+        may_read(&mut remote, "cilium/state/").await,
+        "etcdinit must not touch a directory in use"
+    );
+    server.terminate().await;
+    // An init container that runs again makes a new store, with a cluster id that tells it from the old one.
+    initialized(&path, &args);
     let server = chart_etcd(&tls, &path);
-    let mut admin = tls.client(&server.address(), "admin-tokyo").await;
+    let mut admin = tls.client(&server.address().await, "admin-tokyo").await;
     let found = admin.get("cilium/", prefix()).await.unwrap();
     assert_eq!((found.count(), found.header().unwrap().revision()), (0, 1));
     assert_ne!(found.header().unwrap().cluster_id(), first.0);
 }
 
 #[test]
-fn etcdinit_refuses_what_it_cannot_do_and_says_why() {
+fn etcdinit_refuses_invalid_settings_and_directories_with_foreign_files() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("data");
     let error = refused(&path, &[]);
@@ -178,8 +177,12 @@ fn etcdinit_refuses_what_it_cannot_do_and_says_why() {
     let error = refused(&path, &["--cluster-name=Tokyo_1"]);
     assert!(error.contains("--cluster-name=Tokyo_1"), "{error}");
     assert!(refused(&path, &["--timeout=0s"]).contains("--timeout=0s"));
-    assert_eq!(fs::read_dir(&path).unwrap().count(), 0, "nothing was touched");
-    prepared(&path, &[]);
+    assert_eq!(
+        fs::read_dir(&path).unwrap().count(),
+        0,
+        "a refused etcdinit must not touch the directory"
+    );
+    initialized(&path, &[]);
     fs::write(path.join("thesis.odt"), "years of work").unwrap();
     let error = refused(&path, &[]);
     assert!(error.contains("thesis.odt") && error.lines().count() == 1, "{error}");
@@ -187,19 +190,16 @@ fn etcdinit_refuses_what_it_cannot_do_and_says_why() {
     fs::remove_file(path.join("thesis.odt")).unwrap();
     fs::create_dir_all(path.join("member/snap")).unwrap();
     fs::create_dir(path.join("lost+found")).unwrap();
-    let empty = Command::new(env!("CARGO_BIN_EXE_clustermesh-apiserver"))
-        .arg("etcdinit")
-        .envs([
-            ("CILIUM_ETCD_DATA_DIR", path.as_os_str()),
-            ("CILIUM_DEBUG", "true".as_ref()),
-        ])
-        .output()
-        .unwrap();
-    assert!(empty.status.success(), "flags come from variables, too");
+    let with_variables = isthmus(["etcdinit"])
+        .env("CILIUM_ETCD_DATA_DIR", &path)
+        .env("CILIUM_DEBUG", "true")
+        .run();
+    assert!(with_variables.succeeded(), "flags may come from variables");
     assert!(!path.join("member").exists() && path.join("lost+found").exists());
 }
 
-/// A mounted ConfigMap with `users.yaml`: a link through `..data`, which is swapped.
+/// A mounted ConfigMap with `users.yaml`. As in Kubernetes, the file is a link through the link `..data`, and an update
+/// replaces `..data`.
 struct ConfigMap {
     directory: PathBuf,
     version: u32,
@@ -237,108 +237,113 @@ impl ConfigMap {
     }
 }
 
-/// A watch that has begun.
+/// A watch stream whose watcher the server has confirmed.
 async fn watch(client: &mut Client, key: &str) -> WatchStream {
     let mut stream = client.watch(key, None).await.unwrap();
-    assert!(next(&mut stream).await.created());
+    assert!(message(&mut stream).await.created());
     stream
 }
 
-async fn next(stream: &mut WatchStream) -> WatchResponse {
-    let message = tokio::time::timeout(PATIENCE, stream.message());
-    message.await.expect("a message").unwrap().unwrap()
+/// Waits until the client may read what its cluster publishes.
+async fn is_admitted(client: &mut Client) {
+    eventually("the user is admitted", async || {
+        may_read(client, "cilium/state/").await.then_some(())
+    })
+    .await;
 }
 
-/// Waits until the store answers so.
-async fn becomes(client: &mut Client, allowed: bool) {
-    eventually(if allowed { "allowed" } else { "refused" }, async || {
-        (may(client, "cilium/state/").await == allowed).then_some(())
+/// Waits until the client may no longer read what its cluster publishes.
+async fn is_refused(client: &mut Client) {
+    eventually("the user is refused", async || {
+        (!may_read(client, "cilium/state/").await).then_some(())
     })
     .await;
 }
 
 #[tokio::test]
-async fn serve_lets_in_who_is_listed_and_nobody_else() {
+async fn serve_admits_exactly_the_users_that_the_file_lists() {
     let tls = Tls::new();
     let mut map = ConfigMap::new(&tls);
-    let data = format!("--data-dir={}", tls.path("data").display());
-    let (flags, users, port) = (tls.flags(), map.flags(), format!("--health-port={}", free_port()));
-    let mut args = vec![
-        "serve",
-        "--cluster-name=hk-cluster",
-        "--cluster-id=2",
-        &port,
-        "--manifests=examples/tokyo-hk/hk-cluster",
-        &data,
-    ];
-    args.extend(flags.iter().chain(&users).map(String::as_str));
-    let mut first = Process::start(&args);
-    let address = first.address();
-    first.line("there is no users file yet");
+    let admin_flag = Admin::new().health_flag();
+    let users = map.flags();
+    let serve = || {
+        isthmus(["serve", "--cluster-name=hk-cluster", "--cluster-id=2"])
+            .arg(format!("--manifests={}", example("hk-cluster").display()))
+            .arg(format!("--data-dir={}", tls.path("data").display()))
+            .arg(&admin_flag)
+            .args(tls.flags())
+            .args(&users)
+            .start()
+    };
+    let first = serve();
+    let address = first.address().await;
+    first.line("there is no users file yet").await;
     let mut tokyo = tls.client(&address, "remote-tokyo").await;
-    assert!(!may(&mut tokyo, "cilium/state/").await);
+    assert!(!may_read(&mut tokyo, "cilium/state/").await);
     map.list(&["remote-tokyo", "remote-osaka", "root"]);
-    becomes(&mut tokyo, true).await;
-    first.line("\\\"root\\\" is a user of this cluster's own");
-    assert!(!may(&mut tokyo, "cilium/cache/").await);
+    is_admitted(&mut tokyo).await;
+    first.line("\\\"root\\\" is a user of this cluster's own").await;
+    assert!(!may_read(&mut tokyo, "cilium/cache/").await);
     let error = tokyo.put("cilium/state/x", "1", None).await.unwrap_err().to_string();
     assert!(error.contains("permission denied"), "{error}");
     let mut osaka = tls.client(&address, "remote-osaka").await;
-    becomes(&mut osaka, true).await;
+    is_admitted(&mut osaka).await;
     let mut admin = tls.client(&address, "admin-hk-cluster").await;
     let mut tokyos = watch(&mut tokyo, "cilium/state/x").await;
     let mut osakas = watch(&mut osaka, "cilium/state/x").await;
     admin.put("cilium/state/x", "1", None).await.unwrap();
-    assert_eq!(next(&mut tokyos).await.events().len(), 1);
+    assert_eq!(message(&mut tokyos).await.events().len(), 1);
 
     map.list(&["remote-osaka"]);
-    becomes(&mut tokyo, false).await;
-    assert!(may(&mut osaka, "cilium/state/").await);
-    // What was begun before ends, too.
+    is_refused(&mut tokyo).await;
+    assert!(may_read(&mut osaka, "cilium/state/").await);
+    // Watches that the user began before are cancelled.
     admin.put("cilium/state/x", "2", None).await.unwrap();
-    let ended = next(&mut tokyos).await;
+    let ended = message(&mut tokyos).await;
     assert!(ended.canceled() && ended.events().is_empty());
     assert!(ended.cancel_reason().contains("permission denied"));
     let mut seen = vec![];
     while seen.len() < 2 {
-        let message = next(&mut osakas).await;
+        let message = message(&mut osakas).await;
         seen.extend(message.events().iter().map(|e| e.kv().unwrap().value().to_vec()));
     }
-    assert_eq!(seen, [b"1", b"2"], "others go on");
+    assert_eq!(seen, [b"1", b"2"], "the watches of other users must continue");
     map.set("users: {");
-    first.line("the users file is not as it should be");
-    assert!(may(&mut osaka, "cilium/state/").await, "users stay as they are");
-    first.signal("-TERM");
-    assert!(first.ended().await.0.success());
+    first.line("the users file is not as it should be").await;
+    assert!(
+        may_read(&mut osaka, "cilium/state/").await,
+        "an invalid file must not change users"
+    );
+    assert!(first.terminate().await.success());
 
-    // What was listed before this process is taken back, too.
+    // The next process removes the users of an earlier file.
     map.list(&["remote-tokyo"]);
-    let again = Process::start(&args);
-    let mut osaka = tls.client(&again.address(), "remote-osaka").await;
-    becomes(&mut osaka, false).await;
-    becomes(&mut tls.client(&again.address(), "remote-tokyo").await, true).await;
-    admin = tls.client(&again.address(), "admin-hk-cluster").await;
+    let again = serve();
+    let mut osaka = tls.client(&again.address().await, "remote-osaka").await;
+    is_refused(&mut osaka).await;
+    is_admitted(&mut tls.client(&again.address().await, "remote-tokyo").await).await;
+    admin = tls.client(&again.address().await, "admin-hk-cluster").await;
     let own = ["admin-hk-cluster", "local-hk-cluster", "remote", "root"];
     let mut listed = vec!["remote-tokyo"];
     listed.extend(own);
     listed.sort_unstable();
     assert_eq!(admin.user_list().await.unwrap().users(), listed);
     map.list(&[]);
-    eventually("an empty list removes all", async || {
+    eventually("an empty list removes all listed users", async || {
         (admin.user_list().await.unwrap().users() == own).then_some(())
     })
     .await;
 }
 
 #[tokio::test]
-async fn the_publisher_keeps_the_users_of_the_etcd_it_writes_to() {
+async fn the_publisher_manages_the_users_of_the_etcd_it_writes_to() {
     let tls = Tls::new();
     let mut map = ConfigMap::new(&tls);
     let path = tls.path("data");
     fs::create_dir(&path).unwrap();
-    prepared(&path, &["--cluster-name=hk-cluster"]);
+    initialized(&path, &["--cluster-name=hk-cluster"]);
     let server = chart_etcd(&tls, &path);
-    let address = server.address();
+    let address = server.address().await;
     let mut admin = tls.client(&address, "admin-hk-cluster").await;
     for user in ["remote-old", "alice"] {
         let certificate = UserAddOptions::new().with_no_pwd();
@@ -350,20 +355,16 @@ async fn the_publisher_keeps_the_users_of_the_etcd_it_writes_to() {
     tls.client_file(&config, &address, &tls.ca.client("admin", "admin-hk-cluster").unwrap());
     map.set("users:\n- {name: remote-lost, role: nothing}\n- {name: remote-tokyo, role: remote}\n- {name: alice, role: remote}\n");
     let users = map.flags();
-    let publisher = Process::start(&[
-        "clustermesh",
-        "--cluster-name=hk-cluster",
-        "--cluster-id=2",
-        "--manifests=examples/tokyo-hk/hk-cluster",
-        &format!("--health-port={}", free_port()),
-        &format!("--kvstore-opt=etcd.config={}", config.display()),
-        &users[0],
-        &users[1],
-    ]);
+    let publisher = isthmus(["clustermesh", "--cluster-name=hk-cluster", "--cluster-id=2"])
+        .arg(format!("--manifests={}", example("hk-cluster").display()))
+        .arg(Admin::new().health_flag())
+        .arg(format!("--kvstore-opt=etcd.config={}", config.display()))
+        .args(users)
+        .start();
     let mut tokyo = tls.client(&address, "remote-tokyo").await;
-    becomes(&mut tokyo, true).await;
-    publisher.line("etcdserver: role name not found");
-    eventually("the earlier user is gone", async || {
+    is_admitted(&mut tokyo).await;
+    publisher.line("etcdserver: role name not found").await;
+    eventually("the user that the file does not list is removed", async || {
         let users = admin.user_list().await.unwrap();
         (!users.users().contains(&"remote-old".to_owned())).then_some(())
     })
@@ -371,9 +372,9 @@ async fn the_publisher_keeps_the_users_of_the_etcd_it_writes_to() {
     assert_eq!(
         admin.user_get("alice").await.unwrap().roles(),
         ["remote"],
-        "no more than it says"
+        "the user must have exactly the listed role"
     );
     map.list(&[]);
-    becomes(&mut tokyo, false).await;
+    is_refused(&mut tokyo).await;
     assert!(!publisher.log().contains("has no effect"), "{}", publisher.log());
 }

@@ -1,34 +1,39 @@
-//! The Watch service through a client: order, resumption, progress, compaction, permission, the end.
+//! Proves that the Watch service behaves as etcd's: order, resumption from a revision, progress, filters, cancellation,
+//! compaction, many watchers on one stream, and the end of the server.
 
-use crate::support::{Process, Tls, etcd};
+use crate::support::store::{message, next};
+use crate::support::tls::etcd;
+use crate::support::{Process, Signal, Tls};
 use etcd_client::*;
+use std::time::Duration;
 
-async fn start() -> (Tls, Process, Client) {
-    let tls = Tls::new();
-    let server = etcd(&tls, &[]);
-    let client = tls.client(&server.address(), "any").await;
-    (tls, server, client)
+/// A store and a client of it.
+struct Store {
+    _tls: Tls,
+    server: Process,
+    client: Client,
 }
 
-/// The next message that is not the answer to a create.
-async fn next(stream: &mut WatchStream) -> WatchResponse {
-    loop {
-        let message = stream.message().await.unwrap().unwrap();
-        if !message.created() || message.canceled() {
-            return message;
-        }
+async fn start() -> Store {
+    let tls = Tls::new();
+    let server = etcd(&tls).start();
+    let client = tls.client(&server.address().await, "any").await;
+    Store {
+        _tls: tls,
+        server,
+        client,
     }
 }
 
 #[tokio::test]
-async fn a_watch_from_the_past_goes_on_into_the_present_without_a_gap() {
-    let (_tls, _server, mut client) = start().await;
+async fn a_watch_from_a_past_revision_continues_into_the_present_without_a_gap() {
+    let Store { client, .. } = &mut start().await;
     for i in 0..50 {
         client.put(format!("p/{i}"), "past", None).await.unwrap();
     }
     let options = WatchOptions::new().with_prefix().with_start_revision(2).with_prev_key();
     let mut stream = client.watch("p/", Some(options)).await.unwrap();
-    let created = stream.message().await.unwrap().unwrap();
+    let created = message(&mut stream).await;
     assert!(created.created() && created.events().is_empty());
     for i in 0..50 {
         client.put(format!("p/{i}"), "present", None).await.unwrap();
@@ -56,8 +61,8 @@ async fn a_watch_from_the_past_goes_on_into_the_present_without_a_gap() {
 }
 
 #[tokio::test]
-async fn all_events_of_a_transaction_come_in_one_message() {
-    let (_tls, _server, mut client) = start().await;
+async fn all_events_of_a_transaction_arrive_in_one_response() {
+    let Store { client, .. } = &mut start().await;
     let mut stream = client
         .watch("t/", Some(WatchOptions::new().with_prefix()))
         .await
@@ -71,13 +76,13 @@ async fn all_events_of_a_transaction_come_in_one_message() {
 }
 
 #[tokio::test]
-async fn filters_ids_cancellation_and_progress_work_on_one_stream() {
-    let (_tls, _server, mut client) = start().await;
+async fn filters_chosen_ids_cancellation_and_progress_work_on_one_stream() {
+    let Store { client, .. } = &mut start().await;
     let options = WatchOptions::new()
         .with_filters([WatchFilterType::NoPut])
         .with_watch_id(7);
     let mut stream = client.watch("k", Some(options)).await.unwrap();
-    assert_eq!(stream.message().await.unwrap().unwrap().watch_id(), 7);
+    assert_eq!(message(&mut stream).await.watch_id(), 7);
     stream
         .watch("k", Some(WatchOptions::new().with_watch_id(7)))
         .await
@@ -108,7 +113,7 @@ async fn filters_ids_cancellation_and_progress_work_on_one_stream() {
 
 #[tokio::test]
 async fn a_watch_of_compacted_history_is_created_and_then_cancelled() {
-    let (_tls, _server, mut client) = start().await;
+    let Store { client, .. } = &mut start().await;
     for _ in 0..5 {
         client.put("k", "", None).await.unwrap();
     }
@@ -117,7 +122,7 @@ async fn a_watch_of_compacted_history_is_created_and_then_cancelled() {
         .watch("k", Some(WatchOptions::new().with_start_revision(3)))
         .await
         .unwrap();
-    assert!(stream.message().await.unwrap().unwrap().created());
+    assert!(message(&mut stream).await.created());
     let cancelled = next(&mut stream).await;
     assert_eq!((cancelled.canceled(), cancelled.compact_revision()), (true, 4));
     assert_eq!(cancelled.header().unwrap().revision(), 0);
@@ -129,14 +134,14 @@ async fn a_watch_of_compacted_history_is_created_and_then_cancelled() {
 }
 
 #[tokio::test]
-async fn ten_thousand_watchers_of_one_stream_see_what_they_watch() {
-    let (_tls, _server, mut client) = start().await;
+async fn of_ten_thousand_watchers_on_one_stream_only_the_watcher_of_the_key_gets_the_event() {
+    let Store { client, .. } = &mut start().await;
     let mut stream = client.watch("w/0", None).await.unwrap();
     stream.message().await.unwrap();
     for i in 1..10_000 {
         stream.watch(format!("w/{i}"), None).await.unwrap();
         if i % 50 == 0 {
-            // Let the answers through, or both sides wait for each other.
+            // Without reading, the flow control of the stream would block both sides.
             for _ in 0..50 {
                 stream.message().await.unwrap();
             }
@@ -147,11 +152,11 @@ async fn ten_thousand_watchers_of_one_stream_see_what_they_watch() {
 }
 
 #[tokio::test]
-async fn the_end_of_the_server_is_unavailable_to_a_watch() {
-    let (_tls, mut server, mut client) = start().await;
+async fn a_watch_ends_with_unavailable_when_the_server_stops() {
+    let Store { server, client, .. } = &mut start().await;
     let mut stream = client.watch("k", None).await.unwrap();
     stream.message().await.unwrap();
-    server.signal("-TERM");
+    server.signal(Signal::SIGTERM);
     let error = stream.message().await.unwrap_err();
     let Error::GRpcStatus(status) = &error else {
         panic!("{error:?}")
@@ -160,6 +165,6 @@ async fn the_end_of_the_server_is_unavailable_to_a_watch() {
         (status.code(), status.message()),
         (tonic::Code::Unavailable, "etcdserver: server stopped")
     );
-    let (status, took) = server.ended().await;
-    assert!(status.success() && took.as_secs() < 5, "{status} after {took:?}");
+    let status = server.ended_within(Duration::from_secs(5)).await;
+    assert!(status.success(), "{status}");
 }

@@ -1,0 +1,226 @@
+//! A Kubernetes API server inside the test. It serves lists and watches of whole collections, and can be told to
+//! fail, to forget the past of its watches, and to lack the definition of a custom resource.
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{Request, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use futures::StreamExt;
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::sync::broadcast;
+use tokio_stream::wrappers::BroadcastStream;
+
+pub const NAMESPACES: &str = "/api/v1/namespaces";
+pub const SERVICES: &str = "/api/v1/services";
+pub const SLICES: &str = "/apis/discovery.k8s.io/v1/endpointslices";
+pub const NODES: &str = "/apis/cilium.io/v2/ciliumnodes";
+pub const IDENTITIES: &str = "/apis/cilium.io/v2/ciliumidentities";
+pub const ENDPOINTS: &str = "/apis/cilium.io/v2/ciliumendpoints";
+pub const EXPORTS: &str = "/apis/multicluster.x-k8s.io/v1alpha1/serviceexports";
+
+/// A running server.
+#[derive(Clone)]
+pub struct KubernetesApi {
+    pub url: String,
+    state: Arc<Cluster>,
+}
+
+struct Cluster {
+    /// Path of a collection → name → object.
+    objects: Mutex<BTreeMap<String, BTreeMap<String, Value>>>,
+    events: broadcast::Sender<Event>,
+    /// Path and query of each request.
+    requests: Mutex<Vec<String>>,
+    /// Custom resources without a definition, as `plural.group`.
+    undefined: Mutex<BTreeSet<String>>,
+    /// Whether every request is answered with an error.
+    failing: AtomicBool,
+}
+
+/// A line for all watches of one collection.
+#[derive(Clone)]
+struct Event {
+    collection: String,
+    line: String,
+}
+
+impl KubernetesApi {
+    /// Starts a server without objects.
+    pub async fn start() -> Self {
+        let state = Arc::new(Cluster {
+            objects: Mutex::default(),
+            events: broadcast::channel(1000).0,
+            requests: Mutex::default(),
+            undefined: Mutex::default(),
+            failing: AtomicBool::new(false),
+        });
+        let router = Router::new().fallback(answer).with_state(state.clone());
+        Self {
+            url: serve(router).await,
+            state,
+        }
+    }
+
+    /// Starts a server that holds the objects of the golden fixture.
+    pub async fn with_golden_objects() -> Self {
+        let api = Self::start().await;
+        let text = include_str!("../../testdata/golden/objs.json");
+        for mut object in serde_json::from_str::<Vec<Value>>(text).unwrap() {
+            let collection = match object["kind"].as_str().unwrap() {
+                "Namespace" => NAMESPACES,
+                "Service" => SERVICES,
+                "EndpointSlice" => SLICES,
+                "CiliumNode" => NODES,
+                "CiliumIdentity" => IDENTITIES,
+                "CiliumEndpoint" => ENDPOINTS,
+                "ServiceExport" => EXPORTS,
+                _ => continue,
+            };
+            object["metadata"]["resourceVersion"] = json!("5");
+            object["metadata"]["uid"] = json!("0");
+            api.apply(collection, object);
+        }
+        api
+    }
+
+    /// Creates or replaces an object.
+    pub fn apply(&self, collection: &str, object: Value) {
+        let name = object["metadata"]["name"].as_str().unwrap().to_owned();
+        let mut objects = self.state.objects.lock();
+        objects
+            .entry(collection.to_owned())
+            .or_default()
+            .insert(name, object.clone());
+        self.send(collection, "MODIFIED", &object);
+    }
+
+    /// Deletes an object.
+    pub fn delete(&self, collection: &str, name: &str) {
+        let object = self.delete_without_event(collection, name);
+        self.send(collection, "DELETED", &object);
+    }
+
+    /// Deletes an object and sends no event: only the next list shows the deletion.
+    pub fn delete_without_event(&self, collection: &str, name: &str) -> Value {
+        let mut objects = self.state.objects.lock();
+        objects.get_mut(collection).unwrap().remove(name).unwrap()
+    }
+
+    /// Ends the watches of a collection with 410 (Gone): the revision they continue from is too old.
+    pub fn expire_watches(&self, collection: &str) {
+        let gone = json!({"kind": "Status", "apiVersion": "v1", "code": 410, "reason": "Expired", "message": "too old", "status": "Failure"});
+        self.send(collection, "ERROR", &gone);
+    }
+
+    fn send(&self, collection: &str, kind: &str, object: &Value) {
+        let line = json!({"type": kind, "object": object}).to_string() + "\n";
+        // Fails where nobody watches.
+        let _ = self.state.events.send(Event {
+            collection: collection.to_owned(),
+            line,
+        });
+    }
+
+    /// Answers every request with an error from now on.
+    pub fn fail(&self) {
+        self.state.failing.store(true, Ordering::Relaxed);
+    }
+
+    /// Answers requests again.
+    pub fn recover(&self) {
+        self.state.failing.store(false, Ordering::Relaxed);
+    }
+
+    /// Removes the definition of a custom resource, named `plural.group`.
+    pub fn undefine(&self, resource: &str) {
+        self.state.undefined.lock().insert(resource.to_owned());
+    }
+
+    /// Restores the definition of a custom resource.
+    pub fn define(&self, resource: &str) {
+        self.state.undefined.lock().remove(resource);
+    }
+
+    /// Path and query of each request so far.
+    pub fn requests(&self) -> Vec<String> {
+        self.state.requests.lock().clone()
+    }
+}
+
+/// Serves `router` on loopback until the test ends, and returns the URL.
+pub async fn serve(router: Router) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+    url
+}
+
+/// A JSON answer.
+pub fn json_response(value: &Value) -> Response {
+    ([("content-type", "application/json")], value.to_string()).into_response()
+}
+
+/// An error as an API server reports one.
+pub fn failure(code: StatusCode, reason: &str, message: &str) -> Response {
+    let status = json!({"kind": "Status", "apiVersion": "v1", "code": code.as_u16(), "reason": reason, "status": "Failure",
+        "message": message});
+    (code, status.to_string()).into_response()
+}
+
+async fn answer(State(cluster): State<Arc<Cluster>>, request: Request) -> Response {
+    let path = request.uri().path().to_owned();
+    let query = request.uri().query().unwrap_or_default().to_owned();
+    cluster.requests.lock().push(format!("{path}?{query}"));
+    if cluster.failing.load(Ordering::Relaxed) {
+        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    }
+    if path == "/readyz" {
+        return "ok".into_response();
+    }
+    if path == "/version" {
+        let version = json!({"major": "1", "minor": "31", "gitVersion": "v1.31.0", "gitCommit": "", "gitTreeState": "",
+            "buildDate": "", "goVersion": "", "compiler": "", "platform": ""});
+        return json_response(&version);
+    }
+    if let Some(name) = path.strip_prefix("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/") {
+        return definition(&cluster, name);
+    }
+    if query.contains("sendInitialEvents=true") {
+        // Servers without streaming lists refuse them so. The publisher suite in `tests/interop` covers streaming.
+        let message = "sendInitialEvents is forbidden";
+        return failure(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message);
+    }
+    if query.contains("watch=true") {
+        return watch(&cluster, path);
+    }
+    let items: Vec<Value> = match cluster.objects.lock().get(&path) {
+        Some(objects) => objects.values().cloned().collect(),
+        None => vec![],
+    };
+    json_response(&json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": "10"}, "items": items}))
+}
+
+fn definition(cluster: &Cluster, name: &str) -> Response {
+    if cluster.undefined.lock().contains(name) {
+        let message = "the server could not find the requested resource";
+        return failure(StatusCode::NOT_FOUND, "NotFound", message);
+    }
+    let versions = [("v2", true), ("v1beta1", false), ("v1alpha1", true)];
+    let versions = versions.map(|(name, served)| json!({"name": name, "served": served}));
+    json_response(&json!({"spec": {"versions": versions}}))
+}
+
+fn watch(cluster: &Cluster, collection: String) -> Response {
+    let events = BroadcastStream::new(cluster.events.subscribe());
+    let lines = events.filter_map(move |event| {
+        let event = event.unwrap();
+        let line = (event.collection == collection).then(|| Ok::<_, std::io::Error>(Bytes::from(event.line)));
+        async move { line }
+    });
+    Body::from_stream(lines).into_response()
+}
