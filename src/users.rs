@@ -16,8 +16,7 @@ mod tests;
 
 use crate::kvstore::users::UserAdmin;
 use crate::util::backoff::Backoff;
-use crate::util::files::SETTLE;
-use file::{Changes, Look, UsersFile};
+use file::{News, UsersFile};
 use parking_lot::Mutex;
 use reconcile::{Outcome, Reconciler};
 use std::collections::BTreeSet;
@@ -29,8 +28,6 @@ use tokio::time::Instant;
 /// What the original calls this in `controllers_group_runs_total`.
 pub const GROUP: &str = "clustermesh-users-management";
 
-/// The file is looked at this often even if no change was noticed.
-const POLL: Duration = Duration::from_secs(5);
 /// The store may have lost its users: their names are compared this often.
 const COMPARE: Duration = Duration::from_secs(60);
 
@@ -52,6 +49,13 @@ pub struct Status {
     pub last_error: Option<String>,
     /// Users in the store that are the file's.
     pub managed: usize,
+}
+
+async fn sleep_until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due).await,
+        None => std::future::pending().await,
+    }
 }
 
 #[derive(Default)]
@@ -88,19 +92,26 @@ impl Users {
     /// Keeps the users of `admin` as the file says, for ever.
     pub async fn run(&self, admin: Arc<dyn UserAdmin>) {
         tracing::info!(path = %self.path.display(), "following the users of remote clusters");
-        let mut changes = Changes::beside(&self.path);
-        let mut file = UsersFile::new(self.path.clone(), self.own.clone());
+        let file = UsersFile::new(self.path.clone(), self.own.clone());
+        let mut follower = file.follower();
         let mut reconciler = Reconciler::new(self.own.clone());
-        // Of the next comparison with the store; none before the file has been read.
+        // The time of the next comparison with the store; none before the file has been read.
         let mut due: Option<Instant> = None;
         let mut backoff = Backoff::connect();
         loop {
-            let mut patience = POLL;
-            match file.look() {
-                Look::Same => {}
-                Look::BeingWritten => patience = SETTLE,
-                Look::Wrong(error) => self.file_failed(error),
-                Look::New(wanted) => {
+            let news = tokio::select! {
+                // A file that is both new and due is read first.
+                biased;
+                update = follower.next() => match update {
+                    Ok(update) => file.news(update),
+                    Err(error) => Some(News::Wrong(error.to_string())),
+                },
+                () = sleep_until(due) => None,
+            };
+            match news {
+                None => {}
+                Some(News::Wrong(error)) => self.file_failed(error),
+                Some(News::Listed(wanted)) => {
                     self.status.lock().file_error = None;
                     reconciler.want(wanted);
                     backoff.reset();
@@ -119,10 +130,6 @@ impl Users {
                 self.compared(outcome);
                 due = Some(Instant::now() + wait);
             }
-            let until_due = due.map(|at| at.saturating_duration_since(Instant::now()));
-            changes
-                .within(until_due.map_or(patience, |wait| wait.min(patience)))
-                .await;
         }
     }
 

@@ -2,7 +2,7 @@
 
 pub mod alive;
 pub mod backoff;
-pub mod files;
+pub mod follow_dir;
 pub mod interval;
 pub mod lifecycle;
 pub mod metrics;

@@ -1,53 +1,30 @@
-//! The file with the users: how it is noticed that it changes, and what it says.
+//! The users file: its content, and the news about it.
 
 use super::reconcile::Wanted;
-use crate::util::files::{is_change, is_settled};
-use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use crate::util::follow_dir::{Change, Config, File, Follower, Inspected, Removal, Scope, Update};
 use serde::{Deserialize, Deserializer};
 use std::collections::BTreeSet;
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
-use tokio::sync::mpsc;
 
-/// Longest file that is read: more than a ConfigMap can hold.
+/// Longest file that is read, in bytes: more than a ConfigMap can hold.
 const LENGTH_MAX: u64 = 4 << 20;
+/// The file is read this often even without a notification.
+const PERIOD: Duration = Duration::from_secs(5);
 
-/// Tells that something changed in a file's directory. Mounted ConfigMaps swap a symlink there.
-pub(super) struct Changes {
-    directory: PathBuf,
-    watcher: Option<RecommendedWatcher>,
-    /// Whether the directory is being watched; it need not be there from the beginning.
-    watched: bool,
-    /// Holds one: more than one change since the last look is as good as one.
-    noticed: mpsc::Receiver<()>,
-}
-
-/// The file, as last seen.
+/// The file, as a decoder of what its follower finds.
 pub(super) struct UsersFile {
     path: PathBuf,
+    /// Users that the file may not change.
     own: BTreeSet<String>,
-    seen: Seen,
 }
 
-#[derive(PartialEq)]
-enum Seen {
-    Nothing,
-    Missing,
-    Unreadable(String),
-    Content(Vec<u8>),
-}
-
-/// What a look at the file finds.
+/// News about the file.
 #[derive(Debug, PartialEq)]
-pub(super) enum Look {
-    /// Nothing new: the file is as it was, or not there.
-    Same,
-    /// It may not be whole.
-    BeingWritten,
-    /// It has changed, and this is who it lists.
-    New(Wanted),
-    /// It has changed, and this is what is wrong with it.
+pub(super) enum News {
+    /// The file lists these users.
+    Listed(Wanted),
+    /// The file cannot be read, or is no list of users: the reason.
     Wrong(String),
 }
 
@@ -69,96 +46,54 @@ fn list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Entry>, D::Err
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
-// === impl Changes ===
-
-impl Changes {
-    pub(super) fn beside(path: &Path) -> Self {
-        let (changed, noticed) = mpsc::channel(1);
-        let tell = move |event: notify::Result<notify::Event>| {
-            if is_change(&event) {
-                let _ = changed.try_send(());
-            }
-        };
-        let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
-        Self {
-            directory: parent.unwrap_or(Path::new(".")).to_owned(),
-            watcher: notify::recommended_watcher(tell).ok(),
-            watched: false,
-            noticed,
-        }
-    }
-
-    /// Returns at a change, or after this time.
-    pub(super) async fn within(&mut self, time: Duration) {
-        if let Some(watcher) = self.watcher.as_mut().filter(|_| !self.watched) {
-            self.watched = watcher.watch(&self.directory, RecursiveMode::NonRecursive).is_ok();
-        }
-        tokio::select! {
-            Some(()) = self.noticed.recv() => {}
-            () = tokio::time::sleep(time) => {}
-        }
-    }
-}
-
-// === impl UsersFile ===
-
 impl UsersFile {
-    /// `own` are users that no file may name.
     pub(super) fn new(path: PathBuf, own: BTreeSet<String>) -> Self {
-        Self {
-            path,
-            own,
-            seen: Seen::Nothing,
+        Self { path, own }
+    }
+
+    pub(super) fn follower(&self) -> Follower {
+        Follower::new(self.config())
+    }
+
+    fn config(&self) -> Config {
+        Config {
+            subject: "users file",
+            scope: Scope::File(self.path.clone()),
+            wants: |_| true,
+            inspect: |_| Inspected::Followed { companions: vec![] },
+            removal: Removal::AtOnce,
+            length_max: LENGTH_MAX,
+            period: PERIOD,
         }
     }
 
-    pub(super) fn look(&mut self) -> Look {
-        let seen = match self.read() {
-            Ok(Some(content)) => Seen::Content(content),
-            Ok(None) => return Look::BeingWritten,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Seen::Missing,
-            Err(error) => Seen::Unreadable(error.to_string()),
-        };
-        if seen == self.seen {
-            return Look::Same;
-        }
+    /// What an update of the one file says. A file that is missing or gone is logged and changes nothing.
+    pub(super) fn news(&self, update: Update) -> Option<News> {
         let path = self.path.display();
-        let look = match &seen {
-            Seen::Missing if self.seen == Seen::Nothing => {
-                tracing::info!(%path, "there is no users file yet: waiting for it");
-                Look::Same
-            }
-            Seen::Missing | Seen::Nothing => {
-                tracing::info!(%path, "the users file is gone: users stay as they are");
-                Look::Same
-            }
-            Seen::Unreadable(error) => Look::Wrong(format!("cannot read {path}: {error}")),
-            Seen::Content(content) => match wanted(content, &self.own) {
-                Ok((wanted, complaints)) => {
-                    for complaint in complaints {
-                        tracing::warn!(%path, "{complaint}");
-                    }
-                    Look::New(wanted)
-                }
-                Err(error) => Look::Wrong(format!("{path}: {error}")),
-            },
+        let Some(change) = update.changes.into_iter().next() else {
+            tracing::info!(%path, "there is no users file yet: waiting for it");
+            return None;
         };
-        self.seen = seen;
-        look
+        match change {
+            Change::Content(file) | Change::ReadableAgain(file) => Some(self.parse(&file)),
+            Change::Unreadable { error, .. } => Some(News::Wrong(format!("cannot read {path}: {error}"))),
+            Change::Removed(_) => {
+                tracing::info!(%path, "the users file is gone: users stay as they are");
+                None
+            }
+        }
     }
 
-    /// The content; nothing if it may still be being written.
-    fn read(&self) -> io::Result<Option<Vec<u8>>> {
-        // A missing file is not settled either.
-        let file = std::fs::File::open(&self.path)?;
-        if !is_settled(&self.path) {
-            return Ok(None);
-        }
-        let mut content = vec![];
-        file.take(LENGTH_MAX + 1).read_to_end(&mut content)?;
-        match content.len() as u64 > LENGTH_MAX {
-            true => Err(io::Error::other(format!("it is longer than {LENGTH_MAX} bytes"))),
-            false => Ok(Some(content)),
+    fn parse(&self, file: &File) -> News {
+        let path = self.path.display();
+        match wanted(&file.content, &self.own) {
+            Ok((wanted, complaints)) => {
+                for complaint in complaints {
+                    tracing::warn!(%path, "{complaint}");
+                }
+                News::Listed(wanted)
+            }
+            Err(error) => News::Wrong(format!("{path}: {error}")),
         }
     }
 }
@@ -187,6 +122,8 @@ fn wanted(content: &[u8], own: &BTreeSet<String>) -> Result<(Wanted, Vec<String>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::util::follow_dir::{Looker, NextLook, SETTLE};
+    use std::time::SystemTime;
 
     fn own() -> BTreeSet<String> {
         ["root", "admin-hk", "local-hk", "remote"].map(str::to_owned).into()
@@ -244,25 +181,33 @@ mod tests {
     }
 
     #[test]
-    #[allow(clippy::disallowed_methods, reason = "file times are what is waited for")]
-    fn each_content_is_said_once_and_a_file_being_written_is_waited_for() {
+    fn each_content_is_reported_once_and_a_file_being_written_is_waited_for() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("users.yaml");
-        let mut file = UsersFile::new(path.clone(), own());
-        assert_eq!((file.look(), file.look()), (Look::Same, Look::Same), "missing");
+        let file = UsersFile::new(path.clone(), own());
+        let mut looker = Looker::new(file.config());
+        let mut look = |now: SystemTime| {
+            let look = looker.look(now).unwrap();
+            let update = Update {
+                changes: look.changes,
+                listed: false,
+            };
+            (file.news(update), look.next)
+        };
+        let settled = || SystemTime::now() + SETTLE;
+        assert_eq!(look(settled()), (None, NextLook::AfterPeriod), "missing");
         std::fs::write(&path, "users: [").unwrap();
-        assert_eq!(file.look(), Look::BeingWritten);
-        std::thread::sleep(crate::util::files::SETTLE);
-        assert!(matches!(file.look(), Look::Wrong(text) if text.contains("users.yaml")));
-        assert_eq!(file.look(), Look::Same);
+        let written = std::fs::metadata(&path).unwrap().modified().unwrap();
+        assert_eq!(look(written), (None, NextLook::SoonToSettle));
+        assert!(matches!(look(settled()), (Some(News::Wrong(text)), _) if text.contains("users.yaml")));
+        assert_eq!(look(settled()), (None, NextLook::AfterPeriod));
         std::fs::write(&path, "users:\n").unwrap();
-        std::thread::sleep(crate::util::files::SETTLE);
-        assert_eq!((file.look(), file.look()), (Look::New(Wanted::new()), Look::Same));
+        assert_eq!(look(settled()).0, Some(News::Listed(Wanted::new())));
+        assert_eq!(look(settled()).0, None);
         std::fs::remove_file(&path).unwrap();
-        assert_eq!((file.look(), file.look()), (Look::Same, Look::Same), "gone");
+        assert_eq!((look(settled()).0, look(settled()).0), (None, None), "gone");
         std::fs::create_dir(&path).unwrap();
-        std::thread::sleep(crate::util::files::SETTLE);
-        assert!(matches!(file.look(), Look::Wrong(text) if text.contains("users.yaml")));
-        assert_eq!(file.look(), Look::Same);
+        assert!(matches!(look(settled()).0, Some(News::Wrong(text)) if text.contains("users.yaml")));
+        assert_eq!(look(settled()).0, None);
     }
 }
