@@ -1,4 +1,4 @@
-# Build: needs protoc and a C compiler. Run: nothing but the C library, as nobody in particular.
+# The build stage has protoc and a C compiler. The final image has only the C library, and runs as user 65532.
 FROM rust:1.95-bookworm AS build
 RUN apt-get update && apt-get install -y --no-install-recommends protobuf-compiler libprotobuf-dev \
  && rm -rf /var/lib/apt/lists/*
@@ -7,7 +7,7 @@ COPY . .
 RUN cargo build --locked --profile dist && strip target/dist/clustermesh-apiserver \
  && mkdir -p /out/usr/bin /out/var/run/etcd /out/var/run/cilium \
  && cp target/dist/clustermesh-apiserver /out/usr/bin/ \
- # Called `etcd`, the binary is that server: the chart's sidecar runs /usr/bin/etcd.
+ # A binary called `etcd` runs the subcommand `etcd`: the sidecar of Cilium's chart starts /usr/bin/etcd.
  && ln -s clustermesh-apiserver /out/usr/bin/etcd
 
 FROM gcr.io/distroless/cc-debian12:nonroot

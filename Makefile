@@ -1,4 +1,4 @@
-# `make demo` and `make test` set up what is missing and need nothing else.
+# Every target first installs missing build tools (`make setup`). Targets that compare with peers also need Go.
 .PHONY: demo test check bench fuzz setup build fmt lint doc deny interop kubernetes interop-kubernetes interop-publisher \
 	interop-cilium peers crash load publish mesh image
 
@@ -6,25 +6,25 @@ CARGO ?= cargo
 TARGET ?= $(or $(CARGO_TARGET_DIR),target)
 PROFILE ?= release
 
-demo: setup ## two clusters on this machine; ARGS=--once prints the status and exits
+demo: setup ## run a mesh of two clusters on this machine; ARGS=--once prints the status and exits
 	@$(CARGO) build --release --quiet
 	@$(TARGET)/release/clustermesh-apiserver demo $(ARGS)
 
-test: setup ## all tests that need no peer
+test: setup ## run all tests that need neither etcd nor Go
 	$(CARGO) test --locked
 
-check: setup ## all that CI runs
+check: setup ## run everything that CI runs
 	@./.ci/check
 
-bench: setup ## criterion benchmarks of the store and its fan-out
+bench: setup ## run the criterion benchmarks of the store, its watchers and its log
 	$(CARGO) bench --locked
 
-# Edges are counted by LLVM itself, so a stable compiler is enough.
+# LLVM's own pass counts edges, so a stable compiler is enough.
 FUZZ_FLAGS = -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
 	-Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
 	-Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1
 FUZZ_HOST = $(shell rustc -vV | sed -n 's/^host: //p')
-fuzz: setup ## libFuzzer on what decodes input: TARGETS="requests …", SECONDS=60 for each
+fuzz: setup ## fuzz the decoders with libFuzzer; TARGETS="requests gateway manifests remotes", SECONDS=60 for each
 	RUSTFLAGS="$(FUZZ_FLAGS)" $(CARGO) build --manifest-path tests/fuzz/Cargo.toml --release \
 		--target $(FUZZ_HOST) --target-dir $(TARGET)/fuzz
 	@for target in $(or $(TARGETS),requests gateway manifests remotes); do \
@@ -34,52 +34,52 @@ fuzz: setup ## libFuzzer on what decodes input: TARGETS="requests …", SECONDS=
 			-artifact_prefix=$(TARGET)/fuzz/$$target- -print_final_stats=1 -verbosity=0 || exit 1; \
 	done
 
-setup: ## protoc, a C compiler and Rust, where they are missing
+setup: ## install protoc and a C compiler where they are missing
 	@./.ci/setup
 
-build: setup
+build: setup ## build the release binary
 	$(CARGO) build --locked --release
 
-fmt:
+fmt: ## format the sources
 	$(CARGO) fmt --all
 
-lint: setup
+lint: setup ## check the format, and clippy without warnings
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 
-doc: setup
+doc: setup ## build the documentation of all items without warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
 
-deny: ## licences, advisories and bans, where cargo-deny is installed
+deny: ## check licences, advisories and banned crates, if cargo-deny is installed
 	@if command -v cargo-deny >/dev/null; then cargo deny --all-features check $(DENY); else echo "cargo-deny is not installed: skipped"; fi
 
-# Peers are built from Go modules pinned in tests/interop, once.
+# The peers (etcd, etcdctl, etcdutl) are built from Go modules that tests/interop pins.
 PEERS = $(abspath $(TARGET))/peers
 GO_TEST = ISTHMUS_BIN=$(abspath $(TARGET))/debug/clustermesh-apiserver PEERS_BIN=$(PEERS) go test -C tests/interop -count=1
 SEEDS ?= 4
 CALLS ?= 1000
 
-peers: setup
+peers: setup ## build etcd, etcdctl and etcdutl
 	@PEERS=1 ./.ci/setup
 	cd tests/interop && for tool in etcd:server etcdctl:etcdctl etcdutl:etcdutl; do \
 		go build -o $(PEERS)/$${tool%%:*} go.etcd.io/etcd/$${tool##*:}/v3 || exit 1; done
 
-# Whether the mirror is right, not how fast it is.
+# Checks the correctness of the mirror. `make mesh` measures.
 SMALL_MESH = go run -C tests/interop ./mesh -isthmus $(abspath $(TARGET))/debug/clustermesh-apiserver -etcd $(PEERS)/etcd \
 	-clusters 5 -ips 200 -kills 8 -seconds 5 -rate 100
 
-interop: peers ## real peers: etcd 3.6 call by call, its tools and clientv3; SEEDS=20 CALLS=2000 for the long walk
+interop: peers ## compare with etcd 3.6 call by call, and run its tools and clients; SEEDS=20 CALLS=2000 for the long walk
 	ISTHMUS_REQUIRE_PEERS=1 $(CARGO) test --locked --test it etcdctl
 	$(CARGO) build --locked
 	$(GO_TEST) -v -timeout 40m -skip "KubeAPIServer|Publisher" . -args -seeds $(SEEDS) -calls $(CALLS)
 	$(SMALL_MESH) -run churn,kills,wiped
 	$(SMALL_MESH) -shape mirror -qps 0 -run kills
 
-kubernetes: peers ## kube-apiserver, to run on the store; builds for ten minutes
+kubernetes: peers ## build kube-apiserver, in about ten minutes
 	cd tests/interop/kubernetes && go build -ldflags "-X k8s.io/component-base/version.gitVersion=v1.36.3" \
 		-o $(PEERS)/kube-apiserver k8s.io/kubernetes/cmd/kube-apiserver
 
-interop-kubernetes: interop kubernetes ## kube-apiserver on the store, and Kubernetes' own tests of its storage
+interop-kubernetes: interop kubernetes ## run kube-apiserver and Kubernetes' own storage tests on the store
 	KUBE_APISERVER=$(PEERS)/kube-apiserver $(GO_TEST) -v -timeout 20m -run KubeAPIServer .
 	rm -rf $(PEERS)/apiserver
 	cp -r $$(cd tests/interop/kubernetes && go list -m -f '{{.Dir}}' k8s.io/apiserver) $(PEERS)/apiserver
@@ -88,36 +88,36 @@ interop-kubernetes: interop kubernetes ## kube-apiserver on the store, and Kuber
 	ETCD_BIN=$(abspath $(TARGET))/debug/clustermesh-apiserver go test -C $(PEERS)/apiserver -mod=mod -vet=off -count=1 \
 		-timeout 20m ./pkg/storage/etcd3
 
-interop-cilium: interop ## Cilium's own tests of its kvstore packages, on 127.0.0.1:4002 of a network namespace
+interop-cilium: interop ## run Cilium's own tests of its kvstore packages, on 127.0.0.1:4002 in a network namespace
 	./tests/interop/cilium/run $(PEERS) $(abspath $(TARGET))/debug/clustermesh-apiserver
 
-interop-publisher: kubernetes ## Cilium's publisher and ours over one kube-apiserver: SEEDS=3 STEPS=2000 for the long walk
+interop-publisher: kubernetes ## compare the publisher with Cilium's on one kube-apiserver; SEEDS=3 STEPS=2000 for the long walk
 	$(CARGO) build --locked
 	./tests/interop/cilium/build $(PEERS)
 	KUBE_APISERVER=$(PEERS)/kube-apiserver CILIUM_APISERVER=$(PEERS)/clustermesh-apiserver $(GO_TEST) -v -timeout 3h \
 		-run Publisher . -args -seeds $(SEEDS) -publisher.steps $(or $(STEPS),200)
 
-publish: peers ## 50,000 objects published by Cilium and by us: memory, start, churn, outages; PUBLISH="-outage both"
+publish: peers ## measure publishing 50,000 objects beside Cilium: memory, start, churn, outages; PUBLISH="-outage both"
 	$(CARGO) build --locked --profile dist
 	./tests/interop/cilium/build $(PEERS)
 	go run -C tests/interop ./publish -isthmus $(abspath $(TARGET))/dist/clustermesh-apiserver -etcd $(PEERS)/etcd \
 		-cilium $(PEERS)/clustermesh-apiserver $(PUBLISH)
 
-mesh: peers ## 250 clusters mirrored: cold, churn, restart; MESH="-run chaos,millions,kills,wiped -clusters 20", "-shape original"
+mesh: peers ## measure mirroring 250 clusters: cold start, churn, restart; MESH="-run chaos,millions,kills,wiped -clusters 20"
 	$(CARGO) build --locked --profile dist
 	./tests/interop/cilium/build $(PEERS)
 	go run -C tests/interop ./mesh -isthmus $(abspath $(TARGET))/dist/clustermesh-apiserver -etcd $(PEERS)/etcd \
 		-cilium $(PEERS)/clustermesh-apiserver $(MESH)
 
-crash: peers ## kills at random, and loses what was not synced: ROUNDS=500 ENGINE=log MODE=sync
+crash: peers ## kill the store at random and drop unsynced writes, then check the data; ROUNDS=500 ENGINE=log MODE=sync
 	$(CARGO) build --locked --release
 	ISTHMUS_BIN=$(abspath $(TARGET))/release/clustermesh-apiserver go test -C tests/interop -count=1 -v -timeout 5h \
 		-run 'TestCrash$$|TestFaults' . -args -rounds $(or $(ROUNDS),500) -crash.engine $(or $(ENGINE),log) \
 		-crash.mode $(or $(MODE),sync) -crash.args="--checkpoint-bytes=$(or $(CHECKPOINT),1000000)"
 
-load: peers ## durable writes beside etcd's: throughput, CPU, latency; LOAD="-fill 1000000 -value 400 -churn 1h" for sizes
+load: peers ## measure durable writes beside etcd: throughput, CPU, latency; LOAD="-fill 1000000 -value 400 -churn 1h" for sizes
 	$(CARGO) build --locked --profile dist
 	go run -C tests/interop ./load -bin $(abspath $(TARGET))/dist/clustermesh-apiserver -etcd $(PEERS)/etcd $(LOAD)
 
-image: ## container image
+image: ## build the container image
 	docker build -t isthmus .

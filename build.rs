@@ -1,12 +1,12 @@
-//! Compiles `proto/` into `OUT_DIR`; `src/pb.rs` includes the result.
+//! Compiles the protobuf files of `proto/` for `src/pb.rs`.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let protos = ["kv", "auth", "rpc", "lock", "election", "endpointslice"].map(|p| format!("proto/{p}.proto"));
     let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?);
     tonic_prost_build::configure()
-        // For the JSON gateway.
+        // The JSON gateway translates by these descriptors.
         .file_descriptor_set_path(out.join("descriptors.bin"))
-        // The server never reads from another server; tests use the etcd-client crate.
+        // Clients use the etcd-client crate.
         .build_client(false)
         .bytes(".")
         .btree_map(".endpointslice")

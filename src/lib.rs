@@ -11,15 +11,15 @@
 //!                                    kvstore/  (Backend: local | etcd)
 //!                                                │ local: direct call
 //!  agent ─TLS─► server/listen ─► server/peer ─► server/{kv,watch,lease,auth}
-//!               (accept, certs)  (CN → user)     │  ▲ may? auth/
+//!               (accept, certs)  (CN → user)     │  ▲ permissions: auth/
 //!                                                ▼  │
 //!                               mvcc/  store ─commit─► log ─► groups ─ cursors ─► server/watch ─► stream
 //!                                 ▲ revoke
 //!                               lease (time)
-//!  admin: /readyz          app.rs wires it;  cli/ chooses what to wire
+//!  admin: /readyz          app.rs connects the rooms; cli/ chooses which ones to start
 //! ```
 //!
-//! `ARCHITECTURE.md` says who may use whom, and why.
+//! `ARCHITECTURE.md` explains the rooms (modules) and which of them may use which.
 
 pub mod admin;
 pub mod app;
