@@ -68,22 +68,22 @@ pub struct EtcdConfig {
     pub listen_http: Vec<ListenConfig>,
     /// Where to listen for health and metrics, besides.
     pub listen_metrics: Vec<ListenConfig>,
-    /// What history is kept.
-    pub history: History,
+    /// Which revisions are compacted without a client's request.
+    pub auto_compaction: AutoCompaction,
     /// Where the data is kept; in memory only without.
     pub data: Option<durable::Config>,
     /// Sets up the users and roles of this cluster, and turns authentication on.
     pub users_of: Option<ClusterName>,
 }
 
-/// What is compacted by itself.
+/// Compaction by the server itself (etcd's `--auto-compaction-mode`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum History {
-    /// Nothing.
-    All,
-    /// What is older than this.
-    For(Duration),
-    /// All but this many revisions.
+pub enum AutoCompaction {
+    /// Keeps all revisions.
+    Off,
+    /// Keeps revisions that are not older than this.
+    Periodic(Duration),
+    /// Keeps this many of the latest revisions.
     Revisions(i64),
 }
 
@@ -111,16 +111,16 @@ impl EtcdConfig {
             listen,
             listen_http: vec![],
             listen_metrics: vec![],
-            history: History::All,
+            auto_compaction: AutoCompaction::Off,
             data: None,
             users_of: None,
         }
     }
 }
 
-/// Where objects come from.
+/// Where the publisher's objects come from.
 #[derive(Clone, Debug)]
-pub enum Source {
+pub enum ObjectSource {
     /// A directory of manifests.
     Manifests(PathBuf),
     /// A Kubernetes API.
@@ -165,12 +165,12 @@ impl Etcd {
             life,
         );
         let compactor = Arc::clone(&core);
-        match config.history {
-            History::All => {}
-            History::For(keep) => {
+        match config.auto_compaction {
+            AutoCompaction::Off => {}
+            AutoCompaction::Periodic(keep) => {
                 life.spawn_forever("compaction", async move { compactor.compact_periodically(keep).await });
             }
-            History::Revisions(keep) => {
+            AutoCompaction::Revisions(keep) => {
                 life.spawn_forever("compaction", async move { compactor.compact_to_revisions(keep).await });
             }
         }
@@ -290,7 +290,7 @@ fn urls(listeners: &[Listener]) -> std::io::Result<Vec<String>> {
 /// Starts publishing from `source` into `backend`; returns the publisher's writer.
 pub fn start_publisher(
     options: Options,
-    source: Source,
+    source: ObjectSource,
     backend: Arc<dyn Backend>,
     figures: &Figures,
     ready: &Ready,
@@ -300,7 +300,7 @@ pub fn start_publisher(
     let kinds = Publisher::kinds(&options);
     let (stop, status) = (life.stop_token().clone(), figures.kubernetes.clone());
     match source {
-        Source::Manifests(directory) => {
+        ObjectSource::Manifests(directory) => {
             life.spawn("manifests", async move {
                 tokio::select! {
                     () = stop.cancelled() => Ok(()),
@@ -308,7 +308,7 @@ pub fn start_publisher(
                 }
             });
         }
-        Source::Api(config) => {
+        ObjectSource::Api(config) => {
             let watches = life.clone();
             life.spawn("kubernetes", async move {
                 tokio::select! {
@@ -322,8 +322,8 @@ pub fn start_publisher(
 }
 
 /// Fails at once where there is no way to get objects from `source`.
-pub async fn check_source(source: &Source) -> anyhow::Result<()> {
-    if let Source::Api(config) = source {
+pub async fn check_source(source: &ObjectSource) -> anyhow::Result<()> {
+    if let ObjectSource::Api(config) = source {
         config.client(0).await?;
     }
     Ok(())

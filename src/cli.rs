@@ -1,6 +1,8 @@
-//! The command line. Every subcommand starts its parts, runs until it is told to stop or a part fails,
-//! and ends within five seconds.
+//! The command line: flags become the configuration of rooms, and a subcommand starts them.
+//!
+//! A daemon runs until a signal asks it to stop or one of its tasks fails, and then ends within five seconds.
 
+mod arguments;
 pub mod clustermesh;
 mod completion;
 mod coredns;
@@ -10,6 +12,8 @@ mod demo;
 pub mod etcd;
 mod etcdinit;
 mod flags;
+mod help;
+mod ignored;
 pub mod kvstoremesh;
 mod logging;
 pub mod serve;
@@ -20,12 +24,13 @@ mod users;
 use crate::app::signal;
 use crate::util::lifecycle::Lifecycle;
 use anyhow::bail;
-use clap::builder::Resettable;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
-use std::collections::BTreeMap;
+use ignored::IgnoredSetting;
+use logging::{Format, Output};
 use std::time::Duration;
+use tracing::Level;
 
-/// Tasks get this long to stop; the process has five seconds.
+/// Time for tasks to stop, within the five seconds that the process has.
 const GRACE: Duration = Duration::from_secs(4);
 
 #[derive(Debug, Parser)]
@@ -34,7 +39,7 @@ const GRACE: Duration = Duration::from_secs(4);
     about = "Isthmus: a control plane for Cilium Cluster Mesh",
     version
 )]
-// As in Go, the last of several wins.
+// As in Go, the last of several values of a flag wins.
 #[command(args_override_self = true)]
 struct Cli {
     #[command(subcommand)]
@@ -43,204 +48,127 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Store, publisher and mirror in one process
+    /// Run store, publisher and mirror in one process
     Serve(Box<serve::ServeArgs>),
-    /// The etcd v3 store alone, with etcd's flags
+    /// Run the etcd v3 store alone, with etcd's flags
     #[command(disable_version_flag = true)]
     Etcd(Box<etcd::EtcdArgs>),
-    /// Prepare the data directory of an etcd: users, roles, authentication
+    /// Prepare the data directory of a store: users, roles, authentication
     Etcdinit(etcdinit::EtcdinitArgs),
-    /// The publisher alone: Kubernetes or manifests into an etcd
+    /// Run the publisher alone: from Kubernetes or manifests into an etcd
     Clustermesh(Box<clustermesh::ClustermeshArgs>),
-    /// The mirror alone: remote clusters into an etcd
+    /// Run the mirror alone: from remote clusters into an etcd
     Kvstoremesh(Box<kvstoremesh::KvstoremeshArgs>),
-    /// What there is to know of the local store
+    /// Debug the connection to the local store
     #[command(subcommand)]
     ClustermeshDbg(dbg::ClustermeshDbg),
-    /// What a running mirror knows, and why it does not know more
+    /// Debug a mirror and its connections to remote clusters
     KvstoremeshDbg(dbg::KvstoremeshDbg),
-    /// Set CoreDNS up for the MCS API
+    /// Configure CoreDNS for the Multi-Cluster Services API
     McsapiCorednsCfg(Box<coredns::CorednsArgs>),
-    /// Save, restore and look at snapshots
+    /// Save, restore and inspect snapshots of a store
     #[command(subcommand)]
     Snapshot(snapshot::SnapshotCommand),
     /// Verify every record of a data directory
     Check(data::InspectArgs),
-    /// Print every change that a data directory holds, as JSON lines
+    /// Print every change kept in a data directory, as JSON lines
     Dump(data::InspectArgs),
-    /// A mesh of two clusters on this machine
+    /// Run a mesh of two clusters on this machine
     Demo(demo::DemoArgs),
-    /// Print the autocompletion script for a shell
+    /// Print the autocompletion script of a shell
     #[command(subcommand)]
     Completion(completion::Completion),
-    /// Print the version
+    /// Print the versions of this program and of the etcd API
     Version,
+}
+
+/// What a subcommand is run with.
+struct Invocation {
+    command: Command,
+    /// The settings in force, for the log.
+    settings: Vec<String>,
+    ignored: Vec<IgnoredSetting>,
+}
+
+/// Why a subcommand failed.
+enum Failure {
+    /// The error is still to be printed.
+    Error(anyhow::Error),
+    /// The subcommand has printed the reason where the original prints it.
+    Printed,
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::Error(error.into())
+    }
+}
+
+/// The command line with all that clap's derive cannot express.
+fn command_line() -> clap::Command {
+    help::complete(data::with_variables(Cli::command()))
 }
 
 /// Runs the command line `args`; returns the exit code.
 pub fn run(args: Vec<String>) -> u8 {
-    let (mut args, is_etcd) = as_subcommand(args);
-    let mut complaints = vec![];
-    let mut command = without_empty_variables(data::with_variables(Cli::command()));
-    if is_etcd {
-        match settle(&mut args, command) {
-            Ok((settled, unknown)) => {
-                command = settled;
-                let complaint = |name: String| format!("unrecognized setting {name}");
-                complaints.extend(unknown.into_iter().map(complaint));
-            }
-            Err(error) => {
-                say_fatal(&error);
-                return 1;
-            }
+    let prepared = match arguments::prepare(args, command_line()) {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            print_error(&error);
+            return 1;
         }
+    };
+    let parsed = prepared.command.clone().try_get_matches_from(&prepared.args);
+    let parsed =
+        parsed.and_then(|matches| Ok((settings(&prepared.command, &matches), Cli::from_arg_matches(&matches)?)));
+    match parsed {
+        Ok((settings, cli)) => execute(Invocation {
+            command: cli.command,
+            settings,
+            ignored: prepared.ignored,
+        }),
+        Err(error) => print_answer(&usage::answer(prepared.dialect, command_line(), &prepared.args, &error)),
     }
-    let ignored: &[_] = match args.get(1).map(String::as_str) {
-        Some("etcd") => etcd::IGNORED,
-        Some("serve" | "clustermesh" | "kvstoremesh") => flags::IGNORED_BY_DAEMONS,
-        Some("mcsapi-coredns-cfg") => coredns::IGNORED,
-        _ => &[],
-    };
-    let (args, taken) = flags::strip(args, ignored);
-    complaints.extend(taken.iter().map(|flag| no_effect(flag)));
-    let parsed = command.clone().try_get_matches_from(&args).and_then(|matches| {
-        let settings = settings(&command, &matches);
-        Ok((Cli::from_arg_matches(&matches)?, settings))
-    });
-    let (cli, settings) = match parsed {
-        Ok(parsed) => parsed,
-        Err(error) if is_etcd => return refused(&error),
-        Err(error) => return misunderstood(&args, &error),
-    };
-    // The originals of these end with -1 on a fatal error.
-    let fatal = matches!(
-        cli.command,
+}
+
+/// Runs the subcommand; returns the exit code.
+fn execute(invocation: Invocation) -> u8 {
+    // The originals of these log a fatal record and exit with -1.
+    let is_fatal = matches!(
+        invocation.command,
         Command::Clustermesh(_) | Command::Kvstoremesh(_) | Command::Etcdinit(_) | Command::McsapiCorednsCfg(_)
     );
-    match dispatch(cli.command, &settings, &complaints) {
+    match dispatch(invocation) {
         Ok(()) => 0,
-        Err(error) => {
-            if !(fatal && logging::fatal(&format!("{error:#}"))) {
-                say_fatal(&error);
+        Err(Failure::Printed) => 1,
+        Err(Failure::Error(error)) if is_fatal => {
+            if !logging::fatal(&format!("{error:#}")) {
+                print_error(&error);
             }
-            if fatal { 255 } else { 1 }
+            255
+        }
+        Err(Failure::Error(error)) => {
+            print_error(&error);
+            1
         }
     }
 }
 
-/// Where etcd's settings come from: a file alone, or flags and variables, never the same from both.
-/// Returns the command to parse with, and what is no setting.
-fn settle(args: &mut Vec<String>, command: clap::Command) -> anyhow::Result<(clap::Command, Vec<String>)> {
-    let variables: BTreeMap<String, String> = std::env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-        .collect();
-    let etcd = command.find_subcommand("etcd");
-    let own = etcd
-        .into_iter()
-        .flat_map(|c| c.get_arguments())
-        .filter_map(|a| a.get_long());
-    let ignored = etcd::IGNORED.iter().map(|(name, _)| *name);
-    let flags: Vec<String> = own.chain(ignored).map(str::to_owned).collect();
-    if let Some(path) = etcd::environment::config_file(args, &variables) {
-        let mut given = etcd::environment::flags_of_file(&path)?;
-        for arg in &mut given {
-            plain(arg);
-        }
-        let name = |arg: &str| arg.trim_start_matches("--").split('=').next().map(str::to_owned);
-        let known = |arg: &String| name(arg).is_some_and(|name| flags.contains(&name));
-        let unknown = given.extract_if(.., |arg| !known(arg)).collect();
-        args.truncate(2);
-        args.extend(given);
-        let command = command.mut_subcommand("etcd", |etcd| etcd.mut_args(|arg| arg.env(Resettable::Reset)));
-        return Ok((command, unknown));
-    }
-    let unknown = etcd::environment::check(args, &flags, &variables)?;
-    Ok((command, unknown))
+/// Prints the answer to a command line that clap refused; returns the exit code.
+#[allow(clippy::print_stderr, clippy::print_stdout, reason = "as cobra does")]
+fn print_answer(answer: &usage::Answer) -> u8 {
+    eprint!("{}", answer.err);
+    print!("{}", answer.out);
+    answer.code
 }
 
-/// What to say of a flag that changes nothing. etcd's own words where it has some, since tools look for
-/// them.
-fn no_effect(flag: &str) -> String {
-    match flag {
-        "max-snapshots" => "--max-snapshots is deprecated in 3.6 and will be decommissioned in 3.8.".to_owned(),
-        "v2-deprecation" => "--v2-deprecation is deprecated and scheduled for removal in v3.8. \
-            The default value is enforced, ignoring user input."
-            .to_owned(),
-        _ => format!("--{flag} is accepted and has no effect"),
-    }
-}
-
-/// Says what is wrong with etcd's command line, as etcd does; returns the exit code.
-fn refused(error: &clap::Error) -> u8 {
-    use clap::error::{ContextKind, ContextValue, ErrorKind};
-    if !error.use_stderr() {
-        let _ = error.print();
-        return 0;
-    }
-    if let (ErrorKind::UnknownArgument, Some(ContextValue::String(arg))) =
-        (error.kind(), error.get(ContextKind::InvalidArg))
-        && !arg.starts_with('-')
-    {
-        say_fatal(&anyhow::anyhow!("{arg:?} is not a valid flag"));
-        return 1;
-    }
-    let _ = error.print();
-    // cobra exits with 1, Go's flag package with 2.
-    2
-}
-
-/// Says what is wrong with any other command line, as cobra does; returns the exit code.
-#[allow(clippy::print_stderr, clippy::print_stdout, reason = "what cobra does")]
-fn misunderstood(args: &[String], error: &clap::Error) -> u8 {
-    let said = usage::said(Cli::command(), args, error);
-    eprint!("{}", said.err);
-    print!("{}", said.out);
-    said.code
-}
-
-/// A variable set to nothing is not set, as in the originals.
-fn without_empty_variables(command: clap::Command) -> clap::Command {
-    command.mut_subcommands(|sub| {
-        without_empty_variables(sub).mut_args(|arg| match arg.get_env().and_then(std::env::var_os) {
-            Some(value) if value.is_empty() => arg.env(Resettable::Reset),
-            _ => arg,
-        })
-    })
-}
-
-/// What was experimental in 3.5 goes by its plain name.
-fn plain(arg: &mut String) {
-    if let Some(plain) = arg.strip_prefix("--experimental-") {
-        *arg = format!("--{plain}");
-    }
-}
-
-#[allow(clippy::print_stderr, reason = "also where no log has been started")]
-fn say_fatal(error: &anyhow::Error) {
+#[allow(clippy::print_stderr, reason = "logging may not have been started")]
+fn print_error(error: &anyhow::Error) {
     eprintln!("Error: {error:#}");
 }
 
-/// Makes `etcd …` a subcommand of ours, and Go's `-flag` a `--flag`.
-fn as_subcommand(mut args: Vec<String>) -> (Vec<String>, bool) {
-    let program = args.first().and_then(|a| a.rsplit('/').next()).unwrap_or_default();
-    if program == "etcd" {
-        args.insert(1, "etcd".to_owned());
-    }
-    let is_etcd = args.get(1).is_some_and(|a| a == "etcd");
-    if is_etcd {
-        for arg in args.iter_mut().skip(2) {
-            let long = |c: char| c.is_ascii_lowercase();
-            if arg.len() > 2 && arg.starts_with('-') && arg[1..].starts_with(long) {
-                arg.insert(0, '-');
-            }
-            plain(arg);
-        }
-    }
-    (args, is_etcd)
-}
-
-/// What a subcommand was told, or does without being told: `--name='value'`, in the order of the names, as the
-/// original logs it when it starts.
+/// Every setting of the subcommand, given or default, as `  --name='value'` in the order of the names: the lines
+/// that Cilium's binaries log when they start.
 fn settings(command: &clap::Command, matches: &ArgMatches) -> Vec<String> {
     let Some((name, matches)) = matches.subcommand() else {
         return vec![];
@@ -248,7 +176,8 @@ fn settings(command: &clap::Command, matches: &ArgMatches) -> Vec<String> {
     let arguments = command
         .find_subcommand(name)
         .into_iter()
-        .flat_map(|c| c.get_arguments());
+        .flat_map(|c| c.get_arguments())
+        .filter(|argument| argument.get_id() != help::ID);
     let mut settings: Vec<_> = arguments
         .filter_map(|argument| {
             let values = matches.try_get_raw(argument.get_id().as_str()).ok().flatten();
@@ -260,49 +189,55 @@ fn settings(command: &clap::Command, matches: &ArgMatches) -> Vec<String> {
     settings
 }
 
+/// Starts the log of a daemon with its settings, the version, and what is ignored.
+fn start_log(log: &flags::LogArgs, settings: &[String], ignored: &[IgnoredSetting]) {
+    let options = logging::options(log.debug, &log.log_opt);
+    logging::init(options.format, options.level, options.output);
+    settings.iter().for_each(|setting| tracing::info!("{setting}"));
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), "Isthmus clustermesh-apiserver");
+    options.invalid.iter().for_each(|invalid| tracing::warn!("{invalid}"));
+    ignored.iter().for_each(|ignored| tracing::warn!("{ignored}"));
+}
+
+/// Starts the log of `etcd`. Its own tools always pass flags without effect, so those are no warnings.
+fn start_etcd_log(args: &etcd::EtcdArgs, ignored: &[IgnoredSetting]) {
+    args.init_logging();
+    for ignored in ignored {
+        match ignored {
+            IgnoredSetting::NoEffect(_) => tracing::debug!("{ignored}"),
+            IgnoredSetting::Unknown(_) | IgnoredSetting::Deprecated(_) => tracing::warn!("{ignored}"),
+        }
+    }
+}
+
 #[allow(clippy::print_stdout, reason = "answers, not logs")]
-fn dispatch(command: Command, settings: &[String], complaints: &[String]) -> anyhow::Result<()> {
-    let init = |log: &flags::LogArgs| {
-        let options = logging::options(log.debug, &log.log_opt);
-        logging::init(options.format, options.level, options.to_stdout);
-        settings.iter().for_each(|setting| tracing::info!("{setting}"));
-        tracing::info!(version = env!("CARGO_PKG_VERSION"), "Isthmus clustermesh-apiserver");
-        let all = options.complaints.iter().chain(complaints);
-        all.for_each(|complaint| tracing::warn!("{complaint}"));
-    };
+fn dispatch(invocation: Invocation) -> Result<(), Failure> {
+    let Invocation {
+        command,
+        settings,
+        ignored,
+    } = invocation;
     match command {
-        Command::Etcd(args) if args.wants_version() => println!("{}", etcd::version()),
-        Command::Etcd(args) => {
-            args.init_logging();
-            // etcd's own tools pass many flags that mean nothing here, always.
-            for complaint in complaints {
-                match complaint.contains("no effect") {
-                    true => tracing::debug!("{complaint}"),
-                    false => tracing::warn!("{complaint}"),
-                }
-            }
-            return daemon(async |life| args.start(&life).await);
-        }
-        Command::Etcdinit(args) => {
-            let level = if args.debug {
-                tracing::Level::DEBUG
-            } else {
-                tracing::Level::INFO
-            };
-            logging::init(logging::Format::Text, level, true);
-            args.run()?;
-        }
         Command::Serve(args) => {
-            init(&args.log);
-            return daemon(async |life| args.start(&life).await);
+            start_log(&args.log, &settings, &ignored);
+            daemon(async |life| args.start(&life).await)?;
         }
         Command::Clustermesh(args) => {
-            init(&args.log);
-            return daemon(async |life| args.start(&life).await);
+            start_log(&args.log, &settings, &ignored);
+            daemon(async |life| args.start(&life).await)?;
         }
         Command::Kvstoremesh(args) => {
-            init(&args.log);
-            return daemon(async |life| args.start(&life).await);
+            start_log(&args.log, &settings, &ignored);
+            daemon(async |life| args.start(&life).await)?;
+        }
+        Command::Etcd(args) if args.wants_version() => println!("{}", etcd::version()),
+        Command::Etcd(args) => {
+            start_etcd_log(&args, &ignored);
+            daemon(async |life| args.start(&life).await)?;
+        }
+        Command::Etcdinit(args) => {
+            logging::init(Format::Text, logging::level(args.debug), Output::Stdout);
+            args.run()?;
         }
         Command::ClustermeshDbg(command) => command.run()?,
         Command::KvstoremeshDbg(dbg::KvstoremeshDbg::Troubleshoot(args)) => args.run()?,
@@ -310,37 +245,36 @@ fn dispatch(command: Command, settings: &[String], complaints: &[String]) -> any
             Ok(text) => print!("{text}"),
             Err(error) => {
                 println!("Failed to retrieve status information: {error:#}");
-                bail!("no status");
+                return Err(Failure::Printed);
             }
         },
         Command::Snapshot(command) => print!("{}", command.run()?),
         Command::Check(args) => print!("{}", args.check()?),
         Command::Dump(args) => args.dump()?,
-        Command::Demo(args) => return daemon(async |life| args.start(&life).await),
+        Command::Demo(args) => daemon(async |life| args.start(&life).await)?,
         Command::McsapiCorednsCfg(args) => {
-            let options = logging::options(false, &[]);
-            logging::init(options.format, options.level, options.to_stdout);
-            complaints.iter().for_each(|c| tracing::warn!("{c}"));
+            logging::init(Format::Text, Level::INFO, Output::Stdout);
+            ignored.iter().for_each(|ignored| tracing::warn!("{ignored}"));
             args.run()?;
         }
-        Command::Completion(shell) => shell.print(Cli::command())?,
+        Command::Completion(shell) => shell.print(command_line())?,
         Command::Version => print!("{}", version()),
     }
     Ok(())
 }
 
-/// Both versions, in the shape of the original.
+/// Our version and etcd's, in the format of Cilium's `version`.
 fn version() -> String {
     let (own, etcd) = (env!("CARGO_PKG_VERSION"), crate::server::ETCD_VERSION);
     let platform = format!("{}/{}", std::env::consts::OS, crate::util::arch());
     format!("Isthmus clustermesh-apiserver: {own} {platform}\netcd: {etcd} isthmus-{own} (compatible) {platform}\n")
 }
 
-/// Runs `start`, then waits until everything is told to stop; fails if a part failed.
+/// Runs `start`, then waits for the stop signal. Fails if `start` or a task failed.
 fn daemon(start: impl AsyncFnOnce(Lifecycle) -> anyhow::Result<()>) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let done = runtime.block_on(run_until_stopped(start));
-    // A long computation, a snapshot or a hash, is not waited for.
+    // Does not wait for long computations on blocking threads: snapshots, hashes.
     runtime.shutdown_background();
     done
 }
@@ -350,11 +284,48 @@ async fn run_until_stopped(start: impl AsyncFnOnce(Lifecycle) -> anyhow::Result<
     signal::stop_on_signals(&life)?;
     tokio::select! {
         started = start(life.clone()) => started?,
-        // Told to stop, or a part failed, before everything was up.
+        // A signal, or a failed task, ends an incomplete start.
         () = life.stop_token().cancelled() => {}
     }
     match life.stopped(GRACE).await {
         None => Ok(()),
         Some(failure) => bail!("{failure}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Words that make a reader guess the subject.
+    const RIDDLES: [&str; 8] = ["It", "What", "Who", "One", "Where", "When", "Whether", "How"];
+
+    fn assert_readable(name: &str, text: Option<String>) -> String {
+        let text = text.unwrap_or_default();
+        let first = text.split(' ').next().unwrap_or_default();
+        assert!(text.starts_with(|c: char| c.is_ascii_uppercase()), "{name}: {text:?}");
+        assert!(!RIDDLES.contains(&first), "{name}: {text:?}");
+        text
+    }
+
+    fn assert_readable_help(command: &clap::Command, path: &str) {
+        let path = format!("{path} {}", command.get_name());
+        let about = assert_readable(&path, command.get_about().map(ToString::to_string));
+        assert!(!about.ends_with('.'), "{path}: {about:?}");
+        for argument in command.get_arguments() {
+            let name = format!("{path} {}", argument.get_id());
+            let help = assert_readable(&name, argument.get_help().map(ToString::to_string));
+            assert!(help.ends_with('.') && !help.ends_with(".."), "{name}: {help:?}");
+        }
+        for subcommand in command.get_subcommands() {
+            assert_readable_help(subcommand, &path);
+        }
+    }
+
+    #[test]
+    fn every_flag_and_every_subcommand_is_explained_in_sentences() {
+        let command = command_line();
+        assert!(command.get_subcommands().count() > 10);
+        assert_readable_help(&command, "");
     }
 }

@@ -1,5 +1,5 @@
-//! A throw-away CA and certificates, for the demo, the tests, and `--auto-tls`. Nothing here is for
-//! production.
+//! Certificates for the demo, the tests and `--auto-tls`: a CA without protection of its key, and self-signed ones.
+//! Not for production.
 
 use rcgen::{
     BasicConstraints, Certificate, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
@@ -8,19 +8,17 @@ use rcgen::{
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// A CA that writes what it issues into a directory.
+/// A CA that writes the certificates it issues into a directory.
 pub struct Ca {
     certificate: Certificate,
     issuer: Issuer<'static, KeyPair>,
     directory: PathBuf,
 }
 
-/// Files of one certificate.
+/// The files of a certificate and its private key, PEM.
 #[derive(Clone, Debug)]
 pub struct Pair {
-    /// The certificate, PEM.
     pub cert: PathBuf,
-    /// Its key, PEM.
     pub key: PathBuf,
 }
 
@@ -34,7 +32,7 @@ fn named(common_name: &str) -> DistinguishedName {
     name
 }
 
-/// Writes a key that only its owner can read.
+/// Writes a private key to a file of mode 0600.
 fn write_key(path: &Path, pem: &str) -> io::Result<()> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
@@ -48,7 +46,7 @@ fn write_key(path: &Path, pem: &str) -> io::Result<()> {
         .write_all(pem.as_bytes())
 }
 
-/// A certificate that nobody vouches for, for `--auto-tls`; the one made before, if it is there.
+/// The self-signed certificate of `--auto-tls` in `directory`, made at the first call.
 pub fn self_signed(directory: &Path) -> io::Result<Pair> {
     let pair = Pair {
         cert: directory.join("cert.pem"),
@@ -70,7 +68,7 @@ pub fn self_signed(directory: &Path) -> io::Result<Pair> {
 }
 
 impl Ca {
-    /// Makes a CA; its certificate is `ca.crt` in `directory`.
+    /// Makes a CA and writes its certificate to `ca.crt` in `directory`.
     pub fn new(directory: &Path, common_name: &str) -> io::Result<Self> {
         let mut params = CertificateParams::default();
         params.distinguished_name = named(common_name);
@@ -93,7 +91,7 @@ impl Ca {
         self.directory.join("ca.crt")
     }
 
-    /// A server certificate for loopback, `localhost` and `*.mesh.cilium.io`.
+    /// Issues a server certificate for loopback addresses, `localhost` and `*.mesh.cilium.io`.
     pub fn server(&self, file: &str) -> io::Result<Pair> {
         let names = [
             "localhost",
@@ -110,7 +108,7 @@ impl Ca {
         )
     }
 
-    /// A client certificate; the common name is the etcd user.
+    /// Issues a client certificate. The common name is the etcd user.
     pub fn client(&self, file: &str, common_name: &str) -> io::Result<Pair> {
         self.issue(file, common_name, &[], ExtendedKeyUsagePurpose::ClientAuth)
     }

@@ -1,4 +1,4 @@
-//! Prepares a data directory before its store is started: empty, but for users and authentication.
+//! Prepares the data directory of a store that is started later: no keys, users of the cluster, authentication on.
 
 use super::users;
 use crate::auth::{self, AuthStore};
@@ -8,8 +8,8 @@ use crate::mvcc::Store;
 use anyhow::Context;
 use std::path::Path;
 
-/// Empties `directory`, which must be there, and makes a store in it that has the users of `cluster` and asks
-/// everybody who they are. Returns who the store is: another one each time. Blocks.
+/// Replaces the contents of the existing `directory` by a store with the users of `cluster` and with authentication
+/// enabled. Returns the store's identity, random at each call. Blocks on IO.
 pub fn prepare(directory: &Path, cluster: Option<&ClusterName>) -> anyhow::Result<Identity> {
     let auth = AuthStore::new(auth::Config::default())?;
     users::init(&auth, cluster).context("cannot set up the users")?;

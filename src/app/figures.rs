@@ -1,4 +1,4 @@
-//! What a daemon shows of itself: metrics and readiness.
+//! Metrics and readiness conditions of a daemon.
 
 use crate::admin;
 use crate::k8s::status::Status;
@@ -22,17 +22,17 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// A store that cannot be used for this long takes readiness away; less is a hiccup.
+/// Shorter outages of the store do not fail readiness.
 const STORE_AWAY: Duration = Duration::from_secs(15);
-/// The same for a Kubernetes API.
+/// Shorter outages of the Kubernetes API do not fail readiness.
 const API_AWAY: Duration = Duration::from_secs(15);
 
-/// What must be well for a daemon to stay ready (`--ready-needs`).
+/// Conditions that a daemon's readiness depends on (`--ready-needs`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Needs {
-    /// The store can be written to.
+    /// The store accepts writes.
     pub store: bool,
-    /// The Kubernetes API can be followed. What was published stays right for readers while it is away.
+    /// The Kubernetes API is connected. Off by default: published data remains valid without a connection.
     pub kubernetes: bool,
 }
 
@@ -45,27 +45,24 @@ impl Default for Needs {
     }
 }
 
-/// Figures of the parts of a daemon. Clones share them.
+/// The metrics of all parts of a daemon. Clones share them.
 #[derive(Clone, Default)]
 pub struct Figures {
-    /// Of the use of the store.
     pub kvstore: kvstore::Metrics,
-    /// Of the source of objects.
     pub kubernetes: Status,
-    /// Of the remote clusters.
     pub mesh: kvstoremesh::metrics::Figures,
     bootstrap: Gauge<f64, AtomicU64>,
     users: Arc<Mutex<Option<Arc<Users>>>>,
-    /// Whether this process leads, where there is an election.
+    /// 1 while this process holds the leader lock; without a value where there is no election.
     leader: Family<Labels, Gauge>,
 }
 
-/// Which controllers' runs are counted (`--controller-group-metrics`).
+/// The controller groups whose runs are counted (`--controller-group-metrics`).
 #[derive(Clone, Debug, Default)]
 pub struct Groups(Vec<String>);
 
 impl Groups {
-    /// Group names, `all` or `none`, which wins.
+    /// Takes names of groups, `all`, or `none`, which overrides the others.
     pub fn new(names: &[String]) -> Self {
         Self(names.to_vec())
     }
@@ -76,7 +73,7 @@ impl Groups {
     }
 }
 
-/// Runs of what Cilium calls controllers.
+/// The metrics of the tasks that Cilium calls controllers.
 struct Controllers(Groups, Figures);
 
 impl fmt::Debug for Controllers {
@@ -111,11 +108,15 @@ impl Collector for Controllers {
         if let Some(status) = &users {
             add(users::GROUP, (status.runs_ok, status.runs_failed));
         }
-        page.counters("controllers_group_runs", "Runs of controllers", runs)?;
+        page.counters(
+            "controllers_group_runs",
+            "Number of runs of controllers, by group and outcome",
+            runs,
+        )?;
         let managed = users.map(|status| (vec![], status.managed as f64));
         page.gauges(
             "users_managed",
-            "Users that are the file's",
+            "Number of etcd users managed from the users file",
             managed.into_iter().collect(),
         )
     }
@@ -128,7 +129,7 @@ fn lasting(outage: Option<Outage>, after: Duration) -> Option<String> {
 }
 
 impl Figures {
-    /// Notes how long it takes until everything is ready.
+    /// Measures the time until readiness is reached.
     pub fn follow(&self, ready: &Ready, life: &Lifecycle) {
         let (bootstrap, begun) = (self.bootstrap.clone(), Instant::now());
         super::once_ready(ready, life, move || {
@@ -137,24 +138,24 @@ impl Figures {
         });
     }
 
-    /// Shows how keeping the users goes.
+    /// Includes the management of users.
     pub fn follow_users(&self, users: &Arc<Users>) {
         *self.users.lock() = Some(Arc::clone(users));
     }
 
-    /// Notes whether this process is the one that mirrors.
+    /// Records whether this process holds the leader lock.
     pub fn leads(&self, leads: bool) {
         let labels = vec![("name", "kvstoremesh".to_owned())];
         self.leader.get_or_create(&labels).set(leads.into());
     }
 
-    /// Has readiness tell of the store and of the source of objects.
+    /// Registers the readiness conditions of the store and of the Kubernetes API.
     pub fn conditions(&self, backend: &Arc<dyn Backend>, needs: Needs, ready: &Ready) {
         self.kubernetes_condition(needs, ready);
         self.store_condition(backend, needs, ready);
     }
 
-    /// Has readiness tell of the store.
+    /// Registers the readiness condition of the store.
     pub fn store_condition(&self, backend: &Arc<dyn Backend>, needs: Needs, ready: &Ready) {
         let store = Arc::clone(backend);
         ready.condition("store", needs.store, move || lasting(store.outage(), STORE_AWAY));
@@ -167,23 +168,27 @@ impl Figures {
         });
     }
 
-    /// All of them, under Cilium's names.
+    /// All metrics, under Cilium's names.
     fn registry(&self, prefix: &str, groups: Groups) -> Registry {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(OfProcess));
         let ours = registry.sub_registry_with_prefix(prefix);
-        let help = "How long it took until everything was in the store; 0 until then";
+        let help = "Seconds from the start until the process was ready; 0 until then";
         ours.register("bootstrap_seconds", help, self.bootstrap.clone());
-        ours.register("leader_election_master_status", "Whether it leads", self.leader.clone());
+        ours.register(
+            "leader_election_master_status",
+            "Whether this process holds the leader lock (1) or not (0)",
+            self.leader.clone(),
+        );
         let version: Family<Labels, Gauge> = Family::default();
         let labels = vec![
             ("version", env!("CARGO_PKG_VERSION").to_owned()),
             ("revision", String::new()),
             ("arch", crate::util::arch().to_owned()),
         ];
-        // Its value says nothing in the original either.
+        // As in Cilium, the information is in the labels and the value is 0.
         version.get_or_create(&labels).set(0);
-        ours.register("version", "What runs, in the labels", version);
+        ours.register("version", "Version of this program, in the labels", version);
         self.kvstore.register(ours);
         ours.register_collector(Box::new(self.kubernetes.clone()));
         ours.register_collector(Box::new(Controllers(groups, self.clone())));
@@ -192,7 +197,7 @@ impl Figures {
         registry
     }
 
-    /// Serves the metrics at `address`, their names beginning with `prefix`; returns the address bound.
+    /// Serves the metrics at `address` under names that begin with `prefix`; returns the bound address.
     pub async fn serve(
         &self,
         prefix: &str,

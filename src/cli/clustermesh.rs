@@ -1,4 +1,4 @@
-//! `clustermesh`: the publisher alone, into any etcd.
+//! `clustermesh`: the publisher alone, writing to any etcd.
 
 use super::flags::{ClusterArgs, KvstoreArgs, LogArgs, ObserveArgs, PublisherArgs, ServiceArgs};
 use super::users::UserArgs;
@@ -25,16 +25,14 @@ pub struct ClustermeshArgs {
     kvstore: KvstoreArgs,
     #[command(flatten)]
     users: UserArgs,
-    /// Logging.
     #[command(flatten)]
     pub log: LogArgs,
-    /// Health and metrics.
     #[command(flatten)]
     observe: ObserveArgs,
 }
 
 impl ClustermeshArgs {
-    /// Connects, and starts publishing.
+    /// Connects to the store and starts the publisher.
     pub async fn start(self, life: &Lifecycle) -> anyhow::Result<()> {
         let Self {
             cluster,

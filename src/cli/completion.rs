@@ -1,4 +1,4 @@
-//! `completion`: scripts that let a shell complete the command line.
+//! `completion`: scripts for the completion of commands and flags in a shell.
 
 use clap::{Command, Subcommand};
 use clap_complete::{Shell, generate};
@@ -11,7 +11,7 @@ pub enum Completion {
     Bash,
     /// Print the autocompletion script for fish
     Fish,
-    /// Print the autocompletion script for powershell
+    /// Print the autocompletion script for PowerShell
     Powershell,
     /// Print the autocompletion script for zsh
     Zsh,
@@ -30,7 +30,7 @@ impl Completion {
         let mut script = vec![];
         generate(shell, &mut command, name, &mut script);
         match io::stdout().write_all(&script) {
-            // Whoever reads has seen enough.
+            // The reader, such as `head`, has closed the pipe.
             Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
             written => written,
         }

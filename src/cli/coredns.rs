@@ -1,26 +1,29 @@
-//! `mcsapi-coredns-cfg`: sets CoreDNS up for the MCS API, once.
+//! `mcsapi-coredns-cfg`: configures CoreDNS for the Multi-Cluster Services API, once.
 
-use super::flags::{Ignored, boolean};
+use super::flags::boolean;
+use super::ignored::IgnoredFlags;
 use crate::coredns::Domains;
 use crate::coredns::apply::{Done, Names, apply};
 use crate::k8s::api::ApiConfig;
 use anyhow::ensure;
 use clap::{ArgAction, Args};
 
-/// Flags of the original's Kubernetes client that mean nothing for a handful of requests.
-pub const IGNORED: &[Ignored] = &[
-    ("enable-k8s-api-discovery", false),
-    ("k8s-client-burst", true),
-    ("k8s-client-connection-keep-alive", true),
-    ("k8s-client-connection-timeout", true),
-    ("k8s-client-qps", true),
-    ("k8s-heartbeat-timeout", true),
-];
+/// Flags of the original's Kubernetes client that have no meaning for a handful of requests.
+pub const IGNORED: IgnoredFlags = IgnoredFlags {
+    boolean: &["enable-k8s-api-discovery"],
+    with_value: &[
+        "k8s-client-burst",
+        "k8s-client-connection-keep-alive",
+        "k8s-client-connection-timeout",
+        "k8s-client-qps",
+        "k8s-heartbeat-timeout",
+    ],
+};
 
 /// Flags of `mcsapi-coredns-cfg`.
 #[derive(Args, Debug)]
 pub struct CorednsArgs {
-    /// Deployment name of CoreDNS
+    /// Name of the Deployment of CoreDNS, which is restarted after a change.
     #[arg(
         long,
         env = "CILIUM_COREDNS_DEPLOYMENT_NAME",
@@ -28,7 +31,7 @@ pub struct CorednsArgs {
         value_name = "NAME"
     )]
     coredns_deployment_name: String,
-    /// ConfigMap name of CoreDNS
+    /// Name of the ConfigMap with CoreDNS's Corefile.
     #[arg(
         long,
         env = "CILIUM_COREDNS_CONFIGMAP_NAME",
@@ -36,7 +39,7 @@ pub struct CorednsArgs {
         value_name = "NAME"
     )]
     coredns_configmap_name: String,
-    /// Namespace of CoreDNS
+    /// Namespace of CoreDNS's Deployment and ConfigMap.
     #[arg(
         long,
         env = "CILIUM_COREDNS_NAMESPACE",
@@ -44,7 +47,7 @@ pub struct CorednsArgs {
         value_name = "NAMESPACE"
     )]
     coredns_namespace: String,
-    /// Cluster domain of CoreDNS
+    /// DNS domain of the cluster.
     #[arg(
         long,
         env = "CILIUM_COREDNS_CLUSTER_DOMAIN",
@@ -52,7 +55,7 @@ pub struct CorednsArgs {
         value_name = "DOMAIN"
     )]
     coredns_cluster_domain: String,
-    /// Clusterset domain of CoreDNS
+    /// DNS domain of services that several clusters export.
     #[arg(
         long,
         env = "CILIUM_COREDNS_CLUSTERSET_DOMAIN",
@@ -64,18 +67,24 @@ pub struct CorednsArgs {
     k8s: K8sArgs,
 }
 
-/// Where the Kubernetes API is.
+/// The address of the Kubernetes API.
 #[derive(Args, Debug)]
 struct K8sArgs {
-    /// Talk to Kubernetes at all
+    /// Connect to the Kubernetes API. Must be true.
     #[arg(long, env = "CILIUM_ENABLE_K8S", num_args = 0..=1, require_equals = true,
           default_missing_value = "true", default_value = "true", value_parser = boolean, action = ArgAction::Set)]
     enable_k8s: bool,
-    /// kubeconfig file
+    /// Kubeconfig file with the address and credentials of the Kubernetes API. Overrides --k8s-api-server-urls;
+    /// without both, the service account of the pod is used.
     #[arg(long, env = "CILIUM_K8S_KUBECONFIG_PATH", default_value = "", value_name = "FILE")]
     k8s_kubeconfig_path: String,
-    /// URLs of the Kubernetes API server
-    #[arg(long, env = "CILIUM_K8S_API_SERVER_URLS", value_delimiter = ',', value_name = "URL")]
+    /// URLs of the Kubernetes API servers, the first of which is used; https is assumed.
+    #[arg(
+        long,
+        env = "CILIUM_K8S_API_SERVER_URLS",
+        value_delimiter = ',',
+        value_name = "URL,..."
+    )]
     k8s_api_server_urls: Vec<String>,
 }
 
@@ -83,7 +92,7 @@ impl K8sArgs {
     fn config(self) -> anyhow::Result<ApiConfig> {
         ensure!(
             self.enable_k8s,
-            "the Kubernetes client is not enabled, so CoreDNS cannot be configured"
+            "cannot configure CoreDNS with --enable-k8s=false: the Corefile is in a ConfigMap of the Kubernetes API"
         );
         Ok(ApiConfig {
             kubeconfig: (!self.k8s_kubeconfig_path.is_empty()).then(|| self.k8s_kubeconfig_path.into()),
@@ -94,7 +103,7 @@ impl K8sArgs {
 }
 
 impl CorednsArgs {
-    /// Sets CoreDNS up, or finds that somebody has.
+    /// Changes the Corefile and restarts CoreDNS, unless the Corefile mentions the clusterset domain already.
     pub fn run(self) -> anyhow::Result<()> {
         let api = self.k8s.config()?;
         let names = Names {

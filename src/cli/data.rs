@@ -1,4 +1,4 @@
-//! Flags of the data directory, the same for `etcd` and `serve`, and the tools that look into one.
+//! Flags of the data directory, shared by `etcd` and `serve`; `check` and `dump`, which read one.
 
 use super::flags::duration;
 use crate::durable::{self, EngineKind, Mode, OnCorruption};
@@ -12,68 +12,98 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Name, and the variables of `etcd` and of `serve`.
-const VARIABLES: &[(&str, &str, &str)] = &[
-    ("data_dir", "ETCD_DATA_DIR", "CILIUM_DATA_DIR"),
-    ("durability", "ETCD_DURABILITY", "CILIUM_DURABILITY"),
-    (
-        "durability_interval",
-        "ETCD_DURABILITY_INTERVAL",
-        "CILIUM_DURABILITY_INTERVAL",
-    ),
-    ("data_engine", "ETCD_DATA_ENGINE", "CILIUM_DATA_ENGINE"),
-    ("on_corruption", "ETCD_ON_CORRUPTION", "CILIUM_ON_CORRUPTION"),
-    ("checkpoint_bytes", "ETCD_CHECKPOINT_BYTES", "CILIUM_CHECKPOINT_BYTES"),
+/// The environment variables of one flag, which differ between the subcommands.
+struct Variables {
+    flag: &'static str,
+    etcd: &'static str,
+    serve: &'static str,
+}
+
+const VARIABLES: &[Variables] = &[
+    Variables {
+        flag: "data_dir",
+        etcd: "ETCD_DATA_DIR",
+        serve: "CILIUM_DATA_DIR",
+    },
+    Variables {
+        flag: "durability",
+        etcd: "ETCD_DURABILITY",
+        serve: "CILIUM_DURABILITY",
+    },
+    Variables {
+        flag: "durability_interval",
+        etcd: "ETCD_DURABILITY_INTERVAL",
+        serve: "CILIUM_DURABILITY_INTERVAL",
+    },
+    Variables {
+        flag: "data_engine",
+        etcd: "ETCD_DATA_ENGINE",
+        serve: "CILIUM_DATA_ENGINE",
+    },
+    Variables {
+        flag: "on_corruption",
+        etcd: "ETCD_ON_CORRUPTION",
+        serve: "CILIUM_ON_CORRUPTION",
+    },
+    Variables {
+        flag: "checkpoint_bytes",
+        etcd: "ETCD_CHECKPOINT_BYTES",
+        serve: "CILIUM_CHECKPOINT_BYTES",
+    },
 ];
 
 const MODES: &[(&str, Mode)] = &[("sync", Mode::Sync), ("interval", Mode::Interval), ("none", Mode::None)];
 const ON_CORRUPTION: &[(&str, OnCorruption)] = &[("rebuild", OnCorruption::Rebuild), ("fail", OnCorruption::Fail)];
 
-/// Where and how data is kept.
+/// The data directory, and how data is written to it.
 #[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Data directory")]
 pub struct DataArgs {
-    /// Where data is kept; without, it is in memory only, and every start is another cluster
+    /// Directory of the store's data. Without it, data is kept in memory only and every start makes a new cluster id.
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
-    /// When a write is answered: once it is on the disk (sync), or with the kernel, which then syncs at an
-    /// interval, or when it likes (none)
-    #[arg(long, default_value = "sync", value_parser = one_of(MODES))]
+    /// Moment at which a write is acknowledged: sync after fsync; interval after handing it to the kernel, with an
+    /// fsync every --durability-interval; none after handing it to the kernel, without fsync. With interval and none,
+    /// a crash of the machine loses the last writes and the store comes back with a new cluster id.
+    #[arg(long, default_value = "sync", value_parser = one_of(MODES), value_name = "MODE")]
     durability: Mode,
-    /// How often to sync with --durability=interval
-    #[arg(long, default_value = "100ms", value_parser = duration)]
+    /// Interval between fsyncs with --durability=interval.
+    #[arg(long, default_value = "100ms", value_parser = duration, value_name = "DURATION")]
     durability_interval: Duration,
-    /// What keeps the data; by default what did so far, and the log in a new directory
-    #[arg(long, value_parser = one_of(EngineKind::NAMES))]
+    /// Storage engine. Defaults to the directory's current engine, or `log` for a new directory.
+    #[arg(long, value_parser = one_of(EngineKind::NAMES), value_name = "ENGINE")]
     data_engine: Option<EngineKind>,
-    /// With damaged data: set it aside and begin anew as another cluster (rebuild), or end (fail)
-    #[arg(long, default_value = "rebuild", value_parser = one_of(ON_CORRUPTION))]
+    /// Reaction to damaged data at start: rebuild moves it to damaged-<date> and starts an empty store with a new
+    /// cluster id, fail exits with an error.
+    #[arg(long, default_value = "rebuild", value_parser = one_of(ON_CORRUPTION), value_name = "REACTION")]
     on_corruption: OnCorruption,
-    /// A checkpoint is written once the log has this many bytes, and half of what the last checkpoint has
-    #[arg(long, default_value_t = 64 << 20)]
+    /// Size of the log, in bytes, from which a checkpoint is written, if it is also at least half the size of the last
+    /// checkpoint. Smaller values shorten restarts and write more.
+    #[arg(long, default_value_t = 64 << 20, value_name = "BYTES")]
     checkpoint_bytes: u64,
 }
 
 /// Flags of `check` and `dump`.
 #[derive(Args, Debug)]
 pub struct InspectArgs {
-    /// The data directory, of a store that does not run
+    /// Data directory of a store that is not running.
     data_dir: PathBuf,
 }
 
-/// Takes one of the names, for what it stands for.
+/// A parser of the names of `names` into their values.
 pub fn one_of<T: Copy + Send + Sync>(names: &'static [(&str, T)]) -> impl TypedValueParser<Value = T> {
     let known = PossibleValuesParser::new(names.iter().map(|(name, _)| *name));
-    known.map(|given| names.iter().find(|(name, _)| *name == given).expect("one of them").1)
+    known.map(|given| names.iter().find(|(name, _)| *name == given).expect("a known name").1)
 }
 
 impl DataArgs {
-    /// How to keep data, if at all; `no_sync` is etcd's --unsafe-no-fsync.
-    pub fn config(&self, no_sync: bool) -> Option<durable::Config> {
+    /// Configures the data directory; `None` without one.
+    pub fn config(&self) -> Option<durable::Config> {
         let directory = self.data_dir.clone()?;
         Some(durable::Config {
             directory,
             engine: self.data_engine,
-            mode: if no_sync { Mode::None } else { self.durability },
+            mode: self.durability,
             interval: self.durability_interval,
             on_corruption: self.on_corruption,
             checkpoint_bytes: self.checkpoint_bytes,
@@ -81,29 +111,29 @@ impl DataArgs {
     }
 }
 
-/// Gives the flags their variables, which differ between the subcommands.
+/// Gives the flags the environment variables of each subcommand.
 pub fn with_variables(command: Command) -> Command {
-    let set = |command: Command, name: &str, of: fn(&(&str, &'static str, &'static str)) -> &'static str| {
+    let set = |command: Command, name: &str, of: fn(&Variables) -> &'static str| {
         command.mut_subcommand(name, |sub| {
-            VARIABLES.iter().fold(sub, |sub, variable| {
-                sub.mut_arg(variable.0, |arg| arg.env(of(variable)))
+            VARIABLES.iter().fold(sub, |sub, variables| {
+                sub.mut_arg(variables.flag, |arg| arg.env(of(variables)))
             })
         })
     };
-    set(set(command, "etcd", |v| v.1), "serve", |v| v.2)
+    set(set(command, "etcd", |v| v.etcd), "serve", |v| v.serve)
 }
 
 impl InspectArgs {
-    /// Verifies every record; returns what was found.
+    /// Verifies every record; returns a report.
     pub fn check(&self) -> anyhow::Result<String> {
         let loaded = durable::read(&self.data_dir)?;
         let (stats, auth) = (loaded.store.stats(), loaded.side.auth());
         let identity = loaded.identity;
         let mut text = format!(
-            "{}: good\n\
+            "{}: no damage found\n\
              format {}, engine {}, cluster id {:x}, member id {:x}\n\
              revision {}, compact revision {}, {} keys, {} leases, {} users, {} roles, {} alarms\n\
-             checkpoint of {} bytes, {} groups, of which the log holds {} bytes\n",
+             checkpoint of {} bytes; log of {} bytes; {} groups of writes in total\n",
             self.data_dir.display(),
             identity.format,
             identity.engine,
@@ -117,19 +147,20 @@ impl InspectArgs {
             auth.roles.len(),
             loaded.side.alarms.len(),
             loaded.sizes.checkpoint,
-            loaded.groups,
             loaded.sizes.log,
+            loaded.groups,
         );
         if loaded.sizes.torn > 0 {
             text.push_str(&format!(
-                "the last {} bytes are a group that was written in part and not answered: the next start cuts them off\n",
+                "the last {} bytes are an incomplete group of writes that was never acknowledged; the next start removes \
+                 them\n",
                 loaded.sizes.torn
             ));
         }
         Ok(text)
     }
 
-    /// Prints every change kept, oldest first, as JSON lines.
+    /// Prints every change that compaction has left, oldest first, as JSON lines.
     pub fn dump(&self) -> anyhow::Result<()> {
         let loaded = durable::read(&self.data_dir)?;
         let history = loaded.store.history(0)?;
@@ -150,19 +181,19 @@ impl InspectArgs {
             }
             let written = serde_json::to_writer(&mut out, &line).map_err(Into::into);
             match written.and_then(|()| out.write_all(b"\n")) {
-                // Whoever reads has seen enough.
+                // The reader, such as `head`, has closed the pipe.
                 Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
-                written => written.context("cannot print")?,
+                written => written.context("cannot write to standard output")?,
             }
         }
         match out.flush() {
             Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-            flushed => flushed.context("cannot print"),
+            flushed => flushed.context("cannot write to standard output"),
         }
     }
 }
 
-/// Sets a field to bytes: as they are if they are text, else in base64 under a name that says so.
+/// Sets the field `name` to text, or `<name>_base64` where `bytes` are no UTF-8.
 fn text(line: &mut Json, name: &str, bytes: &[u8]) {
     match std::str::from_utf8(bytes) {
         Ok(text) => line[name] = text.into(),

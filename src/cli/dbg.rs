@@ -1,4 +1,4 @@
-//! `clustermesh-dbg` and `kvstoremesh-dbg`: what a person who wonders asks first.
+//! `clustermesh-dbg` and `kvstoremesh-dbg`: the first tools for a broken connection.
 
 use super::flags::duration;
 use super::kvstoremesh;
@@ -19,11 +19,11 @@ pub enum ClustermeshDbg {
 /// Flags of `clustermesh-dbg troubleshoot`.
 #[derive(Args, Debug)]
 pub struct LocalArgs {
-    /// Path to the etcd configuration
+    /// Path to the etcd client configuration of the local store.
     #[arg(long, default_value = "/var/lib/cilium/etcd-config.yaml", value_name = "FILE")]
     etcd_config: PathBuf,
-    /// For all checks of one etcd
-    #[arg(long, default_value = "5s", value_parser = duration)]
+    /// Timeout for all checks of one etcd.
+    #[arg(long, default_value = "5s", value_parser = duration, value_name = "DURATION")]
     timeout: Duration,
 }
 
@@ -31,31 +31,31 @@ pub struct LocalArgs {
 #[derive(Args, Debug)]
 #[command(about = "Troubleshoot connectivity towards the local etcd kvstore and remote clusters")]
 pub struct MeshArgs {
-    /// Only these clusters
+    /// Names of the clusters to check. Defaults to all.
     clusters: Vec<String>,
     #[command(flatten)]
     local: LocalArgs,
-    /// Path to the ClusterMesh configuration directory
+    /// Path to the directory of the remote clusters' etcd client configurations.
     #[arg(long, default_value = "/var/lib/cilium/clustermesh/", value_name = "DIR")]
     clustermesh_config: PathBuf,
-    /// Troubleshoot connectivity to the local etcd, too
+    /// Check the local etcd, too.
     #[arg(long)]
     include_local: bool,
 }
 
-/// Commands of `kvstoremesh-dbg`: those that ask a running mirror, and the one that does not.
+/// Commands of `kvstoremesh-dbg`.
 #[derive(Debug)]
 pub enum KvstoremeshDbg {
-    /// Asks the mirror.
+    /// Asks a running mirror.
     Ask(kvstoremesh::DbgArgs),
-    /// Looks for itself.
+    /// Connects to the stores without a mirror.
     Troubleshoot(MeshArgs),
 }
 
 const TROUBLESHOOT: &str = "troubleshoot";
 
 impl ClustermeshDbg {
-    /// Prints what is found; only printing can fail.
+    /// Prints the findings. Fails only where printing fails.
     pub fn run(self) -> anyhow::Result<()> {
         let Self::Troubleshoot(args) = self;
         printed(async |out| args.look(out).await)
@@ -63,7 +63,7 @@ impl ClustermeshDbg {
 }
 
 impl MeshArgs {
-    /// Prints what is found; only printing can fail.
+    /// Prints the findings. Fails only where printing fails.
     pub fn run(self) -> anyhow::Result<()> {
         let mesh = Mesh {
             directory: self.clustermesh_config,
@@ -88,14 +88,14 @@ impl LocalArgs {
     }
 }
 
-/// Runs `look`, which prints as it goes.
+/// Runs `look`, which prints its findings one by one.
 fn printed(look: impl AsyncFnOnce(&mut dyn Write) -> io::Result<()>) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let done = runtime.block_on(look(&mut io::stdout()));
-    // A name that is still being looked up is not waited for.
+    // Does not wait for a DNS lookup on a blocking thread.
     runtime.shutdown_background();
     match done {
-        // Whoever reads has seen enough.
+        // The reader, such as `head`, has closed the pipe.
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         done => Ok(done?),
     }

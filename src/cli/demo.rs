@@ -1,14 +1,14 @@
-//! `demo`: two clusters on this machine, joined over mTLS on loopback.
+//! `demo`: a mesh of two clusters on this machine, connected over mutual TLS on loopback.
 
-use super::logging::{self, Format};
+use super::logging::{self, Format, Output};
 use crate::app::certs::{Ca, Pair};
-use crate::app::{self, Etcd, EtcdConfig, History, ListenConfig, Source};
+use crate::app::{self, AutoCompaction, Etcd, EtcdConfig, ListenConfig, ObjectSource};
 use crate::clustermesh::publisher::{Options, ServiceMode};
 use crate::kvstore::sync_store::SyncStore;
 use crate::kvstoremesh::{self, Mesh};
 use crate::model::cluster::ClusterInfo;
 use crate::model::keys::Scope;
-use crate::mvcc::{Event, EventKind};
+use crate::mvcc::{Event, EventKind, KeyRange, Taken, Wake, WatchFilter};
 use crate::server::listen::Address;
 use crate::server::tls::{Protocol, TlsFiles};
 use crate::server::{self, Identity};
@@ -20,55 +20,59 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Notify;
 use tokio::time::Instant;
+use tracing::Level;
 
-/// Name and id of the demo's clusters; each has a directory of manifests of its name.
+/// Names and ids of the demo's clusters. The name is also that of the directory of a cluster's manifests.
 const CLUSTERS: [(&str, u32); 2] = [("tokyo-cluster", 1), ("hk-cluster", 2)];
+/// Prefix of all mirrored keys.
+const MIRRORED: &str = "cilium/cache/";
 
 /// Flags of `demo`.
 #[derive(Args, Debug)]
 pub struct DemoArgs {
-    /// Directory with one directory of manifests for each cluster
+    /// Directory that contains the manifests of tokyo-cluster and hk-cluster, each in a directory of that name.
     #[arg(long, default_value = "examples/tokyo-hk", value_name = "DIR")]
     manifests: PathBuf,
-    /// Print the status once both clusters are in sync, and exit
+    /// Print the status and exit, once both clusters are in sync.
     #[arg(long)]
     once: bool,
-    /// How long to wait for that, in seconds
-    #[arg(long, default_value_t = 30)]
+    /// Longest time until both clusters are in sync, in seconds. The demo fails after it.
+    #[arg(long, default_value_t = 30, value_name = "SECONDS")]
     timeout_secs: u64,
-    /// Show the log, too
+    /// Print the log at level debug to standard error.
     #[arg(short = 'D', long)]
     debug: bool,
 }
 
+/// A cluster whose store is served.
 struct Cluster {
     info: ClusterInfo,
     etcd: Etcd,
-    /// Its directory: certificates for looking inside, and the other cluster's configuration.
-    directory: PathBuf,
+    /// Directory of the etcd client configurations of the other clusters.
+    remotes: PathBuf,
+    /// The certificate of the user who may read everything.
     admin: Pair,
     manifests: PathBuf,
 }
 
+/// A cluster that publishes its objects and mirrors those of the others.
 struct Running {
     cluster: Cluster,
-    mesh: Arc<Mesh>,
     publisher: Arc<SyncStore>,
-    ready: Ready,
+    published: Ready,
+    mesh: Arc<Mesh>,
+    mirrored: Ready,
 }
 
-#[allow(clippy::print_stdout, reason = "this is what the user asked to see")]
+#[allow(clippy::print_stdout, reason = "the demo's output")]
 impl DemoArgs {
-    /// Starts both clusters, and shows what happens.
+    /// Starts both clusters, waits until they are in sync and prints their status; then prints changes.
     pub async fn start(self, life: &Lifecycle) -> anyhow::Result<()> {
-        let level = if self.debug {
-            tracing::Level::DEBUG
-        } else {
-            tracing::Level::WARN
-        };
-        logging::init(Format::Text, level, false);
-        let work = Work::new()?;
+        let level = if self.debug { Level::DEBUG } else { Level::WARN };
+        logging::init(Format::Text, level, Output::Stderr);
+        let work = WorkDirectory::new()?;
         let started = Instant::now();
         let ca = Ca::new(&work.0.join("certs"), "Isthmus demo CA").context("cannot make certificates")?;
         let mut clusters = vec![];
@@ -78,17 +82,21 @@ impl DemoArgs {
         connect(&clusters, &ca)?;
         let mut running = vec![];
         for cluster in clusters {
-            running.push(run(cluster, life).await?);
+            running.push(run(cluster, life));
         }
-        let in_sync = wait_until_ready(&running, Duration::from_secs(self.timeout_secs)).await;
+        let timeout = Duration::from_secs(self.timeout_secs);
+        let in_sync = tokio::time::timeout(timeout, all_in_sync(&running)).await.is_ok();
+        let took = started.elapsed().as_millis();
         println!("{}", running.iter().map(status).collect::<Vec<_>>().join("\n"));
-        if let Err(pending) = in_sync {
-            bail!("not in sync after {} s: {pending}", self.timeout_secs);
+        if !in_sync {
+            bail!(
+                "the clusters are not in sync after {} s; unfinished: {}. Use --debug to see the log, or a longer \
+                 --timeout-secs",
+                self.timeout_secs,
+                running.iter().flat_map(pending).collect::<Vec<_>>().join(", ")
+            );
         }
-        println!(
-            "Both clusters are in sync, {} ms after the start.",
-            started.elapsed().as_millis()
-        );
+        println!("Both clusters are in sync, {took} ms after the start.");
         if self.once {
             life.stop();
             return Ok(());
@@ -96,7 +104,7 @@ impl DemoArgs {
         println!("\n{}", instructions(&running, &ca));
         tokio::select! {
             () = life.stop_token().cancelled() => {}
-            () = show_changes(&running) => {}
+            () = print_changes(&running) => {}
         }
         println!("\nStopping.");
         Ok(())
@@ -106,7 +114,8 @@ impl DemoArgs {
         let manifests = self.manifests.join(name);
         if !manifests.is_dir() {
             bail!(
-                "there is no directory {} with the manifests of {name}; run the demo from the repository, or say --manifests DIR",
+                "there is no directory {} with the manifests of {name}: run the demo in the root of the repository, or set \
+                 --manifests to a copy of examples/tokyo-hk",
                 manifests.display()
             );
         }
@@ -131,35 +140,36 @@ impl DemoArgs {
             cert_auth: true,
         };
         let config = EtcdConfig {
-            history: History::For(Duration::from_secs(600)),
+            auto_compaction: AutoCompaction::Periodic(Duration::from_secs(600)),
             users_of: Some(info.name.clone()),
             ..EtcdConfig::new(server, vec![listen])
         };
         let etcd = Etcd::start(config, life).await?;
-        let directory = work.join(name);
-        std::fs::create_dir_all(&directory)?;
+        let remotes = work.join(name);
+        std::fs::create_dir_all(&remotes)
+            .with_context(|| format!("cannot make the directory {}", remotes.display()))?;
         Ok(Cluster {
             info,
             etcd,
-            directory,
+            remotes,
             admin,
             manifests,
         })
     }
 }
 
-/// The demo's own directory, removed with it.
-struct Work(PathBuf);
+/// A temporary directory for certificates and configurations, removed at the end of the demo.
+struct WorkDirectory(PathBuf);
 
-impl Work {
+impl WorkDirectory {
     fn new() -> anyhow::Result<Self> {
         let path = std::env::temp_dir().join(format!("isthmus-demo-{}", std::process::id()));
-        std::fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        std::fs::create_dir_all(&path).with_context(|| format!("cannot make the directory {}", path.display()))?;
         Ok(Self(path))
     }
 }
 
-impl Drop for Work {
+impl Drop for WorkDirectory {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
     }
@@ -171,7 +181,7 @@ impl Cluster {
     }
 }
 
-/// Gives each cluster the file by which it finds the other.
+/// Writes each cluster's etcd client configuration of the other cluster.
 fn connect(clusters: &[Cluster], ca: &Ca) -> anyhow::Result<()> {
     let remote = ca.client("remote", "remote")?;
     for cluster in clusters {
@@ -183,14 +193,16 @@ fn connect(clusters: &[Cluster], ca: &Ca) -> anyhow::Result<()> {
                 remote.cert.display(),
                 remote.key.display(),
             );
-            std::fs::write(cluster.directory.join(other.info.name.as_str()), text)?;
+            let path = cluster.remotes.join(other.info.name.as_str());
+            std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
         }
     }
     Ok(())
 }
 
-async fn run(cluster: Cluster, life: &Lifecycle) -> anyhow::Result<Running> {
-    let ready = Ready::default();
+/// Starts the publisher and the mirror of a cluster.
+fn run(cluster: Cluster, life: &Lifecycle) -> Running {
+    let (published, mirrored) = (Ready::default(), Ready::default());
     let options = Options {
         cluster: cluster.info.clone(),
         default_global_namespace: true,
@@ -200,7 +212,7 @@ async fn run(cluster: Cluster, life: &Lifecycle) -> anyhow::Result<Running> {
     };
     let config = kvstoremesh::Config {
         cluster: cluster.info.clone(),
-        directory: cluster.directory.clone(),
+        directory: cluster.remotes.clone(),
         cache_ttl: Duration::ZERO,
         per_cluster_ready_timeout: Duration::from_secs(3600),
         global_ready_timeout: Duration::from_secs(3600),
@@ -211,47 +223,42 @@ async fn run(cluster: Cluster, life: &Lifecycle) -> anyhow::Result<Running> {
         keys_max: 1_000_000,
         remotes: Default::default(),
     };
-    let source = Source::Manifests(cluster.manifests.clone());
+    let source = ObjectSource::Manifests(cluster.manifests.clone());
     let figures = app::figures::Figures::default();
-    let publisher = app::start_publisher(options, source, cluster.etcd.backend(), &figures, &ready, life);
-    let mesh = app::start_mesh(config, cluster.etcd.backend(), &figures, &ready, life);
-    Ok(Running {
+    let publisher = app::start_publisher(options, source, cluster.etcd.backend(), &figures, &published, life);
+    let mesh = app::start_mesh(config, cluster.etcd.backend(), &figures, &mirrored, life);
+    Running {
         cluster,
-        mesh,
         publisher,
-        ready,
-    })
-}
-
-async fn wait_until_ready(running: &[Running], timeout: Duration) -> Result<(), String> {
-    let deadline = Instant::now() + timeout;
-    loop {
-        let pending: Vec<_> = running
-            .iter()
-            .flat_map(|r| {
-                r.ready
-                    .pending()
-                    .into_iter()
-                    .map(|p| format!("{}: {p}", r.cluster.info.name))
-            })
-            .collect();
-        if pending.is_empty() {
-            return Ok(());
-        }
-        if Instant::now() >= deadline {
-            return Err(pending.join(", "));
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        published,
+        mesh,
+        mirrored,
     }
 }
 
-/// One cluster, in the manner of `cilium clustermesh status`.
+/// Waits until every cluster has published all its objects and mirrored those of the others.
+async fn all_in_sync(running: &[Running]) {
+    for r in running {
+        r.published.reached().await;
+        r.mirrored.reached().await;
+    }
+}
+
+/// The unfinished tasks of a cluster.
+fn pending(running: &Running) -> Vec<String> {
+    let name = &running.cluster.info.name;
+    let tasks = [running.published.pending(), running.mirrored.pending()];
+    tasks.concat().iter().map(|task| format!("{name}: {task}")).collect()
+}
+
+/// The status of one cluster, in the style of `cilium clustermesh status`.
 fn status(running: &Running) -> String {
     let Running {
         cluster,
-        mesh,
         publisher,
-        ready,
+        published,
+        mesh,
+        mirrored: _,
     } = running;
     let name = &cluster.info.name;
     let count = |scope: Scope| publisher.desired(&scope.state_prefix(name)).keys;
@@ -265,7 +272,7 @@ fn status(running: &Running) -> String {
     let _ = writeln!(
         out,
         "{} Published: {} nodes, {} identities, {} endpoints, {} global services, {} endpoint slices, {} service exports",
-        mark(!ready.pending().iter().any(|p| p.starts_with("publishing"))),
+        mark(published.is_ready()),
         count(Scope::Nodes),
         count(Scope::Identities),
         count(Scope::Endpoints),
@@ -305,12 +312,12 @@ fn status(running: &Running) -> String {
 }
 
 fn instructions(running: &[Running], ca: &Ca) -> String {
-    let mut out = String::from("Look inside with a stock etcdctl:\n");
+    let mut out = String::from("Read the stores with etcdctl, from another terminal:\n");
     for r in running {
         let admin = &r.cluster.admin;
         let _ = writeln!(
             out,
-            "\n  # what {} mirrors of the other cluster\n  ETCDCTL_API=3 etcdctl --endpoints={} --cacert={} \\\n    --cert={} --key={} \\\n    get --prefix --keys-only cilium/cache/",
+            "\n  # the keys that {} mirrors from the other cluster\n  ETCDCTL_API=3 etcdctl --endpoints={} --cacert={} \\\n    --cert={} --key={} \\\n    get --prefix --keys-only {MIRRORED}",
             r.cluster.info.name,
             r.cluster.endpoint(),
             ca.path().display(),
@@ -321,46 +328,60 @@ fn instructions(running: &[Running], ca: &Ca) -> String {
     let manifests = running[0].cluster.manifests.display();
     let _ = write!(
         out,
-        "\nEdit a manifest, such as {manifests}/nodes.yaml, and watch the change cross. Ctrl-C stops.\n"
+        "\nEdit a manifest, such as {manifests}/nodes.yaml: the change is printed here as it reaches the other cluster's mirror. Ctrl-C stops.\n"
     );
     out
 }
 
-/// Prints what changes in each cluster's mirror, as it comes in.
-#[allow(clippy::print_stdout, reason = "this is what the user asked to see")]
-async fn show_changes(running: &[Running]) {
-    let mut next: Vec<i64> = running.iter().map(|r| r.cluster.etcd.store.revision() + 1).collect();
+/// Prints the changes of all mirrors as they are committed.
+async fn print_changes(running: &[Running]) {
+    futures::future::join_all(running.iter().map(|r| print_changes_of(&r.cluster))).await;
+}
+
+/// Wakes the task that prints changes.
+#[derive(Default)]
+struct Changed(Notify);
+
+impl Wake for Changed {
+    fn wake(&self) {
+        self.0.notify_one();
+    }
+}
+
+#[allow(clippy::print_stdout, reason = "the demo's output")]
+async fn print_changes_of(cluster: &Cluster) {
+    let changed = Arc::new(Changed::default());
+    let filter = WatchFilter::new(KeyRange::prefix(MIRRORED));
+    let store = &cluster.etcd.store;
+    let (mut watcher, mut seen) = store.watch(filter, 0, Arc::clone(&changed) as _);
     loop {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        for (r, next) in running.iter().zip(&mut next) {
-            for batch in r.cluster.etcd.store.batches(*next, 1000) {
-                *next = batch.revision + 1;
-                for line in batch
-                    .events
-                    .iter()
-                    .filter_map(|e| change(&r.cluster, batch.revision, e))
-                {
-                    println!("{line}");
-                }
+        changed.0.notified().await;
+        // Only the batches are printed; taking the encoded events keeps the watcher at the latest revision.
+        while let Taken::Events { .. } = watcher.take(usize::MAX) {}
+        for batch in store.batches(seen + 1, usize::MAX) {
+            seen = batch.revision;
+            for event in batch
+                .events
+                .iter()
+                .filter(|e| e.kv.key().starts_with(MIRRORED.as_bytes()))
+            {
+                println!("{}", change(cluster, batch.revision, event));
             }
         }
     }
 }
 
-fn change(cluster: &Cluster, revision: i64, event: &Event) -> Option<String> {
-    let key = String::from_utf8_lossy(event.kv.key()).into_owned();
-    if !key.starts_with("cilium/cache/") {
-        return None;
-    }
+fn change(cluster: &Cluster, revision: i64, event: &Event) -> String {
+    let key = String::from_utf8_lossy(event.kv.key());
     let time = jiff::Timestamp::now().strftime("%H:%M:%S%.3f");
-    let what = match event.kind {
+    let change = match event.kind {
         EventKind::Put => format!("put    {key}  {}", shortened(event.kv.value())),
         EventKind::Delete => format!("delete {key}"),
     };
-    Some(format!("{time} {} revision {revision}: {what}", cluster.info.name))
+    format!("{time} {} revision {revision}: {change}", cluster.info.name)
 }
 
-/// The beginning of a value, on one line.
+/// The beginning of a value.
 fn shortened(value: &[u8]) -> String {
     match std::str::from_utf8(value) {
         Ok(text) if text.chars().count() <= 100 => text.to_owned(),

@@ -1,13 +1,17 @@
-//! `etcd`: the store alone, with etcd's flags. Also what the binary is when it is called `etcd`.
+//! `etcd`: the store alone, with etcd's flags. A binary called `etcd` runs this subcommand, too.
 
 pub mod environment;
 pub mod listen;
+mod without_effect;
+
+pub use without_effect::IGNORED;
 
 use super::data::DataArgs;
-use super::flags::{Ignored, boolean, duration};
-use super::logging::{self, Format};
-use crate::app::{Etcd, EtcdConfig, History, certs};
+use super::flags::{boolean, duration};
+use super::logging::{self, Format, Output};
+use crate::app::{AutoCompaction, Etcd, EtcdConfig, certs};
 use crate::auth::{self, JwtOptions};
+use crate::durable;
 use crate::server::http::Access;
 use crate::server::tls::{Protocol, Version};
 use crate::server::{self, Identity};
@@ -17,281 +21,183 @@ use anyhow::{Context, bail};
 use clap::{ArgAction, Args};
 use std::path::PathBuf;
 use std::time::Duration;
+use without_effect::FEATURE_GATES;
 
-/// Flags of etcd that mean nothing for a single store without Raft and bbolt, or nothing yet.
-pub const IGNORED: &[Ignored] = &[
-    ("backend-batch-interval", true),
-    ("backend-batch-limit", true),
-    ("backend-bbolt-freelist-type", true),
-    ("bootstrap-defrag-threshold-megabytes", true),
-    ("compact-hash-check-enabled", false),
-    ("compact-hash-check-time", true),
-    ("compaction-batch-limit", true),
-    ("compaction-sleep-interval", true),
-    ("corrupt-check-time", true),
-    ("discovery", true),
-    ("discovery-cacert", true),
-    ("discovery-cert", true),
-    ("discovery-dial-timeout", true),
-    ("discovery-endpoints", true),
-    ("discovery-fallback", true),
-    ("discovery-insecure-skip-tls-verify", false),
-    ("discovery-insecure-transport", false),
-    ("discovery-keepalive-time", true),
-    ("discovery-keepalive-timeout", true),
-    ("discovery-key", true),
-    ("discovery-password", true),
-    ("discovery-proxy", true),
-    ("discovery-request-timeout", true),
-    ("discovery-srv", true),
-    ("discovery-srv-name", true),
-    ("discovery-token", true),
-    ("discovery-user", true),
-    ("distributed-tracing-address", true),
-    ("distributed-tracing-instance-id", true),
-    ("distributed-tracing-sampling-rate", true),
-    ("distributed-tracing-service-name", true),
-    ("downgrade-check-time", true),
-    ("enable-distributed-tracing", false),
-    ("enable-lease-checkpoint", false),
-    ("enable-lease-checkpoint-persist", false),
-    ("enable-log-rotation", false),
-    ("enable-pprof", false),
-    ("force-new-cluster", false),
-    ("grpc-keepalive-min-time", true),
-    ("initial-cluster", true),
-    ("initial-cluster-state", true),
-    ("initial-cluster-token", true),
-    ("initial-corrupt-check", false),
-    ("initial-election-tick-advance", false),
-    ("listen-peer-urls", true),
-    ("log-format", true),
-    ("log-rotation-config-json", true),
-    ("logger", true),
-    ("max-learners", true),
-    ("max-snapshots", true),
-    ("max-wals", true),
-    ("memory-mlock", false),
-    ("peer-auto-tls", false),
-    ("peer-cert-allowed-cn", true),
-    ("peer-cert-allowed-hostname", true),
-    ("peer-cert-file", true),
-    ("peer-client-cert-auth", false),
-    ("peer-client-cert-file", true),
-    ("peer-client-key-file", true),
-    ("peer-crl-file", true),
-    ("peer-key-file", true),
-    ("peer-skip-client-san-verification", false),
-    ("peer-trusted-ca-file", true),
-    ("pre-vote", false),
-    ("raft-read-timeout", true),
-    ("raft-write-timeout", true),
-    ("self-signed-cert-validity", true),
-    ("snapshot-catchup-entries", true),
-    ("snapshot-count", true),
-    ("socket-reuse-address", false),
-    ("socket-reuse-port", false),
-    ("stop-grpc-service-on-defrag", false),
-    ("strict-reconfig-check", false),
-    ("txn-mode-write-with-shared-buffer", false),
-    ("v2-deprecation", true),
-    ("wal-dir", true),
-    ("warning-apply-duration", true),
-    ("warning-unary-request-duration", true),
-];
-
-/// Feature gates of etcd 3.6 and 3.7; none changes anything here.
-const FEATURE_GATES: &[&str] = &[
-    "AllAlpha",
-    "AllBeta",
-    "CompactHashCheck",
-    "FastLeaseKeepAlive",
-    "InitialCorruptCheck",
-    "LeaseCheckpoint",
-    "LeaseCheckpointPersist",
-    "PriorityRequest",
-    "SetMemberLocalAddr",
-    "StopGRPCServiceOnDefrag",
-    "TxnModeWriteWithSharedBuffer",
-];
+/// Headings of the help, in etcd's grouping.
+mod heading {
+    pub const MEMBER: &str = "Member";
+    pub const HTTP: &str = "HTTP";
+    pub const SECURITY: &str = "Security";
+    pub const AUTH: &str = "Authentication";
+    pub const LIMITS: &str = "Limits and history";
+    pub const LOGGING: &str = "Logging";
+}
 
 /// Flags of `etcd`.
 #[derive(Args, Debug)]
 pub struct EtcdArgs {
-    /// Where and how data is kept.
+    /// Name of this member.
+    #[arg(long, env = "ETCD_NAME", default_value = "default", value_name = "NAME", help_heading = heading::MEMBER)]
+    name: String,
+    /// URLs to listen on for clients: http, https, unix or unixs, with an IP address or localhost.
+    #[arg(long, env = "ETCD_LISTEN_CLIENT_URLS", default_value = "http://localhost:2379", value_delimiter = ',', value_name = "URL,...", help_heading = heading::MEMBER)]
+    listen_client_urls: Vec<String>,
+    /// Client URLs to report in the member list. Required if --listen-client-urls is set.
+    #[arg(long, env = "ETCD_ADVERTISE_CLIENT_URLS", value_delimiter = ',', value_name = "URL,...", help_heading = heading::MEMBER)]
+    advertise_client_urls: Vec<String>,
+    /// Peer URLs to report in the member list. There are no peers: nothing listens on them.
+    #[arg(long, env = "ETCD_INITIAL_ADVERTISE_PEER_URLS", default_value = "http://localhost:2380", value_delimiter = ',', value_name = "URL,...", help_heading = heading::MEMBER)]
+    initial_advertise_peer_urls: Vec<String>,
+    /// YAML or JSON file with all settings. Other flags and environment variables are then ignored.
+    #[arg(long, env = "ETCD_CONFIG_FILE", value_name = "FILE", help_heading = heading::MEMBER)]
+    config_file: Option<PathBuf>,
+    /// Election timeout in milliseconds. There are no elections: it only sets the shortest lease TTL, 1.5 times this
+    /// value.
+    #[arg(long, env = "ETCD_ELECTION_TIMEOUT", default_value_t = 1000, value_name = "MS", help_heading = heading::MEMBER)]
+    election_timeout: u32,
+    /// Accepted without effect: there are no elections.
+    #[arg(long, env = "ETCD_HEARTBEAT_INTERVAL", default_value_t = 100, value_name = "MS", help_heading = heading::MEMBER)]
+    heartbeat_interval: u32,
+    /// Feature gates, as Name=true or Name=false. Checked, and otherwise without effect.
+    #[arg(long, env = "ETCD_FEATURE_GATES", value_delimiter = ',', value_name = "GATE,...", help_heading = heading::MEMBER)]
+    feature_gates: Vec<String>,
+    /// Print the version and exit.
+    #[arg(long, help_heading = heading::MEMBER)]
+    version: bool,
     #[command(flatten)]
     data: DataArgs,
-    /// Answer before anything is on the disk, as with --durability=none
-    #[arg(long, env = "ETCD_UNSAFE_NO_FSYNC", num_args = 0..=1, require_equals = true,
+    /// Acknowledge writes before they are on the disk, as --durability=none does.
+    #[arg(long, env = "ETCD_UNSAFE_NO_FSYNC", num_args = 0..=1, require_equals = true, help_heading = "Data directory",
           default_missing_value = "true", default_value = "false", value_parser = boolean, action = ArgAction::Set)]
     unsafe_no_fsync: bool,
-    /// More URLs for /metrics and health
-    #[arg(long, env = "ETCD_LISTEN_METRICS_URLS", value_delimiter = ',')]
-    listen_metrics_urls: Vec<String>,
-    /// Member name
-    #[arg(long, env = "ETCD_NAME", default_value = "default")]
-    name: String,
-    /// Where to listen for clients
-    #[arg(
-        long,
-        env = "ETCD_LISTEN_CLIENT_URLS",
-        default_value = "http://localhost:2379",
-        value_delimiter = ','
-    )]
-    listen_client_urls: Vec<String>,
-    /// Where clients should connect to
-    #[arg(long, env = "ETCD_ADVERTISE_CLIENT_URLS", value_delimiter = ',')]
-    advertise_client_urls: Vec<String>,
-    /// Where to listen for HTTP; then --listen-client-urls is for gRPC alone
-    #[arg(long, env = "ETCD_LISTEN_CLIENT_HTTP_URLS", value_delimiter = ',')]
+    /// URLs to serve HTTP on; --listen-client-urls then serve gRPC only.
+    #[arg(long, env = "ETCD_LISTEN_CLIENT_HTTP_URLS", value_delimiter = ',', value_name = "URL,...", help_heading = heading::HTTP)]
     listen_client_http_urls: Vec<String>,
-    /// basic, or extensive: also how long calls take
-    #[arg(long, env = "ETCD_METRICS", default_value = "basic", value_parser = ["basic", "extensive"])]
+    /// URLs to serve only /metrics and the health endpoints on, in addition to the client URLs.
+    #[arg(long, env = "ETCD_LISTEN_METRICS_URLS", value_delimiter = ',', value_name = "URL,...", help_heading = heading::HTTP)]
+    listen_metrics_urls: Vec<String>,
+    /// Level of detail of the metrics; extensive adds histograms of the duration of calls.
+    #[arg(long, env = "ETCD_METRICS", default_value = "basic", value_parser = ["basic", "extensive"], value_name = "LEVEL", help_heading = heading::HTTP)]
     metrics: String,
-    /// Peer URLs to report; nothing listens there
-    #[arg(
-        long,
-        env = "ETCD_INITIAL_ADVERTISE_PEER_URLS",
-        default_value = "http://localhost:2380",
-        value_delimiter = ','
-    )]
-    initial_advertise_peer_urls: Vec<String>,
-    /// Server certificate
-    #[arg(long, env = "ETCD_CERT_FILE")]
-    cert_file: Option<PathBuf>,
-    /// Server key
-    #[arg(long, env = "ETCD_KEY_FILE")]
-    key_file: Option<PathBuf>,
-    /// CAs of client certificates; with it they are required
-    #[arg(long, env = "ETCD_TRUSTED_CA_FILE")]
-    trusted_ca_file: Option<PathBuf>,
-    /// A client certificate is required, and its common name is the user
-    #[arg(long, env = "ETCD_CLIENT_CERT_AUTH", num_args = 0..=1, require_equals = true,
-          default_missing_value = "true", default_value = "false", value_parser = boolean, action = ArgAction::Set)]
-    client_cert_auth: bool,
-    /// Client certificates to refuse: a CRL, DER
-    #[arg(long, env = "ETCD_CLIENT_CRL_FILE")]
-    client_crl_file: Option<PathBuf>,
-    /// Names of which client certificates must be for one
-    #[arg(long, env = "ETCD_CLIENT_CERT_ALLOWED_HOSTNAME", value_delimiter = ',')]
-    client_cert_allowed_hostname: Vec<String>,
-    /// Make a certificate, where there is none
-    #[arg(long, env = "ETCD_AUTO_TLS", num_args = 0..=1, require_equals = true,
-          default_missing_value = "true", default_value = "false", value_parser = boolean, action = ArgAction::Set)]
-    auto_tls: bool,
-    /// Cipher suites for TLS 1.2; all that are safe if empty
-    #[arg(long, env = "ETCD_CIPHER_SUITES", value_delimiter = ',')]
-    cipher_suites: Vec<String>,
-    /// Lowest TLS version: TLS1.2 or TLS1.3
-    #[arg(long, env = "ETCD_TLS_MIN_VERSION")]
-    tls_min_version: Option<Version>,
-    /// Highest TLS version: TLS1.2 or TLS1.3
-    #[arg(long, env = "ETCD_TLS_MAX_VERSION")]
-    tls_max_version: Option<Version>,
-    /// Whether /v3/ speaks JSON
-    #[arg(long, env = "ETCD_ENABLE_GRPC_GATEWAY", num_args = 0..=1, require_equals = true,
+    /// Serve the gRPC API as JSON under /v3/.
+    #[arg(long, env = "ETCD_ENABLE_GRPC_GATEWAY", num_args = 0..=1, require_equals = true, help_heading = heading::HTTP,
           default_missing_value = "true", default_value = "true", value_parser = boolean, action = ArgAction::Set)]
     enable_grpc_gateway: bool,
-    /// Origins that browsers may come from
-    #[arg(long, env = "ETCD_CORS", default_value = "*", value_delimiter = ',')]
+    /// Origins that browsers accept answers from (CORS); * for any.
+    #[arg(long, env = "ETCD_CORS", default_value = "*", value_delimiter = ',', value_name = "ORIGIN,...", help_heading = heading::HTTP)]
     cors: Vec<String>,
-    /// Hosts that HTTP requests without TLS may name
-    #[arg(long, env = "ETCD_HOST_WHITELIST", default_value = "*", value_delimiter = ',')]
+    /// Host names that HTTP requests without TLS may be addressed to; * for any.
+    #[arg(long, env = "ETCD_HOST_WHITELIST", default_value = "*", value_delimiter = ',', value_name = "HOST,...", help_heading = heading::HTTP)]
     host_whitelist: Vec<String>,
-    /// What --auto-compaction-retention counts: periodic (time) or revision
-    #[arg(long, env = "ETCD_AUTO_COMPACTION_MODE", default_value = "periodic", value_parser = ["periodic", "revision"])]
-    auto_compaction_mode: String,
-    /// History to keep: a duration, hours, or revisions; 0 keeps all
-    #[arg(long, env = "ETCD_AUTO_COMPACTION_RETENTION", default_value = "0")]
-    auto_compaction_retention: String,
-    /// Largest write request, in bytes
-    #[arg(long, env = "ETCD_MAX_REQUEST_BYTES", default_value_t = 1_572_864)]
-    max_request_bytes: usize,
-    /// Most operations in a transaction
-    #[arg(long, env = "ETCD_MAX_TXN_OPS", default_value_t = 128)]
-    max_txn_ops: usize,
-    /// Bytes to store at most; 0 is 2 GiB, less is no limit
-    #[arg(
-        long,
-        env = "ETCD_QUOTA_BACKEND_BYTES",
-        default_value_t = 0,
-        allow_negative_numbers = true
-    )]
-    quota_backend_bytes: i64,
-    /// Most calls at once on one connection
-    #[arg(long, env = "ETCD_MAX_CONCURRENT_STREAMS", default_value_t = u32::MAX)]
-    max_concurrent_streams: u32,
-    /// A client that says nothing for this long is pinged
-    #[arg(long, env = "ETCD_GRPC_KEEPALIVE_INTERVAL", default_value = "5m", value_parser = duration)]
-    grpc_keepalive_interval: Duration,
-    /// A client that does not answer a ping for this long is gone
-    #[arg(long, env = "ETCD_GRPC_KEEPALIVE_TIMEOUT", default_value = "20s", value_parser = duration)]
-    grpc_keepalive_timeout: Duration,
-    /// Here only the measure of the shortest lease, which is 1.5 times this, in milliseconds
-    #[arg(long, env = "ETCD_ELECTION_TIMEOUT", default_value_t = 1000)]
-    election_timeout: u32,
-    /// Accepted; there are no elections
-    #[arg(long, env = "ETCD_HEARTBEAT_INTERVAL", default_value_t = 100)]
-    heartbeat_interval: u32,
-    /// Features to switch, as Name=true|false; they have no effect
-    #[arg(long, env = "ETCD_FEATURE_GATES", value_delimiter = ',')]
-    feature_gates: Vec<String>,
-    /// How often idle watchers are told how far they are
-    #[arg(long, env = "ETCD_WATCH_PROGRESS_NOTIFY_INTERVAL", default_value = "10m", value_parser = duration)]
-    watch_progress_notify_interval: Duration,
-    /// Kind of auth token: simple, or jwt,sign-method=M,pub-key=FILE,priv-key=FILE,ttl=D
-    #[arg(long, env = "ETCD_AUTH_TOKEN", default_value = "simple")]
+    /// Server certificate with its chain, PEM.
+    #[arg(long, env = "ETCD_CERT_FILE", value_name = "FILE", help_heading = heading::SECURITY)]
+    cert_file: Option<PathBuf>,
+    /// Private key of the server certificate, PEM.
+    #[arg(long, env = "ETCD_KEY_FILE", value_name = "FILE", help_heading = heading::SECURITY)]
+    key_file: Option<PathBuf>,
+    /// CA certificates that client certificates must be signed by, PEM. Makes a client certificate required.
+    #[arg(long, env = "ETCD_TRUSTED_CA_FILE", value_name = "FILE", help_heading = heading::SECURITY)]
+    trusted_ca_file: Option<PathBuf>,
+    /// Require a client certificate, whose common name is the etcd user.
+    #[arg(long, env = "ETCD_CLIENT_CERT_AUTH", num_args = 0..=1, require_equals = true, help_heading = heading::SECURITY,
+          default_missing_value = "true", default_value = "false", value_parser = boolean, action = ArgAction::Set)]
+    client_cert_auth: bool,
+    /// Revocation list (CRL, DER) of client certificates to refuse.
+    #[arg(long, env = "ETCD_CLIENT_CRL_FILE", value_name = "FILE", help_heading = heading::SECURITY)]
+    client_crl_file: Option<PathBuf>,
+    /// Host names, one of which a client certificate must be valid for.
+    #[arg(long, env = "ETCD_CLIENT_CERT_ALLOWED_HOSTNAME", value_delimiter = ',', value_name = "HOST,...", help_heading = heading::SECURITY)]
+    client_cert_allowed_hostname: Vec<String>,
+    /// Make a self-signed server certificate if --cert-file is not set.
+    #[arg(long, env = "ETCD_AUTO_TLS", num_args = 0..=1, require_equals = true, help_heading = heading::SECURITY,
+          default_missing_value = "true", default_value = "false", value_parser = boolean, action = ArgAction::Set)]
+    auto_tls: bool,
+    /// Cipher suites of TLS 1.2, by their Go names. Empty: all secure suites.
+    #[arg(long, env = "ETCD_CIPHER_SUITES", value_delimiter = ',', value_name = "SUITE,...", help_heading = heading::SECURITY)]
+    cipher_suites: Vec<String>,
+    /// Lowest TLS version: TLS1.2 or TLS1.3. Defaults to TLS1.2.
+    #[arg(long, env = "ETCD_TLS_MIN_VERSION", value_name = "VERSION", help_heading = heading::SECURITY)]
+    tls_min_version: Option<Version>,
+    /// Highest TLS version: TLS1.2 or TLS1.3. Defaults to TLS1.3.
+    #[arg(long, env = "ETCD_TLS_MAX_VERSION", value_name = "VERSION", help_heading = heading::SECURITY)]
+    tls_max_version: Option<Version>,
+    /// Kind of auth token: simple, or jwt,sign-method=METHOD,pub-key=FILE,priv-key=FILE,ttl=DURATION.
+    #[arg(long, env = "ETCD_AUTH_TOKEN", default_value = "simple", value_name = "TOKEN", help_heading = heading::AUTH)]
     auth_token: String,
-    /// Life of an unused auth token, in seconds
-    #[arg(long, env = "ETCD_AUTH_TOKEN_TTL", default_value_t = 300)]
+    /// Time after which an unused auth token expires, in seconds.
+    #[arg(long, env = "ETCD_AUTH_TOKEN_TTL", default_value_t = 300, value_name = "SECONDS", help_heading = heading::AUTH)]
     auth_token_ttl: u64,
-    /// Cost of hashing passwords
-    #[arg(long, env = "ETCD_BCRYPT_COST", default_value_t = 10)]
+    /// Cost of bcrypt for password hashes, 4 to 31; each step doubles the time.
+    #[arg(long, env = "ETCD_BCRYPT_COST", default_value_t = 10, value_name = "COST", help_heading = heading::AUTH)]
     bcrypt_cost: u32,
-    /// debug, info, warn or error
-    #[arg(long, env = "ETCD_LOG_LEVEL", default_value = "info")]
+    /// Unit of --auto-compaction-retention: periodic (time) or revision (number of revisions).
+    #[arg(long, env = "ETCD_AUTO_COMPACTION_MODE", default_value = "periodic", value_parser = ["periodic", "revision"], value_name = "MODE", help_heading = heading::LIMITS)]
+    auto_compaction_mode: String,
+    /// Revisions to keep when compacting: a duration, a number of hours or, by --auto-compaction-mode, of revisions; 0
+    /// disables compaction.
+    #[arg(long, env = "ETCD_AUTO_COMPACTION_RETENTION", default_value = "0", value_name = "RETENTION", help_heading = heading::LIMITS)]
+    auto_compaction_retention: String,
+    /// Largest size of a request, in bytes.
+    #[arg(long, env = "ETCD_MAX_REQUEST_BYTES", default_value_t = 1_572_864, value_name = "BYTES", help_heading = heading::LIMITS)]
+    max_request_bytes: usize,
+    /// Largest number of operations in a transaction.
+    #[arg(long, env = "ETCD_MAX_TXN_OPS", default_value_t = 128, value_name = "N", help_heading = heading::LIMITS)]
+    max_txn_ops: usize,
+    /// Size of the data, in bytes, from which writes are refused and the alarm NOSPACE is raised; 0 for 2 GiB, a
+    /// negative number for no quota.
+    #[arg(long, env = "ETCD_QUOTA_BACKEND_BYTES", default_value_t = 0, allow_negative_numbers = true, value_name = "BYTES", help_heading = heading::LIMITS)]
+    quota_backend_bytes: i64,
+    /// Largest number of concurrent calls on one connection.
+    #[arg(long, env = "ETCD_MAX_CONCURRENT_STREAMS", default_value_t = u32::MAX, value_name = "N", help_heading = heading::LIMITS)]
+    max_concurrent_streams: u32,
+    /// Time without traffic after which the server pings a client.
+    #[arg(long, env = "ETCD_GRPC_KEEPALIVE_INTERVAL", default_value = "5m", value_parser = duration, value_name = "DURATION", help_heading = heading::LIMITS)]
+    grpc_keepalive_interval: Duration,
+    /// Time without an answer to a ping after which the connection is closed.
+    #[arg(long, env = "ETCD_GRPC_KEEPALIVE_TIMEOUT", default_value = "20s", value_parser = duration, value_name = "DURATION", help_heading = heading::LIMITS)]
+    grpc_keepalive_timeout: Duration,
+    /// Interval of progress notifications to idle watchers that asked for them.
+    #[arg(long, env = "ETCD_WATCH_PROGRESS_NOTIFY_INTERVAL", default_value = "10m", value_parser = duration, value_name = "DURATION", help_heading = heading::LIMITS)]
+    watch_progress_notify_interval: Duration,
+    /// Level of the log: debug, info, warn or error.
+    #[arg(long, env = "ETCD_LOG_LEVEL", default_value = "info", value_name = "LEVEL", help_heading = heading::LOGGING)]
     log_level: String,
-    /// stdout, or stderr
-    #[arg(long, env = "ETCD_LOG_OUTPUTS", default_value = "default", value_delimiter = ',')]
+    /// Output of the log: stdout or stderr. Defaults to stderr.
+    #[arg(long, env = "ETCD_LOG_OUTPUTS", default_value = "default", value_delimiter = ',', value_name = "OUTPUT,...", help_heading = heading::LOGGING)]
     log_outputs: Vec<String>,
-    /// A file with all settings; flags and variables are ignored then
-    #[arg(long, env = "ETCD_CONFIG_FILE")]
-    config_file: Option<PathBuf>,
-    /// Print the version and exit
-    #[arg(long)]
-    version: bool,
 }
 
-/// How much history to keep, as etcd reads it: a bare number is hours, or revisions.
-fn history(mode: &str, retention: &str) -> anyhow::Result<History> {
+/// Parses `--auto-compaction-retention`: a duration or, as a bare number, hours or revisions.
+fn auto_compaction(mode: &str, retention: &str) -> anyhow::Result<AutoCompaction> {
+    // As in etcd, empty is 0.
+    let retention = if retention.is_empty() { "0" } else { retention };
     if mode == "revision" {
         let keep = retention.parse::<i64>().ok().filter(|n| *n >= 0);
         let keep =
-            keep.with_context(|| format!("--auto-compaction-retention={retention}: not a number of revisions"))?;
-        return Ok(if keep == 0 {
-            History::All
-        } else {
-            History::Revisions(keep)
+            keep.with_context(|| format!("--auto-compaction-retention={retention}: not a number of revisions, which --auto-compaction-mode=revision \
+                 requires"))?;
+        return Ok(match keep {
+            0 => AutoCompaction::Off,
+            _ => AutoCompaction::Revisions(keep),
         });
     }
     let keep = match retention.parse::<u64>() {
         Ok(hours) => Duration::from_secs(hours * 3600),
         Err(_) => duration(retention).map_err(|e| anyhow::anyhow!("--auto-compaction-retention: {e}"))?,
     };
-    Ok(if keep.is_zero() {
-        History::All
-    } else {
-        History::For(keep)
+    Ok(match keep.is_zero() {
+        true => AutoCompaction::Off,
+        false => AutoCompaction::Periodic(keep),
     })
 }
 
-/// `simple`, or `jwt,key=value,…`.
+/// Parses `--auth-token`: `simple` gives `None`, `jwt,key=value,…` its options.
 fn token(text: &str) -> anyhow::Result<Option<JwtOptions>> {
     let mut parts = text.split(',');
     match parts.next() {
         Some("simple" | "") => return Ok(None),
         Some("jwt") => {}
-        _ => bail!("--auth-token={text}: tokens are simple or jwt"),
+        _ => bail!("--auth-token={text}: the kind of token must be simple or jwt"),
     }
     let mut options = JwtOptions {
         method: String::new(),
@@ -305,11 +211,13 @@ fn token(text: &str) -> anyhow::Result<Option<JwtOptions>> {
             Some(("pub-key", path)) => options.public = Some(path.into()),
             Some(("priv-key", path)) => options.private = Some(path.into()),
             Some(("ttl", ttl)) => options.ttl = duration(ttl).map_err(|e| anyhow::anyhow!("--auth-token: ttl: {e}"))?,
-            _ => bail!("--auth-token={text}: {part:?} is not understood"),
+            _ => bail!(
+                "--auth-token={text}: {part:?} is not one of sign-method=METHOD, pub-key=FILE, priv-key=FILE, ttl=DURATION"
+            ),
         }
     }
     if options.method.is_empty() {
-        bail!("--auth-token={text}: sign-method is missing");
+        bail!("--auth-token={text}: sign-method is missing: add it, for example sign-method=RS256");
     }
     Ok(Some(options))
 }
@@ -320,25 +228,31 @@ fn check_gates(gates: &[String]) -> anyhow::Result<()> {
             .split_once('=')
             .is_some_and(|(name, value)| FEATURE_GATES.contains(&name) && boolean(value).is_ok());
         if !known {
-            bail!("--feature-gates: unrecognized feature gate {gate:?}");
+            bail!(
+                "--feature-gates: unrecognized feature gate {gate:?}: expected Name=true or Name=false with a name of {}",
+                FEATURE_GATES.join(", ")
+            );
         }
     }
     Ok(())
 }
 
 impl EtcdArgs {
-    /// Starts logging as etcd does.
+    /// Starts logging in etcd's format.
     pub fn init_logging(&self) {
         let level = match &*self.log_level {
-            // What Go's zap has besides.
+            // Levels of Go's zap above error.
             "dpanic" | "panic" | "fatal" => tracing::Level::ERROR,
             level => level.parse().unwrap_or(tracing::Level::INFO),
         };
-        let to_stdout = self.log_outputs.iter().any(|o| o == "stdout");
-        logging::init(Format::Etcd, level, to_stdout);
+        let output = match self.log_outputs.iter().any(|o| o == "stdout") {
+            true => Output::Stdout,
+            false => Output::Stderr,
+        };
+        logging::init(Format::Etcd, level, output);
     }
 
-    /// Whether only the version is wanted.
+    /// Whether `--version` was given.
     pub fn wants_version(&self) -> bool {
         self.version
     }
@@ -368,10 +282,19 @@ impl EtcdArgs {
                 None => format!("{}.etcd/fixtures/client", self.name).into(),
             };
             let made = certs::self_signed(&directory);
-            let pair = made.with_context(|| format!("cannot make a certificate in {}", directory.display()))?;
+            let pair =
+                made.with_context(|| format!("--auto-tls: cannot make a certificate in {}", directory.display()))?;
             (tls.cert, tls.key) = (Some(pair.cert), Some(pair.key));
         }
         Ok(tls)
+    }
+
+    fn data_config(&self) -> Option<durable::Config> {
+        let mut config = self.data.config()?;
+        if self.unsafe_no_fsync {
+            config.mode = durable::Mode::None;
+        }
+        Some(config)
     }
 
     fn config(&self) -> anyhow::Result<EtcdConfig> {
@@ -425,8 +348,8 @@ impl EtcdArgs {
             listen: tls.listeners(&self.listen_client_urls)?,
             listen_http: tls.listeners(&self.listen_client_http_urls)?,
             listen_metrics: tls.listeners(&self.listen_metrics_urls)?,
-            history: history(&self.auto_compaction_mode, &self.auto_compaction_retention)?,
-            data: self.data.config(self.unsafe_no_fsync),
+            auto_compaction: auto_compaction(&self.auto_compaction_mode, &self.auto_compaction_retention)?,
+            data: self.data_config(),
             users_of: None,
         })
     }
@@ -435,7 +358,7 @@ impl EtcdArgs {
     pub async fn start(self, life: &Lifecycle) -> anyhow::Result<()> {
         let etcd = Etcd::start(self.config()?, life).await?;
         for address in &etcd.metrics_addresses {
-            tracing::info!(%address, "metrics are here");
+            tracing::info!(%address, "serving metrics and health");
         }
         for address in &etcd.addresses {
             tracing::info!(%address, "serving client traffic");
@@ -461,13 +384,19 @@ mod tests {
 
     #[test]
     fn a_bare_retention_is_hours_or_revisions() {
-        let periodic = |text| history("periodic", text).unwrap();
-        assert_eq!(periodic("1"), History::For(Duration::from_secs(3600)));
-        assert_eq!(periodic("30m"), History::For(Duration::from_secs(1800)));
-        assert_eq!(periodic("0"), History::All);
-        assert!(history("periodic", "soon").is_err());
-        assert_eq!(history("revision", "1000").unwrap(), History::Revisions(1000));
-        assert!(history("revision", "1h").is_err());
+        let periodic = |text| auto_compaction("periodic", text).unwrap();
+        assert_eq!(periodic("1"), AutoCompaction::Periodic(Duration::from_secs(3600)));
+        assert_eq!(periodic("30m"), AutoCompaction::Periodic(Duration::from_secs(1800)));
+        assert_eq!(
+            (periodic("0"), periodic("")),
+            (AutoCompaction::Off, AutoCompaction::Off)
+        );
+        assert!(auto_compaction("periodic", "soon").is_err());
+        assert_eq!(
+            auto_compaction("revision", "1000").unwrap(),
+            AutoCompaction::Revisions(1000)
+        );
+        assert!(auto_compaction("revision", "1h").is_err());
     }
 
     #[test]

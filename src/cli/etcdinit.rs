@@ -1,4 +1,4 @@
-//! `etcdinit`: prepares the data directory of the `etcd` that is started next, without any network.
+//! `etcdinit`: prepares a data directory for a later start of `etcd`, without network access.
 
 use super::flags::{boolean, duration};
 use crate::app::etcdinit;
@@ -9,13 +9,13 @@ use std::path::PathBuf;
 use std::sync::mpsc;
 use std::time::Duration;
 
-/// Who logs.
+/// The field `subsys` of all log lines, as in Cilium.
 const SUBSYS: &str = "etcdinit";
 
 /// Flags of `etcdinit`.
 #[derive(Args, Debug)]
 pub struct EtcdinitArgs {
-    /// The data directory, which must be there; a former store in it, ours or etcd's, is removed
+    /// Data directory to prepare. Must exist; a store in it, of this program or of etcd, is removed.
     #[arg(
         long,
         env = "CILIUM_ETCD_DATA_DIR",
@@ -23,23 +23,29 @@ pub struct EtcdinitArgs {
         value_name = "DIR"
     )]
     etcd_data_dir: PathBuf,
-    /// Accepted; every store that is prepared has ids of its own
+    /// Accepted without effect: every prepared store gets random ids.
     #[arg(
         long,
         env = "CILIUM_ETCD_INITIAL_CLUSTER_TOKEN",
-        default_value = "clustermesh-apiserver"
+        default_value = "clustermesh-apiserver",
+        value_name = "TOKEN"
     )]
     etcd_initial_cluster_token: String,
-    /// Accepted; etcd's --name is what counts
-    #[arg(long, env = "CILIUM_ETCD_CLUSTER_NAME", default_value = "clustermesh-apiserver")]
+    /// Accepted without effect: --name of `etcd` is the member name.
+    #[arg(
+        long,
+        env = "CILIUM_ETCD_CLUSTER_NAME",
+        default_value = "clustermesh-apiserver",
+        value_name = "NAME"
+    )]
     etcd_cluster_name: String,
-    /// Name of the Cilium cluster, which is part of its users' names
-    #[arg(long, env = "CILIUM_CLUSTER_NAME", default_value = "default")]
+    /// Name of the Cilium cluster, for its users admin-<name> and local-<name>.
+    #[arg(long, env = "CILIUM_CLUSTER_NAME", default_value = "default", value_name = "NAME")]
     cluster_name: String,
-    /// How long it may take
-    #[arg(long, env = "CILIUM_TIMEOUT", default_value = "2m", value_parser = duration)]
+    /// Longest time for preparing the directory.
+    #[arg(long, env = "CILIUM_TIMEOUT", default_value = "2m", value_parser = duration, value_name = "DURATION")]
     timeout: Duration,
-    /// Log at level debug
+    /// Log at level debug instead of info.
     #[arg(long, env = "CILIUM_DEBUG", num_args = 0..=1, require_equals = true,
           default_missing_value = "true", default_value = "false", value_parser = boolean, action = ArgAction::Set)]
     pub debug: bool,
@@ -61,14 +67,16 @@ impl EtcdinitArgs {
         };
         let late = || {
             let (directory, time) = (etcd_data_dir.display(), go_duration(timeout));
-            format!("--etcd-data-dir={directory} was not prepared within --timeout={time}")
+            format!(
+                "--etcd-data-dir={directory} was not prepared within --timeout={time}: the disk may be stuck, or the timeout too short"
+            )
         };
         if timeout.is_zero() {
             bail!(late());
         }
         let (tell, told) = mpsc::channel();
         let directory = etcd_data_dir.clone();
-        // A disk that does not answer cannot be told to stop.
+        // On a thread of its own, since a call that hangs on a broken disk cannot be cancelled.
         std::thread::spawn(move || {
             let prepared = etcdinit::prepare(&directory, cluster.as_ref());
             let _ = tell.send(prepared.with_context(|| format!("--etcd-data-dir={}", directory.display())));
@@ -85,9 +93,8 @@ impl EtcdinitArgs {
         Ok(())
     }
 
-    /// Says how it was called, as the original does.
+    /// Logs the settings in the order of their names, and the version, as Cilium does.
     fn log(&self) {
-        // In order of their names.
         for (name, value) in [
             ("cluster-name", self.cluster_name.clone()),
             ("debug", self.debug.to_string()),
@@ -112,7 +119,7 @@ fn go_duration(duration: Duration) -> String {
     let secs = (duration - Duration::from_secs(minutes * 60)).as_secs_f64();
     match (minutes / 60, minutes % 60) {
         (0, 0) if duration.is_zero() => "0s".to_owned(),
-        // Parts of a second have units of their own, which Rust writes alike.
+        // Rust writes durations below a minute as Go does.
         (0, 0) => format!("{duration:?}"),
         (0, minutes) => format!("{minutes}m{secs}s"),
         (hours, minutes) => format!("{hours}h{minutes}m{secs}s"),

@@ -1,4 +1,4 @@
-//! `kvstoremesh`: the mirror alone, into any etcd; `kvstoremesh-dbg`: what it knows.
+//! `kvstoremesh`: the mirror alone, writing to any etcd; `kvstoremesh-dbg status`, which asks a mirror.
 
 use super::flags::{ClusterArgs, KvstoreArgs, LogArgs, MeshArgs, ObserveArgs, ServiceArgs, boolean};
 use crate::app;
@@ -25,20 +25,18 @@ pub struct KvstoremeshArgs {
     service: ServiceArgs,
     #[command(flatten)]
     kvstore: KvstoreArgs,
-    /// Logging.
     #[command(flatten)]
     pub log: LogArgs,
-    /// Write the heartbeat, too: where no publisher does
-    #[arg(long, env = "CILIUM_ENABLE_HEARTBEAT", num_args = 0..=1, require_equals = true,
+    /// Write the heartbeat key of the local store. Set where no publisher does.
+    #[arg(long, help_heading = "Mirror of remote clusters", env = "CILIUM_ENABLE_HEARTBEAT", num_args = 0..=1, require_equals = true,
           default_missing_value = "true", default_value = "false", value_parser = boolean, action = ArgAction::Set)]
     enable_heartbeat: bool,
-    /// Health and metrics.
     #[command(flatten)]
     observe: ObserveArgs,
 }
 
 impl KvstoremeshArgs {
-    /// Connects to the local store, and starts mirroring.
+    /// Connects to the local store, waits for the leader lock and starts the mirror.
     pub async fn start(self, life: &Lifecycle) -> anyhow::Result<()> {
         let Self {
             cluster,
@@ -52,12 +50,14 @@ impl KvstoremeshArgs {
         let cluster = cluster.info()?;
         let store = kvstore.config()?;
         let Some(mut config) = mesh.config(cluster, service.clustermesh_service_v2) else {
-            bail!("--clustermesh-config is required");
+            bail!(
+                "no remote clusters to mirror: set --clustermesh-config to the directory of their etcd client configurations"
+            );
         };
         let directory = config.directory.display();
         std::fs::read_dir(&config.directory)
             .with_context(|| format!("--clustermesh-config: cannot read {directory}"))?;
-        // As the original: remotes are asked as the store here is (pkg/clustermesh/common/factory.go).
+        // As in Cilium, the local store's options also apply to the remote ones (pkg/clustermesh/common/factory.go).
         (config.remotes.page, config.remotes.keepalive) = (store.limits.page, store.keepalive);
         let ready = Ready::default();
         let starting = ready.block("starting");
@@ -74,7 +74,7 @@ impl KvstoremeshArgs {
         if enable_heartbeat {
             app::start_heartbeat(Arc::clone(&backend) as _, figures.kvstore.clone(), life);
         }
-        // Of its own: that a standby is ready says nothing of the mirror.
+        // Separate from `ready`: a standby is ready although its mirror has not started.
         let mirrored = Ready::default();
         let waiting = mirrored.clone();
         ready.condition("mirror", false, move || {
@@ -93,8 +93,14 @@ impl KvstoremeshArgs {
 /// Flags of `kvstoremesh-dbg`.
 #[derive(Args, Debug)]
 pub struct DbgArgs {
-    /// Where the status API is
-    #[arg(short = 'H', long, default_value = "localhost:9889", global = true)]
+    /// Address of the mirror's status API (--api-serve-addr of kvstoremesh).
+    #[arg(
+        short = 'H',
+        long,
+        default_value = "localhost:9889",
+        global = true,
+        value_name = "HOST:PORT"
+    )]
     host: String,
     #[command(subcommand)]
     command: DbgCommand,
@@ -102,12 +108,12 @@ pub struct DbgArgs {
 
 #[derive(Debug, Subcommand)]
 enum DbgCommand {
-    /// Show the remote clusters
+    /// Print the status of every remote cluster
     Status {
-        /// Print the API's answer
-        #[arg(short, long)]
+        /// Print all fields in this format instead of a summary.
+        #[arg(short, long, value_name = "FORMAT")]
         output: Option<Output>,
-        /// Print details of ready clusters, too
+        /// Print the details of ready clusters, too.
         #[arg(long)]
         verbose: bool,
     },
@@ -120,7 +126,7 @@ enum Output {
 }
 
 impl DbgArgs {
-    /// Asks the API; returns what to print.
+    /// Asks the status API; returns the text to print.
     pub fn run(&self) -> anyhow::Result<String> {
         let DbgCommand::Status { output, verbose } = &self.command;
         let clusters: Vec<RemoteCluster> = serde_json::from_str(&get(&self.host, "/v1/cluster")?)?;
@@ -132,7 +138,7 @@ impl DbgArgs {
     }
 }
 
-/// The body of an HTTP answer; the API closes the connection after it.
+/// The body of the answer to a GET request, up to the end of the connection.
 fn get(host: &str, path: &str) -> anyhow::Result<String> {
     let connected = TcpStream::connect(host);
     let mut stream = connected.with_context(|| format!("is KVStoreMesh running and serving the API on {host}?"))?;
@@ -143,12 +149,19 @@ fn get(host: &str, path: &str) -> anyhow::Result<String> {
     )?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).map_err(|e| match e.kind() {
-        ErrorKind::WouldBlock | ErrorKind::TimedOut => anyhow::anyhow!("no answer from {host} in 30 s"),
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => {
+            anyhow::anyhow!("no answer from the status API on {host} within 30 s")
+        }
         _ => e.into(),
     })?;
-    let (head, body) = answer.split_once("\r\n\r\n").context("the answer is not HTTP")?;
+    let (head, body) = answer
+        .split_once("\r\n\r\n")
+        .with_context(|| format!("the answer from {host} is not HTTP: is it the address of the status API?"))?;
     if !head.starts_with("HTTP/1.1 200") {
-        bail!("{host} answers {}", head.lines().next().unwrap_or_default());
+        bail!(
+            "GET {path} on {host} failed: {}",
+            head.lines().next().unwrap_or_default()
+        );
     }
     Ok(body.to_owned())
 }

@@ -1,4 +1,4 @@
-//! Log lines in the shapes that the field's tools read: Cilium's logfmt and JSON, etcd's JSON.
+//! Log lines in the formats that operators' tools parse: Cilium's logfmt and JSON, etcd's JSON.
 
 use std::fmt::{self, Write as _};
 use std::sync::OnceLock;
@@ -9,7 +9,7 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
-/// The shape of a line.
+/// The format of a log line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Format {
     /// `time=… level=info msg=… key=value`
@@ -25,44 +25,49 @@ pub enum Format {
     Etcd,
 }
 
-/// Starts logging. Daemons log to standard output, as the originals; etcd and the demo to standard error.
-pub fn init(format: Format, level: Level, to_stdout: bool) {
-    // What kube says at each retry we say once, with the kind.
+/// Where log lines go. Cilium's daemons log to standard output, etcd to standard error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Output {
+    Stdout,
+    Stderr,
+}
+
+/// Starts logging.
+pub fn init(format: Format, level: Level, output: Output) {
+    // kube logs every retry; the Kubernetes room logs each trouble once, with the kind of object.
     let filter = EnvFilter::new(format!(
         "warn,kube_client=off,isthmus={}",
         level.as_str().to_ascii_lowercase()
     ));
-    let _ = STARTED.set((format, to_stdout));
+    let _ = STARTED.set((format, output));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(false)
         .event_format(Lines(format));
-    // A second subscriber is refused, which only tests could want.
-    let _ = match to_stdout {
-        true => builder.with_writer(std::io::stdout).try_init(),
-        false => builder.with_writer(std::io::stderr).try_init(),
+    // Fails if a subscriber exists, which happens in tests only.
+    let _ = match output {
+        Output::Stdout => builder.with_writer(std::io::stdout).try_init(),
+        Output::Stderr => builder.with_writer(std::io::stderr).try_init(),
     };
 }
 
-/// How to log.
+/// The options of `--log-opt`.
 pub struct Options {
-    /// The shape of lines.
     pub format: Format,
-    /// What is worth a line.
     pub level: Level,
-    /// To standard output, rather than to standard error.
-    pub to_stdout: bool,
-    /// What was not understood, and is left at its default.
-    pub complaints: Vec<String>,
+    pub output: Output,
+    /// One text for each invalid option; its default is in force.
+    pub invalid: Vec<String>,
 }
 
-/// How logging was started.
-static STARTED: OnceLock<(Format, bool)> = OnceLock::new();
+/// The format and the output that logging was started with.
+static STARTED: OnceLock<(Format, Output)> = OnceLock::new();
 
-/// Says why the process ends, at a level that only the originals have; false if logging was not started.
+/// Logs `message`, the reason why the process ends, at level fatal, which `tracing` does not have. Returns false
+/// if logging was not started.
 #[allow(clippy::print_stdout, clippy::print_stderr, reason = "this is the log")]
 pub fn fatal(message: &str) -> bool {
-    let Some((format, to_stdout)) = STARTED.get() else {
+    let Some((format, output)) = STARTED.get() else {
         return false;
     };
     let fields = Fields {
@@ -71,17 +76,22 @@ pub fn fatal(message: &str) -> bool {
     };
     let mut line = String::new();
     let written = log_line(&mut Writer::new(&mut line), *format, "fatal", ("", 0), &fields);
-    match to_stdout {
-        true => print!("{line}"),
-        false => eprint!("{line}"),
+    match output {
+        Output::Stdout => print!("{line}"),
+        Output::Stderr => eprint!("{line}"),
     }
     written.is_ok()
 }
 
-/// Reads `--log-opt`.
+/// The level with and without `--debug`.
+pub fn level(debug: bool) -> Level {
+    if debug { Level::DEBUG } else { Level::INFO }
+}
+
+/// Parses `--log-opt`, whose level overrides `--debug`.
 pub fn options(debug: bool, options: &[String]) -> Options {
-    let (mut format, mut level) = (Format::Text, if debug { Level::DEBUG } else { Level::INFO });
-    let (mut to_stdout, mut complaints) = (true, vec![]);
+    let (mut format, mut level) = (Format::Text, level(debug));
+    let (mut output, mut invalid) = (Output::Stdout, vec![]);
     for option in options {
         let (key, value) = option.split_once('=').unwrap_or((option, ""));
         match (key, value) {
@@ -93,16 +103,19 @@ pub fn options(debug: bool, options: &[String]) -> Options {
                 level = value.parse().unwrap_or(level);
             }
             ("level", "warning") => level = Level::WARN,
-            ("writer", "stdout") => to_stdout = true,
-            ("writer", "stderr") => to_stdout = false,
-            _ => complaints.push(format!("log option {option:?} is not understood")),
+            ("writer", "stdout") => output = Output::Stdout,
+            ("writer", "stderr") => output = Output::Stderr,
+            _ => invalid.push(format!(
+                "invalid log option {option:?}, using the default: valid are level=debug|info|warn|error, \
+                 format=text|text-ts|json|json-ts and writer=stdout|stderr"
+            )),
         }
     }
     Options {
         format,
         level,
-        to_stdout,
-        complaints,
+        output,
+        invalid,
     }
 }
 
@@ -172,7 +185,7 @@ fn log_line(
     }
 }
 
-/// A value as logfmt has it: quoted if it must be.
+/// A value in logfmt: quoted where the format requires quotes.
 fn quoted(value: &str) -> String {
     let plain = |c: char| !c.is_whitespace() && !c.is_control() && c != '"' && c != '=';
     match !value.is_empty() && value.chars().all(plain) {
@@ -214,6 +227,6 @@ mod tests {
         ];
         let options = options(true, &given);
         assert_eq!((options.format, options.level), (Format::JsonWithoutTime, Level::WARN));
-        assert_eq!((options.to_stdout, options.complaints.len()), (false, 1));
+        assert_eq!((options.output, options.invalid.len()), (Output::Stderr, 1));
     }
 }

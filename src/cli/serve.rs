@@ -4,7 +4,7 @@ use super::data::DataArgs;
 use super::etcd::listen::Tls;
 use super::flags::{ClusterArgs, LogArgs, MeshArgs, ObserveArgs, PublisherArgs, ServiceArgs, boolean, duration};
 use super::users::UserArgs;
-use crate::app::{self, Etcd, EtcdConfig, History};
+use crate::app::{self, AutoCompaction, Etcd, EtcdConfig};
 use crate::server::{self, Identity};
 use crate::util::lifecycle::Lifecycle;
 use crate::util::readiness::Ready;
@@ -12,6 +12,9 @@ use anyhow::Context;
 use clap::{ArgAction, Args};
 use std::path::PathBuf;
 use std::time::Duration;
+
+/// Heading of the flags that are not shared with other subcommands.
+const SERVER: &str = "etcd server";
 
 /// Flags of `serve`.
 #[derive(Args, Debug)]
@@ -26,43 +29,47 @@ pub struct ServeArgs {
     service: ServiceArgs,
     #[command(flatten)]
     users: UserArgs,
-    /// Logging.
     #[command(flatten)]
     pub log: LogArgs,
-    /// Where to listen for etcd clients
+    /// URLs to listen on for etcd clients: http, https, unix or unixs.
     #[arg(
         long,
         env = "CILIUM_LISTEN_CLIENT_URLS",
         default_value = "https://0.0.0.0:2379",
-        value_delimiter = ','
+        value_delimiter = ',',
+        value_name = "URL,...",
+        help_heading = SERVER
     )]
     listen_client_urls: Vec<String>,
-    /// Where and how data is kept.
     #[command(flatten)]
     data: DataArgs,
-    /// Server certificate
-    #[arg(long, env = "CILIUM_CERT_FILE", default_value = "/var/lib/etcd-secrets/tls.crt")]
+    /// Server certificate with its chain, PEM. Read again at every handshake after a change.
+    #[arg(long, env = "CILIUM_CERT_FILE", default_value = "/var/lib/etcd-secrets/tls.crt", value_name = "FILE",
+          help_heading = SERVER)]
     cert_file: PathBuf,
-    /// Server key
-    #[arg(long, env = "CILIUM_KEY_FILE", default_value = "/var/lib/etcd-secrets/tls.key")]
+    /// Private key of the server certificate, PEM.
+    #[arg(long, env = "CILIUM_KEY_FILE", default_value = "/var/lib/etcd-secrets/tls.key", value_name = "FILE",
+          help_heading = SERVER)]
     key_file: PathBuf,
-    /// CAs of client certificates
-    #[arg(long, env = "CILIUM_TRUSTED_CA_FILE", default_value = "/var/lib/etcd-secrets/ca.crt")]
+    /// CA certificates that client certificates must be signed by, PEM.
+    #[arg(long, env = "CILIUM_TRUSTED_CA_FILE", default_value = "/var/lib/etcd-secrets/ca.crt", value_name = "FILE",
+          help_heading = SERVER)]
     trusted_ca_file: PathBuf,
-    /// A client certificate is required, and its common name is the user
-    #[arg(long, env = "CILIUM_CLIENT_CERT_AUTH", num_args = 0..=1, require_equals = true,
+    /// Require a client certificate, whose common name is the etcd user, and enable authentication. Without it,
+    /// every client may read and write everything.
+    #[arg(long, env = "CILIUM_CLIENT_CERT_AUTH", num_args = 0..=1, require_equals = true, help_heading = SERVER,
           default_missing_value = "true", default_value = "true", value_parser = boolean, action = ArgAction::Set)]
     client_cert_auth: bool,
-    /// How long clients can go back in history, to resume a watch or to page through a list; 0: for ever
-    #[arg(long, env = "CILIUM_HISTORY", default_value = "10m", value_parser = duration)]
+    /// Age up to which revisions are kept, so that clients can resume watches and page through lists; 0 keeps all.
+    #[arg(long, env = "CILIUM_HISTORY", default_value = "10m", value_parser = duration, value_name = "DURATION",
+          help_heading = SERVER)]
     history: Duration,
-    /// Health and metrics.
     #[command(flatten)]
     observe: ObserveArgs,
 }
 
 impl ServeArgs {
-    /// Starts all parts.
+    /// Starts the store, the publisher and the mirror.
     pub async fn start(self, life: &Lifecycle) -> anyhow::Result<()> {
         let Self {
             cluster,
@@ -99,13 +106,13 @@ impl ServeArgs {
             ..server::Config::new(Identity::random())
         };
         let config = EtcdConfig {
-            history: if history.is_zero() {
-                History::All
+            auto_compaction: if history.is_zero() {
+                AutoCompaction::Off
             } else {
-                History::For(history)
+                AutoCompaction::Periodic(history)
             },
-            data: data.config(false),
-            // Without certificates nobody could be told from anybody.
+            data: data.config(),
+            // Without client certificates, users cannot be told apart.
             users_of: client_cert_auth.then(|| cluster.name.clone()),
             ..EtcdConfig::new(server, tls.listeners(&listen_client_urls)?)
         };
@@ -118,7 +125,7 @@ impl ServeArgs {
             Some(path) if client_cert_auth => {
                 app::start_users(path, etcd.users(), &cluster.name, &figures, life);
             }
-            Some(_) => tracing::warn!("--cluster-users-enabled has no effect without --client-cert-auth"),
+            Some(_) => tracing::warn!("--cluster-users-enabled has no effect with --client-cert-auth=false"),
             None => {}
         }
         let options = publisher.options(cluster.clone(), mode);

@@ -1,4 +1,4 @@
-//! `snapshot`: what etcdctl and etcdutl do with snapshots.
+//! `snapshot`: the snapshot commands of etcdctl and etcdutl.
 
 use super::data::one_of;
 use crate::durable::{self, EngineKind, Import};
@@ -19,54 +19,59 @@ use std::sync::Arc;
 /// Bytes copied at once.
 const PIECE: usize = 1 << 20;
 
-/// What to do.
+/// Commands of `snapshot`.
 #[derive(Debug, Subcommand)]
 pub enum SnapshotCommand {
-    /// Save a snapshot of a running store, or of a data directory that no store uses
+    /// Save a snapshot of a running store, or of the data directory of a stopped one
     Save(SaveArgs),
-    /// Make a data directory of a snapshot, ours or etcd's: a cluster of its own
+    /// Make a data directory from a snapshot of this program or of etcd, with a new cluster id
     Restore(RestoreArgs),
-    /// Say what a snapshot holds, as etcdutl does
+    /// Print hash, revision, number of keys and size of a snapshot
     Status(StatusArgs),
 }
 
 /// Flags of `snapshot save`.
 #[derive(Args, Debug)]
 pub struct SaveArgs {
-    /// The file to write
+    /// File to write.
     file: PathBuf,
-    /// The data directory to save
+    /// Data directory of a stopped store, to save instead of a running store.
     #[arg(long, value_name = "DIR", conflicts_with = "endpoints")]
     data_dir: Option<PathBuf>,
-    /// The store to save
-    #[arg(long, default_value = "127.0.0.1:2379", value_delimiter = ',')]
+    /// Addresses of the running store to save, tried in order.
+    #[arg(
+        long,
+        default_value = "127.0.0.1:2379",
+        value_delimiter = ',',
+        value_name = "HOST:PORT,..."
+    )]
     endpoints: Vec<String>,
-    /// CAs of the server
-    #[arg(long)]
+    /// CA certificates that the server certificate must be signed by, PEM. Selects TLS.
+    #[arg(long, value_name = "FILE")]
     cacert: Option<PathBuf>,
-    /// Client certificate
-    #[arg(long)]
+    /// Client certificate, PEM. Selects TLS.
+    #[arg(long, value_name = "FILE")]
     cert: Option<PathBuf>,
-    /// Client key
-    #[arg(long)]
+    /// Private key of the client certificate, PEM.
+    #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
-    /// NAME:PASSWORD
-    #[arg(long)]
+    /// User name and password, for stores with password authentication.
+    #[arg(long, value_name = "NAME:PASSWORD")]
     user: Option<String>,
 }
 
 /// Flags of `snapshot restore`.
 #[derive(Args, Debug)]
 pub struct RestoreArgs {
-    /// The snapshot
+    /// Snapshot file to read.
     file: PathBuf,
-    /// The data directory to make
+    /// Data directory to make.
     #[arg(long, value_name = "DIR")]
     data_dir: PathBuf,
-    /// What keeps the data
-    #[arg(long, default_value = "log", value_parser = one_of(EngineKind::NAMES))]
+    /// Storage engine of the new data directory.
+    #[arg(long, default_value = "log", value_parser = one_of(EngineKind::NAMES), value_name = "ENGINE")]
     data_engine: EngineKind,
-    /// Take a file without a hash: a copy of etcd's member/snap/db
+    /// Accept a file without a hash, such as a copy of etcd's member/snap/db.
     #[arg(long)]
     skip_hash_check: bool,
 }
@@ -74,15 +79,15 @@ pub struct RestoreArgs {
 /// Flags of `snapshot status`.
 #[derive(Args, Debug)]
 pub struct StatusArgs {
-    /// The snapshot
+    /// Snapshot file to read.
     file: PathBuf,
-    /// simple, table or json
-    #[arg(long, short, default_value = "simple", value_parser = ["simple", "table", "json"])]
+    /// Format of the output.
+    #[arg(long, short, default_value = "simple", value_parser = ["simple", "table", "json"], value_name = "FORMAT")]
     write_out: String,
 }
 
 impl SnapshotCommand {
-    /// Does it; returns what to print.
+    /// Runs the command; returns the text to print.
     pub fn run(self) -> anyhow::Result<String> {
         match self {
             Self::Save(args) => args.run(),
@@ -138,7 +143,7 @@ impl SaveArgs {
         let (mut sum, mut last) = (Sha256::new(), vec![]);
         let pieces = client.snapshot(|piece| {
             out.write_all(piece)?;
-            // The last piece is the sum of those before it.
+            // The last piece is the SHA-256 sum of all pieces before it.
             sum.update(&last);
             last = piece.to_vec();
             Ok(())
@@ -146,7 +151,7 @@ impl SaveArgs {
         pieces.await?;
         ensure!(
             sum.finalize()[..] == last[..],
-            "the snapshot did not arrive as it was sent"
+            "the snapshot is damaged: its SHA-256 sum does not match; save it again"
         );
         Ok(())
     }
@@ -201,8 +206,8 @@ impl RestoreArgs {
         let reader = Reader::open(&self.file).with_context(named)?;
         if !reader.has_hash() && !self.skip_hash_check {
             bail!(
-                "{} has no hash, so it cannot be told whether it is whole: use --skip-hash-check if it is a copy of \
-                 etcd's member/snap/db",
+                "cannot verify {}: the file ends without a SHA-256 sum, so it may be incomplete; use --skip-hash-check if it \
+                 is a copy of etcd's member/snap/db",
                 self.file.display()
             );
         }
@@ -215,7 +220,7 @@ impl RestoreArgs {
         };
         let identity = durable::import(&self.data_dir, self.data_engine, import)?;
         Ok(format!(
-            "{}: revision {}, {} keys, as cluster {:x}\n",
+            "Snapshot restored to {}: revision {}, {} keys, cluster id {:x}\n",
             self.data_dir.display(),
             store.revision(),
             store.stats().keys,
@@ -248,7 +253,7 @@ impl StatusArgs {
     }
 }
 
-/// As etcdutl shows bytes.
+/// A number of bytes in the format of etcdutl.
 fn size(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["B", "kB", "MB", "GB", "TB"];
     let mut value = bytes as f64;

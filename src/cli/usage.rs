@@ -1,15 +1,17 @@
-//! What is said of a command line that cannot be understood: in the words of cobra, which the originals
-//! use, since tools look for them.
+//! Help, and errors about command lines that clap refuses, in the words of the originals, since tools look for
+//! them.
 //!
-//! The message and the usage go to standard error, the bare message to standard output.
+//! Cilium's binaries use cobra: the message and the usage go to standard error, the bare message to standard
+//! output.
 
+use super::arguments::Dialect;
 use clap::Command;
 use clap::error::{ContextKind, ContextValue, Error, ErrorKind};
 use std::error::Error as _;
 
 /// What to print, and where.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Said {
+pub struct Answer {
     /// For standard output.
     pub out: String,
     /// For standard error.
@@ -18,8 +20,41 @@ pub struct Said {
     pub code: u8,
 }
 
-/// What to say of `args`, which `command` did not take because of `error`.
-pub fn said(command: Command, args: &[String], error: &Error) -> Said {
+/// The answer to `args`, which `command` refused because of `error`.
+pub fn answer(dialect: Dialect, command: Command, args: &[String], error: &Error) -> Answer {
+    match dialect {
+        Dialect::Etcd => etcd_answer(error),
+        Dialect::Cobra => cobra_answer(command, args, error),
+    }
+}
+
+fn etcd_answer(error: &Error) -> Answer {
+    let text = error.render().to_string();
+    if !error.use_stderr() {
+        return Answer {
+            out: text,
+            ..Answer::default()
+        };
+    }
+    if let (ErrorKind::UnknownArgument, Some(ContextValue::String(arg))) =
+        (error.kind(), error.get(ContextKind::InvalidArg))
+        && !arg.starts_with('-')
+    {
+        return Answer {
+            err: format!("Error: {arg:?} is not a valid flag\n"),
+            code: 1,
+            ..Answer::default()
+        };
+    }
+    Answer {
+        err: text,
+        // cobra exits with 1, Go's flag package with 2.
+        code: 2,
+        ..Answer::default()
+    }
+}
+
+fn cobra_answer(command: Command, args: &[String], error: &Error) -> Answer {
     let root = command.get_name().to_owned();
     let mut command = command.bin_name(&root);
     command.build();
@@ -32,13 +67,19 @@ pub fn said(command: Command, args: &[String], error: &Error) -> Said {
     };
     if let Some(help) = help {
         let out = format!("{}\n", help.trim_end());
-        return Said { out, ..Said::default() };
+        return Answer {
+            out,
+            ..Answer::default()
+        };
     }
     let is_unknown = error.kind() == ErrorKind::InvalidSubcommand;
     if is_unknown && args.get(1).is_some_and(|arg| arg == "help") {
         let topic = text(error, ContextKind::InvalidSubcommand);
         let err = format!("Unknown help topic [`{topic}`]\n{}", usage(&command));
-        return Said { err, ..Said::default() };
+        return Answer {
+            err,
+            ..Answer::default()
+        };
     }
     let named = named(&mut command, args);
     let message = message(named, args, error);
@@ -46,18 +87,18 @@ pub fn said(command: Command, args: &[String], error: &Error) -> Said {
         true => format!("Run '{root} --help' for usage.\n"),
         false => format!("{}\n", usage(named)),
     };
-    Said {
+    Answer {
         err: format!("Error: {message}\n{help}"),
         out: format!("{message}\n"),
         code: 1,
     }
 }
 
-/// The command that `args` are for.
+/// The subcommand that `args` name.
 fn named<'a>(command: &'a mut Command, args: &[String]) -> &'a mut Command {
     let mut at = command;
     for arg in args.iter().skip(1).filter(|arg| !arg.starts_with('-')) {
-        // Asked twice: the borrow of what was found must not outlive a miss.
+        // Two look-ups, because the borrow checker extends a mutable borrow of a hit to the miss.
         if at.find_subcommand(arg).is_none() {
             break;
         }
@@ -66,7 +107,7 @@ fn named<'a>(command: &'a mut Command, args: &[String]) -> &'a mut Command {
     at
 }
 
-/// How to use a command: its help without its description.
+/// The usage of a command: its help without its description.
 fn usage(command: &Command) -> String {
     let template = "{usage-heading}\n  {usage}\n\n{all-args}";
     let help = command.clone().help_template(template).render_help().to_string();
@@ -85,12 +126,12 @@ fn text(error: &Error, kind: ContextKind) -> String {
     texts(error, kind).join(", ")
 }
 
-/// `--timeout <TIMEOUT>` is a flag and what it takes.
+/// The flag in clap's `--timeout <TIMEOUT>`.
 fn name(arg: &str) -> &str {
     arg.split([' ', '=', '[']).next().unwrap_or_default()
 }
 
-/// The message, without a line end.
+/// The message, without a newline.
 fn message(command: &Command, args: &[String], error: &Error) -> String {
     match error.kind() {
         ErrorKind::UnknownArgument => unknown(command, args, &text(error, ContextKind::InvalidArg)),
@@ -113,10 +154,10 @@ fn message(command: &Command, args: &[String], error: &Error) -> String {
     }
 }
 
-/// A flag, or else a command, that is not there.
+/// The message about a flag or a subcommand that does not exist.
 fn unknown(command: &Command, args: &[String], arg: &str) -> String {
     let path = command.get_bin_name().unwrap_or_default();
-    // clap tells letters apart that were given as one.
+    // Of `-xyz` clap names `-x`; cobra names both.
     let given = args
         .iter()
         .find(|given| given.starts_with(arg))
@@ -134,7 +175,7 @@ fn unknown(command: &Command, args: &[String], arg: &str) -> String {
     }
 }
 
-/// A value that a flag does not take, or that is not there.
+/// The message about an invalid or a missing value.
 fn invalid(command: &Command, error: &Error) -> String {
     let (arg, value) = (
         text(error, ContextKind::InvalidArg),
@@ -155,7 +196,7 @@ fn invalid(command: &Command, error: &Error) -> String {
     }
 }
 
-/// What has to be there and is not.
+/// The message about required arguments or flags that are missing.
 fn missing(args: &[String]) -> String {
     if !args.iter().all(|arg| arg.starts_with('-')) {
         return format!("requires {}", args.join(" "));
@@ -167,7 +208,7 @@ fn missing(args: &[String]) -> String {
     format!("required flag(s) {} not set", names.join(", "))
 }
 
-/// A flag with its short form, as `-D, --debug`.
+/// A flag with its short form: `-D, --debug`.
 fn both(command: &Command, flag: &str) -> String {
     let mut pairs = command
         .get_arguments()

@@ -1,17 +1,18 @@
-//! Flags of the users of remote clusters, the same for `clustermesh` and `serve`.
+//! Flags of the etcd users of remote clusters, shared by `clustermesh` and `serve`.
 
 use super::flags::boolean;
 use clap::{ArgAction, Args};
 use std::path::PathBuf;
 
-/// Who else may connect.
+/// The etcd users of remote clusters.
 #[derive(Args, Debug)]
+#[command(next_help_heading = "Users of remote clusters")]
 pub struct UserArgs {
-    /// Keep the etcd users of remote clusters as a file lists them
+    /// Add and remove etcd users of remote clusters as the file of --cluster-users-config-path lists them.
     #[arg(long, env = "CILIUM_CLUSTER_USERS_ENABLED", num_args = 0..=1, require_equals = true,
           default_missing_value = "true", default_value = "false", value_parser = boolean, action = ArgAction::Set)]
     cluster_users_enabled: bool,
-    /// The file that lists them
+    /// YAML file that lists the etcd users of remote clusters and their roles. Changes are followed.
     #[arg(
         long,
         env = "CILIUM_CLUSTER_USERS_CONFIG_PATH",
@@ -22,7 +23,7 @@ pub struct UserArgs {
 }
 
 impl UserArgs {
-    /// The file to follow, if any.
+    /// The users file, if users are managed.
     pub fn path(&self) -> Option<PathBuf> {
         self.cluster_users_enabled
             .then(|| self.cluster_users_config_path.clone())

@@ -71,7 +71,7 @@ async fn a_unix_socket_serves_clients_and_metrics_have_a_listener_of_their_own()
     let put = put.unix_socket(&socket).send().await.unwrap();
     assert!(put.body.contains(r#""revision":"2""#), "{put:?}");
 
-    let line = server.line("metrics are here").await;
+    let line = server.line("serving metrics and health").await;
     let metrics = line.split("\"address\":\"").nth(1).unwrap().split('"').next().unwrap();
     let get = async |path: &str| http::get(&format!("http://{metrics}{path}")).await.unwrap();
     let text = get("/metrics").await.body;

@@ -134,7 +134,7 @@ async fn etcd_serves_the_users_and_roles_that_etcdinit_creates() {
         status.header().unwrap().revision(),
     );
     assert_eq!(first.1, 1, "etcdinit must not create keys");
-    let metrics = server.line("metrics are here").await;
+    let metrics = server.line("serving metrics and health").await;
     let metrics: serde_json::Value = serde_json::from_str(&metrics).unwrap();
     let url = format!("http://{}/metrics", metrics["address"].as_str().unwrap());
     let text = http::get(&url).await.unwrap().body;

@@ -1,10 +1,10 @@
-//! Where etcd's settings come from: flags, `ETCD_` variables, or a file instead of both.
+//! The sources of etcd's settings: flags and `ETCD_` variables, or a config file instead of both.
 
 use anyhow::{Context, bail};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
-/// Settings of a config file that are groups: the group's entries are flags under these names.
+/// Groups of settings in a config file: the name of the group, and for each of its settings the name of the flag.
 const GROUPS: &[(&str, &[(&str, &str)])] = &[
     (
         "client-transport-security",
@@ -21,7 +21,7 @@ const GROUPS: &[(&str, &[(&str, &str)])] = &[
     ("peer-transport-security", &[]),
 ];
 
-/// Durations that a config file gives as nanoseconds.
+/// Durations, which a config file contains as nanoseconds.
 const NANOSECONDS: &[&str] = &[
     "watch-progress-notify-interval",
     "warning-apply-duration",
@@ -36,12 +36,12 @@ const NANOSECONDS: &[&str] = &[
     "backend-batch-interval",
 ];
 
-/// The variable for a flag.
+/// The name of the environment variable of a flag.
 pub fn variable(flag: &str) -> String {
     format!("ETCD_{}", flag.to_ascii_uppercase().replace('-', "_"))
 }
 
-/// Refuses settings that come twice; returns the `ETCD_` variables that are no settings.
+/// Refuses settings that are both in `args` and in the environment; returns the unknown `ETCD_` variables.
 pub fn check(args: &[String], flags: &[String], environment: &BTreeMap<String, String>) -> anyhow::Result<Vec<String>> {
     let given = |flag: &str| {
         let long = format!("--{flag}");
@@ -65,7 +65,7 @@ pub fn check(args: &[String], flags: &[String], environment: &BTreeMap<String, S
     Ok(unknown.cloned().collect())
 }
 
-/// The file that replaces flags and variables, if one is named.
+/// The config file named in `args` or in the environment.
 pub fn config_file(args: &[String], environment: &BTreeMap<String, String>) -> Option<String> {
     let mut args = args.iter();
     while let Some(arg) = args.next() {
@@ -113,7 +113,7 @@ fn flag(name: &str, value: &Value) -> anyhow::Result<Option<String>> {
     let scalar = |value: &Value| match value {
         Value::String(text) => Ok(text.clone()),
         Value::Bool(_) | Value::Number(_) => Ok(value.to_string()),
-        _ => bail!("{name}: {value} is not a plain value"),
+        _ => bail!("{name}: {value} is not a string, number or boolean, nor a list of those"),
     };
     let text = match value {
         Value::Null => return Ok(None),
@@ -121,7 +121,7 @@ fn flag(name: &str, value: &Value) -> anyhow::Result<Option<String>> {
         Value::Array(list) => list.iter().map(scalar).collect::<anyhow::Result<Vec<_>>>()?.join(","),
         value => scalar(value)?,
     };
-    // An empty value is the default, as in Go.
+    // As in Go, an empty value means the default.
     Ok((!text.is_empty()).then(|| format!("--{name}={text}")))
 }
 

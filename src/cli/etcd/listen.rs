@@ -1,4 +1,4 @@
-//! Listen URLs → listeners.
+//! Turns listen URLs into configurations of listeners.
 
 use crate::app::ListenConfig;
 use crate::server::listen::Address;
@@ -6,32 +6,31 @@ use crate::server::tls::{Protocol, TlsFiles};
 use anyhow::{Context, bail};
 use std::path::PathBuf;
 
-/// What the listeners of a process share.
+/// The TLS settings that all listeners of a process share.
 #[derive(Clone, Debug, Default)]
 pub struct Tls {
-    /// Server certificate, PEM.
+    /// Server certificate with its chain, PEM.
     pub cert: Option<PathBuf>,
-    /// Its key, PEM.
+    /// Private key of the server certificate, PEM.
     pub key: Option<PathBuf>,
-    /// CAs of client certificates.
+    /// CA certificates of client certificates, PEM. If set, a client certificate is required.
     pub ca: Option<PathBuf>,
-    /// Whether client certificates say who the user is.
+    /// Whether the common name of a client certificate is the etcd user.
     pub cert_auth: bool,
-    /// Client certificates to refuse.
+    /// Revoked client certificates, DER.
     pub crl: Option<PathBuf>,
-    /// The names of which client certificates must be for one.
+    /// Host names, one of which a client certificate must be valid for; empty for any.
     pub allowed_hostnames: Vec<String>,
-    /// Versions and suites.
     pub protocol: Protocol,
 }
 
 impl Tls {
     fn files(&self) -> anyhow::Result<TlsFiles> {
         let (Some(cert), Some(key)) = (&self.cert, &self.key) else {
-            bail!("KeyFile and CertFile are not presented (--cert-file, --key-file)");
+            bail!("KeyFile and CertFile are not presented: set --cert-file and --key-file");
         };
         if self.cert_auth && self.ca.is_none() {
-            bail!("--client-cert-auth needs --trusted-ca-file");
+            bail!("--client-cert-auth requires --trusted-ca-file, to verify client certificates");
         }
         Ok(TlsFiles {
             cert: cert.clone(),
@@ -43,47 +42,32 @@ impl Tls {
         })
     }
 
-    /// A listener for each URL: `http`, `https`, `unix` or `unixs`.
+    /// Configures a listener for each URL, whose scheme is `http`, `https`, `unix` or `unixs`.
     pub fn listeners(&self, urls: &[String]) -> anyhow::Result<Vec<ListenConfig>> {
         urls.iter().map(|url| self.listener(url)).collect()
     }
 
     fn listener(&self, url: &str) -> anyhow::Result<ListenConfig> {
         let Some((scheme, rest)) = url.split_once("://") else {
-            bail!("{url:?} is not a URL: it needs http://, https://, unix:// or unixs://");
-        };
-        let (secure, unix) = match scheme {
-            "http" => (false, false),
-            "https" => (true, false),
-            "unix" => (false, true),
-            "unixs" => (true, true),
-            _ => bail!("{url:?}: the scheme must be http, https, unix or unixs"),
+            bail!("{url:?} is not a URL: it must start with http://, https://, unix:// or unixs://");
         };
         let rest = rest.trim_end_matches('/');
-        let address = if unix {
-            if rest.is_empty() {
-                bail!("{url:?} names no socket");
-            }
-            Address::Unix(rest.into())
-        } else {
-            let Some((host, Ok(_))) = rest.rsplit_once(':').map(|(host, port)| (host, port.parse::<u16>())) else {
-                bail!("{url:?} has no port");
-            };
-            let ip = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
-            // Parity: names would resolve to one address of several.
-            if host != "localhost" && !host.is_empty() && ip.is_err() {
-                bail!("{url:?}: expected an IP address or localhost to listen on");
-            }
-            Address::Tcp(rest.to_owned())
+        let (secure, address) = match scheme {
+            "http" => (false, tcp(rest)),
+            "https" => (true, tcp(rest)),
+            "unix" => (false, unix(rest)),
+            "unixs" => (true, unix(rest)),
+            _ => bail!("{url:?}: the scheme must be http, https, unix or unixs"),
         };
+        let address = address.with_context(|| format!("cannot listen on {url:?}"))?;
         if !secure && (self.cert.is_some() || self.key.is_some()) {
-            tracing::warn!(url, "TLS files are ignored for a URL without TLS");
+            tracing::warn!(
+                url,
+                "serving without TLS: --cert-file and --key-file have no effect on an http or unix URL"
+            );
         }
         let tls = match secure {
-            true => Some(
-                self.files()
-                    .with_context(|| format!("cannot listen on TLS for {url}"))?,
-            ),
+            true => Some(self.files().with_context(|| format!("cannot listen on {url:?}"))?),
             false => None,
         };
         Ok(ListenConfig {
@@ -92,6 +76,28 @@ impl Tls {
             cert_auth: self.cert_auth && secure,
         })
     }
+}
+
+fn unix(path: &str) -> anyhow::Result<Address> {
+    if path.is_empty() {
+        bail!("the URL has no path of a socket");
+    }
+    Ok(Address::Unix(path.into()))
+}
+
+fn tcp(authority: &str) -> anyhow::Result<Address> {
+    let Some((host, Ok(_))) = authority
+        .rsplit_once(':')
+        .map(|(host, port)| (host, port.parse::<u16>()))
+    else {
+        bail!("the URL has no port");
+    };
+    let ip = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
+    // Parity: etcd refuses names, since a name may resolve to several addresses.
+    if host != "localhost" && !host.is_empty() && ip.is_err() {
+        bail!("the host must be an IP address or localhost");
+    }
+    Ok(Address::Tcp(authority.to_owned()))
 }
 
 #[cfg(test)]

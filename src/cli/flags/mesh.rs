@@ -1,0 +1,71 @@
+//! Flags of the mirror.
+
+use super::{boolean, duration};
+use crate::clustermesh::publisher::ServiceMode;
+use crate::kvstoremesh;
+use crate::model::cluster::ClusterInfo;
+use clap::{ArgAction, Args};
+use std::time::Duration;
+
+/// The remote clusters, and how they are mirrored.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Mirror of remote clusters")]
+pub struct MeshArgs {
+    /// Directory of etcd client configurations, one file for each remote cluster and named after that cluster.
+    /// Changes of its files are followed. Empty: no cluster is mirrored.
+    #[arg(long, env = "CILIUM_CLUSTERMESH_CONFIG", default_value = "", value_name = "DIR")]
+    pub clustermesh_config: String,
+    /// Time without a connection to a remote cluster after which its mirrored services are removed; 0 keeps them.
+    #[arg(long, env = "CILIUM_CLUSTERMESH_CACHE_TTL", default_value = "0s", value_parser = duration,
+          value_name = "DURATION")]
+    clustermesh_cache_ttl: Duration,
+    /// Longest time that readiness waits for the connection to one remote cluster.
+    #[arg(long, env = "CILIUM_PER_CLUSTER_READY_TIMEOUT", default_value = "15s", value_parser = duration,
+          value_name = "DURATION")]
+    per_cluster_ready_timeout: Duration,
+    /// Longest time that readiness waits for the mirror of one connected remote cluster to be complete.
+    #[arg(long, env = "CILIUM_GLOBAL_READY_TIMEOUT", default_value = "10m", value_parser = duration,
+          value_name = "DURATION")]
+    global_ready_timeout: Duration,
+    /// Keep the mirrored keys of remote clusters whose configuration is removed.
+    #[arg(long, env = "CILIUM_DISABLE_DRAIN_ON_DISCONNECTION", num_args = 0..=1, require_equals = true, hide = true,
+          default_missing_value = "true", default_value = "false", value_parser = boolean, action = ArgAction::Set)]
+    disable_drain_on_disconnection: bool,
+    /// Largest number of keys mirrored of one kind of object of one remote cluster. A kind with more keys is no
+    /// longer followed.
+    #[arg(
+        long,
+        env = "CILIUM_CLUSTERMESH_MAX_KEYS",
+        default_value_t = 1_000_000,
+        value_name = "N"
+    )]
+    clustermesh_max_keys: usize,
+    /// Listen address of the status API, which kvstoremesh-dbg reads. Empty: no status API.
+    #[arg(
+        long,
+        env = "CILIUM_API_SERVE_ADDR",
+        default_value = "localhost:9889",
+        value_name = "HOST:PORT"
+    )]
+    pub api_serve_addr: String,
+}
+
+impl MeshArgs {
+    /// Configures the mirror; `None` without a directory.
+    pub fn config(&self, cluster: ClusterInfo, mode: ServiceMode) -> Option<kvstoremesh::Config> {
+        (!self.clustermesh_config.is_empty()).then(|| kvstoremesh::Config {
+            cluster,
+            directory: (&*self.clustermesh_config).into(),
+            cache_ttl: self.clustermesh_cache_ttl,
+            per_cluster_ready_timeout: self.per_cluster_ready_timeout,
+            global_ready_timeout: self.global_ready_timeout,
+            drain_grace: Duration::from_secs(180),
+            // The lease TTL of Cilium's mirror: its keys outlive it by as much.
+            former_grace: Duration::from_secs(900),
+            drain: !self.disable_drain_on_disconnection,
+            keys_max: self.clustermesh_max_keys,
+            remotes: Default::default(),
+            legacy_services: mode != ServiceMode::OnlyEndpointSlice,
+        })
+    }
+}
