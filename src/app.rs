@@ -1,4 +1,4 @@
-//! The wiring: the only place that knows all parts. `cli` says which to start, and with what.
+//! The composition root: the only module that knows all rooms. `cli` chooses which of them to start, and how.
 
 pub mod certs;
 pub mod etcdinit;
@@ -39,7 +39,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-/// Events between a source and the publisher.
+/// Capacity of the queue between the source of objects and the publisher. A full queue holds the source up.
 const EVENTS: usize = 1024;
 
 /// Where to listen for etcd clients.
@@ -287,7 +287,7 @@ fn urls(listeners: &[Listener]) -> std::io::Result<Vec<String>> {
     listeners.iter().filter_map(|l| url(l).transpose()).collect()
 }
 
-/// Starts publishing from `source` into `backend`; returns the publisher's writer.
+/// Starts publishing objects of `source` to `backend`; returns the publisher's writer.
 pub fn start_publisher(
     options: Options,
     source: ObjectSource,
@@ -321,7 +321,7 @@ pub fn start_publisher(
     clustermesh::start(options, events, backend, &figures.kvstore, ready, life)
 }
 
-/// Fails at once where there is no way to get objects from `source`.
+/// Fails if the configuration of `source` cannot work, before anything is started.
 pub async fn check_source(source: &ObjectSource) -> anyhow::Result<()> {
     if let ObjectSource::Api(config) = source {
         config.client(0).await?;
@@ -329,7 +329,7 @@ pub async fn check_source(source: &ObjectSource) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Starts mirroring.
+/// Starts mirroring remote clusters into `backend`.
 pub fn start_mesh(
     config: kvstoremesh::Config,
     backend: Arc<dyn Backend>,
@@ -342,7 +342,7 @@ pub fn start_mesh(
     mesh
 }
 
-/// Serves the status API of the mirror at `address`, unless that is empty.
+/// Serves the status API of the mirror at `address`; an empty address disables the API.
 pub async fn start_mesh_api(address: &str, figures: &Figures, life: &Lifecycle) -> anyhow::Result<()> {
     if !address.is_empty() {
         let router = kvstoremesh::api::router(figures.mesh.clone());
@@ -351,13 +351,13 @@ pub async fn start_mesh_api(address: &str, figures: &Figures, life: &Lifecycle) 
     Ok(())
 }
 
-/// The lock that the mirrors of one store share.
+/// Key of the leader lock that all mirrors of one store share.
 const MESH_LOCK: &str = "cilium/kvstoremesh-lock";
-/// Who does not lead by then is ready all the same: another one leads.
+/// Time to wait for the leader lock before this process becomes a standby, which is ready.
 const STANDBY: Duration = Duration::from_secs(10);
 
-/// Waits until this process is the one that mirrors into the store; losing that ends it. `starting` is let go of
-/// before, if that takes long.
+/// Waits for the leader lock; losing the lock later ends the process. Returns `starting`, unless the wait was so
+/// long that readiness had to be released.
 pub async fn lead(store: &Arc<EtcdBackend>, figures: &Figures, starting: Block, life: &Lifecycle) -> Option<Block> {
     let mut starting = Some(starting);
     let leads = store.lead(MESH_LOCK);
@@ -365,12 +365,12 @@ pub async fn lead(store: &Arc<EtcdBackend>, figures: &Figures, starting: Block, 
     let leadership = match tokio::time::timeout(STANDBY, &mut leads).await {
         Ok(leadership) => leadership,
         Err(_) => {
-            tracing::info!(lock = MESH_LOCK, "another one leads: standing by");
+            tracing::info!(lock = MESH_LOCK, "another instance holds the leader lock; standing by");
             drop(starting.take());
             leads.await
         }
     };
-    tracing::info!(lock = MESH_LOCK, "leading");
+    tracing::info!(lock = MESH_LOCK, "leading: this instance holds the leader lock and mirrors");
     figures.leads(true);
     let (store, figures, stop) = (Arc::clone(store), figures.clone(), life.stop_token().clone());
     life.spawn("leadership", async move {
@@ -389,15 +389,15 @@ pub async fn lead(store: &Arc<EtcdBackend>, figures: &Figures, starting: Block, 
     starting
 }
 
-/// Calls `f` once everything is ready.
+/// Calls `f` when readiness is reached for the first time.
 pub fn once_ready(ready: &Ready, life: &Lifecycle, f: impl FnOnce() + Send + 'static) {
     let (ready, stop) = (ready.clone(), life.stop_token().clone());
-    life.spawn_vital("what follows readiness", async move {
+    life.spawn_vital("actions after readiness", async move {
         tokio::select! { () = stop.cancelled() => {}, () = ready.reached() => f() }
     });
 }
 
-/// Starts keeping the users of `admin` as the file at `path` says, but for those of `cluster` itself.
+/// Starts reconciling the users of `admin` with the file at `path`. The users of `cluster` itself are left alone.
 pub fn start_users(
     path: PathBuf,
     admin: Arc<dyn UserAdmin>,
@@ -410,12 +410,12 @@ pub fn start_users(
     life.spawn_forever("users", async move { users.run(admin).await });
 }
 
-/// Writes the heartbeat, where no publisher does.
+/// Starts writing the heartbeat key, for stores without a publisher.
 pub fn start_heartbeat(backend: Arc<dyn Backend>, metrics: kvstore::Metrics, life: &Lifecycle) {
     life.spawn_forever("heartbeat", keeper::beat(backend, metrics));
 }
 
-/// Serves readiness at `address`; returns the address bound.
+/// Serves readiness at `address`; returns the bound address.
 pub async fn start_health(address: &str, ready: Ready, life: &Lifecycle) -> anyhow::Result<SocketAddr> {
     start_http("health", address, admin::health(ready), life).await
 }
