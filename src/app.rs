@@ -370,7 +370,10 @@ pub async fn lead(store: &Arc<EtcdBackend>, figures: &Figures, starting: Block, 
             leads.await
         }
     };
-    tracing::info!(lock = MESH_LOCK, "leading: this instance holds the leader lock and mirrors");
+    tracing::info!(
+        lock = MESH_LOCK,
+        "leading: this instance holds the leader lock and mirrors"
+    );
     figures.leads(true);
     let (store, figures, stop) = (Arc::clone(store), figures.clone(), life.stop_token().clone());
     life.spawn("leadership", async move {
