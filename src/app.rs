@@ -84,7 +84,7 @@ pub enum AutoCompaction {
     /// Keeps revisions that are not older than this.
     Periodic(Duration),
     /// Keeps this many of the latest revisions.
-    Revisions(i64),
+    Revision(i64),
 }
 
 /// A store that is being served.
@@ -170,7 +170,7 @@ impl Etcd {
             AutoCompaction::Periodic(keep) => {
                 life.spawn_forever("compaction", async move { compactor.compact_periodically(keep).await });
             }
-            AutoCompaction::Revisions(keep) => {
+            AutoCompaction::Revision(keep) => {
                 life.spawn_forever("compaction", async move { compactor.compact_to_revisions(keep).await });
             }
         }

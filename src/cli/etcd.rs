@@ -178,7 +178,7 @@ fn auto_compaction(mode: &str, retention: &str) -> anyhow::Result<AutoCompaction
                  requires"))?;
         return Ok(match keep {
             0 => AutoCompaction::Off,
-            _ => AutoCompaction::Revisions(keep),
+            _ => AutoCompaction::Revision(keep),
         });
     }
     let keep = match retention.parse::<u64>() {
@@ -394,7 +394,7 @@ mod tests {
         assert!(auto_compaction("periodic", "soon").is_err());
         assert_eq!(
             auto_compaction("revision", "1000").unwrap(),
-            AutoCompaction::Revisions(1000)
+            AutoCompaction::Revision(1000)
         );
         assert!(auto_compaction("revision", "1h").is_err());
     }
