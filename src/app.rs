@@ -32,6 +32,7 @@ use anyhow::Context;
 use figures::Figures;
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use std::mem::ManuallyDrop;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -268,9 +269,10 @@ async fn listen(configs: Vec<ListenConfig>) -> anyhow::Result<Vec<Listener>> {
     let mut listeners = vec![];
     for config in configs {
         let address = &config.address;
-        let tls = config.tls.map(TlsConfig::load).transpose()?.map(Arc::new);
-        let listener = Listener::bind(address, tls, config.cert_auth).await;
-        listeners.push(listener.with_context(|| format!("cannot listen on {address}"))?);
+        let failed = || format!("cannot listen on {address}");
+        let tls = config.tls.map(TlsConfig::load).transpose().with_context(failed)?;
+        let listener = Listener::bind(address, tls.map(Arc::new), config.cert_auth).await;
+        listeners.push(listener.with_context(failed)?);
     }
     Ok(listeners)
 }
@@ -358,7 +360,12 @@ const STANDBY: Duration = Duration::from_secs(10);
 
 /// Waits for the leader lock; losing the lock later ends the process. Returns `starting`, unless the wait was so
 /// long that readiness had to be released.
-pub async fn lead(store: &Arc<EtcdBackend>, figures: &Figures, starting: Block, life: &Lifecycle) -> Option<Block> {
+pub async fn lead(
+    store: &Arc<EtcdBackend>,
+    figures: &Figures,
+    starting: Starting,
+    life: &Lifecycle,
+) -> Option<Starting> {
     let mut starting = Some(starting);
     let leads = store.lead(MESH_LOCK);
     tokio::pin!(leads);
@@ -366,7 +373,7 @@ pub async fn lead(store: &Arc<EtcdBackend>, figures: &Figures, starting: Block, 
         Ok(leadership) => leadership,
         Err(_) => {
             tracing::info!(lock = MESH_LOCK, "another instance holds the leader lock; standing by");
-            drop(starting.take());
+            starting.take().into_iter().for_each(Starting::complete);
             leads.await
         }
     };
@@ -392,11 +399,25 @@ pub async fn lead(store: &Arc<EtcdBackend>, figures: &Figures, starting: Block, 
     starting
 }
 
+/// Holds readiness until the start is complete, and for ever if the start fails.
+pub struct Starting(ManuallyDrop<Block>);
+
+impl Starting {
+    pub fn new(ready: &Ready) -> Self {
+        Self(ManuallyDrop::new(ready.block("starting")))
+    }
+
+    pub fn complete(self) {
+        drop(ManuallyDrop::into_inner(self.0));
+    }
+}
+
 /// Calls `f` when readiness is reached for the first time.
 pub fn once_ready(ready: &Ready, life: &Lifecycle, f: impl FnOnce() + Send + 'static) {
     let (ready, stop) = (ready.clone(), life.stop_token().clone());
     life.spawn_vital("actions after readiness", async move {
-        tokio::select! { () = stop.cancelled() => {}, () = ready.reached() => f() }
+        // A task that fails releases its hold on readiness, too.
+        tokio::select! { biased; () = stop.cancelled() => {}, () = ready.reached() => f() }
     });
 }
 

@@ -142,7 +142,7 @@ fn execute(invocation: Invocation) -> u8 {
         Ok(()) => 0,
         Err(Failure::Printed) => 1,
         Err(Failure::Error(error)) if is_fatal => {
-            if !logging::fatal(&format!("{error:#}")) {
+            if !logging::fatal(&with_causes(&error)) {
                 print_error(&error);
             }
             255
@@ -164,7 +164,19 @@ fn print_answer(answer: &usage::Answer) -> u8 {
 
 #[allow(clippy::print_stderr, reason = "logging may not have been started")]
 fn print_error(error: &anyhow::Error) {
-    eprintln!("Error: {error:#}");
+    eprintln!("Error: {}", with_causes(error));
+}
+
+/// The text of `error` and its causes. Some libraries' errors contain the text of their cause, which is then not
+/// repeated.
+fn with_causes(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) && !cause.contains(&text) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 /// Every setting of the subcommand, given or default, as `  --name='value'` in the order of the names: the lines
@@ -244,7 +256,7 @@ fn dispatch(invocation: Invocation) -> Result<(), Failure> {
         Command::KvstoremeshDbg(dbg::KvstoremeshDbg::Ask(args)) => match args.run() {
             Ok(text) => print!("{text}"),
             Err(error) => {
-                println!("Failed to retrieve status information: {error:#}");
+                println!("Failed to retrieve status information: {}", with_causes(&error));
                 return Err(Failure::Printed);
             }
         },
@@ -320,6 +332,15 @@ mod tests {
         for subcommand in command.get_subcommands() {
             assert_readable_help(subcommand, &path);
         }
+    }
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let cause = std::io::Error::other("no such file");
+        let error = anyhow::Error::new(cause).context("cannot read x: no such file");
+        assert_eq!(with_causes(&error), "cannot read x: no such file");
+        let error = anyhow::anyhow!("broken").context("cannot read x");
+        assert_eq!(with_causes(&error), "cannot read x: broken");
     }
 
     #[test]

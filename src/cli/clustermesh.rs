@@ -2,7 +2,7 @@
 
 use super::flags::{ClusterArgs, KvstoreArgs, LogArgs, ObserveArgs, PublisherArgs, ServiceArgs};
 use super::users::UserArgs;
-use crate::app;
+use crate::app::{self, Starting};
 use crate::kvstore::Backend;
 use crate::kvstore::etcd::EtcdBackend;
 use crate::kvstore::users::EtcdUsers;
@@ -48,7 +48,7 @@ impl ClustermeshArgs {
         let source = publisher.source()?;
         app::check_source(&source).await?;
         let ready = Ready::default();
-        let starting = ready.block("starting");
+        let starting = Starting::new(&ready);
         let figures = observe.start("cilium_clustermesh_apiserver", &ready, life).await?;
         let admin = EtcdUsers::new(store.source.clone());
         let store = EtcdBackend::start(store, &figures.kvstore, life);
@@ -61,7 +61,7 @@ impl ClustermeshArgs {
         if let Some(path) = users.path() {
             app::start_users(path, Arc::new(admin), &cluster.name, &figures, life);
         }
-        drop(starting);
+        starting.complete();
         app::once_ready(&ready, life, move || store.steady());
         Ok(())
     }

@@ -23,10 +23,9 @@ use std::time::Duration;
 
 /// Parses a duration in Go's syntax, such as `15m0s`.
 pub fn duration(text: &str) -> Result<Duration, String> {
-    if text.is_empty() {
-        return Err("a duration such as 30s or 1h30m is expected".to_owned());
-    }
-    let parsed = kube::core::Duration::from_str(text).map_err(|e| format!("{text:?} is not a duration: {e}"))?;
+    // The library takes an empty text for zero.
+    let parsed = kube::core::Duration::from_str(text).ok().filter(|_| !text.is_empty());
+    let parsed = parsed.ok_or_else(|| format!("{text:?} is not a duration such as 30s or 1h30m"))?;
     if parsed.is_negative() {
         return Err(format!("{text:?} is negative"));
     }
@@ -178,7 +177,7 @@ mod tests {
     fn durations_and_booleans_are_gos() {
         assert_eq!(duration("15m0s"), Ok(Duration::from_secs(900)));
         assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
-        assert!(duration("5 apples").is_err() && duration("-5s").is_err());
+        assert!(duration("5 apples").is_err() && duration("-5s").is_err() && duration("").is_err());
         assert_eq!((boolean("T"), boolean("0")), (Ok(true), Ok(false)));
         assert!(boolean("yes").is_err());
     }

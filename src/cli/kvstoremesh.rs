@@ -1,7 +1,7 @@
 //! `kvstoremesh`: the mirror alone, writing to any etcd; `kvstoremesh-dbg status`, which asks a mirror.
 
 use super::flags::{ClusterArgs, KvstoreArgs, LogArgs, MeshArgs, ObserveArgs, ServiceArgs, boolean};
-use crate::app;
+use crate::app::{self, Starting};
 use crate::kvstore::etcd::EtcdBackend;
 use crate::kvstoremesh::status::{self, RemoteCluster};
 use crate::util::lifecycle::Lifecycle;
@@ -60,7 +60,7 @@ impl KvstoremeshArgs {
         // As in Cilium, the local store's options also apply to the remote ones (pkg/clustermesh/common/factory.go).
         (config.remotes.page, config.remotes.keepalive) = (store.limits.page, store.keepalive);
         let ready = Ready::default();
-        let starting = ready.block("starting");
+        let starting = Starting::new(&ready);
         let figures = observe.start("cilium_kvstoremesh", &ready, life).await?;
         figures.leads(false);
         figures.mesh.stand_by();
@@ -83,7 +83,7 @@ impl KvstoremeshArgs {
         });
         app::start_mesh(config, Arc::clone(&backend) as _, &figures, &mirrored, life);
         app::once_ready(&mirrored, life, move || {
-            drop(starting);
+            starting.into_iter().for_each(Starting::complete);
             backend.steady();
         });
         Ok(())

@@ -4,7 +4,7 @@ use super::data::DataArgs;
 use super::etcd::listen::Tls;
 use super::flags::{ClusterArgs, LogArgs, MeshArgs, ObserveArgs, PublisherArgs, ServiceArgs, boolean, duration};
 use super::users::UserArgs;
-use crate::app::{self, AutoCompaction, Etcd, EtcdConfig};
+use crate::app::{self, AutoCompaction, Etcd, EtcdConfig, Starting};
 use crate::server::{self, Identity};
 use crate::util::lifecycle::Lifecycle;
 use crate::util::readiness::Ready;
@@ -91,7 +91,7 @@ impl ServeArgs {
         let source = publisher.source()?;
         app::check_source(&source).await?;
         let ready = Ready::default();
-        let starting = ready.block("starting");
+        let starting = Starting::new(&ready);
         let figures = observe.start("cilium_clustermesh_apiserver", &ready, life).await?;
         let tls = Tls {
             cert: Some(cert_file),
@@ -135,7 +135,7 @@ impl ServeArgs {
             api.context("--api-serve-addr")?;
             app::start_mesh(config, etcd.backend(), &figures, &ready, life);
         }
-        drop(starting);
+        starting.complete();
         Ok(())
     }
 }

@@ -139,7 +139,8 @@ impl SaveArgs {
             password: password.map(str::to_owned),
             ..ClientConfig::default()
         };
-        let client = EtcdClient::connect(&config).await?;
+        let client = EtcdClient::connect(&config).await;
+        let client = client.with_context(|| format!("cannot connect to {}", config.endpoints.join(", ")))?;
         let (mut sum, mut last) = (Sha256::new(), vec![]);
         let pieces = client.snapshot(|piece| {
             out.write_all(piece)?;

@@ -49,7 +49,7 @@ impl Tls {
 
     fn listener(&self, url: &str) -> anyhow::Result<ListenConfig> {
         let Some((scheme, rest)) = url.split_once("://") else {
-            bail!("{url:?} is not a URL: it must start with http://, https://, unix:// or unixs://");
+            bail!("cannot listen on {url:?}: a URL must start with http://, https://, unix:// or unixs://");
         };
         let rest = rest.trim_end_matches('/');
         let (secure, address) = match scheme {
@@ -57,7 +57,7 @@ impl Tls {
             "https" => (true, tcp(rest)),
             "unix" => (false, unix(rest)),
             "unixs" => (true, unix(rest)),
-            _ => bail!("{url:?}: the scheme must be http, https, unix or unixs"),
+            _ => bail!("cannot listen on {url:?}: the scheme must be http, https, unix or unixs"),
         };
         let address = address.with_context(|| format!("cannot listen on {url:?}"))?;
         if !secure && (self.cert.is_some() || self.key.is_some()) {
@@ -112,7 +112,7 @@ mod tests {
         let unix = listen("unix://localhost:m1").unwrap();
         assert_eq!(unix[0].address, Address::Unix("localhost:m1".into()));
         for (url, why) in [
-            ("127.0.0.1:2379", "not a URL"),
+            ("127.0.0.1:2379", "must start with"),
             ("ftp://127.0.0.1:1", "scheme"),
             ("http://localhost", "no port"),
             ("http://example.com:1", "IP address"),
