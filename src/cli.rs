@@ -24,7 +24,7 @@ mod users;
 use crate::app::signal;
 use crate::util::lifecycle::Lifecycle;
 use anyhow::bail;
-use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use ignored::IgnoredSetting;
 use logging::{Format, Output};
 use std::time::Duration;
@@ -37,7 +37,8 @@ const GRACE: Duration = Duration::from_secs(4);
 #[command(
     name = "clustermesh-apiserver",
     about = "Isthmus: a control plane for Cilium Cluster Mesh",
-    version
+    version,
+    disable_version_flag = true
 )]
 // As in Go, the last of several values of a flag wins.
 #[command(args_override_self = true)]
@@ -106,7 +107,12 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 
 /// The command line with all that clap's derive cannot express.
 fn command_line() -> clap::Command {
-    help::complete(data::with_variables(Cli::command()))
+    let version = Arg::new("version")
+        .short('V')
+        .long("version")
+        .help("Print the version of this program.")
+        .action(ArgAction::Version);
+    help::complete(data::with_variables(Cli::command())).arg(version)
 }
 
 /// Runs the command line `args`; returns the exit code.

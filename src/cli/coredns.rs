@@ -55,7 +55,7 @@ pub struct CorednsArgs {
         value_name = "DOMAIN"
     )]
     coredns_cluster_domain: String,
-    /// DNS domain of services that several clusters export.
+    /// DNS domain of services that are exported to the mesh.
     #[arg(
         long,
         env = "CILIUM_COREDNS_CLUSTERSET_DOMAIN",

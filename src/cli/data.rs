@@ -64,7 +64,7 @@ pub struct DataArgs {
     pub data_dir: Option<PathBuf>,
     /// Moment at which a write is acknowledged: sync after fsync; interval after handing it to the kernel, with an
     /// fsync every --durability-interval; none after handing it to the kernel, without fsync. With interval and none,
-    /// a crash of the machine loses the last writes and the store comes back with a new cluster id.
+    /// a crash of the machine may lose the last writes, and the store continues with a new cluster id.
     #[arg(long, default_value = "sync", value_parser = one_of(MODES), value_name = "MODE")]
     durability: Mode,
     /// Interval between fsyncs with --durability=interval.

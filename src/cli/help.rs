@@ -19,6 +19,8 @@ pub fn complete(command: Command) -> Command {
         .mut_subcommands(complete)
         .mut_args(|arg| with_value_name(with_full_stop(arg)))
         .disable_help_flag(true)
+        // The last flattened group leaves its heading behind.
+        .next_help_heading(None)
         .arg(help)
 }
 

@@ -27,7 +27,7 @@ pub struct KvstoremeshArgs {
     kvstore: KvstoreArgs,
     #[command(flatten)]
     pub log: LogArgs,
-    /// Write the heartbeat key of the local store. Set where no publisher does.
+    /// Write the heartbeat key to the local store. Set if no publisher writes to that store.
     #[arg(long, help_heading = "Mirror of remote clusters", env = "CILIUM_ENABLE_HEARTBEAT", num_args = 0..=1, require_equals = true,
           default_missing_value = "true", default_value = "false", value_parser = boolean, action = ArgAction::Set)]
     enable_heartbeat: bool,

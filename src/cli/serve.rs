@@ -43,7 +43,7 @@ pub struct ServeArgs {
     listen_client_urls: Vec<String>,
     #[command(flatten)]
     data: DataArgs,
-    /// Server certificate with its chain, PEM. Read again at every handshake after a change.
+    /// Server certificate with its chain, PEM. Changed certificates are read without a restart.
     #[arg(long, env = "CILIUM_CERT_FILE", default_value = "/var/lib/etcd-secrets/tls.crt", value_name = "FILE",
           help_heading = SERVER)]
     cert_file: PathBuf,
