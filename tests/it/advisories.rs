@@ -1,6 +1,6 @@
 //! Proves that the holes which etcd's security advisories describe are not open here. Each test names its advisory.
 
-use crate::support::store::{denied, plain_client, plain_etcd};
+use crate::support::store::{add_user, denied, plain_client, plain_etcd};
 use crate::support::tls::etcd;
 use crate::support::{PATIENCE, Process, Tls, http};
 use etcd_client::*;
@@ -22,8 +22,7 @@ async fn guarded() -> Guarded {
     let address = server.address().await;
     let mut root = tls.client(&address, "root").await;
     for user in ["root", "low"] {
-        let certificate = UserAddOptions::new().with_no_pwd();
-        root.user_add(user, "", Some(certificate)).await.unwrap();
+        add_user(&mut root, user).await;
     }
     root.user_grant_role("root", "root").await.unwrap();
     root.role_add("low").await.unwrap();

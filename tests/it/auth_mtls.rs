@@ -1,7 +1,7 @@
 //! Proves which clients may connect and what each of them may do: client certificates, the user in their common
 //! name, roles, passwords, and certificate files that change while the server runs.
 
-use crate::support::store::{denied, prefix};
+use crate::support::store::{add_user, denied, prefix};
 use crate::support::tls::etcd;
 use crate::support::{Tls, eventually, http, isthmus};
 use etcd_client::*;
@@ -32,13 +32,9 @@ async fn the_common_name_is_the_user_and_its_roles_decide() {
     let mut root = tls.client(&address, "root").await;
     let error = root.auth_enable().await.unwrap_err().to_string();
     assert!(error.contains("etcdserver: root user does not exist"), "{error}");
-    root.user_add("root", "", Some(UserAddOptions::new().with_no_pwd()))
-        .await
-        .unwrap();
+    add_user(&mut root, "root").await;
     root.user_grant_role("root", "root").await.unwrap();
-    root.user_add("remote", "", Some(UserAddOptions::new().with_no_pwd()))
-        .await
-        .unwrap();
+    add_user(&mut root, "remote").await;
     root.role_add("remote").await.unwrap();
     root.role_grant_permission("remote", Permission::read("cilium/state/").with_prefix())
         .await
@@ -94,9 +90,7 @@ async fn a_password_authenticates_a_user() {
     let server = etcd(&tls).arg("--bcrypt-cost=4").start();
     let address = server.address().await;
     let mut root = tls.client(&address, "root").await;
-    root.user_add("root", "", Some(UserAddOptions::new().with_no_pwd()))
-        .await
-        .unwrap();
+    add_user(&mut root, "root").await;
     root.user_grant_role("root", "root").await.unwrap();
     root.user_add("alice", "wonder", None).await.unwrap();
     root.role_add("r").await.unwrap();

@@ -4,7 +4,7 @@
 
 use crate::support::admin::Admin;
 use crate::support::files::{example, free_port};
-use crate::support::mesh::{Mirror, RemoteStore, client_files, mirrored, write_client_files};
+use crate::support::mesh::{Mirror, Mirrored, RemoteStore, client_files, mirror_of, mirrored, write_client_files};
 use crate::support::store::revisions;
 use crate::support::tls::etcd;
 use crate::support::{Tls, eventually, isthmus};
@@ -21,11 +21,11 @@ async fn a_cluster_whose_client_file_returns_within_the_grace_period_loses_no_ke
     let tls = Tls::new();
     let source = RemoteStore::start(&tls, "hk").await;
     let mut remote = source.fill(&tls, 1).await;
-    write_client_files(&tls, &[&source]);
-    let target = etcd(&tls).start();
-    let mirror = Mirror::start(&tls, &target.address().await, &[]);
-    mirror.mirrors(1).await;
-    let mut local = tls.client(&target.address().await, "any").await;
+    let Mirrored {
+        mirror,
+        mut local,
+        target: _target,
+    } = mirror_of(&tls, &[&source], &[]).await;
     let (data, canaries) = ("cilium/cache/", "cilium/synced/hk/");
     let (data_before, canaries_before) = (revisions(&mut local, data).await, revisions(&mut local, canaries).await);
 
@@ -138,12 +138,12 @@ async fn services_of_an_unreachable_cluster_are_revoked_once_and_restored() {
         .put("cilium/state/services/v1/hk/ns/web", "{}", None)
         .await
         .unwrap();
-    write_client_files(&tls, &[&source]);
-    let target = etcd(&tls).start();
     let flags = ["--clustermesh-cache-ttl=5s"];
-    let mirror = Mirror::start(&tls, &target.address().await, &flags);
-    mirror.mirrors(1).await;
-    let mut local = tls.client(&target.address().await, "any").await;
+    let Mirrored {
+        target,
+        mirror,
+        mut local,
+    } = mirror_of(&tls, &[&source], &flags).await;
     let revoked = async |local: &mut Client| {
         eventually("services are revoked", async || {
             mirrored(local, "services", "").await.is_empty().then_some(())

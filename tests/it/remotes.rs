@@ -2,9 +2,8 @@
 //! or claim the id of another cluster, and when a second mirror waits for the leader lock.
 
 use crate::support::files::copy_directory;
-use crate::support::mesh::{Mirror, RemoteStore, mirrored, write_client_files};
+use crate::support::mesh::{Mirror, Mirrored, RemoteStore, mirror_of, mirrored};
 use crate::support::store::message;
-use crate::support::tls::etcd;
 use crate::support::{Tls, eventually};
 use etcd_client::{EventType, WatchOptions};
 
@@ -20,15 +19,15 @@ async fn a_remote_with_its_old_data_is_resumed_and_a_remote_with_new_data_is_lis
     let tls = Tls::new();
     let source = RemoteStore::start(&tls, "hk").await;
     let mut client = source.fill(&tls, 1).await;
-    write_client_files(&tls, &[&source]);
-    let target = etcd(&tls).start();
-    let mirror = Mirror::start(&tls, &target.address().await, &[]);
-    mirror.mirrors(1).await;
+    let Mirrored {
+        mirror,
+        mut local,
+        target: _target,
+    } = mirror_of(&tls, &[&source], &[]).await;
     let lists = "cilium_kvstoremesh_remote_cluster_lists_total{target_cluster=\"hk\"}";
     let resumes = "cilium_kvstoremesh_remote_cluster_resumes_total{target_cluster=\"hk\"}";
     let listed = mirror.admin.metric(lists).await.unwrap();
     assert_eq!(mirror.admin.metric(resumes).await, Some(0.0));
-    let mut local = tls.client(&target.address().await, "any").await;
     let mut watch = local
         .watch("cilium/cache/", Some(WatchOptions::new().with_prefix()))
         .await
@@ -97,11 +96,11 @@ async fn a_store_with_the_same_id_and_another_past_is_listed() {
     copy_directory(&data, &copy);
     let source = RemoteStore::start_at(&tls, "hk", port).await;
     let mut client = tls.client(&source.address(), "any").await;
-    write_client_files(&tls, &[&source]);
-    let target = etcd(&tls).start();
-    let mirror = Mirror::start(&tls, &target.address().await, &[]);
-    mirror.mirrors(1).await;
-    let mut local = tls.client(&target.address().await, "any").await;
+    let Mirrored {
+        mut local,
+        mirror: _mirror,
+        target: _target,
+    } = mirror_of(&tls, &[&source], &[]).await;
     client.put("cilium/state/nodes/v1/hk/n5", "later", None).await.unwrap();
     client.delete("cilium/state/nodes/v1/hk/n6", None).await.unwrap();
     eventually("the changes are mirrored", async || {
@@ -147,15 +146,12 @@ async fn invalid_keys_of_a_hostile_remote_are_not_mirrored_and_are_reported() {
         .put("cilium/state/ip/v1/default/10.9.9.9", vec![b'x'; 1_200_000], None)
         .await
         .unwrap();
-    write_client_files(&tls, &[&good, &bad]);
-    let target = etcd(&tls).start();
-    let mirror = Mirror::start(
-        &tls,
-        &target.address().await,
-        &["--clustermesh-max-keys=20", "--controller-group-metrics=all"],
-    );
-    mirror.mirrors(2).await;
-    let mut local = tls.client(&target.address().await, "any").await;
+    let flags = ["--clustermesh-max-keys=20", "--controller-group-metrics=all"];
+    let Mirrored {
+        mirror,
+        mut local,
+        target: _target,
+    } = mirror_of(&tls, &[&good, &bad], &flags).await;
     assert_eq!(mirrored(&mut local, "nodes", "").await.len(), 20);
     assert_eq!(mirrored(&mut local, "ip", "").await.len(), 20);
     let statuses = mirror.admin.clusters().await;
@@ -222,17 +218,17 @@ async fn of_two_mirrors_one_is_leader_and_the_other_takes_over() {
     let tls = Tls::new();
     let source = RemoteStore::start(&tls, "hk").await;
     let mut client = source.fill(&tls, 1).await;
-    write_client_files(&tls, &[&source]);
-    let target = etcd(&tls).start();
-    let first = Mirror::start(&tls, &target.address().await, &[]);
-    first.mirrors(1).await;
+    let Mirrored {
+        target,
+        mirror: first,
+        mut local,
+    } = mirror_of(&tls, &[&source], &[]).await;
     let second = Mirror::start(&tls, &target.address().await, &[]);
     second.process.line("waiting to lead").await;
     let leads = "cilium_kvstoremesh_leader_election_master_status{name=\"kvstoremesh\"}";
     assert_eq!(first.admin.metric(leads).await, Some(1.0));
     assert_eq!(second.admin.metric(leads).await, Some(0.0));
     assert_eq!(second.admin.clusters().await.len(), 0);
-    let mut local = tls.client(&target.address().await, "any").await;
     let before = mirrored(&mut local, "nodes", "hk/").await;
     // A leader that is told to stop releases the lock at once.
     assert!(first.process.terminate().await.success());

@@ -3,7 +3,7 @@
 
 use crate::support::admin::Admin;
 use crate::support::files::example;
-use crate::support::store::{message, prefix};
+use crate::support::store::{add_user, message, prefix};
 use crate::support::tls::etcd;
 use crate::support::{CommandLine, Process, Tls, eventually, http, isthmus};
 use etcd_client::*;
@@ -346,8 +346,7 @@ async fn the_publisher_manages_the_users_of_the_etcd_it_writes_to() {
     let address = server.address().await;
     let mut admin = tls.client(&address, "admin-hk-cluster").await;
     for user in ["remote-old", "alice"] {
-        let certificate = UserAddOptions::new().with_no_pwd();
-        admin.user_add(user, "", Some(certificate)).await.unwrap();
+        add_user(&mut admin, user).await;
         admin.user_grant_role(user, "remote").await.unwrap();
     }
     admin.user_grant_role("alice", "local").await.unwrap();

@@ -15,6 +15,8 @@ use std::path::Path;
 pub struct Document {
     pub rooms: Vec<Room>,
     pub crates: Vec<Crate>,
+    /// Names in backticks that look like the name of a test: lower-case words, at least four.
+    pub tests: BTreeSet<String>,
 }
 
 /// A row of the table "Who may use whom".
@@ -89,9 +91,15 @@ impl Document {
             name: names(&row[0]).concat().replace('-', "_"),
             rooms: names(&row[1]).into_iter().collect(),
         });
+        let is_test = |name: &String| {
+            let of_a_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+            name.chars().all(of_a_name) && name.matches('_').count() >= 3
+        };
+        let tests = text.lines().flat_map(names).filter(is_test).collect();
         Ok(Self {
             rooms,
             crates: crates.collect(),
+            tests,
         })
     }
 

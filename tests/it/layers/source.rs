@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 /// All modules, without unit tests.
 pub struct Sources {
     pub modules: Vec<Module>,
+    /// The names of all functions of the crate and of the black-box tests, unit tests included.
+    pub functions: BTreeSet<String>,
 }
 
 /// One file.
@@ -35,9 +37,16 @@ pub struct Circle {
 
 impl Sources {
     pub fn read() -> Self {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-        let mut paths = vec![];
+        let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let (mut paths, mut tests) = (vec![], vec![]);
+        let root = repository.join("src");
         find(&root, &mut paths);
+        find(&repository.join("tests/it"), &mut tests);
+        let texts = paths
+            .iter()
+            .chain(&tests)
+            .map(|path| std::fs::read_to_string(path).unwrap());
+        let functions = texts.flat_map(|text| function_names(&text)).collect();
         let mut modules: Vec<Module> = paths.iter().map(|path| Module::read(&root, path)).collect();
         let test_modules: BTreeSet<Vec<String>> = modules.iter().flat_map(Module::test_modules).collect();
         modules.retain(|module| {
@@ -49,7 +58,7 @@ impl Sources {
             module.uses = uses(&module.code);
         }
         modules.sort_by(|a, b| a.file.cmp(&b.file));
-        Self { modules }
+        Self { modules, functions }
     }
 
     /// Circles of imports inside of rooms. An import between a module and one of its ancestors does not count.
@@ -161,6 +170,12 @@ fn reachable(from: usize, edges: &[BTreeSet<usize>]) -> BTreeSet<usize> {
         todo.extend(edges[at].iter().filter(|to| seen.insert(**to)));
     }
     seen
+}
+
+fn function_names(text: &str) -> Vec<String> {
+    let after = text.split("fn ").skip(1);
+    let names = after.filter_map(|code| code.split_once('(').map(|(name, _)| name.to_owned()));
+    names.collect()
 }
 
 fn find(directory: &Path, out: &mut Vec<PathBuf>) {

@@ -3,7 +3,8 @@
 use crate::support::admin::Admin;
 use crate::support::files::free_port;
 use crate::support::process::{CommandLine, Process, isthmus};
-use crate::support::{Tls, eventually, store};
+use crate::support::tls::{Tls, etcd};
+use crate::support::{eventually, store};
 use etcd_client::Client;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -139,6 +140,26 @@ impl Mirror {
         })
         .await;
     }
+}
+
+/// A mirror that has copied all of its remote clusters.
+pub struct Mirrored {
+    /// The etcd that the mirror writes to.
+    pub target: Process,
+    pub mirror: Mirror,
+    /// A client of the target.
+    pub local: Client,
+}
+
+/// Starts a mirror of `remotes` into an etcd, with more flags, and waits until all of them are mirrored.
+pub async fn mirror_of(tls: &Tls, remotes: &[&RemoteStore], flags: &[&str]) -> Mirrored {
+    write_client_files(tls, remotes);
+    let target = etcd(tls).start();
+    let address = target.address().await;
+    let mirror = Mirror::start(tls, &address, flags);
+    mirror.mirrors(remotes.len()).await;
+    let local = tls.client(&address, "any").await;
+    Mirrored { target, mirror, local }
 }
 
 /// Name → value of the mirrored keys of one kind, for one cluster (`"hk/"`) or for all (`""`).

@@ -1,7 +1,7 @@
 //! Short forms of what tests ask an etcd.
 
 use crate::support::{CommandLine, PATIENCE, isthmus};
-use etcd_client::{Client, Error, GetOptions, KeyValue, WatchResponse, WatchStream};
+use etcd_client::{Client, Error, GetOptions, KeyValue, UserAddOptions, WatchResponse, WatchStream};
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use tokio::time::timeout;
@@ -57,6 +57,12 @@ pub async fn names(client: &mut Client, prefix: &str) -> Vec<String> {
 /// The revision of the store.
 pub async fn revision(client: &mut Client) -> i64 {
     client.get("x", None).await.unwrap().header().unwrap().revision()
+}
+
+/// Adds a user that authenticates with a certificate.
+pub async fn add_user(root: &mut Client, name: &str) {
+    let without_password = UserAddOptions::new().with_no_pwd();
+    root.user_add(name, "", Some(without_password)).await.unwrap();
 }
 
 /// Fails unless the store denies the call.
