@@ -1,7 +1,8 @@
-//! The publisher: from Kubernetes objects to the keys that other clusters read.
+//! The publisher of this cluster: from Kubernetes objects to the keys that other clusters read.
+//!
+//! [`publisher`] decides which keys follow from the objects; this file feeds it with events and passes its decisions to
+//! a [`SyncStore`], which writes them.
 
-mod convert;
-mod owners;
 pub mod publisher;
 #[cfg(test)]
 mod tests;
@@ -13,13 +14,13 @@ use crate::model::cluster::{Capabilities, ClusterConfig, ExportMode};
 use crate::model::keys::{self, Scope};
 use crate::util::lifecycle::Lifecycle;
 use crate::util::readiness::{Block, Ready};
-use publisher::{Change, Options, Publisher, ServiceMode};
+use publisher::{Action, Options, Publisher, ServiceMode};
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
-/// Publishes what `events` say into `backend`, until the lifecycle stops: cluster configuration and
-/// heartbeat, then resources, each scope's canary after its first complete state. Returns the writer,
-/// for its figures.
+/// Publishes what follows from `events` into `backend` until the lifecycle stops: the cluster configuration and the
+/// heartbeat at once, then the resources, and the canary of each scope after its first complete state. Returns the
+/// writer, for its statistics.
 pub fn start(
     options: Options,
     events: mpsc::Receiver<Received>,
@@ -57,7 +58,7 @@ pub fn start(
     sync
 }
 
-/// What the cluster says of itself.
+/// The configuration that this cluster publishes of itself.
 fn cluster_config(options: &Options) -> ClusterConfig {
     ClusterConfig {
         id: options.cluster.id,
@@ -75,21 +76,21 @@ fn cluster_config(options: &Options) -> ClusterConfig {
 }
 
 async fn publish(options: Options, mut events: mpsc::Receiver<Received>, sync: Arc<SyncStore>) {
-    let name = options.cluster.name.clone();
+    let cluster = options.cluster.name.clone();
     let mut publisher = Publisher::new(options);
     let list = sync.begin_list();
     while let Some(Received { event, at }) = events.recv().await {
-        for change in publisher.handle(event) {
-            match change {
-                Change::Upsert(scope, key, value) => {
-                    sync.set(scope.state_prefix(&name) + &key, Some(value), at);
+        for action in publisher.handle(event) {
+            match action {
+                Action::Upsert { scope, name, value } => {
+                    sync.set(scope.state_prefix(&cluster) + &name, Some(value), at);
                 }
-                Change::Delete(scope, key) => sync.set(scope.state_prefix(&name) + &key, None, at),
-                Change::Synced(scope) => {
-                    sync.end_list(&scope.state_prefix(&name), list);
-                    sync.queue_canary(scope.state_canary(&name), keys::timestamp());
+                Action::Delete { scope, name } => sync.set(scope.state_prefix(&cluster) + &name, None, at),
+                Action::Complete(scope) => {
+                    sync.end_list(&scope.state_prefix(&cluster), list);
+                    sync.queue_canary(scope.state_canary(&cluster), keys::timestamp());
                 }
-                Change::Problem(object, problem) => tracing::warn!("{object}: {problem}"),
+                Action::Warn { object, problem } => tracing::warn!("{object}: {problem}"),
             }
         }
     }

@@ -1,6 +1,8 @@
-//! The publisher against what Cilium wrote for the same objects, and the cases its tests name.
+//! The publisher compared with what Cilium wrote for the same objects, and single rules.
 
-use super::publisher::{Change, Options, Publisher, ServiceMode};
+mod sequence;
+
+use super::publisher::{Action, Options, Publisher, ServiceMode};
 use crate::k8s::events::Event;
 use crate::k8s::types::{Kind, ObjectKey};
 use crate::model::cluster::{Capabilities, ClusterConfig, ClusterInfo, ExportMode};
@@ -27,7 +29,7 @@ fn object(value: Value) -> Event {
     Event::Apply(object.key(), Box::new(object))
 }
 
-/// A publisher and the keys it would have written.
+/// A publisher and the keys that its actions have written so far.
 struct Bench {
     publisher: Publisher,
     keys: BTreeMap<(Scope, String), Bytes>,
@@ -36,7 +38,7 @@ struct Bench {
 }
 
 impl Bench {
-    /// After everything that was there at the start, which is nothing.
+    /// A publisher whose first lists have completed without objects.
     fn new(options: Options) -> Self {
         let mut bench = Self::before_lists(options);
         Kind::ALL.iter().for_each(|kind| bench.send(Event::Listed(*kind)));
@@ -56,14 +58,14 @@ impl Bench {
     fn send(&mut self, event: Event) {
         for change in self.publisher.handle(event) {
             match change {
-                Change::Upsert(scope, name, value) => {
+                Action::Upsert { scope, name, value } => {
                     self.keys.insert((scope, name.to_string()), value);
                 }
-                Change::Delete(scope, name) => {
+                Action::Delete { scope, name } => {
                     self.keys.remove(&(scope, name.to_string()));
                 }
-                Change::Synced(scope) => self.synced.push(scope),
-                Change::Problem(key, text) => self.problems.push(format!("{key}: {text}")),
+                Action::Complete(scope) => self.synced.push(scope),
+                Action::Warn { object, problem } => self.problems.push(format!("{object}: {problem}")),
             }
         }
     }
@@ -117,7 +119,7 @@ fn slice(name: &str, address: &str, port: (&str, i32)) -> Value {
     })
 }
 
-/// Everything Cilium 1.20-dev wrote for `objs.json`, key by key, but for what is different on purpose.
+/// Every key that Cilium 1.20-dev wrote for `objs.json`, apart from the differences named below.
 #[test]
 fn the_golden_objects_give_ciliums_keys_and_values() {
     let mut bench = Bench::before_lists(options());
@@ -157,16 +159,16 @@ fn the_golden_objects_give_ciliums_keys_and_values() {
             *value = "time".to_owned();
         }
     }
-    // Cilium 1.20: services of namespaces that are not global stay at home.
+    // Cilium 1.20 does not export services of namespaces that are not global.
     assert!(golden.remove("cilium/state/services/v1/c3/priv/privsvc").is_some());
-    // Cilium 1.20: slices are exported, too, and the config and a canary say so.
+    // Cilium 1.20 also exports slices: the configuration has another field, and there is another canary.
     golden.insert(
         "cilium/synced/c3/cilium/state/endpointslices/v1".to_owned(),
         "time".to_owned(),
     );
     let old = golden.get_mut("cilium/cluster-config/c3").unwrap();
     *old = old.replace("}}", r#","endpointSlicesExportMode":"services-and-endpointslices"}}"#);
-    // Cilium 1.20.1 fills the named ports in (clustermesh/converters.go, namedPortsToIPIdentity).
+    // Cilium 1.20.1 sets the named ports (clustermesh/converters.go, namedPortsToIPIdentity).
     for ip in ["10.0.0.1", "fd00::a"] {
         let value = golden.get_mut(&format!("cilium/state/ip/v1/default/{ip}")).unwrap();
         let ports = r#","NamedPorts":[{"Name":"http","Port":80,"Protocol":"TCP"}]}"#;
@@ -177,10 +179,10 @@ fn the_golden_objects_give_ciliums_keys_and_values() {
         let value = golden.get_mut(&format!("cilium/state/nodes/v1/c3/{node}")).unwrap();
         *value = value.replace(&format!("\"NodeIdentity\":{identity},"), "");
     }
-    // Ours: a name outside has no address, so readers would reject it.
+    // Isthmus does not export an ExternalName service: it has no address, and readers reject its value.
     assert!(golden.remove("cilium/state/services/v1/c3/foo/ext").is_some());
     assert!(bench.problems.iter().any(|p| p.starts_with("Service foo/ext: ")));
-    // Ours: an address that is none gets a warning, not the key `<nil>`, which readers reject.
+    // Isthmus warns about an invalid address instead of writing the key `<nil>`, which readers reject.
     assert!(golden.remove("cilium/state/ip/v1/default/<nil>").is_some());
     assert!(
         bench
@@ -210,7 +212,7 @@ fn config() -> ClusterConfig {
 }
 
 #[test]
-fn a_slice_is_exported_whole_and_compressed() {
+fn a_slice_is_exported_with_all_fields_and_compressed() {
     let mut bench = Bench::new(options());
     bench.apply(namespace("foo", None));
     bench.apply(service(json!({"service.cilium.io/global": "true"})));
@@ -241,26 +243,25 @@ fn a_slice_is_exported_whole_and_compressed() {
 }
 
 #[test]
-fn a_namespace_that_stops_being_global_takes_its_keys_along_and_brings_them_back() {
+fn the_keys_of_a_namespace_are_withdrawn_and_published_again_with_its_annotation() {
     let mut bench = Bench::new(options());
     bench.apply(endpoint("p", "10.0.0.1"));
     bench.apply(json!({"kind": "CiliumIdentity", "metadata": {"name": "9"}, "security-labels": {"k8s:io.kubernetes.pod.namespace": "foo"}}));
     bench.apply(service(json!({"service.cilium.io/global": "true"})));
     bench.apply(slice("s-1", "10.0.0.1", ("http", 80)));
-    assert!(bench.keys.is_empty(), "the namespace is not known yet");
-    let all = |b: &Bench| b.keys.len();
+    assert!(bench.keys.is_empty(), "the namespace does not exist yet");
     bench.apply(namespace("foo", None));
-    assert_eq!(all(&bench), 4);
+    assert_eq!(bench.keys.len(), 4);
     bench.apply(namespace("foo", Some("false")));
-    assert_eq!(all(&bench), 0);
+    assert_eq!(bench.keys.len(), 0);
     bench.apply(namespace("foo", Some("TRUE")));
-    assert_eq!(all(&bench), 4);
+    assert_eq!(bench.keys.len(), 4);
     bench.delete(Kind::Namespace, "", "foo");
-    assert_eq!(all(&bench), 0);
+    assert_eq!(bench.keys.len(), 0);
 }
 
 #[test]
-fn only_annotated_namespaces_are_global_where_that_is_the_default() {
+fn only_annotated_namespaces_are_global_if_the_default_is_not_global() {
     let mut bench = Bench::new(Options {
         default_global_namespace: false,
         ..options()
@@ -273,7 +274,7 @@ fn only_annotated_namespaces_are_global_where_that_is_the_default() {
 }
 
 #[test]
-fn an_address_that_moves_between_pods_is_never_without_an_owner() {
+fn an_address_that_moves_between_pods_keeps_its_key() {
     let mut bench = Bench::new(options());
     bench.apply(namespace("foo", None));
     bench.apply(endpoint("old", "10.0.0.1"));
@@ -285,7 +286,7 @@ fn an_address_that_moves_between_pods_is_never_without_an_owner() {
 }
 
 #[test]
-fn a_cilium_endpoint_slice_may_change_its_namespace() {
+fn a_cilium_endpoint_slice_can_change_its_namespace() {
     let mut bench = Bench::new(Options {
         endpoint_slices: true,
         ..options()
@@ -307,7 +308,7 @@ fn a_cilium_endpoint_slice_may_change_its_namespace() {
 }
 
 #[test]
-fn annotations_decide_what_is_shared() {
+fn annotations_decide_whether_a_service_is_shared() {
     let cases = [
         (json!({"service.cilium.io/global": "true"}), true),
         (
@@ -338,7 +339,7 @@ fn annotations_decide_what_is_shared() {
 }
 
 #[test]
-fn ports_of_several_slices_add_up_and_a_slice_that_moves_on_leaves_nothing() {
+fn ports_of_several_slices_are_merged_and_a_slice_that_changes_its_service_is_removed() {
     let mut bench = Bench::new(options());
     bench.apply(namespace("foo", None));
     bench.apply(service(json!({"service.cilium.io/global": "true"})));
@@ -359,7 +360,7 @@ fn ports_of_several_slices_add_up_and_a_slice_that_moves_on_leaves_nothing() {
 }
 
 #[test]
-fn only_slices_are_exported_where_the_mode_says_so() {
+fn only_slices_are_exported_in_the_mode_only_endpoint_slice() {
     let mut bench = Bench::new(Options {
         service_mode: ServiceMode::OnlyEndpointSlice,
         ..options()
@@ -378,16 +379,16 @@ fn a_scope_is_complete_when_all_its_kinds_are_listed() {
         ..options()
     });
     bench.send(Event::Listed(Kind::Node));
-    // Without exports their canary has nothing to wait for.
+    // With exports disabled their canary waits for no list.
     assert_eq!(bench.synced, [Scope::Nodes, Scope::ServiceExports]);
     bench.send(Event::Listed(Kind::Identity));
-    assert_eq!(bench.synced.len(), 2, "namespaces decide about identities");
+    assert_eq!(bench.synced.len(), 2, "identities depend on their namespaces");
     bench.send(Event::Listed(Kind::Namespace));
     assert_eq!(bench.synced[2..], [Scope::Identities]);
 }
 
 #[test]
-fn a_problem_is_told_once_and_again_after_it_was_gone() {
+fn a_problem_is_reported_once_and_again_after_it_was_solved() {
     let mut bench = Bench::new(options());
     bench.apply(namespace("foo", None));
     for _ in 0..3 {
@@ -404,10 +405,10 @@ fn a_problem_is_told_once_and_again_after_it_was_gone() {
 }
 
 #[test]
-fn nothing_of_a_scope_is_said_before_it_is_known_completely() {
+fn no_key_of_a_scope_is_returned_before_the_scope_is_complete() {
     let mut bench = Bench::before_lists(options());
-    // A restart over keys of a former life: what comes before its namespace or its slices must not look
-    // as if it were gone, or empty.
+    // After a restart the store has keys of the earlier run. A service that is listed before its namespace must not be
+    // deleted, and one that is listed before its slices must not lose its backends.
     let before = bench
         .publisher
         .handle(object(service(json!({"service.cilium.io/global": "true"}))));
@@ -419,20 +420,28 @@ fn nothing_of_a_scope_is_said_before_it_is_known_completely() {
     bench.apply(namespace("foo", None));
     assert!(bench.keys.is_empty());
     let complete = bench.publisher.handle(Event::Listed(Kind::Namespace));
-    let said: Vec<_> = complete
+    let services: Vec<_> = complete
         .iter()
-        .filter(|c| matches!(c, Change::Upsert(Scope::Services, ..)))
+        .filter(|action| {
+            matches!(
+                action,
+                Action::Upsert {
+                    scope: Scope::Services,
+                    ..
+                }
+            )
+        })
         .collect();
-    let [Change::Upsert(_, key, value)] = said[..] else {
+    let [Action::Upsert { name, value, .. }] = services[..] else {
         panic!("{complete:?}")
     };
-    assert_eq!(&**key, "foo/s");
+    assert_eq!(&**name, "foo/s");
     assert!(String::from_utf8_lossy(value).contains("10.0.0.1"));
-    assert!(!complete.iter().any(|c| matches!(c, Change::Delete(..))));
+    assert!(!complete.iter().any(|action| matches!(action, Action::Delete { .. })));
 }
 
 #[test]
-fn an_export_leaves_with_its_namespace() {
+fn an_export_is_withdrawn_with_its_namespace() {
     let mut bench = Bench::new(options());
     bench.apply(namespace("foo", None));
     bench.apply(service(json!({})));
@@ -443,7 +452,7 @@ fn an_export_leaves_with_its_namespace() {
 }
 
 #[test]
-fn labels_are_read_as_cilium_reads_them() {
+fn labels_of_identities_are_parsed_as_in_cilium() {
     let mut bench = Bench::new(options());
     bench.apply(namespace("foo", None));
     let labels =
@@ -457,7 +466,7 @@ fn labels_are_read_as_cilium_reads_them() {
 }
 
 #[test]
-fn the_last_endpoint_of_a_slice_with_an_address_counts() {
+fn of_several_endpoints_of_a_slice_with_one_address_the_last_counts() {
     let mut bench = Bench::new(options());
     bench.apply(namespace("foo", None));
     bench.apply(service(json!({"service.cilium.io/global": "true"})));
@@ -476,7 +485,7 @@ fn the_last_endpoint_of_a_slice_with_an_address_counts() {
 }
 
 #[test]
-fn a_name_outside_is_no_service_but_its_slices_are() {
+fn an_external_name_service_has_no_key_but_its_slices_have() {
     let mut bench = Bench::new(options());
     bench.apply(namespace("foo", None));
     let mut outside = service(json!({"service.cilium.io/global": "true"}));

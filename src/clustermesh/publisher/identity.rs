@@ -1,0 +1,96 @@
+//! CiliumIdentities: `cilium/state/identities/v1/id/<id>` → the identity's labels.
+//!
+//! The keys do not name the cluster or the namespace; the namespace is one of the labels.
+
+use super::{Effects, Name, NamespacedName, Resource, State, of_namespace};
+use crate::k8s::types::{self as k8s, ObjectKey};
+use crate::model::keys::Scope;
+use bytes::Bytes;
+use std::collections::{BTreeMap, HashMap};
+
+/// The label that says to which namespace an identity belongs.
+const NAMESPACE_LABEL: &str = "k8s:io.kubernetes.pod.namespace";
+
+#[derive(Default)]
+pub(super) struct Identities {
+    values: BTreeMap<NamespacedName, Bytes>,
+    /// Identity → its namespace, which can change with its labels.
+    namespaces: HashMap<Name, Name>,
+}
+
+impl Identities {
+    fn remove(&mut self, name: &Name) {
+        if let Some(namespace) = self.namespaces.remove(name) {
+            let name = name.clone();
+            self.values.remove(&NamespacedName { namespace, name });
+        }
+    }
+
+    fn insert(&mut self, name: &Name, namespace: &Name, value: Bytes) {
+        if self.namespaces.get(name).is_some_and(|before| before != namespace) {
+            self.remove(name);
+        }
+        self.namespaces.insert(name.clone(), namespace.clone());
+        self.values.insert(NamespacedName::new(namespace, name), value);
+    }
+}
+
+impl Resource for Identities {
+    type Object = k8s::CiliumIdentity;
+    const SCOPES: &'static [Scope] = &[Scope::Identities];
+
+    fn apply(state: &mut State, key: &ObjectKey, identity: k8s::CiliumIdentity, out: &mut Effects) {
+        let labels = &identity.security_labels;
+        let Some(namespace) = labels.get(NAMESPACE_LABEL).filter(|n| !n.is_empty()) else {
+            // Parity: Cilium never exports an identity without a namespace.
+            out.problem(format!("it has no label {NAMESPACE_LABEL}"));
+            return Self::delete(state, key, out);
+        };
+        let (value, namespace) = (value(labels), Name::from(&**namespace));
+        state.identities.insert(&key.name, &namespace, value.clone());
+        match state.namespaces.is_global(&namespace) {
+            true => out.upsert(Scope::Identities, &key.name, value),
+            false => out.delete(Scope::Identities, &key.name),
+        }
+    }
+
+    fn delete(state: &mut State, key: &ObjectKey, out: &mut Effects) {
+        state.identities.remove(&key.name);
+        out.delete(Scope::Identities, &key.name);
+    }
+
+    fn namespace_changed(state: &mut State, namespace: &Name, out: &mut Effects) {
+        let is_global = state.namespaces.is_global(namespace);
+        for (key, value) in of_namespace(&state.identities.values, namespace) {
+            match is_global {
+                true => out.upsert(Scope::Identities, &key.name, value.clone()),
+                false => out.delete(Scope::Identities, &key.name),
+            }
+        }
+    }
+}
+
+/// The labels as `source:key=value;`, sorted by key without source (Cilium: pkg/labels/labels.go).
+fn value(labels: &k8s::Strings) -> Bytes {
+    let mut sorted = BTreeMap::new();
+    for (label, value) in labels {
+        let (source, key) = match label.strip_prefix('$') {
+            Some(key) => ("reserved", key),
+            None => match label.split_once(':') {
+                Some(("", key)) => ("unspec", key),
+                Some((source, key)) => (source, key),
+                None => ("unspec", &**label),
+            },
+        };
+        // Cilium takes the value of a reserved label without a key as its key.
+        let (key, value) = match (source, key.is_empty()) {
+            ("reserved", true) => (&**value, ""),
+            _ => (key, &**value),
+        };
+        sorted.insert(key, (source, value));
+    }
+    let labels = sorted
+        .iter()
+        .map(|(key, (source, value))| format!("{source}:{key}={value};"));
+    labels.collect::<String>().into()
+}

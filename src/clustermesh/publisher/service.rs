@@ -1,0 +1,184 @@
+//! Services: `cilium/state/services/v1/<cluster>/<namespace>/<name>` → frontends and backends of a global service.
+//!
+//! The value has the addresses of the service's EndpointSlices, and the slices and exports of a service are published
+//! only while the service is, so [`publish`] decides about all of them.
+
+use super::value::{Problems, is_external_name, json, port_u16};
+use super::{
+    Effects, Name, NamespacedName, Resource, ServiceMode, State, endpoint_slice, of_namespace, service_export,
+};
+use crate::k8s::types::{self as k8s, ObjectKey};
+use crate::model::cluster::ClusterInfo;
+use crate::model::keys::Scope;
+use crate::model::values;
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+#[derive(Default)]
+pub(super) struct Services(BTreeMap<NamespacedName, k8s::Service>);
+
+impl Services {
+    pub(super) fn get(&self, name: &NamespacedName) -> Option<&k8s::Service> {
+        self.0.get(name)
+    }
+}
+
+impl Resource for Services {
+    type Object = k8s::Service;
+    const SCOPES: &'static [Scope] = &[Scope::Services, Scope::EndpointSlices, Scope::ServiceExports];
+
+    fn apply(state: &mut State, key: &ObjectKey, service: k8s::Service, out: &mut Effects) {
+        if is_shared(&service) && is_external_name(&service) {
+            out.problem("it is global, but a name outside the cluster has no address to share".to_owned());
+        }
+        let name = NamespacedName::of(key);
+        state.services.0.insert(name.clone(), service);
+        publish(state, &name, out);
+    }
+
+    fn delete(state: &mut State, key: &ObjectKey, out: &mut Effects) {
+        let name = NamespacedName::of(key);
+        state.services.0.remove(&name);
+        publish(state, &name, out);
+    }
+
+    fn namespace_changed(state: &mut State, namespace: &Name, out: &mut Effects) {
+        let state = &*state;
+        for (name, _) in of_namespace(&state.services.0, namespace) {
+            publish(state, name, out);
+        }
+    }
+}
+
+/// Publishes or withdraws the keys of a service, of its slices and of its export, in this order.
+pub(super) fn publish(state: &State, name: &NamespacedName, out: &mut Effects) {
+    let cluster = &state.options.cluster;
+    let service = state.services.get(name);
+    let shared = service.filter(|s| is_shared(s) && state.namespaces.is_global(&name.namespace));
+    let slices = || state.endpoint_slices.of_service(name);
+    let has_own_key =
+        |s: &&k8s::Service| state.options.service_mode != ServiceMode::OnlyEndpointSlice && !is_external_name(s);
+    match shared.filter(has_own_key) {
+        Some(service) => {
+            let value = value(service, slices(), cluster, &mut out.problems);
+            out.upsert(Scope::Services, &name.key(), value);
+        }
+        None => out.delete(Scope::Services, &name.key()),
+    }
+    for slice in slices() {
+        let key = endpoint_slice::key(&name.namespace, &slice.metadata.name);
+        match shared {
+            Some(_) => out.upsert(Scope::EndpointSlices, &key, endpoint_slice::value(slice, cluster)),
+            None => out.delete(Scope::EndpointSlices, &key),
+        }
+    }
+    if state.service_exports.contains(name) {
+        service_export::publish(state, name, out);
+    }
+}
+
+/// Whether the annotations make a service global and shared (Cilium: pkg/annotation/clustermesh.go).
+fn is_shared(service: &k8s::Service) -> bool {
+    let flag = |names: [&str; 2]| {
+        let value = names.iter().find_map(|n| service.metadata.annotations.get(*n));
+        value.map(|v| v.eq_ignore_ascii_case("true"))
+    };
+    flag(["service.cilium.io/global", "io.cilium/global-service"]) == Some(true)
+        && flag(["service.cilium.io/shared", "io.cilium/shared-service"]) != Some(false)
+}
+
+/// The value of a shared service. `slices` come in the order of their names; the ports of an address that several of
+/// them have are merged.
+fn value<'a>(
+    service: &k8s::Service,
+    slices: impl Iterator<Item = &'a k8s::EndpointSlice>,
+    cluster: &ClusterInfo,
+    problems: &mut Problems,
+) -> Bytes {
+    let meta = &service.metadata;
+    let mut value = values::Service {
+        cluster: cluster.name.to_string(),
+        namespace: meta.namespace.clone(),
+        name: meta.name.clone(),
+        frontends: frontends(service),
+        backends: BTreeMap::new(),
+        hostnames: BTreeMap::new(),
+        zones: BTreeMap::new(),
+        labels: meta.labels.clone(),
+        selector: service.spec.selector.clone(),
+        include_external: true,
+        shared: true,
+        cluster_id: cluster.id,
+    };
+    for slice in slices.filter(|s| matches!(&*s.address_type, "IPv4" | "IPv6")) {
+        add_backends(&mut value, slice, problems);
+    }
+    json(&value)
+}
+
+fn frontends(service: &k8s::Service) -> BTreeMap<String, values::Ports> {
+    let spec = &service.spec;
+    let label = service.metadata.labels.contains_key("service.kubernetes.io/headless");
+    if label || spec.cluster_ip.eq_ignore_ascii_case("none") {
+        return BTreeMap::new();
+    }
+    let port = |p: &k8s::ServicePort| {
+        let port = values::Port {
+            protocol: p.protocol.clone(),
+            port: port_u16(p.port),
+        };
+        (p.name.clone(), port)
+    };
+    let ports: values::Ports = spec.ports.iter().map(port).collect();
+    let addresses = match spec.cluster_ips.is_empty() {
+        true => std::slice::from_ref(&spec.cluster_ip),
+        false => &spec.cluster_ips,
+    };
+    addresses.iter().map(|ip| (ip.clone(), ports.clone())).collect()
+}
+
+fn add_backends(value: &mut values::Service, slice: &k8s::EndpointSlice, problems: &mut Problems) {
+    let ports: values::Ports = slice
+        .ports
+        .iter()
+        .filter_map(|p| {
+            let protocol = p.protocol.clone().unwrap_or_else(|| "TCP".to_owned());
+            let known = matches!(&*protocol, "TCP" | "UDP" | "SCTP");
+            let port = port_u16(p.port.filter(|_| known)?);
+            Some((p.name.clone().unwrap_or_default(), values::Port { protocol, port }))
+        })
+        .collect();
+    // If several endpoints of a slice have the same address, the last one counts, whether it is usable or not.
+    let mut endpoints: BTreeMap<String, &k8s::SliceEndpoint> = BTreeMap::new();
+    for endpoint in &slice.endpoints {
+        for address in &endpoint.addresses {
+            let text = address.split_once('@').map_or(&**address, |(ip, _)| ip);
+            let Ok(ip) = text.parse::<IpAddr>() else {
+                let name = &slice.metadata.name;
+                problems.push(format!(
+                    "address {address:?} of EndpointSlice {name} is not an IP address"
+                ));
+                continue;
+            };
+            endpoints.insert(ip.to_string(), endpoint);
+        }
+    }
+    let usable = |e: &k8s::SliceEndpoint| e.conditions.ready.unwrap_or(true) || e.conditions.serving.unwrap_or(true);
+    for (ip, endpoint) in endpoints.into_iter().filter(|(_, e)| usable(e)) {
+        value.backends.entry(ip.clone()).or_default().extend(ports.clone());
+        if let Some(hostname) = endpoint.hostname.as_ref().filter(|h| !h.is_empty()) {
+            value.hostnames.insert(ip.clone(), hostname.clone());
+        }
+        let old = endpoint.deprecated_topology.get("topology.kubernetes.io/zone");
+        let zone = endpoint.zone.as_ref().filter(|z| !z.is_empty()).or(old);
+        if let Some(zone) = zone.filter(|z| !z.is_empty()) {
+            let hints = endpoint.hints.iter().flat_map(|h| &h.for_zones);
+            let zone = values::Zone {
+                zone: zone.clone(),
+                for_zones: hints.map(|z| values::ForZone { name: z.name.clone() }).collect(),
+            };
+            value.zones.insert(ip, zone);
+        }
+    }
+}
