@@ -1,4 +1,4 @@
-//! What the mesh's keys and values are. Nothing here knows where they come from or go to.
+//! The keys and values that the clusters of a mesh exchange. This room knows nothing of their sources and stores.
 
 pub mod cluster;
 pub mod gojson;

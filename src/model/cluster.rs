@@ -1,29 +1,28 @@
-//! Cluster names and ids, and the configuration a cluster publishes of itself.
+//! Cluster names and ids, and the configuration that a cluster publishes of itself (Cilium: pkg/clustermesh/types).
 
 use super::gojson;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::sync::Arc;
 
-/// The cluster name nobody may use in a mesh.
+/// Cilium's default cluster name, which no cluster of a mesh may have.
 pub const DEFAULT_NAME: &str = "default";
 
-/// A valid cluster name: at most 32 of `a-z`, `0-9` and `-`, not at the ends.
+/// A valid cluster name: 1 to 32 of `a-z`, `0-9` and `-`, without `-` at the start or end.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ClusterName(Arc<str>);
 
-/// Who a cluster is in the mesh.
+/// The identity of a cluster in the mesh.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClusterInfo {
-    /// Its name.
     pub name: ClusterName,
-    /// Its id, from 1 to [`ClusterInfo::max_connected`].
+    /// From 1 to [`ClusterInfo::max_connected`].
     pub id: u32,
-    /// 255 or 511: how many clusters the mesh may have.
+    /// The number of clusters that the mesh can have: 255 or 511.
     pub max_connected: u32,
 }
 
-/// Why a name or id is not acceptable; texts are Cilium's.
+/// An invalid name or id; the texts are Cilium's.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     #[error("ClusterID 0 is reserved")]
@@ -40,35 +39,32 @@ pub enum Error {
     DefaultName,
 }
 
-/// The value of `cilium/cluster-config/<cluster>`. Fields this version does not know are dropped, as
-/// Cilium's mirror drops them.
+/// The value of `cilium/cluster-config/<cluster>`. Unknown fields are dropped, as in Cilium's mirror.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterConfig {
-    /// The cluster id; 0 if unset.
+    /// 0: unset.
     #[serde(default, skip_serializing_if = "is_default")]
     pub id: u32,
-    /// What readers may rely on.
     #[serde(default)]
     pub capabilities: Capabilities,
 }
 
-/// What readers of a cluster's keys may rely on.
+/// What readers of a cluster's keys can rely on.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Capabilities {
-    /// A canary is written per prefix once its first state is complete.
+    /// Each scope gets a canary once its first state is complete.
     #[serde(default, skip_serializing_if = "is_default")]
     pub synced_canaries: bool,
-    /// The keys are a mirror's, under `cilium/cache`.
+    /// The keys are mirrored ones, under `cilium/cache`.
     #[serde(default, skip_serializing_if = "is_default")]
     pub cached: bool,
     /// 255 or 511.
     #[serde(default, skip_serializing_if = "is_default")]
     pub max_connected_clusters: u32,
-    /// `None`: service exports are not supported; `Some(false)`: off.
+    /// `None`: service exports are not supported; `Some(false)`: they are disabled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service_exports_enabled: Option<bool>,
-    /// Which forms of a global service are exported.
     #[serde(default, skip_serializing_if = "is_default")]
     pub endpoint_slices_export_mode: ExportMode,
 }
@@ -80,11 +76,10 @@ pub enum ExportMode {
     /// Legacy services only.
     #[default]
     Services,
-    /// Both.
     ServicesAndEndpointSlices,
     /// EndpointSlices only.
     EndpointSlices,
-    /// Something newer.
+    /// A mode of a newer version.
     Unknown(String),
 }
 
@@ -95,7 +90,6 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 // === impl ClusterName ===
 
 impl ClusterName {
-    /// Accepts a valid name.
     pub fn new(name: &str) -> Result<Self, Error> {
         let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
         let valid =
@@ -105,7 +99,6 @@ impl ClusterName {
             .ok_or_else(|| Error::Name { name: name.to_owned() })
     }
 
-    /// The name.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -120,7 +113,7 @@ impl fmt::Display for ClusterName {
 // === impl ClusterInfo ===
 
 impl ClusterInfo {
-    /// Accepts what may join a mesh.
+    /// Checks that the cluster can join a mesh.
     pub fn new(name: &str, id: u32, max_connected: u32) -> Result<Self, Error> {
         if ![255, 511].contains(&max_connected) {
             return Err(Error::MaxConnected(max_connected));
@@ -144,7 +137,7 @@ impl ClusterInfo {
 // === impl ClusterConfig ===
 
 impl ClusterConfig {
-    /// The stored value.
+    /// The value of the cluster's key.
     pub fn to_json(&self) -> Vec<u8> {
         gojson::to_vec(self)
     }
@@ -177,7 +170,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_follow_ciliums_rule() {
+    fn names_follow_ciliums_rules() {
         for good in ["a", "tokyo-cluster", "0x", &"a".repeat(32)] {
             assert!(ClusterName::new(good).is_ok(), "{good}");
         }
@@ -187,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_are_checked_against_the_size_of_the_mesh() {
+    fn ids_are_limited_by_the_size_of_the_mesh() {
         assert_eq!(ClusterInfo::new("c", 0, 255), Err(Error::IdZero));
         assert_eq!(
             ClusterInfo::new("c", 256, 255),
@@ -199,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn the_config_is_written_as_cilium_writes_it() {
+    fn the_configuration_is_ciliums_json() {
         let text = r#"{"id":3,"capabilities":{"syncedCanaries":true,"maxConnectedClusters":255,"serviceExportsEnabled":false,"endpointSlicesExportMode":"services-and-endpointslices"}}"#;
         let config: ClusterConfig = serde_json::from_str(text).unwrap();
         assert_eq!(String::from_utf8(config.to_json()).unwrap(), text);

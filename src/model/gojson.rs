@@ -1,5 +1,5 @@
-//! JSON as Go's `encoding/json` writes it, so that stored values are Cilium's byte for byte: compact, and
-//! with `<`, `>`, `&`, U+2028 and U+2029 escaped in strings.
+//! JSON as Go's `encoding/json` writes it, so that values equal Cilium's byte for byte: compact, and with `<`, `>`, `&`,
+//! U+2028 and U+2029 escaped in strings.
 
 use serde::Serialize;
 use serde_json::ser::{CompactFormatter, Formatter, Serializer};
@@ -7,7 +7,7 @@ use std::io;
 
 struct Go;
 
-/// Serializes `value`; map keys must come sorted, so use ordered maps.
+/// Serializes `value`. Go sorts the keys of maps, so `value` must use ordered maps.
 pub fn to_vec<T: Serialize>(value: &T) -> Vec<u8> {
     let mut out = Vec::with_capacity(256);
     value

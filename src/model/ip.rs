@@ -5,28 +5,28 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Serialize, Serializer};
 use std::net::IpAddr;
 
-/// An address that prints as Go's `net.IP`: an IPv4-mapped one as plain IPv4, none as `""`.
+/// An address that prints as Go's `net.IP`: an IPv4-mapped address as plain IPv4, `None` as an empty string.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GoIp(pub Option<IpAddr>);
 
-/// A CIDR as `{"IP":…,"Mask":…}`, host bits cleared.
+/// Go's `net.IPNet` as JSON: `{"IP":…,"Mask":…}`, with the host bits cleared.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Cidr {
     /// The network address.
     #[serde(rename = "IP")]
     pub ip: GoIp,
-    /// The mask's bytes in base64.
+    /// The bytes of the mask in base64.
     #[serde(rename = "Mask")]
     pub mask: String,
 }
 
 impl GoIp {
-    /// Reads as `net.ParseIP` does; anything else is none.
+    /// Parses as `net.ParseIP` does; an invalid address becomes `None`.
     pub fn parse(text: &str) -> Self {
         Self(text.parse::<IpAddr>().ok().map(|ip| ip.to_canonical()))
     }
 
-    /// The text; empty for none.
+    /// The text; empty for `None`.
     pub fn text(self) -> String {
         self.0.map(|ip| ip.to_string()).unwrap_or_default()
     }
@@ -39,7 +39,7 @@ impl Serialize for GoIp {
 }
 
 impl Cidr {
-    /// Reads as `net.ParseCIDR` does, and clears host bits.
+    /// Parses as `net.ParseCIDR` does, and clears the host bits.
     pub fn parse(text: &str) -> Option<Self> {
         let (ip, bits) = text.split_once('/')?;
         let (ip, bits) = (ip.parse::<IpAddr>().ok()?, bits.parse::<u32>().ok()?);
@@ -66,7 +66,7 @@ impl Cidr {
         })
     }
 
-    /// Whether the network is IPv4, or IPv4-mapped.
+    /// Whether the network is IPv4 or IPv4-mapped.
     pub fn is_v4(&self) -> bool {
         matches!(self.ip.0, Some(IpAddr::V4(_)))
     }
@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_read_and_print_as_in_go() {
+    fn addresses_parse_and_print_as_in_go() {
         assert_eq!(GoIp::parse("FD00:0:0::A").text(), "fd00::a");
         assert_eq!(GoIp::parse("::ffff:1.2.3.4").text(), "1.2.3.4");
         for bad in ["", "bad", "10.0.0.01", "10.0.0.0/8", "fe80::1%eth0"] {

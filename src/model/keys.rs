@@ -1,43 +1,48 @@
-//! The key space that a mesh agrees on (Cilium: pkg/kvstore/kvstore.go and its users).
+//! The keys of a mesh (Cilium: pkg/kvstore/kvstore.go and the files named below).
 //!
-//! | prefix | content |
-//! |---|---|
-//! | `cilium/cluster-config/<cluster>` | a cluster's configuration |
-//! | `cilium/.heartbeat` | a time, rewritten every minute |
-//! | `cilium/state/…` | a cluster's own resources |
-//! | `cilium/cache/…/<cluster>/…` | mirrored resources of another cluster |
-//! | `cilium/synced/<cluster>/<prefix>` | canary: the prefix holds the complete first state |
+//! | key | value | Cilium |
+//! |---|---|---|
+//! | `cilium/cluster-config/<cluster>` | [`ClusterConfig`](super::cluster::ClusterConfig) | pkg/clustermesh/clustercfg |
+//! | `cilium/.heartbeat` | [`timestamp`], rewritten every minute | pkg/kvstore/heartbeat |
+//! | `cilium/state/identities/v1/id/<id>` | labels of an identity | pkg/identity/cache/allocator.go |
+//! | `cilium/state/ip/v1/default/<ip>` | [`IpIdentity`](super::values::IpIdentity) | pkg/ipcache/kvstore.go |
+//! | `cilium/state/nodes/v1/<cluster>/<node>` | [`Node`](super::values::Node) | pkg/node/store/store.go |
+//! | `cilium/state/services/v1/<cluster>/<namespace>/<name>` | [`Service`](super::values::Service) | pkg/clustermesh/store/store.go |
+//! | `cilium/state/serviceexports/v1/<cluster>/<namespace>/<name>` | [`ServiceExport`](super::values::ServiceExport) | pkg/clustermesh/mcsapi/types/mcsapiservicespec.go |
+//! | `cilium/state/endpointslices/v1/<cluster>/<namespace>/<slice>` | [`ClusterEndpointSlice`](super::values::slice::ClusterEndpointSlice), zstd | Cilium 1.20, "service v2" |
+//! | `cilium/cache/<scope>/v1/<cluster>/…` | the same values, mirrored from another cluster | pkg/clustermesh/kvstoremesh/reflector |
+//! | `cilium/synced/<cluster>/cilium/{state,cache}/<scope>/v1` | canary: [`timestamp`] of the first complete state | pkg/kvstore/store/syncstore.go |
 
 use super::cluster::ClusterName;
 
-/// Rewritten every minute; readers give up on a cluster whose heartbeat stops for two.
+/// Rewritten every minute. Readers give up on a cluster without a new heartbeat for two minutes.
 pub const HEARTBEAT: &str = "cilium/.heartbeat";
 
-/// Before each cluster's configuration.
+/// The prefix of the cluster configurations.
 pub const CLUSTER_CONFIGS: &str = "cilium/cluster-config/";
 
-/// Before all canaries.
+/// The prefix of all canaries.
 pub const SYNCED: &str = "cilium/synced/";
 
-/// The resources that clusters share.
+/// A kind of keys that clusters share. Each scope has a prefix and a canary of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Scope {
     /// Security identities.
     Identities,
-    /// IP addresses of endpoints, with their identities.
+    /// IP addresses of pods, with their identities.
     Endpoints,
     /// Nodes.
     Nodes,
-    /// Global services.
+    /// Global services, with the addresses of their backends.
     Services,
-    /// MCS-API exports.
+    /// ServiceExports of the MCS API.
     ServiceExports,
-    /// Endpoints of global services, slice by slice.
+    /// EndpointSlices of global services.
     EndpointSlices,
 }
 
 impl Scope {
-    /// All of them; identities before the addresses that name them.
+    /// All scopes; identities come before the addresses that refer to them.
     pub const ALL: [Self; 6] = [
         Self::Identities,
         Self::Endpoints,
@@ -47,7 +52,7 @@ impl Scope {
         Self::EndpointSlices,
     ];
 
-    /// The word for it in keys.
+    /// The scope's name in keys.
     pub fn word(self) -> &'static str {
         match self {
             Self::Identities => "identities",
@@ -59,8 +64,8 @@ impl Scope {
         }
     }
 
-    /// Where a cluster keeps its own: `cilium/state/…/`. Identities and addresses are not named after
-    /// the cluster there.
+    /// The prefix of a cluster's own keys: `cilium/state/<scope>/v1/<cluster>/`. The prefixes of identities and addresses
+    /// do not contain the cluster: `cilium/state/identities/v1/id/` and `cilium/state/ip/v1/default/`.
     pub fn state_prefix(self, cluster: &ClusterName) -> String {
         match self {
             Self::Identities => "cilium/state/identities/v1/id/".to_owned(),
@@ -69,7 +74,8 @@ impl Scope {
         }
     }
 
-    /// Where a mirror keeps those of `cluster`: `cilium/cache/…/`.
+    /// The prefix of the keys mirrored from `cluster`: `cilium/cache/<scope>/v1/<cluster>/`, for identities with `id/` at
+    /// the end.
     pub fn cache_prefix(self, cluster: &ClusterName) -> String {
         match self {
             Self::Identities => format!("cilium/cache/identities/v1/{cluster}/id/"),
@@ -77,35 +83,35 @@ impl Scope {
         }
     }
 
-    /// The canary of a cluster's own.
+    /// The canary of a cluster's own keys. Its prefix is named without cluster, `id` or `default`.
     pub fn state_canary(self, cluster: &ClusterName) -> String {
         format!("cilium/synced/{cluster}/cilium/state/{}/v1", self.word())
     }
 
-    /// The canary of a mirror of `cluster`.
+    /// The canary of the keys mirrored from `cluster`.
     pub fn cache_canary(self, cluster: &ClusterName) -> String {
         format!("cilium/synced/{cluster}/cilium/cache/{}/v1", self.word())
     }
 }
 
-/// The key of a cluster's configuration.
+/// `cilium/cluster-config/<cluster>`.
 pub fn cluster_config(cluster: &ClusterName) -> String {
     format!("{CLUSTER_CONFIGS}{cluster}")
 }
 
-/// All canaries of a cluster.
+/// The prefix of all canaries of a cluster: `cilium/synced/<cluster>/`.
 pub fn synced_prefix(cluster: &ClusterName) -> String {
     format!("{SYNCED}{cluster}/")
 }
 
-/// Whether `name`, what follows a prefix in a key, is safe to put under another prefix: not empty, and
-/// without empty, `.` or `..` segments, through which a hostile peer could name keys of others.
+/// Whether `name`, the part of a key after its prefix, can be appended to another prefix: it is not empty and has no
+/// empty, `.` or `..` segments. With such segments a hostile peer could name keys of other clusters.
 pub fn is_safe_name(name: &[u8]) -> bool {
     name.split(|&b| b == b'/')
         .all(|segment| !matches!(segment, b"" | b"." | b".."))
 }
 
-/// Time as heartbeats and canaries carry it: RFC 3339, seconds, UTC.
+/// The current time as the value of heartbeats and canaries: RFC 3339, whole seconds, UTC.
 pub fn timestamp() -> String {
     jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
@@ -115,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_are_where_readers_look_for_them() {
+    fn prefixes_and_canaries_are_ciliums() {
         let c = ClusterName::new("foo").unwrap();
         let rows = Scope::ALL.map(|s| (s.state_prefix(&c), s.cache_prefix(&c), s.cache_canary(&c)));
         assert_eq!(rows[0].0, "cilium/state/identities/v1/id/");
@@ -128,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_could_leave_their_prefix_are_not_safe() {
+    fn names_with_empty_or_dot_segments_are_not_safe() {
         for good in ["n1", "ns/svc", "10.0.0.0/24", "fd00::1", "...", ".a"] {
             assert!(is_safe_name(good.as_bytes()), "{good}");
         }

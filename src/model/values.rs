@@ -1,4 +1,5 @@
-//! The JSON values that agents read, field for field in Cilium's order.
+//! The values of the keys, as agents read them: JSON with Cilium's fields in Cilium's order, so that they are equal byte
+//! for byte. [`super::keys`] has the key of each value.
 
 use super::ip::{Cidr, GoIp};
 use serde::Serialize;
@@ -7,10 +8,9 @@ use std::collections::BTreeMap;
 /// Label or annotation maps.
 pub type Strings = BTreeMap<String, String>;
 
-/// `cilium/state/nodes/v1/<cluster>/<node>`. Nothing is ever omitted.
+/// `cilium/state/nodes/v1/<cluster>/<node>` (Cilium: pkg/node/types/node.go). Empty fields are written, too.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
-// Field names follow Cilium: pkg/node/types/node.go.
 pub struct Node {
     pub name: String,
     pub cluster: String,
@@ -43,24 +43,21 @@ pub struct Node {
     pub boot_id: String,
 }
 
-/// One address of a node.
 #[derive(Clone, Debug, Serialize)]
 pub struct NodeAddress {
     /// `InternalIP`, `ExternalIP`, `CiliumInternalIP`, …
     #[serde(rename = "Type")]
     pub kind: String,
-    /// The address.
     #[serde(rename = "IP")]
     pub ip: GoIp,
 }
 
-/// `cilium/state/ip/v1/default/<ip>`.
+/// `cilium/state/ip/v1/default/<ip>` (Cilium: pkg/identity/identity.go).
 #[derive(Clone, Debug, Serialize)]
-// Field names follow Cilium: pkg/identity/identity.go.
 pub struct IpIdentity {
     #[serde(rename = "IP")]
     pub ip: GoIp,
-    /// Always null: endpoints have addresses, not networks.
+    /// Always null: the key is an address, not a network.
     #[serde(rename = "Mask")]
     pub mask: Option<String>,
     #[serde(rename = "HostIP")]
@@ -81,7 +78,7 @@ pub struct IpIdentity {
     pub named_ports: Vec<NamedPort>,
 }
 
-/// A port that policies may name.
+/// A port with a name that network policies can refer to.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct NamedPort {
@@ -90,10 +87,10 @@ pub struct NamedPort {
     pub protocol: String,
 }
 
-/// Port name → port; an unnamed port is `""`.
+/// Port name → port; the name of an unnamed port is empty.
 pub type Ports = BTreeMap<String, Port>;
 
-/// A port of a frontend or backend.
+/// A port of a frontend or of a backend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Port {
@@ -101,14 +98,15 @@ pub struct Port {
     pub port: u16,
 }
 
-/// `cilium/state/services/v1/<cluster>/<namespace>/<name>`.
+/// `cilium/state/services/v1/<cluster>/<namespace>/<name>` (Cilium: pkg/clustermesh/store/store.go).
 #[derive(Clone, Debug, Serialize)]
-// Field names follow Cilium: pkg/clustermesh/store/store.go.
 pub struct Service {
     pub cluster: String,
     pub namespace: String,
     pub name: String,
+    /// Cluster IP → ports.
     pub frontends: BTreeMap<String, Ports>,
+    /// Address of a backend → ports; `hostnames` and `zones` have the same keys.
     pub backends: BTreeMap<String, Ports>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub hostnames: Strings,
@@ -123,27 +121,24 @@ pub struct Service {
     pub cluster_id: u32,
 }
 
-/// Where a backend is.
+/// The zone of a backend.
 #[derive(Clone, Debug, Serialize)]
 pub struct Zone {
-    /// Its zone.
     pub zone: String,
-    /// Zones it should serve.
+    /// The zones whose clients should use the backend.
     #[serde(rename = "forZones")]
     pub for_zones: Vec<ForZone>,
 }
 
-/// A zone that a backend should serve.
 #[derive(Clone, Debug, Serialize)]
 pub struct ForZone {
-    /// Its name.
     pub name: String,
 }
 
-/// `cilium/state/serviceexports/v1/<cluster>/<namespace>/<name>`.
+/// `cilium/state/serviceexports/v1/<cluster>/<namespace>/<name>` (Cilium:
+/// pkg/clustermesh/mcsapi/types/mcsapiservicespec.go).
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-// Field names follow Cilium: pkg/clustermesh/mcsapi/types/mcsapiservicespec.go.
 pub struct ServiceExport {
     pub cluster: String,
     pub name: String,
@@ -152,10 +147,10 @@ pub struct ServiceExport {
     pub annotations: Strings,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: Strings,
-    /// For readers before the names were made lower-case.
+    /// For readers of older versions, which expect upper-case names.
     #[serde(rename = "Labels", skip_serializing_if = "BTreeMap::is_empty")]
     pub old_labels: Strings,
-    /// For readers before the names were made lower-case.
+    /// For readers of older versions, which expect upper-case names.
     #[serde(rename = "Annotations", skip_serializing_if = "BTreeMap::is_empty")]
     pub old_annotations: Strings,
     pub export_creation_timestamp: Option<String>,
@@ -173,7 +168,6 @@ pub struct ServiceExport {
     pub traffic_distribution: Option<String>,
 }
 
-/// A port of an exported service.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ExportPort {
@@ -186,7 +180,6 @@ pub struct ExportPort {
     pub port: i32,
 }
 
-/// Session affinity by client address.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SessionAffinityConfig {
@@ -194,14 +187,14 @@ pub struct SessionAffinityConfig {
     pub client_ip: ClientIp,
 }
 
-/// How long affinity lasts.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ClientIp {
     pub timeout_seconds: i32,
 }
 
-/// `cilium/state/endpointslices/v1/<cluster>/<namespace>/<slice>`, before compression.
+/// `cilium/state/endpointslices/v1/<cluster>/<namespace>/<slice>`: the message before compression (zstd), see
+/// `proto/endpointslice.proto`.
 pub mod slice {
     #![allow(unreachable_pub, clippy::all, clippy::pedantic)]
     tonic::include_proto!("endpointslice");
