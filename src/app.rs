@@ -14,7 +14,7 @@ use crate::durable::{self, Durable, Loaded};
 use crate::k8s::api::ApiConfig;
 use crate::k8s::manifests;
 use crate::kvstore::etcd::EtcdBackend;
-use crate::kvstore::local::{LocalBackend, Safety};
+use crate::kvstore::local::{Durability, LocalBackend};
 use crate::kvstore::sync_store::SyncStore;
 use crate::kvstore::users::UserAdmin;
 use crate::kvstore::{self, Backend, keeper};
@@ -212,17 +212,17 @@ impl Etcd {
     }
 }
 
-/// Writes are safe once they are in the data directory.
+/// Writes are durable once they are in the data directory.
 struct OnDisk(Arc<Durable>);
 
-impl Safety for OnDisk {
+impl Durability for OnDisk {
     fn admit(&self) -> Result<(), String> {
         self.0.admit().map_err(|e| e.to_string())
     }
 
-    fn safe(&self, revision: i64) -> BoxFuture<'_, Result<(), String>> {
-        let safe = self.0.revision(revision);
-        async move { safe.await.map_err(|e| e.to_string()) }.boxed()
+    fn wait_durable(&self, revision: i64) -> BoxFuture<'_, Result<(), String>> {
+        let durable = self.0.revision(revision);
+        async move { durable.await.map_err(|e| e.to_string()) }.boxed()
     }
 }
 

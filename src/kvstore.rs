@@ -1,4 +1,7 @@
-//! A key-value store to write to: our own in this process, or any etcd.
+//! A key-value store to write to: our own in this process (`local`), or any etcd (`etcd`).
+//!
+//! [`SyncStore`](sync_store::SyncStore) makes a part of a store equal to a desired state, `keeper` keeps single keys, and
+//! `election` chooses the writer where several instances run.
 
 mod availability;
 pub mod client;
@@ -8,6 +11,7 @@ pub mod dial;
 pub mod election;
 pub mod etcd;
 pub mod keeper;
+pub mod labels;
 mod leases;
 pub mod limiter;
 pub mod local;
@@ -18,24 +22,25 @@ pub mod users;
 use crate::util::outage::Outage;
 use bytes::Bytes;
 use futures::stream::BoxStream;
+use tokio::sync::watch;
 
 pub use crate::mvcc::Write;
 pub use limiter::Class;
 pub use metrics::Metrics;
 
-/// Most operations in one batch for [`Backend::write`], where the store does not say less.
+/// Default of [`Backend::batch_max`].
 pub const BATCH_MAX: usize = 1000;
 
-/// Why a store did not do something.
+/// Why a store did not do what it was asked to.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// It cannot be reached, or did not answer in time: the same may work later.
+    /// The store cannot be reached, or did not answer in time: the same request can succeed later.
     #[error("{0}")]
     Unavailable(String),
-    /// It has no room for more; what is deleted makes some.
+    /// The store has reached its quota: only deletions succeed.
     #[error("{0}")]
     Full(String),
-    /// It will never take this.
+    /// The store will never accept this request.
     #[error("{0}")]
     Rejected(String),
 }
@@ -47,7 +52,7 @@ pub struct StoredKey {
     pub value: Bytes,
 }
 
-/// A store to write to. There is one writer for each key.
+/// A store to write to. Each key has one writer.
 #[async_trait::async_trait]
 pub trait Backend: Send + Sync {
     /// Returns all keys that begin with `prefix`. Their leases stay with their writers.
@@ -76,20 +81,16 @@ pub trait Backend: Send + Sync {
     /// store does not answer in time. Waiting for a rate limit does not count as waiting for the store.
     async fn write(&self, class: Class, writes: &[Write]) -> Result<(), Error>;
 
-    /// Deletes everything that begins with `prefix`.
+    /// Deletes all keys that begin with `prefix`.
     async fn delete_prefix(&self, prefix: &str) -> Result<(), Error>;
 
     /// Yields whenever `key` may have changed.
     fn changes(&self, key: &str) -> BoxStream<'static, ()>;
 
-    /// Whether written keys can disappear while their writer runs, because their lease expires.
-    fn keys_can_expire(&self) -> bool {
-        false
-    }
-
-    /// How many leases with keys have expired so far. When this number grows, the writer must list its keys again.
-    fn expired_leases(&self) -> u64 {
-        0
+    /// Counts the leases that expired while keys were attached to them; when the number grows, the writer must list its
+    /// keys again. `None`: keys never expire.
+    fn expired_leases(&self) -> Option<watch::Receiver<u64>> {
+        None
     }
 
     /// For how long the store has been unusable, and why; `None` while it is not known to be.
@@ -97,6 +98,6 @@ pub trait Backend: Send + Sync {
         None
     }
 
-    /// What it is, for status texts.
+    /// The store's name in status texts.
     fn describe(&self) -> String;
 }

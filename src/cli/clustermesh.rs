@@ -62,7 +62,7 @@ impl ClustermeshArgs {
             app::start_users(path, Arc::new(admin), &cluster.name, &figures, life);
         }
         starting.complete();
-        app::once_ready(&ready, life, move || store.steady());
+        app::once_ready(&ready, life, move || store.initial_write_done());
         Ok(())
     }
 }

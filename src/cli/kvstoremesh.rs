@@ -84,7 +84,7 @@ impl KvstoremeshArgs {
         app::start_mesh(config, Arc::clone(&backend) as _, &figures, &mirrored, life);
         app::once_ready(&mirrored, life, move || {
             starting.into_iter().for_each(Starting::complete);
-            backend.steady();
+            backend.initial_write_done();
         });
         Ok(())
     }

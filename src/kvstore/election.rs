@@ -1,7 +1,8 @@
-//! One leader among the writers of a store: etcd's mutex recipe, so that Cilium's own takes part.
+//! The leader lock: one leader among the instances that write to a store.
 //!
-//! Each candidate has a key below the lock's name, called after its lease and attached to it. The one whose
-//! key was created first leads; the others watch the key before theirs (clientv3/concurrency, Mutex).
+//! The lock is etcd's mutex recipe (clientv3/concurrency, `Mutex`), which Cilium uses too, so instances of Cilium and of
+//! Isthmus exclude each other. Each candidate has a key `<lock>/<lease id>`, attached to its lease. The candidate whose
+//! key was created first holds the lock; each other candidate watches the key created before its own.
 
 use super::client::{self, EtcdClient};
 use super::etcd::EtcdBackend;
@@ -12,27 +13,27 @@ use etcd_client::{Compare, CompareOp, GetOptions, PutOptions, SortOrder, SortTar
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// A dead leader is followed after this long (pkg/kvstore, lock lease).
+/// The TTL of a candidate's lease: a dead leader is replaced after this time (Cilium: pkg/kvstore, lock lease).
 const TTL: Duration = Duration::from_secs(25);
-/// The lease is renewed this often.
+/// How often a candidate renews its lease.
 const RENEW: Duration = Duration::from_secs(8);
-/// Whether the one before is alive is looked at this often, where it can be seen.
-const LOOK: Duration = Duration::from_secs(1);
-/// Giving the lock back takes no longer than this.
-const RELEASE: Duration = Duration::from_secs(2);
+/// How often a candidate checks that the process of the candidate before it is alive, if that runs in the same pod.
+const ALIVE_CHECK: Duration = Duration::from_secs(1);
+/// How long the release of the lock may take.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The lock is held, for as long as its lease lives.
+/// The leader lock, held for as long as its lease exists.
 pub struct Leadership {
-    /// Its own connection: what others write must not hold up its lease.
+    /// A connection of its own, so that no write delays the renewal of the lease.
     client: Option<EtcdClient>,
     lease: i64,
     renewed: Instant,
-    /// Shows other candidates here that this one lives.
+    /// Shows other candidates in the same pod that this process is alive.
     _sign: Option<Sign>,
 }
 
 impl EtcdBackend {
-    /// Waits, for ever, until this process leads under `lock`, a key prefix without its `/`.
+    /// Waits, for ever, until this process holds `lock`, a key prefix without the trailing `/`.
     pub async fn lead(&self, lock: &str) -> Leadership {
         let mut backoff = Backoff::connect();
         loop {
@@ -50,7 +51,9 @@ impl EtcdBackend {
         let grant = client.raw().lease_grant(TTL.as_secs() as i64, None).await;
         let lease = grant.map_err(client::Error::from)?.id();
         let key = format!("{lock}/{lease:x}");
-        let sign = alive::show(&key).inspect_err(|error| tracing::debug!(key, %error, "no sign of life"));
+        let sign = alive::show(&key).inspect_err(
+            |error| tracing::debug!(key, %error, "cannot show other candidates that this process is alive"),
+        );
         let place = alive::place().filter(|_| sign.is_ok()).unwrap_or_default();
         let mut leadership = Leadership {
             client: Some(client.clone()),
@@ -66,17 +69,21 @@ impl EtcdBackend {
             let Some(before) = predecessor(&client, lock, &key).await? else {
                 return Ok(leadership);
             };
-            tracing::info!(lock, leader = before.key, "waiting to lead");
+            tracing::info!(
+                lock,
+                leader = before.key,
+                "another instance holds the leader lock; waiting for it"
+            );
             let mut watch = client.watch_key(&before.key, 0).await?;
-            // It may have gone before the watch began.
+            // The key may have been deleted before the watch began.
             while predecessor(&client, lock, &key).await?.as_ref() == Some(&before) {
                 tokio::select! {
                     changed = watch.next() => drop(changed?),
                     () = before.death(&place) => {
-                        tracing::info!(lock, leader = before.key, "it died here: its lease is revoked");
-                        // Somebody else may have been faster.
+                        tracing::info!(lock, leader = before.key, "the leader process is dead: revoking its lease");
+                        // Fails if another candidate was faster; the watch then reports the deletion.
                         if client.raw().lease_revoke(before.lease).await.is_err() {
-                            tokio::time::sleep(LOOK).await;
+                            tokio::time::sleep(ALIVE_CHECK).await;
                         }
                     }
                     () = tokio::time::sleep(RENEW) => Box::pin(self.renew(&mut leadership)).await?,
@@ -97,17 +104,17 @@ impl EtcdBackend {
                 (leadership.renewed, leadership.client) = (asked, Some(client));
                 Ok(())
             }
-            Ok(Ok(false)) => Err(Error::Rejected("the lease of the lock is gone".to_owned())),
+            Ok(Ok(false)) => Err(Error::Rejected("the lease of the lock no longer exists".to_owned())),
             Ok(Err(error)) => Err(error.into()),
             Err(_) => Err(Error::Unavailable("no answer in time".to_owned())),
         }
     }
 
-    /// Holds the lock; returns when it is lost.
+    /// Keeps the lock's lease alive; returns when the lock is lost.
     pub async fn hold(&self, mut leadership: Leadership) {
         loop {
             tokio::time::sleep(RENEW / 2).await;
-            // Whoever waits may lead when the lease has run out, whether that is known here or not.
+            // From this moment another candidate can hold the lock, whether or not this process has noticed.
             let until = leadership.renewed + TTL;
             let renewal = tokio::time::timeout_at(until, Box::pin(self.renew(&mut leadership)));
             let renewed = renewal
@@ -125,48 +132,51 @@ impl EtcdBackend {
         }
     }
 
-    /// Gives the lock back, so that another need not wait for the lease to run out.
+    /// Revokes the lock's lease, so that the next candidate does not have to wait until it expires.
     pub async fn release(&self, lease: i64) {
         let released = async {
             let client = self.client().await.ok()?;
             client.raw().lease_revoke(lease).await.ok()
         };
-        if !matches!(tokio::time::timeout(RELEASE, Box::pin(released)).await, Ok(Some(_))) {
+        if !matches!(
+            tokio::time::timeout(RELEASE_TIMEOUT, Box::pin(released)).await,
+            Ok(Some(_))
+        ) {
             tracing::warn!(
                 store = self.describe(),
-                "the lock could not be given back: it runs out by itself"
+                "the leader lock could not be released: it expires with its lease"
             );
         }
     }
 }
 
 impl Leadership {
-    /// The lease that the lock hangs on.
+    /// The lease that the lock's key is attached to.
     pub fn lease(&self) -> i64 {
         self.lease
     }
 }
 
-/// The candidate before another.
+/// The candidate whose key was created before this process's key.
 #[derive(Debug, PartialEq, Eq)]
-struct Before {
+struct Predecessor {
     key: String,
     lease: i64,
-    /// Where it runs, if it says so.
+    /// The boot and network namespace in which it runs (see [`alive::place`]); empty if unknown.
     place: String,
 }
 
-impl Before {
-    /// Waits until it has died at this place, where that can be seen.
+impl Predecessor {
+    /// Waits until the candidate's process is dead. Never returns if it does not run at `place`, this process's own.
     async fn death(&self, place: &str) {
         while place.is_empty() || self.place != place || !alive::is_gone(&self.key) {
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(ALIVE_CHECK).await;
         }
     }
 }
 
-/// The candidate before ours; none: ours leads.
-async fn predecessor(client: &EtcdClient, lock: &str, key: &str) -> Result<Option<Before>, Error> {
+/// The candidate before the one with `key`; `None`: that one holds the lock.
+async fn predecessor(client: &EtcdClient, lock: &str, key: &str) -> Result<Option<Predecessor>, Error> {
     let options = GetOptions::new()
         .with_prefix()
         .with_sort(SortTarget::Create, SortOrder::Ascend);
@@ -174,11 +184,11 @@ async fn predecessor(client: &EtcdClient, lock: &str, key: &str) -> Result<Optio
     let found = found.map_err(client::Error::from)?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     match found.kvs().iter().position(|kv| kv.key() == key.as_bytes()) {
-        None => Err(Error::Unavailable("the lease of the lock ran out".to_owned())),
+        None => Err(Error::Unavailable("the lease of the lock has expired".to_owned())),
         Some(0) => Ok(None),
         Some(at) => {
             let kv = &found.kvs()[at - 1];
-            Ok(Some(Before {
+            Ok(Some(Predecessor {
                 key: text(kv.key()),
                 lease: kv.lease(),
                 place: text(kv.value()),

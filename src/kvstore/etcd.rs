@@ -1,12 +1,13 @@
-//! Any etcd as a store to write to: leases, batches in transactions, a new connection when one fails.
+//! Any etcd as a [`Backend`]: keys on leases, batches as transactions, a new connection when one fails.
 
 use super::availability::Availability;
 use super::client::{self, EtcdClient, Options};
 use super::config::{self, ClientConfig, Source};
 use super::dial::Dialer;
+use super::labels::{RequestOutcome, scope_of};
 use super::leases::Leases;
 use super::limiter::{Class, Limiter, Limits};
-use super::metrics::{Metrics, scope_of};
+use super::metrics::Metrics;
 use super::{Backend, Error, StoredKey, Write};
 use crate::util::backoff::Backoff;
 use crate::util::lifecycle::Lifecycle;
@@ -20,31 +21,35 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 /// Bytes in one transaction: below etcd's default limit of 1.5 MiB.
 const TXN_BYTES: usize = 1 << 20;
-/// A write that takes longer has failed. An etcd answers or refuses sooner; what is written again although it was
-/// written is an event for everybody.
+/// If a write takes longer, it is retried. Longer than etcd's own timeout: retrying a write that succeeded would send
+/// every watcher a redundant event.
 const WRITE_DEADLINE: Duration = Duration::from_secs(30);
-/// A request that takes longer has failed.
+/// If any other request takes longer, it has failed.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// How often the store is looked at when nothing else is asked of it.
+/// A list of all keys under a prefix may take longer: each of its pages has a deadline of its own.
+const LIST_DEADLINE: Duration = Duration::from_secs(600);
+/// How often the store is probed while it gets no other requests.
 const PROBE: Duration = Duration::from_secs(5);
+/// The wait before a watch of a single key is opened again.
+const WATCH_RETRY: Duration = Duration::from_secs(1);
 
 /// How to use the store.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where it is.
+    /// The etcd's addresses and certificates.
     pub source: Source,
-    /// How long keys outlive us.
+    /// How long keys outlive this process.
     pub lease_ttl: Duration,
-    /// How fast and how widely it is used.
     pub limits: Limits,
     pub keepalive: Keepalive,
 }
 
-/// An etcd to write to. Every key is attached to a lease, so that a dead writer's keys go.
+/// An etcd to write to. Every key is attached to a lease, so that the keys of a dead writer are deleted.
 pub struct EtcdBackend {
     config: Config,
     client: Arc<tokio::sync::Mutex<Option<EtcdClient>>>,
@@ -53,7 +58,7 @@ pub struct EtcdBackend {
     metrics: Metrics,
     availability: Mutex<Availability>,
     dialer: Dialer,
-    /// The store that answered last; 0: none yet.
+    /// The cluster id of the etcd that answered last; 0 before the first answer.
     cluster_id: AtomicU64,
 }
 
@@ -61,7 +66,7 @@ impl From<client::Error> for Error {
     fn from(error: client::Error) -> Self {
         match &error {
             client::Error::Etcd(etcd_client::Error::GRpcStatus(status)) => {
-                // Only the size of a request is a key's own fault: etcd's words, Go's and tonic's.
+                // Only a request that is too large is the fault of its keys. Texts of etcd, Go's gRPC and tonic.
                 let too_large = ["request is too large", "larger than max", "message length too large"];
                 let says = |text: &&str| status.message().contains(*text);
                 if too_large.iter().any(says) {
@@ -78,7 +83,7 @@ impl From<client::Error> for Error {
 }
 
 impl EtcdBackend {
-    /// A store; nothing is connected yet. Its leases are kept alive until the lifecycle stops.
+    /// Makes the backend without connecting. Its leases are kept alive until the lifecycle stops.
     pub fn start(config: Config, metrics: &Metrics, life: &Lifecycle) -> Arc<Self> {
         let limiter = Arc::new(Limiter::new(config.limits));
         let leases = Arc::new(Leases::new(config.lease_ttl));
@@ -97,12 +102,11 @@ impl EtcdBackend {
         let keeper = Arc::clone(&this);
         life.spawn_forever("leases", async move { keeper.leases.keep_alive(&keeper.client).await });
         let probe = Arc::clone(&this);
-        life.spawn_forever("look at the store", async move { probe.probe().await });
+        life.spawn_forever("probe of the store", async move { probe.probe().await });
         this
     }
 
-    /// Waits until the store answers, for ever. Files that are not there yet are waited for; a file that makes
-    /// no sense is an error.
+    /// Waits until the store answers, for ever. Missing files are waited for; a file that cannot be parsed is an error.
     pub async fn connected(&self) -> Result<(), config::Error> {
         let mut backoff = Backoff::connect();
         loop {
@@ -119,12 +123,12 @@ impl EtcdBackend {
         }
     }
 
-    /// Everything has been written once: the limits of the start are over.
-    pub fn steady(&self) {
-        self.limiter.steady();
+    /// Everything has been written once: the rate limit of the start ends.
+    pub fn initial_write_done(&self) {
+        self.limiter.initial_write_done();
     }
 
-    /// The connection, made now if there is none.
+    /// The shared connection; connects if there is none.
     pub async fn client(&self) -> Result<EtcdClient, Error> {
         let mut slot = self.client.lock().await;
         if let Some(client) = &*slot {
@@ -135,7 +139,7 @@ impl EtcdBackend {
         Ok(client)
     }
 
-    /// A connection of its own.
+    /// A new connection.
     pub(super) async fn connect(&self) -> Result<EtcdClient, Error> {
         let unavailable = |e: config::Error| Error::Unavailable(e.to_string());
         let config = self.config.source.read().map_err(unavailable)?;
@@ -148,8 +152,8 @@ impl EtcdBackend {
         Ok(connected.inspect_err(|_| self.dialer.forget())?)
     }
 
-    /// Runs `f` on the connection, which is given up if that fails: the next call makes a new one, with
-    /// the TLS files as they are then.
+    /// Runs `f` on the shared connection. If it fails, the connection is dropped: the next call reads the TLS files and
+    /// connects again.
     async fn with<T, F>(&self, f: impl FnOnce(EtcdClient) -> F) -> Result<T, Error>
     where
         F: Future<Output = Result<T, Error>>,
@@ -163,12 +167,12 @@ impl EtcdBackend {
         };
         // The client's futures are large.
         let done = Box::pin(f(client.clone())).await;
-        self.same_store(&client).await;
+        self.check_cluster_id(&client).await;
         match &done {
             Err(error @ Error::Unavailable(_)) => {
                 self.availability.lock().failed(error);
                 *self.client.lock().await = None;
-                // What accepts connections and serves nothing should not be the first next time.
+                // The address accepted a connection, but does not answer: others are tried before it next time.
                 self.dialer.forget();
             }
             Err(error @ Error::Full(_)) => self.availability.lock().failed(error),
@@ -177,24 +181,25 @@ impl EtcdBackend {
         done
     }
 
-    /// Another store than before has none of our leases, whatever ids it has.
-    async fn same_store(&self, client: &EtcdClient) {
+    /// If the etcd behind the address has been replaced by another one, the leases are lost, even if the new one has
+    /// leases with the same ids.
+    async fn check_cluster_id(&self, client: &EtcdClient) {
         let (now, before) = (client.cluster_id(), &self.cluster_id);
         if now == 0 || now == before.load(Ordering::Relaxed) {
             return;
         }
-        // What an earlier connection says late is of the past.
+        // A late answer on an earlier connection does not count.
         let slot = self.client.lock().await;
         let is_current = slot.as_ref().is_some_and(|current| current.is(client));
-        if is_current && before.swap(now, Ordering::Relaxed) != now && self.leases.lose_all() {
+        if is_current && before.swap(now, Ordering::Relaxed) != now && self.leases.forget_all() {
             tracing::warn!(
                 store = self.describe(),
-                "another store than before: everything is written anew"
+                "the store has been replaced by another one: writing everything again"
             );
         }
     }
 
-    /// Runs `f` on the connection, for no longer than `deadline`.
+    /// Runs `f` on the shared connection, for no longer than `deadline`.
     async fn within<T, F>(&self, deadline: Duration, f: impl FnOnce(EtcdClient) -> F) -> Result<T, Error>
     where
         F: Future<Output = Result<T, Error>>,
@@ -207,23 +212,20 @@ impl EtcdBackend {
         .await
     }
 
-    /// Asks for one thing, with its time and its outcome counted.
-    async fn timed<T, F>(
-        &self,
-        (key, action, deadline): (&[u8], &'static str, Duration),
-        f: impl FnOnce(EtcdClient) -> F,
-    ) -> Result<T, Error>
+    /// Runs `f` as one request and records its duration and outcome.
+    async fn timed<T, F>(&self, request: Request<'_>, f: impl FnOnce(EtcdClient) -> F) -> Result<T, Error>
     where
         F: Future<Output = Result<T, Error>>,
     {
         let begun = Instant::now();
-        let done = self.within(deadline, f).await;
+        let done = self.within(request.deadline, f).await;
+        let (scope, outcome) = (scope_of(request.key), RequestOutcome::of(&done));
         self.metrics
-            .operations(&scope_of(key), action, begun.elapsed(), done.is_ok(), 1);
+            .operations(&scope, request.action, begun.elapsed(), outcome, 1);
         done
     }
 
-    /// Looks at the store while nobody else does, so that its loss is known.
+    /// Sends a request when there has been none for a while, so that an outage is noticed.
     async fn probe(&self) {
         loop {
             tokio::time::sleep(PROBE).await;
@@ -236,7 +238,7 @@ impl EtcdBackend {
         }
     }
 
-    /// The lease for a key: the one it has, one with room, or a new one.
+    /// The lease for a key: its present one, one with room, or a new one.
     async fn lease_for(&self, client: &EtcdClient, key: &Bytes) -> Result<i64, Error> {
         if let Some(lease) = self.leases.of(key) {
             return Ok(lease);
@@ -245,7 +247,7 @@ impl EtcdBackend {
         let ttl = i64::try_from(self.leases.ttl.as_secs()).unwrap_or(i64::MAX);
         let grant = client.raw().lease_grant(ttl, None).await;
         self.metrics
-            .operations("lease", "AcquireLease", begun.elapsed(), grant.is_ok(), 1);
+            .operations("lease", "AcquireLease", begun.elapsed(), RequestOutcome::of(&grant), 1);
         let lease = grant.map_err(client::Error::from)?.id();
         self.leases.hold(lease, self.leases.ttl);
         Ok(lease)
@@ -258,7 +260,7 @@ impl EtcdBackend {
             match write {
                 Write::Put(key, value) => {
                     let lease = self.lease_for(client, key).await?;
-                    // Counted now, so that one batch does not overfill a lease.
+                    // Attached before the write, so that the keys of one batch do not overfill a lease.
                     self.leases.attach(key, lease);
                     attached.push(lease);
                     let options = PutOptions::new().with_lease(lease);
@@ -273,7 +275,7 @@ impl EtcdBackend {
         {
             attached.sort_unstable();
             attached.dedup();
-            attached.iter().for_each(|lease| self.leases.lose(*lease));
+            attached.iter().for_each(|lease| self.leases.expire(*lease));
         }
         let done = done.map_err(client::Error::from)?;
         client.seen(done.header())?;
@@ -290,7 +292,7 @@ impl EtcdBackend {
         let begun = Instant::now();
         let write = async |client: EtcdClient| self.write_txn(&client, part).await;
         let done = self.within(WRITE_DEADLINE, write).await;
-        permit.done(done.is_ok());
+        permit.done(RequestOutcome::of(&done));
         let mut counts: BTreeMap<(String, &'static str), usize> = BTreeMap::new();
         for write in part {
             let (key, action) = match write {
@@ -301,25 +303,23 @@ impl EtcdBackend {
         }
         for ((scope, action), count) in counts {
             self.metrics
-                .operations(&scope, action, begun.elapsed(), done.is_ok(), count);
+                .operations(&scope, action, begun.elapsed(), RequestOutcome::of(&done), count);
         }
         done
     }
 
     async fn read(&self, prefix: &str, ownership: Ownership) -> Result<Vec<StoredKey>, Error> {
-        // Each page has a deadline of its own.
-        let deadline = Duration::from_secs(600);
-        // A list of everything at the start or after a loss must not use up what is for changes.
+        // No operations: a list at the start or after a loss must not use up the rate of the writes.
         let permit = self.limiter.acquire(Class::Live, 0).await;
         let listed = self
-            .timed((prefix.as_bytes(), "ListPrefix", deadline), async |client| {
+            .timed(Request::new(prefix, "ListPrefix", LIST_DEADLINE), async |client| {
                 let kvs = client.list(prefix).await?.kvs;
                 let mut found = Vec::with_capacity(kvs.len());
                 for kv in kvs {
                     let key = Bytes::from(kv.key);
                     let is_there = match ownership {
                         Ownership::Foreign => true,
-                        Ownership::Adopt => self.adopt(&client, &key, kv.lease).await?,
+                        Ownership::Adopt => self.adopt(&client, &key, kv.lease).await? == Adopted::Key,
                     };
                     if is_there {
                         let value = Bytes::from(kv.value);
@@ -329,15 +329,14 @@ impl EtcdBackend {
                 Ok(found)
             })
             .await;
-        permit.done(listed.is_ok());
+        permit.done(RequestOutcome::of(&listed));
         listed
     }
 
-    /// Takes over the lease of a key of a former life, so that an unchanged key need not be written; false: the
-    /// lease is gone since, and the key with it.
-    async fn adopt(&self, client: &EtcdClient, key: &Bytes, lease: i64) -> Result<bool, Error> {
+    /// Renews the lease of a key of an earlier run from now on, so that an unchanged key need not be written.
+    async fn adopt(&self, client: &EtcdClient, key: &Bytes, lease: i64) -> Result<Adopted, Error> {
         if lease == 0 {
-            return Ok(true);
+            return Ok(Adopted::Key);
         }
         if !self.leases.holds(lease) {
             let found = client.raw().lease_time_to_live(lease, None).await;
@@ -346,13 +345,38 @@ impl EtcdBackend {
                 .ok()
                 .filter(|ttl| *ttl > 0 && found.ttl() > 0)
             else {
-                return Ok(false);
+                return Ok(Adopted::Expired);
             };
             self.leases.hold(lease, Duration::from_secs(ttl));
         }
         self.leases.attach(key, lease);
-        Ok(true)
+        Ok(Adopted::Key)
     }
+}
+
+/// One request to the store.
+struct Request<'a> {
+    /// The key, or the prefix of the keys, for metrics.
+    key: &'a [u8],
+    /// Cilium's name of the operation, for metrics.
+    action: &'static str,
+    deadline: Duration,
+}
+
+impl<'a> Request<'a> {
+    fn new(key: &'a str, action: &'static str, deadline: Duration) -> Self {
+        let key = key.as_bytes();
+        Self { key, action, deadline }
+    }
+}
+
+/// The outcome of adopting a key.
+#[derive(PartialEq, Eq)]
+enum Adopted {
+    /// The key exists, and its lease is renewed from now on.
+    Key,
+    /// The lease has expired since the key was read, so the key no longer exists.
+    Expired,
 }
 
 /// What a list does with the leases of the keys it finds.
@@ -364,7 +388,7 @@ enum Ownership {
     Adopt,
 }
 
-/// Cuts a batch so that each part fits one transaction of at most `ops` operations.
+/// Cuts a batch into parts that fit into one transaction: at most `ops` operations and [`TXN_BYTES`].
 fn parts(writes: &[Write], ops: usize) -> Vec<&[Write]> {
     let (mut parts, mut from, mut bytes) = (vec![], 0, 0);
     for (at, write) in writes.iter().enumerate() {
@@ -394,7 +418,7 @@ impl Backend for EtcdBackend {
 
     async fn get(&self, key: &str) -> Result<Option<Bytes>, Error> {
         let kv = self
-            .timed((key.as_bytes(), "Get", DEADLINE), async |client| {
+            .timed(Request::new(key, "Get", DEADLINE), async |client| {
                 Ok(client.get(key).await?)
             })
             .await?;
@@ -402,12 +426,12 @@ impl Backend for EtcdBackend {
     }
 
     async fn get_and_adopt(&self, key: &str) -> Result<Option<Bytes>, Error> {
-        self.timed((key.as_bytes(), "Get", DEADLINE), async |client| {
+        self.timed(Request::new(key, "Get", DEADLINE), async |client| {
             let Some(kv) = client.get(key).await? else {
                 return Ok(None);
             };
-            let there = self.adopt(&client, &key.to_owned().into(), kv.lease).await?;
-            Ok(there.then(|| Bytes::from(kv.value)))
+            let adopted = self.adopt(&client, &key.to_owned().into(), kv.lease).await?;
+            Ok((adopted == Adopted::Key).then(|| Bytes::from(kv.value)))
         })
         .await
     }
@@ -425,8 +449,8 @@ impl Backend for EtcdBackend {
 
     async fn delete_prefix(&self, prefix: &str) -> Result<(), Error> {
         let options = DeleteOptions::new().with_prefix();
-        let what = (prefix.as_bytes(), "DeletePrefix", DEADLINE);
-        self.timed(what, async |client| {
+        let request = Request::new(prefix, "DeletePrefix", DEADLINE);
+        self.timed(request, async |client| {
             let done = client.raw().delete(prefix, Some(options)).await;
             done.map(drop).map_err(|e| client::Error::from(e).into())
         })
@@ -443,24 +467,20 @@ impl Backend for EtcdBackend {
                 if let Some(client) = client
                     && let Ok(mut watch) = client.watch_key(&key, 0).await
                 {
-                    // It may have changed while nobody was looking.
+                    // The key may have changed before the watch began.
                     yield ();
                     while watch.next().await.is_ok() {
                         yield ();
                     }
                 }
-                tokio::time::sleep(Duration::from_secs(1)).await;
+                tokio::time::sleep(WATCH_RETRY).await;
             }
         };
         stream.boxed()
     }
 
-    fn keys_can_expire(&self) -> bool {
-        true
-    }
-
-    fn expired_leases(&self) -> u64 {
-        self.leases.losses()
+    fn expired_leases(&self) -> Option<watch::Receiver<u64>> {
+        Some(self.leases.expired())
     }
 
     fn outage(&self) -> Option<Outage> {

@@ -1,4 +1,4 @@
-//! Single keys that must stay as they are: a cluster's configuration and the heartbeat.
+//! Keeps single keys: the cluster configuration, which must stay as it is, and the heartbeat.
 
 use super::{Backend, Class, Metrics, Write};
 use crate::model::keys;
@@ -6,19 +6,19 @@ use futures::StreamExt;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How often a kept key is looked at even if nobody says it changed.
+/// How often a kept key is read even if no change is reported.
 const REFRESH: Duration = Duration::from_secs(300);
-/// After a failed look or write.
+/// The wait after a failed read or write.
 const RETRY: Duration = Duration::from_secs(2);
-/// How often the heartbeat is written; readers give up after two of these.
+/// How often the heartbeat is written. Readers give up on a cluster after two missing heartbeats.
 const HEARTBEAT: Duration = Duration::from_secs(60);
-/// A write that takes longer has failed.
+/// If a write takes longer, it has failed.
 const DEADLINE: Duration = Duration::from_secs(25);
 
-/// Keeps `key` at `value`, whoever changes or deletes it, for ever.
+/// Keeps `key` at `value` for ever: writes it again when it is changed or deleted.
 pub async fn keep(backend: Arc<dyn Backend>, key: String, value: Vec<u8>) {
-    // Begun before the first look, so that nothing is missed; one stream for all looks, because each begins by
-    // saying that something may have changed.
+    // The watch begins before the first read, so that no change is missed. It is kept for all reads, because a new
+    // watch always reports a possible change first.
     let mut changes = backend.changes(&key);
     loop {
         let wait = match tokio::time::timeout(DEADLINE, ensure(&*backend, &key, &value)).await {
@@ -29,7 +29,7 @@ pub async fn keep(backend: Arc<dyn Backend>, key: String, value: Vec<u8>) {
                 REFRESH
             }
             Ok(Err(error)) => {
-                tracing::warn!(key, %error, "cannot be kept up, trying again");
+                tracing::warn!(key, %error, "cannot write the key, trying again");
                 RETRY
             }
             Err(_) => RETRY,
@@ -41,7 +41,7 @@ pub async fn keep(backend: Arc<dyn Backend>, key: String, value: Vec<u8>) {
     }
 }
 
-/// Writes `key` unless it has `value`; says whether it did.
+/// Writes `key` unless it has `value` already, and adopts it. Returns whether it was written.
 pub async fn ensure(backend: &dyn Backend, key: &str, value: &[u8]) -> Result<bool, super::Error> {
     if backend.get_and_adopt(key).await?.is_some_and(|v| v == value) {
         return Ok(false);
@@ -55,7 +55,7 @@ pub async fn ensure(backend: &dyn Backend, key: &str, value: &[u8]) -> Result<bo
     Ok(true)
 }
 
-/// Writes the heartbeat now and every minute, for ever. Its own task and timer: no load delays it.
+/// Writes the heartbeat now and every minute, for ever. In a task of its own, so that no load delays it.
 pub async fn beat(backend: Arc<dyn Backend>, metrics: Metrics) {
     let mut tick = tokio::time::interval(HEARTBEAT);
     loop {
@@ -80,9 +80,9 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
     #[tokio::test]
-    async fn a_kept_key_comes_back() {
+    async fn a_kept_key_is_written_again() {
         let store = Store::new();
-        // As the server does.
+        // Wakes watchers after each commit, as the server does.
         let waker = Arc::new(tokio::sync::Notify::new());
         let notify = Arc::clone(&waker);
         store.on_publish(move || notify.notify_one());
@@ -111,7 +111,7 @@ mod tests {
         }
     }
 
-    /// A store that says of every new watch that something may have changed, as a real one does.
+    /// A store whose watches begin by reporting a possible change, as those of an etcd do. Counts reads.
     #[derive(Default)]
     struct Eager(AtomicU32);
 
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_key_that_stays_is_looked_at_now_and_then() {
+    async fn an_unchanged_key_is_read_only_now_and_then() {
         let store = Arc::new(Eager::default());
         let kept = keep(Arc::clone(&store) as _, "k".to_owned(), b"v".to_vec());
         let _ = tokio::time::timeout(REFRESH * 10, kept).await;

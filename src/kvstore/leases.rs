@@ -1,36 +1,35 @@
-//! Which key is attached to which lease of an etcd, and keeping those leases alive.
+//! The leases of one writer of an etcd: which key is attached to which lease, and the renewal of all leases.
 
 use super::client::{Error, EtcdClient};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-/// Keys attached to one lease at most, as in Cilium: an expiry deletes no more than this at once.
+/// Most keys attached to one lease, as in Cilium: an expiry deletes no more keys at once.
 pub const KEYS_PER_LEASE: usize = 1000;
-/// A lease that could not be renewed is tried again this much later.
+/// The wait after a renewal that failed.
 const RETRY: Duration = Duration::from_secs(1);
-/// A renewal that takes longer has failed.
+/// If a renewal takes longer, it has failed.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// The leases of one writer.
 pub(super) struct Leases {
-    /// Of those granted from now on.
+    /// The time to live of new leases.
     pub(super) ttl: Duration,
-    book: Mutex<Book>,
-    losses: AtomicU64,
-    /// Told when there is a lease more.
+    state: Mutex<State>,
+    /// How many times leases with keys have expired.
+    expired: watch::Sender<u64>,
+    /// Notified when a lease has been added.
     changed: Notify,
 }
 
 #[derive(Default)]
-struct Book {
+struct State {
     leases: HashMap<i64, Lease>,
     by_key: HashMap<Bytes, i64>,
-    /// Where new keys go, while it has room.
+    /// The lease for new keys, while it has room.
     current: Option<i64>,
 }
 
@@ -38,7 +37,7 @@ struct Lease {
     keys: usize,
     ttl: Duration,
     renewed: Instant,
-    /// When to renew it.
+    /// When the next renewal is due.
     due: Instant,
 }
 
@@ -49,7 +48,7 @@ impl Lease {
             keys: 0,
             ttl,
             renewed: now,
-            // A found one may have little time left.
+            // An adopted lease may have little time left.
             due: now,
         }
     }
@@ -59,116 +58,117 @@ impl Leases {
     pub(super) fn new(ttl: Duration) -> Self {
         Self {
             ttl,
-            book: Mutex::default(),
-            losses: AtomicU64::new(0),
+            state: Mutex::default(),
+            expired: watch::Sender::new(0),
             changed: Notify::new(),
         }
     }
 
-    /// How many leases are held.
+    /// The number of leases that are kept alive.
     pub(super) fn count(&self) -> usize {
-        self.book.lock().leases.len()
+        self.state.lock().leases.len()
     }
 
-    /// How many leases have been lost with keys attached.
-    pub(super) fn losses(&self) -> u64 {
-        self.losses.load(Ordering::Relaxed)
+    /// Counts how many times leases have expired while keys were attached to them.
+    pub(super) fn expired(&self) -> watch::Receiver<u64> {
+        self.expired.subscribe()
     }
 
-    /// The lease for a key: the one it has, or one with room.
+    /// The lease for a key: its present lease, or one with room.
     pub(super) fn of(&self, key: &Bytes) -> Option<i64> {
-        let mut book = self.book.lock();
-        if let Some(lease) = book.by_key.get(key) {
+        let mut state = self.state.lock();
+        if let Some(lease) = state.by_key.get(key) {
             return Some(*lease);
         }
         let room = |lease: &Lease| lease.keys < KEYS_PER_LEASE;
-        if let Some(current) = book.current.filter(|id| book.leases.get(id).is_some_and(room)) {
+        if let Some(current) = state.current.filter(|id| state.leases.get(id).is_some_and(room)) {
             return Some(current);
         }
-        let found = book.leases.iter().find(|(_, lease)| room(lease)).map(|(id, _)| *id);
-        book.current = found;
+        let found = state.leases.iter().find(|(_, lease)| room(lease)).map(|(id, _)| *id);
+        state.current = found;
         found
     }
 
-    /// Holds a lease from now on, just granted or found on a key.
+    /// Keeps a lease alive from now on: a new one, or one found on a key.
     pub(super) fn hold(&self, id: i64, ttl: Duration) {
         let fresh = || Lease::new(ttl);
-        self.book.lock().leases.entry(id).or_insert_with(fresh);
+        self.state.lock().leases.entry(id).or_insert_with(fresh);
         self.changed.notify_one();
     }
 
-    /// Whether a lease is held.
     pub(super) fn holds(&self, id: i64) -> bool {
-        self.book.lock().leases.contains_key(&id)
+        self.state.lock().leases.contains_key(&id)
     }
 
     /// Notes that a key is attached to a lease.
     pub(super) fn attach(&self, key: &Bytes, id: i64) {
-        let mut book = self.book.lock();
-        if book.by_key.get(key) == Some(&id) {
+        let mut state = self.state.lock();
+        if state.by_key.get(key) == Some(&id) {
             return;
         }
-        book.detach(key);
-        // It may have been given up as empty meanwhile.
+        state.detach(key);
+        // The lease may have been given up as empty in the meantime.
         let ttl = self.ttl;
-        book.leases.entry(id).or_insert_with(|| Lease::new(ttl)).keys += 1;
-        book.by_key.insert(key.clone(), id);
+        state.leases.entry(id).or_insert_with(|| Lease::new(ttl)).keys += 1;
+        state.by_key.insert(key.clone(), id);
         self.changed.notify_one();
     }
 
     pub(super) fn detach(&self, key: &[u8]) {
-        self.book.lock().detach(key);
+        self.state.lock().detach(key);
     }
 
-    /// Notes that all keys under a prefix are gone.
+    /// Notes that all keys under a prefix have been deleted.
     pub(super) fn detach_prefix(&self, prefix: &[u8]) {
-        let mut book = self.book.lock();
-        let Book { leases, by_key, .. } = &mut *book;
+        let mut state = self.state.lock();
+        let State { leases, by_key, .. } = &mut *state;
         by_key.retain(|key, id| {
-            let gone = key.starts_with(prefix);
-            if let Some(lease) = leases.get_mut(id).filter(|_| gone) {
+            let is_deleted = key.starts_with(prefix);
+            if let Some(lease) = leases.get_mut(id).filter(|_| is_deleted) {
                 lease.keys -= 1;
             }
-            !gone
+            !is_deleted
         });
     }
 
-    /// Forgets all leases, as the store does not know them; says whether there were any. That is a loss.
-    pub(super) fn lose_all(&self) -> bool {
-        let mut book = self.book.lock();
-        let any = !book.leases.is_empty();
-        *book = Book::default();
-        self.losses.fetch_add(u64::from(any), Ordering::Relaxed);
+    /// Forgets all leases, because the store does not know them. Returns whether there were any; if so, that counts as
+    /// an expiry.
+    pub(super) fn forget_all(&self) -> bool {
+        let mut state = self.state.lock();
+        let any = !state.leases.is_empty();
+        *state = State::default();
+        self.expired.send_modify(|expired| *expired += u64::from(any));
         any
     }
 
-    /// Forgets a lease that is gone, with its keys; a loss if there were any.
-    pub(super) fn lose(&self, id: i64) {
-        let mut book = self.book.lock();
-        if book.leases.remove(&id).is_some_and(|lease| lease.keys > 0) {
-            book.by_key.retain(|_, of| *of != id);
-            tracing::warn!(lease = %format_args!("{id:x}"), "a lease is gone, and its keys with it");
-            self.losses.fetch_add(1, Ordering::Relaxed);
+    /// Forgets a lease that no longer exists, and its keys. If it had keys, that counts as an expiry.
+    pub(super) fn expire(&self, id: i64) {
+        let mut state = self.state.lock();
+        if state.leases.remove(&id).is_some_and(|lease| lease.keys > 0) {
+            state.by_key.retain(|_, of| *of != id);
+            tracing::warn!(lease = %format_args!("{id:x}"), "a lease has expired, and its keys with it");
+            self.expired.send_modify(|expired| *expired += 1);
         }
     }
 
-    /// Renews what is due, for ever.
+    /// Renews each lease when it is due, for ever.
     pub(super) async fn keep_alive(&self, client: &tokio::sync::Mutex<Option<EtcdClient>>) {
         loop {
-            let next = self.book.lock().leases.values().map(|lease| lease.due).min();
+            let next = self.state.lock().leases.values().map(|lease| lease.due).min();
             tokio::select! {
                 () = sleep_until(next) => {}
                 () = self.changed.notified() => continue,
             }
             let now = Instant::now();
             let due: Vec<i64> = {
-                let mut book = self.book.lock();
-                // One that nothing hangs on any more runs out by itself.
-                let current = book.current;
+                let mut state = self.state.lock();
+                // A lease without keys is not renewed: it expires.
+                let current = state.current;
                 let empty = |id: &i64, lease: &Lease| lease.keys == 0 && lease.due <= now && current != Some(*id);
-                book.leases
+                state
+                    .leases
                     .retain(|id, lease| !empty(id, lease) || lease.renewed.elapsed() < RETRY);
-                let due = book.leases.iter().filter(|(_, lease)| lease.due <= now);
+                let due = state.leases.iter().filter(|(_, lease)| lease.due <= now);
                 due.map(|(id, _)| *id).collect()
             };
             let client = client.lock().await.clone();
@@ -184,19 +184,19 @@ impl Leases {
             None => false,
             Some(client) => match tokio::time::timeout(DEADLINE, Box::pin(client.renew(id))).await {
                 Ok(Ok(true)) => true,
-                Ok(Ok(false)) => return self.lose(id),
+                Ok(Ok(false)) => return self.expire(id),
                 Ok(Err(_)) | Err(_) => false,
             },
         };
-        let mut book = self.book.lock();
-        let Some(lease) = book.leases.get_mut(&id) else { return };
+        let mut state = self.state.lock();
+        let Some(lease) = state.leases.get_mut(&id) else { return };
         if renewed {
             (lease.renewed, lease.due) = (asked, asked + lease.ttl / 3);
         } else if lease.renewed.elapsed() < lease.ttl {
             lease.due = Instant::now() + RETRY;
         } else {
-            drop(book);
-            self.lose(id);
+            drop(state);
+            self.expire(id);
         }
     }
 }
@@ -208,7 +208,7 @@ async fn sleep_until(at: Option<Instant>) {
     }
 }
 
-impl Book {
+impl State {
     fn detach(&mut self, key: &[u8]) {
         if let Some(lease) = self.by_key.remove(key).and_then(|id| self.leases.get_mut(&id)) {
             lease.keys -= 1;
@@ -217,9 +217,9 @@ impl Book {
 }
 
 impl EtcdClient {
-    /// Renews a lease once; false: the store does not know it.
+    /// Renews a lease once. Returns whether the store knows the lease.
     pub(super) async fn renew(&self, id: i64) -> Result<bool, Error> {
-        // One answer is waited for, then the stream is dropped: many leases need no stream each.
+        // The stream is dropped after one answer, so that many leases do not need a stream each.
         match self.raw().lease_keep_alive(id).await {
             Ok(_) => Ok(true),
             Err(etcd_client::Error::LeaseKeepAliveError(text)) if text.contains("not found") => Ok(false),
@@ -233,7 +233,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_lost_lease_takes_its_keys_along() {
+    async fn an_expired_lease_takes_its_keys_along() {
         let leases = Leases::new(Duration::from_secs(60));
         let key = |n: usize| Bytes::from(format!("k{n}"));
         assert_eq!(leases.of(&key(0)), None);
@@ -242,30 +242,26 @@ mod tests {
             assert_eq!(leases.of(&key(n)), Some(1));
             leases.attach(&key(n), 1);
         }
-        assert_eq!(leases.of(&key(5000)), None, "it is full");
+        assert_eq!(leases.of(&key(5000)), None, "the lease is full");
         assert_eq!(leases.of(&key(5)), Some(1), "a key keeps its lease");
         leases.detach(b"k7");
-        assert_eq!(leases.of(&key(5000)), Some(1), "there is room again");
+        assert_eq!(leases.of(&key(5000)), Some(1), "the lease has room again");
         leases.hold(2, leases.ttl);
         leases.attach(&key(5), 2);
-        leases.lose(1);
-        assert_eq!((leases.losses(), leases.count()), (1, 1));
+        leases.expire(1);
+        assert_eq!((*leases.expired().borrow(), leases.count()), (1, 1));
         assert_eq!((leases.of(&key(5)), leases.of(&key(6))), (Some(2), Some(2)));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_lease_that_cannot_be_renewed_is_lost_when_its_time_is_up() {
+    async fn a_lease_that_cannot_be_renewed_expires_after_its_ttl() {
         let leases = Leases::new(Duration::from_secs(60));
         leases.hold(1, leases.ttl);
         leases.attach(&"k".into(), 1);
         let begun = Instant::now();
-        let lost = async {
-            while leases.losses() == 0 {
-                tokio::time::sleep(RETRY).await;
-            }
-        };
-        let nobody = tokio::sync::Mutex::default();
-        tokio::select! { () = leases.keep_alive(&nobody) => {}, () = lost => {} }
+        let mut expired = leases.expired();
+        let no_client = tokio::sync::Mutex::default();
+        tokio::select! { () = leases.keep_alive(&no_client) => {}, changed = expired.changed() => changed.unwrap() }
         let took = begun.elapsed();
         assert!(took >= leases.ttl && took < leases.ttl * 2, "{took:?}");
     }

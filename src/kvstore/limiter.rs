@@ -1,5 +1,10 @@
-//! How fast and how widely a store is used, as Cilium's client limits itself (pkg/rate, `etcd.qps`).
+//! Limits on the requests to an etcd: operations per second and requests in flight, as in Cilium's client (pkg/rate,
+//! `etcd.qps`).
+//!
+//! Requests have a class. Control requests (heartbeat, configuration) wait for no limit. Changes go before bulk writes,
+//! and within a class requests go in the order in which they came.
 
+use super::labels::RequestOutcome;
 use crate::util::notify::until;
 use governor::clock::{Clock, DefaultClock};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
@@ -14,13 +19,13 @@ use tokio::time::{Instant, timeout};
 /// Limits of one client of a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Operations per second, and how many at once after a pause; 0: no limit. Each key counts.
+    /// Operations per second, and the size of a burst after a pause; each key counts as one. 0: no limit.
     pub qps: u32,
-    /// The same until everything has been written once; none: as ever.
+    /// Replaces `qps` until [`Limiter::initial_write_done`]; `None`: `qps` counts from the start.
     pub bootstrap_qps: Option<u32>,
-    /// Requests on their way at the same time; none: as many as operations per second.
+    /// Requests in flight; `None`: as many as `qps`.
     pub max_inflight: Option<u32>,
-    /// Keys per page of a list; 0: no pages (`etcd.limit`).
+    /// Keys per page of a list (`etcd.limit`); 0: one page.
     pub page: i64,
 }
 
@@ -35,8 +40,8 @@ impl Default for Limits {
     }
 }
 
-/// Most requests on their way: each may be a transaction of many keys, and an etcd that has too many of those
-/// does not even renew leases in time.
+/// Upper bound of [`Limits::max_inflight`]. Each request can be a transaction with many keys; too many of them at once
+/// keep an etcd from renewing leases in time.
 const INFLIGHT_MAX: u32 = 16;
 
 impl Limits {
@@ -48,36 +53,38 @@ impl Limits {
     }
 }
 
-/// Who goes first.
+/// The priority of a request; the first class is the highest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Class {
-    /// The heartbeat and the configuration, by which others judge whether we live: no limit holds them up.
+    /// The heartbeat and the cluster configuration. Others judge by them whether this cluster is alive, so no limit
+    /// delays them.
     Control,
-    /// What changes now.
+    /// A change that happens now.
     Live,
-    /// What there is when everything is listed.
+    /// A backlog, such as the first write of everything.
     Bulk,
 }
 
-/// Largest number of operations asked for at once while there is no limit, and while starting.
+/// Operations per request if there is no rate limit, or only that of the start.
 const BATCH: u32 = 128;
 
-/// The bulk lets others go first for no longer than this.
+/// A bulk request yields to live requests for no longer than this.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Makes callers wait.
+/// Makes requests wait until the limits admit them.
 pub struct Limiter {
     limits: Limits,
     rate: RwLock<Rate>,
-    /// Who may save up for what it needs: one after the other, or a small request would always be faster than a
+    /// Held while waiting for the rate: requests wait one after the other, or small requests would always overtake a
     /// large one.
-    turn: Mutex<()>,
-    bulk_turn: Mutex<()>,
+    rate_queue: Mutex<()>,
+    /// The same among bulk requests.
+    bulk_queue: Mutex<()>,
     inflight: Semaphore,
-    /// Callers that go before the bulk.
+    /// Live requests that wait for the limits.
     live: AtomicUsize,
     live_done: Notify,
-    figures: Figures,
+    totals: Totals,
 }
 
 struct Rate {
@@ -86,27 +93,26 @@ struct Rate {
     bucket: Option<Arc<DefaultDirectRateLimiter>>,
 }
 
-/// What has been waited for; microseconds.
+/// Durations are sums over all requests, in microseconds.
 #[derive(Default)]
-struct Figures {
+struct Totals {
     requests: AtomicU64,
     failed: AtomicU64,
     waited: AtomicU64,
-    longest: AtomicU64,
+    waited_max: AtomicU64,
     processed: AtomicU64,
 }
 
-/// One request on its way.
+/// Permission for one request.
 pub struct Permit<'a> {
     limiter: &'a Limiter,
     _inflight: Option<SemaphorePermit<'a>>,
     begun: Instant,
 }
 
-/// What a limiter shows.
+/// The values of Cilium's metrics `api_limiter_*` (pkg/metrics). Durations are in seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-// names are the metric's (pkg/metrics, api_limiter.
-pub struct View {
+pub struct LimiterStats {
     pub processing_mean: f64,
     pub wait_mean: f64,
     pub wait_max: f64,
@@ -127,7 +133,6 @@ impl Rate {
 }
 
 impl Limiter {
-    /// Begins with the limits of the start, if there are any.
     pub fn new(limits: Limits) -> Self {
         let rate = match limits.bootstrap_qps {
             Some(qps) if limits.qps > 0 => Rate::new(qps, limits.qps.max(BATCH)),
@@ -137,23 +142,23 @@ impl Limiter {
         Self {
             limits,
             rate: RwLock::new(rate),
-            turn: Mutex::default(),
-            bulk_turn: Mutex::default(),
+            rate_queue: Mutex::default(),
+            bulk_queue: Mutex::default(),
             inflight: Semaphore::new(inflight as usize),
             live: AtomicUsize::new(0),
             live_done: Notify::new(),
-            figures: Figures::default(),
+            totals: Totals::default(),
         }
     }
 
-    /// Everything has been written once: from now on the limits of every day count.
-    pub fn steady(&self) {
+    /// Everything has been written once: `bootstrap_qps` no longer counts.
+    pub fn initial_write_done(&self) {
         if self.limits.bootstrap_qps.is_some() {
             *self.rate.write() = Rate::new(self.limits.qps, self.limits.qps);
         }
     }
 
-    /// How many operations fit one request.
+    /// The number of operations that fit into one request.
     pub fn batch_max(&self) -> usize {
         let rate = self.rate.read();
         let most = if rate.bucket.is_some() {
@@ -164,28 +169,29 @@ impl Limiter {
         most as usize
     }
 
-    /// Waits until `operations`, at most [`Self::batch_max`], may go as one request; none: it is only counted as one.
+    /// Waits until the limits admit one request with `operations`, at most [`Self::batch_max`]. A request without
+    /// operations waits only for the number of requests in flight.
     pub async fn acquire(&self, class: Class, operations: usize) -> Permit<'_> {
         let begun = Instant::now();
         let inflight = match class {
             Class::Control => None,
             Class::Live => {
-                let _first = First::new(self);
-                self.save_up(operations).await;
+                let _waiting = WaitingLive::new(self);
+                self.wait_rate(operations).await;
                 self.inflight.acquire().await.ok()
             }
             Class::Bulk => {
-                let turn = self.bulk_turn.lock().await;
-                if timeout(PATIENCE, self.go_last(operations)).await.is_err() {
-                    self.save_up(operations).await;
+                let queue = self.bulk_queue.lock().await;
+                if timeout(PATIENCE, self.wait_rate_after_live(operations)).await.is_err() {
+                    self.wait_rate(operations).await;
                 }
-                drop(turn);
+                drop(queue);
                 self.inflight.acquire().await.ok()
             }
         };
         let micros = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
-        self.figures.waited.fetch_add(micros, Ordering::Relaxed);
-        self.figures.longest.fetch_max(micros, Ordering::Relaxed);
+        self.totals.waited.fetch_add(micros, Ordering::Relaxed);
+        self.totals.waited_max.fetch_max(micros, Ordering::Relaxed);
         Permit {
             limiter: self,
             _inflight: inflight,
@@ -193,7 +199,7 @@ impl Limiter {
         }
     }
 
-    /// Takes what `operations` need, or says when there may be that much.
+    /// Takes `operations` from the rate; the error is the time after which it makes sense to try again.
     fn take(&self, operations: usize) -> Result<(), Duration> {
         let rate = self.rate.read();
         let Some(bucket) = &rate.bucket else { return Ok(()) };
@@ -202,22 +208,22 @@ impl Limiter {
             None | Some(Err(_) | Ok(Ok(()))) => return Ok(()),
             Some(Ok(Err(not_yet))) => not_yet.wait_time_from(DefaultClock::default().now()),
         };
-        // The rate may rise meanwhile.
+        // Bounded, because the rate can change in the meantime.
         Err(wait.clamp(Duration::from_millis(1), Duration::from_secs(1)))
     }
 
-    async fn save_up(&self, operations: usize) {
+    async fn wait_rate(&self, operations: usize) {
         if operations == 0 {
             return;
         }
-        let _turn = self.turn.lock().await;
+        let _queue = self.rate_queue.lock().await;
         while let Err(wait) = self.take(operations) {
             tokio::time::sleep(wait).await;
         }
     }
 
-    /// Goes when nobody else wants to.
-    async fn go_last(&self, operations: usize) {
+    /// Waits for the rate while no live request does.
+    async fn wait_rate_after_live(&self, operations: usize) {
         loop {
             self.wait_live().await;
             let Err(wait) = self.take(operations) else { return };
@@ -229,17 +235,16 @@ impl Limiter {
         until(&self.live_done, || self.live.load(Ordering::Relaxed) == 0).await;
     }
 
-    /// What to show of it now.
-    pub fn view(&self) -> View {
-        let load = |figure: &AtomicU64| figure.load(Ordering::Relaxed);
-        let (figures, rate) = (&self.figures, self.rate.read());
-        let (requests, failed) = (load(&figures.requests), load(&figures.failed));
+    pub fn stats(&self) -> LimiterStats {
+        let load = |total: &AtomicU64| total.load(Ordering::Relaxed);
+        let (totals, rate) = (&self.totals, self.rate.read());
+        let (requests, failed) = (load(&totals.requests), load(&totals.failed));
         let mean = |micros: u64| micros as f64 / 1e6 / requests.max(1) as f64;
         let limit = f64::from(self.limits.inflight());
-        View {
-            processing_mean: mean(load(&figures.processed)),
-            wait_mean: mean(load(&figures.waited)),
-            wait_max: load(&figures.longest) as f64 / 1e6,
+        LimiterStats {
+            processing_mean: mean(load(&totals.processed)),
+            wait_mean: mean(load(&totals.waited)),
+            wait_max: load(&totals.waited_max) as f64 / 1e6,
             in_flight: limit - self.inflight.available_permits() as f64,
             in_flight_limit: limit,
             rate_limit: if rate.bucket.is_some() {
@@ -259,28 +264,29 @@ impl Limiter {
 }
 
 impl Permit<'_> {
-    /// The request is done.
-    pub fn done(self, well: bool) {
-        let figures = &self.limiter.figures;
+    /// The request has ended.
+    pub fn done(self, outcome: RequestOutcome) {
+        let totals = &self.limiter.totals;
         let micros = u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX);
-        figures.processed.fetch_add(micros, Ordering::Relaxed);
-        // In this order: who reads them never sees more failures than requests.
-        figures.requests.fetch_add(1, Ordering::Relaxed);
-        figures.failed.fetch_add(u64::from(!well), Ordering::Relaxed);
+        totals.processed.fetch_add(micros, Ordering::Relaxed);
+        // In this order, so that a reader never sees more failures than requests.
+        totals.requests.fetch_add(1, Ordering::Relaxed);
+        let failed = outcome == RequestOutcome::Failure;
+        totals.failed.fetch_add(u64::from(failed), Ordering::Relaxed);
     }
 }
 
-/// Makes the bulk wait while it lives.
-struct First<'a>(&'a Limiter);
+/// A live request that waits for the limits; bulk requests wait until it is dropped.
+struct WaitingLive<'a>(&'a Limiter);
 
-impl<'a> First<'a> {
+impl<'a> WaitingLive<'a> {
     fn new(limiter: &'a Limiter) -> Self {
         limiter.live.fetch_add(1, Ordering::Relaxed);
         Self(limiter)
     }
 }
 
-impl Drop for First<'_> {
+impl Drop for WaitingLive<'_> {
     fn drop(&mut self) {
         self.0.live.fetch_sub(1, Ordering::Relaxed);
         self.0.live_done.notify_waiters();
@@ -299,7 +305,7 @@ mod tests {
         }
     }
 
-    async fn takes(limiter: &Limiter, class: Class, operations: usize) -> bool {
+    async fn is_admitted(limiter: &Limiter, class: Class, operations: usize) -> bool {
         let soon = Duration::from_millis(20);
         tokio::time::timeout(soon, limiter.acquire(class, operations))
             .await
@@ -307,19 +313,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn each_key_counts_and_the_rate_falls_once_all_is_written() {
+    async fn each_key_counts_and_the_bootstrap_rate_ends_after_the_initial_write() {
         let limiter = Limiter::new(limits(2, Some(1_000_000)));
         assert_eq!(limiter.batch_max(), 128);
         for _ in 0..100 {
-            assert!(takes(&limiter, Class::Bulk, 100).await);
+            assert!(is_admitted(&limiter, Class::Bulk, 100).await);
         }
-        limiter.steady();
+        limiter.initial_write_done();
         assert_eq!(limiter.batch_max(), 2);
-        assert!(takes(&limiter, Class::Live, 2).await);
-        assert!(!takes(&limiter, Class::Live, 2).await);
+        assert!(is_admitted(&limiter, Class::Live, 2).await);
+        assert!(!is_admitted(&limiter, Class::Live, 2).await);
         assert!(
-            takes(&limiter, Class::Control, 2).await,
-            "nothing holds up the heartbeat"
+            is_admitted(&limiter, Class::Control, 2).await,
+            "no limit delays the heartbeat"
         );
     }
 
@@ -327,52 +333,52 @@ mod tests {
     async fn zero_is_no_limit() {
         let limiter = Limiter::new(limits(0, Some(10)));
         for _ in 0..1000 {
-            assert!(takes(&limiter, Class::Bulk, 128).await);
+            assert!(is_admitted(&limiter, Class::Bulk, 128).await);
         }
-        assert_eq!(limiter.view().rate_limit, f64::INFINITY);
+        assert_eq!(limiter.stats().rate_limit, f64::INFINITY);
     }
 
     #[tokio::test]
-    async fn the_bulk_waits_for_what_changes_now() {
+    async fn bulk_requests_wait_for_live_ones() {
         let limiter = Limiter::new(limits(0, None));
-        let first = First::new(&limiter);
-        assert!(!takes(&limiter, Class::Bulk, 1).await);
-        assert!(takes(&limiter, Class::Live, 1).await);
-        drop(first);
-        assert!(takes(&limiter, Class::Bulk, 1).await);
+        let waiting = WaitingLive::new(&limiter);
+        assert!(!is_admitted(&limiter, Class::Bulk, 1).await);
+        assert!(is_admitted(&limiter, Class::Live, 1).await);
+        drop(waiting);
+        assert!(is_admitted(&limiter, Class::Bulk, 1).await);
     }
 
     #[tokio::test]
-    async fn a_flood_of_small_requests_starves_nobody() {
+    async fn a_flood_of_small_requests_does_not_starve_a_large_one() {
         let limiter = Limiter::new(limits(100, None));
-        limiter.acquire(Class::Live, 100).await.done(true);
+        limiter.acquire(Class::Live, 100).await.done(RequestOutcome::Success);
         let flood = async || {
             loop {
-                limiter.acquire(Class::Live, 1).await.done(true);
+                limiter.acquire(Class::Live, 1).await.done(RequestOutcome::Success);
             }
         };
         for class in [Class::Live, Class::Bulk] {
             let floods = futures::future::select_all([0; 3].map(|_| Box::pin(flood())));
             tokio::select! {
-                permit = limiter.acquire(class, 50) => permit.done(true),
-                _ = floods => unreachable!("it has no end"),
+                permit = limiter.acquire(class, 50) => permit.done(RequestOutcome::Success),
+                _ = floods => unreachable!("the floods do not end"),
                 () = tokio::time::sleep(Duration::from_secs(10)) => panic!("{class:?} starves"),
             }
         }
     }
 
     #[tokio::test]
-    async fn requests_on_their_way_are_counted() {
+    async fn requests_in_flight_are_counted() {
         let few = Limits {
             max_inflight: Some(1),
             ..limits(0, None)
         };
         let limiter = Limiter::new(few);
         let permit = limiter.acquire(Class::Live, 1).await;
-        assert!(!takes(&limiter, Class::Live, 1).await);
-        assert_eq!(limiter.view().in_flight, 1.0);
-        permit.done(false);
-        let view = limiter.view();
-        assert_eq!((view.failed, view.succeeded, view.in_flight), (1, 0, 0.0));
+        assert!(!is_admitted(&limiter, Class::Live, 1).await);
+        assert_eq!(limiter.stats().in_flight, 1.0);
+        permit.done(RequestOutcome::Failure);
+        let stats = limiter.stats();
+        assert_eq!((stats.failed, stats.succeeded, stats.in_flight), (1, 0, 0.0));
     }
 }

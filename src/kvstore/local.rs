@@ -1,4 +1,4 @@
-//! The store in this process: no socket, no lease, no limit.
+//! The store of this process as a [`Backend`]: without sockets, leases and limits.
 
 use super::{Backend, Class, Error, StoredKey, Write};
 use crate::mvcc::{KeyRange, RangeOptions, Store, Taken, Wake, WatchFilter};
@@ -12,24 +12,23 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// A disk that takes longer has failed.
+/// If a write is not durable after this time, it is reported as failed.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Writes straight into a store.
 pub struct LocalBackend {
     store: Arc<Store>,
-    /// Nothing to wait for without.
-    safety: Option<Arc<dyn Safety>>,
-    /// Since when writes are known to be refused.
+    /// `None`: the store is kept in memory only, and writes wait for nothing.
+    durability: Option<Arc<dyn Durability>>,
+    /// Since when [`Durability::admit`] has been failing.
     refused_since: Mutex<Option<Instant>>,
 }
 
-/// What makes writes survive a crash.
-pub trait Safety: Send + Sync {
-    /// Whether another write can be made; if not, why.
+/// Makes writes survive a crash.
+pub trait Durability: Send + Sync {
+    /// Whether the disk accepts another write; if not, the reason.
     fn admit(&self) -> Result<(), String>;
-    /// Returns when a revision survives a crash.
-    fn safe(&self, revision: i64) -> BoxFuture<'_, Result<(), String>>;
+    /// Waits until `revision` survives a crash.
+    fn wait_durable(&self, revision: i64) -> BoxFuture<'_, Result<(), String>>;
 }
 
 struct NotifyWake(Notify);
@@ -41,34 +40,34 @@ impl Wake for NotifyWake {
 }
 
 impl LocalBackend {
-    /// A writer of `store`.
+    /// A backend for a store in memory.
     pub fn new(store: Arc<Store>) -> Self {
         Self {
             store,
-            safety: None,
+            durability: None,
             refused_since: Mutex::default(),
         }
     }
 
-    /// A writer of `store` whose writes are done once they are safe.
-    pub fn durable(store: Arc<Store>, safety: Arc<dyn Safety>) -> Self {
+    /// A backend whose writes return once they are durable.
+    pub fn durable(store: Arc<Store>, durability: Arc<dyn Durability>) -> Self {
         Self {
-            safety: Some(safety),
+            durability: Some(durability),
             ..Self::new(store)
         }
     }
 
-    /// Makes a write, and returns when it is safe.
+    /// Runs `write`, which returns its revision, and waits until that is durable.
     async fn commit(&self, write: impl FnOnce(&Store) -> i64) -> Result<(), Error> {
-        let Some(safety) = &self.safety else {
+        let Some(durability) = &self.durability else {
             write(&self.store);
             return Ok(());
         };
-        safety.admit().map_err(Error::Unavailable)?;
+        durability.admit().map_err(Error::Unavailable)?;
         let revision = write(&self.store);
-        let safe = tokio::time::timeout(DEADLINE, safety.safe(revision)).await;
+        let durable = tokio::time::timeout(DEADLINE, durability.wait_durable(revision)).await;
         let late = |_| Err(format!("not on the disk in {} s", DEADLINE.as_secs()));
-        safe.unwrap_or_else(late).map_err(Error::Unavailable)
+        durable.unwrap_or_else(late).map_err(Error::Unavailable)
     }
 }
 
@@ -115,7 +114,7 @@ impl Backend for LocalBackend {
     }
 
     fn outage(&self) -> Option<Outage> {
-        let refused = self.safety.as_ref().map(|safety| safety.admit())?.err();
+        let refused = self.durability.as_ref().map(|durability| durability.admit())?.err();
         let since = &mut *self.refused_since.lock();
         let Some(why) = refused else {
             *since = None;

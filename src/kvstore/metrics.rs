@@ -1,5 +1,6 @@
-//! How a store is used, under Cilium's names (pkg/metrics, pkg/kvstore/metrics.go).
+//! Metrics of the store's clients and writers, under Cilium's names (pkg/metrics, pkg/kvstore/metrics.go).
 
+use super::labels::RequestOutcome;
 use super::limiter::Limiter;
 use super::sync_store::SyncStore;
 use crate::util::metrics::{Labels, Page};
@@ -18,12 +19,12 @@ use std::time::Duration;
 
 type Histograms = Family<Labels, Histogram, fn() -> Histogram>;
 
-/// See the module's text. Clones share the figures.
+/// Clones share the same metrics.
 #[derive(Clone)]
 pub struct Metrics {
     operations: Histograms,
     quorum_errors: Family<Labels, Counter>,
-    /// When the heartbeat was written last; seconds since 1970.
+    /// When the heartbeat was last written; seconds since 1970.
     pub(super) heartbeat: Gauge<f64, AtomicU64>,
     shared: Arc<Mutex<Shared>>,
 }
@@ -53,19 +54,9 @@ impl Default for Metrics {
     }
 }
 
-/// A key's scope, for labels: its kind of data, or what it begins with.
-pub fn scope_of(key: &[u8]) -> String {
-    let text = String::from_utf8_lossy(key);
-    let parts: Vec<&str> = text.splitn(5, '/').collect();
-    match &parts[..] {
-        [_, _, kind, version, ..] => format!("{kind}/{version}"),
-        _ => text.chars().take(12).collect(),
-    }
-}
-
 impl Metrics {
-    /// `count` operations on keys of a scope took `took`, all in one request.
-    pub fn operations(&self, scope: &str, action: &'static str, took: Duration, well: bool, count: usize) {
+    /// Records one request with `count` operations on keys of `scope`, which took `took`.
+    pub fn operations(&self, scope: &str, action: &'static str, took: Duration, outcome: RequestOutcome, count: usize) {
         let kind = match action {
             "Get" | "ListPrefix" => "read",
             "Delete" | "DeletePrefix" => "delete",
@@ -75,7 +66,7 @@ impl Metrics {
             ("scope", scope.to_owned()),
             ("kind", kind.to_owned()),
             ("action", action.to_owned()),
-            ("outcome", if well { "success" } else { "fail" }.to_owned()),
+            ("outcome", outcome.label().to_owned()),
         ];
         let histogram = self.operations.get_or_create(&labels);
         for _ in 0..count {
@@ -83,100 +74,110 @@ impl Metrics {
         }
     }
 
-    /// The store did not answer a look whether it is there.
+    /// Counts a probe that the store did not answer.
     pub fn unreachable(&self) {
         let labels = vec![("error", "no answer".to_owned())];
         self.quorum_errors.get_or_create(&labels).inc();
     }
 
-    /// A remote store answers, and nobody writes its heartbeat.
+    /// Counts a remote store that answers, but whose heartbeat is not written.
     pub fn no_heartbeat(&self) {
-        // The original's words.
+        // Cilium's text.
         let labels = vec![("error", "no event received".to_owned())];
         self.quorum_errors.get_or_create(&labels).inc();
     }
 
-    /// Shows a writer's figures, for as long as it lives.
+    /// Shows a writer's metrics for as long as the writer exists.
     pub fn follow(&self, source_cluster: &str, store: &Arc<SyncStore>) {
         let mut shared = self.shared.lock();
         shared.stores.retain(|(_, store)| store.strong_count() > 0);
         shared.stores.push((source_cluster.to_owned(), Arc::downgrade(store)));
     }
 
-    /// Shows the limits of a client, and how many leases it holds.
+    /// Shows the limits of a client and the number of its leases.
     pub(super) fn client(&self, limiter: &Arc<Limiter>, leases: impl Fn() -> usize + Send + 'static) {
         let mut shared = self.shared.lock();
         shared.limiter = Some(Arc::clone(limiter));
         shared.leases = Some(Box::new(leases));
     }
 
-    /// Shows the figures.
     pub fn register(&self, registry: &mut Registry) {
-        let help = "How long operations on the store take";
+        let help = "Duration of operations on the store, in seconds";
         registry.register("kvstore_operations_duration_seconds", help, self.operations.clone());
-        let help = "Looks at the store that failed";
+        let help = "Probes of the store that failed";
         registry.register("kvstore_quorum_errors", help, self.quorum_errors.clone());
-        let help = "When the heartbeat was written last";
+        let help = "Time of the last heartbeat that was written, in seconds since 1970";
         registry.register("kvstore_heartbeat_timestamp_seconds", help, self.heartbeat.clone());
-        registry.register_collector(Box::new(Looked(Arc::clone(&self.shared))));
+        registry.register_collector(Box::new(Scraped(Arc::clone(&self.shared))));
     }
 }
 
-/// Shows what is looked up.
+/// Metrics that are read when they are scraped.
 #[derive(Debug)]
-struct Looked(Arc<Mutex<Shared>>);
+struct Scraped(Arc<Mutex<Shared>>);
 
 fn stores(page: &mut Page<'_>, shared: &Shared) -> fmt::Result {
     let (mut queued, mut ages, mut keys, mut errors, mut rejected, mut initial, mut lags) =
         (vec![], vec![], vec![], vec![], vec![], vec![], vec![]);
     for (cluster, store) in &shared.stores {
         let Some(store) = store.upgrade() else { continue };
-        for view in store.views() {
-            let labels = || vec![("scope", view.scope.clone()), ("source_cluster", cluster.clone())];
-            queued.push((labels(), view.queued as f64));
-            ages.push((labels(), view.oldest.as_secs_f64()));
-            keys.push((labels(), view.keys as f64));
-            errors.push((labels(), view.errors));
-            rejected.push((labels(), view.rejected));
-            for (action, whole) in [("write", Some(view.complete)), ("read", view.read)] {
-                let Some(whole) = whole else { continue };
+        for stats in store.prefix_stats() {
+            let labels = || vec![("scope", stats.scope.clone()), ("source_cluster", cluster.clone())];
+            queued.push((labels(), stats.queued as f64));
+            ages.push((labels(), stats.oldest.as_secs_f64()));
+            keys.push((labels(), stats.keys as f64));
+            errors.push((labels(), stats.errors));
+            rejected.push((labels(), stats.rejected));
+            for (action, done) in [
+                ("write", Some(stats.initial_write_done)),
+                ("read", stats.initial_read_done),
+            ] {
+                let Some(done) = done else { continue };
                 let mut labels = labels();
                 labels.push(("action", action.to_owned()));
-                initial.push((labels, f64::from(u8::from(whole))));
+                initial.push((labels, f64::from(u8::from(done))));
             }
-            lags.push((labels(), view.lag));
+            lags.push((labels(), stats.lag));
         }
     }
-    page.gauges("kvstore_sync_queue_size", "Keys waiting to be written", queued)?;
-    let help = "How long the key that waits longest has been waiting";
+    page.gauges(
+        "kvstore_sync_queue_size",
+        "Keys with changes that are not written yet",
+        queued,
+    )?;
+    let help = "Age of the oldest change that is not written yet, in seconds";
     page.gauges("kvstore_sync_queue_age_seconds", help, ages)?;
-    page.gauges("kvstore_sync_keys", "Keys that should be there", keys)?;
-    page.counters("kvstore_sync_errors", "Writes that failed and were tried again", errors)?;
+    page.gauges("kvstore_sync_keys", "Keys that the store should hold", keys)?;
+    page.counters(
+        "kvstore_sync_errors",
+        "Batches of writes that failed and were retried",
+        errors,
+    )?;
     page.counters("kvstore_sync_rejected", "Keys that the store refused", rejected)?;
-    let help = "Whether everything has been read, and been written once";
+    let help = "Whether the initial read and the initial write have completed (1) or not (0)";
     page.gauges("kvstore_initial_sync_completed", help, initial)?;
-    let help = "From when a change is known to when it is in the store";
+    let help = "Time from receiving a change to its write into the store, in seconds";
     page.histograms("propagation_seconds", help, lags)
 }
 
 fn limiter(page: &mut Page<'_>, limiter: &Limiter) -> fmt::Result {
-    let view = limiter.view();
+    let stats = limiter.stats();
     let series = |values: &[(&str, f64)]| {
         let labels = |value: &str| vec![("api_call", "etcd".to_owned()), ("value", value.to_owned())];
         values.iter().map(|(value, n)| (labels(value), *n)).collect::<Vec<_>>()
     };
-    let values = series(&[("mean", view.processing_mean), ("estimated", 0.0)]);
+    let values = series(&[("mean", stats.processing_mean), ("estimated", 0.0)]);
     page.gauges(
         "api_limiter_processing_duration_seconds",
-        "How long requests take",
+        "Duration of requests, in seconds",
         values,
     )?;
-    let values = series(&[("mean", view.wait_mean), ("max", view.wait_max), ("min", 0.0)]);
-    let help = "How long requests wait for the limits";
+    let values = series(&[("mean", stats.wait_mean), ("max", stats.wait_max), ("min", 0.0)]);
+    let help = "Time that requests wait for the limits, in seconds";
     page.gauges("api_limiter_wait_duration_seconds", help, values)?;
-    let values = series(&[("in-flight", view.in_flight), ("limit", view.in_flight_limit)]);
-    page.gauges("api_limiter_requests_in_flight", "Requests on their way", values)?;
-    let values = series(&[("limit", view.rate_limit), ("burst", view.burst)]);
+    let values = series(&[("in-flight", stats.in_flight), ("limit", stats.in_flight_limit)]);
+    page.gauges("api_limiter_requests_in_flight", "Requests in flight", values)?;
+    let values = series(&[("limit", stats.rate_limit), ("burst", stats.burst)]);
     page.gauges("api_limiter_rate_limit", "Operations per second", values)?;
     let outcome = |outcome: &str, code: &str, count: u64| {
         let labels = vec![
@@ -187,14 +188,14 @@ fn limiter(page: &mut Page<'_>, limiter: &Limiter) -> fmt::Result {
         (labels, count)
     };
     let counts = [
-        outcome("success", "200", view.succeeded),
-        outcome("fail", "500", view.failed),
+        outcome("success", "200", stats.succeeded),
+        outcome("fail", "500", stats.failed),
     ];
     let counts = counts.into_iter().filter(|(_, count)| *count > 0).collect();
     page.counters("api_limiter_processed_requests", "Requests by outcome", counts)
 }
 
-impl Collector for Looked {
+impl Collector for Scraped {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let (shared, mut page) = (self.0.lock(), Page(encoder));
         stores(&mut page, &shared)?;
@@ -202,26 +203,12 @@ impl Collector for Looked {
             limiter(&mut page, of)?;
         }
         if let Some(leases) = &shared.leases {
-            page.gauges("kvstore_leases", "Leases held", vec![(vec![], leases() as f64)])?;
+            page.gauges(
+                "kvstore_leases",
+                "Leases that are kept alive",
+                vec![(vec![], leases() as f64)],
+            )?;
         }
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn scopes_are_ciliums() {
-        for (key, scope) in [
-            ("cilium/state/nodes/v1/c3/n1", "nodes/v1"),
-            ("cilium/state/ip/v1/default/10.0.0.1", "ip/v1"),
-            ("cilium/synced/c3/cilium/state/ip/v1", "c3/cilium"),
-            ("cilium/cluster-config/c3", "cilium/clust"),
-            ("cilium/.heartbeat", "cilium/.hear"),
-        ] {
-            assert_eq!(scope_of(key.as_bytes()), scope);
-        }
     }
 }

@@ -1,4 +1,4 @@
-//! Users of a store: what their administration needs, and any etcd that has it.
+//! Administration of a store's users, and its implementation for any etcd.
 
 use super::Error;
 use super::client::{self, EtcdClient};
@@ -9,13 +9,13 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 use tonic::Code;
 
-/// For a call to be answered.
+/// If a call takes longer, it has failed.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// etcd's words for a user that is not there.
+/// etcd's error for a user that does not exist.
 const NO_USER: &str = "user name not found";
 
-/// Who may administer a store's users. What is so already is no error.
+/// Changes a store's users. A change that is already in effect is not an error.
 #[async_trait::async_trait]
 pub trait UserAdmin: Send + Sync {
     /// The names of all users.
@@ -24,7 +24,7 @@ pub trait UserAdmin: Send + Sync {
     /// The roles of a user; `None` if there is no such user.
     async fn roles(&self, user: &str) -> Result<Option<BTreeSet<String>>, Error>;
 
-    /// Adds a user without a password: only a certificate stands for it.
+    /// Adds a user without a password: it can only be authenticated by a certificate.
     async fn add(&self, user: &str) -> Result<(), Error>;
 
     /// Removes a user.
@@ -44,7 +44,7 @@ pub struct EtcdUsers {
 }
 
 impl EtcdUsers {
-    /// At `source`; nothing is connected yet.
+    /// Does not connect yet.
     pub fn new(source: Source) -> Self {
         Self {
             source,
@@ -63,8 +63,8 @@ impl EtcdUsers {
         Ok(slot.insert(client).raw())
     }
 
-    /// Calls the store. After a failure that is not the call's own the next one makes a new connection, with
-    /// the TLS files as they are then.
+    /// Calls the store. If that fails for another reason than the call's arguments, the next call reads the TLS files
+    /// and connects again.
     async fn call<T, F>(&self, f: impl FnOnce(Client) -> F) -> Result<T, Error>
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
@@ -82,7 +82,8 @@ impl EtcdUsers {
     }
 }
 
-/// What is to blame for an error: what was asked for, or else the connection and who it speaks for.
+/// Tells errors that the call's arguments cause ([`Error::Rejected`]) from those of the connection or its user, which
+/// concern every call.
 fn failure(error: etcd_client::Error) -> Error {
     let rejected = match &error {
         etcd_client::Error::GRpcStatus(status) => matches!(
@@ -98,8 +99,8 @@ fn failure(error: etcd_client::Error) -> Error {
     }
 }
 
-/// Takes an error for a success if it says that something is so already.
-fn unless(already: &[&str], done: Result<(), Error>) -> Result<(), Error> {
+/// Turns an error into a success if its text says that the change is already in effect.
+fn accept(already: &[&str], done: Result<(), Error>) -> Result<(), Error> {
     match done {
         Err(Error::Rejected(text)) if already.iter().any(|a| text.contains(a)) => Ok(()),
         done => done,
@@ -124,12 +125,12 @@ impl UserAdmin for EtcdUsers {
     async fn add(&self, user: &str) -> Result<(), Error> {
         let options = UserAddOptions::new().with_no_pwd();
         let added = self.call(async |mut client| client.user_add(user, "", Some(options)).await.map(drop));
-        unless(&["user name already exists"], added.await)
+        accept(&["user name already exists"], added.await)
     }
 
     async fn delete(&self, user: &str) -> Result<(), Error> {
         let deleted = self.call(async |mut client| client.user_delete(user).await.map(drop));
-        unless(&[NO_USER], deleted.await)
+        accept(&[NO_USER], deleted.await)
     }
 
     async fn grant(&self, user: &str, role: &str) -> Result<(), Error> {
@@ -139,7 +140,7 @@ impl UserAdmin for EtcdUsers {
 
     async fn revoke(&self, user: &str, role: &str) -> Result<(), Error> {
         let revoked = self.call(async |mut client| client.user_revoke_role(user, role).await.map(drop));
-        unless(&["role is not granted to the user", NO_USER], revoked.await)
+        accept(&["role is not granted to the user", NO_USER], revoked.await)
     }
 }
 
@@ -148,11 +149,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_the_call_itself_got_wrong_is_its_own_failure() {
+    fn only_errors_that_the_arguments_cause_reject_the_call() {
         let status = |code| etcd_client::Error::GRpcStatus(tonic::Status::new(code, "etcdserver: words"));
         let rejected = failure(status(Code::FailedPrecondition));
         assert!(matches!(&rejected, Error::Rejected(text) if text == "etcdserver: words"));
-        // Whoever may not do this one may do none.
+        // The connection's user has no permission for any call of this kind.
         for code in [
             Code::Unavailable,
             Code::Unknown,
@@ -161,6 +162,6 @@ mod tests {
         ] {
             assert!(matches!(failure(status(code)), Error::Unavailable(_)), "{code:?}");
         }
-        assert!(unless(&["words"], Err(rejected)).is_ok());
+        assert!(accept(&["words"], Err(rejected)).is_ok());
     }
 }

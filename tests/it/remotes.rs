@@ -224,7 +224,10 @@ async fn of_two_mirrors_one_is_leader_and_the_other_takes_over() {
         mut local,
     } = mirror_of(&tls, &[&source], &[]).await;
     let second = Mirror::start(&tls, &target.address().await, &[]);
-    second.process.line("waiting to lead").await;
+    second
+        .process
+        .line("another instance holds the leader lock; waiting for it")
+        .await;
     let leads = "cilium_kvstoremesh_leader_election_master_status{name=\"kvstoremesh\"}";
     assert_eq!(first.admin.metric(leads).await, Some(1.0));
     assert_eq!(second.admin.metric(leads).await, Some(0.0));
@@ -237,7 +240,10 @@ async fn of_two_mirrors_one_is_leader_and_the_other_takes_over() {
     // takes the lock at once.
     second.process.kill().await;
     let second = Mirror::start(&tls, &target.address().await, &[]);
-    second.process.line("it died here: its lease is revoked").await;
+    second
+        .process
+        .line("the leader process is dead: revoking its lease")
+        .await;
     second.process.line("leading").await;
     client
         .put("cilium/state/nodes/v1/hk/n0", "changed", None)

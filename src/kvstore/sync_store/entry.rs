@@ -1,40 +1,49 @@
-//! One key of a writer.
+//! One key of a writer: the value it should have, the value it has, and what is still to be written.
 
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::num::NonZeroU64;
 
-/// A key's value by its keyed hash, in which nobody can find collisions; values themselves are kept only until they
-/// are written.
+/// A keyed hash of a value, for which nobody can find collisions. Entries compare hashes, because values are kept only
+/// until they are written.
 pub(super) type Digest = NonZeroU64;
 
-/// There may be hundreds of thousands: 72 bytes.
+/// There can be hundreds of thousands of entries: 72 bytes each.
 pub(super) struct Entry {
-    /// What it should be; none: absent.
+    /// The value that the key should have; `None`: the key should be absent.
     pub(super) desired: Option<Digest>,
-    /// What it is.
+    /// The value that the key has in the store.
     pub(super) written: Option<Digest>,
-    /// Whether that is known. It is not while a write is on its way, or its outcome is not known: then only another
-    /// write makes sure.
+    /// Whether `written` is certain. It is not while a write is in flight or after a write whose outcome is unknown:
+    /// then the key is written again.
     pub(super) is_known: bool,
     pub(super) queued: bool,
-    /// Written even if unchanged: a canary.
+    /// The next write takes place even if the value is unchanged: a canary.
     pub(super) always: bool,
-    /// The list that last named it.
+    /// The last list that contained the key.
     pub(super) generation: u32,
-    /// Bytes of the value it should have.
-    size: u32,
-    /// The value to write, while it differs.
+    /// Bytes of the desired value.
+    pub(super) size: u32,
+    /// The value to write. Dropped after the write, unless [`WrittenValues::Keep`].
     pub(super) value: Option<Bytes>,
-    /// When the change was known that is not in the store yet; microseconds from the writer's start, and one.
+    /// When the change that is not written yet was received: microseconds since the writer's start, plus one.
     pub(super) since: Option<NonZeroU64>,
 }
 
-/// The number of keys that a prefix should have, and the bytes of their values.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PrefixSize {
-    pub keys: usize,
-    pub bytes: usize,
+/// What happens to values after they are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum WrittenValues {
+    /// They are kept, because keys can expire and must then be written again.
+    Keep,
+    Drop,
+}
+
+/// What to do with an entry that is at the front of the queue.
+pub(super) enum Next {
+    Put(Bytes),
+    Delete,
+    /// The key has the desired value already.
+    Nothing,
 }
 
 impl Default for Entry {
@@ -58,8 +67,8 @@ impl Entry {
         self.is_known && self.written == self.desired
     }
 
-    /// Whether there is nothing to say of it: it is absent, and should be.
-    pub(super) fn is_nothing(&self) -> bool {
+    /// Whether the entry can be forgotten: the key is absent and should be.
+    pub(super) fn is_idle(&self) -> bool {
         self.desired.is_none() && self.is_as_desired() && !self.queued
     }
 
@@ -67,28 +76,45 @@ impl Entry {
         (self.written, self.is_known) = (written, true);
     }
 
-    /// Changes what it should be; `count` is of the prefix that it is under.
-    pub(super) fn set_desired(
-        &mut self,
-        desired: Option<Digest>,
-        value: Option<Bytes>,
-        count: Option<&mut PrefixSize>,
-    ) {
-        let size = value.as_ref().map_or(0, |v| u32::try_from(v.len()).unwrap_or(u32::MAX));
-        if let Some(count) = count {
-            let (before, after) = (self.desired.is_some(), desired.is_some());
-            count.keys = count.keys + usize::from(after) - usize::from(before);
-            count.bytes = count.bytes + size as usize - self.size as usize;
-        }
-        (self.desired, self.value, self.size) = (desired, value, size);
+    pub(super) fn set_desired(&mut self, desired: Option<Digest>, value: Option<Bytes>) {
+        self.size = value.as_ref().map_or(0, |v| u32::try_from(v.len()).unwrap_or(u32::MAX));
+        (self.desired, self.value) = (desired, value);
     }
 
-    /// Puts it behind everything that waits, unless it waits already; says whether it did.
+    /// The key has the desired value: nothing is left to write. Returns since when the change had been waiting.
+    pub(super) fn settle(&mut self, values: WrittenValues) -> Option<NonZeroU64> {
+        if values == WrittenValues::Drop {
+            self.value = None;
+        }
+        self.since.take()
+    }
+
+    /// Appends the key to the queue, unless it is queued already. Returns whether it was appended.
     pub(super) fn enqueue(&mut self, key: &Bytes, queue: &mut VecDeque<Bytes>) -> bool {
         let is_new = !std::mem::replace(&mut self.queued, true);
         if is_new {
             queue.push_back(key.clone());
         }
         is_new
+    }
+
+    /// The key has been taken off the queue: returns the write that it needs now, if any.
+    pub(super) fn dequeue(&mut self, values: WrittenValues) -> Next {
+        self.queued = false;
+        if self.is_as_desired() && !self.always {
+            self.settle(values);
+            return Next::Nothing;
+        }
+        match (&self.value, self.desired) {
+            (Some(value), Some(_)) => {
+                self.is_known = false;
+                Next::Put(value.clone())
+            }
+            (_, None) => {
+                self.is_known = false;
+                Next::Delete
+            }
+            (None, Some(_)) => Next::Nothing,
+        }
     }
 }

@@ -1,73 +1,110 @@
-//! The loop of a writer: what is there, then batch by batch, until the store takes it.
+//! The loop of a writer: lists the owned prefixes, then writes batch by batch, and retries what fails.
 
 use super::{SyncStore, is_delete};
 use crate::kvstore::{Class, Error, Write};
 use crate::util::backoff::Backoff;
-use std::time::Duration;
+use tokio::sync::watch;
 
-/// More keys than this that wait are a backlog.
+/// With more queued keys than this, writes yield to the changes of other writers.
 const BACKLOG: usize = 128;
 
+/// A failure that repeats is logged once in this many attempts.
+const LOG_EVERY: u32 = 10;
+
+/// The number of expired leases, and how many of them the last list accounts for.
+struct Expiry {
+    /// `None`: keys never expire.
+    expired: Option<watch::Receiver<u64>>,
+    accounted: u64,
+}
+
+impl Expiry {
+    fn count(&self) -> u64 {
+        self.expired.as_ref().map_or(0, |expired| *expired.borrow())
+    }
+
+    /// Waits until more leases have expired than are accounted for.
+    async fn wait(&mut self) {
+        let accounted = self.accounted;
+        if let Some(expired) = &mut self.expired
+            && expired.wait_for(|count| *count != accounted).await.is_ok()
+        {
+            return;
+        }
+        std::future::pending().await
+    }
+}
+
 impl SyncStore {
-    /// Looks at what is there, then writes, for ever.
+    /// Writes for ever.
     pub async fn run(&self) {
-        let mut losses = self.adopt().await;
+        let mut expiry = Expiry {
+            expired: self.backend.expired_leases(),
+            accounted: 0,
+        };
+        self.adopt(&mut expiry).await;
         let mut backoff = Backoff::write();
         loop {
-            if self.backend.expired_leases() != losses {
-                tracing::warn!(store = self.name, "leases ran out: looking at what is left");
-                losses = self.adopt().await;
+            if expiry.count() != expiry.accounted {
+                tracing::warn!(
+                    store = self.name,
+                    "leases expired with keys: listing the keys that are left"
+                );
+                self.adopt(&mut expiry).await;
             }
             let batch = self.next_batch();
             if batch.is_empty() {
                 tokio::select! {
                     () = self.wake.notified() => {}
-                    // A loss is noticed even when there is nothing to write.
-                    () = tokio::time::sleep(Duration::from_secs(5)) => {}
+                    () = expiry.wait() => {}
                 }
                 continue;
             }
-            match self.write(&batch).await {
-                Ok(()) => {
-                    backoff.reset();
-                    self.done(&batch);
+            self.write_batch(&batch, &mut backoff).await;
+        }
+    }
+
+    async fn write_batch(&self, batch: &[Write], backoff: &mut Backoff) {
+        match self.write(batch).await {
+            Ok(()) => {
+                backoff.reset();
+                self.done(batch);
+            }
+            Err(Error::Rejected(error)) if batch.len() == 1 => self.refused(&batch[0], &error),
+            Err(Error::Rejected(_)) => self.write_one_by_one(batch).await,
+            Err(Error::Full(error)) if !batch.iter().all(is_delete) => {
+                self.failed(batch);
+                if !self.is_full() || backoff.attempts().is_multiple_of(LOG_EVERY) {
+                    tracing::error!(
+                        store = self.name,
+                        error,
+                        "the store is full: only deletions are written"
+                    );
                 }
-                Err(Error::Rejected(error)) if batch.len() == 1 => self.refused(&batch[0], &error),
-                Err(Error::Rejected(_)) => self.write_one_by_one(&batch).await,
-                Err(Error::Full(error)) if !batch.iter().all(is_delete) => {
-                    self.failed(&batch);
-                    if !self.full() || backoff.attempts().is_multiple_of(10) {
-                        tracing::error!(
-                            store = self.name,
-                            error,
-                            "the store has no room: only what goes is written"
-                        );
-                    }
-                    self.requeue(&batch);
-                    // What is deleted makes room; only then is something put again.
-                    if self.full() {
-                        backoff.wait().await;
-                    }
-                    self.deletes_first();
-                }
-                Err(Error::Unavailable(error) | Error::Full(error)) => {
-                    self.failed(&batch);
-                    if backoff.attempts().is_multiple_of(10) {
-                        tracing::warn!(
-                            store = self.name,
-                            error,
-                            keys = batch.len(),
-                            "writing failed, trying again"
-                        );
-                    }
-                    self.requeue(&batch);
+                self.requeue(batch);
+                // The first failure is followed by the deletions at once; later ones mean that these did not help.
+                if self.is_full() {
                     backoff.wait().await;
                 }
+                self.deletes_first();
+            }
+            Err(Error::Unavailable(error) | Error::Full(error)) => {
+                self.failed(batch);
+                if backoff.attempts().is_multiple_of(LOG_EVERY) {
+                    tracing::warn!(
+                        store = self.name,
+                        error,
+                        keys = batch.len(),
+                        "write failed, trying again"
+                    );
+                }
+                self.requeue(batch);
+                backoff.wait().await;
             }
         }
     }
 
-    /// Where there is much to write, nobody waits for a single key.
+    /// A backlog waits for others; a few changes do not.
     fn class(&self) -> Class {
         match self.state.lock().queue.len() {
             0..BACKLOG => Class::Live,
@@ -79,7 +116,7 @@ impl SyncStore {
         self.backend.write(self.class(), batch).await
     }
 
-    /// After a batch was refused: finds the key at fault, so that it does not hold up the others.
+    /// The store refused `batch`: finds the keys that it refuses, so that they do not hold up the others.
     async fn write_one_by_one(&self, batch: &[Write]) {
         for (at, write) in batch.iter().enumerate() {
             match self.write(std::slice::from_ref(write)).await {
@@ -90,17 +127,17 @@ impl SyncStore {
         }
     }
 
-    /// Learns what is under the owned prefixes; returns the backend's losses it has thereby covered.
-    async fn adopt(&self) -> u64 {
+    /// Lists and adopts the keys under the owned prefixes, which accounts for the leases that expired before.
+    async fn adopt(&self, expiry: &mut Expiry) {
         let mut backoff = Backoff::write();
         'again: loop {
-            let losses = self.backend.expired_leases();
+            expiry.accounted = expiry.count();
             let mut found = vec![];
             for prefix in &self.prefixes {
                 match self.backend.list_and_adopt(&prefix.text).await {
-                    Ok(kvs) => found.extend(kvs),
+                    Ok(keys) => found.extend(keys),
                     Err(error) => {
-                        if backoff.attempts().is_multiple_of(10) {
+                        if backoff.attempts().is_multiple_of(LOG_EVERY) {
                             tracing::warn!(store = self.name, %error, prefix = prefix.text, "listing failed, trying again");
                         }
                         backoff.wait().await;
@@ -109,7 +146,7 @@ impl SyncStore {
                 }
             }
             self.adopted(found);
-            return losses;
+            return;
         }
     }
 }

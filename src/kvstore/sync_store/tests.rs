@@ -1,9 +1,13 @@
+mod counters;
+
+use super::entry::Entry;
 use super::*;
 use crate::kvstore::local::LocalBackend;
 use crate::kvstore::{Class, Error, StoredKey};
 use crate::mvcc::Store;
 use futures::stream::BoxStream;
 use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::sync::watch;
 
 fn put(key: &str, value: &str) -> Write {
     Write::Put(key.to_owned().into(), value.to_owned().into())
@@ -18,26 +22,28 @@ fn sync_store(store: &Arc<Store>) -> SyncStore {
 }
 
 async fn run_until(sync: &SyncStore, done: impl Fn() -> bool) {
-    let wait = async {
-        while !done() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    };
     tokio::select! {
         () = sync.run() => {}
-        () = wait => {}
+        () = until(&sync.progress, done) => {}
         () = tokio::time::sleep(Duration::from_secs(10)) => panic!("did not settle"),
     }
 }
 
-#[tokio::test]
-async fn a_restart_writes_only_differences_and_deletes_what_went() {
-    restart(false).await;
-    restart(true).await;
+/// Which list ends first.
+#[derive(PartialEq)]
+enum Order {
+    StoreFirst,
+    SourceFirst,
 }
 
-/// The lists of the store and of the source may end in either order.
-async fn restart(list_ends_first: bool) {
+#[tokio::test]
+async fn a_restart_writes_only_differences_and_deletes_stale_keys() {
+    restart(Order::StoreFirst).await;
+    restart(Order::SourceFirst).await;
+}
+
+/// The list of the source may end before or after the list of the store.
+async fn restart(order: Order) {
     let store = Store::new();
     store.apply(&[
         put("p/same", "1"),
@@ -50,7 +56,7 @@ async fn restart(list_ends_first: bool) {
     sync.upsert("p/same", "1");
     sync.upsert("p/changed", "2");
     sync.upsert("p/new", "1");
-    if list_ends_first {
+    if order == Order::SourceFirst {
         sync.end_list("p/", list);
         sync.queue_canary("canary", "t");
     } else {
@@ -69,7 +75,7 @@ async fn restart(list_ends_first: bool) {
 }
 
 #[tokio::test]
-async fn a_key_that_changes_back_before_its_turn_is_not_written() {
+async fn a_key_that_changes_back_before_its_write_is_not_written() {
     let store = Store::new();
     store.apply(&[put("p/a", "1")]);
     let sync = sync_store(&store);
@@ -82,11 +88,11 @@ async fn a_key_that_changes_back_before_its_turn_is_not_written() {
     assert_eq!(store.get(b"p/a").unwrap().fields().version, 1);
 }
 
-/// A store that refuses what it is told to refuse, and loses something when it is told to.
+/// A store that fails writes as a test tells it, and reports expired leases.
 struct Faulty<F> {
     store: LocalBackend,
     refuse: F,
-    losses: AtomicU64,
+    expired: watch::Sender<u64>,
 }
 
 impl<F> Faulty<F> {
@@ -94,7 +100,7 @@ impl<F> Faulty<F> {
         Arc::new(Self {
             store: LocalBackend::new(Arc::clone(store)),
             refuse,
-            losses: AtomicU64::new(0),
+            expired: watch::Sender::new(0),
         })
     }
 }
@@ -117,18 +123,15 @@ impl<F: Fn(&[Write]) -> Result<(), Error> + Send + Sync> Backend for Faulty<F> {
     fn changes(&self, key: &str) -> BoxStream<'static, ()> {
         self.store.changes(key)
     }
-    fn keys_can_expire(&self) -> bool {
-        true
-    }
-    fn expired_leases(&self) -> u64 {
-        self.losses.load(Ordering::Relaxed)
+    fn expired_leases(&self) -> Option<watch::Receiver<u64>> {
+        Some(self.expired.subscribe())
     }
     fn describe(&self) -> String {
         String::new()
     }
 }
 
-/// A key that changes while a write of it is on its way, in every order that could lose the change.
+/// A key that changes while a write of it is in flight, in every order that could lose the change.
 #[tokio::test]
 async fn a_change_during_a_write_is_not_lost() {
     let store = Store::new();
@@ -139,7 +142,7 @@ async fn a_change_during_a_write_is_not_lost() {
     }]);
     store.apply(&[put("p/old", "1")]);
     let in_flight = |sync: &SyncStore| sync.next_batch();
-    // Created, then deleted while the put is on its way.
+    // Created, then deleted while the put is in flight.
     sync.upsert("p/new", "1");
     let batch = in_flight(&sync);
     sync.delete("p/new");
@@ -148,7 +151,7 @@ async fn a_change_during_a_write_is_not_lost() {
     let batch = in_flight(&sync);
     assert_eq!(batch, [Write::Delete("p/new".into())]);
     sync.done(&batch);
-    // Deleted, then there again with its old value.
+    // Deleted, then created again with its old value while the deletion is in flight.
     let list = sync.begin_list();
     sync.end_list("p/", list);
     let batch = in_flight(&sync);
@@ -158,7 +161,7 @@ async fn a_change_during_a_write_is_not_lost() {
     let batch = in_flight(&sync);
     assert_eq!(batch, [put("p/old", "1")]);
     sync.done(&batch);
-    // A list that ends while a key it does not name is on its way.
+    // A list that ends while a key that it does not contain is in flight.
     sync.upsert("p/late", "1");
     let batch = in_flight(&sync);
     let list = sync.begin_list();
@@ -177,7 +180,7 @@ async fn a_canary_does_not_overtake_a_batch_that_failed() {
     sync.upsert("p/a", "2");
     sync.requeue(&batch);
     assert_eq!(sync.next_batch(), [put("p/a", "2"), put("canary", "t")]);
-    // Whether a write that failed took place is not known, so the old value is written again.
+    // A write that failed may have taken place: the deletion of its key is written although the key seems absent.
     sync.upsert("p/b", "1");
     let batch = sync.next_batch();
     sync.requeue(&batch);
@@ -186,7 +189,7 @@ async fn a_canary_does_not_overtake_a_batch_that_failed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_store_lost_is_written_again() {
+async fn a_key_that_expired_is_written_again() {
     let store = Store::new();
     let lossy = Faulty::new(&store, |_: &[Write]| Ok(()));
     let sync = SyncStore::new("test", Arc::clone(&lossy) as _, vec!["p/".to_owned()]);
@@ -194,18 +197,16 @@ async fn what_a_store_lost_is_written_again() {
     let gone = async {
         sync.wait_written("p/a").await;
         store.delete(&crate::mvcc::KeyRange::key("p/a"));
-        lossy.losses.store(1, Ordering::Relaxed);
-        while store.get(b"p/a").is_none() {
-            tokio::time::sleep(Duration::from_secs(1)).await;
-        }
+        lossy.expired.send_replace(1);
+        until(&sync.progress, || store.get(b"p/a").is_some()).await;
     };
     tokio::select! { () = sync.run() => {}, () = gone => {} }
 }
 
 #[tokio::test(start_paused = true)]
-async fn failures_are_tried_again_in_order_and_one_bad_key_does_not_hold_up_the_rest() {
+async fn failed_writes_are_retried_in_order_and_a_refused_key_does_not_hold_up_the_rest() {
     let store = Store::new();
-    // Fails at first, and never takes one key.
+    // Unavailable at first; refuses one key for ever.
     let calls = AtomicU64::new(0);
     let flaky = Faulty::new(&store, move |writes: &[Write]| {
         let huge = |w: &Write| !is_delete(w) && key_of(w) == b"p/huge";
@@ -221,17 +222,15 @@ async fn failures_are_tried_again_in_order_and_one_bad_key_does_not_hold_up_the_
     }
     sync.queue_canary("canary", "t");
     let done = async {
-        // The canary, two keys, and the delete of what might have been there before the third.
-        while sync.stats().writes < 4 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        // The canary, two keys, and the deletion of the refused key.
+        until(&sync.progress, || sync.stats().writes >= 4).await;
     };
     tokio::select! { () = sync.run() => {}, () = done => {} }
     assert!(store.get(b"p/a").is_some() && store.get(b"p/b").is_some());
     assert!(store.get(b"canary").is_some());
     assert_eq!(
         sync.stats(),
-        Stats {
+        WriterStats {
             writes: 4,
             failures: 3,
             rejected: 1,
@@ -240,9 +239,9 @@ async fn failures_are_tried_again_in_order_and_one_bad_key_does_not_hold_up_the_
     );
 }
 
-/// A store without room takes what makes some, and nothing is forgotten.
+/// A full store takes deletions only; the rest is written once they have made room.
 #[tokio::test(start_paused = true)]
-async fn a_full_store_is_relieved_of_what_goes() {
+async fn deletions_make_room_in_a_full_store() {
     let store = Store::new();
     store.apply(&[put("p/1", "old"), put("p/2", "old"), put("p/3", "old")]);
     let all = Arc::clone(&store);
@@ -260,7 +259,7 @@ async fn a_full_store_is_relieved_of_what_goes() {
         sync.upsert(key, "old");
     }
     run_until(&sync, || sync.is_written("p/3")).await;
-    // What makes room waits behind what needs it.
+    // The deletions that make room are queued behind the put that needs it.
     sync.upsert("p/new", "1");
     sync.queue_canary("canary", "t");
     sync.delete("p/2");
@@ -269,12 +268,12 @@ async fn a_full_store_is_relieved_of_what_goes() {
     let revision = |key: &[u8]| store.get(key).map(|kv| kv.fields().mod_revision);
     assert_eq!((revision(b"p/2"), revision(b"p/3")), (None, None));
     assert!(revision(b"p/new") > Some(2) && revision(b"p/new") <= revision(b"canary"));
-    assert!(!sync.full());
+    assert!(!sync.is_full());
 }
 
-/// A canary that waits does not go before what the store lost meanwhile, even if that was to change anyway.
+/// A queued canary is written after the keys that the store has lost in the meantime, also if they were queued anyway.
 #[tokio::test]
-async fn what_is_lost_goes_before_the_canary() {
+async fn lost_keys_are_written_before_a_queued_canary() {
     let store = Store::new();
     let sync = SyncStore::new("test", Faulty::new(&store, |_: &[Write]| Ok(())), vec!["p/".to_owned()]);
     sync.upsert("p/a", "1");
@@ -294,7 +293,7 @@ async fn what_is_lost_goes_before_the_canary() {
 }
 
 #[tokio::test]
-async fn keys_that_come_and_go_unwritten_leave_nothing_behind() {
+async fn keys_deleted_before_their_write_leave_no_entry() {
     let store = Store::new();
     let sync = sync_store(&store);
     for n in 0..100 {
@@ -307,11 +306,11 @@ async fn keys_that_come_and_go_unwritten_leave_nothing_behind() {
     sync.upsert("p/stays", "1");
     run_until(&sync, || sync.is_written("p/stays")).await;
     assert_eq!(store.revision(), 2);
-    assert_eq!(sync.state.lock().keys.len(), 1);
+    assert_eq!(sync.state.lock().table.len(), 1);
     assert_eq!(sync.desired("p/"), PrefixSize { keys: 1, bytes: 1 });
 }
 
 #[test]
-fn an_entry_is_small() {
+fn an_entry_has_72_bytes() {
     assert_eq!(std::mem::size_of::<Entry>(), 72);
 }

@@ -1,0 +1,177 @@
+//! The queue of a writer: which writes come next, and what their outcome means.
+//!
+//! Invariant: a canary is written after everything that was queued before it. So keys that failed or were lost go to the
+//! front of the queue, not behind the canary.
+
+use super::entry::{Digest, Next};
+use super::{State, SyncStore, is_delete, key_of};
+use crate::kvstore::{StoredKey, Write};
+use bytes::Bytes;
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+
+/// Bytes of values in one batch: below etcd's largest request.
+const BATCH_BYTES: usize = 1 << 20;
+
+impl SyncStore {
+    /// Takes the next writes off the queue.
+    pub(super) fn next_batch(&self) -> Vec<Write> {
+        let mut state = self.state.lock();
+        let State { table, queue, full, .. } = &mut *state;
+        let (mut batch, mut bytes) = (Vec::new(), 0);
+        let most = self.backend.batch_max();
+        while batch.len() < most && bytes < BATCH_BYTES {
+            let Some(key) = queue.pop_front() else { break };
+            if *full && !batch.is_empty() && table.get(&key).is_some_and(|e| e.desired.is_some()) {
+                // A full store takes a batch of deletions only.
+                queue.push_front(key);
+                break;
+            }
+            match table.update(&key, |entry| entry.dequeue(self.written_values)) {
+                Some(Next::Put(value)) => {
+                    bytes += key.len() + value.len();
+                    batch.push(Write::Put(key, value));
+                }
+                Some(Next::Delete) => batch.push(Write::Delete(key)),
+                Some(Next::Nothing) | None => table.remove_if_idle(&key),
+            }
+        }
+        batch
+    }
+
+    /// The store has applied `batch`. A key that changed in the meantime is queued again.
+    pub(super) fn done(&self, batch: &[Write]) {
+        let mut state = self.state.lock();
+        let State {
+            table,
+            queue,
+            stats,
+            full,
+            ..
+        } = &mut *state;
+        stats.writes += batch.len() as u64;
+        *full &= batch.iter().all(is_delete);
+        for write in batch {
+            let (key, written) = match write {
+                Write::Put(key, value) => (key, Some(self.digest(value))),
+                Write::Delete(key) => (key, None),
+            };
+            let since = table.update(key, |entry| {
+                entry.set_written(written);
+                if entry.queued {
+                    return None;
+                }
+                if !entry.is_as_desired() {
+                    entry.enqueue(key, queue);
+                    return None;
+                }
+                entry.always = false;
+                entry.settle(self.written_values)
+            });
+            if let (Some(since), Some(at)) = (since.flatten(), table.prefix_of(key)) {
+                self.prefixes[at].lag.observe(self.elapsed(since).as_secs_f64());
+            }
+            if written.is_none() {
+                table.remove_if_idle(key);
+            }
+        }
+        drop(state);
+        self.progress.notify_waiters();
+    }
+
+    /// `batch` has failed and will be written again: counts that.
+    pub(super) fn failed(&self, batch: &[Write]) {
+        let mut state = self.state.lock();
+        let State {
+            table, stats, progress, ..
+        } = &mut *state;
+        stats.failures += 1;
+        let prefixes: BTreeSet<_> = batch.iter().filter_map(|w| table.prefix_of(key_of(w))).collect();
+        prefixes.into_iter().for_each(|at| progress[at].errors += 1);
+    }
+
+    /// The store will never take `write`: the key should be absent instead, because its value in the store is outdated.
+    pub(super) fn refused(&self, write: &Write, why: &str) {
+        let (Write::Put(key, _) | Write::Delete(key)) = write;
+        let shown = String::from_utf8_lossy(key);
+        tracing::error!(store = self.name, key = %shown, error = why, "the store refuses this key: skipped");
+        let mut state = self.state.lock();
+        let State {
+            table,
+            queue,
+            stats,
+            progress,
+            ..
+        } = &mut *state;
+        stats.rejected += 1;
+        if let Some(at) = table.prefix_of(key) {
+            progress[at].rejected += 1;
+        }
+        table.update(key, |entry| {
+            if !entry.queued && entry.desired.is_some() {
+                entry.set_desired(None, None);
+                entry.since = None;
+                entry.enqueue(key, queue);
+            }
+        });
+    }
+
+    /// Puts a failed batch back to the front of the queue, in its order. A key of it that was queued again in the
+    /// meantime moves there as well.
+    pub(super) fn requeue(&self, batch: &[Write]) {
+        let mut state = self.state.lock();
+        let State { table, queue, .. } = &mut *state;
+        let failed: HashSet<&[u8]> = batch.iter().map(key_of).collect();
+        queue.retain(|key| !failed.contains(&key[..]));
+        for write in batch.iter().rev() {
+            let (Write::Put(key, _) | Write::Delete(key)) = write;
+            if table.update(key, |entry| entry.queued = true).is_some() {
+                queue.push_front(key.clone());
+            }
+        }
+    }
+
+    /// Moves deletions to the front of the queue: the store is full, and only they make room.
+    pub(super) fn deletes_first(&self) {
+        let mut state = self.state.lock();
+        let State { table, queue, full, .. } = &mut *state;
+        *full = true;
+        let is_deletion = |key: &Bytes| table.get(key).is_none_or(|e| e.desired.is_none());
+        let (mut first, mut rest): (VecDeque<_>, VecDeque<_>) = queue.drain(..).partition(is_deletion);
+        first.append(&mut rest);
+        *queue = first;
+    }
+
+    /// The store holds exactly the keys `found` under the owned prefixes. Queues, before everything else, the keys that
+    /// the store has lost and those that a completed list did not contain.
+    pub(super) fn adopted(&self, found: Vec<StoredKey>) {
+        let mut found: HashMap<Bytes, Digest> = found.into_iter().map(|f| (f.key, self.digest(&f.value))).collect();
+        let mut state = self.state.lock();
+        let State {
+            table, queue, progress, ..
+        } = &mut *state;
+        let mut first = BTreeSet::new();
+        table.update_all(|key, entry| {
+            let was_stored = entry.written.is_some();
+            entry.set_written(found.remove(key));
+            let is_lost = was_stored && entry.written.is_none() && entry.desired.is_some();
+            if entry.value.is_some() && !entry.is_as_desired() && (is_lost || !entry.queued) {
+                first.insert(key.clone());
+            }
+        });
+        for (key, digest) in found {
+            table.insert(&key, |entry| entry.set_written(Some(digest)));
+        }
+        table.remove_idle();
+        let is_listed = |key: &Bytes| table.prefix_of(key).is_some_and(|at| progress[at].listed);
+        let stale = table
+            .iter()
+            .filter(|(key, e)| e.desired.is_none() && !e.is_as_desired() && !e.queued && is_listed(key));
+        first.extend(stale.map(|(key, _)| key.clone()));
+        queue.retain(|key| !first.contains(key));
+        for key in first.into_iter().rev() {
+            if table.update(&key, |entry| entry.queued = true).is_some() {
+                queue.push_front(key);
+            }
+        }
+    }
+}
