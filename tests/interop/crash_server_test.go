@@ -16,6 +16,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
+
+	"isthmus.dev/interop/peer"
 )
 
 // crashServer is a server that is killed and started again with the same address and data directory. If the server runs
@@ -27,20 +29,20 @@ type crashServer struct {
 	root   string
 	faults string
 	strict bool
+	// faulty says that the running process is under `faults`.
 	faulty bool
-	exited chan struct{}
 }
 
 func newCrashServer(t *testing.T, root string) *crashServer {
-	address := lowPort(t)
+	address := peer.FreePort()
 	url := "http://" + address
-	m := &crashServer{server: &server{name: "isthmus", address: address}, bin: os.Getenv("ISTHMUS_BIN"), root: root, strict: *crashStrict}
+	m := &crashServer{server: &server{&peer.Process{}, address}, root: root, strict: *crashStrict}
 	if err := os.MkdirAll(m.tree(), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	if *crashPeer {
-		peerURL := "http://" + lowPort(t)
-		m.name, m.bin = "etcd", peer(t, "etcd")
+		peerURL := "http://" + peer.FreePort()
+		m.Name, m.bin = "etcd", peerBin(t, "etcd")
 		m.args = []string{
 			"--listen-peer-urls=" + peerURL, "--initial-advertise-peer-urls=" + peerURL, "--initial-cluster=default=" + peerURL,
 			"--heartbeat-interval=10", "--election-timeout=100", "--log-level=warn",
@@ -48,9 +50,7 @@ func newCrashServer(t *testing.T, root string) *crashServer {
 		// etcd does not sync the directory of its database and relies on the file system's journal.
 		m.strict = false
 	} else {
-		if m.bin == "" {
-			t.Skip("ISTHMUS_BIN is not set: run `make interop`")
-		}
+		m.Name, m.bin = "isthmus", isthmusBin(t)
 		m.args = []string{"etcd", "--data-engine=" + *crashEngine, "--durability=" + *crashMode}
 	}
 	m.args = append(m.args, strings.Fields(*crashArgs)...)
@@ -58,12 +58,8 @@ func newCrashServer(t *testing.T, root string) *crashServer {
 	if *crashFaults {
 		m.faults = compileFaults(t, root)
 	}
-	log, err := os.Create(filepath.Join(root, m.name+".log"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	m.log = log
-	t.Cleanup(func() { m.kill(); log.Close() })
+	m.Log = filepath.Join(root, m.Name+".log")
+	t.Cleanup(m.kill)
 	return m
 }
 
@@ -92,49 +88,31 @@ func (m *crashServer) side() string    { return filepath.Join(m.root, "side") }
 func (m *crashServer) journal() string { return filepath.Join(m.root, "journal") }
 func (m *crashServer) full() string    { return filepath.Join(m.root, "full") }
 
+// launch starts the server, under `faults` if it is wanted and possible.
 func (m *crashServer) launch(faulty bool) error {
-	faulty = faulty && m.faults != ""
-	m.faulty = faulty
-	m.cmd = exec.Command(m.bin, m.args...)
-	if faulty {
-		m.cmd = exec.Command(m.faults, append([]string{m.bin}, m.args...)...)
-		m.cmd.Env = append(os.Environ(), "FAULTS_DIR="+m.tree(), "FAULTS_JOURNAL="+m.journal(), "FAULTS_SIDE="+m.side(), "FAULTS_ENOSPC="+m.full())
+	m.faulty = faulty && m.faults != ""
+	m.Bin, m.Args, m.Env = m.bin, m.args, nil
+	if m.faulty {
+		m.Bin, m.Args = m.faults, append([]string{m.bin}, m.args...)
+		m.Env = []string{"FAULTS_DIR=" + m.tree(), "FAULTS_JOURNAL=" + m.journal(), "FAULTS_SIDE=" + m.side(), "FAULTS_ENOSPC=" + m.full()}
 		if m.strict {
-			m.cmd.Env = append(m.cmd.Env, "FAULTS_STRICT=1")
+			m.Env = append(m.Env, "FAULTS_STRICT=1")
 		}
 	}
-	m.cmd.Stdout, m.cmd.Stderr = m.log, m.log
-	m.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := m.cmd.Start(); err != nil {
-		return err
-	}
-	exited := make(chan struct{})
-	cmd := m.cmd
-	go func() { _ = cmd.Wait(); close(exited) }()
-	m.exited = exited
-	return nil
-}
-
-func (m *crashServer) dead() bool {
-	select {
-	case <-m.exited:
-		return true
-	default:
-		return false
-	}
+	return m.Start()
 }
 
 // kill ends the process and waits until the journal, if there is one, is complete.
 func (m *crashServer) kill() {
-	if m.exited == nil {
+	if m.Exited() == nil {
 		return
 	}
 	signal := syscall.SIGKILL
 	if m.faulty {
 		signal = syscall.SIGTERM // faults kills the server with SIGKILL
 	}
-	_ = m.cmd.Process.Signal(signal)
-	<-m.exited
+	_ = m.Signal(signal)
+	<-m.Exited()
 }
 
 // lose undoes unsynced changes, and removes the journal.
@@ -159,7 +137,7 @@ func (m *crashServer) answers(began time.Time) (*pb.ResponseHeader, time.Duratio
 	defer cancel()
 	go func() {
 		select {
-		case <-m.exited:
+		case <-m.Exited():
 			cancel()
 		case <-c.Done():
 		}
@@ -174,11 +152,11 @@ func (m *crashServer) answers(began time.Time) (*pb.ResponseHeader, time.Duratio
 		if err == nil {
 			return r.Header, time.Since(began), nil
 		}
-		if m.dead() {
-			return nil, 0, fmt.Errorf("%s ended while it started: %v", m.name, m.cmd.ProcessState)
+		if m.Ended() {
+			return nil, 0, fmt.Errorf("%s ended while it started: %v", m.Name, m.State())
 		}
 		if c.Err() != nil {
-			return nil, 0, fmt.Errorf("%s does not answer: %w", m.name, err)
+			return nil, 0, fmt.Errorf("%s does not answer: %w", m.Name, err)
 		}
 		time.Sleep(5 * time.Millisecond)
 	}

@@ -20,15 +20,15 @@ import (
 // files, and starts again on the same data. Everything that an answer or a watch has shown must still be there, and
 // watches must continue without a gap.
 var (
-	crashRounds = flag.Int("rounds", 6, "times the server is killed")
-	crashSeed   = flag.Uint64("crash.seed", 0, "seed; 0 takes one from the clock")
+	crashRounds = flag.Int("rounds", 6, "number of kills")
+	crashSeed   = flag.Uint64("crash.seed", 0, "seed; 0 takes the time")
 	crashEngine = flag.String("crash.engine", "log", "--data-engine")
 	crashMode   = flag.String("crash.mode", "sync", "--durability")
 	crashArgs   = flag.String("crash.args", "", "more arguments for the server")
-	crashPeer   = flag.Bool("crash.peer", false, "the real etcd instead, which tests the test")
-	crashFaults = flag.Bool("crash.faults", true, "every other round loses what was not synced")
-	crashStrict = flag.Bool("crash.strict", true, "names are durable when their directory is synced, and only then")
-	crashFull   = flag.Bool("crash.full", false, "now and then there is no space left, just before the kill")
+	crashPeer   = flag.Bool("crash.peer", false, "run etcd instead of Isthmus, to test the test")
+	crashFaults = flag.Bool("crash.faults", true, "undo unsynced writes in about every other round")
+	crashStrict = flag.Bool("crash.strict", true, "treat names as durable only after a sync of their directory")
+	crashFull   = flag.Bool("crash.full", false, "fill the disk before some of the kills")
 )
 
 type crash struct {
@@ -74,7 +74,7 @@ func TestCrash(t *testing.T) {
 				t.Logf("copying the data: %v", err)
 			}
 			t.Fatalf("-crash.seed %d, round %d (faults: %v, lost before: %v): %v\n%s\nthe data is in %s\nlast lines of %s:\n%s",
-				seed, r.round, r.faulty, r.lost, err, r.summary(), aside, r.m.name, r.m.tail(20))
+				seed, r.round, r.faulty, r.lost, err, r.summary(), aside, r.m.Name, r.m.Tail(20))
 		}
 		if r.round%10 == 0 && r.round > 0 && r.round < *crashRounds {
 			fmt.Println(r.summary())
@@ -151,8 +151,8 @@ func (r *crash) start() error {
 
 // kill ends the process and undoes some unsynced changes.
 func (r *crash) kill() error {
-	if r.m.dead() && !r.full {
-		return fmt.Errorf("%s has ended by itself: %v", r.m.name, r.m.cmd.ProcessState)
+	if r.m.Ended() && !r.full {
+		return fmt.Errorf("%s has ended by itself: %v", r.m.Name, r.m.State())
 	}
 	r.killed.Store(true)
 	r.m.kill()

@@ -27,10 +27,10 @@ import (
 //     after a compaction at 0, where etcd returns the hash of an empty store;
 //   - permission for a range whose end is before its beginning.
 var (
-	seeds = flag.Int("seeds", 4, "random walks")
-	calls = flag.Int("calls", 1000, "calls of each walk")
-	first = flag.Uint64("seed", 0, "first seed; 0 takes one from the clock")
-	trail = flag.Int("trail", 12, "calls to show before a difference")
+	seeds = flag.Int("seeds", 4, "number of random walks")
+	calls = flag.Int("calls", 1000, "calls per walk")
+	first = flag.Uint64("seed", 0, "first seed; 0 takes the time")
+	trail = flag.Int("trail", 12, "number of calls that are printed before a difference")
 )
 
 func TestDifferential(t *testing.T) {

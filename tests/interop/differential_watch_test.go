@@ -84,7 +84,7 @@ func (w *walk) ask(at int, q *pb.WatchRequest) {
 	w.trail = append(w.trail, fmt.Sprintf("watch stream %d {%v}", at, q))
 	for _, s := range w.sides {
 		if err := s.streams[at].Send(q); err != nil {
-			w.t.Fatalf("%s: %v", s.name, err)
+			w.t.Fatalf("%s: %v", s.Name, err)
 		}
 	}
 }
@@ -95,14 +95,14 @@ func (w *walk) receive(s *side, st *stream, wanted func(*pb.WatchResponse) bool)
 		select {
 		case r, ok := <-st.in:
 			if !ok {
-				w.t.Fatalf("%s ended a watch stream", s.name)
+				w.t.Fatalf("%s ended a watch stream", s.Name)
 			}
 			w.keep(st, r)
 			if wanted(r) {
 				return r
 			}
 		case <-deadline:
-			w.t.Fatalf("%s: no answer on a watch stream; the last calls were:\n%s", s.name, strings.Join(w.trail, "\n"))
+			w.t.Fatalf("%s: no answer on a watch stream; the last calls were:\n%s", s.Name, strings.Join(w.trail, "\n"))
 		}
 	}
 }
@@ -120,7 +120,7 @@ func (w *walk) sync() {
 			probe := &pb.WatchCreateRequest{Key: []byte("\x00"), StartRevision: max(w.compacted, 1), WatchId: 1000}
 			q := &pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: probe}}
 			if err := st.Send(q); err != nil {
-				w.t.Fatalf("%s: %v", s.name, err)
+				w.t.Fatalf("%s: %v", s.Name, err)
 			}
 			if made := w.receive(s, st, func(r *pb.WatchResponse) bool { return r.Created }); made.Canceled {
 				// The stream was opened before authentication was enabled, so it may not create watchers any more.
@@ -129,7 +129,7 @@ func (w *walk) sync() {
 			cancel := &pb.WatchCancelRequest{WatchId: 1000}
 			q = &pb.WatchRequest{RequestUnion: &pb.WatchRequest_CancelRequest{CancelRequest: cancel}}
 			if err := st.Send(q); err != nil {
-				w.t.Fatalf("%s: %v", s.name, err)
+				w.t.Fatalf("%s: %v", s.Name, err)
 			}
 			w.receive(s, st, func(r *pb.WatchResponse) bool { return r.Canceled && r.WatchId == 1000 })
 			delete(st.events, 1000)
@@ -141,7 +141,7 @@ func (w *walk) sync() {
 					select {
 					case r, ok := <-s.streams[at].in:
 						if !ok {
-							w.t.Fatalf("%s ended a watch stream", s.name)
+							w.t.Fatalf("%s ended a watch stream", s.Name)
 						}
 						w.keep(s.streams[at], r)
 					default:

@@ -6,13 +6,11 @@
 package interop
 
 import (
-	"bufio"
 	"context"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -20,6 +18,8 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+
+	"isthmus.dev/interop/peer"
 )
 
 // patience is how long a condition may take to hold: long enough for a loaded machine.
@@ -27,20 +27,28 @@ const patience = 60 * time.Second
 
 // server is a running store: etcd or Isthmus.
 type server struct {
-	name    string
+	*peer.Process
 	address string
-	cmd     *exec.Cmd
-	log     *os.File
 }
 
-// peer is the path of a program of the peers. The test is skipped where they are not built.
-func peer(t testing.TB, name string) string {
+// peerBin is the path of a program of the peers. The test is skipped where they are not built.
+func peerBin(t testing.TB, name string) string {
 	t.Helper()
 	dir := os.Getenv("PEERS_BIN")
 	if dir == "" {
 		t.Skip("PEERS_BIN is not set: run `make interop`")
 	}
 	return filepath.Join(dir, name)
+}
+
+// isthmusBin is the path of the binary under test. The test is skipped where it is not named.
+func isthmusBin(t testing.TB) string {
+	t.Helper()
+	bin := os.Getenv("ISTHMUS_BIN")
+	if bin == "" {
+		t.Skip("ISTHMUS_BIN is not set: run `make interop`")
+	}
+	return bin
 }
 
 // freePort returns an address on loopback whose port was free a moment ago.
@@ -57,11 +65,7 @@ func freePort(t testing.TB) string {
 // ours starts Isthmus with the subcommand etcd.
 func ours(t testing.TB, args ...string) *server {
 	t.Helper()
-	bin := os.Getenv("ISTHMUS_BIN")
-	if bin == "" {
-		t.Skip("ISTHMUS_BIN is not set: run `make interop`")
-	}
-	return start(t, "isthmus", bin, append([]string{"etcd"}, args...))
+	return start(t, "isthmus", isthmusBin(t), append([]string{"etcd"}, args...))
 }
 
 // theirs starts the real etcd.
@@ -73,7 +77,7 @@ func theirs(t testing.TB, args ...string) *server {
 		"--data-dir=" + dir, "--unsafe-no-fsync", "--listen-peer-urls=" + peerURL,
 		"--initial-advertise-peer-urls=" + peerURL, "--initial-cluster=default=" + peerURL,
 	}, args...)
-	return start(t, "etcd", peer(t, "etcd"), args)
+	return start(t, "etcd", peerBin(t, "etcd"), args)
 }
 
 // start starts a server on a free port, and waits until it answers. The server ends with the test.
@@ -82,25 +86,10 @@ func start(t testing.TB, name, bin string, args []string) *server {
 	address := freePort(t)
 	url := "http://" + address
 	args = append(args, "--listen-client-urls="+url, "--advertise-client-urls="+url)
-	log, err := os.Create(filepath.Join(t.TempDir(), name+".log"))
-	if err != nil {
+	s := &server{process(t, name, bin, args...), address}
+	if err := s.Start(); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(bin, args...)
-	cmd.Stdout, cmd.Stderr = log, log
-	// The server must not outlive a test that is killed.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	s := &server{name: name, address: address, cmd: cmd, log: log}
-	t.Cleanup(func() {
-		s.stop()
-		if t.Failed() {
-			t.Logf("last lines of %s:\n%s", name, s.tail(20))
-		}
-		log.Close()
-	})
 	eventually(t, name+" answers", func() bool {
 		conn, err := net.DialTimeout("tcp", address, time.Second)
 		if err != nil {
@@ -117,32 +106,18 @@ func start(t testing.TB, name, bin string, args []string) *server {
 	return s
 }
 
-func (s *server) stop() {
-	if s.cmd.ProcessState != nil {
-		return
-	}
-	_ = s.cmd.Process.Signal(syscall.SIGTERM)
-	done := make(chan struct{})
-	go func() { _ = s.cmd.Wait(); close(done) }()
-	select {
-	case <-done:
-	case <-time.After(10 * time.Second):
-		_ = s.cmd.Process.Kill()
-		<-done
-	}
-}
-
-func (s *server) tail(n int) string {
-	f, err := os.Open(s.log.Name())
-	if err != nil {
-		return err.Error()
-	}
-	defer f.Close()
-	var lines []string
-	for scan := bufio.NewScanner(f); scan.Scan(); {
-		lines = append(lines, scan.Text())
-	}
-	return strings.Join(lines[max(0, len(lines)-n):], "\n")
+// process prepares a process that does not run yet and ends with the test. If the test fails, it prints the end of the
+// log.
+func process(t testing.TB, name, bin string, args ...string) *peer.Process {
+	t.Helper()
+	p := &peer.Process{Name: name, Bin: bin, Args: args, Log: filepath.Join(t.TempDir(), name+".log")}
+	t.Cleanup(func() {
+		p.Stop(syscall.SIGTERM)
+		if t.Failed() {
+			t.Logf("last lines of %s:\n%s", name, p.Tail(20))
+		}
+	})
+	return p
 }
 
 func (s *server) client(t testing.TB) *clientv3.Client {
@@ -178,7 +153,7 @@ func eventually(t testing.TB, what string, check func() bool) {
 // run runs a tool of the peers and returns its output.
 func run(t testing.TB, tool string, args ...string) string {
 	t.Helper()
-	out, err := exec.Command(peer(t, tool), args...).CombinedOutput()
+	out, err := exec.Command(peerBin(t, tool), args...).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%s %v: %v\n%s", tool, args, err, out)
 	}

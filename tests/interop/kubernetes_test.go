@@ -15,12 +15,13 @@ import (
 	"net/http"
 	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"isthmus.dev/interop/peer"
 )
 
 // A kube-apiserver on Isthmus must behave as on etcd and must log no other errors. `make interop-kubernetes` builds one and
@@ -29,11 +30,10 @@ import (
 const objects = 2000
 
 type apiserver struct {
+	*peer.Process
 	t    *testing.T
 	url  string
 	http *http.Client
-	cmd  *exec.Cmd
-	log  string
 }
 
 // dict is a JSON object.
@@ -57,10 +57,10 @@ func startAPIServer(t *testing.T, store string) *apiserver {
 	}
 	address := freePort(t)
 	_, port, _ := net.SplitHostPort(address)
-	a := &apiserver{t: t, url: "https://" + address, log: filepath.Join(dir, "apiserver.log")}
+	a := &apiserver{t: t, url: "https://" + address}
 	// The server makes its certificate at the start; the directory lasts as long as the test.
 	a.http = &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
-	a.cmd = exec.Command(bin,
+	a.Process = process(t, "kube-apiserver", bin,
 		"--etcd-servers=http://"+store, "--bind-address=127.0.0.1", "--secure-port="+port,
 		"--cert-dir="+filepath.Join(dir, "certs"), "--service-cluster-ip-range=10.0.0.0/24",
 		// Not used, but required on a machine without a default route.
@@ -69,19 +69,9 @@ func startAPIServer(t *testing.T, store string) *apiserver {
 		"--service-account-issuer=https://kubernetes.default.svc", "--service-account-key-file="+account,
 		"--service-account-signing-key-file="+account, "--endpoint-reconciler-type=none",
 		"--etcd-compaction-interval=60s", "--event-ttl=10s")
-	log := try(os.Create(a.log)).or(t)
-	defer log.Close()
-	a.cmd.Stdout, a.cmd.Stderr = log, log
-	a.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := a.cmd.Start(); err != nil {
+	if err := a.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		a.stop()
-		if text, err := os.ReadFile(a.log); err == nil && t.Failed() {
-			t.Logf("the end of kube-apiserver's log:\n%s", text[max(0, len(text)-3000):])
-		}
-	})
 	eventually(t, "kube-apiserver is ready", func() bool {
 		r, err := a.get("/readyz")
 		if err != nil {
@@ -95,13 +85,6 @@ func startAPIServer(t *testing.T, store string) *apiserver {
 		return code == http.StatusOK
 	})
 	return a
-}
-
-func (a *apiserver) stop() {
-	if a.cmd.ProcessState == nil {
-		_ = a.cmd.Process.Signal(syscall.SIGTERM)
-		_ = a.cmd.Wait()
-	}
 }
 
 func (a *apiserver) call(method, path string, body any) (int, dict) {
@@ -188,18 +171,18 @@ func (a *apiserver) watch(from string) (chan dict, context.CancelFunc) {
 func TestKubeAPIServer(t *testing.T) {
 	for _, which := range []func(testing.TB, ...string) *server{theirs, ours} {
 		s := which(t)
-		t.Run(s.name, func(t *testing.T) {
+		t.Run(s.Name, func(t *testing.T) {
 			a := startAPIServer(t, s.address)
 			useAPIServer(t, a)
 			left := a.names("")
-			a.stop()
+			a.Stop(syscall.SIGTERM)
 			// Another API server finds the objects of the first one in the store.
 			b := startAPIServer(t, s.address)
 			if again := b.names(""); fmt.Sprint(again) != fmt.Sprint(left) {
 				t.Fatalf("a second apiserver finds %d objects, the first left %d", len(again), len(left))
 			}
-			b.stop()
-			for _, log := range []string{a.log, b.log} {
+			b.Stop(syscall.SIGTERM)
+			for _, log := range []string{a.Log, b.Log} {
 				text := string(try(os.ReadFile(log)).or(t))
 				for line := range strings.Lines(text) {
 					about := strings.Contains(line, "etcd") || strings.Contains(line, "storage") || strings.Contains(line, "compact")
@@ -220,7 +203,7 @@ func TestKubeAPIServerOverARestart(t *testing.T) {
 	k := keep(t, "isthmus", t.TempDir())
 	k.up(t)
 	a := startAPIServer(t, k.address)
-	defer a.stop()
+	defer a.Stop(syscall.SIGTERM)
 	const objects = 300
 	events, cancel := a.watch(meta(a.expect(200, "GET", maps+"?limit=1", nil), "resourceVersion"))
 	defer cancel()

@@ -20,7 +20,7 @@ func (p *publisher) has(key string) bool {
 func all(t testing.TB, publishers []*publisher, key string, there bool) {
 	t.Helper()
 	for _, p := range publishers {
-		eventually(t, fmt.Sprintf("%s has %s: %v", p.name, key, there), func() bool {
+		eventually(t, fmt.Sprintf("%s has %s: %v", p.Name, key, there), func() bool {
 			keys := p.keys()
 			_, found := keys[key]
 			return keys != nil && found == there
@@ -48,7 +48,7 @@ func TestPublisherCRDsAppearLater(t *testing.T) {
 	all(t, publishers, synced+"services/v1", true)
 	for _, p := range publishers {
 		if p.has(synced + "nodes/v1") {
-			t.Errorf("%s says that it knows all nodes, before there can be any", p.name)
+			t.Errorf("%s says that it knows all nodes, before there can be any", p.Name)
 		}
 	}
 	a.defineCilium()
@@ -93,7 +93,7 @@ func exportsComeAndGo(t *testing.T, a *apiserver, publishers []*publisher, versi
 	all(t, publishers, key, true)
 	for _, p := range publishers {
 		if value := p.keys()[key]; !strings.Contains(value, `"labels":{"by":"`+versions[0]+`"}`) {
-			t.Errorf("%s publishes %s", p.name, value)
+			t.Errorf("%s publishes %s", p.Name, value)
 		}
 	}
 	a.expect(200, "DELETE", path+"/s", nil)
@@ -197,7 +197,7 @@ func (w *mesh) checkFlip(step int, keys []string) {
 		published := p.keys()
 		for _, key := range keys {
 			if _, there := published[key]; there != w.global("flips") {
-				w.t.Errorf("step %d: %s has %s: %v", step, p.name, key, there)
+				w.t.Errorf("step %d: %s has %s: %v", step, p.Name, key, there)
 			}
 		}
 	}
@@ -218,7 +218,7 @@ func TestPublisherOtherFlags(t *testing.T) {
 		w.globalDefault = !strings.Contains(given, "namespace=false")
 		for _, p := range append([]*publisher{w.cilium, w.spare}, w.ours...) {
 			p.flags = flags
-			if p.running() {
+			if p.running {
 				p.down(syscall.SIGTERM)
 				p.up()
 			}

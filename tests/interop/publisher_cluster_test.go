@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,6 +15,8 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"sigs.k8s.io/yaml"
+
+	"isthmus.dev/interop/peer"
 )
 
 // The rig of the publisher suite: a Kubernetes API with Cilium's custom resources, and publishers of Cilium and of
@@ -99,35 +100,24 @@ func (a *apiserver) kubeconfig() string {
 
 // publisher is a process that publishes into a store and can be killed and started again.
 type publisher struct {
-	t      testing.TB
-	name   string
-	bin    string
-	args   []string
-	flags  []string
-	client *clientv3.Client
-	cmd    *exec.Cmd
-	exited chan struct{}
-	log    string
+	*peer.Process
+	t       testing.TB
+	args    []string
+	flags   []string
+	client  *clientv3.Client
+	running bool
 	// Whether this is Cilium's publisher.
 	theirs bool
-}
-
-func port(address string) string {
-	_, port, _ := net.SplitHostPort(address)
-	return port
 }
 
 // newPublisher prepares a publisher that does not run yet. The flags may be changed before each start.
 func newPublisher(t testing.TB, name, bin, store string, flags []string, args ...string) *publisher {
 	t.Helper()
-	p := &publisher{t: t, name: name, bin: bin, args: args, flags: flags, log: filepath.Join(t.TempDir(), name+".log")}
+	p := &publisher{Process: process(t, name, bin), t: t, args: args, flags: flags}
 	p.client = (&server{address: store}).client(t)
 	t.Cleanup(func() {
 		p.down(syscall.SIGKILL)
 		p.client.Close()
-		if text, err := os.ReadFile(p.log); err == nil && t.Failed() {
-			t.Logf("the end of %s's log:\n%s", name, text[max(0, len(text)-1500):])
-		}
 	})
 	return p
 }
@@ -143,7 +133,7 @@ func cilium(t testing.TB, kubeconfig, store string, flags []string) *publisher {
 	t.Helper()
 	p := newPublisher(t, "cilium", os.Getenv("CILIUM_APISERVER"), store, flags, common("clustermesh", kubeconfig,
 		"--kvstore-opt=etcd.address=http://"+store, "--kvstore-opt=etcd.qps=1000", "--kvstore-opt=etcd.bootstrapQps=10000",
-		"--health-port="+port(lowPort(t)), "--enable-gops=false", "--shell-sock-path=",
+		"--health-port="+peer.PortOf(peer.FreePort()), "--enable-gops=false", "--shell-sock-path=",
 		"--k8s-client-qps=200", "--k8s-client-burst=400")...)
 	p.theirs = true
 	return p
@@ -158,48 +148,34 @@ func oursAlone(t testing.TB, kubeconfig, store string, flags []string) *publishe
 	}
 	return newPublisher(t, "isthmus-clustermesh", os.Getenv("ISTHMUS_BIN"), store, flags, common("clustermesh", kubeconfig,
 		"--kvstore-opt=etcd.config="+file, "--kvstore-opt=etcd.qps=1000", "--kvstore-opt=etcd.bootstrapQps=10000",
-		"--health-port="+port(lowPort(t)))...)
+		"--health-port="+peer.PortOf(peer.FreePort()))...)
 }
 
 // oursWithStore is the publisher of Isthmus with its store in the same process (`serve`).
 func oursWithStore(t testing.TB, kubeconfig string, flags []string) *publisher {
 	t.Helper()
-	store := lowPort(t)
+	store := peer.FreePort()
 	return newPublisher(t, "isthmus-serve", os.Getenv("ISTHMUS_BIN"), store, flags, common("serve", kubeconfig,
 		"--listen-client-urls=http://"+store, "--client-cert-auth=false", "--data-dir="+t.TempDir(), "--durability=none",
-		"--health-port="+port(lowPort(t)), "--api-serve-addr="+lowPort(t))...)
+		"--health-port="+peer.PortOf(peer.FreePort()), "--api-serve-addr="+peer.FreePort())...)
 }
 
-func (p *publisher) running() bool { return p.exited != nil }
-
+// up starts the publisher with its present flags.
 func (p *publisher) up() {
 	p.t.Helper()
-	log := try(os.OpenFile(p.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)).or(p.t)
-	defer log.Close()
-	p.cmd = exec.Command(p.bin, append(slices.Clone(p.args), p.flags...)...)
-	p.cmd.Stdout, p.cmd.Stderr = log, log
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := p.cmd.Start(); err != nil {
+	p.Args = append(slices.Clone(p.args), p.flags...)
+	if err := p.Start(); err != nil {
 		p.t.Fatal(err)
 	}
-	exited := make(chan struct{})
-	cmd := p.cmd
-	go func() { _ = cmd.Wait(); close(exited) }()
-	p.exited = exited
+	p.running = true
 }
 
+// down ends the publisher.
 func (p *publisher) down(signal syscall.Signal) {
-	if p.exited == nil {
-		return
+	if p.running {
+		p.Stop(signal)
 	}
-	_ = p.cmd.Process.Signal(signal)
-	select {
-	case <-p.exited:
-	case <-time.After(10 * time.Second):
-		_ = p.cmd.Process.Kill()
-		<-p.exited
-	}
-	p.exited = nil
+	p.running = false
 }
 
 // keys reads the published keys. The result is empty if the store does not answer.

@@ -18,10 +18,10 @@ import (
 // until all publishers have caught up, and the stores must be equal. Isthmus runs twice: as a publisher alone, and in one
 // process with its store.
 var (
-	publisherSteps = flag.Int("publisher.steps", 200, "steps of each walk, -seeds walks")
+	publisherSteps = flag.Int("publisher.steps", 200, "steps per walk; -seeds is the number of walks")
 	publisherRest  = flag.Int("publisher.rest", 25, "steps between comparisons")
-	publisherCalm  = flag.Duration("publisher.calm", 2*time.Second, "how long a difference may last")
-	publisherKnown = flag.String("publisher.known", "", "regular expression of differences to leave out")
+	publisherCalm  = flag.Duration("publisher.calm", 2*time.Second, "how long a difference may last before it counts")
+	publisherKnown = flag.String("publisher.known", "", "regular expression of differences to ignore")
 )
 
 const maxDifferences = 20
@@ -200,7 +200,7 @@ func (w *mesh) passed(publishers ...*publisher) {
 				break
 			}
 			if time.Now().After(deadline) {
-				w.t.Fatalf("%s has not come to %s%s: %q of %d keys", p.name, said, missing, keys[missing], len(keys))
+				w.t.Fatalf("%s has not come to %s%s: %q of %d keys", p.Name, said, missing, keys[missing], len(keys))
 			}
 		}
 	}
@@ -229,7 +229,7 @@ func (w *mesh) order() {
 	w.postOne(0)
 	said := fmt.Sprintf("fence-%d-", w.fence)
 	for _, p := range append([]*publisher{w.cilium}, w.ours...) {
-		eventually(w.t, p.name+" has come to "+said, func() bool {
+		eventually(w.t, p.Name+" has come to "+said, func() bool {
 			return strings.Contains(p.keys()[stateIP+"192.0.2.254"], said)
 		})
 	}
@@ -301,7 +301,7 @@ func (w *mesh) compareAnew(step int) {
 			}
 		}
 		for _, d := range found {
-			who[d] = append(who[d], p.name)
+			who[d] = append(who[d], p.Name)
 		}
 	}
 	for d, names := range who {

@@ -115,12 +115,12 @@ func (w *mesh) step() {
 
 func (w *mesh) kill() {
 	p := one(w, append([]*publisher{w.cilium}, w.ours...)...)
-	if !p.running() {
+	if !p.running {
 		return
 	}
 	p.down(one(w, syscall.SIGKILL, syscall.SIGTERM))
 	w.dead[p] = 1 + w.rng.IntN(10)
-	w.count["killed "+p.name]++
+	w.count["killed "+p.Name]++
 	if p.theirs {
 		w.former["restart"] = "it was restarted, and takes back nothing of its former life"
 	}

@@ -192,7 +192,7 @@ func TestLockService(t *testing.T) {
 func TestElectionService(t *testing.T) {
 	// Both servers answer equally.
 	for _, s := range []*server{theirs(t), ours(t)} {
-		t.Run(s.name, func(t *testing.T) {
+		t.Run(s.Name, func(t *testing.T) {
 			election := epb.NewElectionClient(s.dial(t))
 			c := s.client(t)
 			defer c.Close()

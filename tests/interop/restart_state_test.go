@@ -193,13 +193,13 @@ func TestRestartOfAnother(t *testing.T) {
 	if other.ClusterId == first.ClusterId || first.ClusterId == 0 {
 		t.Errorf("clusters %x and %x", first.ClusterId, other.ClusterId)
 	}
-	if one.name == "etcd" {
+	if one.Name == "etcd" {
 		return // etcd waits for the directory instead of failing.
 	}
 	intruder := keep(t, surviving(), dir)
 	late, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	cmd := exec.CommandContext(late, intruder.bin, intruder.args...)
+	cmd := exec.CommandContext(late, intruder.Bin, intruder.Args...)
 	out, err := cmd.CombinedOutput()
 	if late.Err() != nil {
 		t.Fatalf("a second process runs on the same directory:\n%s", out)

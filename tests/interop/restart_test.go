@@ -5,11 +5,6 @@ import (
 	"flag"
 	"fmt"
 	"hash/maphash"
-	"math/rand/v2"
-	"net"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -23,90 +18,49 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
+
+	"isthmus.dev/interop/peer"
 )
 
 // A server with a data directory is killed under its clients and started again, and the clients continue as if nothing
 // had happened. restart_state_test.go covers state other than keys and watches.
 var (
-	restartWatchers = flag.Int("restart.watchers", 200, "clients with a watch each")
-	restartKeys     = flag.Int("restart.keys", 2000, "keys before the restart")
-	restartRate     = flag.Int("restart.rate", 100, "writes a second")
-	restartOnly     = flag.String("restart.only", "", "only etcd, or only isthmus")
-	restartArgs     = flag.String("restart.args", "", "more arguments for ours")
+	restartWatchers = flag.Int("restart.watchers", 200, "number of clients, with one watch each")
+	restartKeys     = flag.Int("restart.keys", 2000, "number of keys before the restart")
+	restartRate     = flag.Int("restart.rate", 100, "writes per second")
+	restartOnly     = flag.String("restart.only", "", "run only this server: etcd or isthmus")
+	restartArgs     = flag.String("restart.args", "", "more arguments for Isthmus")
 )
 
 // === a server whose data outlives its process ===
 
-type kept struct {
-	*server
-	bin    string
-	args   []string
-	exited chan struct{}
-}
+type kept struct{ *server }
 
 // keep prepares a server that does not run yet, with fixed addresses and a fixed directory.
 func keep(t testing.TB, name, dir string, args ...string) *kept {
 	t.Helper()
-	address := lowPort(t)
+	address := peer.FreePort()
 	url := "http://" + address
-	k := &kept{server: &server{name: name, address: address}}
-	k.args = []string{"--data-dir=" + dir, "--listen-client-urls=" + url, "--advertise-client-urls=" + url}
+	own := []string{"--data-dir=" + dir, "--listen-client-urls=" + url, "--advertise-client-urls=" + url}
+	var bin string
 	if name == "etcd" {
-		peerURL := "http://" + lowPort(t)
-		k.bin = peer(t, "etcd")
-		k.args = append(k.args, "--listen-peer-urls="+peerURL, "--initial-advertise-peer-urls="+peerURL, "--initial-cluster=default="+peerURL)
+		peerURL := "http://" + peer.FreePort()
+		bin = peerBin(t, "etcd")
+		own = append(own, "--listen-peer-urls="+peerURL, "--initial-advertise-peer-urls="+peerURL, "--initial-cluster=default="+peerURL)
 	} else {
-		if k.bin = os.Getenv("ISTHMUS_BIN"); k.bin == "" {
-			t.Skip("ISTHMUS_BIN is not set: run `make interop`")
-		}
-		k.args = append(append([]string{"etcd"}, k.args...), strings.Fields(*restartArgs)...)
+		bin = isthmusBin(t)
+		own = append(append([]string{"etcd"}, own...), strings.Fields(*restartArgs)...)
 	}
-	k.args = append(k.args, args...)
-	log, err := os.Create(filepath.Join(t.TempDir(), name+".log"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	k.log = log
-	t.Cleanup(func() {
-		if k.exited != nil {
-			k.down(t, syscall.SIGKILL)
-		}
-		if t.Failed() {
-			t.Logf("last lines of %s:\n%s", name, k.tail(20))
-		}
-		log.Close()
-	})
-	return k
-}
-
-// lowPort returns an address with a port below the range for outgoing connections. While the server is down, a connection
-// attempt of a client could otherwise take the server's port as its own.
-func lowPort(t testing.TB) string {
-	t.Helper()
-	for range 100 {
-		l, err := net.Listen("tcp", fmt.Sprint("127.0.0.1:", 10000+rand.IntN(20000)))
-		if err == nil {
-			l.Close()
-			return l.Addr().String()
-		}
-	}
-	t.Fatal("no free port")
-	return ""
+	return &kept{&server{process(t, name, bin, append(own, args...)...), address}}
 }
 
 // up starts the server, and returns its first answer and the time until then.
 func (k *kept) up(t testing.TB) (*pb.ResponseHeader, time.Duration) {
 	t.Helper()
-	k.cmd = exec.Command(k.bin, k.args...)
-	k.cmd.Stdout, k.cmd.Stderr = k.log, k.log
-	k.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	began := time.Now()
-	if err := k.cmd.Start(); err != nil {
+	if err := k.Start(); err != nil {
 		t.Fatal(err)
 	}
-	exited := make(chan struct{})
-	go func() { _ = k.cmd.Wait(); close(exited) }()
-	k.exited = exited
 	// Retries faster than clients do by default.
 	quick := backoff.Config{BaseDelay: 2 * time.Millisecond, Multiplier: 1, MaxDelay: 2 * time.Millisecond}
 	conn, err := grpc.NewClient(k.address, grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -119,7 +73,7 @@ func (k *kept) up(t testing.TB) (*pb.ResponseHeader, time.Duration) {
 	defer cancel()
 	go func() {
 		select {
-		case <-exited:
+		case <-k.Exited():
 			cancel()
 		case <-c.Done():
 		}
@@ -129,7 +83,7 @@ func (k *kept) up(t testing.TB) (*pb.ResponseHeader, time.Duration) {
 		return nil, time.Since(began)
 	}
 	if err != nil {
-		t.Fatalf("%s does not answer: %v\n%s", k.name, err, k.tail(5))
+		t.Fatalf("%s does not answer: %v\n%s", k.Name, err, k.Tail(5))
 	}
 	return r.Header, time.Since(began)
 }
@@ -138,15 +92,12 @@ func (k *kept) up(t testing.TB) (*pb.ResponseHeader, time.Duration) {
 func (k *kept) down(t testing.TB, sig syscall.Signal) time.Duration {
 	t.Helper()
 	began := time.Now()
-	_ = k.cmd.Process.Signal(sig)
-	select {
-	case <-k.exited:
-	case <-time.After(30 * time.Second):
-		t.Errorf("%s is still there 30 s after %v", k.name, sig)
-		_ = k.cmd.Process.Kill()
-		<-k.exited
+	k.Stop(sig)
+	took := time.Since(began)
+	if took > 30*time.Second {
+		t.Errorf("%s was still running 30 s after %v", k.Name, sig)
 	}
-	return time.Since(began)
+	return took
 }
 
 // === watchers over a restart ===
@@ -325,8 +276,8 @@ func restartUnder(t *testing.T, k *kept, sig syscall.Signal) {
 	writing.Go(func() { w.run(busy, c) })
 	time.Sleep(2 * time.Second)
 	gone := k.down(t, sig)
-	code := k.cmd.ProcessState.ExitCode()
-	if sig == syscall.SIGTERM && k.name == "isthmus" && (gone > 5*time.Second || code != 0) {
+	code := k.State().ExitCode()
+	if sig == syscall.SIGTERM && k.Name == "isthmus" && (gone > 5*time.Second || code != 0) {
 		t.Errorf("on SIGTERM it exits with %d after %v", code, gone)
 	}
 	time.Sleep(time.Second)
@@ -367,7 +318,7 @@ func restartUnder(t *testing.T, k *kept, sig syscall.Signal) {
 	checkHistory(t, whole.seen, from, last, w.acked)
 	line := compareAll(t, followers, want, started, header.Revision)
 	t.Logf("%s %v: %d watchers; exit %d after %v, first answer after %v, %s; %d written, %d tried again",
-		k.name, sig, len(followers), code, gone.Round(time.Millisecond), answered.Round(time.Millisecond), line, len(w.acked), w.retries)
+		k.Name, sig, len(followers), code, gone.Round(time.Millisecond), answered.Round(time.Millisecond), line, len(w.acked), w.retries)
 }
 
 // fillKeys puts the keys and returns the revision after half of them.

@@ -21,7 +21,7 @@ import (
 func TestSnapshotRestoresIntoEtcdAndBack(t *testing.T) {
 	for _, from := range []func(testing.TB, ...string) *server{ours, theirs} {
 		s := from(t)
-		t.Run("of "+s.name, func(t *testing.T) { moveSnapshot(t, s) })
+		t.Run("of "+s.Name, func(t *testing.T) { moveSnapshot(t, s) })
 	}
 }
 
@@ -65,7 +65,7 @@ func moveSnapshot(t *testing.T, s *server) {
 		"--initial-cluster=default="+peerURL, "--initial-advertise-peer-urls="+peerURL)
 	tool(t, "snapshot", "restore", file, "--data-dir="+ourData)
 	for _, restored := range []*server{
-		start(t, "restored etcd", peer(t, "etcd"), []string{
+		start(t, "restored etcd", peerBin(t, "etcd"), []string{
 			"--data-dir=" + theirData, "--listen-peer-urls=" + peerURL, "--initial-advertise-peer-urls=" + peerURL,
 			"--initial-cluster=default=" + peerURL,
 		}),
@@ -81,19 +81,19 @@ func holdsTheSame(t *testing.T, restored *server, before *clientv3.HashKVRespons
 	defer r.Close()
 	after := try(r.HashKV(ctx(t), restored.address, 0)).or(t)
 	if after.Hash != before.Hash || after.Header.Revision != before.Header.Revision {
-		t.Fatalf("%s: hash %x at %d, was %x at %d", restored.name, after.Hash, after.Header.Revision, before.Hash, before.Header.Revision)
+		t.Fatalf("%s: hash %x at %d, was %x at %d", restored.Name, after.Hash, after.Header.Revision, before.Hash, before.Header.Revision)
 	}
 	ttl := try(r.TimeToLive(ctx(t), lease, clientv3.WithAttachedKeys())).or(t)
 	if ttl.GrantedTTL != 3000 || len(ttl.Keys) != 1 {
-		t.Fatalf("%s: lease %+v", restored.name, ttl)
+		t.Fatalf("%s: lease %+v", restored.Name, ttl)
 	}
 	user := try(r.UserGet(ctx(t), "ann")).or(t)
 	if fmt.Sprint(user.Roles) != "[reader]" {
-		t.Fatalf("%s: user %+v", restored.name, user)
+		t.Fatalf("%s: user %+v", restored.Name, user)
 	}
 	old := try(r.Get(ctx(t), "k/00400", clientv3.WithRev(1200))).or(t)
 	if len(old.Kvs) != 1 || old.Kvs[0].ModRevision >= 1200 {
-		t.Fatalf("%s: history %+v", restored.name, old.Kvs)
+		t.Fatalf("%s: history %+v", restored.Name, old.Kvs)
 	}
 }
 
@@ -214,7 +214,7 @@ func TestGatewayWatches(t *testing.T) {
 // Writes beyond the quota are refused until space is free and the alarm is disarmed.
 func TestQuotaAndAlarm(t *testing.T) {
 	for _, s := range []*server{theirs(t, "--quota-backend-bytes=2000000"), ours(t, "--quota-backend-bytes=2000000")} {
-		t.Run(s.name, func(t *testing.T) {
+		t.Run(s.Name, func(t *testing.T) {
 			c := s.client(t)
 			defer c.Close()
 			var err error

@@ -1,16 +1,16 @@
-// faults runs a program and keeps a journal of what it has done to the files below one directory and not
-// yet synced, so that a test can take it back after a kill, as a loss of power would.
+// faults runs a program and keeps a journal of its unsynced changes of files below one directory, so that a test can
+// undo them after a kill, as a loss of power would.
 //
 //   FAULTS_DIR=tree FAULTS_JOURNAL=file FAULTS_SIDE=dir faults PROGRAM ARGS...
 //
-// System calls are caught by seccomp, not by symbols of libc: programs in Go make their own, and so may
-// libraries of Rust. The kernel stops the caller at each call that changes a file; this process writes the
-// journal, then lets the call go on or makes it itself. A sync only writes the journal: what counts as
-// durable is what the journal says. What mmap writes is not seen. crash_loss_test.go reads the journal.
+// System calls are intercepted by seccomp rather than by symbols of libc, because programs in Go, and some libraries of
+// Rust, do not use libc. The kernel stops the caller at each call that changes a file; this process writes the
+// journal, and then lets the call continue or makes the call itself. A sync only writes the journal, which decides
+// what counts as durable. Writes through mmap are not seen. crash_loss_test.go reads the journal.
 //
 // SIGTERM kills the program with SIGKILL; the journal is complete when this process has ended.
-// FAULTS_STRICT=1: a file's sync leaves its name unsynced, as POSIX has it; otherwise it makes names durable
-// as ext4's journal does. FAULTS_ENOSPC=file: while the file exists, nothing can grow.
+// FAULTS_STRICT=1: the sync of a file does not make its name durable, as in POSIX; otherwise it does, as with ext4's
+// journal. FAULTS_ENOSPC=file: while this file exists, no file can grow.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -80,7 +80,7 @@ static int filter(void) {
     f[n++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_USER_NOTIF);
     struct sock_fprog prog = {n, f};
     prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
-    // Go interrupts its threads with signals all the time; without the second flag calls would come twice.
+    // Go interrupts its threads with signals often; without the second flag, calls would be reported twice.
     long fd = syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER,
                       SECCOMP_FILTER_FLAG_NEW_LISTENER | SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV, &prog);
     if (fd < 0) die("seccomp");
@@ -128,7 +128,7 @@ static void on_term(int sig) {
     kill(target, SIGKILL);
 }
 
-// === answers; a caller that has been killed meanwhile wants none ===
+// === answers; they fail if the caller has been killed meanwhile ===
 
 static void answer(uint64_t id, int64_t val, int error, int flags) {
     struct seccomp_notif_resp r = {.id = id, .val = val, .error = -error, .flags = flags};
@@ -139,7 +139,7 @@ static void go_on(void) { answer(call->id, 0, 0, SECCOMP_USER_NOTIF_FLAG_CONTINU
 
 static void done(int result) { answer(call->id, 0, result < 0 ? errno : 0, 0); }
 
-// === what a call is about ===
+// === arguments of a call ===
 
 static int below(const char *path) {
     return !strncmp(path, dir_path, dir_len) && (path[dir_len] == '/' || !path[dir_len]);
@@ -150,7 +150,7 @@ static int peek(uint64_t at, void *to, size_t n) {
     return process_vm_readv(call->pid, &local, 1, &remote, 1, 0) == (ssize_t)n;
 }
 
-// borrow gives the program's descriptor, and 0 unless it is of a file or directory below the tree.
+// borrow duplicates a descriptor of the program; 0 unless it is a file or directory below the tree.
 static int borrow(int fd, struct stat *st, int *out) {
     char link[64], path[PATH_MAX];
     int d = (int)syscall(SYS_pidfd_getfd, target_fd, fd, 0);
@@ -173,11 +173,11 @@ struct name {
     uint64_t dir;
 };
 
-// name resolves a path that the call gives; 0 where it is not below the tree.
+// name resolves a path argument of the call; 0 if the path is not below the tree.
 static int name(int at, uint64_t addr, struct name *out) {
     char given[PATH_MAX], joined[2 * PATH_MAX], prefix[PATH_MAX] = "", link[64];
     size_t n = 0;
-    for (;; n++) { // by pages: the next may not be mapped
+    for (;; n++) { // page by page, because the next page may not be mapped
         size_t step = 4096 - (addr + n) % 4096;
         if (n + step > sizeof given) step = sizeof given - n;
         if (!step || !peek(addr + n, given + n, step)) return 0;
@@ -220,7 +220,7 @@ static uint64_t iov_size(uint64_t addr, int count) {
     return sum;
 }
 
-// do_write is for a write of n bytes at off, or at the descriptor's own offset where off is -1.
+// do_write makes a write of n bytes at off, or at the descriptor's own offset if off is -1.
 static void do_write(int fd, int64_t off, uint64_t n) {
     struct stat st;
     int d;
@@ -233,7 +233,7 @@ static void do_write(int fd, int64_t off, uint64_t n) {
     if (is_full() && off + (int64_t)n > st.st_size) {
         answer(call->id, 0, ENOSPC, 0);
     } else {
-        // With O_DSYNC it will be durable as soon as it is done.
+        // With O_DSYNC the write is durable as soon as it returns.
         if (!(flags & O_DSYNC)) record_content(WRITE, d, &st, off, n, off, off + n);
         go_on();
     }
@@ -246,7 +246,7 @@ static void do_copy(int in, int out, uint64_t off_at, uint64_t n) {
     int64_t off = -1;
     if (off_at && !peek(off_at, &off, sizeof off)) return go_on();
     if ((d = (int)syscall(SYS_pidfd_getfd, target_fd, in, 0)) >= 0) {
-        // Callers ask for all there could ever be.
+        // Callers may ask for more than there is.
         if (!fstat(d, &st) && S_ISREG(st.st_mode) && (uint64_t)st.st_size < n) n = st.st_size;
         close(d);
     }
@@ -284,7 +284,7 @@ static void do_fallocate(int fd, int mode, uint64_t off, uint64_t n) {
     close(d);
 }
 
-// === names: the call is made here, so that its outcome is known when the next one comes ===
+// === names: the call is made here, so that its outcome is known before the next call ===
 
 static void do_open(int at, uint64_t path, int flags, mode_t mode) {
     struct name p;
@@ -360,7 +360,7 @@ static void do_rename(int at, uint64_t from, int at2, uint64_t to, unsigned flag
 
 // === syncs ===
 
-// A sync takes a while, in which the program can be killed: it counts only when it is over.
+// A sync takes a while, during which the program can be killed: it counts only after its end.
 struct sync {
     uint64_t id, ino, upto;
     int64_t due;
@@ -388,7 +388,7 @@ static void do_sync(int fd) {
     close(d);
 }
 
-// finish_syncs answers those that are due and says how long until the next, or -1.
+// finish_syncs answers the syncs that are due, and returns the time until the next one, or -1.
 static int64_t finish_syncs(void) {
     int64_t next = -1, t = now();
     for (int i = 0; i < sync_count;) {
@@ -451,7 +451,7 @@ static void dispatch(void) {
     case __NR_fdatasync: return do_sync(a[0]);
     case __NR_sync:
     case __NR_syncfs: return begin_sync(0);
-    default: // openat2 and io_uring: callers have another way
+    default: // openat2 and io_uring: callers fall back to other calls
         answer(call->id, 0, ENOSYS, 0);
     }
 }

@@ -1,20 +1,20 @@
-// The journal: one record for each change below the tree, and one for each sync that is over.
-// A record is a header, two names, and blocks of what the file held before.
+// The journal: one record for each change below the tree, and one for each completed sync.
+// A record is a header, two names, and blocks of the earlier contents.
 
 enum kind { WRITE = 1, SIZE, CREATE, UNLINK, RENAME, MKDIR, RMDIR, LINK, SYNC };
 
-// What a rename or an unlink has made of the file that had the name.
+// What has happened to the file that had the name before a rename or an unlink.
 enum { SAVED_ASIDE = 1, REPLACED_DIR = 2, EXCHANGED = 4 };
 
 struct record {
-    uint32_t len; // of all of it
+    uint32_t len; // of the whole record
     uint32_t kind;
     uint64_t seq;
     uint64_t ino;
-    uint64_t dir, dir2; // of the names
-    uint64_t off;       // WRITE: where; SIZE: the new size; SYNC: all up to this seq; names: flags
+    uint64_t dir, dir2; // directories of the names
+    uint64_t off;       // WRITE: offset; SIZE: new size; SYNC: covers records up to this seq; names: flags
     uint64_t n;
-    uint64_t size; // before
+    uint64_t size; // of the file before the change
     uint32_t name_len, name2_len;
 };
 
@@ -23,7 +23,7 @@ struct block {
     uint64_t n;
 };
 
-// Changes that no sync has covered yet, and the files that are kept aside for them.
+// Changes that no sync covers yet, and the files that are kept in the side directory for them.
 struct pending {
     uint64_t seq, ino, dir, dir2;
     int content;
@@ -84,7 +84,7 @@ static void flush(struct record *r) {
 
 static int zero(const char *p, size_t n) { return !*p && !memcmp(p, p + 1, n - 1); }
 
-// add_blocks adds what the file holds between two offsets, but for zeros.
+// add_blocks adds the contents of the file between two offsets, without zeros.
 static void add_blocks(int d, uint64_t from, uint64_t to) {
     static char chunk[4096];
     char link[64];
@@ -126,7 +126,7 @@ static void record_name(enum kind kind, int flags, uint64_t ino, uint64_t dir, c
     flush(&r);
 }
 
-// save_aside keeps a file that is about to lose its name, under the number that the record will have.
+// save_aside links a file that is about to lose its name into the side directory, under the number of the record.
 static int save_aside(const char *path, struct stat *st) {
     char to[PATH_MAX];
     if (S_ISDIR(st->st_mode)) return 0;
@@ -142,8 +142,8 @@ static int names(const struct pending *p, uint64_t ino) {
     return !p->content && (p->dir == ino || p->dir2 == ino || (!strict && p->ino == ino));
 }
 
-// record_sync makes durable what a file holds, or the names in a directory; ino 0 is all there is.
-// Without strict a sync commits the file system's journal, in which names are in order.
+// record_sync marks the contents of a file, or the names in a directory, as durable; ino 0 stands for everything.
+// Without strict, a sync commits the file system's journal, and with it all earlier changes of names.
 static void record_sync(uint64_t ino, uint64_t upto) {
     struct record r = {.kind = SYNC, .seq = ++seq, .ino = ino, .off = upto};
     add(&r, sizeof r);

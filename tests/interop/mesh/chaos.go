@@ -301,7 +301,7 @@ func millions(dir string, ca *authority) error {
 		if s.Name >= "c019" {
 			progress("  %s: ready %v, %.300s", s.Name, s.Ready, s.Status)
 			if !strings.Contains(s.Status, "more than the") {
-				finding("millions: %s is not named", s.Name)
+				finding("millions: %s is not reported", s.Name)
 			}
 		}
 	}

@@ -181,7 +181,7 @@ func partition(dir string, ca *authority) error {
 			fmt.Sprint(now.same), fmt.Sprint(now.gone), fmt.Sprint(now.wronged)},
 	})
 	if now.wronged+now.same > 0 {
-		finding("partition: %d wrong deletes, %d written for nothing: %s", now.wronged, now.same, strings.Join(now.examples, "; "))
+		finding("partition: %d wrong deletes, %d redundant writes: %s", now.wronged, now.same, strings.Join(now.examples, "; "))
 	}
 	complain(r)
 	return nil

@@ -136,7 +136,7 @@ func churn(r *rig, title string, length time.Duration) {
 		finding("%s: %d of %d changes did not arrive", title, left, done)
 	}
 	if now.wronged+now.strange > 0 {
-		finding("%s: %d wrong deletes, %d strange keys: %s", title, now.wronged, now.strange, strings.Join(now.examples, "; "))
+		finding("%s: %d wrong deletes, %d unknown keys: %s", title, now.wronged, now.strange, strings.Join(now.examples, "; "))
 	}
 	lost := r.failures() - failures
 	if lost > 0 {

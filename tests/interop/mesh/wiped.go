@@ -72,7 +72,7 @@ func (r *rig) takeover(title string, s *source, f func(*rig, *source) error) err
 		{r.shape, fmt.Sprintf("%.1f-%.1f", before, peer.Load()), inSeconds(took), fmt.Sprint(now.puts), fmt.Sprint(now.same), fmt.Sprint(now.gone), fmt.Sprint(now.wronged)},
 	})
 	if now.wronged+now.same > 0 {
-		finding("%s: %d wrong deletes, %d written for nothing: %s", title, now.wronged, now.same, strings.Join(now.examples, "; "))
+		finding("%s: %d wrong deletes, %d redundant writes: %s", title, now.wronged, now.same, strings.Join(now.examples, "; "))
 	}
 	return nil
 }

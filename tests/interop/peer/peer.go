@@ -89,6 +89,22 @@ func (p *Process) Ended() bool {
 	}
 }
 
+// State is the result of the process, for which it waits.
+func (p *Process) State() *os.ProcessState {
+	<-p.exited
+	return p.cmd.ProcessState
+}
+
+// Tail is the last n lines of the log.
+func (p *Process) Tail(n int) string {
+	text, err := os.ReadFile(p.Log)
+	if err != nil {
+		return err.Error()
+	}
+	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
+	return strings.Join(lines[max(0, len(lines)-n):], "\n")
+}
+
 // Complaint is the last line of the log about an error, or the last line.
 func (p *Process) Complaint() string { return Complaint(p.Log, "error", "fatal", "panic") }
 
