@@ -1,4 +1,4 @@
-//! Small parts that know nothing of the product.
+//! Small parts that are independent of the product.
 
 pub mod alive;
 pub mod backoff;
@@ -7,11 +7,11 @@ pub mod interval;
 pub mod lifecycle;
 pub mod metrics;
 pub mod net;
-pub mod notify;
 pub mod outage;
 pub mod readiness;
+pub mod wait;
 
-/// What this runs on, as Go names it.
+/// The CPU architecture, by its name in Go.
 pub fn arch() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",

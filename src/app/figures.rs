@@ -6,9 +6,9 @@ use crate::kvstore::{self, Backend};
 use crate::kvstoremesh::{self, status::Live};
 use crate::users::{self, Users};
 use crate::util::lifecycle::Lifecycle;
-use crate::util::metrics::{Labels, OfProcess, Page};
+use crate::util::metrics::{Labels, Page, ProcessCollector};
 use crate::util::outage::Outage;
-use crate::util::readiness::Ready;
+use crate::util::readiness::{Ready, Requirement};
 use parking_lot::Mutex;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
@@ -158,12 +158,14 @@ impl Figures {
     /// Registers the readiness condition of the store.
     pub fn store_condition(&self, backend: &Arc<dyn Backend>, needs: Needs, ready: &Ready) {
         let store = Arc::clone(backend);
-        ready.condition("store", needs.store, move || lasting(store.outage(), STORE_AWAY));
+        let requirement = Requirement::required_if(needs.store);
+        ready.condition("store", requirement, move || lasting(store.outage(), STORE_AWAY));
     }
 
     fn kubernetes_condition(&self, needs: Needs, ready: &Ready) {
         let kubernetes = self.kubernetes.clone();
-        ready.condition("kubernetes", needs.kubernetes, move || {
+        let requirement = Requirement::required_if(needs.kubernetes);
+        ready.condition("kubernetes", requirement, move || {
             lasting(kubernetes.outage(), API_AWAY)
         });
     }
@@ -171,7 +173,7 @@ impl Figures {
     /// All metrics, under Cilium's names.
     fn registry(&self, prefix: &str, groups: Groups) -> Registry {
         let mut registry = Registry::default();
-        registry.register_collector(Box::new(OfProcess));
+        registry.register_collector(Box::new(ProcessCollector));
         let ours = registry.sub_registry_with_prefix(prefix);
         let help = "Seconds from the start until the process was ready; 0 until then";
         ours.register("bootstrap_seconds", help, self.bootstrap.clone());

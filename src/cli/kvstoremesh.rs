@@ -5,7 +5,7 @@ use crate::app::{self, Starting};
 use crate::kvstore::etcd::EtcdBackend;
 use crate::kvstoremesh::status::{self, RemoteCluster};
 use crate::util::lifecycle::Lifecycle;
-use crate::util::readiness::Ready;
+use crate::util::readiness::{Ready, Requirement};
 use anyhow::{Context, bail};
 use clap::{ArgAction, Args, Subcommand, ValueEnum};
 use std::io::ErrorKind;
@@ -77,7 +77,7 @@ impl KvstoremeshArgs {
         // Separate from `ready`: a standby is ready although its mirror has not started.
         let mirrored = Ready::default();
         let waiting = mirrored.clone();
-        ready.condition("mirror", false, move || {
+        ready.condition("mirror", Requirement::Informative, move || {
             let pending = waiting.pending();
             (!pending.is_empty()).then(|| pending.join(", "))
         });

@@ -7,7 +7,7 @@
 use super::client::{self, EtcdClient};
 use super::etcd::EtcdBackend;
 use super::{Backend, Error};
-use crate::util::alive::{self, Sign};
+use crate::util::alive::{self, BoundName};
 use crate::util::backoff::Backoff;
 use etcd_client::{Compare, CompareOp, GetOptions, PutOptions, SortOrder, SortTarget, Txn, TxnOp};
 use std::time::Duration;
@@ -29,7 +29,7 @@ pub struct Leadership {
     lease: i64,
     renewed: Instant,
     /// Shows other candidates in the same pod that this process is alive.
-    _sign: Option<Sign>,
+    _sign: Option<BoundName>,
 }
 
 impl EtcdBackend {
@@ -51,10 +51,10 @@ impl EtcdBackend {
         let grant = client.raw().lease_grant(TTL.as_secs() as i64, None).await;
         let lease = grant.map_err(client::Error::from)?.id();
         let key = format!("{lock}/{lease:x}");
-        let sign = alive::show(&key).inspect_err(
+        let sign = alive::bind(&key).inspect_err(
             |error| tracing::debug!(key, %error, "cannot show other candidates that this process is alive"),
         );
-        let place = alive::place().filter(|_| sign.is_ok()).unwrap_or_default();
+        let place = alive::namespace().filter(|_| sign.is_ok()).unwrap_or_default();
         let mut leadership = Leadership {
             client: Some(client.clone()),
             lease,

@@ -5,7 +5,7 @@
 //! and within a class requests go in the order in which they came.
 
 use super::labels::RequestOutcome;
-use crate::util::notify::until;
+use crate::util::wait::until;
 use governor::clock::{Clock, DefaultClock};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use parking_lot::RwLock;

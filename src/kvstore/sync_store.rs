@@ -16,7 +16,7 @@ mod table;
 
 use super::labels::scope_of;
 use super::{Backend, Write};
-use crate::util::notify::until;
+use crate::util::wait::until;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};

@@ -1,10 +1,10 @@
-//! One retry policy: exponential, jittered, capped.
+//! The retry policy: exponential backoff with jitter and a cap.
 
 use rand::RngExt;
 use std::time::Duration;
 
-/// Waits that double from `first` to `cap`, each shortened by up to a half at random so that peers do not
-/// retry in step.
+/// Waits that double from `first` to `cap`. Each wait is shortened by up to a half at random, so that peers do not retry
+/// in step.
 #[derive(Clone, Debug)]
 pub struct Backoff {
     first: Duration,
@@ -13,7 +13,6 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// A policy that has not waited yet.
     pub fn new(first: Duration, cap: Duration) -> Self {
         Self {
             first,
@@ -22,33 +21,33 @@ impl Backoff {
         }
     }
 
-    /// For connections to remote clusters and stores. Who is back is found within seconds; 511 clusters that try are
-    /// some 90 connections a second to it.
+    /// For connections to remote clusters and stores. Finds a server that is back within seconds; 511 clusters that retry
+    /// make about 90 connections per second.
     pub fn connect() -> Self {
         Self::new(Duration::from_millis(200), Duration::from_secs(8))
     }
 
-    /// For watches of this cluster's own objects: many small watches of one server that is near.
+    /// For watches of this cluster's Kubernetes API: many small requests to one nearby server.
     pub fn watch() -> Self {
         Self::new(Duration::from_millis(200), Duration::from_secs(5))
     }
 
-    /// For writes that failed.
+    /// For failed writes.
     pub fn write() -> Self {
         Self::new(Duration::from_millis(20), Duration::from_secs(5))
     }
 
-    /// Waits so far without a reset.
+    /// The number of waits since the last reset.
     pub fn attempts(&self) -> u32 {
         self.attempts
     }
 
-    /// After a success the next wait is the first again.
+    /// Makes the next wait the first again. Called after a success.
     pub fn reset(&mut self) {
         self.attempts = 0;
     }
 
-    /// The next wait.
+    /// Returns the next wait, without sleeping.
     pub fn next_wait(&mut self) -> Duration {
         let factor = 1u32.checked_shl(self.attempts).unwrap_or(u32::MAX);
         self.attempts = self.attempts.saturating_add(1);

@@ -1,8 +1,8 @@
-//! An interval map over byte strings: which of many ranges contain a key.
+//! An interval map over byte strings: finds the ranges that contain a key.
 //!
-//! The line of all keys is cut at every range's ends; each segment lists the ranges that cover it. A
-//! look-up is one search, whatever the number of ranges; adding a range touches the segments it covers.
-//! Watched ranges are prefixes, nested or apart, so that is few.
+//! The key space is cut at the ends of every range; each segment lists the ranges that cover it. A look-up is one
+//! search, whatever the number of ranges; adding a range touches the segments that it covers. Watched ranges are
+//! prefixes, nested or disjoint, so a range covers few segments.
 
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -24,7 +24,7 @@ impl<T> Default for IntervalMap<T> {
 }
 
 impl<T: Clone + PartialEq> IntervalMap<T> {
-    /// Adds `value` over `[start, end)`, or from `start` on without an end.
+    /// Adds `value` over `[start, end)`, or over all keys from `start` on if there is no end. An empty range is ignored.
     pub fn insert(&mut self, start: &[u8], end: Option<&[u8]>, value: T) {
         if end.is_some_and(|end| end <= start) {
             return;
@@ -38,7 +38,7 @@ impl<T: Clone + PartialEq> IntervalMap<T> {
         }
     }
 
-    /// Removes one `value` that was added over the same range.
+    /// Removes one `value` that was added over exactly this range.
     pub fn remove(&mut self, start: &[u8], end: Option<&[u8]>, value: &T) {
         for (_, values) in self.segments.range_mut::<[u8], _>(bounds(start, end)) {
             if let Some(at) = values.iter().position(|v| v == value) {
@@ -67,7 +67,7 @@ impl<T: Clone + PartialEq> IntervalMap<T> {
         }
     }
 
-    /// Drops the boundary `at` if both sides of it are now alike.
+    /// Removes the boundary `at` if the segments on both sides have the same values.
     fn join(&mut self, at: &[u8]) {
         let Some(right) = self.segments.get(at) else { return };
         let before = (Bound::Unbounded, Bound::Excluded(at));

@@ -1,4 +1,4 @@
-//! Tasks with names, one stop signal, and a shutdown that waits for them, but not for ever.
+//! Named tasks, one stop signal, and a shutdown that waits for the tasks for a limited time.
 
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// Spawns and supervises the tasks of one process, or of one cluster of the demo. Clones share it.
+/// Spawns and supervises the tasks of one process, or of one cluster of the demo. Clones share the tasks.
 #[derive(Clone, Default)]
 pub struct Lifecycle {
     stop: CancellationToken,
@@ -26,7 +26,7 @@ struct Inner {
 }
 
 impl Lifecycle {
-    /// Cancelled when the process should stop.
+    /// The token that is cancelled when the tasks should stop.
     pub fn stop_token(&self) -> &CancellationToken {
         &self.stop
     }
@@ -36,8 +36,8 @@ impl Lifecycle {
         self.stop.cancel();
     }
 
-    /// Runs `task` until it ends by itself. An error or a panic stops the whole lifecycle, with the
-    /// task's name as the reason; so does an end before anybody asked for it.
+    /// Runs `task`, which should end when the stop token is cancelled. An error, a panic, or an earlier end stops the
+    /// whole lifecycle, with the task's name in the reason.
     pub fn spawn<E: std::fmt::Display + Send + 'static>(
         &self,
         name: impl Into<String>,
@@ -55,7 +55,7 @@ impl Lifecycle {
         });
     }
 
-    /// Runs a task that has no end of its own until everything is asked to stop.
+    /// Runs a task that never ends by itself. The task is dropped when the lifecycle stops.
     pub fn spawn_forever(&self, name: impl Into<String>, task: impl Future<Output = ()> + Send + 'static) {
         let stop = self.stop.clone();
         self.spawn(name, async move {
@@ -64,13 +64,14 @@ impl Lifecycle {
         });
     }
 
-    /// Runs `task` without minding how it ends: one connection, one remote cluster. A panic is logged by
-    /// the runtime's hook and ends only this task.
+    /// Runs a task that may end at any time, and whose panic ends nothing else: one connection, one remote cluster. The
+    /// panic hook logs the panic.
     pub fn spawn_part(&self, name: impl Into<String>, task: impl Future<Output = ()> + Send + 'static) {
         self.run(name.into(), task);
     }
 
-    /// Runs a task that may end at any time; but if it panics, something is not done any more, and everything stops.
+    /// Runs a task that may end at any time, and whose panic stops the whole lifecycle, because nothing else does its
+    /// work.
     pub fn spawn_vital(&self, name: impl Into<String>, task: impl Future<Output = ()> + Send + 'static) {
         let (name, this) = (name.into(), self.clone());
         self.run(name.clone(), async move {
@@ -81,7 +82,7 @@ impl Lifecycle {
         });
     }
 
-    /// Calls `f`, which may block, once the tasks have stopped.
+    /// Registers `f`, which may block, to be called after the tasks have stopped.
     pub fn at_end(&self, f: impl FnOnce() + Send + 'static) {
         self.inner.at_end.lock().push(Box::new(f));
     }
@@ -89,16 +90,19 @@ impl Lifecycle {
     fn run(&self, name: String, task: impl Future<Output = ()> + Send + 'static) {
         let id = self.inner.next.fetch_add(1, Ordering::Relaxed);
         self.inner.running.lock().insert(id, name);
-        let done = Done(Arc::clone(&self.inner), id);
+        let running = Running {
+            inner: Arc::clone(&self.inner),
+            id,
+        };
         #[allow(clippy::disallowed_methods, reason = "the one place that spawns")]
         self.tasks.spawn(async move {
-            let _done = done;
+            let _running = running;
             task.await;
         });
     }
 
     fn fail(&self, name: &str, why: &str) {
-        tracing::error!(task = name, error = why, "a task failed: stopping");
+        tracing::error!(task = name, error = why, "a task failed, stopping");
         self.inner
             .failure
             .lock()
@@ -106,9 +110,8 @@ impl Lifecycle {
         self.stop.cancel();
     }
 
-    /// Waits for the stop signal, then at most `grace` for the tasks, then for what is to be done at the end.
-    /// Returns why it stopped, if that
-    /// was a failure.
+    /// Waits for the stop signal, then at most `grace` for the tasks, then at most `grace` for each function of
+    /// [`Lifecycle::at_end`]. Returns the reason if a failure stopped the lifecycle.
     pub async fn stopped(&self, grace: Duration) -> Option<String> {
         self.stop.cancelled().await;
         self.tasks.close();
@@ -120,19 +123,26 @@ impl Lifecycle {
         for last in at_end {
             match tokio::time::timeout(grace, tokio::task::spawn_blocking(last)).await {
                 Ok(Ok(())) => {}
-                Ok(Err(panic)) => tracing::error!(%panic, "the end was not as it should be"),
-                Err(_) => tracing::error!("what is to be done at the end takes too long: ending without it"),
+                Ok(Err(panic)) => tracing::error!(%panic, "a shutdown step panicked, going on without it"),
+                Err(_) => tracing::error!(
+                    secs = grace.as_secs(),
+                    "a shutdown step takes too long, ending without it"
+                ),
             }
         }
         self.inner.failure.lock().clone()
     }
 }
 
-struct Done(Arc<Inner>, u64);
+/// Lists a task as running until dropped.
+struct Running {
+    inner: Arc<Inner>,
+    id: u64,
+}
 
-impl Drop for Done {
+impl Drop for Running {
     fn drop(&mut self) {
-        self.0.running.lock().remove(&self.1);
+        self.inner.running.lock().remove(&self.id);
     }
 }
 

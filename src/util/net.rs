@@ -13,8 +13,7 @@ pub struct Keepalive {
     pub timeout: Duration,
 }
 
-/// Binds `host:port`. Without a host, or with `0.0.0.0`, both families are listened on where there is
-/// IPv6.
+/// Binds `host:port`. Without a host, or with `0.0.0.0`, the listener accepts IPv4 and IPv6 if the machine has IPv6.
 pub async fn bind(address: &str) -> io::Result<TcpListener> {
     let port = address.strip_prefix("0.0.0.0:").or_else(|| address.strip_prefix(':'));
     let Some(port) = port else {

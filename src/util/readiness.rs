@@ -1,13 +1,13 @@
-//! Readiness: what must finish first, and what must be well afterwards.
+//! Readiness: steps that must finish first, and conditions that must hold afterwards.
 
-use super::notify::until;
+use super::wait::until;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::Notify;
 
-/// Ready once no guard is left, for as long as no condition that counts fails. A guard that comes later
-/// changes nothing: it must not take the process out of its Service.
+/// Ready as soon as no [`Block`] is left, and while no required condition fails. A block that is added after that has no
+/// effect, so that it cannot take the process out of its Service.
 #[derive(Clone, Default)]
 pub struct Ready(Arc<Shared>);
 
@@ -25,11 +25,18 @@ struct State {
     conditions: Vec<Condition>,
 }
 
+/// Whether readiness depends on a condition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Requirement {
+    Required,
+    /// The condition is only reported.
+    Informative,
+}
+
 struct Condition {
     name: String,
-    /// Whether readiness depends on it.
-    counts: bool,
-    /// What is wrong, if anything is.
+    requirement: Requirement,
+    /// Returns the reason while the condition fails.
     trouble: Box<dyn Fn() -> Option<String> + Send>,
 }
 
@@ -40,7 +47,7 @@ pub struct Block {
 }
 
 impl Ready {
-    /// Registers something that must finish before the process is ready.
+    /// Registers a step that must finish, by dropping the block, before the process is ready.
     pub fn block(&self, name: impl Into<String>) -> Block {
         let mut state = self.0.state.lock();
         state.next += 1;
@@ -52,39 +59,38 @@ impl Ready {
         }
     }
 
-    /// Registers something to look at: `trouble` says what is wrong with it. If it `counts`, the process is not
-    /// ready while something is.
+    /// Registers a condition. `trouble` returns the reason while the condition fails.
     pub fn condition(
         &self,
         name: impl Into<String>,
-        counts: bool,
+        requirement: Requirement,
         trouble: impl Fn() -> Option<String> + Send + 'static,
     ) {
         self.0.state.lock().conditions.push(Condition {
             name: name.into(),
-            counts,
+            requirement,
             trouble: Box::new(trouble),
         });
     }
 
-    /// What is still unfinished, by name.
+    /// The names of unfinished steps.
     pub fn pending(&self) -> Vec<String> {
         self.0.state.lock().pending.values().cloned().collect()
     }
 
-    /// Whether everything has finished, or had, and is well.
+    /// Whether all steps have finished and no required condition fails.
     pub fn is_ready(&self) -> bool {
         let state = self.0.state.lock();
-        let mut counting = state.conditions.iter().filter(|c| c.counts);
-        state.was_ready && counting.all(|c| (c.trouble)().is_none())
+        let mut required = state.conditions.iter().filter(|c| c.is_required());
+        state.was_ready && required.all(|c| (c.trouble)().is_none())
     }
 
-    /// Waits until everything has finished for the first time.
+    /// Waits until all steps have finished for the first time.
     pub async fn reached(&self) {
         until(&self.0.reached, || self.0.state.lock().was_ready).await;
     }
 
-    /// How it is with each part, a line each, in the manner of Kubernetes' own health checks.
+    /// The state of each step and condition, one per line, in the format of Kubernetes' health checks.
     pub fn report(&self) -> String {
         let state = self.0.state.lock();
         let mut report = String::new();
@@ -95,11 +101,26 @@ impl Ready {
             let name = &condition.name;
             report += &match (condition.trouble)() {
                 None => format!("[+]{name} ok\n"),
-                Some(why) if condition.counts => format!("[-]{name} failed: {why}\n"),
-                Some(why) => format!("[!]{name} failed, which does not count: {why}\n"),
+                Some(why) if condition.is_required() => format!("[-]{name} failed: {why}\n"),
+                Some(why) => format!("[!]{name} failed, which does not affect readiness: {why}\n"),
             };
         }
         report
+    }
+}
+
+impl Requirement {
+    pub fn required_if(is_required: bool) -> Self {
+        match is_required {
+            true => Self::Required,
+            false => Self::Informative,
+        }
+    }
+}
+
+impl Condition {
+    fn is_required(&self) -> bool {
+        self.requirement == Requirement::Required
     }
 }
 
@@ -119,7 +140,7 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     #[tokio::test]
-    async fn ready_means_that_every_guard_is_gone_and_stays() {
+    async fn ready_once_every_block_is_dropped_and_from_then_on() {
         let ready = Ready::default();
         let (a, b) = (ready.block("same"), ready.block("same"));
         drop(a);
@@ -133,19 +154,19 @@ mod tests {
     }
 
     #[test]
-    fn a_condition_that_counts_takes_readiness_away_and_gives_it_back() {
+    fn a_required_condition_takes_readiness_away_and_gives_it_back() {
         let ready = Ready::default();
         let broken = Arc::new(AtomicBool::new(true));
         let look = Arc::clone(&broken);
-        ready.condition("store", true, move || {
+        ready.condition("store", Requirement::Required, move || {
             look.load(Ordering::Relaxed).then(|| "away".to_owned())
         });
-        ready.condition("rumour", false, || Some("bad".to_owned()));
+        ready.condition("rumour", Requirement::Informative, || Some("bad".to_owned()));
         drop(ready.block("start"));
         assert!(!ready.is_ready());
         assert_eq!(
             ready.report(),
-            "[-]store failed: away\n[!]rumour failed, which does not count: bad\n"
+            "[-]store failed: away\n[!]rumour failed, which does not affect readiness: bad\n"
         );
         broken.store(false, Ordering::Relaxed);
         assert!(ready.is_ready());
