@@ -1,8 +1,10 @@
-//! Where objects come from: a Kubernetes API, or a directory of manifests.
+//! The sources of objects: a Kubernetes API, or a directory of manifests.
 
 pub mod api;
+mod definitions;
 pub mod events;
-mod follow;
+mod known;
 pub mod manifests;
 pub mod status;
 pub mod types;
+mod watch;

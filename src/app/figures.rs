@@ -95,7 +95,8 @@ impl Collector for Controllers {
                 }
             }
         };
-        add("k8s-heartbeat", figures.kubernetes.probes());
+        let probes = figures.kubernetes.probes();
+        add("k8s-heartbeat", (probes.succeeded, probes.failed));
         if let Some(mesh) = figures.mesh.mesh() {
             let live = mesh.live();
             let sum = |of: fn(&Live) -> u64| live.iter().map(|(live, ..)| of(live)).sum();

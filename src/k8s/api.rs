@@ -1,39 +1,41 @@
-//! A Kubernetes API as the source of objects: who it is, whether it is there, and one watch per kind.
+//! A Kubernetes API as the source of objects: the connection, its probe, and one watch per kind.
 
+use super::definitions;
 use super::events::Received;
-use super::follow::{Connection, Feed};
 use super::status::Status;
 use super::types::{self, Kind};
+use super::watch::{Connection, KindWatch, ListMode};
 use crate::util::backoff::Backoff;
 use crate::util::lifecycle::Lifecycle;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use rand::RngExt;
-use serde::Deserialize;
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
-use tokio::time::Instant;
 
-/// How often an API in trouble is asked whether it is there.
-const PROBE_IN_TROUBLE: Duration = Duration::from_secs(5);
-/// From this version on, an API server knows about lists as streams, if only to refuse them.
-const STREAMED_LISTS: (u32, u32) = (1, 27);
+/// Longest time between two probes during an outage.
+const PROBE_IN_OUTAGE: Duration = Duration::from_secs(5);
+/// From this version on, an API server answers a request for a list as a stream, if only with a refusal.
+const STREAMED_LISTS: ServerVersion = ServerVersion { major: 1, minor: 27 };
+/// The API group of Cilium's own resources.
+const CILIUM_GROUP: &str = "cilium.io";
 
-/// Where the API is, and how to talk to it.
+/// Where the API is, and how to connect to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ApiConfig {
-    /// kubeconfig file; wins.
+    /// The kubeconfig file, which takes precedence over `urls`.
     pub kubeconfig: Option<PathBuf>,
-    /// API servers' URLs, of which one is used at a time; without both, the configuration of the pod we run in.
+    /// URLs of API servers; one is used at a time. Without a kubeconfig and URLs, the pod's service account is used.
     pub urls: Vec<String>,
-    /// Which services there are (`--k8s-service-proxy-name`); empty: those without such a label.
+    /// Publishes only services with this value of the label `service.kubernetes.io/service-proxy-name`
+    /// (`--k8s-service-proxy-name`); if empty, only services without the label.
     pub service_proxy_name: String,
-    /// For a connection to come up; zero: the library's own limit.
+    /// Limit for establishing a connection; zero selects the client library's limit.
     pub connect_timeout: Duration,
-    /// How often the API is asked whether it is there, and how long for the answer; zero: never.
+    /// Time between two probes of the API, and limit for the answer to a probe; zero disables probes.
     pub heartbeat: Duration,
-    /// How long to wait for the definitions of Cilium's resources.
+    /// Limit for waiting for the definitions of Cilium's resources.
     pub crd_wait: Duration,
 }
 
@@ -53,78 +55,42 @@ impl Default for ApiConfig {
 /// Why the API cannot be a source.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The kubeconfig cannot be used.
     #[error("cannot use the kubeconfig {}: {source}", path.display())]
     Kubeconfig {
-        /// The file.
         path: PathBuf,
-        /// Why not.
         source: kube::config::KubeconfigError,
     },
-    /// There is no configuration at all.
+    /// Neither a kubeconfig, nor URLs, nor a service account.
     #[error("Kubernetes client not configured, cannot continue: {0}")]
     NotConfigured(#[from] kube::config::InferConfigError),
-    /// A URL is none.
     #[error("{url:?} is not a URL of a Kubernetes API server")]
-    Url {
-        /// As given.
-        url: String,
-    },
-    /// The client could not be made.
+    Url { url: String },
     #[error("cannot make a Kubernetes client: {0}")]
     Client(#[from] kube::Error),
     /// Cilium is not installed.
     #[error("the definition of {names} did not appear in {} s (--crd-wait-timeout)", wait.as_secs())]
-    Definitions {
-        /// What is missing.
-        names: String,
-        /// How long was waited.
-        wait: Duration,
-    },
+    Definitions { names: String, wait: Duration },
 }
 
-/// What a custom resource definition says of its versions.
-#[derive(Deserialize)]
-struct Definition {
-    #[serde(default)]
-    spec: DefinitionSpec,
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct ServerVersion {
+    major: u32,
+    minor: u32,
 }
 
-#[derive(Default, Deserialize)]
-struct DefinitionSpec {
-    #[serde(default)]
-    versions: Vec<DefinitionVersion>,
-}
-
-#[derive(Deserialize)]
-struct DefinitionVersion {
-    name: String,
-    #[serde(default)]
-    served: bool,
-}
-
-/// The versions that the API serves of a custom resource; none: it is not defined.
-pub(super) async fn definition(client: &Client, kind: Kind) -> Result<Option<Vec<String>>, kube::Error> {
-    let (group, _, plural) = kind.resource();
-    let path = format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{plural}.{group}");
-    match client.request::<Definition>(get(&path)).await {
-        Ok(found) => {
-            let served = found.spec.versions.into_iter().filter(|v| v.served);
-            Ok(Some(served.map(|v| v.name).collect()))
-        }
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-fn get(path: &str) -> http::Request<Vec<u8>> {
-    let request = http::Request::get(path).body(vec![]);
-    request.expect("the path is made of constants")
+/// The outcome of a probe.
+#[derive(PartialEq, Eq)]
+enum Probe {
+    /// The connection stays.
+    Keep,
+    /// The connection is replaced.
+    Reconnect,
 }
 
 impl ApiConfig {
-    /// A client for this API: `turn` picks one of its URLs. Nothing is sent yet.
-    pub async fn client(&self, turn: usize) -> Result<Client, Error> {
+    /// A client for this API. If there are several URLs, attempt `n` uses the URL at `n` modulo their number. Sends
+    /// nothing yet.
+    pub async fn client(&self, attempt: usize) -> Result<Client, Error> {
         let mut config = match (&self.kubeconfig, self.urls.len()) {
             (Some(path), _) => {
                 let wrap = |source| Error::Kubeconfig {
@@ -138,13 +104,13 @@ impl ApiConfig {
             }
             (None, 0) => Config::infer().await?,
             (None, urls) => {
-                let url = &self.urls[turn % urls];
+                let url = &self.urls[attempt % urls];
                 let full = match url.contains("://") {
                     true => url.clone(),
                     false => format!("https://{url}"),
                 };
                 let url = full.parse().map_err(|_| Error::Url { url: url.clone() })?;
-                // The pod's own account and CA, if we run in one.
+                // In a pod, its service account and CA.
                 match Config::incluster() {
                     Ok(mut config) => {
                         config.cluster_url = url;
@@ -160,7 +126,7 @@ impl ApiConfig {
         Ok(Client::try_from(config)?)
     }
 
-    /// The label selector for a kind, as the original's informers have it.
+    /// The label selector for a kind. Parity: the same as of Cilium's informers.
     fn selector(&self, kind: Kind) -> Option<String> {
         match kind {
             Kind::Service if self.service_proxy_name.is_empty() => {
@@ -177,7 +143,7 @@ impl ApiConfig {
         }
     }
 
-    /// Follows `kinds` until asked to stop. Fails where waiting will not help.
+    /// Watches `kinds` until the lifecycle stops. An error means that waiting will not help.
     pub async fn run(
         self,
         kinds: Vec<Kind>,
@@ -185,38 +151,47 @@ impl ApiConfig {
         status: Status,
         life: Lifecycle,
     ) -> Result<(), Error> {
-        status.wanted(&kinds);
-        let mut turn = rand::rng().random_range(0..self.urls.len().max(1));
-        let mut connection = self.reach(&mut turn, &status).await?;
-        // Of the kinds that Kubernetes itself has, none need be waited for.
-        let (cilium, others): (Vec<_>, _) = kinds.into_iter().partition(|k| k.resource().0 == "cilium.io");
+        status.expect_kinds(&kinds);
+        // Instances begin with different API servers.
+        let mut attempt = rand::rng().random_range(0..self.urls.len().max(1));
+        let mut connection = self.connect(&mut attempt, &status).await?;
+        // Kubernetes' own kinds are always defined.
+        let (cilium, others): (Vec<_>, _) = kinds
+            .into_iter()
+            .partition(|kind| kind.api_name().group == CILIUM_GROUP);
         let (sender, connections) = watch::channel(connection.clone());
-        let feed = |kind: Kind| Feed {
-            kind,
-            selector: self.selector(kind),
-            connections: connections.clone(),
-            events: events.clone(),
-            status: status.clone(),
+        let start = |kind: Kind| {
+            let watch = KindWatch {
+                kind,
+                selector: self.selector(kind),
+                connections: connections.clone(),
+                events: events.clone(),
+                status: status.clone(),
+            };
+            spawn(watch, &life);
         };
-        others.into_iter().for_each(|kind| follow(feed(kind), &life));
-        self.wait_for_definitions(&connection.client, &cilium).await?;
-        cilium.into_iter().for_each(|kind| follow(feed(kind), &life));
-        drop(connections);
+        others.into_iter().for_each(&start);
+        let defined = definitions::wait(&connection.client, &cilium, self.crd_wait).await;
+        defined.map_err(|missing| Error::Definitions {
+            names: missing.names,
+            wait: self.crd_wait,
+        })?;
+        cilium.into_iter().for_each(&start);
         if self.heartbeat.is_zero() {
             return std::future::pending().await;
         }
         loop {
             let pause = match status.has_outage() {
-                true => PROBE_IN_TROUBLE.min(self.heartbeat),
+                true => PROBE_IN_OUTAGE.min(self.heartbeat),
                 false => self.heartbeat,
             };
             tokio::time::sleep(pause).await;
-            if self.probe(&connection.client, &status).await == Probe::Dead {
-                turn += 1;
-                match self.client(turn).await {
+            if self.probe(&connection.client, &status).await == Probe::Reconnect {
+                attempt += 1;
+                match self.client(attempt).await {
                     Ok(client) => connection.client = client,
                     Err(error) => {
-                        tracing::warn!(%error, "going on with the old connection to the Kubernetes API");
+                        tracing::warn!(%error, "keeping the old connection to the Kubernetes API: cannot make another");
                         continue;
                     }
                 }
@@ -225,73 +200,50 @@ impl ApiConfig {
         }
     }
 
-    /// The first answer of the API, waited for for ever.
-    async fn reach(&self, turn: &mut usize, status: &Status) -> Result<Connection, Error> {
+    /// Connects, and waits for the first answer without a limit.
+    async fn connect(&self, attempt: &mut usize, status: &Status) -> Result<Connection, Error> {
         let mut backoff = Backoff::connect();
         loop {
-            let client = self.client(*turn).await?;
+            let client = self.client(*attempt).await?;
             match client.apiserver_version().await {
                 Ok(version) => {
                     status.probed(Ok(()));
                     tracing::info!(version = version.git_version, "connected to the Kubernetes API");
-                    let number = |text: &str| {
-                        text.trim_end_matches(|c: char| !c.is_ascii_digit())
-                            .parse()
-                            .unwrap_or(0)
+                    let lists = match ServerVersion::parse(&version.major, &version.minor) >= STREAMED_LISTS {
+                        true => ListMode::Streamed,
+                        false => ListMode::Paged,
                     };
-                    let version = (number(&version.major), number(&version.minor));
-                    return Ok(Connection {
-                        client,
-                        streams_lists: version >= STREAMED_LISTS,
-                    });
+                    return Ok(Connection { client, lists });
                 }
                 Err(error) => {
                     if backoff.attempts().is_multiple_of(5) {
                         tracing::warn!(%error, "cannot reach the Kubernetes API, trying again");
                     }
                     status.probed(Err(error.to_string()));
-                    *turn += 1;
+                    *attempt += 1;
                 }
             }
             backoff.wait().await;
         }
     }
 
-    async fn wait_for_definitions(&self, client: &Client, kinds: &[Kind]) -> Result<(), Error> {
-        let begun = Instant::now();
-        loop {
-            let mut missing = vec![];
-            for kind in kinds {
-                if let Ok(None) = definition(client, *kind).await {
-                    let (group, _, plural) = kind.resource();
-                    missing.push(format!("{plural}.{group}"));
-                }
-            }
-            if missing.is_empty() {
-                return Ok(());
-            }
-            let names = missing.join(", ");
-            if begun.elapsed() >= self.crd_wait {
-                let wait = self.crd_wait;
-                return Err(Error::Definitions { names, wait });
-            }
-            tracing::info!(missing = names, "waiting for the definitions of Cilium's resources");
-            tokio::time::sleep(Duration::from_secs(1)).await;
-        }
-    }
-
-    /// Asks the API whether it is there.
+    /// Asks the API for its readiness, and decides whether the connection is still of use.
     async fn probe(&self, client: &Client, status: &Status) -> Probe {
-        let answer = tokio::time::timeout(self.heartbeat, client.request_text(get("/readyz"))).await;
-        let (answer, found) = match answer {
-            Ok(Ok(_)) => (Ok(()), Probe::Alive),
-            // It is there, and says no.
-            Ok(Err(kube::Error::Api(refusal))) => (Err(refusal.to_string()), Probe::Alive),
-            // Another may be there. The watches on a connection that is closed find out by themselves.
-            Ok(Err(error)) if self.urls.len() > 1 => (Err(error.to_string()), Probe::Dead),
-            Ok(Err(error)) => (Err(error.to_string()), Probe::Alive),
-            // Nothing tells the watches on a connection that swallows everything.
-            Err(_) => (Err(format!("no answer in {} s", self.heartbeat.as_secs())), Probe::Dead),
+        let request = http::Request::get("/readyz").body(vec![]);
+        let request = request.expect("the path is constant");
+        let answer = tokio::time::timeout(self.heartbeat, client.request_text(request)).await;
+        let (answer, probe) = match answer {
+            Ok(Ok(_)) => (Ok(()), Probe::Keep),
+            // The API answers, and says that it is not ready.
+            Ok(Err(kube::Error::Api(refusal))) => (Err(refusal.to_string()), Probe::Keep),
+            // Another API server may answer. With only one, the watches notice a closed connection themselves.
+            Ok(Err(error)) if self.urls.len() > 1 => (Err(error.to_string()), Probe::Reconnect),
+            Ok(Err(error)) => (Err(error.to_string()), Probe::Keep),
+            // Watches cannot notice a connection that silently drops all packets.
+            Err(_) => (
+                Err(format!("no answer in {} s", self.heartbeat.as_secs())),
+                Probe::Reconnect,
+            ),
         };
         if let Err(error) = &answer
             && !status.has_outage()
@@ -299,27 +251,34 @@ impl ApiConfig {
             tracing::warn!(error, "the Kubernetes API does not answer");
         }
         status.probed(answer);
-        found
+        probe
     }
 }
 
-#[derive(PartialEq, Eq)]
-enum Probe {
-    Alive,
-    /// The connection is of no use.
-    Dead,
+impl ServerVersion {
+    /// Reads `1` and `27+`. Anything else counts as 0.
+    fn parse(major: &str, minor: &str) -> Self {
+        let number = |text: &str| {
+            let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+            digits.parse().unwrap_or(0)
+        };
+        Self {
+            major: number(major),
+            minor: number(minor),
+        }
+    }
 }
 
-fn follow(feed: Feed, life: &Lifecycle) {
-    let name = format!("watch of {}", feed.kind.name());
-    match feed.kind {
-        Kind::Namespace => life.spawn_forever(name, feed.follow::<types::Namespace>()),
-        Kind::Node => life.spawn_forever(name, feed.follow::<types::CiliumNode>()),
-        Kind::Identity => life.spawn_forever(name, feed.follow::<types::CiliumIdentity>()),
-        Kind::Endpoint => life.spawn_forever(name, feed.follow::<types::CiliumEndpoint>()),
-        Kind::CiliumEndpointSlice => life.spawn_forever(name, feed.follow::<types::CiliumEndpointSlice>()),
-        Kind::Service => life.spawn_forever(name, feed.follow::<types::Service>()),
-        Kind::EndpointSlice => life.spawn_forever(name, feed.follow::<types::EndpointSlice>()),
-        Kind::ServiceExport => life.spawn_forever(name, feed.follow::<types::ServiceExport>()),
+fn spawn(watch: KindWatch, life: &Lifecycle) {
+    let name = format!("watch of {}", watch.kind.name());
+    match watch.kind {
+        Kind::Namespace => life.spawn_forever(name, watch.run::<types::Namespace>()),
+        Kind::Node => life.spawn_forever(name, watch.run::<types::CiliumNode>()),
+        Kind::Identity => life.spawn_forever(name, watch.run::<types::CiliumIdentity>()),
+        Kind::Endpoint => life.spawn_forever(name, watch.run::<types::CiliumEndpoint>()),
+        Kind::CiliumEndpointSlice => life.spawn_forever(name, watch.run::<types::CiliumEndpointSlice>()),
+        Kind::Service => life.spawn_forever(name, watch.run::<types::Service>()),
+        Kind::EndpointSlice => life.spawn_forever(name, watch.run::<types::EndpointSlice>()),
+        Kind::ServiceExport => life.spawn_forever(name, watch.run::<types::ServiceExport>()),
     }
 }

@@ -1,14 +1,12 @@
-//! What happens to objects, whatever the source.
+//! The events of a source of objects.
 
 use super::types::{Kind, Object, ObjectKey};
 use tokio::time::Instant;
 
-/// An event, and when it came.
+/// An event and the time at which it was received.
 #[derive(Clone, Debug)]
 pub struct Received {
-    /// What happened.
     pub event: Event,
-    /// When it was known here.
     pub at: Instant,
 }
 
@@ -21,14 +19,13 @@ impl From<Event> for Received {
     }
 }
 
-/// One event of a source. After a restart or a lost connection a source says again what is there, and
-/// deletes what has gone in between.
+/// One event of a source. After a restart or a lost connection, a source applies all present objects again and deletes
+/// the objects that have gone in between.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// The object is there, with this content. Its name is kept by many: it is made once.
+    /// The object exists with this content. The key is shared, because many parts keep it.
     Apply(ObjectKey, Box<Object>),
-    /// The object is gone.
     Delete(ObjectKey),
-    /// Every object of this kind that was there at the start has been said.
+    /// Every object of this kind that existed at the start has been applied.
     Listed(Kind),
 }

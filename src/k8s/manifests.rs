@@ -75,13 +75,13 @@ pub async fn follow(
             list.extend(kinds.iter().map(|kind| Event::Listed(*kind)));
         }
         for event in list {
-            status.happened(&event);
+            status.count_event(&event);
             if events.send(event.into()).await.is_err() {
                 return Ok(());
             }
         }
         for kind in &kinds {
-            status.counted(*kind, manifests.count(*kind));
+            status.set_objects(*kind, manifests.count(*kind));
         }
     }
 }

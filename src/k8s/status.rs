@@ -1,4 +1,4 @@
-//! How it is with the source of objects: what is known, and what is wrong.
+//! The state of the source of objects, for metrics and readiness: counts per kind, and outages.
 
 use super::events::Event;
 use super::types::Kind;
@@ -13,25 +13,25 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// An error that has not come again for this long is over: a watch that fails is tried again sooner.
+/// A failure is over if it has not been repeated for this long, since a failing watch is retried more often.
 const OVER: Duration = Duration::from_secs(60);
 
-/// Clones share the figures.
+/// Clones share the state.
 #[derive(Clone, Debug, Default)]
 pub struct Status(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
 struct State {
-    kinds: BTreeMap<Kind, OfKind>,
+    kinds: BTreeMap<Kind, KindStatus>,
     /// Set while the API does not answer the periodic probe.
     outage: Option<OngoingOutage>,
-    /// Whether there is an API to ask.
-    asked: bool,
-    probes: (u64, u64),
+    /// Whether an API has been probed. A directory of manifests has none.
+    has_api: bool,
+    probes: Probes,
 }
 
 #[derive(Debug, Default)]
-struct OfKind {
+struct KindStatus {
     objects: usize,
     listed: bool,
     applied: u64,
@@ -39,6 +39,22 @@ struct OfKind {
     lists: u64,
     failures: u64,
     failing: Option<Failing>,
+}
+
+/// Counts of probes of the API.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Probes {
+    pub succeeded: u64,
+    pub failed: u64,
+}
+
+/// What a failure adds to what is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// The first failure, or another reason than before.
+    News,
+    /// Repeated with the same reason.
+    Repeated,
 }
 
 /// Failures of one kind's lists and watches with no success in between.
@@ -49,7 +65,7 @@ struct Failing {
     reason: String,
 }
 
-impl OfKind {
+impl KindStatus {
     /// The failures that are not over.
     fn failing(&self) -> Option<&Failing> {
         self.failing.as_ref().filter(|failing| failing.last.elapsed() < OVER)
@@ -57,17 +73,16 @@ impl OfKind {
 }
 
 impl Status {
-    fn of(&self, kind: Kind, f: impl FnOnce(&mut OfKind)) {
+    fn of(&self, kind: Kind, f: impl FnOnce(&mut KindStatus)) {
         f(self.0.lock().kinds.entry(kind).or_default());
     }
 
-    /// These will be followed.
-    pub fn wanted(&self, kinds: &[Kind]) {
+    /// Announces the kinds that will be watched, so that their metrics exist from the start.
+    pub fn expect_kinds(&self, kinds: &[Kind]) {
         kinds.iter().for_each(|kind| self.of(*kind, |_| {}));
     }
 
-    /// Counts an event.
-    pub fn happened(&self, event: &Event) {
+    pub fn count_event(&self, event: &Event) {
         match event {
             Event::Apply(key, _) => self.of(key.kind, |k| k.applied += 1),
             Event::Delete(key) => self.of(key.kind, |k| k.deleted += 1),
@@ -75,46 +90,58 @@ impl Status {
         }
     }
 
-    /// So many objects of a kind are known.
-    pub fn counted(&self, kind: Kind, objects: usize) {
+    /// Sets the number of objects of a kind.
+    pub fn set_objects(&self, kind: Kind, objects: usize) {
         self.of(kind, |k| k.objects = objects);
     }
 
-    /// All objects of a kind are listed once more.
-    pub(super) fn lists(&self, kind: Kind) {
+    pub(super) fn list_begins(&self, kind: Kind) {
         self.of(kind, |k| k.lists += 1);
     }
 
-    /// The API answers for a kind; returns for how long it did not.
-    pub(super) fn works(&self, kind: Kind) -> Option<Duration> {
-        let mut was = None;
-        self.of(kind, |k| was = k.failing.take().map(|failing| failing.first.elapsed()));
-        was
+    /// A list or watch of a kind works. Returns how long it had failed.
+    pub(super) fn succeeded(&self, kind: Kind) -> Option<Duration> {
+        let mut outage = None;
+        self.of(kind, |k| {
+            outage = k.failing.take().map(|failing| failing.first.elapsed());
+        });
+        outage
     }
 
-    /// Following a kind failed; says whether that is news.
-    pub(super) fn fails(&self, kind: Kind, why: String) -> bool {
-        let mut news = false;
+    /// A list or watch of a kind failed.
+    pub(super) fn failed(&self, kind: Kind, reason: String) -> Failure {
+        let mut failure = Failure::Repeated;
         self.of(kind, |k| {
             k.failures += 1;
             let now = Instant::now();
-            news = k.failing().is_none_or(|failing| failing.reason != why);
+            let first = match k.failing() {
+                Some(failing) => {
+                    if failing.reason != reason {
+                        failure = Failure::News;
+                    }
+                    failing.first
+                }
+                None => {
+                    failure = Failure::News;
+                    now
+                }
+            };
             k.failing = Some(Failing {
-                first: k.failing().map_or(now, |failing| failing.first),
+                first,
                 last: now,
-                reason: why,
+                reason,
             });
         });
-        news
+        failure
     }
 
-    /// The API was asked whether it is there.
+    /// Takes over the outcome of a probe of the API; an error is the reason of an outage.
     pub(super) fn probed(&self, answer: Result<(), String>) {
         let mut state = self.0.lock();
-        state.asked = true;
+        state.has_api = true;
         match answer {
             Ok(()) => {
-                state.probes.0 += 1;
+                state.probes.succeeded += 1;
                 if let Some(outage) = state.outage.take() {
                     tracing::info!(
                         secs = outage.since.elapsed().as_secs(),
@@ -122,10 +149,10 @@ impl Status {
                     );
                 }
             }
-            Err(why) => {
-                state.probes.1 += 1;
+            Err(reason) => {
+                state.probes.failed += 1;
                 let since = state.outage.take().map_or_else(Instant::now, |outage| outage.since);
-                state.outage = Some(OngoingOutage { since, reason: why });
+                state.outage = Some(OngoingOutage { since, reason });
             }
         }
     }
@@ -150,8 +177,7 @@ impl Status {
         })
     }
 
-    /// How the heartbeats of the API went: well, not well.
-    pub fn probes(&self) -> (u64, u64) {
+    pub fn probes(&self) -> Probes {
         self.0.lock().probes
     }
 }
@@ -160,38 +186,50 @@ impl Collector for Status {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let (state, mut page) = (self.0.lock(), Page(encoder));
         let label = |kind: Kind| ("resource", kind.name().to_owned());
-        let gauges = |value: fn(&OfKind) -> f64| -> Vec<(Labels, f64)> {
+        let gauges = |value: fn(&KindStatus) -> f64| -> Vec<(Labels, f64)> {
             state
                 .kinds
                 .iter()
                 .map(|(kind, k)| (vec![label(*kind)], value(k)))
                 .collect()
         };
-        let counters = |value: fn(&OfKind) -> u64| -> Vec<(Labels, u64)> {
+        let counters = |value: fn(&KindStatus) -> u64| -> Vec<(Labels, u64)> {
             state
                 .kinds
                 .iter()
                 .map(|(kind, k)| (vec![label(*kind)], value(k)))
                 .collect()
         };
-        page.gauges("kubernetes_objects", "Objects known", gauges(|k| k.objects as f64))?;
-        let help = "Whether all objects have been listed once";
+        page.gauges(
+            "kubernetes_objects",
+            "Number of known objects",
+            gauges(|k| k.objects as f64),
+        )?;
+        let help = "Whether a list of all objects has completed (1) or not (0)";
         page.gauges("kubernetes_listed", help, gauges(|k| f64::from(u8::from(k.listed))))?;
-        let help = "For how long following has been failing; 0 while it works";
+        let help = "Seconds since listing or watching began to fail; 0 while it works";
         let failing = gauges(|k| k.failing().map_or(0.0, |failing| failing.first.elapsed().as_secs_f64()));
         page.gauges("kubernetes_watch_trouble_seconds", help, failing)?;
-        page.counters("kubernetes_lists", "Complete lists begun", counters(|k| k.lists))?;
-        let help = "Lists and watches that failed";
+        page.counters(
+            "kubernetes_lists",
+            "Number of complete lists begun",
+            counters(|k| k.lists),
+        )?;
+        let help = "Number of lists and watches that failed";
         page.counters("kubernetes_watch_failures", help, counters(|k| k.failures))?;
         let mut events = vec![];
         for (kind, k) in &state.kinds {
             events.push((vec![label(*kind), ("action", "apply".to_owned())], k.applied));
             events.push((vec![label(*kind), ("action", "delete".to_owned())], k.deleted));
         }
-        page.counters("kubernetes_events", "Changes of objects received", events)?;
-        if state.asked {
+        page.counters("kubernetes_events", "Number of changes of objects received", events)?;
+        if state.has_api {
             let up = f64::from(u8::from(state.outage.is_none()));
-            page.gauges("kubernetes_up", "Whether the API answers", vec![(vec![], up)])?;
+            page.gauges(
+                "kubernetes_up",
+                "Whether the Kubernetes API answers (1) or not (0)",
+                vec![(vec![], up)],
+            )?;
         }
         Ok(())
     }
@@ -204,9 +242,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_failure_is_news_once_and_over_after_a_minute_without_another() {
         let status = Status::default();
-        assert!(status.fails(Kind::Node, "refused".to_owned()));
+        assert_eq!(status.failed(Kind::Node, "refused".to_owned()), Failure::News);
         tokio::time::advance(Duration::from_secs(10)).await;
-        assert!(!status.fails(Kind::Node, "refused".to_owned()));
+        assert_eq!(status.failed(Kind::Node, "refused".to_owned()), Failure::Repeated);
         let outage = status.outage().unwrap();
         assert_eq!(
             (outage.lasted.as_secs(), &*outage.reason),

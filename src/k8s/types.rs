@@ -11,7 +11,7 @@ pub type Strings = BTreeMap<String, String>;
 
 macro_rules! resources {
     ($($kind:ident: $type:ident, $group:literal, $version:literal, $plural:literal;)*) => {
-        /// The kinds of objects that are watched.
+        /// The kinds of objects that are published.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Kind { $($kind,)* }
 
@@ -20,10 +20,9 @@ macro_rules! resources {
         pub enum Object { $($kind($type),)* }
 
         impl Kind {
-            /// All of them.
             pub const ALL: &'static [Self] = &[$(Self::$kind,)*];
 
-            /// The kind that a manifest's `kind` and `apiVersion` name. Without an API version the kind
+            /// The kind that a manifest's `kind` and `apiVersion` name. Without an API version, the kind
             /// alone decides.
             pub fn of(kind: &str, api_version: Option<&str>) -> Option<Self> {
                 let group = |v: &str| v.split_once('/').map_or("", |(g, _)| g).to_owned();
@@ -34,19 +33,22 @@ macro_rules! resources {
                 }
             }
 
-            /// Whether a cluster may do without: its definition may come late, or never.
+            /// Whether a cluster works without this kind, whose definition may be installed late or never.
             pub fn is_optional(self) -> bool {
                 self == Self::ServiceExport
             }
 
-            /// Its name in Kubernetes.
+            /// The kind's name in Kubernetes.
             pub fn name(self) -> &'static str {
                 match self { $(Self::$kind => stringify!($type),)* }
             }
 
-            /// Where the API has it: group, version and plural.
-            pub fn resource(self) -> (&'static str, &'static str, &'static str) {
-                match self { $(Self::$kind => ($group, $version, $plural),)* }
+            /// The kind's path in the API.
+            pub(super) fn api_name(self) -> ApiName {
+                let (group, version, plural) = match self {
+                    $(Self::$kind => ($group, $version, $plural),)*
+                };
+                ApiName { group, version, plural }
             }
 
             /// Reads an object of this kind.
@@ -56,12 +58,10 @@ macro_rules! resources {
         }
 
         impl Object {
-            /// Its kind.
             pub fn kind(&self) -> Kind {
                 match self { $(Self::$kind(_) => Kind::$kind,)* }
             }
 
-            /// Its metadata.
             pub fn meta(&self) -> &Meta {
                 match self { $(Self::$kind(o) => &o.metadata,)* }
             }
@@ -90,18 +90,24 @@ resources! {
 
 /// An object of one kind, whose metadata can be changed.
 pub trait HasMeta {
-    /// Its metadata.
     fn meta_mut(&mut self) -> &mut Meta;
 }
 
-/// What names an object.
+/// Identifies a kind in the paths of the API.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ApiName {
+    /// Empty for Kubernetes' core group.
+    pub(super) group: &'static str,
+    pub(super) version: &'static str,
+    pub(super) plural: &'static str,
+}
+
+/// Identifies an object.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectKey {
-    /// Its kind.
     pub kind: Kind,
-    /// Its namespace; empty for objects without.
+    /// Empty for objects without a namespace.
     pub namespace: Arc<str>,
-    /// Its name.
     pub name: Arc<str>,
 }
 
@@ -116,7 +122,6 @@ impl fmt::Display for ObjectKey {
 }
 
 impl Object {
-    /// What names it.
     pub fn key(&self) -> ObjectKey {
         let meta = self.meta();
         ObjectKey {
@@ -148,7 +153,7 @@ macro_rules! objects {
 }
 
 objects! {
-    /// What all objects have. Nobody keeps the rest: managed fields alone can be larger than an object.
+    /// The metadata that is published. The rest is dropped: managed fields alone can be larger than an object.
     Meta {
         name: String,
         namespace: String,
@@ -158,12 +163,11 @@ objects! {
         creation_timestamp: Option<Time>,
     }
 
-    /// A namespace; its annotations say whether it is global.
+    /// `v1` Namespace, whose annotations say whether its objects are exported.
     Namespace { metadata: Meta, }
 
     /// `cilium.io/v2` CiliumNode.
     CiliumNode { metadata: Meta, spec: NodeSpec, }
-    /// What a node is.
     NodeSpec {
         addresses: Vec<NodeAddress>,
         ipam: NodeIpam,
@@ -172,17 +176,15 @@ objects! {
         encryption: Encryption,
         boot_id as "bootid": String,
     }
-    /// An address of a node.
     NodeAddress { kind as "type": String, ip: String, }
-    /// Where a node's pods get addresses.
+    /// The networks that a node's pods get their addresses from.
     NodeIpam { pod_cidrs as "podCIDRs": Vec<String>, pools: NodePools, }
-    /// Multi-pool IPAM.
+    /// The pools of multi-pool IPAM.
     NodePools { allocated: Vec<NodePool>, }
-    /// One pool's networks.
     NodePool { cidrs: Vec<String>, }
     /// One address per family.
     IpPair { ipv4: String, ipv6: String, }
-    /// A transparent encryption key.
+    /// The index of the key for transparent encryption; 0 without encryption.
     Encryption { key: i64, }
 
     /// `cilium.io/v2` CiliumIdentity.
@@ -190,7 +192,6 @@ objects! {
 
     /// `cilium.io/v2` CiliumEndpoint.
     CiliumEndpoint { metadata: Meta, status: EndpointStatus, }
-    /// What an endpoint is now.
     EndpointStatus {
         identity: EndpointIdentity,
         networking: Networking,
@@ -198,16 +199,13 @@ objects! {
         service_account as "service-account": String,
         named_ports as "named-ports": Vec<NamedPort>,
     }
-    /// A numeric identity.
     EndpointIdentity { id: i64, }
-    /// Where an endpoint is.
     Networking { addressing: Vec<IpPair>, node: String, }
-    /// A port with a name.
     NamedPort { name: String, port: i64, protocol: String, }
 
     /// `cilium.io/v2alpha1` CiliumEndpointSlice: many endpoints of one namespace.
     CiliumEndpointSlice { metadata: Meta, namespace: String, endpoints: Vec<CoreEndpoint>, }
-    /// An endpoint in a slice.
+    /// An endpoint of a CiliumEndpointSlice.
     CoreEndpoint {
         name: String,
         id: i64,
@@ -219,7 +217,6 @@ objects! {
 
     /// `v1` Service.
     Service { metadata: Meta, spec: ServiceSpec, }
-    /// What a service is.
     ServiceSpec {
         kind as "type": String,
         cluster_ip as "clusterIP": String,
@@ -232,11 +229,9 @@ objects! {
         internal_traffic_policy: Option<String>,
         traffic_distribution: Option<String>,
     }
-    /// A port of a service.
     ServicePort { name: String, protocol: String, port: i32, app_protocol: Option<String>, }
-    /// Session affinity.
     SessionAffinityConfig { client_ip as "clientIP": ClientIp, }
-    /// Affinity by client address.
+    /// Session affinity by client address.
     ClientIp { timeout_seconds: Option<i32>, }
 
     /// `discovery.k8s.io/v1` EndpointSlice.
@@ -246,7 +241,7 @@ objects! {
         endpoints: Vec<SliceEndpoint>,
         ports: Vec<SlicePort>,
     }
-    /// A backend.
+    /// A backend of an EndpointSlice.
     SliceEndpoint {
         addresses: Vec<String>,
         conditions: Conditions,
@@ -256,13 +251,12 @@ objects! {
         zone: Option<String>,
         hints: Option<Hints>,
     }
-    /// What a backend can do; unset differs from false.
+    /// The state of a backend. Unset differs from false.
     Conditions { ready: Option<bool>, serving: Option<bool>, terminating: Option<bool>, }
-    /// Topology hints.
     Hints { for_zones: Vec<ForZone>, }
-    /// A zone to serve.
+    /// A zone that should use a backend.
     ForZone { name: String, }
-    /// A port of all backends of a slice.
+    /// A port of all backends of an EndpointSlice.
     SlicePort {
         name: Option<String>,
         protocol: Option<String>,
@@ -270,9 +264,9 @@ objects! {
         app_protocol: Option<String>,
     }
 
-    /// `multicluster.x-k8s.io/v1beta1` ServiceExport; `v1alpha1` is the same in what matters here.
+    /// `multicluster.x-k8s.io/v1beta1` ServiceExport; the fields read here are the same in `v1alpha1`.
     ServiceExport { metadata: Meta, spec: ServiceExportSpec, }
-    /// What to export with a service.
+    /// The labels and annotations that are exported with a service.
     ServiceExportSpec { exported_labels: Strings, exported_annotations: Strings, }
 }
 
