@@ -1,13 +1,13 @@
-//! The users of remote clusters, from a file: who is listed there may connect, and who is not may not.
+//! The users of remote clusters, kept as a file lists them: clusters that are listed may connect, others may not.
 //!
 //! ```text
-//! users.yaml ─ file ─► wanted ─► reconcile ─► store
-//!                                  ▲ what is there
+//! users.yaml ─ file ─► wanted users ─► reconcile ─► store
+//!                                         ▲ present users
 //! ```
 //!
-//! The store's users are compared with the file, rather than the file with what it said before: what an
-//! earlier process made is taken back, too. One user that fails holds up no other, and is tried again. When the
-//! file is missing or wrong, users stay as they are.
+//! The file is compared with the store's users, not with its own former content, so users that an earlier process made
+//! are removed, too. A user that cannot be changed does not delay the others, and is retried. While the file is missing
+//! or invalid, users stay as they are.
 
 mod file;
 mod reconcile;
@@ -25,29 +25,30 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// What the original calls this in `controllers_group_runs_total`.
+/// The name of this controller in the metric `controllers_group_runs_total`. Parity: the same as in Cilium.
 pub const GROUP: &str = "clustermesh-users-management";
 
-/// The store may have lost its users: their names are compared this often.
+/// Time between two comparisons of the names of users, since the store may have lost some.
 const COMPARE: Duration = Duration::from_secs(60);
 
-/// Keeps the users of a store as a file says.
+/// Keeps the users of a store as a file lists them.
 pub struct Users {
     path: PathBuf,
+    /// Users that are never changed.
     own: BTreeSet<String>,
     status: Mutex<Inner>,
 }
 
-/// How it goes.
+/// The outcome so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Status {
-    /// Times that everything was made as the file says.
+    /// Runs that made or confirmed all users as the file lists them.
     pub runs_ok: u64,
-    /// Times that something failed: the file, the store, or a user.
+    /// Runs that failed because of the file, the store, or a user.
     pub runs_failed: u64,
-    /// What is wrong now.
+    /// The reason why the users are not as the file lists them, if they are not.
     pub last_error: Option<String>,
-    /// Users in the store that are the file's.
+    /// Number of users in the store that the file manages.
     pub managed: usize,
 }
 
@@ -64,12 +65,12 @@ struct Inner {
     runs_failed: u64,
     managed: usize,
     file_error: Option<String>,
-    /// Of the last comparison.
+    /// The failures of the last comparison.
     failures: Vec<String>,
 }
 
 impl Users {
-    /// Follows the file at `path`. `own` are users that are never touched, whatever it says.
+    /// Follows the file at `path`. Users in `own` are never changed, even if the file lists them.
     pub fn new(path: PathBuf, own: BTreeSet<String>) -> Self {
         Self {
             path,
@@ -78,7 +79,6 @@ impl Users {
         }
     }
 
-    /// How it goes.
     pub fn status(&self) -> Status {
         let inner = self.status.lock();
         Status {
@@ -89,9 +89,9 @@ impl Users {
         }
     }
 
-    /// Keeps the users of `admin` as the file says, for ever.
+    /// Keeps the users of `admin` as the file lists them. Never returns.
     pub async fn run(&self, admin: Arc<dyn UserAdmin>) {
-        tracing::info!(path = %self.path.display(), "following the users of remote clusters");
+        tracing::info!(path = %self.path.display(), "following the users file of remote clusters");
         let file = UsersFile::new(self.path.clone(), self.own.clone());
         let mut follower = file.follower();
         let mut reconciler = Reconciler::new(self.own.clone());
@@ -136,7 +136,7 @@ impl Users {
     fn file_failed(&self, error: String) {
         tracing::error!(
             error,
-            "the users file is not as it should be: users stay as they are until it is changed"
+            "the users file is invalid: users stay as they are until the file changes"
         );
         let mut status = self.status.lock();
         status.runs_failed += 1;
@@ -145,9 +145,9 @@ impl Users {
 
     fn compared(&self, outcome: Outcome) {
         let mut status = self.status.lock();
-        // What fails again, and the same way, has been said.
+        // A failure that is repeated has been logged.
         for failure in outcome.failures.iter().filter(|f| !status.failures.contains(f)) {
-            tracing::warn!(error = failure, "users are not as they should be, trying again");
+            tracing::warn!(error = failure, "cannot change users as listed, trying again");
         }
         match (
             outcome.failures.is_empty(),
@@ -155,7 +155,7 @@ impl Users {
         ) {
             (false, _) => status.runs_failed += 1,
             (true, false) => status.runs_ok += 1,
-            // A look that found nothing to do is no run.
+            // A comparison that found nothing to do is not counted as a run.
             (true, true) => {}
         }
         if let Some(managed) = outcome.managed {

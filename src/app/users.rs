@@ -1,4 +1,4 @@
-//! The etcd users of a cluster, as `etcdinit` makes them: who they are is the certificate's common name.
+//! The etcd users of a cluster, as `etcdinit` makes them. A client is the user in its certificate's common name.
 
 use crate::auth::{Access, AuthStore, Error, Permission, ROOT};
 use crate::durable::Durable;
@@ -11,18 +11,24 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How long a change may take to be on the disk.
+/// Limit for a change to reach the disk.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A user that every cluster has, with its only role.
 struct Account {
     user: String,
     role: &'static str,
-    /// What the role may read: a key, and the end of the range if it is one.
-    reads: Vec<(String, Vec<u8>)>,
+    reads: Vec<Readable>,
 }
 
-/// The users and roles of `cluster`, in the order in which the original makes them.
+/// Keys that a role may read.
+struct Readable {
+    key: String,
+    /// The end of the range; empty for a single key.
+    range_end: Vec<u8>,
+}
+
+/// The users and roles of `cluster`, in the order in which Cilium makes them.
 ///
 /// | user | role | may read |
 /// |---|---|---|
@@ -40,7 +46,10 @@ fn accounts(cluster: Option<&ClusterName>) -> [Account; 4] {
     };
     let prefix = |prefix: &str| {
         let end = prefix_end(prefix.as_bytes()).unwrap_or_default();
-        (prefix.to_owned(), end.to_vec())
+        Readable {
+            key: prefix.to_owned(),
+            range_end: end.to_vec(),
+        }
     };
     let config = cluster.map_or_else(|| "cilium/cluster-config".to_owned(), keys::cluster_config);
     let synced = cluster.map_or_else(|| "cilium/synced/".to_owned(), keys::synced_prefix);
@@ -63,7 +72,10 @@ fn accounts(cluster: Option<&ClusterName>) -> [Account; 4] {
             reads: vec![
                 prefix(keys::HEARTBEAT),
                 prefix("cilium/state/"),
-                (config, vec![]),
+                Readable {
+                    key: config,
+                    range_end: vec![],
+                },
                 prefix(&synced),
             ],
         },
@@ -75,7 +87,7 @@ pub(super) fn own_names(cluster: &ClusterName) -> BTreeSet<String> {
     accounts(Some(cluster)).into_iter().map(|a| a.user).collect()
 }
 
-/// Adds users and roles that are not there yet, and turns authentication on.
+/// Adds missing users, roles and permissions, and turns authentication on.
 pub(super) fn init(auth: &AuthStore, cluster: Option<&ClusterName>) -> Result<(), Error> {
     for Account { user, role, reads } in accounts(cluster) {
         add(auth.user_add(&user, None))?;
@@ -83,13 +95,13 @@ pub(super) fn init(auth: &AuthStore, cluster: Option<&ClusterName>) -> Result<()
             add(auth.role_add(role))?;
         }
         auth.user_grant_role(&user, role)?;
-        for (key, range_end) in reads {
+        for Readable { key, range_end } in reads {
             let permission = Permission {
                 access: Access::Read,
                 key: key.into_bytes(),
                 range_end,
             };
-            // A change for nothing would make every token old.
+            // A change without effect would still invalidate every token.
             if !auth.state().roles.get(role).is_some_and(|r| r.contains(&permission)) {
                 auth.role_grant(role, permission)?;
             }
@@ -98,7 +110,7 @@ pub(super) fn init(auth: &AuthStore, cluster: Option<&ClusterName>) -> Result<()
     auth.enable()
 }
 
-/// Something that may be there from a former start.
+/// Ignores that a user or role exists already, from an earlier start.
 fn add(added: Result<(), Error>) -> Result<(), Error> {
     match added {
         Err(Error::UserAlreadyExist | Error::RoleAlreadyExist) => Ok(()),
@@ -113,7 +125,7 @@ pub(super) struct StoreUsers {
 }
 
 impl StoreUsers {
-    /// Makes a change, and waits until it survives a crash. It counts for requests before that.
+    /// Makes a change, and waits until it survives a crash. Requests see the change before that.
     async fn change(&self, change: impl FnOnce(&AuthStore) -> Result<(), Error>) -> Result<(), kvstore::Error> {
         let unavailable = |e: &dyn std::fmt::Display| kvstore::Error::Unavailable(e.to_string());
         let Some(durable) = &self.durable else {
@@ -123,7 +135,9 @@ impl StoreUsers {
         change(&self.auth).map_err(refused)?;
         match tokio::time::timeout(FLUSH_TIMEOUT, durable.flushed()).await {
             Ok(flushed) => flushed.map_err(|e| unavailable(&e)),
-            Err(late) => Err(unavailable(&format!("the disk does not answer: {late}"))),
+            Err(late) => Err(unavailable(&format!(
+                "the change did not reach the disk in time: {late}"
+            ))),
         }
     }
 }
@@ -177,11 +191,11 @@ mod tests {
     }
 
     #[test]
-    fn a_remote_reads_this_clusters_own_keys_and_a_local_agent_the_mirrors() {
+    fn a_remote_cluster_reads_this_clusters_keys_and_a_local_agent_the_mirrored_keys() {
         let auth = AuthStore::new(Config::default()).unwrap();
         init(&auth, Some(&hk())).unwrap();
         let revision = auth.state().revision;
-        assert_eq!(revision, 19, "one for each change, as in etcd");
+        assert_eq!(revision, 19, "one revision for each change, as in etcd");
         init(&auth, Some(&hk())).unwrap();
         assert_eq!(auth.state().revision, revision, "a second time changes nothing");
         let reads = |user: &str, key: &str| {
@@ -215,7 +229,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn users_of_the_store_are_administered_without_complaint_about_what_is_so_already() {
+    async fn changes_that_are_made_already_are_no_errors() {
         let auth = Arc::new(AuthStore::new(Config::default()).unwrap());
         init(&auth, Some(&hk())).unwrap();
         let users = StoreUsers { auth, durable: None };

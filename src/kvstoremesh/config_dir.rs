@@ -19,11 +19,11 @@ const LENGTH_MAX: u64 = 4 << 20;
 /// What happened to a remote cluster's file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// It is new, or its content changed.
+    /// The file is new, or its content changed.
     Set(ClusterName, PathBuf),
-    /// It is gone.
+    /// The file is gone, or is no longer a cluster configuration.
     Removed(ClusterName),
-    /// Everything that was there at the start has been said.
+    /// Every file that existed at the start has been reported.
     Listed,
 }
 
@@ -107,7 +107,7 @@ impl Clusters {
             }
             Change::Removed(path) => self.remote(&path).map(Event::Removed),
             Change::Unreadable { path, error } => {
-                tracing::warn!(file = %path.display(), %error, "cannot be read");
+                tracing::warn!(file = %path.display(), %error, "cannot read a cluster configuration: the cluster stays as it is");
                 None
             }
             Change::ReadableAgain(_) => None,
@@ -120,7 +120,7 @@ impl Clusters {
             Ok(name) => (name != self.own).then_some(name),
             Err(error) => {
                 if self.refused.insert(path.to_owned()) {
-                    tracing::error!(file = %path.display(), %error, "not a remote cluster");
+                    tracing::error!(file = %path.display(), %error, "the name of this cluster configuration is not a cluster name: ignored");
                 }
                 None
             }

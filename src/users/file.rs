@@ -19,6 +19,13 @@ pub(super) struct UsersFile {
     own: BTreeSet<String>,
 }
 
+/// The content of a valid file.
+struct Parsed {
+    users: Wanted,
+    /// The reasons why entries are left out, or are without effect.
+    complaints: Vec<String>,
+}
+
 /// News about the file.
 #[derive(Debug, PartialEq)]
 pub(super) enum News {
@@ -30,7 +37,7 @@ pub(super) enum News {
 
 #[derive(Deserialize)]
 struct Document {
-    /// An empty list may be written as nothing; without the word it is some other file.
+    /// The list may be empty or null, but a file without this field is no users file.
     #[serde(deserialize_with = "list")]
     users: Vec<Entry>,
 }
@@ -75,7 +82,7 @@ impl UsersFile {
             return None;
         };
         match change {
-            Change::Content(file) | Change::ReadableAgain(file) => Some(self.parse(&file)),
+            Change::Content(file) | Change::ReadableAgain(file) => Some(self.listed(&file)),
             Change::Unreadable { error, .. } => Some(News::Wrong(format!("cannot read {path}: {error}"))),
             Change::Removed(_) => {
                 tracing::info!(%path, "the users file is gone: users stay as they are");
@@ -84,39 +91,39 @@ impl UsersFile {
         }
     }
 
-    fn parse(&self, file: &File) -> News {
+    fn listed(&self, file: &File) -> News {
         let path = self.path.display();
-        match wanted(&file.content, &self.own) {
-            Ok((wanted, complaints)) => {
+        match parse(&file.content, &self.own) {
+            Ok(Parsed { users, complaints }) => {
                 for complaint in complaints {
                     tracing::warn!(%path, "{complaint}");
                 }
-                News::Listed(wanted)
+                News::Listed(users)
             }
             Err(error) => News::Wrong(format!("{path}: {error}")),
         }
     }
 }
 
-/// Who is listed, and what is wrong with some of the entries.
-fn wanted(content: &[u8], own: &BTreeSet<String>) -> Result<(Wanted, Vec<String>), String> {
+/// Parses the file. Invalid entries are left out.
+fn parse(content: &[u8], own: &BTreeSet<String>) -> Result<Parsed, String> {
     let text = std::str::from_utf8(content).map_err(|e| e.to_string())?;
     let document: Document = serde_saphyr::from_str(text).map_err(|e| e.to_string())?;
-    let (mut wanted, mut complaints) = (Wanted::new(), vec![]);
+    let (mut users, mut complaints) = (Wanted::new(), vec![]);
     for (at, Entry { name, role }) in document.users.into_iter().enumerate() {
         if name.is_empty() {
             complaints.push(format!("entry {} has no name: left out", at + 1));
         } else if own.contains(&name) {
-            complaints.push(format!("{name:?} is a user of this cluster's own: left as it is"));
+            complaints.push(format!("{name:?} is one of this cluster's own users: left as it is"));
         } else if role.is_empty() {
             complaints.push(format!("{name:?} has no role: left as it is"));
-            wanted.entry(name).or_default();
+            users.entry(name).or_default();
         } else {
-            // Parity: whoever is listed twice has both roles.
-            wanted.entry(name).or_default().insert(role);
+            // Parity: a user that is listed twice has both roles.
+            users.entry(name).or_default().insert(role);
         }
     }
-    Ok((wanted, complaints))
+    Ok(Parsed { users, complaints })
 }
 
 #[cfg(test)]
@@ -130,12 +137,12 @@ mod tests {
     }
 
     fn listed(text: &str) -> Vec<String> {
-        let (wanted, _) = wanted(text.as_bytes(), &own()).unwrap();
+        let users = parse(text.as_bytes(), &own()).unwrap().users;
         let line = |(name, roles): (String, BTreeSet<String>)| {
             let roles: Vec<_> = roles.into_iter().collect();
             format!("{name}: {}", roles.join(" "))
         };
-        wanted.into_iter().map(line).collect()
+        users.into_iter().map(line).collect()
     }
 
     #[test]
@@ -143,7 +150,7 @@ mod tests {
         let text =
             "users:\n- name: remote-tokyo\n  role: remote\n- name: remote-1\n  role: remote\n  more: x\nelse: 1\n";
         assert_eq!(listed(text), ["remote-1: remote", "remote-tokyo: remote"]);
-        // What the chart makes of no clusters.
+        // The file that the chart writes without clusters.
         assert!(listed("users:\n").is_empty() && listed("users: []").is_empty());
         assert_eq!(
             listed("users: [{name: 7, role: 007}, {name: no, role: yes}]"),
@@ -154,17 +161,17 @@ mod tests {
     }
 
     #[test]
-    fn entries_that_cannot_be_meant_are_named_and_cost_no_other() {
+    fn invalid_entries_are_named_and_the_others_are_used() {
         let text =
             "users: [{role: r}, {name: root, role: r}, {name: a}, {name: local-hk, role: r}, {name: b, role: r}]";
         assert_eq!(listed(text), ["a: ", "b: r"], "a is listed, so it stays");
-        let (_, complaints) = wanted(text.as_bytes(), &own()).unwrap();
+        let complaints = parse(text.as_bytes(), &own()).unwrap().complaints;
         assert_eq!(complaints.len(), 4, "{complaints:?}");
         assert!(complaints[0].contains("entry 1") && complaints[1].contains("root"));
     }
 
     #[test]
-    fn a_file_that_is_no_list_of_users_is_wrong() {
+    fn a_file_that_is_no_list_of_users_is_invalid() {
         for text in [
             "",
             "\n",
@@ -175,9 +182,9 @@ mod tests {
             "users: [a]",
             "\u{0}",
         ] {
-            assert!(wanted(text.as_bytes(), &own()).is_err(), "{text:?}");
+            assert!(parse(text.as_bytes(), &own()).is_err(), "{text:?}");
         }
-        assert!(wanted(b"users: \xff", &own()).is_err());
+        assert!(parse(b"users: \xff", &own()).is_err());
     }
 
     #[test]

@@ -1,49 +1,49 @@
-//! From who should be there to what has to be done.
+//! Brings the users of a store to the wanted state.
 
 use crate::kvstore::Error;
 use crate::kvstore::users::UserAdmin;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Users of remote clusters are called so. Those that nobody lists any more are ours to remove, whoever made
-/// them.
+/// Names of users of remote clusters begin with this. Users with this prefix that are not listed are removed, even if
+/// somebody else made them.
 const PREFIX: &str = "remote-";
-/// A store that fails this often in a row, whatever it is asked, is not there.
+/// After this many failures in a row of the store itself, the rest of the comparison is left for later.
 const UNAVAILABLE_MAX: usize = 2;
 
-/// User → roles; a user without any is left as it is.
+/// The listed users with their roles. A user without roles is left as it is.
 pub(super) type Wanted = BTreeMap<String, BTreeSet<String>>;
 
-/// Who should be there, and what is known of who is.
+/// The wanted users, and what is known of the present ones.
 pub(super) struct Reconciler {
-    /// Never touched.
+    /// Users that are never changed.
     own: BTreeSet<String>,
     wanted: Wanted,
-    /// Users without the prefix that are ours to remove, since they were listed once.
+    /// Users without the prefix that are removed when they are no longer listed, because they were listed once.
     adopted: BTreeSet<String>,
-    /// Users whose roles have to be looked at. All others' have been right since they were listed.
+    /// Users whose roles must be compared. The roles of all others have been compared since the list changed.
     unsure: BTreeSet<String>,
 }
 
-/// What came of one comparison.
+/// The outcome of one comparison.
 #[derive(Debug, Default)]
 pub(super) struct Outcome {
-    /// What failed.
     pub(super) failures: Vec<String>,
-    /// How many users are ours; unknown if the store could not be asked.
+    /// The number of managed users in the store; `None` if the users could not be listed.
     pub(super) managed: Option<usize>,
-    /// Whether nothing had been in doubt, and nothing had to be changed.
+    /// Whether there was nothing to compare or change.
     pub(super) routine: bool,
 }
 
-/// Counts failures of the store itself.
+/// Collects failures, and counts those of the store itself.
 #[derive(Default)]
 struct Tally {
     failures: Vec<String>,
+    /// Failures in a row of the store, not of a user.
     unavailable: usize,
 }
 
 impl Tally {
-    /// Notes how it went with `user`.
+    /// Adds the outcome for `user`.
     fn note(&mut self, user: &str, done: Result<(), Error>) {
         match done {
             Ok(()) | Err(Error::Rejected(_)) => self.unavailable = 0,
@@ -54,8 +54,8 @@ impl Tally {
         }
     }
 
-    /// Whether the store is not there for anybody.
-    fn is_too_much(&self) -> bool {
+    /// Whether the store is unavailable for every user.
+    fn is_unavailable(&self) -> bool {
         self.unavailable >= UNAVAILABLE_MAX
     }
 }
@@ -70,13 +70,13 @@ impl Reconciler {
         }
     }
 
-    /// From now on these should be there.
+    /// Replaces the wanted users.
     pub(super) fn want(&mut self, wanted: Wanted) {
         self.unsure = wanted.keys().cloned().collect();
         self.wanted = wanted;
     }
 
-    /// Makes the store's users what they should be, as far as it can be done.
+    /// Removes, adds and changes users of the store as wanted. Users that fail are left for the next call.
     pub(super) async fn reconcile(&mut self, admin: &dyn UserAdmin) -> Outcome {
         let mut present = match admin.list().await {
             Ok(present) => present,
@@ -87,11 +87,15 @@ impl Reconciler {
                 };
             }
         };
-        let gone: Vec<_> = present.iter().filter(|user| self.is_to_go(user)).cloned().collect();
+        let gone: Vec<_> = present
+            .iter()
+            .filter(|user| self.is_to_be_removed(user))
+            .cloned()
+            .collect();
         let todo = self.todo(&present);
         let routine = gone.is_empty() && todo.is_empty();
         let mut tally = Tally::default();
-        // First those who may not be here any more.
+        // Removals first: a cluster that left loses its access before others are added.
         for user in gone {
             let deleted = admin.delete(&user).await;
             if deleted.is_ok() {
@@ -100,12 +104,12 @@ impl Reconciler {
                 present.remove(&user);
             }
             tally.note(&user, deleted);
-            if tally.is_too_much() {
+            if tally.is_unavailable() {
                 break;
             }
         }
         for (user, roles) in todo {
-            if tally.is_too_much() {
+            if tally.is_unavailable() {
                 break;
             }
             let was_there = present.contains(&user);
@@ -121,24 +125,24 @@ impl Reconciler {
         }
         Outcome {
             failures: tally.failures,
-            managed: Some(present.iter().filter(|user| self.is_ours(user)).count()),
+            managed: Some(present.iter().filter(|user| self.is_managed(user)).count()),
             routine,
         }
     }
 
-    /// Who is missing, and who may have other roles than these.
+    /// The wanted users that are missing, or may have other roles.
     fn todo(&self, present: &BTreeSet<String>) -> Wanted {
         let wanted = self.wanted.iter().filter(|(_, roles)| !roles.is_empty());
         let todo = wanted.filter(|(user, _)| self.unsure.contains(*user) || !present.contains(*user));
         todo.map(|(user, roles)| (user.clone(), roles.clone())).collect()
     }
 
-    fn is_ours(&self, user: &str) -> bool {
+    fn is_managed(&self, user: &str) -> bool {
         !self.own.contains(user) && (user.starts_with(PREFIX) || self.adopted.contains(user))
     }
 
-    fn is_to_go(&self, user: &str) -> bool {
-        self.is_ours(user) && !self.wanted.contains_key(user)
+    fn is_to_be_removed(&self, user: &str) -> bool {
+        self.is_managed(user) && !self.wanted.contains_key(user)
     }
 }
 
@@ -158,11 +162,11 @@ async fn ensure(
         admin.add(user).await?;
         changed = true;
         present.insert(user.to_owned());
-        // Somebody else may have been quicker.
+        // Another process may have added the user first, with roles.
         roles = admin.roles(user).await?;
     }
     let roles = roles.unwrap_or_default();
-    // A role that cannot be given keeps no other from being given or taken.
+    // A role that cannot be granted does not keep others from being granted or revoked.
     let mut done = Ok(());
     for role in wanted.difference(&roles) {
         changed = true;

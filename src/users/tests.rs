@@ -1,4 +1,4 @@
-//! Against a store that is only a map.
+//! The reconciler and the follower against a store in memory.
 
 use super::reconcile::{Reconciler, Wanted};
 use super::*;
@@ -6,7 +6,7 @@ use crate::kvstore::Error;
 use std::collections::BTreeMap;
 use tokio::sync::Notify;
 
-/// Users with their roles, and what is wrong with the store.
+/// A store in memory whose calls can fail.
 #[derive(Default)]
 struct Fake {
     state: Mutex<State>,
@@ -16,11 +16,11 @@ struct Fake {
 #[derive(Default)]
 struct State {
     users: BTreeMap<String, BTreeSet<String>>,
-    /// Roles that can be given.
+    /// Roles that exist.
     roles: BTreeSet<String>,
-    /// Users of whom every call ends so.
+    /// Errors of every call for these users; `""` for the list of users.
     broken: BTreeMap<String, fn() -> Error>,
-    /// The calls made, but for lists.
+    /// The calls made, without lists.
     calls: Vec<String>,
     lists: usize,
 }
@@ -35,7 +35,7 @@ impl Fake {
         Arc::new(fake)
     }
 
-    /// `user: role …`, each.
+    /// The users as `user: role …`.
     fn users(&self) -> Vec<String> {
         let line = |(user, roles): (&String, &BTreeSet<String>)| {
             let roles: Vec<_> = roles.iter().map(String::as_str).collect();
@@ -44,7 +44,7 @@ impl Fake {
         self.state.lock().users.iter().map(line).collect()
     }
 
-    /// The calls since the last time this was asked.
+    /// The calls since this was last called.
     fn calls(&self) -> Vec<String> {
         std::mem::take(&mut self.state.lock().calls)
     }
@@ -122,7 +122,7 @@ impl UserAdmin for Fake {
     }
 }
 
-/// Users, each with one role or, if that is empty, with none.
+/// Users with their roles, separated by spaces.
 fn wanted(users: &[(&str, &str)]) -> Wanted {
     let roles = |role: &str| role.split_whitespace().map(str::to_owned).collect();
     users
@@ -135,7 +135,7 @@ fn own() -> BTreeSet<String> {
     ["root", "admin-hk", "local-hk", "remote"].map(str::to_owned).into()
 }
 
-/// A reconciler that has made `first` so.
+/// A reconciler after it has brought the store to `first`.
 async fn after(fake: &Fake, first: &[(&str, &str)]) -> Reconciler {
     let mut reconciler = Reconciler::new(own());
     reconciler.want(wanted(first));
@@ -155,7 +155,7 @@ fn bad_name() -> Error {
 }
 
 #[tokio::test]
-async fn a_list_that_changes_adds_changes_and_removes_only_what_it_must() {
+async fn a_changed_list_makes_only_the_necessary_calls() {
     let fake = Fake::with(&[]);
     let mut reconciler = after(&fake, &[("foo", "r1"), ("bar", "r2"), ("qux", "r3")]).await;
     assert_eq!(fake.users(), ["bar: r2", "foo: r1", "qux: r3"]);
@@ -165,7 +165,7 @@ async fn a_list_that_changes_adds_changes_and_removes_only_what_it_must() {
     assert_eq!(
         fake.users(),
         ["baz: r3", "foo: r1", "qux: r4"],
-        "the role of before is taken"
+        "the former role is revoked"
     );
     let calls = [
         "delete bar",
@@ -179,7 +179,7 @@ async fn a_list_that_changes_adds_changes_and_removes_only_what_it_must() {
     ];
     assert_eq!(fake.calls(), calls);
     assert!(reconciler.reconcile(&*fake).await.routine);
-    assert_eq!(fake.calls(), [""; 0], "nothing is in doubt");
+    assert_eq!(fake.calls(), [""; 0], "nothing to compare");
 }
 
 #[tokio::test]
@@ -216,7 +216,7 @@ async fn users_of_an_earlier_process_are_removed_and_strangers_are_not() {
 }
 
 #[tokio::test]
-async fn one_that_fails_holds_up_no_other_and_alone_is_tried_again() {
+async fn a_user_that_fails_delays_no_other_and_only_it_is_retried() {
     let fake = Fake::with(&[("remote-a", "r1"), ("remote-gone", "remote")]);
     fake.breaks("remote-c", bad_name);
     let mut reconciler = Reconciler::new(own());
@@ -232,7 +232,7 @@ async fn one_that_fails_holds_up_no_other_and_alone_is_tried_again() {
         outcome.failures,
         ["user remote-a: role name not found", "user remote-c: bad name"]
     );
-    // The role it is not to have is taken, though the other cannot be given.
+    // The role that is not listed is revoked, although the listed one cannot be granted.
     assert_eq!(fake.users(), ["remote-a: ", "remote-b: remote", "remote-d: remote"]);
     fake.calls();
     fake.state.lock().roles.insert("later".to_owned());
@@ -242,7 +242,7 @@ async fn one_that_fails_holds_up_no_other_and_alone_is_tried_again() {
 }
 
 #[tokio::test]
-async fn a_store_that_is_not_there_is_not_asked_for_every_user() {
+async fn an_unavailable_store_is_not_asked_for_every_user() {
     let fake = Fake::with(&[]);
     let names = ["remote-a", "remote-b", "remote-c", "remote-d"];
     fake.breaks("", down);
@@ -259,7 +259,7 @@ async fn a_store_that_is_not_there_is_not_asked_for_every_user() {
     assert_eq!(
         outcome.failures.len(),
         3,
-        "one at a time may be the user's own: {outcome:?}"
+        "failures that are not in a row may be the users' own: {outcome:?}"
     );
     assert_eq!(fake.users(), ["remote-b: remote"]);
     fake.breaks("remote-b", down);
@@ -287,10 +287,10 @@ async fn a_user_that_is_listed_without_a_role_is_neither_made_nor_changed_nor_re
     assert_eq!(fake.users(), ["alice: r1", "remote-a: r1"]);
     reconciler.want(Wanted::new());
     reconciler.reconcile(&*fake).await;
-    assert_eq!(fake.users(), ["alice: r1"], "it was never ours");
+    assert_eq!(fake.users(), ["alice: r1"], "alice was never managed");
 }
 
-/// A mounted ConfigMap: the file is a link through `..data`, which is swapped.
+/// A mounted ConfigMap: the file is a link through `..data`, which is replaced.
 struct ConfigMap(tempfile::TempDir);
 
 impl ConfigMap {
@@ -313,7 +313,7 @@ impl ConfigMap {
     }
 }
 
-/// Waits until the status is so.
+/// Waits until `is_so` holds for the status.
 async fn status(users: &Users, is_so: impl Fn(&Status) -> bool) -> Status {
     let so = async {
         loop {
@@ -329,7 +329,7 @@ async fn status(users: &Users, is_so: impl Fn(&Status) -> bool) -> Status {
 }
 
 #[tokio::test]
-async fn a_configmap_is_followed_and_what_is_wrong_or_missing_changes_nothing() {
+async fn a_configmap_is_followed_and_an_invalid_or_missing_file_changes_nothing() {
     let (map, fake) = (
         ConfigMap::new(),
         Fake::with(&[("remote-old", "remote"), ("root", "root")]),
@@ -367,7 +367,7 @@ async fn a_configmap_is_followed_and_what_is_wrong_or_missing_changes_nothing() 
         assert_eq!(status(&users, |s| s.runs_ok == 3).await.managed, 0);
     };
     tokio::select! {
-        () = users.run(Arc::clone(&fake) as _) => unreachable!("it has no end"),
+        () = users.run(Arc::clone(&fake) as _) => unreachable!("run never returns"),
         () = follow => {}
     }
 }
@@ -391,7 +391,7 @@ async fn while_there_is_no_file_nobody_is_removed() {
     );
     assert_eq!(users.status().runs_ok, 1);
     let lists = fake.state.lock().lists;
-    // The file has its times from another clock than the waits: at first it may look as if it were being written.
+    // The clock of file times is not paused: for a while the file counts as being written.
     assert!((6..=12).contains(&lists), "once a minute: {lists}");
     assert_eq!(fake.calls(), ["roles remote-old"], "roles only once");
 }
