@@ -1,4 +1,4 @@
-//! HTTP for operators, beside the stores: readiness and metrics.
+//! HTTP servers for operators: readiness and metrics.
 
 use crate::util::readiness::Ready;
 use axum::Router;
@@ -13,8 +13,8 @@ use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-/// `/readyz` with the original's bodies, and `/healthz`; any method, as there. `/readyz?verbose` also says how
-/// it is with each part.
+/// `/readyz` and `/healthz`. Parity: bodies and accepted methods (any) are Cilium's. `/readyz?verbose` also lists the
+/// steps and conditions.
 pub fn health(ready: Ready) -> Router {
     let readyz = move |RawQuery(query): RawQuery| {
         let ready = ready.clone();
@@ -38,8 +38,8 @@ pub fn health(ready: Ready) -> Router {
         .fallback(|| async { (StatusCode::NOT_FOUND, "404 page not found\n") })
 }
 
-/// How a page of metrics is called: by what its reader can read. The same text is both.
-fn kind_of_metrics(headers: &HeaderMap) -> &'static str {
+/// The content type of a page of metrics, chosen by the request. The text is valid in both formats.
+fn metrics_content_type(headers: &HeaderMap) -> &'static str {
     let accepts = headers.get_all(ACCEPT).iter().filter_map(|v| v.to_str().ok());
     match accepts.into_iter().any(|v| v.contains("application/openmetrics-text")) {
         true => "application/openmetrics-text; version=1.0.0; charset=utf-8",
@@ -56,13 +56,13 @@ pub fn metrics(registry: Arc<Registry>) -> Router {
             if let Err(error) = encode(&mut body, &registry) {
                 tracing::error!(%error, "cannot write the metrics");
             }
-            ([(CONTENT_TYPE, kind_of_metrics(&headers))], body)
+            ([(CONTENT_TYPE, metrics_content_type(&headers))], body)
         }
     };
     Router::new().route("/metrics", get(page))
 }
 
-/// Binds `address` for [`serve`]; the error names it.
+/// Binds `address` for [`serve`]. The error names the address.
 pub async fn bind(address: &str) -> std::io::Result<(TcpListener, SocketAddr)> {
     let named = |e: std::io::Error| std::io::Error::new(e.kind(), format!("cannot listen on {address}: {e}"));
     let listener = crate::util::net::bind(address).await.map_err(named)?;
@@ -70,7 +70,7 @@ pub async fn bind(address: &str) -> std::io::Result<(TcpListener, SocketAddr)> {
     Ok((listener, bound))
 }
 
-/// Serves `router` until `stop`.
+/// Serves `router` until `stop` is cancelled.
 pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) -> std::io::Result<()> {
     tokio::select! {
         () = stop.cancelled() => Ok(()),

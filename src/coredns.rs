@@ -1,7 +1,7 @@
-//! What the MCS API asks of CoreDNS: that the `kubernetes` plugin answers for the clusterset domain, too.
+//! Configures CoreDNS for the MCS API: the `kubernetes` plugin must answer for the clusterset domain, too.
 //!
-//! A Corefile is read as CoreDNS reads it, as words, so a domain is found where it is a name of its own: not in
-//! a comment, not within a longer name, not in quotes. What is not changed stays byte for byte.
+//! A Corefile is split into words, as CoreDNS does. So a domain is found only where it is a name of its own, not in a
+//! comment, a longer name or quotes. Everything else stays byte for byte.
 
 pub mod apply;
 
@@ -9,60 +9,71 @@ use std::ops::Range;
 
 /// The oldest CoreDNS whose `kubernetes` plugin knows `multicluster`.
 const OLDEST: [u64; 3] = [1, 12, 2];
-/// The plugin's option.
+/// The plugin's option for clusterset domains.
 const OPTION: &str = "multicluster";
 
 /// The domains to answer for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Domains {
-    /// The cluster's own, `cluster.local`.
+    /// The cluster's own domain: `cluster.local`.
     pub cluster: String,
-    /// The clusterset's, `clusterset.local`.
+    /// The clusterset's domain: `clusterset.local`.
     pub clusterset: String,
 }
 
-/// What is to be done with a Corefile.
+/// The change of a Corefile.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Plan {
-    /// Nothing: it says something about the clusterset already.
+    /// None: the Corefile already names the clusterset, or configures the option.
     Keep,
-    /// Write this instead.
+    /// Replace the Corefile by this text.
     Write(String),
 }
 
 /// Why a Corefile cannot be changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// There is nothing to add to.
     #[error("the Corefile has no kubernetes plugin with a block for the domain {0:?}")]
     NotConfigured(String),
-    /// A domain is not one.
     #[error("{0:?} is not a domain")]
     NoDomain(String),
 }
 
-/// What an image's tag tells of CoreDNS' version.
+/// The version of CoreDNS, according to the tag of its image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Version {
-    /// New enough.
     Supported,
-    /// Not new enough; the version.
+    /// The version.
     TooOld(String),
-    /// It does not tell; why not.
+    /// The reason.
     Unknown(String),
 }
 
 /// A word of a Corefile.
 struct Word<'a> {
     text: &'a str,
-    /// Where it is.
+    /// The bytes of the Corefile.
     at: Range<usize>,
-    /// Whether it is the first of its line.
+    /// Whether the word is the first of its line.
     first: bool,
     quoted: bool,
 }
 
-/// Finds out what to do with a Corefile.
+/// Text around a domain in a word.
+struct Around<'a> {
+    /// The scheme.
+    before: &'a str,
+    /// The final dot, the port and a comma.
+    after: &'a str,
+}
+
+/// Text to insert into a Corefile.
+struct Insertion {
+    at: usize,
+    text: String,
+}
+
+/// Decides how to change a Corefile.
 pub fn plan(domains: &Domains, corefile: &str) -> Result<Plan, Error> {
     for domain in [&domains.cluster, &domains.clusterset] {
         if domain.is_empty() || domain.contains(|c: char| c.is_whitespace() || "{}\"#".contains(c)) {
@@ -79,24 +90,30 @@ pub fn plan(domains: &Domains, corefile: &str) -> Result<Plan, Error> {
     if plugins.is_empty() {
         return Err(Error::NotConfigured(domains.cluster.clone()));
     }
-    let mut inserts: Vec<(usize, String)> = vec![];
+    let mut insertions: Vec<Insertion> = vec![];
     for word in &words {
-        if let Some(beside) = word.beside(domains) {
-            inserts.push((word.at.end, format!(" {beside}")));
+        if let Some(name) = word.clusterset_name(domains) {
+            insertions.push(Insertion {
+                at: word.at.end,
+                text: format!(" {name}"),
+            });
         }
     }
     for line in plugins {
         let start = corefile[..line[0].at.start].rfind('\n').map_or(0, |at| at + 1);
         let indent = &corefile[start..line[0].at.start];
         let brace = line[line.len() - 1].at.end;
-        // Behind a comment, if there is one.
+        // At the end of the line, after any comment.
         let rest = corefile[brace..].split('\n').next().unwrap_or_default();
         let end = brace + rest.trim_end_matches('\r').len();
-        inserts.push((end, format!("\n{indent}   {OPTION} {}", domains.clusterset)));
+        insertions.push(Insertion {
+            at: end,
+            text: format!("\n{indent}   {OPTION} {}", domains.clusterset),
+        });
     }
-    inserts.sort_by_key(|(at, _)| *at);
+    insertions.sort_by_key(|insertion| insertion.at);
     let (mut out, mut from) = (String::new(), 0);
-    for (at, text) in inserts {
+    for Insertion { at, text } in insertions {
         out.push_str(&corefile[from..at]);
         out.push_str(&text);
         from = at;
@@ -113,7 +130,7 @@ fn is_plugin(line: &[Word<'_>], domain: &str) -> bool {
     first.text == "kubernetes" && last.text == "{" && zones.iter().any(|word| word.around(domain).is_some())
 }
 
-/// Takes a Corefile apart, without its comments.
+/// Splits a Corefile into words, without its comments.
 fn words(text: &str) -> Vec<Word<'_>> {
     let (mut words, mut first) = (vec![], true);
     let mut chars = text.char_indices().peekable();
@@ -149,9 +166,9 @@ fn words(text: &str) -> Vec<Word<'_>> {
 }
 
 impl<'a> Word<'a> {
-    /// What is around the domain if the word is that domain, perhaps with a scheme, the final dot, a port or
-    /// a comma, as the names of server blocks are.
-    fn around(&self, domain: &str) -> Option<(&'a str, &'a str)> {
+    /// The text around the domain, if the word is that domain, perhaps with a scheme, the final dot, a port or a comma, as
+    /// in the names of server blocks.
+    fn around(&self, domain: &str) -> Option<Around<'a>> {
         if self.quoted {
             return None;
         }
@@ -165,16 +182,17 @@ impl<'a> Word<'a> {
         let is_port = port
             .strip_prefix(':')
             .is_some_and(|port| port.chars().all(|c| c.is_ascii_digit()));
-        (port.is_empty() || is_port).then(|| (&self.text[..start], after))
+        let before = &self.text[..start];
+        (port.is_empty() || is_port).then_some(Around { before, after })
     }
 
-    /// The same for the clusterset, if the word is the cluster's domain.
-    fn beside(&self, domains: &Domains) -> Option<String> {
-        let (before, after) = self.around(&domains.cluster)?;
+    /// The same word for the clusterset's domain, if the word is the cluster's domain.
+    fn clusterset_name(&self, domains: &Domains) -> Option<String> {
+        let Around { before, after } = self.around(&domains.cluster)?;
         Some(format!("{before}{}{after}", domains.clusterset))
     }
 
-    /// Whether the word is the domain, or a name in it.
+    /// Whether the word is the domain, or a name in the domain.
     fn is_within(&self, domain: &str) -> bool {
         let labels = self.text.match_indices('.').map(|(at, _)| &self.text[at + 1..]);
         let name = self.text.split("://").last().unwrap_or_default();
@@ -190,7 +208,7 @@ impl<'a> Word<'a> {
     }
 }
 
-/// Reads CoreDNS' version from its image. What follows a dash is somebody's own build of that version.
+/// Reads the version of CoreDNS from its image. The part of a tag after a dash names a vendor's build of that version.
 pub fn version(image: &str) -> Version {
     let unknown = |why: &str| Version::Unknown(format!("{why} in image {image:?}"));
     let name = image.split('@').next().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Changes CoreDNS in a Kubernetes cluster, once.
+//! Applies the change to a Kubernetes cluster, once.
 
 use super::{Domains, Plan, Version, plan, version};
 use k8s_openapi::api::apps::v1::Deployment;
@@ -9,17 +9,17 @@ use serde_json::json;
 
 /// Key of the Corefile in the ConfigMap.
 const COREFILE: &str = "Corefile";
-/// Key of the Corefile as it was.
+/// Key of the former Corefile.
 const BACKUP: &str = "Corefile.cilium.bak";
-/// A new value of it makes new pods.
+/// Annotation of the pod template: a new value restarts the pods.
 const ANNOTATION: &str = "clustermesh.cilium.io/autoPatchedAt";
-/// Who owns the annotation.
+/// The field manager of the annotation.
 const FIELD_MANAGER: &str = "mcsapi-coredns-autocfg";
 
-/// Where CoreDNS is.
+/// The objects of CoreDNS.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Names {
-    /// Namespace of both.
+    /// Namespace of both objects.
     pub namespace: String,
     /// The ConfigMap with the Corefile.
     pub config_map: String,
@@ -48,12 +48,12 @@ pub enum Error {
     Corefile(#[from] super::Error),
 }
 
-/// What was done.
+/// The outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Done {
-    /// Nothing: CoreDNS knows the clusterset already.
+    /// CoreDNS is already configured for a clusterset.
     Nothing,
-    /// The Corefile was changed, and CoreDNS restarts with it.
+    /// The Corefile was changed, and CoreDNS restarts.
     Changed,
 }
 
@@ -75,8 +75,8 @@ impl Names {
     }
 }
 
-/// Adds the clusterset domain to the Corefile, and restarts CoreDNS. Nothing is changed unless both can be
-/// done.
+/// Adds the clusterset domain to the Corefile, and restarts CoreDNS. Everything that can be checked is checked before the
+/// first change.
 pub async fn apply(client: Client, names: &Names, domains: &Domains) -> Result<Done, Error> {
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), &names.namespace);
     let deployments: Api<Deployment> = Api::namespaced(client, &names.namespace);
@@ -91,7 +91,7 @@ pub async fn apply(client: Client, names: &Names, domains: &Domains) -> Result<D
     match version(image.unwrap_or_default()) {
         Version::Supported => {}
         Version::TooOld(version) => return Err(Error::TooOld(version)),
-        Version::Unknown(why) => tracing::warn!(why, "cannot tell CoreDNS' version, so it is not checked"),
+        Version::Unknown(why) => tracing::warn!(why, "the version of CoreDNS is unknown and is not checked"),
     }
     let data = map.data.get_or_insert_default();
     let corefile = data.get(COREFILE).ok_or_else(|| Error::NoCorefile {

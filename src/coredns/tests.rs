@@ -57,7 +57,7 @@ fn a_corefile_answers_for_the_clusterset_too() {
 }
 
 #[test]
-fn without_a_plugin_for_the_domain_there_is_nothing_to_add_to() {
+fn without_a_plugin_block_for_the_domain_nothing_can_be_added() {
     let refused = Err(Error::NotConfigured("mycluster.local".to_owned()));
     let other = corefile(&plugin(&format!("cluster.local {ARPA}")), "cluster.local");
     assert_eq!(planned(&other), refused);
@@ -69,7 +69,7 @@ fn without_a_plugin_for_the_domain_there_is_nothing_to_add_to() {
 }
 
 #[test]
-fn what_knows_the_clusterset_is_left_alone() {
+fn a_corefile_that_names_the_clusterset_is_left_alone() {
     let block = plugin(&format!("mycluster.local {ARPA}"));
     let option = block.replacen("{\n", "{\n       multicluster helloworld\n", 1);
     assert_eq!(planned(&corefile(&option, "cluster.local")), Ok(Plan::Keep));
