@@ -1,8 +1,7 @@
-//! What lies between an etcd client file and its etcd, step by step: the name, TCP, TLS, certificates,
-//! and one read.
+//! Checks the connection from an etcd client file to its etcd step by step: DNS, TCP, TLS, certificates, and one read.
 //!
-//! The text is that of Cilium's `troubleshoot`, marks and all, since people compare them. Where an error
-//! has words in Go that are searched for, `words` has them. Each line is written as soon as it is known.
+//! Parity: the output is that of Cilium's `troubleshoot`, because people compare the two. Errors use the words of Go's
+//! standard library (`words`), because people search for them. Each line is written as soon as its step has ended.
 
 mod certificates;
 mod client;
@@ -26,20 +25,20 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Which remote clusters to look at.
+/// The remote clusters to check.
 #[derive(Clone, Debug)]
 pub struct Mesh {
-    /// Directory with one etcd client file for each cluster, named after it.
+    /// Directory with one etcd client file for each cluster, named after the cluster.
     pub directory: PathBuf,
-    /// Only these clusters; empty for all.
+    /// The clusters to check; empty for all.
     pub clusters: Vec<String>,
-    /// Name of the cluster this runs in, for a hint.
+    /// Name of the local cluster, whose entry is marked in the output.
     pub local: Option<String>,
-    /// For all steps of one cluster together.
+    /// Limit for all steps of one cluster together.
     pub timeout: Duration,
 }
 
-/// Why a file is no configuration.
+/// Why a file is not a configuration.
 #[derive(Debug, thiserror::Error)]
 enum Error {
     #[error("open {}: {}", path.display(), words::io(source))]
@@ -50,12 +49,11 @@ enum Error {
     Alias(#[from] AliasError),
 }
 
-/// Looks at the etcd that one client file is for. `timeout` is for all steps together. Only `out` can
-/// fail.
+/// Checks the etcd of one client file. `timeout` limits all steps together. Returns only errors of `out`.
 pub async fn file(path: &Path, timeout: Duration, out: &mut dyn Write) -> io::Result<()> {
     let mut report = Report::new(out);
     match read(path) {
-        Ok(config) => look(path, &config, timeout, &mut report).await,
+        Ok(config) => check(path, &config, timeout, &mut report).await,
         Err(why) => {
             report.line(format_args!("📄 Configuration path: {}", path.display()))?;
             report.line(format_args!("❌ Cannot parse etcd configuration: {why}"))
@@ -63,7 +61,7 @@ pub async fn file(path: &Path, timeout: Duration, out: &mut dyn Write) -> io::Re
     }
 }
 
-/// Looks at each remote cluster's etcd in turn. Only `out` can fail.
+/// Checks each remote cluster's etcd in turn. Returns only errors of `out`.
 pub async fn mesh(mesh: &Mesh, out: &mut dyn Write) -> io::Result<()> {
     let mut report = Report::new(out);
     let files = match files_of(&mesh.directory) {
@@ -99,7 +97,7 @@ pub async fn mesh(mesh: &Mesh, out: &mut dyn Write) -> io::Result<()> {
             continue;
         };
         match read(path) {
-            Ok(config) => look(path, &config, mesh.timeout, &mut report).await?,
+            Ok(config) => check(path, &config, mesh.timeout, &mut report).await?,
             Err(why) => report.line(format_args!(
                 "❌ Could not parse Cilium config: failed to parse config file: {why}"
             ))?,
@@ -108,10 +106,10 @@ pub async fn mesh(mesh: &Mesh, out: &mut dyn Write) -> io::Result<()> {
     Ok(())
 }
 
-async fn look(path: &Path, config: &ClientConfig, timeout: Duration, report: &mut Report<'_>) -> io::Result<()> {
+async fn check(path: &Path, config: &ClientConfig, timeout: Duration, report: &mut Report<'_>) -> io::Result<()> {
     let deadline = Instant::now() + timeout;
     report.line(format_args!("📄 Configuration path: {}", path.display()))?;
-    // Without TLS nothing but the endpoints matters.
+    // Without TLS, the TLS files are not used.
     let tls = match config.insecure_transport {
         true => None,
         false => match files::Material::read(config) {
@@ -129,12 +127,12 @@ async fn look(path: &Path, config: &ClientConfig, timeout: Duration, report: &mu
     for endpoint in &config.endpoints {
         let mut report = report.nested(3);
         report.line(format_args!("- {endpoint}"))?;
-        let check = endpoint::Check {
+        let endpoint_check = endpoint::Check {
             aliases: &config.cilium_host_aliases,
             tls: tls.as_ref(),
             deadline,
         };
-        reached |= check.run(endpoint, &mut report.nested(2)).await?;
+        reached |= endpoint_check.run(endpoint, &mut report.nested(2)).await? == endpoint::Outcome::Usable;
     }
     report.blank()?;
     report.line("🔑 Digital certificates:")?;
@@ -165,12 +163,12 @@ fn read(path: &Path) -> Result<ClientConfig, Error> {
 }
 
 fn parse(text: &str) -> Result<ClientConfig, Error> {
-    // Nothing at all is a configuration without anything.
+    // An empty file is a configuration without fields.
     let text = if text.trim().is_empty() { "{}" } else { text };
     let config: ClientConfig = serde_saphyr::from_str(text).map_err(|e| unparsed(&e.to_string()))?;
     config.check_aliases()?;
     if !config.endpoints.is_empty() {
-        // What else makes a configuration unusable is decided there.
+        // The client decides what else makes a configuration unusable.
         ClientConfig::parse(text).map_err(|why| unparsed(&why))?;
     }
     Ok(config)
@@ -180,7 +178,7 @@ fn unparsed(why: &str) -> Error {
     Error::Parse(config::first_line(why))
 }
 
-/// Cilium's rules and words for a cluster's name.
+/// Checks a cluster's name by Cilium's rules and with Cilium's words.
 fn check_name(name: &str) -> Result<(), &'static str> {
     match ClusterName::new(name) {
         Ok(_) => Ok(()),
@@ -191,7 +189,7 @@ fn check_name(name: &str) -> Result<(), &'static str> {
     }
 }
 
-/// The client files of a directory by name: as for the mirror, files with the text `endpoints:`.
+/// The client files of a directory by name. As for the mirror, client files are those that contain `endpoints:`.
 fn files_of(directory: &Path) -> io::Result<BTreeMap<String, PathBuf>> {
     let mut files = BTreeMap::new();
     for entry in std::fs::read_dir(directory)? {

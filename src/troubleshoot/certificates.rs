@@ -1,4 +1,4 @@
-//! Certificates as text.
+//! Prints certificates.
 
 use super::files::Material;
 use super::report::Report;
@@ -12,21 +12,31 @@ use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::{ASN1Time, FromDer, X509Certificate};
 use x509_parser::x509::X509Name;
 
-/// Attributes that names are made of, in the order of Go's `pkix.Name`, which is not that of the certificate;
-/// all others come after them.
-const ATTRIBUTES: &[(&str, &str)] = &[
-    ("2.5.4.5", "SERIALNUMBER"),
-    ("2.5.4.3", "CN"),
-    ("2.5.4.17", "POSTALCODE"),
-    ("2.5.4.9", "STREET"),
-    ("2.5.4.8", "ST"),
-    ("2.5.4.7", "L"),
-    ("2.5.4.11", "OU"),
-    ("2.5.4.10", "O"),
-    ("2.5.4.6", "C"),
+/// An attribute of a name.
+struct Attribute {
+    oid: &'static str,
+    short: &'static str,
+}
+
+const fn attribute(oid: &'static str, short: &'static str) -> Attribute {
+    Attribute { oid, short }
+}
+
+/// The attributes that have short names, in the order of Go's `pkix.Name` rather than of the certificate. All other
+/// attributes come after them.
+const ATTRIBUTES: &[Attribute] = &[
+    attribute("2.5.4.5", "SERIALNUMBER"),
+    attribute("2.5.4.3", "CN"),
+    attribute("2.5.4.17", "POSTALCODE"),
+    attribute("2.5.4.9", "STREET"),
+    attribute("2.5.4.8", "ST"),
+    attribute("2.5.4.7", "L"),
+    attribute("2.5.4.11", "OU"),
+    attribute("2.5.4.10", "O"),
+    attribute("2.5.4.6", "C"),
 ];
 
-/// The certificates of a configuration: the CAs, and the client's own.
+/// Prints the certificates of a configuration: CAs and client certificates.
 pub(super) fn report(material: &Material, report: &mut Report<'_>) -> io::Result<()> {
     match &material.roots {
         None => report.line("⚠️ Root CA unset: using system pool")?,
@@ -36,7 +46,7 @@ pub(super) fn report(material: &Material, report: &mut Report<'_>) -> io::Result
         Some(roots) => {
             report.line("✅ TLS Root CA certificates:")?;
             for root in roots {
-                one(root, &mut report.nested(3))?;
+                report_one(root, &mut report.nested(3))?;
             }
         }
     }
@@ -57,24 +67,24 @@ pub(super) fn report(material: &Material, report: &mut Report<'_>) -> io::Result
     Ok(())
 }
 
-/// A certificate and those between it and its CA.
+/// Prints a certificate and its intermediates.
 pub(super) fn report_chain(
     leaf: &CertificateDer<'_>,
     intermediates: &[CertificateDer<'_>],
     report: &mut Report<'_>,
 ) -> io::Result<()> {
-    one(leaf, report)?;
+    report_one(leaf, report)?;
     if !intermediates.is_empty() {
         let mut report = report.nested(2);
         report.line("Intermediates:")?;
         for der in intermediates {
-            one(der, &mut report)?;
+            report_one(der, &mut report)?;
         }
     }
     Ok(())
 }
 
-fn one(der: &CertificateDer<'_>, report: &mut Report<'_>) -> io::Result<()> {
+fn report_one(der: &CertificateDer<'_>, report: &mut Report<'_>) -> io::Result<()> {
     let cert = match X509Certificate::from_der(der) {
         Ok((_, cert)) => cert,
         Err(why) => return report.line(format_args!("❌ Failed to parse certificate: {why}")),
@@ -125,7 +135,7 @@ fn date(time: ASN1Time) -> String {
     }
 }
 
-/// DNS names, then URIs, then addresses.
+/// The DNS names, then the URIs, then the addresses.
 fn alternative_names(cert: &X509Certificate<'_>) -> Vec<String> {
     let Ok(Some(names)) = cert.subject_alternative_name() else {
         return vec![];
@@ -150,7 +160,7 @@ fn alternative_names(cert: &X509Certificate<'_>) -> Vec<String> {
     dns.chain(uris).chain(addresses).collect()
 }
 
-/// A name in DER, or what it is instead.
+/// Formats a name in DER; bytes that do not parse as a name are shown as text.
 pub(super) fn name_of_der(der: &[u8]) -> String {
     match X509Name::from_der(der) {
         Ok((_, parsed)) => name(&parsed),
@@ -158,20 +168,21 @@ pub(super) fn name_of_der(der: &[u8]) -> String {
     }
 }
 
-/// A name as Go shows it: RFC 4514, but with the attributes in an order of its own.
+/// Formats a name as Go does: RFC 4514, but in the order of [`ATTRIBUTES`].
 pub(super) fn name(name: &X509Name<'_>) -> String {
     let mut known: Vec<Vec<String>> = vec![vec![]; ATTRIBUTES.len()];
     let mut others = vec![];
     for attribute in name.iter_attributes() {
         let oid = attribute.attr_type();
-        match place(oid) {
-            Some((at, short)) => {
+        match position(oid) {
+            Some(at) => {
+                let short = ATTRIBUTES[at].short;
                 let value = match attribute.as_str() {
                     Ok(text) => escaped(text),
                     Err(_) => escaped(&String::from_utf8_lossy(attribute.as_slice())),
                 };
                 let values = &mut known[at];
-                // There is one common name, and one serial number: the last.
+                // Go keeps only the last common name and the last serial number.
                 if matches!(short, "CN" | "SERIALNUMBER") {
                     values.clear();
                 }
@@ -185,10 +196,10 @@ pub(super) fn name(name: &X509Name<'_>) -> String {
     known.chain(others.into_iter().rev()).collect::<Vec<_>>().join(",")
 }
 
-fn place(oid: &Oid<'_>) -> Option<(usize, &'static str)> {
+/// The position of an attribute in [`ATTRIBUTES`].
+fn position(oid: &Oid<'_>) -> Option<usize> {
     let text = oid.to_id_string();
-    let at = ATTRIBUTES.iter().position(|(id, _)| *id == text)?;
-    Some((at, ATTRIBUTES[at].1))
+    ATTRIBUTES.iter().position(|attribute| attribute.oid == text)
 }
 
 fn encoded(value: &Any<'_>) -> String {
@@ -222,7 +233,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_means_something_in_a_name_is_escaped() {
+    fn special_characters_of_names_are_escaped() {
         assert_eq!(escaped("a, b+c"), r"a\, b\+c");
         assert_eq!(escaped(" #x "), r"\ #x\ ");
         assert_eq!(escaped("#x"), r"\#x");

@@ -1,4 +1,4 @@
-//! The last step: one read through the client that the mirror and the publisher use.
+//! The last step: one read through the etcd client of the mirror and the publisher.
 
 use super::report::Report;
 use crate::kvstore::client::{EtcdClient, Options};
@@ -8,15 +8,23 @@ use std::io;
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
-/// For the read, if there is as much time left.
+/// Limit for the read.
 const READ_TIMEOUT: Duration = Duration::from_secs(1);
-/// Between reads that did not reach a store.
+/// Time between two reads that did not reach a store.
 const RETRY: Duration = Duration::from_millis(100);
-/// Go's words for what the deadline ended.
+/// Go's words for an operation that the deadline ended.
 const TOO_LATE: &str = "context deadline exceeded";
 
-/// Reads the heartbeat, which everybody may; whether it is there does not matter. `reached`: whether an
-/// endpoint was, since a client does not say what it waited for.
+/// Why the read failed.
+enum Failure {
+    /// The store answered with an error.
+    Answered(String),
+    /// The store was not reached.
+    Unreached(String),
+}
+
+/// Reads the heartbeat, which every user may read and which may be missing. `reached` says whether any endpoint was
+/// reached before, because the client does not say what a read that timed out waited for.
 pub(super) async fn report(
     config: &ClientConfig,
     deadline: Instant,
@@ -32,14 +40,14 @@ pub(super) async fn report(
         Ok(Err(why)) => return report.line(format_args!("❌ Failed to create etcd client: {why}")),
         Err(_) => return report.line(format_args!("❌ Failed to establish connection: {TOO_LATE}")),
     };
-    // The client begins with any endpoint: it may take a while until a good one is found.
+    // The client begins with a random endpoint, so several attempts may be necessary to find a good one.
     let several = config.endpoints.len() > 1 || config.cilium_host_aliases.iter().any(|alias| alias.ips.len() > 1);
     let until = match several {
         true => deadline,
         false => deadline.min(Instant::now() + READ_TIMEOUT),
     };
     let mut failed = None;
-    let (answered, why) = loop {
+    let failure = loop {
         match timeout_at(until, client.get(HEARTBEAT)).await {
             Ok(Ok(_)) => {
                 report.line("✅ Etcd connection successfully established")?;
@@ -47,27 +55,30 @@ pub(super) async fn report(
             }
             Ok(Err(why)) => {
                 let why = why.to_string();
-                // All of etcd's own errors begin so.
+                // All errors that etcd itself returns begin with this.
                 let answered = why.starts_with("etcdserver:");
                 let again = Instant::now() + RETRY;
-                if answered || !several || again > until {
-                    break (answered, why);
+                match answered {
+                    true => break Failure::Answered(why),
+                    false if !several || again > until => break Failure::Unreached(why),
+                    false => {}
                 }
                 failed = Some(why);
                 how.dialer.forget();
                 tokio::time::sleep_until(again).await;
             }
-            // What went wrong before says more.
             Err(_) => {
-                break (
-                    reached && failed.is_none(),
-                    failed.unwrap_or_else(|| TOO_LATE.to_owned()),
-                );
+                break match failed {
+                    // An earlier error says more than the deadline.
+                    Some(why) => Failure::Unreached(why),
+                    None if reached => Failure::Answered(TOO_LATE.to_owned()),
+                    None => Failure::Unreached(TOO_LATE.to_owned()),
+                };
             }
         }
     };
-    match answered {
-        true => report.line(format_args!("❌ Failed to retrieve key from etcd: {why}")),
-        false => report.line(format_args!("❌ Failed to establish connection: {why}")),
+    match failure {
+        Failure::Answered(why) => report.line(format_args!("❌ Failed to retrieve key from etcd: {why}")),
+        Failure::Unreached(why) => report.line(format_args!("❌ Failed to establish connection: {why}")),
     }
 }

@@ -1,4 +1,4 @@
-//! From a host's name to a TCP connection.
+//! Resolves a host and connects to it.
 
 use super::words;
 use crate::kvstore::config::HostAlias;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
-/// An address that is not the last gets at least this long, if it is there.
+/// Minimum time for an address that is not the last, if that much time is left.
 const SHARE_MIN: Duration = Duration::from_secs(2);
 
 /// Why there is no connection.
@@ -28,7 +28,7 @@ pub(super) enum Error {
     Timeout,
 }
 
-/// A host, and until when to look for it.
+/// A host, and the deadline for resolving and connecting.
 pub(super) struct Host<'a> {
     pub(super) name: &'a str,
     pub(super) aliases: &'a [HostAlias],
@@ -36,7 +36,7 @@ pub(super) struct Host<'a> {
 }
 
 impl Host<'_> {
-    /// The host's addresses if it is one itself, or has an alias.
+    /// The addresses that need no DNS: of an alias, or the host itself if it is an address.
     fn known(&self) -> Option<Vec<IpAddr>> {
         let alias = self.aliases.iter().find(|alias| alias.hostname == self.name);
         alias
@@ -44,7 +44,7 @@ impl Host<'_> {
             .or_else(|| Some(vec![self.name.parse().ok()?]))
     }
 
-    /// All addresses, from the alias or from DNS.
+    /// All addresses of the host.
     pub(super) async fn lookup(&self) -> Result<Vec<IpAddr>, Error> {
         if let Some(addresses) = self.known() {
             return Ok(addresses);
@@ -60,8 +60,8 @@ impl Host<'_> {
         }
     }
 
-    /// Connects to one of `addresses`. Those of an alias are replicas, so any may be the first; the time is
-    /// shared between those that are left.
+    /// Connects to the first of `addresses` that answers. The addresses of an alias are replicas and are tried in random
+    /// order. Each address gets an equal share of the time that is left.
     pub(super) async fn connect(&self, port: u16, mut addresses: Vec<IpAddr>) -> Result<TcpStream, Error> {
         if addresses.len() > 1 && self.known().is_some() {
             addresses.shuffle(&mut rand::rng());
@@ -87,7 +87,7 @@ impl Host<'_> {
     }
 }
 
-/// What the resolver says, in Go's words for the common case.
+/// The resolver's error, in Go's words if the host is unknown.
 fn not_found(text: &str) -> String {
     let text = text.rsplit(": ").next().unwrap_or(text);
     match text {

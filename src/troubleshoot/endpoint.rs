@@ -1,9 +1,9 @@
-//! One endpoint: its name, TCP, TLS, and the version of the server.
+//! Checks one endpoint: DNS, TCP, TLS, and the version of the server.
 
 use super::dial::{self, Host};
 use super::files::Material;
 use super::report::Report;
-use super::session::{Failure, Session};
+use super::session::{Failure, Negotiated, Session};
 use super::{certificates, verify, words};
 use crate::kvstore::config::HostAlias;
 use rustls::pki_types::ServerName;
@@ -13,20 +13,27 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
-/// For the answer to a request.
+/// Limit for the answer to the request for the version.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
-/// Addresses named.
+/// Number of addresses that are printed.
 const NAMED_MAX: usize = 4;
 
-/// How to look at an endpoint.
+/// The settings for the check of an endpoint.
 pub(super) struct Check<'a> {
     pub(super) aliases: &'a [HostAlias],
-    /// `None`: no TLS, whatever the URL says.
+    /// `None` disables TLS, even for `https` URLs.
     pub(super) tls: Option<&'a Material>,
     pub(super) deadline: Instant,
 }
 
-/// The parts of an endpoint's URL that matter.
+/// Whether a client could use an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Usable,
+    Unusable,
+}
+
+/// The parts of an endpoint's URL that are used.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Url<'a> {
     scheme: &'a str,
@@ -37,7 +44,7 @@ pub(super) struct Url<'a> {
 }
 
 impl<'a> Url<'a> {
-    /// Takes a URL apart; an error says what is wrong with it.
+    /// Parses a URL. The error is the reason, in Go's words.
     pub(super) fn parse(text: &'a str) -> Result<Self, &'static str> {
         let (scheme, rest) = text.split_once("://").ok_or("missing protocol scheme")?;
         let letter = |c: char| c.is_ascii_alphanumeric() || "+-.".contains(c);
@@ -80,23 +87,23 @@ impl<'a> Url<'a> {
 }
 
 impl Check<'_> {
-    /// Goes as far as it gets; returns whether a client could go on from there.
-    pub(super) async fn run(&self, endpoint: &str, report: &mut Report<'_>) -> io::Result<bool> {
+    /// Runs the steps until one fails.
+    pub(super) async fn run(&self, endpoint: &str, report: &mut Report<'_>) -> io::Result<Outcome> {
         let url = match Url::parse(endpoint) {
             Ok(url) => url,
             Err(why) => {
                 report.line(format_args!("❌ Cannot parse endpoint: parse {endpoint:?}: {why}"))?;
-                return Ok(false);
+                return Ok(Outcome::Unusable);
             }
         };
         let Some(stream) = self.connect(&url, report).await? else {
-            return Ok(false);
+            return Ok(Outcome::Unusable);
         };
         let address = stream.peer_addr()?;
         report.line(format_args!("✅ TCP connection successfully established to {address}"))?;
         match self.tls {
             Some(material) if url.scheme == "https" => self.secure(&url, stream, address, material, report).await,
-            _ => Ok(true),
+            _ => Ok(Outcome::Usable),
         }
     }
 
@@ -125,7 +132,7 @@ impl Check<'_> {
         };
         let why = match connected {
             Ok(stream) => return Ok(Some(stream)),
-            // The address that was tried belongs to the operation.
+            // Go's words for the operation include the address.
             Err(why @ dial::Error::Connect { .. }) => format!("dial tcp {why}"),
             Err(why) => format!("dial tcp: {why}"),
         };
@@ -141,31 +148,31 @@ impl Check<'_> {
         address: SocketAddr,
         material: &Material,
         report: &mut Report<'_>,
-    ) -> io::Result<bool> {
+    ) -> io::Result<Outcome> {
         let Ok(name) = ServerName::try_from(url.host.to_owned()) else {
             let text = format_args!(
                 "❌ Cannot establish TLS connection to {}: {:?} is no name that a certificate can be for",
                 url.authority, url.host
             );
             report.line(text)?;
-            return Ok(false);
+            return Ok(Outcome::Unusable);
         };
-        let (peer, own) = (verify::Peer::new(material), verify::Own::new(material));
-        let made = verify::config(material, &peer, &own).and_then(|config| Session::new(config, name, stream));
+        let (server, client) = (verify::ServerVerifier::new(material), verify::ClientCert::new(material));
+        let made = verify::config(material, &server, &client).and_then(|config| Session::new(config, name, stream));
         let mut session = match made {
             Ok(session) => session,
             Err(error) => {
                 let why = words::tls(&error);
                 let text = format_args!("❌ Cannot establish TLS connection to {}: {why}", url.authority);
                 report.line(text)?;
-                return Ok(false);
+                return Ok(Outcome::Unusable);
             }
         };
         let done = timeout_at(self.deadline, session.handshake()).await;
         let done = done.unwrap_or(Err(Failure::TooLate));
-        // Whatever the server makes of it, that there was no certificate to show is the reason. But a server
-        // that is not trusted is one, too, and the first.
-        let acceptable = own
+        // If no client certificate was acceptable, that is the reason of any later failure. A server that is not trusted
+        // is an earlier reason.
+        let acceptable = client
             .refused()
             .filter(|_| !matches!(done, Err(Failure::Tls(_) | Failure::TooLate)));
         let authority = url.authority;
@@ -184,45 +191,45 @@ impl Check<'_> {
         for name in names {
             report.line(format_args!("   - {}", certificates::name_of_der(&name)))?;
         }
-        negotiated(&session, &peer, report)?;
+        report_negotiated(&session, &server, report)?;
         match failure {
-            Some(_) => Ok(false),
+            Some(_) => Ok(Outcome::Unusable),
             None => self.version(authority, &mut session, report).await,
         }
     }
 
-    /// Asks for the server's version. With TLS 1.3 only the answer tells whether the client's certificate
-    /// was accepted.
-    async fn version(&self, authority: &str, session: &mut Session, report: &mut Report<'_>) -> io::Result<bool> {
+    /// Requests the server's version. With TLS 1.3, only the answer shows whether the server accepted the client
+    /// certificate.
+    async fn version(&self, authority: &str, session: &mut Session, report: &mut Report<'_>) -> io::Result<Outcome> {
         let request = format!("GET /version HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n");
         let until = self.deadline.min(Instant::now() + ANSWER_TIMEOUT);
         let answer = match timeout_at(until, session.ask(request.as_bytes(), is_whole)).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(why @ Failure::Alert(_))) => {
                 report.line(format_args!("❌ TLS client authentication failed: {why}"))?;
-                return Ok(false);
+                return Ok(Outcome::Unusable);
             }
             failed => {
                 let why = failed.map_or(Failure::TooLate, |failed| failed.err().unwrap_or(Failure::Eof));
                 report.line(format_args!("❌ Failed to retrieve GET /version answer: {why}"))?;
-                return Ok(false);
+                return Ok(Outcome::Unusable);
             }
         };
         match version_in(&answer) {
             Some(version) => report.line(format_args!("ℹ️  Etcd server version: {version}"))?,
             None => report.line("⚠️ Could not retrieve etcd server version")?,
         }
-        Ok(true)
+        Ok(Outcome::Usable)
     }
 }
 
-/// What was agreed on, and with whom; nothing where it did not come to that.
-fn negotiated(session: &Session, peer: &verify::Peer, report: &mut Report<'_>) -> io::Result<()> {
-    if let Some((version, suite)) = session.negotiated() {
+/// Prints the negotiated parameters and the server's certificates, as far as the handshake got.
+fn report_negotiated(session: &Session, server: &verify::ServerVerifier, report: &mut Report<'_>) -> io::Result<()> {
+    if let Some(Negotiated { version, suite }) = session.negotiated() {
         let text = format_args!("ℹ️  Negotiated TLS version: {version}, ciphersuite {suite}");
         report.line(text)?;
     }
-    let seen = peer.seen();
+    let seen = server.presented();
     let Some((first, others)) = seen.split_first() else {
         return Ok(());
     };
@@ -248,7 +255,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn urls_are_taken_apart_and_what_is_none_is_refused() {
+    fn urls_are_parsed_and_invalid_ones_are_refused() {
         let of = |text: &'static str| Url::parse(text).map(|url| (url.scheme, url.host, url.port().ok()));
         assert_eq!(of("https://a.b:2379"), Ok(("https", "a.b", Some(2379))));
         assert_eq!(of("http://u@[::1]:1/x"), Ok(("http", "::1", Some(1))));

@@ -1,4 +1,4 @@
-//! The TLS files of a client configuration, as certificates.
+//! Reads the TLS files of a client configuration.
 
 use super::words;
 use crate::kvstore::config::ClientConfig;
@@ -25,11 +25,11 @@ pub(super) enum Error {
     Pair(rustls::Error),
 }
 
-/// What the files hold.
+/// The contents of the files.
 pub(super) struct Material {
-    /// CAs of the server; `None` where no file is configured.
+    /// The CAs for the server; `None` if no file is configured.
     pub(super) roots: Option<Vec<CertificateDer<'static>>>,
-    /// The client's certificates, its own first, and its key.
+    /// The client's certificate chain, leaf first, and key.
     pub(super) identity: Option<Arc<CertifiedKey>>,
     pub(super) provider: Arc<CryptoProvider>,
 }
@@ -41,7 +41,7 @@ fn bytes(path: &Path) -> Result<Vec<u8>, Error> {
     })
 }
 
-/// The certificates in a PEM file. What is not PEM is passed over, as by the client.
+/// The certificates in a PEM file. Everything else is skipped, as by the client.
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
     let found = CertificateDer::pem_slice_iter(&bytes(path)?)
         .filter_map(Result::ok)
@@ -50,7 +50,6 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
 }
 
 impl Material {
-    /// Reads the files now.
     pub(super) fn read(config: &ClientConfig) -> Result<Self, Error> {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let identity = match (&config.cert_file, &config.key_file) {
@@ -65,7 +64,7 @@ impl Material {
         })
     }
 
-    /// What to trust: the file's CAs, or the system's. Those that cannot be used are left out.
+    /// The trusted CAs: of the file, or of the system. Unusable CAs are left out.
     pub(super) fn trusted(&self) -> Arc<RootCertStore> {
         Arc::new(dial::roots(self.roots.clone()))
     }

@@ -1,9 +1,9 @@
-//! Lines with an indentation.
+//! Writes indented lines.
 
 use std::fmt::Display;
 use std::io::{self, Write};
 
-/// Writes lines at one indentation.
+/// A writer of lines at one indentation.
 pub(super) struct Report<'a> {
     out: &'a mut dyn Write,
     indent: usize,
@@ -14,7 +14,7 @@ impl<'a> Report<'a> {
         Self { out, indent: 0 }
     }
 
-    /// The same, further in.
+    /// A writer at a deeper indentation.
     pub(super) fn nested(&mut self, by: usize) -> Report<'_> {
         Report {
             out: &mut *self.out,

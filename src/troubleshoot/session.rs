@@ -1,4 +1,4 @@
-//! A TLS connection whose state can be looked at when it fails, which is why it is driven by hand.
+//! A TLS connection that is driven step by step, so that its state can be inspected when it fails.
 
 use super::words;
 use rustls::pki_types::ServerName;
@@ -8,18 +8,18 @@ use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// Bytes read at once.
+/// Size of one read, in bytes.
 const PIECE: usize = 16 << 10;
-/// Most of an answer that is read.
+/// Longest answer that is read, in bytes.
 const ANSWER_MAX: usize = 64 << 10;
 
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
-    /// The server says why.
+    /// The server sent an alert.
     #[error("{}", words::tls(.0))]
     Alert(rustls::Error),
-    /// This side has a reason.
+    /// The client refused the server.
     #[error("{}", words::tls(.0))]
     Tls(rustls::Error),
     #[error("{}", words::io(.0))]
@@ -30,6 +30,12 @@ pub(super) enum Failure {
     TooLate,
 }
 
+/// The parameters of a connection.
+pub(super) struct Negotiated {
+    pub(super) version: String,
+    pub(super) suite: String,
+}
+
 /// A TLS client on a TCP connection.
 pub(super) struct Session {
     connection: Box<ClientConnection>,
@@ -37,7 +43,7 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Nothing is sent yet.
+    /// Prepares a session. Sends nothing yet.
     pub(super) fn new(
         config: ClientConfig,
         name: ServerName<'static>,
@@ -49,16 +55,17 @@ impl Session {
         })
     }
 
-    /// The version and the cipher suite, as soon as the server has chosen them.
-    pub(super) fn negotiated(&self) -> Option<(String, String)> {
+    /// The version and the cipher suite, once the server has chosen them.
+    pub(super) fn negotiated(&self) -> Option<Negotiated> {
         let version = match self.connection.protocol_version()? {
             ProtocolVersion::TLSv1_3 => "TLS 1.3".to_owned(),
             ProtocolVersion::TLSv1_2 => "TLS 1.2".to_owned(),
             other => format!("{other:?}"),
         };
         let suite = format!("{:?}", self.connection.negotiated_cipher_suite()?.suite());
-        // The registry's name.
-        Some((version, suite.replacen("TLS13_", "TLS_", 1)))
+        // The IANA name, which Go prints.
+        let suite = suite.replacen("TLS13_", "TLS_", 1);
+        Some(Negotiated { version, suite })
     }
 
     pub(super) async fn handshake(&mut self) -> Result<(), Failure> {
@@ -71,10 +78,10 @@ impl Session {
         self.send().await
     }
 
-    /// Sends a request; returns what comes back until it `is_whole`, or until the server ends it.
+    /// Sends a request. Returns the answer as soon as it `is_whole`, or when the server closes the connection.
     pub(super) async fn ask(&mut self, request: &[u8], is_whole: fn(&[u8]) -> bool) -> Result<Vec<u8>, Failure> {
         self.connection.writer().write_all(request)?;
-        // A server that has hung up may have left its reason, which counts for more than that it has.
+        // A server that closed the connection may have sent an alert before, which says more than the failed write.
         let sent = self.send().await;
         let mut answer = vec![];
         while !is_whole(&answer) && answer.len() < ANSWER_MAX {
@@ -90,12 +97,12 @@ impl Session {
         Ok(answer)
     }
 
-    /// Moves what has been decrypted to `answer`.
+    /// Appends the decrypted bytes to `answer`.
     fn take(&mut self, answer: &mut Vec<u8>) -> Result<(), Failure> {
         match self.connection.reader().read_to_end(answer) {
             Ok(_) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
-            // Without a goodbye, which is the next read's to say.
+            // Closed without `close_notify`. The next read reports the end.
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(()),
             Err(error) => Err(error.into()),
         }
@@ -109,7 +116,7 @@ impl Session {
         Ok(self.stream.write_all(&bytes).await?)
     }
 
-    /// Takes what has come; what is left of a record waits for the rest.
+    /// Reads once and processes the complete records; the rest stays buffered.
     async fn receive(&mut self) -> Result<(), Failure> {
         let mut piece = vec![0; PIECE];
         let n = self.stream.read(&mut piece).await?;
@@ -120,7 +127,7 @@ impl Session {
         while !rest.is_empty() {
             self.connection.read_tls(&mut rest)?;
             if let Err(error) = self.connection.process_new_packets() {
-                // The server should know, too.
+                // Sends our alert to the server.
                 let _ = self.send().await;
                 return Err(match error {
                     rustls::Error::AlertReceived(_) => Failure::Alert(error),

@@ -1,4 +1,4 @@
-//! What rustls asks during a handshake, answered as in a client, with notes of what was seen.
+//! Verification during a TLS handshake, as in the etcd client, with a record of what the server sent.
 
 use super::files::Material;
 use parking_lot::Mutex;
@@ -12,33 +12,38 @@ use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, Signa
 use std::sync::Arc;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-/// Verifies the server, and remembers the certificates it came with.
+/// Verifies the server, and records the certificates that it presented.
 #[derive(Debug)]
-pub(super) struct Peer {
-    /// `None`: there is nobody to trust.
+pub(super) struct ServerVerifier {
+    /// `None` if no CA is trusted.
     verifier: Option<Arc<WebPkiServerVerifier>>,
     provider: Arc<CryptoProvider>,
-    seen: Mutex<Vec<CertificateDer<'static>>>,
+    presented: Mutex<Vec<CertificateDer<'static>>>,
 }
 
-/// Chooses the client's certificate, and remembers if the server would not want it.
+/// Chooses the client certificate, and records whether the server would refuse it.
 #[derive(Debug)]
-pub(super) struct Own {
+pub(super) struct ClientCert {
     identity: Option<Arc<CertifiedKey>>,
+    /// The names of acceptable CAs, DER, if the certificate was refused.
     refused: Mutex<Option<Vec<Vec<u8>>>>,
 }
 
-/// A client that asks these two.
-pub(super) fn config(material: &Material, peer: &Arc<Peer>, own: &Arc<Own>) -> Result<ClientConfig, Error> {
+/// A client configuration with this verifier and this certificate.
+pub(super) fn config(
+    material: &Material,
+    server: &Arc<ServerVerifier>,
+    client: &Arc<ClientCert>,
+) -> Result<ClientConfig, Error> {
     let provider = Arc::clone(&material.provider);
     let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
     let builder = builder
         .dangerous()
-        .with_custom_certificate_verifier(Arc::clone(peer) as _);
-    Ok(builder.with_client_cert_resolver(Arc::clone(own) as _))
+        .with_custom_certificate_verifier(Arc::clone(server) as _);
+    Ok(builder.with_client_cert_resolver(Arc::clone(client) as _))
 }
 
-/// Whether the client's certificate is one that the configured CAs vouch for. The server may have others.
+/// Verifies the client's certificate with the configured CAs. The server may trust other CAs.
 pub(super) fn client(material: &Material, chain: &[CertificateDer<'_>]) -> Result<(), CertificateError> {
     let Some((leaf, intermediates)) = chain.split_first() else {
         return Ok(());
@@ -53,27 +58,27 @@ pub(super) fn client(material: &Material, chain: &[CertificateDer<'_>]) -> Resul
     }
 }
 
-// === impl Peer ===
+// === impl ServerVerifier ===
 
-impl Peer {
+impl ServerVerifier {
     pub(super) fn new(material: &Material) -> Arc<Self> {
         let provider = Arc::clone(&material.provider);
         let builder = WebPkiServerVerifier::builder_with_provider(material.trusted(), Arc::clone(&provider));
         Arc::new(Self {
-            // It fails without any CA only.
+            // Building fails only without any CA.
             verifier: builder.build().ok(),
             provider,
-            seen: Mutex::default(),
+            presented: Mutex::default(),
         })
     }
 
-    /// The server's certificates, its own first.
-    pub(super) fn seen(&self) -> Vec<CertificateDer<'static>> {
-        self.seen.lock().clone()
+    /// The server's certificates, leaf first.
+    pub(super) fn presented(&self) -> Vec<CertificateDer<'static>> {
+        self.presented.lock().clone()
     }
 }
 
-impl ServerCertVerifier for Peer {
+impl ServerCertVerifier for ServerVerifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -83,7 +88,7 @@ impl ServerCertVerifier for Peer {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let owned = |der: &CertificateDer<'_>| der.clone().into_owned();
-        *self.seen.lock() = std::iter::once(end_entity).chain(intermediates).map(owned).collect();
+        *self.presented.lock() = std::iter::once(end_entity).chain(intermediates).map(owned).collect();
         match &self.verifier {
             Some(verifier) => verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now),
             None => Err(CertificateError::UnknownIssuer.into()),
@@ -113,9 +118,9 @@ impl ServerCertVerifier for Peer {
     }
 }
 
-// === impl Own ===
+// === impl ClientCert ===
 
-impl Own {
+impl ClientCert {
     pub(super) fn new(material: &Material) -> Arc<Self> {
         Arc::new(Self {
             identity: material.identity.clone(),
@@ -123,13 +128,13 @@ impl Own {
         })
     }
 
-    /// The names of the CAs that would have been accepted, DER, if the client had no certificate of theirs.
+    /// The names of the CAs that the server accepts, DER, if none of them issued the client's certificate.
     pub(super) fn refused(&self) -> Option<Vec<Vec<u8>>> {
         self.refused.lock().clone()
     }
 }
 
-/// Whether one of the names is that of a certificate's issuer. Another CA may have the same name.
+/// Whether a CA with one of these names issued a certificate of the chain. Several CAs may have the same name.
 fn is_issued_by(chain: &[CertificateDer<'_>], names: &[&[u8]]) -> bool {
     chain.iter().any(|der| {
         let parsed = X509Certificate::from_der(der);
@@ -137,7 +142,7 @@ fn is_issued_by(chain: &[CertificateDer<'_>], names: &[&[u8]]) -> bool {
     })
 }
 
-impl ResolvesClientCert for Own {
+impl ResolvesClientCert for ClientCert {
     fn resolve(&self, names: &[&[u8]], schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
         let acceptable = |identity: &&Arc<CertifiedKey>| {
             (names.is_empty() || is_issued_by(&identity.cert, names)) && identity.key.choose_scheme(schemes).is_some()

@@ -1,22 +1,22 @@
-//! Errors in the words of Go's standard library, where it has some: they are what people search for.
+//! Errors in the words of Go's standard library, which people search for.
 
 use rustls::pki_types::{ServerName, UnixTime};
 use rustls::{AlertDescription, CertificateError, Error};
 use std::io;
 
-/// An error of the system, as `connection refused`.
+/// An error of the operating system, as in `connection refused`.
 pub(super) fn io(error: &io::Error) -> String {
     let text = error.to_string();
     let text = text.split(" (os error ").next().unwrap_or_default();
     let mut chars = text.chars();
-    // Not an abbreviation.
+    // Keeps abbreviations, as in `EOF`.
     match (chars.next(), chars.clone().next()) {
         (Some(first), Some(second)) if second.is_lowercase() => first.to_lowercase().chain(chars).collect(),
         _ => text.to_owned(),
     }
 }
 
-/// Why TLS ended.
+/// The reason of a failed TLS connection.
 pub(super) fn tls(error: &Error) -> String {
     match error {
         Error::AlertReceived(alert) => format!("remote error: tls: {}", self::alert(*alert)),
@@ -49,12 +49,12 @@ fn alert(alert: AlertDescription) -> String {
     text.to_owned()
 }
 
-/// Why a certificate is not accepted.
+/// The reason why a certificate is refused.
 pub(super) fn certificate(error: &CertificateError) -> String {
     let expired = "certificate has expired or is not yet valid";
     let text = match error {
         CertificateError::UnknownIssuer => "certificate signed by unknown authority".to_owned(),
-        // As it is when two CAs have one name, which all that Cilium generates have.
+        // Happens if two CAs have the same name, as all CAs that Cilium generates do.
         CertificateError::BadSignature => {
             "certificate signed by unknown authority (of the name of a known one, but with another key)".to_owned()
         }
@@ -82,7 +82,7 @@ pub(super) fn certificate(error: &CertificateError) -> String {
 fn not_for(expected: &ServerName<'_>, presented: &[String]) -> String {
     let name = expected.to_str();
     let is_ip = matches!(expected, ServerName::IpAddress(_));
-    // They come as rustls shows them: `DnsName("x")`.
+    // rustls formats names as `DnsName("x")`.
     let kind = if is_ip { "IpAddress(" } else { "DnsName(" };
     let strip = |text: &String| {
         let inner = text.strip_prefix(kind)?.strip_suffix(')')?;
@@ -108,7 +108,7 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn errors_of_the_system_are_in_lower_case_and_without_numbers() {
+    fn errors_of_the_operating_system_are_in_lower_case_without_numbers() {
         let refused = io::Error::from_raw_os_error(111);
         assert_eq!(io(&refused), "connection refused");
         assert_eq!(io(&io::Error::other("EOF")), "EOF");
