@@ -162,7 +162,7 @@ impl Leadership {
 struct Predecessor {
     key: String,
     lease: i64,
-    /// The boot and network namespace in which it runs (see [`alive::place`]); empty if unknown.
+    /// The boot and network namespace in which it runs (see [`alive::namespace`]); empty if unknown.
     place: String,
 }
 
