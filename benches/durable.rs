@@ -11,7 +11,7 @@
 )]
 
 use isthmus::durable::{self, Config, EngineKind};
-use isthmus::mvcc::Write;
+use isthmus::mvcc::{Hooks, Write};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -45,7 +45,7 @@ fn run(name: &str, keys: usize) {
         ..Config::new(home.path().to_owned())
     };
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let (durable, loaded) = durable::open(&config).unwrap();
+    let (durable, loaded) = durable::open(&config, Hooks::default()).unwrap();
     let store = loaded.store;
     let mut took = vec![];
     let (begun, cpu) = (Instant::now(), cpu());
@@ -74,7 +74,7 @@ fn run(name: &str, keys: usize) {
     let rss = memory("VmRSS:");
     drop((durable, store));
     let begun = Instant::now();
-    let (durable, loaded) = durable::open(&config).unwrap();
+    let (durable, loaded) = durable::open(&config, Hooks::default()).unwrap();
     let start = begun.elapsed();
     assert_eq!(loaded.store.stats().keys, keys);
     drop(durable);

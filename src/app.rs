@@ -7,7 +7,7 @@ pub mod signal;
 mod users;
 
 use crate::admin;
-use crate::auth::{self, AuthStore};
+use crate::auth::{self, AuthStore, OnChange};
 use crate::clustermesh;
 use crate::clustermesh::publisher::{Options, Publisher};
 use crate::durable::{self, Durable, Loaded};
@@ -21,10 +21,10 @@ use crate::kvstore::{self, Backend, keeper};
 use crate::kvstoremesh::{self, Mesh};
 use crate::lease::Lessor;
 use crate::model::cluster::ClusterName;
-use crate::mvcc::Store;
+use crate::mvcc::{Hooks, Store};
 use crate::server::listen::{Address, Listener};
 use crate::server::tls::{TlsConfig, TlsFiles};
-use crate::server::{self, Core, Identity, Serve};
+use crate::server::{self, Core, Identity, Serve, Wakers};
 use crate::users::Users;
 use crate::util::lifecycle::Lifecycle;
 use crate::util::readiness::{Block, Ready};
@@ -133,20 +133,20 @@ impl Etcd {
     /// returns.
     pub async fn start(config: EtcdConfig, life: &Lifecycle) -> anyhow::Result<Self> {
         let mut server = config.server;
+        let wakers = Wakers::default();
+        let hooks = wakers.hooks();
         let (store, auth, durable) = match config.data {
             Some(data) => {
-                let (durable, loaded) = open(data, life).await?;
+                let (durable, loaded) = open(data, hooks, life).await?;
                 resume(&mut server, &loaded);
-                let auth = AuthStore::with(loaded.side.auth(), config.auth)?;
+                let journal = Arc::clone(&durable);
+                let on_change: OnChange = Box::new(move |before, after| journal.auth_changed(before, after));
+                let auth = AuthStore::with(loaded.side.auth(), config.auth, Some(on_change))?;
                 (loaded.store, Arc::new(auth), Some(durable))
             }
-            None => (Store::new(), Arc::new(AuthStore::new(config.auth)?), None),
+            None => (Store::with_hooks(hooks), Arc::new(AuthStore::new(config.auth)?), None),
         };
         let lessor = Arc::new(Lessor::new(Arc::clone(&store), config.min_lease_ttl_secs));
-        if let Some(durable) = &durable {
-            let durable = Arc::clone(durable);
-            auth.on_change(move |before, after| durable.auth_changed(before, after));
-        }
         if let Some(cluster) = &config.users_of {
             users::init(&auth, Some(cluster)).context("cannot set up the users")?;
         }
@@ -162,6 +162,7 @@ impl Etcd {
             lessor,
             Arc::clone(&auth),
             durable.clone(),
+            wakers,
             server,
             life,
         );
@@ -227,10 +228,10 @@ impl Durability for OnDisk {
 }
 
 /// Reads the data directory, and has the process end if it cannot be written to later.
-async fn open(config: durable::Config, life: &Lifecycle) -> anyhow::Result<(Arc<Durable>, Loaded)> {
+async fn open(config: durable::Config, hooks: Hooks, life: &Lifecycle) -> anyhow::Result<(Arc<Durable>, Loaded)> {
     let directory = config.directory.clone();
     let begun = Instant::now();
-    let (durable, loaded) = tokio::task::spawn_blocking(move || durable::open(&config)).await??;
+    let (durable, loaded) = tokio::task::spawn_blocking(move || durable::open(&config, hooks)).await??;
     tracing::info!(
         data_dir = %directory.display(),
         cluster_id = %format_args!("{:x}", loaded.identity.cluster_id),

@@ -18,7 +18,7 @@ use jwt::Jwt;
 use parking_lot::Mutex;
 use rand::RngExt;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -109,13 +109,13 @@ pub struct AuthStore {
     /// One change at a time.
     writer: Mutex<()>,
     tokens: Mutex<HashMap<String, Token>>,
-    on_change: OnceLock<OnChange>,
+    on_change: Option<OnChange>,
     jwt: Option<Jwt>,
     config: Config,
 }
 
-/// Called with the state before and after a change.
-type OnChange = Box<dyn Fn(&State, &State) + Send + Sync>;
+/// Called with the state before and after each change, in the order of changes, before anybody sees the change.
+pub type OnChange = Box<dyn Fn(&State, &State) + Send + Sync>;
 
 /// Tokens and passwords.
 #[derive(Clone, Debug)]
@@ -174,25 +174,19 @@ impl AuthStore {
             revision: 1,
             ..State::default()
         };
-        Self::with(state, config)
+        Self::with(state, config, None)
     }
 
-    /// Goes on from `state`; tokens are not part of it.
-    pub fn with(state: State, config: Config) -> Result<Self, JwtError> {
+    /// Continues from `state`, which does not include tokens.
+    pub fn with(state: State, config: Config, on_change: Option<OnChange>) -> Result<Self, JwtError> {
         Ok(Self {
             state: ArcSwap::from_pointee(state),
             writer: Mutex::default(),
             tokens: Mutex::default(),
-            on_change: OnceLock::new(),
+            on_change,
             jwt: config.jwt.as_ref().map(Jwt::new).transpose()?,
             config,
         })
-    }
-
-    /// Calls `f` at each change, in their order, before anybody sees it. Only the first call of this has an
-    /// effect.
-    pub fn on_change(&self, f: impl Fn(&State, &State) + Send + Sync + 'static) {
-        let _ = self.on_change.set(Box::new(f));
     }
 
     /// The present state.
@@ -206,7 +200,7 @@ impl AuthStore {
         let mut state = State::clone(&before);
         let done = f(&mut state)?;
         state.derive();
-        if let Some(on_change) = self.on_change.get() {
+        if let Some(on_change) = &self.on_change {
             on_change(&before, &state);
         }
         self.state.store(Arc::new(state));

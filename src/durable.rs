@@ -32,11 +32,12 @@ pub use metrics::Metrics;
 pub use record::Side;
 
 use crate::auth::State;
-use crate::mvcc::{Loader, Misfit, Store};
+use crate::mvcc::{Hooks, Loader, OutOfOrder, Recovery, Store};
 use crate::pb::etcdserverpb::AlarmMember;
 use directory::Directory;
 use engine::{Engine, Load, LoadError};
 use frame::{Frame, Kind};
+use journal::Journal;
 use record::{Group, Head};
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -177,6 +178,15 @@ pub struct Loaded {
     pub sizes: Sizes,
 }
 
+/// The contents of a data directory before the store is opened.
+struct Recovered {
+    identity: Identity,
+    store: Recovery,
+    side: Side,
+    groups: u64,
+    sizes: Sizes,
+}
+
 /// A store to be kept in a new directory.
 pub struct Import<'a> {
     /// Keys and leases.
@@ -207,6 +217,20 @@ impl Config {
     }
 }
 
+// === impl Recovered ===
+
+impl Recovered {
+    fn open(self, hooks: Hooks) -> Loaded {
+        Loaded {
+            identity: self.identity,
+            store: self.store.open(hooks),
+            side: self.side,
+            groups: self.groups,
+            sizes: self.sizes,
+        }
+    }
+}
+
 // === impl Damage ===
 
 impl Damage {
@@ -229,9 +253,9 @@ impl Damage {
     }
 }
 
-impl From<Misfit> for Damage {
-    fn from(misfit: Misfit) -> Self {
-        Self::new(misfit.to_string())
+impl From<OutOfOrder> for Damage {
+    fn from(error: OutOfOrder) -> Self {
+        Self::new(error.to_string())
     }
 }
 
@@ -266,11 +290,11 @@ impl Error {
 
 // === opening ===
 
-/// Opens the store of a data directory, or begins one, and goes on writing to it. Reading takes seconds for
-/// millions of keys: call from a thread that may block.
-pub fn open(config: &Config) -> Result<(Durable, Loaded), Error> {
+/// Opens the store of a data directory, or makes a new one, and keeps its changes there from now on. The journal of
+/// `hooks` is set here. Reading takes seconds for millions of keys: call from a thread that may block.
+pub fn open(config: &Config, hooks: Hooks) -> Result<(Durable, Loaded), Error> {
     let directory = Directory::lock(&config.directory)?;
-    let (loaded, engine) = match load(&directory, config) {
+    let (recovered, engine) = match load(&directory, config) {
         Err(Error::Damaged(damage)) if config.on_corruption == OnCorruption::Rebuild => {
             let aside = directory.set_aside()?;
             tracing::error!(
@@ -282,10 +306,15 @@ pub fn open(config: &Config) -> Result<(Durable, Loaded), Error> {
         loaded => loaded?,
     };
     directory.begin_run(config.mode)?;
-    if loaded.identity.engine == EngineKind::Sled && config.mode == Mode::Sync {
+    if recovered.identity.engine == EngineKind::Sled && config.mode == Mode::Sync {
         tracing::warn!("sled can lose writes that were answered when the machine stops: the log does not");
     }
-    let durable = Durable::start(config, directory, engine, &loaded);
+    let journal = Arc::new(Journal::default());
+    let loaded = recovered.open(Hooks {
+        journal: Some(Arc::clone(&journal) as _),
+        ..hooks
+    });
+    let durable = Durable::start(config, directory, engine, &loaded, journal);
     Ok((durable, loaded))
 }
 
@@ -301,7 +330,8 @@ pub fn read(path: &Path) -> Result<Loaded, Error> {
         repair: false,
         lenient: directory.may_have_lost(),
     };
-    Ok(load_store(&directory, identity, how, SEGMENT_MAX)?.0)
+    let (recovered, _) = recover(&directory, identity, how, SEGMENT_MAX)?;
+    Ok(recovered.open(Hooks::default()))
 }
 
 /// Makes a data directory that holds what is imported, as a cluster of its own.
@@ -357,7 +387,7 @@ impl Identity {
     }
 }
 
-fn load(directory: &Directory, config: &Config) -> Result<(Loaded, Box<dyn Engine>), Error> {
+fn load(directory: &Directory, config: &Config) -> Result<(Recovered, Box<dyn Engine>), Error> {
     let identity = match directory.identity()? {
         Some(identity) => identity,
         None => {
@@ -373,51 +403,51 @@ fn load(directory: &Directory, config: &Config) -> Result<(Loaded, Box<dyn Engin
     }
     let lenient = directory.may_have_lost();
     let how = Load { repair: true, lenient };
-    let (mut loaded, engine) = load_store(directory, identity, how, config.segment())?;
-    if loaded.sizes.torn > 0 {
+    let (mut recovered, engine) = recover(directory, identity, how, config.segment())?;
+    if recovered.sizes.torn > 0 {
         tracing::warn!(
-            bytes = loaded.sizes.torn,
+            bytes = recovered.sizes.torn,
             "the last group had been written in part, and was not answered: cut off"
         );
     }
     if lenient {
-        loaded.identity.cluster_id = Identity::new(identity.engine).cluster_id;
-        directory.change_identity(&loaded.identity)?;
+        recovered.identity.cluster_id = Identity::new(identity.engine).cluster_id;
+        directory.change_identity(&recovered.identity)?;
         tracing::warn!(
-            cluster_id = %format_args!("{:x}", loaded.identity.cluster_id),
+            cluster_id = %format_args!("{:x}", recovered.identity.cluster_id),
             "the machine stopped before everything was synced: the store goes on as another cluster"
         );
     }
-    Ok((loaded, engine))
+    Ok((recovered, engine))
 }
 
-fn load_store(
+fn recover(
     directory: &Directory,
     identity: Identity,
     how: Load,
     segment: u64,
-) -> Result<(Loaded, Box<dyn Engine>), Error> {
+) -> Result<(Recovered, Box<dyn Engine>), Error> {
     let path = directory.store();
     let failed = |e| Error::load(&path, e);
     let mut engine = identity.engine.open(&path, identity.salt, segment).map_err(failed)?;
     let mut replayer = Replayer::default();
     let sizes = engine.load(how, &mut |frame| replayer.take(frame)).map_err(failed)?;
     let (store, side, groups) = replayer.finish().map_err(|d| failed(d.into()))?;
-    let loaded = Loaded {
+    let recovered = Recovered {
         identity,
         store,
         side,
         groups,
         sizes,
     };
-    Ok((loaded, engine))
+    Ok((recovered, engine))
 }
 
 /// Makes the store again, frame by frame.
 #[derive(Default)]
 struct Replayer {
     loading: Option<Loading>,
-    replaying: Option<(Arc<Store>, Side)>,
+    replaying: Option<(Recovery, Side)>,
     /// Number of the last group.
     groups: u64,
 }
@@ -454,7 +484,7 @@ impl Replayer {
             // A log file may begin with groups that the checkpoint holds.
             (Kind::Group, None) if frame.number <= self.groups => {}
             (Kind::Group, None) if frame.number == self.groups + 1 => {
-                let (store, side) = self.replaying.get_or_insert_with(|| (Store::new(), Side::new()));
+                let (store, side) = self.replaying.get_or_insert_with(|| (Recovery::new(), Side::new()));
                 Group::read(frame.payload)?.apply(store, side)?;
                 self.groups = frame.number;
             }
@@ -467,11 +497,11 @@ impl Replayer {
         Ok(())
     }
 
-    fn finish(self) -> Result<(Arc<Store>, Side, u64), Damage> {
+    fn finish(self) -> Result<(Recovery, Side, u64), Damage> {
         if self.loading.is_some() {
             return Err(Damage::new("a checkpoint has no end"));
         }
-        let (store, side) = self.replaying.unwrap_or_else(|| (Store::new(), Side::new()));
+        let (store, side) = self.replaying.unwrap_or_else(|| (Recovery::new(), Side::new()));
         Ok((store, side, self.groups))
     }
 }

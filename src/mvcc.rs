@@ -19,12 +19,18 @@
 mod encoded;
 mod group;
 mod hash;
+mod hooks;
 mod index;
 mod journal;
+mod key_history;
 mod lease_book;
 mod log;
+mod pages;
+mod pins;
 mod range;
 mod reads;
+mod recovery;
+mod state;
 mod stats;
 mod store;
 #[cfg(test)]
@@ -35,13 +41,17 @@ mod watcher;
 
 pub use encoded::{Fields, Kv, put_varint, take_varint, varint_len};
 pub use group::{Wake, WatchFilter};
-pub use hash::{History, Stored};
-pub use journal::{Change, Frozen, Journal, Loader, Misfit};
+pub use hash::Versions;
+pub use hooks::Hooks;
+pub use journal::{Change, Journal};
+pub use key_history::Version;
 pub use log::{Batch, Event, EventKind};
 pub use range::{KeyRange, RangeOptions, RangeResult, SortOrder, SortTarget, prefix_end};
+pub use recovery::{Loader, OutOfOrder, Recovery};
 pub use stats::Stats;
 pub use store::{Store, Write};
 pub use txn::{Compare, CompareResult, Op, OpResult, Put, Target, Txn, TxnResult};
+pub use walk::Frozen;
 pub use watcher::{Taken, Watcher};
 
 /// Why the store refused.

@@ -17,7 +17,10 @@ pub mod peer;
 mod status;
 pub mod tls;
 mod txn;
+mod wakers;
 mod watch;
+
+pub use wakers::Wakers;
 
 use crate::auth::AuthStore;
 use crate::durable::{Durable, Refused};
@@ -173,23 +176,19 @@ impl Config {
 }
 
 impl Core {
-    /// Ties a store to the services. Starts the tasks that expire leases, purge history and wake
+    /// Ties a store to the services; `wakers` are the ones that the store's hooks notify. Starts the tasks that expire leases, purge history and wake
     /// watchers.
     pub fn start(
         store: Arc<Store>,
         lessor: Arc<Lessor>,
         auth: Arc<AuthStore>,
         durable: Option<Arc<Durable>>,
+        wakers: Wakers,
         config: Config,
         life: &Lifecycle,
     ) -> Arc<Self> {
         let stop = life.stop_token().clone();
-        let published = Arc::new(Notify::new());
-        let notify = Arc::clone(&published);
-        store.on_publish(move || notify.notify_one());
-        let compacted = Arc::new(Notify::new());
-        let notify = Arc::clone(&compacted);
-        store.on_unpin(move || notify.notify_one());
+        let Wakers { published, compacted } = wakers;
         let metrics = metrics::Metrics::new(
             Arc::clone(&store),
             Arc::clone(&lessor),

@@ -15,7 +15,7 @@ pub use status::Status;
 
 use crate::auth::State;
 use crate::lease::{Info, MIN_TTL_SECS};
-use crate::mvcc::History;
+use crate::mvcc::Versions;
 use crate::pb::etcdserverpb;
 use prost::Message;
 use std::collections::{BTreeMap, HashMap};
@@ -24,8 +24,8 @@ use std::io;
 
 /// What goes into a snapshot.
 pub struct Snapshot {
-    /// Everything kept.
-    pub history: History,
+    /// Every version that compaction has kept.
+    pub versions: Versions,
     /// Lease id → what is known of it.
     pub leases: Vec<(i64, Info)>,
     /// Users and roles.
@@ -61,12 +61,12 @@ impl Snapshot {
     /// bytes.
     pub fn write(self) -> io::Result<(File, u64)> {
         let mut out = bolt::Writer::new(tempfile::tempfile()?)?;
-        let compacted = self.history.compacted;
-        let leases = leases(&self.leases, &self.history);
-        let changes = self.history.changes.into_iter();
+        let compacted = self.versions.compacted;
+        let leases = leases(&self.leases, &self.versions);
+        let versions = self.versions.all.into_iter();
         out.bucket(
             "key",
-            changes.map(|c| (c.revision_key(), c.value().as_bytes().to_vec())),
+            versions.map(|v| (v.revision_key(), v.value().as_bytes().to_vec())),
         )?;
         out.bucket("meta", meta(&self.member, compacted))?;
         out.bucket("lease", leases)?;
@@ -111,7 +111,7 @@ fn meta(member: &Member, compacted: i64) -> Entries {
 }
 
 /// The leases, and those that a key names though nobody lists them any more: it must not outlive its lease.
-fn leases(leases: &[(i64, Info)], history: &History) -> Entries {
+fn leases(leases: &[(i64, Info)], versions: &Versions) -> Entries {
     /// `leasepb.Lease`.
     #[derive(Clone, PartialEq, prost::Message)]
     struct Lease {
@@ -121,11 +121,11 @@ fn leases(leases: &[(i64, Info)], history: &History) -> Entries {
         ttl: i64,
     }
     let mut newest = HashMap::new();
-    for change in &history.changes {
-        newest.insert(change.kv.key(), change);
+    for version in &versions.all {
+        newest.insert(version.kv.key(), version);
     }
-    let live = newest.into_values().filter(|change| !change.tombstone);
-    let named = live.map(|change| (change.kv.lease(), MIN_TTL_SECS));
+    let live = newest.into_values().filter(|version| !version.tombstone);
+    let named = live.map(|version| (version.kv.lease(), MIN_TTL_SECS));
     let mut ttls: BTreeMap<i64, i64> = named.filter(|(id, _)| *id != 0).collect();
     ttls.extend(leases.iter().map(|(id, info)| (*id, info.granted_secs)));
     let entry = |(id, ttl): (i64, i64)| (id.to_be_bytes().to_vec(), Lease { id, ttl }.encode_to_vec());

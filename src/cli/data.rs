@@ -163,17 +163,17 @@ impl InspectArgs {
     /// Prints every change that compaction has left, oldest first, as JSON lines.
     pub fn dump(&self) -> anyhow::Result<()> {
         let loaded = durable::read(&self.data_dir)?;
-        let history = loaded.store.history(0)?;
+        let versions = loaded.store.versions(0)?;
         let mut out = std::io::BufWriter::new(std::io::stdout().lock());
-        for change in history.changes {
-            let fields = change.kv.fields();
+        for version in versions.all {
+            let fields = version.kv.fields();
             let mut line = json!({
-                "revision": change.main,
-                "sub": change.sub,
-                "type": if change.tombstone { "delete" } else { "put" },
+                "revision": version.main,
+                "sub": version.sub,
+                "type": if version.tombstone { "delete" } else { "put" },
             });
             text(&mut line, "key", fields.key);
-            if !change.tombstone {
+            if !version.tombstone {
                 text(&mut line, "value", fields.value);
                 line["create_revision"] = fields.create_revision.into();
                 line["version"] = fields.version.into();

@@ -172,7 +172,7 @@ fn save_directory(directory: &Path, out: &mut File) -> anyhow::Result<()> {
         (id, info)
     };
     let snapshot = Snapshot {
-        history: store.history(0)?,
+        versions: store.versions(0)?,
         leases: store.leases().into_iter().map(info).collect(),
         auth: Arc::new(loaded.side.auth()),
         alarms: loaded.side.alarms.clone(),

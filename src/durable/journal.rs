@@ -236,11 +236,15 @@ impl Queue {
 // === impl Durable ===
 
 impl Durable {
-    /// Starts writing; from now on the store's changes are seen when they are safe.
-    pub(super) fn start(config: &Config, directory: Directory, engine: Box<dyn Engine>, loaded: &Loaded) -> Self {
-        let journal = Arc::new(Journal::default());
+    /// Starts the thread that writes what `journal`, the journal of the loaded store, holds.
+    pub(super) fn start(
+        config: &Config,
+        directory: Directory,
+        engine: Box<dyn Engine>,
+        loaded: &Loaded,
+        journal: Arc<Journal>,
+    ) -> Self {
         journal.revision.store(loaded.store.revision(), Ordering::Release);
-        loaded.store.attach(Arc::clone(&journal) as _);
         let term = loaded.side.raft_term + 1;
         journal.push(Waiting::Record(Record::Term(term)));
         let writer = Writer::new(config, directory, engine, loaded, Arc::clone(&journal));

@@ -3,7 +3,7 @@
 
 use super::Damage;
 use crate::auth::{Difference, State};
-use crate::mvcc::{Change, EventKind, Kv, Loader, Store, Stored};
+use crate::mvcc::{Change, EventKind, Kv, Loader, Recovery, Version};
 use crate::pb::{authpb, etcdserverpb};
 use bytes::Bytes;
 use prost::{Message, Oneof};
@@ -217,15 +217,15 @@ impl Head {
     }
 }
 
-/// Appends `changes` as a chunk's payload.
-pub(super) fn write_chunk(changes: &[Stored], out: &mut Vec<u8>) {
-    let event = |c: &Stored| Event {
-        kv: Bytes::from_owner(c.kv.clone()),
-        deleted: c.tombstone,
-        sub: c.sub,
+/// Appends `versions` as a chunk's payload.
+pub(super) fn write_chunk(versions: &[Version], out: &mut Vec<u8>) {
+    let event = |v: &Version| Event {
+        kv: Bytes::from_owner(v.kv.clone()),
+        deleted: v.tombstone,
+        sub: v.sub,
     };
     let chunk = Chunk {
-        changes: changes.iter().map(event).collect(),
+        changes: versions.iter().map(event).collect(),
     };
     out.reserve(chunk.encoded_len());
     chunk.encode_raw(out);
@@ -243,7 +243,7 @@ impl Group {
     }
 
     /// Does again what the group says.
-    pub(super) fn apply(self, store: &Store, side: &mut Side) -> Result<(), Damage> {
+    pub(super) fn apply(self, store: &mut Recovery, side: &mut Side) -> Result<(), Damage> {
         for entry in self.entries {
             let record = entry.record.ok_or_else(|| Damage::new("a record of an unknown kind"))?;
             match record {
@@ -256,7 +256,6 @@ impl Group {
                 Record::Compact(revision) => {
                     let compacted = store.compact(revision);
                     compacted.map_err(|e| Damage::new(format!("compaction to revision {revision}: {e}")))?;
-                    while store.purge() {}
                 }
                 record => side.apply(record),
             }
@@ -266,7 +265,7 @@ impl Group {
 }
 
 impl Commit {
-    fn apply(self, store: &Store) -> Result<(), Damage> {
+    fn apply(self, store: &mut Recovery) -> Result<(), Damage> {
         let mut events = Vec::with_capacity(self.events.len());
         for event in &self.events {
             let kind = if event.deleted {
@@ -276,7 +275,7 @@ impl Commit {
             };
             events.push((kind, kv(&event.kv)?));
         }
-        let replayed = store.replay(self.revision, events.into_iter(), self.revoked);
+        let replayed = store.commit(self.revision, events.into_iter(), self.revoked);
         replayed.map_err(|e| Damage::new(e.to_string()))
     }
 }
@@ -298,13 +297,13 @@ pub(super) fn read_chunk(payload: &[u8], loader: &mut Loader) -> Result<(), Dama
     for change in &chunk.changes {
         let kv = kv(&change.kv)?;
         let main = kv.fields().mod_revision;
-        let stored = Stored {
+        let version = Version {
             main,
             sub: change.sub,
             tombstone: change.deleted,
             kv,
         };
-        if !loader.push(stored) {
+        if !loader.push(version) {
             return Err(Damage::new(format!("a change at revision {main} is out of place")));
         }
     }
@@ -386,14 +385,14 @@ mod tests {
 
     #[test]
     fn changes_of_users_and_roles_add_up_to_the_state() {
-        let auth = AuthStore::new(Config {
-            bcrypt_cost: 4,
-            ..Config::default()
-        })
-        .unwrap();
         let side = Arc::new(Mutex::new(Side::new()));
         let shadow = Arc::clone(&side);
-        auth.on_change(move |before, after| shadow.lock().apply(Record::auth(before, after)));
+        let config = Config {
+            bcrypt_cost: 4,
+            ..Config::default()
+        };
+        let on_change = move |before: &State, after: &State| shadow.lock().apply(Record::auth(before, after));
+        let auth = AuthStore::with(State::of(false, 1, vec![], vec![]), config, Some(Box::new(on_change))).unwrap();
         auth.user_add("root", Some("secret")).unwrap();
         auth.user_add("a", None).unwrap();
         auth.role_add("r").unwrap();

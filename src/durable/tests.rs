@@ -50,7 +50,7 @@ fn config(path: &Path) -> Config {
 }
 
 fn start(config: &Config) -> Running {
-    let (durable, loaded) = open(config).unwrap();
+    let (durable, loaded) = open(config, Hooks::default()).unwrap();
     Running { durable, loaded }
 }
 
@@ -137,7 +137,7 @@ fn a_second_process_a_newer_format_and_a_foreign_directory_are_refused() {
     let home = tempfile::tempdir().unwrap();
     let config = config(home.path());
     let running = start(&config);
-    let refused = |config: &Config| open(config).err().unwrap().to_string();
+    let refused = |config: &Config| open(config, Hooks::default()).err().unwrap().to_string();
     assert!(refused(&config).contains("is in use by another process"));
     drop(running);
     let other = Config {
@@ -322,7 +322,8 @@ proptest! {
             replayer.take(Frame { kind, number, payload })
         });
         if let Ok((store, side, _)) = all.and_then(|()| replayer.finish()) {
-            let _ = (content(&store), side.auth(), store.history(0).map(|h| h.hash()));
+            let store = store.open(Hooks::default());
+            let _ = (content(&store), side.auth(), store.versions(0).map(|v| v.hash()));
         }
     }
 }

@@ -82,10 +82,6 @@ mod tests {
     #[tokio::test]
     async fn a_kept_key_is_written_again() {
         let store = Store::new();
-        // Wakes watchers after each commit, as the server does.
-        let waker = Arc::new(tokio::sync::Notify::new());
-        let notify = Arc::clone(&waker);
-        store.on_publish(move || notify.notify_one());
         let backend: Arc<dyn Backend> = Arc::new(LocalBackend::new(Arc::clone(&store)));
         let value = || store.get(b"k").map(|kv| kv.value().to_vec());
         let drive = async {

@@ -1,42 +1,29 @@
-//! Everything the store has kept, in the order it was written: for hashes and snapshots.
+//! Every version that a store holds, in the order of writing: for etcd's HashKV and for snapshots.
 
 use super::Error;
 use super::encoded::{Fields, Kv};
+use super::key_history::Version;
 use super::store::Store;
 use super::walk::Walk;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// One stored change.
+/// All versions up to one revision that compaction has kept, ordered by (main, sub).
 #[derive(Clone, Debug)]
-pub struct Stored {
-    /// Main revision.
-    pub main: i64,
-    /// Place in its revision, from 0.
-    pub sub: u32,
-    /// Whether it deletes the key.
-    pub tombstone: bool,
-    /// The key-value, or the tombstone as delete events carry it.
-    pub kv: Kv,
-}
-
-/// All changes kept up to one revision, ordered by (main, sub).
-#[derive(Clone, Debug)]
-pub struct History {
-    /// The changes.
-    pub changes: Vec<Stored>,
-    /// The revision up to which they go.
+pub struct Versions {
+    pub all: Vec<Version>,
+    /// The revision of the newest version that may be included.
     pub revision: i64,
-    /// The store's revision when it was asked.
+    /// The store's revision at the time of the call.
     pub current: i64,
     /// The compact revision, −1 if never compacted.
     pub compacted: i64,
 }
 
-// === impl Stored ===
+// === impl Version ===
 
-impl Stored {
-    /// The key under which etcd stores the change: main revision, `_`, sub revision, big endian, and a
+impl Version {
+    /// The key under which etcd stores the version: main revision, `_`, sub revision, big endian, and a
     /// `t` for a tombstone (etcd: server/storage/mvcc/revision.go).
     pub fn revision_key(&self) -> Vec<u8> {
         let mut key = Vec::with_capacity(18);
@@ -62,26 +49,26 @@ impl Stored {
     }
 }
 
-// === impl History ===
+// === impl Versions ===
 
-impl History {
-    /// etcd's HashKV: CRC-32C over the bucket's name, then key and value of each change, without what a
-    /// compaction drops (etcd: server/storage/mvcc/hash.go, so that both agree bit by bit).
+impl Versions {
+    /// etcd's HashKV: CRC-32C over the bucket's name, then over key and value of each version that a compaction
+    /// does not drop. Equal bit by bit to etcd's hash (etcd: server/storage/mvcc/hash.go).
     pub fn hash(&self) -> u32 {
         let mut newest = HashMap::new();
-        for (at, change) in self.changes.iter().enumerate() {
-            newest.insert(change.kv.key(), at);
+        for (at, version) in self.all.iter().enumerate() {
+            newest.insert(version.kv.key(), at);
         }
-        newest.retain(|_, at| !self.changes[*at].tombstone);
+        newest.retain(|_, at| !self.all[*at].tombstone);
         let kept = |at: usize, key: &[u8]| newest.is_empty() || newest.get(key) == Some(&at);
         let mut hash = crc32c::crc32c(b"key");
-        for (at, change) in self.changes.iter().enumerate() {
-            let compacted = change.main <= self.compacted && !kept(at, change.kv.key());
-            if compacted || (change.tombstone && change.main == self.compacted) {
+        for (at, version) in self.all.iter().enumerate() {
+            let compacted = version.main <= self.compacted && !kept(at, version.kv.key());
+            if compacted || (version.tombstone && version.main == self.compacted) {
                 continue;
             }
-            hash = crc32c::crc32c_append(hash, &change.revision_key());
-            hash = crc32c::crc32c_append(hash, change.value().as_bytes());
+            hash = crc32c::crc32c_append(hash, &version.revision_key());
+            hash = crc32c::crc32c_append(hash, version.value().as_bytes());
         }
         hash
     }
@@ -90,23 +77,23 @@ impl History {
 // === impl Store ===
 
 impl Store {
-    /// Everything kept up to `revision` (0: up to now). Writers wait for a few thousand keys at most.
-    pub fn history(self: &Arc<Self>, revision: i64) -> Result<History, Error> {
+    /// All versions up to `revision` (0: up to now). Writers wait for at most a few thousand keys.
+    pub fn versions(self: &Arc<Self>, revision: i64) -> Result<Versions, Error> {
         let (mut walk, revision, current, compacted) = {
             let state = self.state.read();
             let (current, compacted) = (state.visible, state.compacted);
-            // Parity: before the first revision there is nothing, and that is no error.
+            // Parity: a negative revision finds no versions and is no error.
             match if revision == 0 { current } else { revision } {
                 r if r > current => return Err(Error::FutureRevision),
                 _ if revision > 0 && revision < compacted => return Err(Error::Compacted),
                 r => (Walk::new(self, &state, r), r, current, compacted),
             }
         };
-        let mut changes = walk.next(usize::MAX).unwrap_or_default();
+        let mut all = walk.next(usize::MAX).unwrap_or_default();
         drop(walk);
-        changes.sort_unstable_by_key(|c: &Stored| (c.main, c.sub));
-        Ok(History {
-            changes,
+        all.sort_unstable_by_key(|v| (v.main, v.sub));
+        Ok(Versions {
+            all,
             revision,
             current,
             compacted,
@@ -120,7 +107,7 @@ mod tests {
     use crate::mvcc::{KeyRange, Put};
 
     #[test]
-    fn history_is_in_the_order_of_writing_and_hashes_do_not_depend_on_purging() {
+    fn versions_are_in_the_order_of_writing_and_purging_does_not_change_the_hash() {
         let store = Store::new();
         let put = |key: &'static str| {
             let (key, value) = (key.into(), "v".into());
@@ -136,19 +123,19 @@ mod tests {
         put("a");
         put("b");
         store.delete(&KeyRange::key("a"));
-        let history = store.history(0).unwrap();
-        let order: Vec<_> = history.changes.iter().map(|c| (c.main, c.tombstone)).collect();
+        let versions = store.versions(0).unwrap();
+        let order: Vec<_> = versions.all.iter().map(|v| (v.main, v.tombstone)).collect();
         assert_eq!(order, [(2, false), (3, false), (4, false), (5, true)]);
-        assert_eq!(store.history(3).unwrap().changes.len(), 2);
-        assert_eq!(store.history(-1).unwrap().changes.len(), 0);
-        assert_eq!(store.history(6).unwrap_err(), Error::FutureRevision);
+        assert_eq!(store.versions(3).unwrap().all.len(), 2);
+        assert_eq!(store.versions(-1).unwrap().all.len(), 0);
+        assert_eq!(store.versions(6).unwrap_err(), Error::FutureRevision);
 
         store.compact(4).unwrap();
-        assert_eq!(store.history(3).unwrap_err(), Error::Compacted);
-        let before = store.history(0).unwrap();
+        assert_eq!(store.versions(3).unwrap_err(), Error::Compacted);
+        let before = store.versions(0).unwrap();
         while store.purge() {}
-        let after = store.history(0).unwrap();
-        assert!(after.changes.len() < before.changes.len());
+        let after = store.versions(0).unwrap();
+        assert!(after.all.len() < before.all.len());
         assert_eq!(before.hash(), after.hash());
     }
 }

@@ -5,32 +5,13 @@
 //! O(log n), whatever the range holds. That is what keeps a paginated list linear: etcd walks the rest of
 //! the prefix on every page to fill `count`.
 
-use super::encoded::Kv;
-use super::hash::Stored;
-use super::log::EventKind;
+use super::key_history::{KeyHistory, Version};
 use super::range::KeyRange;
-use smallvec::SmallVec;
 
 const LEAF_MAX: usize = 256;
 
-/// One change of one key.
-#[derive(Clone, Debug)]
-pub(super) struct Version {
-    pub(super) main: i64,
-    pub(super) sub: u32,
-    pub(super) tombstone: bool,
-    pub(super) kv: Kv,
-}
-
-/// The versions of one key in (main, sub) order; never empty while it is in the index.
-///
-/// Two changes of one key may share a main revision (a from-key delete and a put in one txn), so `sub`
-/// decides, and the last one wins.
-#[derive(Clone, Debug, Default)]
-pub(super) struct History(SmallVec<[Version; 1]>);
-
 struct Leaf {
-    entries: Vec<History>,
+    entries: Vec<KeyHistory>,
     live: usize,
 }
 
@@ -49,74 +30,6 @@ pub(super) struct Place {
 }
 
 struct Fenwick(Vec<usize>);
-
-impl Version {
-    pub(super) fn kind(&self) -> EventKind {
-        if self.tombstone {
-            EventKind::Delete
-        } else {
-            EventKind::Put
-        }
-    }
-}
-
-// === impl History ===
-
-impl History {
-    pub(super) fn key(&self) -> &[u8] {
-        self.0.first().map_or(&[], |v| v.kv.key())
-    }
-
-    /// The key-value now, unless deleted.
-    pub(super) fn live(&self) -> Option<&Kv> {
-        self.0.last().filter(|v| !v.tombstone).map(|v| &v.kv)
-    }
-
-    /// The key-value at main revision `at`, unless absent or deleted then.
-    pub(super) fn at(&self, at: i64) -> Option<&Kv> {
-        self.0
-            .iter()
-            .rev()
-            .find(|v| v.main <= at)
-            .filter(|v| !v.tombstone)
-            .map(|v| &v.kv)
-    }
-
-    pub(super) fn versions(&self) -> &[Version] {
-        &self.0
-    }
-
-    /// The changes up to main revision `at`, in order.
-    pub(super) fn stored(&self, at: i64) -> impl Iterator<Item = Stored> + '_ {
-        self.0.iter().take_while(move |v| v.main <= at).map(|v| Stored {
-            main: v.main,
-            sub: v.sub,
-            tombstone: v.tombstone,
-            kv: v.kv.clone(),
-        })
-    }
-
-    fn push(&mut self, version: Version) {
-        debug_assert!(
-            self.0
-                .last()
-                .is_none_or(|l| (l.main, l.sub) < (version.main, version.sub))
-        );
-        self.0.push(version);
-    }
-
-    /// Forgets what no read at `at` or later can see; returns the encoded bytes freed. A tombstone at
-    /// exactly `at` stays, since a watch may still start there.
-    fn compact(&mut self, at: i64) -> usize {
-        let newest = self.0.partition_point(|v| v.main <= at);
-        let Some(keep) = newest.checked_sub(1) else { return 0 };
-        let gone = match &self.0[keep] {
-            v if v.tombstone && v.main < at => newest,
-            _ => keep,
-        };
-        self.0.drain(..gone).map(|v| v.kv.as_bytes().len()).sum()
-    }
-}
 
 // === impl Index ===
 
@@ -142,7 +55,7 @@ impl Index {
         self.keys
     }
 
-    pub(super) fn get(&self, key: &[u8]) -> Option<&History> {
+    pub(super) fn get(&self, key: &[u8]) -> Option<&KeyHistory> {
         self.get_at(self.place(key))
     }
 
@@ -152,7 +65,7 @@ impl Index {
         Place { leaf, at }
     }
 
-    pub(super) fn get_at(&self, place: Place) -> Option<&History> {
+    pub(super) fn get_at(&self, place: Place) -> Option<&KeyHistory> {
         let Place { leaf, at } = place;
         at.ok().map(|at| &self.leaves[leaf].entries[at])
     }
@@ -181,7 +94,7 @@ impl Index {
             }
             Err(at) => {
                 let is = !version.tombstone;
-                entries.insert(at, History(smallvec::smallvec![version]));
+                entries.insert(at, KeyHistory::from(version));
                 self.keys += 1;
                 (false, is)
             }
@@ -198,7 +111,7 @@ impl Index {
         let (leaf, Ok(pos)) = self.find(key) else { return 0 };
         let entries = &mut self.leaves[leaf].entries;
         let freed = entries[pos].compact(at);
-        if entries[pos].0.is_empty() {
+        if entries[pos].is_empty() {
             // Only a tombstone leaves nothing behind, so live counts stay.
             entries.remove(pos);
             self.keys -= 1;
@@ -208,7 +121,7 @@ impl Index {
     }
 
     /// Histories of the keys in `range`, in key order.
-    pub(super) fn range<'a>(&'a self, range: &'a KeyRange) -> impl Iterator<Item = &'a History> + 'a {
+    pub(super) fn range<'a>(&'a self, range: &'a KeyRange) -> impl Iterator<Item = &'a KeyHistory> + 'a {
         let (leaf, at) = self.find(range.start());
         let first = at.unwrap_or_else(|at| at);
         self.leaves[leaf..]

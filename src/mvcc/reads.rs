@@ -1,95 +1,105 @@
-//! What the store remembers of reads that are under way: the revisions that long ones are at, and how many
-//! keys are left of lists read page by page.
+//! Reads of a store in short locks: ranges, single keys, sizes.
+//!
+//! A read holds the lock for at most [`READ_CHUNK`] keys at a time. A longer read continues at the revision at
+//! which it began, which a pin keeps readable, so a list of millions of keys never stalls a writer.
 
-use super::range::KeyRange;
-use parking_lot::Mutex;
-use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::OnceLock;
+use super::Error;
+use super::encoded::Kv;
+use super::log::Batch;
+use super::pages::Rest;
+use super::range::{RangeOptions, RangeResult};
+use super::stats::Stats;
+use super::store::{READ_CHUNK, Store};
+use bytes::Bytes;
+use std::sync::atomic::Ordering;
 
-/// Counts of what is left of paginated lists that are remembered.
-const PAGES: usize = 256;
-
-/// Revisions that long reads are at → how many of them.
-#[derive(Default)]
-pub(super) struct Pins {
-    at: Mutex<BTreeMap<i64, usize>>,
-    on_unpin: OnceLock<Box<dyn Fn() + Send + Sync>>,
-}
-
-/// Keeps one revision readable while it lives.
-pub(super) struct Pin<'a> {
-    pins: &'a Pins,
-    at: i64,
-}
-
-/// Counts of the rest of lists that are being read page by page; the oldest is forgotten first.
-#[derive(Default)]
-pub(super) struct Pages {
-    counts: HashMap<(KeyRange, i64), usize>,
-    order: VecDeque<(KeyRange, i64)>,
-}
-
-// === impl Pins ===
-
-impl Pins {
-    pub(super) fn pin(&self, at: i64) -> Pin<'_> {
-        self.hold(at);
-        Pin { pins: self, at }
+impl Store {
+    /// The last published revision.
+    pub fn revision(&self) -> i64 {
+        self.state.read().visible
     }
 
-    /// Pins a revision until it is released.
-    pub(super) fn hold(&self, at: i64) {
-        *self.at.lock().entry(at).or_default() += 1;
+    /// The compact revision, −1 if never compacted.
+    pub fn compacted(&self) -> i64 {
+        self.state.read().compacted
     }
 
-    /// Ends one [`Pins::hold`].
-    pub(super) fn release(&self, revision: i64) {
-        let mut at = self.at.lock();
-        if let Some(n) = at.get_mut(&revision) {
-            *n -= 1;
-            if *n == 0 {
-                at.remove(&revision);
+    /// Estimated bytes of the store, including the index and the log.
+    pub fn size(&self) -> usize {
+        self.state.read().size()
+    }
+
+    /// Sizes and counts.
+    pub fn stats(&self) -> Stats {
+        self.counters.stats(&self.state.read())
+    }
+
+    /// Reads a range at one revision.
+    pub fn range(&self, options: &RangeOptions) -> Result<RangeResult, Error> {
+        self.counters.ranges.fetch_add(1, Ordering::Relaxed);
+        let state = self.state.read();
+        let (current, revision) = (state.visible, state.readable(options.revision)?);
+        let page = Rest {
+            range: options.range.clone(),
+            revision,
+        };
+        let known = self.pages.lock().get(&page);
+        let count = known.unwrap_or_else(|| state.count(&options.range, revision, &[]));
+        let mut result = RangeResult {
+            count,
+            revision: current,
+            ..RangeResult::default()
+        };
+        if options.count_only {
+            return Ok(result);
+        }
+        let needed = options.needed().unwrap_or(usize::MAX);
+        let mut kvs = Vec::with_capacity(needed.min(count).min(READ_CHUNK));
+        let mut rest = options.range.clone();
+        let mut state = Some(state);
+        let mut pin = None;
+        loop {
+            let locked = state.take().unwrap_or_else(|| self.state.read());
+            let chunk = READ_CHUNK.min(needed - kvs.len());
+            let before = kvs.len();
+            let live = locked.index.range(&rest).filter_map(|h| h.at(revision));
+            kvs.extend(live.take(chunk).cloned());
+            let full = kvs.len() - before == chunk;
+            if !full || kvs.len() >= needed.min(count) {
+                break;
             }
+            pin.get_or_insert_with(|| self.pins.pin(revision));
+            let last = kvs.last().map(|kv| kv.key().to_vec()).unwrap_or_default();
+            rest = rest.after(&last);
         }
-        let free = at.is_empty();
-        drop(at);
-        if free && let Some(f) = self.on_unpin.get() {
-            f();
+        (result.kvs, result.more) = options.finish(kvs);
+        if let Some(last) = result.kvs.last().filter(|_| result.more && options.needed().is_some()) {
+            let range = options.range.after(last.key());
+            let count = count - result.kvs.len();
+            self.pages.lock().put(Rest { range, revision }, count);
         }
+        Ok(result)
     }
 
-    /// The oldest revision pinned.
-    pub(super) fn oldest(&self) -> Option<i64> {
-        self.at.lock().keys().next().copied()
+    /// The key-value at the last published revision.
+    pub fn get(&self, key: &[u8]) -> Option<Kv> {
+        let state = self.state.read();
+        state.index.get(key).and_then(|h| h.at(state.visible)).cloned()
     }
 
-    /// Calls `f` whenever the last pin is gone; only the first call of this has an effect.
-    pub(super) fn on_unpin(&self, f: impl Fn() + Send + Sync + 'static) {
-        let _ = self.on_unpin.set(Box::new(f));
-    }
-}
-
-impl Drop for Pin<'_> {
-    fn drop(&mut self) {
-        self.pins.release(self.at);
-    }
-}
-
-// === impl Pages ===
-
-impl Pages {
-    pub(super) fn put(&mut self, rest: (KeyRange, i64), count: usize) {
-        if self.counts.insert(rest.clone(), count).is_none() {
-            self.order.push_back(rest);
-        }
-        while self.order.len() > PAGES {
-            let oldest = self.order.pop_front();
-            oldest.map(|oldest| self.counts.remove(&oldest));
-        }
+    /// The keys attached to a lease, in order; `None` if the lease is unknown.
+    pub fn lease_keys(&self, lease: i64) -> Option<Vec<Bytes>> {
+        Some(self.state.read().leases.keys(lease)?.iter().cloned().collect())
     }
 
-    /// Many clients read the same list, so what is found stays.
-    pub(super) fn get(&self, rest: &(KeyRange, i64)) -> Option<usize> {
-        self.counts.get(rest).copied()
+    /// Every lease with its granted TTL in seconds.
+    pub fn leases(&self) -> Vec<(i64, i64)> {
+        self.state.read().leases.ttls()
+    }
+
+    /// Up to `max` published batches with a revision of at least `from`.
+    pub fn batches(&self, from: i64, max: usize) -> Vec<Batch> {
+        let state = self.state.read();
+        state.visible_since(from).take(max).cloned().collect()
     }
 }

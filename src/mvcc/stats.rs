@@ -1,35 +1,34 @@
 //! Sizes and counts of a store.
 
 use super::log::{Batch, EventKind};
-use super::store::Store;
+use super::state::State;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Sizes and counts at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
-    /// The current revision.
+    /// The last published revision.
     pub revision: i64,
     /// The compact revision, −1 if never compacted.
     pub compacted: i64,
     /// Live keys.
     pub keys: usize,
-    /// Encoded bytes of every version kept.
+    /// Estimated bytes of the store, including the index and the log.
     pub bytes: usize,
     /// Revisions in the log.
     pub log_len: usize,
-    /// Watchers.
     pub watchers: usize,
-    /// Range reads served.
+    /// Range reads since the start.
     pub ranges: u64,
-    /// Write transactions committed.
+    /// Committed write transactions since the start.
     pub commits: u64,
-    /// Events committed.
+    /// Committed events since the start.
     pub events: u64,
-    /// Keys put.
+    /// Keys put since the start.
     pub puts: u64,
-    /// Keys deleted.
+    /// Keys deleted since the start.
     pub deletes: u64,
-    /// Write transactions of more than one change.
+    /// Committed write transactions with more than one event since the start.
     pub txns: u64,
 }
 
@@ -42,33 +41,6 @@ pub(super) struct Counters {
     txns: AtomicU64,
 }
 
-// === impl Store ===
-
-impl Store {
-    /// Sizes and counts.
-    pub fn stats(&self) -> Stats {
-        let state = self.state.read();
-        let puts = self.counters.puts.load(Ordering::Relaxed);
-        let deletes = self.counters.deletes.load(Ordering::Relaxed);
-        Stats {
-            revision: state.visible,
-            compacted: state.compacted,
-            keys: state.index.live(),
-            bytes: state.size(),
-            log_len: state.log.len(),
-            watchers: state.groups.watchers(),
-            ranges: self.counters.ranges.load(Ordering::Relaxed),
-            commits: self.counters.commits.load(Ordering::Relaxed),
-            events: puts + deletes,
-            puts,
-            deletes,
-            txns: self.counters.txns.load(Ordering::Relaxed),
-        }
-    }
-}
-
-// === impl Counters ===
-
 impl Counters {
     pub(super) fn count(&self, batch: &Batch) {
         let add = |counter: &AtomicU64, n: usize| counter.fetch_add(n as u64, Ordering::Relaxed);
@@ -77,5 +49,24 @@ impl Counters {
         add(&self.deletes, deletes);
         add(&self.puts, batch.events.len() - deletes);
         add(&self.txns, usize::from(batch.events.len() > 1));
+    }
+
+    pub(super) fn stats(&self, state: &State) -> Stats {
+        let puts = self.puts.load(Ordering::Relaxed);
+        let deletes = self.deletes.load(Ordering::Relaxed);
+        Stats {
+            revision: state.visible,
+            compacted: state.compacted,
+            keys: state.index.live(),
+            bytes: state.size(),
+            log_len: state.log.len(),
+            watchers: state.groups.watchers(),
+            ranges: self.ranges.load(Ordering::Relaxed),
+            commits: self.commits.load(Ordering::Relaxed),
+            events: puts + deletes,
+            puts,
+            deletes,
+            txns: self.txns.load(Ordering::Relaxed),
+        }
     }
 }

@@ -389,11 +389,11 @@ fn a_tombstone_at_the_compact_revision_survives_and_an_older_one_does_not() {
     assert_eq!(decode(&frames), [(true, b"b".to_vec(), at, None)]);
     assert_eq!(store.compact(at), Err(Error::Compacted));
     assert_eq!(store.compact(at + 1), Err(Error::FutureRevision));
-    assert_eq!(store.history(0).unwrap().changes.len(), 1, "of a nothing is left");
+    assert_eq!(store.versions(0).unwrap().all.len(), 1, "of a nothing is left");
     let now = put(&store, "c", "1");
     store.compact(now).unwrap();
     while store.purge() {}
-    assert_eq!(store.history(0).unwrap().changes.len(), 1, "of b neither");
+    assert_eq!(store.versions(0).unwrap().all.len(), 1, "of b neither");
 }
 
 #[test]

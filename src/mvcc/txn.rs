@@ -5,10 +5,11 @@
 
 use super::Error;
 use super::encoded::{Fields, Kv};
-use super::index::{Place, Version};
+use super::index::Place;
+use super::key_history::Version;
 use super::log::{Batch, Event, EventKind};
 use super::range::{KeyRange, RangeOptions, RangeResult};
-use super::store::State;
+use super::state::State;
 use bytes::Bytes;
 use std::cmp::Ordering;
 use std::sync::Arc;

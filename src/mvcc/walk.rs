@@ -1,21 +1,63 @@
-//! A read of everything, in short locks: for hashes, snapshots and checkpoints.
+//! Reads of everything that a store holds at one revision, in short locks while writers go on: for hashes,
+//! snapshots and checkpoints.
 
-use super::hash::Stored;
+use super::key_history::Version;
 use super::range::KeyRange;
-use super::store::{READ_CHUNK, State, Store};
+use super::state::State;
+use super::store::{READ_CHUNK, Store};
 use std::sync::Arc;
 
-/// Every change kept up to one revision, key by key, while the store goes on.
+/// A walk over every key in order, with all versions up to one revision.
 pub(super) struct Walk {
     store: Arc<Store>,
     revision: i64,
-    /// Pinned: what this compaction keeps stays while we look at it.
+    /// Pinned, so that history from this compact revision on stays during the walk.
     compacted: i64,
     rest: Option<KeyRange>,
 }
 
+/// Everything that a store holds at one revision, read piece by piece while the store goes on.
+pub struct Frozen {
+    walk: Walk,
+    /// The revision of the contents.
+    pub revision: i64,
+    /// The compact revision, −1 if never compacted.
+    pub compacted: i64,
+    /// Lease id and granted TTL in seconds.
+    pub leases: Vec<(i64, i64)>,
+}
+
+// === impl Store ===
+
+impl Store {
+    /// Freezes the present contents, to be read later piece by piece. Nothing is committed while `f` runs: what
+    /// the journal holds then is exactly what the frozen contents hold.
+    pub fn freeze<T>(self: &Arc<Self>, f: impl FnOnce() -> T) -> (Frozen, T) {
+        let state = self.state.read();
+        let frozen = Frozen {
+            walk: Walk::new(self, &state, state.current),
+            revision: state.current,
+            compacted: state.compacted,
+            leases: state.leases.ttls(),
+        };
+        (frozen, f())
+    }
+}
+
+// === impl Frozen ===
+
+impl Frozen {
+    /// The versions of the next keys, in order of key and revision, about `bytes` of them; `None` at the end.
+    /// Writers wait for at most a few thousand keys.
+    pub fn next(&mut self, bytes: usize) -> Option<Vec<Version>> {
+        self.walk.next(bytes)
+    }
+}
+
+// === impl Walk ===
+
 impl Walk {
-    /// Begins at the first key. The caller holds the lock that `state` is under.
+    /// Begins at the first key. The caller holds the lock that protects `state`.
     pub(super) fn new(store: &Arc<Store>, state: &State, revision: i64) -> Self {
         store.pins.hold(state.compacted);
         Self {
@@ -26,33 +68,32 @@ impl Walk {
         }
     }
 
-    /// The next keys with all their changes kept, in order of key and revision, about `bytes` of them;
-    /// `None` at the end. Writers wait for a few thousand keys at most.
-    pub(super) fn next(&mut self, bytes: usize) -> Option<Vec<Stored>> {
+    /// See [`Frozen::next`].
+    pub(super) fn next(&mut self, bytes: usize) -> Option<Vec<Version>> {
         let mut rest = self.rest.take()?;
-        let mut changes = Vec::new();
+        let mut versions = Vec::new();
         let mut size = 0;
         loop {
-            let read = self.store.read();
+            let state = self.store.state.read();
             let (mut seen, mut last) = (0, Vec::new());
-            for history in read.index().range(&rest).take(READ_CHUNK) {
-                let from = changes.len();
-                changes.extend(history.stored(self.revision));
-                size += changes[from..].iter().map(|c| c.kv.as_bytes().len()).sum::<usize>();
+            for history in state.index.range(&rest).take(READ_CHUNK) {
+                let from = versions.len();
+                versions.extend_from_slice(history.up_to(self.revision));
+                size += versions[from..].iter().map(|v| v.kv.as_bytes().len()).sum::<usize>();
                 seen += 1;
                 if seen == READ_CHUNK || size >= bytes {
                     last = history.key().to_vec();
                     break;
                 }
             }
-            drop(read);
+            drop(state);
             if last.is_empty() {
-                return (!changes.is_empty()).then_some(changes);
+                return (!versions.is_empty()).then_some(versions);
             }
             rest = rest.after(&last);
             if size >= bytes {
                 self.rest = Some(rest);
-                return Some(changes);
+                return Some(versions);
             }
         }
     }

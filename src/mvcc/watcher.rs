@@ -1,6 +1,6 @@
-//! A watcher is a filter and a cursor: no queue, no copy.
+//! Watchers: a filter and a cursor in the revision log, without a queue of their own.
 
-use super::group::{Group, WatchFilter};
+use super::group::{Group, Wake, WatchFilter};
 use super::store::Store;
 use bytes::Bytes;
 use std::sync::Arc;
@@ -37,18 +37,43 @@ pub enum Taken {
     Compacted(i64),
 }
 
-impl Watcher {
-    pub(super) fn new(store: Arc<Store>, group: Arc<Group>, member: u64, start: i64, too_late: Option<i64>) -> Self {
-        Self {
-            store,
+// === impl Store ===
+
+impl Store {
+    /// Starts a watcher that sees every change from revision `start` on (0: from now on), and wakes `wake` when
+    /// there may be something to take. Returns the watcher and the store's revision.
+    pub fn watch(self: &Arc<Self>, filter: WatchFilter, start: i64, wake: Arc<dyn Wake>) -> (Watcher, i64) {
+        let mut state = self.state.write();
+        let current = state.visible;
+        let start = if start == 0 { current + 1 } else { start };
+        // The group may still hold frames from before the compaction, but a new watcher must not see them.
+        let too_late = Some(state.compacted).filter(|compacted| start < *compacted);
+        let (group, member) = state.groups.join(filter, current, start, wake);
+        let watcher = Watcher {
+            store: Arc::clone(self),
             group,
             member,
             next: start,
             start,
             too_late,
-        }
+        };
+        (watcher, current)
     }
 
+    /// The store's revision, if each of `watchers` has taken everything up to it. Nothing is committed during
+    /// the comparison.
+    pub fn synced<'a>(&self, watchers: impl IntoIterator<Item = &'a Watcher>) -> Option<i64> {
+        let state = self.state.read();
+        watchers
+            .into_iter()
+            .all(|w| w.is_synced(state.visible))
+            .then_some(state.visible)
+    }
+}
+
+// === impl Watcher ===
+
+impl Watcher {
     /// What the watcher watches.
     pub fn filter(&self) -> &WatchFilter {
         &self.group.filter
@@ -82,15 +107,15 @@ impl Watcher {
     fn catch_up(&mut self, max: usize) -> Taken {
         let (store, group) = (Arc::clone(&self.store), Arc::clone(&self.group));
         loop {
-            let read = store.read();
+            let read = store.state.read();
             let mut state = group.state.lock();
             self.next = self.next.max(state.next_of(self.member));
-            if self.next < read.compacted() {
-                return Taken::Compacted(read.compacted());
+            if self.next < read.compacted {
+                return Taken::Compacted(read.compacted);
             }
             let (mut frames, mut bytes) = (Vec::new(), 0);
             let from = self.next;
-            let mut batches = read.since(from).take(CATCH_UP_BATCHES);
+            let mut batches = read.visible_since(from).take(CATCH_UP_BATCHES);
             let more = loop {
                 let Some(batch) = batches.next() else {
                     break self.next - from >= CATCH_UP_BATCHES as i64;
@@ -98,7 +123,7 @@ impl Watcher {
                 if self.next > state.complete_after || bytes > max {
                     break true;
                 }
-                if let Some(body) = group.filter.encode(batch, read.compacted()) {
+                if let Some(body) = group.filter.encode(batch, read.compacted) {
                     bytes += body.len();
                     frames.push(body);
                 }
@@ -107,7 +132,7 @@ impl Watcher {
             drop(batches);
             if !more {
                 // Revision 1 and what was purged have no batch to get past.
-                self.next = self.next.max(read.visible() + 1);
+                self.next = self.next.max(read.visible + 1);
             }
             state.moved(self.member, self.next);
             if !frames.is_empty() {
@@ -135,6 +160,6 @@ impl Watcher {
 
 impl Drop for Watcher {
     fn drop(&mut self) {
-        self.store.leave(&self.group, self.member);
+        self.store.state.write().groups.leave(&self.group, self.member);
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{Core, ETCD_VERSION, STORAGE_VERSION, status};
 use crate::lease::Info;
-use crate::mvcc::History;
+use crate::mvcc::Versions;
 use crate::pb::etcdserverpb as pb;
 use crate::snapshot::{Member, Snapshot};
 use sha2::{Digest, Sha256};
@@ -112,18 +112,18 @@ impl pb::maintenance_server::Maintenance for MaintenanceService {
 
     async fn hash(&self, request: Request<pb::HashRequest>) -> Result<Response<pb::HashResponse>, Status> {
         self.0.check_root(&request)?;
-        let history = self.0.history(0).await?;
-        let header = Some(self.0.header(history.current));
-        let hash = hash(history).await?;
+        let versions = self.0.versions(0).await?;
+        let header = Some(self.0.header(versions.current));
+        let hash = hash(versions).await?;
         Ok(Response::new(pb::HashResponse { header, hash }))
     }
 
     async fn hash_kv(&self, request: Request<pb::HashKvRequest>) -> Result<Response<pb::HashKvResponse>, Status> {
         self.0.check_root(&request)?;
-        let history = self.0.history(request.get_ref().revision).await?;
-        let header = Some(self.0.header(history.current));
-        let (compact_revision, hash_revision) = (history.compacted, history.revision);
-        let hash = hash(history).await?;
+        let versions = self.0.versions(request.get_ref().revision).await?;
+        let header = Some(self.0.header(versions.current));
+        let (compact_revision, hash_revision) = (versions.compacted, versions.revision);
+        let hash = hash(versions).await?;
         Ok(Response::new(pb::HashKvResponse {
             header,
             hash,
@@ -149,9 +149,9 @@ impl pb::maintenance_server::Maintenance for MaintenanceService {
 }
 
 impl Core {
-    async fn history(&self, revision: i64) -> Result<History, Status> {
+    async fn versions(&self, revision: i64) -> Result<Versions, Status> {
         let store = Arc::clone(&self.store);
-        Ok(blocking(move || store.history(revision)).await??)
+        Ok(blocking(move || store.versions(revision)).await??)
     }
 
     /// A snapshot as a file without a name, and its length in bytes.
@@ -165,11 +165,11 @@ impl Core {
         // Leases come and go while keys are read: those of before and of after. A lease too many just ends,
         // a key whose lease is missing would be there for ever.
         let mut known = leases();
-        let history = self.history(0).await?;
+        let versions = self.versions(0).await?;
         known.extend(leases());
         let leases = known.into_iter().collect();
         let snapshot = Snapshot {
-            history,
+            versions,
             leases,
             auth,
             alarms,
@@ -194,8 +194,8 @@ async fn blocking<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> 
     done.map_err(|e| Status::internal(e.to_string()))
 }
 
-async fn hash(history: History) -> Result<u32, Status> {
-    blocking(move || history.hash()).await
+async fn hash(versions: Versions) -> Result<u32, Status> {
+    blocking(move || versions.hash()).await
 }
 
 /// The file in blobs, and at last the SHA-256 of all of it.

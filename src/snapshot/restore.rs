@@ -2,12 +2,12 @@
 
 use super::content::{Change, Content};
 use crate::auth::State;
-use crate::mvcc::{Fields, Kv, Loader, Misfit, Store, Stored};
+use crate::mvcc::{Fields, Hooks, Kv, Loader, OutOfOrder, Store, Version};
 use std::sync::Arc;
 
 impl Content {
     /// The store that the snapshot is of.
-    pub fn store(&self) -> Result<Arc<Store>, Misfit> {
+    pub fn store(&self) -> Result<Arc<Store>, OutOfOrder> {
         let revision = self.revision();
         // One that was begun is done: Parity with an etcd that starts on the snapshot.
         let compacted = self.finished_compaction.max(self.scheduled_compaction).unwrap_or(-1);
@@ -19,14 +19,14 @@ impl Content {
             (&a.kv.key, place(a)).cmp(&(&b.kv.key, place(b)))
         });
         for change in changes {
-            if !loader.push(stored(change)) {
-                return Err(Misfit {
+            if !loader.push(version(change)) {
+                return Err(OutOfOrder {
                     found: change.revision.main,
                     current: revision,
                 });
             }
         }
-        loader.finish()
+        Ok(loader.finish()?.open(Hooks::default()))
     }
 
     /// Its users and roles.
@@ -36,7 +36,7 @@ impl Content {
     }
 }
 
-fn stored(change: &Change) -> Stored {
+fn version(change: &Change) -> Version {
     let (kv, at) = (&change.kv, change.revision);
     let kv = match at.tombstone {
         true => Kv::tombstone(&kv.key, at.main),
@@ -49,7 +49,7 @@ fn stored(change: &Change) -> Stored {
             lease: kv.lease,
         }),
     };
-    Stored {
+    Version {
         main: at.main,
         sub: u32::try_from(at.sub).unwrap_or(u32::MAX),
         tombstone: at.tombstone,

@@ -19,7 +19,7 @@ use isthmus::kvstore::config::ClientConfig;
 use isthmus::lease::{Lessor, MIN_TTL_SECS};
 use isthmus::model::cluster::{ClusterConfig, ClusterInfo};
 use isthmus::mvcc::Store;
-use isthmus::server::{Config, Core, Identity, Serve};
+use isthmus::server::{Config, Core, Identity, Serve, Wakers};
 use isthmus::util::lifecycle::Lifecycle;
 use libfuzzer_sys::fuzz_target;
 use std::cell::RefCell;
@@ -69,11 +69,12 @@ impl Server {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let life = Lifecycle::default();
         let router = runtime.block_on(async {
-            let store = Store::new();
+            let wakers = Wakers::default();
+            let store = Store::with_hooks(wakers.hooks());
             let lessor = Arc::new(Lessor::new(Arc::clone(&store), MIN_TTL_SECS));
             let auth = Arc::new(AuthStore::new(auth::Config::default()).expect("simple tokens"));
             let config = Config { quota_bytes: 64 << 20, ..Config::new(Identity::random()) };
-            Core::start(store, lessor, auth, None, config, &life).router(Serve::All)
+            Core::start(store, lessor, auth, None, wakers, config, &life).router(Serve::All)
         });
         Self { runtime, router, life, inputs: 0 }
     }

@@ -1,0 +1,40 @@
+//! Counts of paginated lists: the number of keys left after a page, so that the next page need not count.
+
+use super::range::KeyRange;
+use std::collections::{HashMap, VecDeque};
+
+/// Remembered counts; the oldest is forgotten first.
+const MAX: usize = 256;
+
+/// The rest of a list after one of its pages.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(super) struct Rest {
+    /// The keys that the list has not returned yet.
+    pub(super) range: KeyRange,
+    /// The revision of the list. The count at one revision never changes.
+    pub(super) revision: i64,
+}
+
+/// Counts of the rests of lists.
+#[derive(Default)]
+pub(super) struct Pages {
+    counts: HashMap<Rest, usize>,
+    order: VecDeque<Rest>,
+}
+
+impl Pages {
+    pub(super) fn put(&mut self, rest: Rest, count: usize) {
+        if self.counts.insert(rest.clone(), count).is_none() {
+            self.order.push_back(rest);
+        }
+        while self.order.len() > MAX {
+            let oldest = self.order.pop_front();
+            oldest.map(|oldest| self.counts.remove(&oldest));
+        }
+    }
+
+    /// Looks a count up and keeps it, because many clients read the same list.
+    pub(super) fn get(&self, rest: &Rest) -> Option<usize> {
+        self.counts.get(rest).copied()
+    }
+}

@@ -1,0 +1,389 @@
+//! A store is made again in two steps: a [`Loader`] takes the versions of a checkpoint, then a [`Recovery`] takes
+//! the changes that were recorded after the checkpoint. Only a recovered store gets hooks, so that no journal
+//! records its own replay.
+
+use super::encoded::Kv;
+use super::hooks::Hooks;
+use super::key_history::Version;
+use super::log::{Batch, Event, EventKind, Log};
+use super::range::KeyRange;
+use super::state::State;
+use super::store::Store;
+use super::txn::WriteTxn;
+use super::Error;
+use std::sync::Arc;
+
+/// A change that cannot come after the changes before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("revision {found} does not follow revision {current}")]
+pub struct OutOfOrder {
+    /// The revision of the change.
+    pub found: i64,
+    /// The revision of the store.
+    pub current: i64,
+}
+
+/// Builds a store from the contents of a checkpoint or a snapshot; see [`Frozen`](super::Frozen).
+pub struct Loader {
+    state: State,
+    last: Option<Version>,
+    /// Whether the last key has more than one version.
+    several: bool,
+}
+
+/// A store that is being made again and is not in use yet.
+pub struct Recovery(State);
+
+// === impl Loader ===
+
+impl Loader {
+    /// Begins a store at `revision`, with leases of an id and a granted TTL in seconds.
+    pub fn new(revision: i64, compacted: i64, leases: impl IntoIterator<Item = (i64, i64)>) -> Self {
+        let mut state = State::new();
+        (state.current, state.visible, state.compacted) = (revision, revision, compacted);
+        for (lease, ttl_secs) in leases {
+            state.leases.grant(lease, ttl_secs);
+        }
+        Self {
+            state,
+            last: None,
+            several: false,
+        }
+    }
+
+    /// Adds a version. Versions come in order of key and revision; false if this one is out of order.
+    pub fn push(&mut self, version: Version) -> bool {
+        let place = |v: &Version| (v.main, v.sub);
+        let in_order = match &self.last {
+            Some(last) => match last.kv.key().cmp(version.kv.key()) {
+                std::cmp::Ordering::Less => {
+                    self.end_key();
+                    true
+                }
+                std::cmp::Ordering::Equal => {
+                    self.several = true;
+                    place(last) < place(&version)
+                }
+                std::cmp::Ordering::Greater => false,
+            },
+            None => true,
+        };
+        if !in_order || version.kv.key().is_empty() || !(2..=self.state.current).contains(&version.main) {
+            return false;
+        }
+        self.state.bytes += version.kv.as_bytes().len();
+        self.state.index.append(version.clone());
+        self.last = Some(version);
+        true
+    }
+
+    /// Attaches and compacts the last key, once all of its versions are there.
+    fn end_key(&mut self) {
+        let Some(last) = self.last.take() else { return };
+        let (state, key) = (&mut self.state, last.kv.key());
+        if !last.tombstone {
+            state.leases.attach(key, 0, last.kv.lease());
+        }
+        if std::mem::take(&mut self.several) || last.tombstone {
+            // The purge of a compaction may have been cut short.
+            state.bytes = state.bytes.saturating_sub(state.index.compact(key, state.compacted));
+        }
+    }
+
+    /// Ends the checkpoint and rebuilds the revision log from the versions. Fails if a revision is missing.
+    pub fn finish(mut self) -> Result<Recovery, OutOfOrder> {
+        self.end_key();
+        let mut state = self.state;
+        let first = state.compacted.max(2);
+        state.log = log(&state, first)?;
+        state.purged = state.compacted.max(0);
+        Ok(Recovery(state))
+    }
+}
+
+// === impl Recovery ===
+
+impl Recovery {
+    /// Begins with an empty store at revision 1.
+    pub fn new() -> Self {
+        Self(State::new())
+    }
+
+    /// Repeats a recorded commit. After an error the recovery is of no use.
+    pub fn commit(
+        &mut self,
+        revision: i64,
+        changes: impl Iterator<Item = (EventKind, Kv)>,
+        revoked: Option<i64>,
+    ) -> Result<(), OutOfOrder> {
+        let state = &mut self.0;
+        let out_of_order = OutOfOrder {
+            found: revision,
+            current: state.current,
+        };
+        let mut txn = WriteTxn::new(state);
+        let mut fits = true;
+        for (kind, kv) in changes {
+            fits &= fits && txn.replay(kind, kv);
+        }
+        let (batch, _) = txn.finish();
+        if let Some(lease) = revoked {
+            // The changes above have deleted the keys of the lease.
+            state.leases.take(lease);
+        }
+        state.visible = state.current;
+        // The end of a lease without keys makes no revision.
+        match fits && (batch.is_none() || revision == state.current) && (batch.is_some() || revoked.is_some()) {
+            true => Ok(()),
+            false => Err(out_of_order),
+        }
+    }
+
+    /// Repeats the grant of a lease; false if the id is taken.
+    pub fn grant(&mut self, lease: i64, ttl_secs: i64) -> bool {
+        self.0.leases.grant(lease, ttl_secs)
+    }
+
+    /// Repeats a compaction, and frees the compacted history.
+    pub fn compact(&mut self, revision: i64) -> Result<(), Error> {
+        self.0.compact(revision)?;
+        while self.0.purge(i64::MAX) {}
+        Ok(())
+    }
+
+    /// Ends the recovery: the store is ready for use.
+    pub fn open(self, hooks: Hooks) -> Arc<Store> {
+        Store::open(self.0, hooks)
+    }
+}
+
+/// Rebuilds the batches from revision `first` on from the versions of all keys.
+fn log(state: &State, first: i64) -> Result<Log, OutOfOrder> {
+    let mut events: Vec<(i64, u32, Event)> = Vec::new();
+    let all = KeyRange::all();
+    for history in state.index.range(&all) {
+        let versions = history.versions();
+        for (i, version) in versions.iter().enumerate().filter(|(_, v)| v.main >= first) {
+            let before = i.checked_sub(1).map(|i| &versions[i]).filter(|v| !v.tombstone);
+            // A key that this revision created has no previous key-value.
+            let older = version.tombstone || version.kv.fields().create_revision < version.main;
+            let event = Event {
+                kind: version.kind(),
+                kv: version.kv.clone(),
+                prev: before
+                    .filter(|_| older)
+                    .and_then(|_| history.at(version.main - 1))
+                    .cloned(),
+                created: !version.tombstone && before.is_none(),
+            };
+            events.push((version.main, version.sub, event));
+        }
+    }
+    events.sort_unstable_by_key(|(main, sub, _)| (*main, *sub));
+    // An etcd that compacted to revision `first` may have kept nothing of that revision.
+    let begins = events.first().is_some_and(|(main, ..)| *main == first);
+    let mut log = Log::new(if begins || state.compacted < first {
+        first
+    } else {
+        first + 1
+    });
+    for revision in events.chunk_by(|a, b| a.0 == b.0) {
+        let (found, next) = (revision[0].0, log.next());
+        if found != next {
+            return Err(OutOfOrder {
+                found,
+                current: next - 1,
+            });
+        }
+        let events = revision.iter().map(|(_, _, event)| event.clone()).collect();
+        log.push(Batch {
+            revision: found,
+            events,
+        });
+    }
+    match log.next() - 1 {
+        last if last == state.current => Ok(log),
+        last => Err(OutOfOrder {
+            found: state.current,
+            current: last,
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mvcc::{Change, Journal, Put, RangeOptions, Taken, Wake, WatchFilter};
+    use bytes::Bytes;
+    use parking_lot::Mutex;
+    use proptest::prelude::*;
+
+    #[derive(Default)]
+    struct Tape(Mutex<Vec<Change>>);
+
+    impl Journal for Tape {
+        fn record(&self, change: Change) {
+            self.0.lock().push(change);
+        }
+    }
+
+    struct Nobody;
+
+    impl Wake for Nobody {
+        fn wake(&self) {}
+    }
+
+    /// All that a client could see: each revision's content, the events of each, leases.
+    fn seen(store: &Arc<Store>) -> [Vec<String>; 3] {
+        let from = store.compacted().max(1);
+        let content = (from..=store.revision()).map(|revision| {
+            let options = RangeOptions {
+                revision,
+                ..RangeOptions::new(KeyRange::all())
+            };
+            let result = store.range(&options).unwrap();
+            format!("{revision}: {} {:?}", result.count, result.kvs)
+        });
+        let filter = WatchFilter {
+            prev_kv: true,
+            ..WatchFilter::new(KeyRange::all())
+        };
+        // A watch from the compact revision itself sees what happens to be left of it.
+        let (mut watcher, _) = store.watch(filter, from + 1, Arc::new(Nobody));
+        let mut events = Vec::new();
+        while let Taken::Events { frames, revision } = watcher.take(1) {
+            events.push(format!("{revision}: {frames:?}"));
+        }
+        let mut leases: Vec<_> = store.leases().into_iter().map(|(id, _)| id).collect();
+        leases.sort_unstable();
+        let leases = leases.into_iter().map(|id| format!("{id}: {:?}", store.lease_keys(id)));
+        [content.collect(), events, leases.collect()]
+    }
+
+    fn recorded_by(journal: &Arc<Tape>) -> Arc<Store> {
+        Store::with_hooks(Hooks {
+            journal: Some(Arc::clone(journal) as _),
+            ..Hooks::default()
+        })
+    }
+
+    /// The store made again from a checkpoint in pieces of about `piece` bytes.
+    fn reloaded(store: &Arc<Store>, piece: usize) -> Recovery {
+        let (mut frozen, ()) = store.freeze(|| ());
+        let mut loader = Loader::new(frozen.revision, frozen.compacted, frozen.leases.clone());
+        while let Some(changes) = frozen.next(piece) {
+            for change in changes {
+                assert!(loader.push(change));
+            }
+        }
+        loader.finish().unwrap()
+    }
+
+    fn replay(recovery: &mut Recovery, changes: &[Change]) {
+        for change in changes {
+            match change {
+                Change::Commit { batch, revoked } => {
+                    let events = batch.iter().flat_map(|b| b.events.iter());
+                    let revision = batch.as_ref().map_or(0, |b| b.revision);
+                    let events = events.map(|e| (e.kind, Kv::checked(e.kv.as_bytes()).unwrap()));
+                    recovery.commit(revision, events, *revoked).unwrap();
+                }
+                Change::Grant { lease, ttl_secs } => assert!(recovery.grant(*lease, *ttl_secs)),
+                Change::Compact(revision) => recovery.compact(*revision).unwrap(),
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+        #[test]
+        fn what_was_recorded_or_frozen_makes_the_same_store(
+            ops in proptest::collection::vec((0u8..9, 0u8..6, 0i64..3), 1..60), half in 0usize..60, piece in 1usize..400,
+        ) {
+            let tape = Arc::new(Tape::default());
+            let store = recorded_by(&tape);
+            let mut saved = (reloaded(&store, piece), 0);
+            for (i, (op, key, lease)) in ops.into_iter().enumerate() {
+                let key = Bytes::from(format!("k{key}"));
+                match op {
+                    0 => drop(store.grant(lease + 1, 60)),
+                    1 => drop(store.revoke(lease + 1)),
+                    2 => drop(store.compact(store.revision() - lease)),
+                    3 => drop(store.delete(&KeyRange::new(key, "k4"))),
+                    4 => drop(store.purge()),
+                    _ => {
+                        let lease = if store.lease_keys(lease).is_some() { lease } else { 0 };
+                        let value = Bytes::from(i.to_string());
+                        store.put(Put { key, value, lease, ..Put::default() }).unwrap();
+                    }
+                }
+                store.publish(i64::MAX);
+                if i == half {
+                    saved = (reloaded(&store, piece), tape.0.lock().len());
+                }
+            }
+            let (mut saved, from) = saved;
+            let mut again = Recovery::new();
+            replay(&mut again, &tape.0.lock());
+            prop_assert_eq!(seen(&again.open(Hooks::default())), seen(&store));
+            prop_assert_eq!(seen(&reloaded(&store, piece).open(Hooks::default())), seen(&store));
+            replay(&mut saved, &tape.0.lock()[from..]);
+            prop_assert_eq!(seen(&saved.open(Hooks::default())), seen(&store));
+        }
+    }
+
+    #[test]
+    fn a_commit_is_seen_once_it_is_published() {
+        let store = recorded_by(&Arc::default());
+        let (mut watcher, _) = store.watch(WatchFilter::new(KeyRange::all()), 0, Arc::new(Nobody));
+        let put = || Put {
+            key: "a".into(),
+            value: "1".into(),
+            ..Put::default()
+        };
+        let (_, revision) = store.put(put()).unwrap();
+        let (prev, second) = store.put(put()).unwrap();
+        assert!(prev.is_some(), "a writer goes on from what was committed");
+        assert_eq!((revision, second, store.revision()), (2, 3, 1));
+        assert!(store.get(b"a").is_none());
+        assert_eq!(watcher.take(1), Taken::Nothing);
+        store.publish(2);
+        assert_eq!(store.range(&RangeOptions::new(KeyRange::all())).unwrap().count, 1);
+        assert!(matches!(watcher.take(1 << 20), Taken::Events { revision: 2, .. }));
+        let (mut late, revision) = store.watch(WatchFilter::new(KeyRange::key("a")), 2, Arc::new(Nobody));
+        assert_eq!(revision, 2);
+        assert!(matches!(late.take(1 << 20), Taken::Events { revision: 2, .. }));
+        assert_eq!(late.take(1 << 20), Taken::Nothing);
+        store.publish(3);
+        assert!(matches!(late.take(1 << 20), Taken::Events { revision: 3, .. }));
+        assert!(matches!(watcher.take(1 << 20), Taken::Events { revision: 3, .. }));
+    }
+
+    #[test]
+    fn what_does_not_follow_is_refused() {
+        let mut recovery = Recovery::new();
+        let put = |main| {
+            Kv::new(&crate::mvcc::Fields {
+                key: b"a",
+                mod_revision: main,
+                create_revision: main,
+                version: 1,
+                ..Default::default()
+            })
+        };
+        assert!(recovery.commit(2, [(EventKind::Put, put(2))].into_iter(), None).is_ok());
+        assert!(recovery.commit(4, [(EventKind::Put, put(4))].into_iter(), None).is_err());
+        let change = |main| Version {
+            main,
+            sub: 0,
+            tombstone: false,
+            kv: put(main),
+        };
+        let mut loader = Loader::new(3, -1, []);
+        assert!(loader.push(change(2)));
+        assert!(!loader.push(change(2)), "not twice");
+        assert!(!loader.push(change(4)), "not from the future");
+        assert!(loader.finish().is_err(), "revision 3 is missing");
+    }
+}

@@ -1,0 +1,148 @@
+//! The data of a store: everything that the store's lock protects, and the rules for reading it.
+
+use super::Error;
+use super::group::Groups;
+use super::index::Index;
+use super::lease_book::LeaseBook;
+use super::log::{Batch, Event, EventKind, Log};
+use super::range::{KeyRange, RangeOptions, RangeResult};
+
+/// Events purged in one step. A step always purges whole revisions, so it may purge more.
+const PURGE_STEP: usize = 2000;
+/// Reported size of a store without keys, in bytes, like the empty file of an etcd.
+const EMPTY: usize = 20 << 10;
+/// Reported size of a lease, in bytes.
+const LEASE: usize = 64;
+
+/// Keys, leases, the revision log and the watcher groups of one store.
+pub(super) struct State {
+    pub(super) index: Index,
+    pub(super) log: Log,
+    pub(super) leases: LeaseBook,
+    pub(super) groups: Groups,
+    /// The last committed revision.
+    pub(super) current: i64,
+    /// The last published revision: the one that readers and watchers see. Never above `current`.
+    pub(super) visible: i64,
+    /// Reads below this revision fail; −1 if never compacted.
+    pub(super) compacted: i64,
+    /// The history before this revision has been purged. Never above `compacted`.
+    pub(super) purged: i64,
+    /// Encoded bytes of all versions.
+    pub(super) bytes: usize,
+}
+
+impl State {
+    pub(super) fn new() -> Self {
+        Self {
+            index: Index::new(),
+            log: Log::new(2),
+            leases: LeaseBook::default(),
+            groups: Groups::default(),
+            current: 1,
+            visible: 1,
+            compacted: -1,
+            purged: 0,
+            bytes: 0,
+        }
+    }
+
+    /// The published batches from revision `from` on.
+    pub(super) fn visible_since(&self, from: i64) -> impl Iterator<Item = &Batch> {
+        self.log.since(from).take_while(|b| b.revision <= self.visible)
+    }
+
+    /// Estimated bytes of the store, including the index and the log.
+    pub(super) fn size(&self) -> usize {
+        EMPTY + self.leases.len() * LEASE + self.bytes + self.index.keys() * 64 + self.log.len() * 120
+    }
+
+    /// The revision that a read asks for, if that revision can be read.
+    pub(super) fn readable(&self, revision: i64) -> Result<i64, Error> {
+        match revision {
+            r if r > self.visible => Err(Error::FutureRevision),
+            r if r <= 0 => Ok(self.visible),
+            r if r < self.compacted => Err(Error::Compacted),
+            r => Ok(r),
+        }
+    }
+
+    /// Reads inside a transaction at revision `now`, whose events so far are `pending`. The caller has
+    /// checked the revision asked for.
+    pub(super) fn range(&self, options: &RangeOptions, now: i64, pending: &[Event]) -> RangeResult {
+        let at = if options.revision <= 0 { now } else { options.revision };
+        let count = self.count(&options.range, at, pending);
+        let mut result = RangeResult {
+            count,
+            revision: now,
+            ..RangeResult::default()
+        };
+        if !options.count_only {
+            let needed = options.needed().unwrap_or(usize::MAX);
+            let rows = self.index.range(&options.range).filter_map(|h| h.at(at));
+            (result.kvs, result.more) = options.finish(rows.take(needed).cloned().collect());
+        }
+        result
+    }
+
+    /// Keys in `range` that were live at revision `at`: the keys live now, corrected by the changes since.
+    pub(super) fn count(&self, range: &KeyRange, at: i64, pending: &[Event]) -> usize {
+        let now = self.index.count(range);
+        let since = self.log.since(at + 1).flat_map(|b| b.events.iter());
+        let pending = if at > self.current { &[] } else { pending };
+        // Either undo the changes since, or look at each key, whichever is less work.
+        if self.log.events_after(at) + pending.len() as u64 > now as u64 {
+            return self.index.range(range).filter(|h| h.at(at).is_some()).count();
+        }
+        let mut delta = 0i64;
+        for event in since.chain(pending).filter(|e| range.contains(e.kv.key())) {
+            match event.kind {
+                EventKind::Put if event.created => delta -= 1,
+                EventKind::Put => {}
+                EventKind::Delete => delta += 1,
+            }
+        }
+        usize::try_from(now as i64 + delta).unwrap_or(0)
+    }
+
+    /// Makes revisions before `revision` unreadable. [`State::purge`] frees their memory.
+    pub(super) fn compact(&mut self, revision: i64) -> Result<(), Error> {
+        if revision <= self.compacted {
+            return Err(Error::Compacted);
+        }
+        if revision > self.visible {
+            return Err(Error::FutureRevision);
+        }
+        self.compacted = revision;
+        Ok(())
+    }
+
+    /// Frees some of the compacted history before revision `pinned`; true if there is more to free.
+    pub(super) fn purge(&mut self, pinned: i64) -> bool {
+        let target = self.compacted.min(pinned);
+        if self.purged >= target {
+            return false;
+        }
+        let Self { log, index, bytes, .. } = self;
+        let (mut to, mut events) = (target, 0);
+        for batch in log.since(0).take_while(|b| b.revision <= target) {
+            if events >= PURGE_STEP {
+                to = batch.revision - 1;
+                break;
+            }
+            events += batch.events.len();
+        }
+        // The batch at the previous bound is still in the log and is visited again: its tombstones were kept,
+        // because a tombstone at exactly the bound survives.
+        for event in log
+            .since(0)
+            .take_while(|b| b.revision <= to)
+            .flat_map(|b| b.events.iter())
+        {
+            *bytes = bytes.saturating_sub(index.compact(event.kv.key(), to));
+        }
+        log.truncate_before(to);
+        self.purged = to;
+        to < target
+    }
+}
