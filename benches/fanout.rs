@@ -15,11 +15,7 @@ fn benches(c: &mut Criterion) {
     let mut group = c.benchmark_group("fan-out");
     for watchers in [1usize, 100, 10_000] {
         let store = Store::new();
-        let watch = |_| {
-            store
-                .watch(WatchFilter::new(KeyRange::prefix("p/")), 0, Arc::new(NoWake))
-                .0
-        };
+        let watch = |_| store.watch(WatchFilter::new(KeyRange::prefix("p/")), 0, Arc::new(NoWake));
         let mut all: Vec<Watcher> = (0..watchers).map(watch).collect();
         let mut i = 0;
         let mut put = || {

@@ -484,7 +484,7 @@ impl Replayer {
             // A log file may begin with groups that the checkpoint holds.
             (Kind::Group, None) if frame.number <= self.groups => {}
             (Kind::Group, None) if frame.number == self.groups + 1 => {
-                let (store, side) = self.replaying.get_or_insert_with(|| (Recovery::new(), Side::new()));
+                let (store, side) = self.replaying.get_or_insert_with(|| (Recovery::empty(), Side::new()));
                 Group::read(frame.payload)?.apply(store, side)?;
                 self.groups = frame.number;
             }
@@ -501,7 +501,7 @@ impl Replayer {
         if self.loading.is_some() {
             return Err(Damage::new("a checkpoint has no end"));
         }
-        let (store, side) = self.replaying.unwrap_or_else(|| (Recovery::new(), Side::new()));
+        let (store, side) = self.replaying.unwrap_or_else(|| (Recovery::empty(), Side::new()));
         Ok((store, side, self.groups))
     }
 }

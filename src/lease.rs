@@ -3,7 +3,7 @@
 //! Which keys a lease holds is the store's business; here is when it ends. Time is monotonic, so a jump
 //! of the wall clock expires nothing.
 
-use crate::mvcc::{Error as StoreError, Store};
+use crate::mvcc::{Error as StoreError, GrantedLease, RevokeResult, Store};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use rand::RngExt;
@@ -98,7 +98,7 @@ impl Lessor {
     /// raised to it; see [`MIN_TTL_SECS`].
     pub fn new(store: Arc<Store>, min_ttl_secs: i64) -> Self {
         let leases = store.leases().into_iter();
-        let leases = leases.map(|(id, ttl_secs)| (id, Lease::new(ttl_secs))).collect();
+        let leases = leases.map(|lease| (lease.id, Lease::new(lease.ttl_secs))).collect();
         Self {
             store,
             min_ttl_secs,
@@ -118,8 +118,8 @@ impl Lessor {
         }
     }
 
-    /// Grants a lease of `ttl_secs`; `id` 0 has one chosen. Returns the id and the seconds granted.
-    pub fn grant(&self, id: i64, ttl_secs: i64) -> Result<(i64, i64), Error> {
+    /// Grants a lease of at least `ttl_secs`. For `id` 0 the lessor chooses the id.
+    pub fn grant(&self, id: i64, ttl_secs: i64) -> Result<GrantedLease, Error> {
         if ttl_secs > MAX_TTL_SECS {
             return Err(Error::TtlTooLarge);
         }
@@ -139,11 +139,11 @@ impl Lessor {
         }
         leases.insert(id, Lease::new(ttl_secs));
         self.counters.granted.fetch_add(1, Ordering::Relaxed);
-        Ok((id, ttl_secs))
+        Ok(GrantedLease { id, ttl_secs })
     }
 
-    /// Ends a lease and deletes its keys; returns how many, and the store's revision after it.
-    pub fn revoke(&self, id: i64) -> Result<(usize, i64), Error> {
+    /// Ends a lease and deletes its keys.
+    pub fn revoke(&self, id: i64) -> Result<RevokeResult, Error> {
         let done = self.revoke_if(id, |_| true)?;
         self.counters.revoked.fetch_add(1, Ordering::Relaxed);
         Ok(done)
@@ -151,7 +151,7 @@ impl Lessor {
 
     /// Revokes a lease if `wanted` says so of it. The lease is there, with its keys, or it is not: nobody
     /// sees it half gone.
-    fn revoke_if(&self, id: i64, wanted: impl FnOnce(&Lease) -> bool) -> Result<(usize, i64), Error> {
+    fn revoke_if(&self, id: i64, wanted: impl FnOnce(&Lease) -> bool) -> Result<RevokeResult, Error> {
         let mut leases = self.leases.lock();
         if !leases.get(&id).is_some_and(wanted) {
             return Err(Error::NotFound);
@@ -235,9 +235,9 @@ impl Lessor {
     }
 
     fn expire_one(&self, id: i64, now: Instant) {
-        if let Ok((keys, _)) = self.revoke_if(id, |lease| lease.deadline <= now) {
+        if let Ok(revoked) = self.revoke_if(id, |lease| lease.deadline <= now) {
             self.counters.expired.fetch_add(1, Ordering::Relaxed);
-            tracing::debug!(lease_id = id, keys, "lease expired");
+            tracing::debug!(lease_id = id, keys = revoked.deleted, "lease expired");
         }
     }
 
@@ -257,10 +257,11 @@ mod tests {
     async fn a_lease_that_is_kept_alive_stays_and_one_that_is_not_takes_its_keys_along() {
         let store = Store::new();
         let lessor = Arc::new(Lessor::new(Arc::clone(&store), MIN_TTL_SECS));
-        assert_eq!(lessor.grant(7, -5), Ok((7, MIN_TTL_SECS)));
+        let granted = |id, ttl_secs| Ok(GrantedLease { id, ttl_secs });
+        assert_eq!(lessor.grant(7, -5), granted(7, MIN_TTL_SECS));
         assert_eq!(lessor.grant(7, 10), Err(Error::Exists));
         assert_eq!(lessor.grant(0, MAX_TTL_SECS + 1), Err(Error::TtlTooLarge));
-        let (kept, _) = lessor.grant(0, 10).unwrap();
+        let kept = lessor.grant(0, 10).unwrap().id;
         for (key, lease) in [("a", 7), ("b", kept)] {
             store
                 .put(Put {
@@ -301,7 +302,8 @@ mod tests {
         tokio::time::advance(Duration::from_secs(3)).await;
         assert_eq!(lessor.keep_alive(7), None);
         assert!(store.get(b"a").is_none());
-        assert_eq!(lessor.grant(7, 2), Ok((7, 2)), "its id is free again");
+        let again = GrantedLease { id: 7, ttl_secs: 2 };
+        assert_eq!(lessor.grant(7, 2), Ok(again), "its id is free again");
     }
 
     #[tokio::test(start_paused = true)]

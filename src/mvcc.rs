@@ -45,14 +45,15 @@ pub use hash::Versions;
 pub use hooks::Hooks;
 pub use journal::{Change, Journal};
 pub use key_history::Version;
+pub use lease_book::GrantedLease;
 pub use log::{Batch, Event, EventKind};
-pub use range::{KeyRange, RangeOptions, RangeResult, SortOrder, SortTarget, prefix_end};
+pub use range::{KeyRange, RangeOptions, RangeResult, RevisionBounds, SortOrder, SortTarget, prefix_end};
 pub use recovery::{Loader, OutOfOrder, Recovery};
 pub use stats::Stats;
-pub use store::{Store, Write};
-pub use txn::{Compare, CompareResult, Op, OpResult, Put, Target, Txn, TxnResult};
+pub use store::{RevokeResult, Store, Write};
+pub use txn::{Compare, CompareResult, DeleteResult, Op, OpResult, Put, PutResult, Target, Txn, TxnResult};
 pub use walk::Frozen;
-pub use watcher::{Taken, Watcher};
+pub use watcher::{WatchUpdate, Watcher};
 
 /// Why the store refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -5,6 +5,7 @@ use crate::durable::{self, EngineKind, Import};
 use crate::kvstore::client::EtcdClient;
 use crate::kvstore::config::ClientConfig;
 use crate::lease;
+use crate::mvcc::GrantedLease;
 use crate::server;
 use crate::snapshot::{Content, Member, Reader, Snapshot, Status};
 use anyhow::{Context, bail, ensure};
@@ -162,8 +163,8 @@ impl SaveArgs {
 fn save_directory(directory: &Path, out: &mut File) -> anyhow::Result<()> {
     let loaded = durable::read(directory)?;
     let store = &loaded.store;
-    let info = |(id, granted_secs): (i64, i64)| {
-        let (left_secs, keys) = (granted_secs, vec![]);
+    let info = |GrantedLease { id, ttl_secs }| {
+        let (granted_secs, left_secs, keys) = (ttl_secs, ttl_secs, vec![]);
         let info = lease::Info {
             granted_secs,
             left_secs,

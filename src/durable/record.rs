@@ -3,7 +3,7 @@
 
 use super::Damage;
 use crate::auth::{Difference, State};
-use crate::mvcc::{Change, EventKind, Kv, Loader, Recovery, Version};
+use crate::mvcc::{Change, EventKind, GrantedLease, Kv, Loader, Recovery, Version};
 use crate::pb::{authpb, etcdserverpb};
 use bytes::Bytes;
 use prost::{Message, Oneof};
@@ -206,8 +206,8 @@ impl Record {
 }
 
 impl Head {
-    pub(super) fn new(revision: i64, compacted: i64, leases: &[(i64, i64)], side: Side) -> Self {
-        let lease = |&(id, ttl_secs): &(i64, i64)| Lease { id, ttl_secs };
+    pub(super) fn new(revision: i64, compacted: i64, leases: &[GrantedLease], side: Side) -> Self {
+        let lease = |&GrantedLease { id, ttl_secs }: &GrantedLease| Lease { id, ttl_secs };
         Self {
             revision,
             compacted,
@@ -284,7 +284,10 @@ impl Head {
     pub(super) fn read(payload: &[u8]) -> Result<(Loader, Side), Damage> {
         let head = Self::decode(payload);
         let head = head.map_err(|e| Damage::new(format!("a checkpoint's head cannot be decoded: {e}")))?;
-        let leases = head.leases.iter().map(|l| (l.id, l.ttl_secs));
+        let leases = head
+            .leases
+            .iter()
+            .map(|&Lease { id, ttl_secs }| GrantedLease { id, ttl_secs });
         let loader = Loader::new(head.revision, head.compacted, leases);
         Ok((loader, head.side.unwrap_or_default()))
     }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::mvcc::{KeyRange, Put, RangeOptions, Write};
+use crate::mvcc::{GrantedLease, KeyRange, Put, RangeOptions, Write};
 use proptest::prelude::*;
 use std::fs;
 
@@ -28,7 +28,7 @@ impl Running {
             lease,
             ..Put::default()
         };
-        let (_, revision) = self.loaded.store.put(put).unwrap();
+        let revision = self.loaded.store.put(put).unwrap().revision;
         wait(self.durable.revision(revision)).unwrap();
         revision
     }
@@ -121,7 +121,7 @@ fn everything_is_there_after_a_restart_and_after_a_crash() {
                 (again.loaded.store.revision(), again.loaded.store.compacted()),
                 (revision, 200)
             );
-            assert_eq!(again.loaded.store.leases(), [(7, 60)]);
+            assert_eq!(again.loaded.store.leases(), [GrantedLease { id: 7, ttl_secs: 60 }]);
             assert_eq!(again.loaded.store.lease_keys(7).unwrap(), ["leased"]);
             assert_eq!(again.value("k39"), Some(vec![279_u32 as u8; 1000]));
             assert_eq!(again.value("revoked"), None);

@@ -1,7 +1,7 @@
 //! The store of this process as a [`Backend`]: without sockets, leases and limits.
 
 use super::{Backend, Class, Error, StoredKey, Write};
-use crate::mvcc::{KeyRange, RangeOptions, Store, Taken, Wake, WatchFilter};
+use crate::mvcc::{KeyRange, RangeOptions, Store, Wake, WatchFilter, WatchUpdate};
 use crate::util::outage::Outage;
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -97,15 +97,15 @@ impl Backend for LocalBackend {
 
     async fn delete_prefix(&self, prefix: &str) -> Result<(), Error> {
         let prefix = KeyRange::prefix(prefix.to_owned());
-        self.commit(|store| store.delete(&prefix).1).await
+        self.commit(|store| store.delete(&prefix).revision).await
     }
 
     fn changes(&self, key: &str) -> BoxStream<'static, ()> {
         let wake = Arc::new(NotifyWake(Notify::new()));
         let filter = WatchFilter::new(KeyRange::key(key.to_owned()));
-        let (watcher, _) = self.store.watch(filter, 0, Arc::clone(&wake) as _);
+        let watcher = self.store.watch(filter, 0, Arc::clone(&wake) as _);
         let stream = futures::stream::unfold((watcher, wake), |(mut watcher, wake)| async move {
-            while watcher.take(usize::MAX) == Taken::Nothing {
+            while watcher.take(usize::MAX) == WatchUpdate::Nothing {
                 wake.0.notified().await;
             }
             Some(((), (watcher, wake)))

@@ -212,24 +212,8 @@ fn take_bytes<'a>(buf: &'a [u8], at: &mut usize) -> &'a [u8] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mvcc::tests::message::KeyValue;
     use prost::Message;
-
-    /// The same message as prost would derive it, to compare bytes with.
-    #[derive(Clone, PartialEq, Message)]
-    struct Reference {
-        #[prost(bytes = "vec", tag = "1")]
-        key: Vec<u8>,
-        #[prost(int64, tag = "2")]
-        create_revision: i64,
-        #[prost(int64, tag = "3")]
-        mod_revision: i64,
-        #[prost(int64, tag = "4")]
-        version: i64,
-        #[prost(bytes = "vec", tag = "5")]
-        value: Vec<u8>,
-        #[prost(int64, tag = "6")]
-        lease: i64,
-    }
 
     proptest::proptest! {
         #[test]
@@ -240,7 +224,7 @@ mod tests {
         ) {
             let fields = Fields { key: &key, create_revision, mod_revision, version, value: &value, lease };
             let kv = Kv::new(&fields);
-            let reference = Reference {
+            let reference = KeyValue {
                 key: key.clone(), create_revision, mod_revision, version, value: value.clone(), lease,
             };
             proptest::prop_assert_eq!(kv.as_bytes(), &reference.encode_to_vec()[..]);

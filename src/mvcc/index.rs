@@ -246,6 +246,7 @@ impl Fenwick {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mvcc::Kv;
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 

@@ -8,6 +8,13 @@ use std::collections::{BTreeSet, HashMap};
 #[derive(Default)]
 pub(super) struct LeaseBook(HashMap<i64, Held>);
 
+/// A lease with its granted TTL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GrantedLease {
+    pub id: i64,
+    pub ttl_secs: i64,
+}
+
 #[derive(Default)]
 struct Held {
     ttl_secs: i64,
@@ -46,9 +53,13 @@ impl LeaseBook {
         self.0.get(&lease).map(|held| &held.keys)
     }
 
-    /// Every lease with the seconds granted.
-    pub(super) fn ttls(&self) -> Vec<(i64, i64)> {
-        self.0.iter().map(|(id, held)| (*id, held.ttl_secs)).collect()
+    /// Every lease, in no order.
+    pub(super) fn granted(&self) -> Vec<GrantedLease> {
+        let granted = |(&id, held): (&i64, &Held)| GrantedLease {
+            id,
+            ttl_secs: held.ttl_secs,
+        };
+        self.0.iter().map(granted).collect()
     }
 
     /// Moves `key` from lease `from` to lease `to`; 0 is none.

@@ -27,10 +27,15 @@ pub struct RangeOptions {
     pub keys_only: bool,
     /// Only count.
     pub count_only: bool,
-    /// Inclusive bounds on the mod revision; 0 is no bound.
-    pub mod_revision: (i64, i64),
-    /// Inclusive bounds on the create revision; 0 is no bound.
-    pub create_revision: (i64, i64),
+    pub mod_revision: RevisionBounds,
+    pub create_revision: RevisionBounds,
+}
+
+/// Inclusive bounds on a revision of a key-value; 0 is no bound.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RevisionBounds {
+    pub min: i64,
+    pub max: i64,
 }
 
 /// Direction of a sort.
@@ -178,8 +183,8 @@ impl RangeOptions {
             target: SortTarget::Key,
             keys_only: false,
             count_only: false,
-            mod_revision: (0, 0),
-            create_revision: (0, 0),
+            mod_revision: RevisionBounds::default(),
+            create_revision: RevisionBounds::default(),
         }
     }
 
@@ -191,19 +196,20 @@ impl RangeOptions {
         let default_order =
             self.order == SortOrder::None || (self.order == SortOrder::Ascend && self.target == SortTarget::Key);
         let limit = usize::try_from(self.limit).ok().filter(|&l| l > 0)?;
-        (default_order && !self.filters()).then(|| limit.saturating_add(1))
+        (default_order && !self.has_revision_bounds()).then(|| limit.saturating_add(1))
     }
 
-    fn filters(&self) -> bool {
-        (self.mod_revision, self.create_revision) != ((0, 0), (0, 0))
+    /// Whether the create or mod revision is bounded.
+    pub fn has_revision_bounds(&self) -> bool {
+        [self.mod_revision, self.create_revision] != [RevisionBounds::default(); 2]
     }
 
     /// Filters, sorts and cuts `kvs`, which are in key order; returns them and whether some were cut.
     pub(super) fn finish(&self, mut kvs: Vec<Kv>) -> (Vec<Kv>, bool) {
-        if self.filters() {
+        if self.has_revision_bounds() {
             kvs.retain(|kv| {
                 let f = kv.fields();
-                within(f.mod_revision, self.mod_revision) && within(f.create_revision, self.create_revision)
+                self.mod_revision.contains(f.mod_revision) && self.create_revision.contains(f.create_revision)
             });
         }
         self.sort(&mut kvs);
@@ -230,8 +236,10 @@ impl RangeOptions {
     }
 }
 
-fn within(n: i64, (min, max): (i64, i64)) -> bool {
-    (min == 0 || n >= min) && (max == 0 || n <= max)
+impl RevisionBounds {
+    fn contains(self, revision: i64) -> bool {
+        (self.min == 0 || revision >= self.min) && (self.max == 0 || revision <= self.max)
+    }
 }
 
 fn compare(target: SortTarget, a: &Fields<'_>, b: &Fields<'_>) -> std::cmp::Ordering {

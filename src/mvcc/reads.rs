@@ -5,6 +5,7 @@
 
 use super::Error;
 use super::encoded::Kv;
+use super::lease_book::GrantedLease;
 use super::log::Batch;
 use super::pages::Rest;
 use super::range::{RangeOptions, RangeResult};
@@ -92,9 +93,9 @@ impl Store {
         Some(self.state.read().leases.keys(lease)?.iter().cloned().collect())
     }
 
-    /// Every lease with its granted TTL in seconds.
-    pub fn leases(&self) -> Vec<(i64, i64)> {
-        self.state.read().leases.ttls()
+    /// Every lease, in no order.
+    pub fn leases(&self) -> Vec<GrantedLease> {
+        self.state.read().leases.granted()
     }
 
     /// Up to `max` published batches with a revision of at least `from`.

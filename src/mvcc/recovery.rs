@@ -2,15 +2,16 @@
 //! the changes that were recorded after the checkpoint. Only a recovered store gets hooks, so that no journal
 //! records its own replay.
 
+use super::Error;
 use super::encoded::Kv;
 use super::hooks::Hooks;
 use super::key_history::Version;
+use super::lease_book::GrantedLease;
 use super::log::{Batch, Event, EventKind, Log};
 use super::range::KeyRange;
 use super::state::State;
 use super::store::Store;
 use super::txn::WriteTxn;
-use super::Error;
 use std::sync::Arc;
 
 /// A change that cannot come after the changes before it.
@@ -37,12 +38,12 @@ pub struct Recovery(State);
 // === impl Loader ===
 
 impl Loader {
-    /// Begins a store at `revision`, with leases of an id and a granted TTL in seconds.
-    pub fn new(revision: i64, compacted: i64, leases: impl IntoIterator<Item = (i64, i64)>) -> Self {
+    /// Begins a store at `revision`.
+    pub fn new(revision: i64, compacted: i64, leases: impl IntoIterator<Item = GrantedLease>) -> Self {
         let mut state = State::new();
         (state.current, state.visible, state.compacted) = (revision, revision, compacted);
-        for (lease, ttl_secs) in leases {
-            state.leases.grant(lease, ttl_secs);
+        for GrantedLease { id, ttl_secs } in leases {
+            state.leases.grant(id, ttl_secs);
         }
         Self {
             state,
@@ -105,7 +106,7 @@ impl Loader {
 
 impl Recovery {
     /// Begins with an empty store at revision 1.
-    pub fn new() -> Self {
+    pub fn empty() -> Self {
         Self(State::new())
     }
 
@@ -213,7 +214,8 @@ fn log(state: &State, first: i64) -> Result<Log, OutOfOrder> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mvcc::{Change, Journal, Put, RangeOptions, Taken, Wake, WatchFilter};
+    use crate::mvcc::tests::NoWake;
+    use crate::mvcc::{Change, Journal, Put, RangeOptions, WatchFilter, WatchUpdate};
     use bytes::Bytes;
     use parking_lot::Mutex;
     use proptest::prelude::*;
@@ -225,12 +227,6 @@ mod tests {
         fn record(&self, change: Change) {
             self.0.lock().push(change);
         }
-    }
-
-    struct Nobody;
-
-    impl Wake for Nobody {
-        fn wake(&self) {}
     }
 
     /// All that a client could see: each revision's content, the events of each, leases.
@@ -249,12 +245,12 @@ mod tests {
             ..WatchFilter::new(KeyRange::all())
         };
         // A watch from the compact revision itself sees what happens to be left of it.
-        let (mut watcher, _) = store.watch(filter, from + 1, Arc::new(Nobody));
+        let mut watcher = store.watch(filter, from + 1, Arc::new(NoWake));
         let mut events = Vec::new();
-        while let Taken::Events { frames, revision } = watcher.take(1) {
+        while let WatchUpdate::Events { frames, revision } = watcher.take(1) {
             events.push(format!("{revision}: {frames:?}"));
         }
-        let mut leases: Vec<_> = store.leases().into_iter().map(|(id, _)| id).collect();
+        let mut leases: Vec<_> = store.leases().into_iter().map(|lease| lease.id).collect();
         leases.sort_unstable();
         let leases = leases.into_iter().map(|id| format!("{id}: {:?}", store.lease_keys(id)));
         [content.collect(), events, leases.collect()]
@@ -324,7 +320,7 @@ mod tests {
                 }
             }
             let (mut saved, from) = saved;
-            let mut again = Recovery::new();
+            let mut again = Recovery::empty();
             replay(&mut again, &tape.0.lock());
             prop_assert_eq!(seen(&again.open(Hooks::default())), seen(&store));
             prop_assert_eq!(seen(&reloaded(&store, piece).open(Hooks::default())), seen(&store));
@@ -336,33 +332,36 @@ mod tests {
     #[test]
     fn a_commit_is_seen_once_it_is_published() {
         let store = recorded_by(&Arc::default());
-        let (mut watcher, _) = store.watch(WatchFilter::new(KeyRange::all()), 0, Arc::new(Nobody));
+        let mut watcher = store.watch(WatchFilter::new(KeyRange::all()), 0, Arc::new(NoWake));
         let put = || Put {
             key: "a".into(),
             value: "1".into(),
             ..Put::default()
         };
-        let (_, revision) = store.put(put()).unwrap();
-        let (prev, second) = store.put(put()).unwrap();
-        assert!(prev.is_some(), "a writer goes on from what was committed");
-        assert_eq!((revision, second, store.revision()), (2, 3, 1));
+        let first = store.put(put()).unwrap().revision;
+        let second = store.put(put()).unwrap();
+        assert!(
+            second.prev.is_some(),
+            "a writer sees what was committed, published or not"
+        );
+        assert_eq!((first, second.revision, store.revision()), (2, 3, 1));
         assert!(store.get(b"a").is_none());
-        assert_eq!(watcher.take(1), Taken::Nothing);
+        assert_eq!(watcher.take(1), WatchUpdate::Nothing);
         store.publish(2);
         assert_eq!(store.range(&RangeOptions::new(KeyRange::all())).unwrap().count, 1);
-        assert!(matches!(watcher.take(1 << 20), Taken::Events { revision: 2, .. }));
-        let (mut late, revision) = store.watch(WatchFilter::new(KeyRange::key("a")), 2, Arc::new(Nobody));
-        assert_eq!(revision, 2);
-        assert!(matches!(late.take(1 << 20), Taken::Events { revision: 2, .. }));
-        assert_eq!(late.take(1 << 20), Taken::Nothing);
+        assert!(matches!(watcher.take(1 << 20), WatchUpdate::Events { revision: 2, .. }));
+        let mut late = store.watch(WatchFilter::new(KeyRange::key("a")), 2, Arc::new(NoWake));
+        assert_eq!(late.created_at(), 2);
+        assert!(matches!(late.take(1 << 20), WatchUpdate::Events { revision: 2, .. }));
+        assert_eq!(late.take(1 << 20), WatchUpdate::Nothing);
         store.publish(3);
-        assert!(matches!(late.take(1 << 20), Taken::Events { revision: 3, .. }));
-        assert!(matches!(watcher.take(1 << 20), Taken::Events { revision: 3, .. }));
+        assert!(matches!(late.take(1 << 20), WatchUpdate::Events { revision: 3, .. }));
+        assert!(matches!(watcher.take(1 << 20), WatchUpdate::Events { revision: 3, .. }));
     }
 
     #[test]
     fn what_does_not_follow_is_refused() {
-        let mut recovery = Recovery::new();
+        let mut recovery = Recovery::empty();
         let put = |main| {
             Kv::new(&crate::mvcc::Fields {
                 key: b"a",
@@ -373,7 +372,11 @@ mod tests {
             })
         };
         assert!(recovery.commit(2, [(EventKind::Put, put(2))].into_iter(), None).is_ok());
-        assert!(recovery.commit(4, [(EventKind::Put, put(4))].into_iter(), None).is_err());
+        assert!(
+            recovery
+                .commit(4, [(EventKind::Put, put(4))].into_iter(), None)
+                .is_err()
+        );
         let change = |main| Version {
             main,
             sub: 0,

@@ -5,7 +5,6 @@
 //! the process, so that nothing that a reader or watcher has seen ever changes.
 
 use super::Error;
-use super::encoded::Kv;
 use super::group::Group;
 use super::hooks::Hooks;
 use super::journal::{Change, Journal};
@@ -14,7 +13,7 @@ use super::pins::Pins;
 use super::range::KeyRange;
 use super::state::State;
 use super::stats::Counters;
-use super::txn::{self, Put, Txn, TxnResult, WriteTxn};
+use super::txn::{self, DeleteResult, Put, PutResult, Txn, TxnResult, WriteTxn};
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
 use std::sync::Arc;
@@ -41,6 +40,15 @@ pub enum Write {
     Put(Bytes, Bytes),
     /// Deletes one key.
     Delete(Bytes),
+}
+
+/// The result of [`Store::revoke`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RevokeResult {
+    /// The number of keys deleted with the lease.
+    pub deleted: usize,
+    /// The store's revision after that.
+    pub revision: i64,
 }
 
 impl Store {
@@ -79,15 +87,16 @@ impl Store {
         self.write(|w| w.run(txn)).0
     }
 
-    /// Puts one key; returns what was there and the new revision.
-    pub fn put(&self, put: Put) -> Result<(Option<Kv>, i64), Error> {
+    /// Puts one key.
+    pub fn put(&self, put: Put) -> Result<PutResult, Error> {
         let (prev, revision) = self.write(|w| w.put_alone(&put));
-        Ok((prev?, revision))
+        Ok(PutResult { prev: prev?, revision })
     }
 
-    /// Deletes a range; returns what was there, in key order, and the store's revision after it.
-    pub fn delete(&self, range: &KeyRange) -> (Vec<Kv>, i64) {
-        self.write(|w| w.delete(range))
+    /// Deletes every key of a range.
+    pub fn delete(&self, range: &KeyRange) -> DeleteResult {
+        let (prev, revision) = self.write(|w| w.delete(range));
+        DeleteResult { prev, revision }
     }
 
     /// Applies `writes` in order as one revision and returns the store's revision after that. Deleting an absent
@@ -123,11 +132,11 @@ impl Store {
         granted
     }
 
-    /// Removes a lease and deletes its keys as one revision. Returns how many and the store's revision after
-    /// it, or an error if unknown.
-    pub fn revoke(&self, lease: i64) -> Result<(usize, i64), Error> {
-        let (keys, revision) = self.write(|w| w.revoke(lease));
-        Ok((keys?, revision))
+    /// Removes a lease and deletes its keys as one revision.
+    pub fn revoke(&self, lease: i64) -> Result<RevokeResult, Error> {
+        let (deleted, revision) = self.write(|w| w.revoke(lease));
+        let deleted = deleted?;
+        Ok(RevokeResult { deleted, revision })
     }
 
     /// Runs `f` under the write lock, then records its changes in the journal, or publishes them if there is no

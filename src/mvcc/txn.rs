@@ -108,24 +108,28 @@ pub struct TxnResult {
 /// The result of one [`Op`].
 #[derive(Clone, Debug)]
 pub enum OpResult {
-    /// Of a read.
     Range(RangeResult),
-    /// Of a put.
-    Put {
-        /// The key-value before.
-        prev: Option<Kv>,
-        /// The revision of the put.
-        revision: i64,
-    },
-    /// Of a delete.
-    Delete {
-        /// The key-values deleted, in key order.
-        prev: Vec<Kv>,
-        /// The revision of the deletion, or the present one if nothing was there.
-        revision: i64,
-    },
-    /// Of a nested transaction.
+    Put(PutResult),
+    Delete(DeleteResult),
     Txn(TxnResult),
+}
+
+/// The result of a put.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PutResult {
+    /// The key-value before the put.
+    pub prev: Option<Kv>,
+    /// The revision of the put.
+    pub revision: i64,
+}
+
+/// The result of a deletion.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeleteResult {
+    /// The deleted key-values, in key order.
+    pub prev: Vec<Kv>,
+    /// The revision of the deletion, or the store's revision if no key was deleted.
+    pub revision: i64,
 }
 
 /// A write transaction under the store's lock; it becomes one batch when finished.
@@ -307,17 +311,13 @@ impl<'a> WriteTxn<'a> {
                 }
                 Op::Put(put) => {
                     let prev = self.put(put);
-                    OpResult::Put {
-                        prev,
-                        revision: self.main,
-                    }
+                    let revision = self.main;
+                    OpResult::Put(PutResult { prev, revision })
                 }
                 Op::Delete(range) => {
                     let prev = self.delete(range);
-                    OpResult::Delete {
-                        prev,
-                        revision: self.revision(),
-                    }
+                    let revision = self.revision();
+                    OpResult::Delete(DeleteResult { prev, revision })
                 }
                 Op::Txn(nested) => OpResult::Txn(self.branch(nested, taken)),
             });

@@ -2,6 +2,7 @@
 //! snapshots and checkpoints.
 
 use super::key_history::Version;
+use super::lease_book::GrantedLease;
 use super::range::KeyRange;
 use super::state::State;
 use super::store::{READ_CHUNK, Store};
@@ -23,8 +24,7 @@ pub struct Frozen {
     pub revision: i64,
     /// The compact revision, −1 if never compacted.
     pub compacted: i64,
-    /// Lease id and granted TTL in seconds.
-    pub leases: Vec<(i64, i64)>,
+    pub leases: Vec<GrantedLease>,
 }
 
 // === impl Store ===
@@ -38,7 +38,7 @@ impl Store {
             walk: Walk::new(self, &state, state.current),
             revision: state.current,
             compacted: state.compacted,
-            leases: state.leases.ttls(),
+            leases: state.leases.granted(),
         };
         (frozen, f())
     }

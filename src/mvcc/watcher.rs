@@ -16,13 +16,14 @@ pub struct Watcher {
     /// The next revision to look at.
     next: i64,
     start: i64,
+    created_at: i64,
     /// The compact revision, if the watcher was made too late.
     too_late: Option<i64>,
 }
 
 /// What [`Watcher::take`] found.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Taken {
+pub enum WatchUpdate {
     /// Nothing new.
     Nothing,
     /// Encoded `WatchResponse.events` fields, whole revisions in order. Everything this watcher wants up
@@ -41,23 +42,23 @@ pub enum Taken {
 
 impl Store {
     /// Starts a watcher that sees every change from revision `start` on (0: from now on), and wakes `wake` when
-    /// there may be something to take. Returns the watcher and the store's revision.
-    pub fn watch(self: &Arc<Self>, filter: WatchFilter, start: i64, wake: Arc<dyn Wake>) -> (Watcher, i64) {
+    /// there may be something to take.
+    pub fn watch(self: &Arc<Self>, filter: WatchFilter, start: i64, wake: Arc<dyn Wake>) -> Watcher {
         let mut state = self.state.write();
         let current = state.visible;
         let start = if start == 0 { current + 1 } else { start };
         // The group may still hold frames from before the compaction, but a new watcher must not see them.
         let too_late = Some(state.compacted).filter(|compacted| start < *compacted);
         let (group, member) = state.groups.join(filter, current, start, wake);
-        let watcher = Watcher {
+        Watcher {
             store: Arc::clone(self),
             group,
             member,
             next: start,
             start,
+            created_at: current,
             too_late,
-        };
-        (watcher, current)
+        }
     }
 
     /// The store's revision, if each of `watchers` has taken everything up to it. Nothing is committed during
@@ -84,34 +85,41 @@ impl Watcher {
         self.start
     }
 
+    /// The store's revision when the watcher was started.
+    pub fn created_at(&self) -> i64 {
+        self.created_at
+    }
+
     /// Takes what is ready, up to about `max` bytes. A revision is never split, so one alone may be
     /// larger.
-    pub fn take(&mut self, max: usize) -> Taken {
+    pub fn take(&mut self, max: usize) -> WatchUpdate {
         if let Some(compacted) = self.too_late {
-            return Taken::Compacted(compacted);
+            return WatchUpdate::Compacted(compacted);
         }
         {
             let mut state = self.group.state.lock();
             if self.next > state.complete_after {
                 let (frames, last) = state.read(self.next, max);
-                let Some(revision) = last else { return Taken::Nothing };
+                let Some(revision) = last else {
+                    return WatchUpdate::Nothing;
+                };
                 self.next = revision + 1;
                 state.moved(self.member, self.next);
-                return Taken::Events { frames, revision };
+                return WatchUpdate::Events { frames, revision };
             }
         }
         self.catch_up(max)
     }
 
     /// Reads the log itself, until the group's frames take over.
-    fn catch_up(&mut self, max: usize) -> Taken {
+    fn catch_up(&mut self, max: usize) -> WatchUpdate {
         let (store, group) = (Arc::clone(&self.store), Arc::clone(&self.group));
         loop {
             let read = store.state.read();
             let mut state = group.state.lock();
             self.next = self.next.max(state.next_of(self.member));
             if self.next < read.compacted {
-                return Taken::Compacted(read.compacted);
+                return WatchUpdate::Compacted(read.compacted);
             }
             let (mut frames, mut bytes) = (Vec::new(), 0);
             let from = self.next;
@@ -137,7 +145,7 @@ impl Watcher {
             state.moved(self.member, self.next);
             if !frames.is_empty() {
                 let revision = self.next - 1;
-                return Taken::Events { frames, revision };
+                return WatchUpdate::Events { frames, revision };
             }
             let joined = self.next > state.complete_after;
             drop(state);

@@ -8,8 +8,8 @@ use super::alarm::{LEASE_COST, put_cost};
 use super::peer::Peer;
 use super::{Core, status};
 use crate::mvcc::{
-    Compare, CompareResult, KeyRange, Kv, Op, OpResult, Put, RangeOptions, SortOrder, SortTarget, Taken, Target, Txn,
-    TxnResult, Wake, WatchFilter,
+    Compare, CompareResult, KeyRange, Kv, Op, OpResult, Put, RangeOptions, RevisionBounds, SortOrder, SortTarget,
+    Target, Txn, TxnResult, Wake, WatchFilter, WatchUpdate,
 };
 use crate::pb::v3electionpb::{self as epb, election_server, election_server::ElectionServer};
 use crate::pb::v3lockpb::{self as lpb, lock_server, lock_server::LockServer};
@@ -173,7 +173,7 @@ impl Session {
         self.core.check_alarm()?;
         self.core.check_space(LEASE_COST)?;
         self.core.check_disk()?;
-        let (id, _) = self.core.lessor.grant(0, LEASE_TTL_SECS)?;
+        let id = self.core.lessor.grant(0, LEASE_TTL_SECS)?.id;
         self.core.flushed().await?;
         Ok(id)
     }
@@ -217,7 +217,10 @@ impl Session {
             limit: 1,
             order: SortOrder::Descend,
             target: SortTarget::Create,
-            create_revision: (0, revision - 1),
+            create_revision: RevisionBounds {
+                min: 0,
+                max: revision - 1,
+            },
             ..RangeOptions::new(candidates(name))
         };
         loop {
@@ -230,9 +233,9 @@ impl Session {
             };
             let notify = Arc::new(Notify::new());
             let wake = Arc::new(Notified(Arc::clone(&notify)));
-            let (mut watcher, _) = self.core.store.watch(filter, seen + 1, wake);
+            let mut watcher = self.core.store.watch(filter, seen + 1, wake);
             // Whatever it takes is a deletion.
-            while matches!(watcher.take(usize::MAX), Taken::Nothing) {
+            while matches!(watcher.take(usize::MAX), WatchUpdate::Nothing) {
                 tokio::select! {
                     () = notify.notified() => {}
                     () = self.core.stop.cancelled() => return Err(status::stopped()),
@@ -385,7 +388,7 @@ fn observe(session: Session, name: Bytes) -> impl Stream<Item = Result<epb::Lead
         let notify = Arc::new(Notify::new());
         let join = || {
             let wake = Arc::new(Notified(Arc::clone(&notify)));
-            session.core.store.watch(WatchFilter::new(candidates(&name)), 0, wake).0
+            session.core.store.watch(WatchFilter::new(candidates(&name)), 0, wake)
         };
         let (mut watcher, mut shown) = (join(), 0);
         loop {
@@ -400,12 +403,12 @@ fn observe(session: Session, name: Bytes) -> impl Stream<Item = Result<epb::Lead
             }
             loop {
                 match watcher.take(usize::MAX) {
-                    Taken::Events { .. } => break,
-                    Taken::Compacted(_) => {
+                    WatchUpdate::Events { .. } => break,
+                    WatchUpdate::Compacted(_) => {
                         watcher = join();
                         break;
                     }
-                    Taken::Nothing => {}
+                    WatchUpdate::Nothing => {}
                 }
                 let stopped = tokio::select! {
                     () = notify.notified() => false,

@@ -3,7 +3,9 @@
 use super::alarm::put_cost;
 use super::txn::{check_txn, cost, prev_kvs, to_txn, txn_response};
 use super::{Core, status};
-use crate::mvcc::{KeyRange, Put, RangeOptions, RangeResult, SortOrder, SortTarget};
+use crate::mvcc::{
+    DeleteResult, KeyRange, Put, PutResult, RangeOptions, RangeResult, RevisionBounds, SortOrder, SortTarget,
+};
 use crate::pb::etcdserverpb as pb;
 use bytes::Bytes;
 use prost::Message;
@@ -41,7 +43,7 @@ impl pb::kv_server::Kv for KvService {
         if ordered && !(options.order == SortOrder::Ascend && options.target == SortTarget::Key) {
             return Err(Status::unimplemented("RangeStream does not support custom sort orders"));
         }
-        if (options.mod_revision, options.create_revision) != ((0, 0), (0, 0)) {
+        if options.has_revision_bounds() {
             return Err(Status::unimplemented("RangeStream does not support revision filters"));
         }
         Ok(Response::new(Box::pin(self.chunks(options))))
@@ -58,7 +60,7 @@ impl pb::kv_server::Kv for KvService {
         guard.put(&self.0, &put, prev_kv)?;
         self.0.check_space(put_cost(&put.key, &put.value))?;
         self.0.check_disk()?;
-        let (prev, revision) = self.0.settled(self.0.store.put(put)).await?;
+        let PutResult { prev, revision } = self.0.settled(self.0.store.put(put)).await?;
         self.0.committed(revision).await?;
         Ok(Response::new(pb::PutResponse {
             header: Some(self.0.header(revision)),
@@ -83,7 +85,7 @@ impl pb::kv_server::Kv for KvService {
             guard.read(&range)?;
         }
         self.0.check_disk()?;
-        let (prev, revision) = self.0.store.delete(&range);
+        let DeleteResult { prev, revision } = self.0.store.delete(&range);
         self.0.committed(revision).await?;
         Ok(Response::new(pb::DeleteRangeResponse {
             header: Some(self.0.header(revision)),
@@ -232,8 +234,14 @@ pub(super) fn range_options(request: pb::RangeRequest) -> Result<RangeOptions, S
         target,
         keys_only: request.keys_only,
         count_only: request.count_only,
-        mod_revision: (request.min_mod_revision, request.max_mod_revision),
-        create_revision: (request.min_create_revision, request.max_create_revision),
+        mod_revision: RevisionBounds {
+            min: request.min_mod_revision,
+            max: request.max_mod_revision,
+        },
+        create_revision: RevisionBounds {
+            min: request.min_create_revision,
+            max: request.max_create_revision,
+        },
     })
 }
 

@@ -3,7 +3,7 @@
 use super::Core;
 use super::alarm::LEASE_COST;
 use super::peer::Peer;
-use crate::mvcc::KeyRange;
+use crate::mvcc::{GrantedLease, KeyRange};
 use crate::pb::etcdserverpb as pb;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -33,7 +33,7 @@ impl pb::lease_server::Lease for LeaseService {
         self.0.check_disk()?;
         let granted = self.0.lessor.grant(request.id, request.ttl);
         self.0.flushed().await?;
-        let (id, ttl) = granted?;
+        let GrantedLease { id, ttl_secs: ttl } = granted?;
         let header = self.header();
         Ok(Response::new(pb::LeaseGrantResponse {
             header,
@@ -53,7 +53,7 @@ impl pb::lease_server::Lease for LeaseService {
         self.0.check_disk()?;
         let revoked = self.0.lessor.revoke(id);
         self.0.flushed().await?;
-        let (_, revision) = revoked?;
+        let revision = revoked?.revision;
         let header = Some(self.0.header(revision));
         Ok(Response::new(pb::LeaseRevokeResponse { header }))
     }

@@ -3,7 +3,7 @@
 use super::alarm::put_cost;
 use super::kv::{check_put, range_options, to_put, to_range_response};
 use super::status;
-use crate::mvcc::{Compare, CompareResult, KeyRange, Op, OpResult, Target, Txn, TxnResult};
+use crate::mvcc::{Compare, CompareResult, DeleteResult, KeyRange, Op, OpResult, PutResult, Target, Txn, TxnResult};
 use crate::pb::etcdserverpb as pb;
 use bytes::Bytes;
 use std::collections::HashSet;
@@ -211,11 +211,13 @@ pub(super) fn txn_response(request: &pb::TxnRequest, result: TxnResult) -> pb::T
                 header: header(result.revision),
                 ..to_range_response(result)
             }),
-            (Some(Q::RequestPut(put)), OpResult::Put { prev, revision }) => R::ResponsePut(pb::PutResponse {
-                header: header(revision),
-                prev_kv: prev.filter(|_| put.prev_kv).map(Into::into),
-            }),
-            (Some(Q::RequestDeleteRange(delete)), OpResult::Delete { prev, revision }) => {
+            (Some(Q::RequestPut(put)), OpResult::Put(PutResult { prev, revision })) => {
+                R::ResponsePut(pb::PutResponse {
+                    header: header(revision),
+                    prev_kv: prev.filter(|_| put.prev_kv).map(Into::into),
+                })
+            }
+            (Some(Q::RequestDeleteRange(delete)), OpResult::Delete(DeleteResult { prev, revision })) => {
                 R::ResponseDeleteRange(pb::DeleteRangeResponse {
                     header: header(revision),
                     deleted: prev.len() as i64,

@@ -5,7 +5,7 @@
 //! that is ready of one watcher in one message. Header revision = the last revision wholly delivered.
 
 use super::{Core, status};
-use crate::mvcc::{KeyRange, Taken, Wake, WatchFilter, Watcher, take_varint};
+use crate::mvcc::{KeyRange, Wake, WatchFilter, WatchUpdate, Watcher, take_varint};
 use crate::pb::etcdserverpb as pb;
 use crate::pb::{WatchHead, WatchResponse};
 use crate::server::peer::Peer;
@@ -244,7 +244,8 @@ impl Session {
             no_delete: request.filters.contains(&1),
         };
         let start = request.start_revision;
-        let (watcher, revision) = self.core.store.watch(filter, start, Arc::clone(&wake) as _);
+        let watcher = self.core.store.watch(filter, start, Arc::clone(&wake) as _);
+        let revision = watcher.created_at();
         // It may have history to read.
         wake.wake();
         let (fragment, progress) = (request.fragment, request.progress_notify);
@@ -377,8 +378,8 @@ impl Session {
             };
             entry.wake.queued.store(false, Ordering::Release);
             match entry.watcher.take(MESSAGE_BYTES) {
-                Taken::Nothing => {}
-                Taken::Events { frames, revision } => {
+                WatchUpdate::Nothing => {}
+                WatchUpdate::Events { frames, revision } => {
                     entry.busy = true;
                     let fragment = entry.fragment;
                     // There may be more than one message's worth.
@@ -396,7 +397,7 @@ impl Session {
                     }
                     return Some(WatchResponse { head, events: frames });
                 }
-                Taken::Compacted(compact_revision) => {
+                WatchUpdate::Compacted(compact_revision) => {
                     self.watchers.remove(&id);
                     self.ended_ids.insert(id);
                     let header = Some(self.core.header(0));

@@ -1,8 +1,8 @@
 //! From a snapshot to a store.
 
-use super::content::{Change, Content};
+use super::content::{Change, Content, Lease};
 use crate::auth::State;
-use crate::mvcc::{Fields, Hooks, Kv, Loader, OutOfOrder, Store, Version};
+use crate::mvcc::{Fields, GrantedLease, Hooks, Kv, Loader, OutOfOrder, Store, Version};
 use std::sync::Arc;
 
 impl Content {
@@ -11,7 +11,11 @@ impl Content {
         let revision = self.revision();
         // One that was begun is done: Parity with an etcd that starts on the snapshot.
         let compacted = self.finished_compaction.max(self.scheduled_compaction).unwrap_or(-1);
-        let leases = self.leases.iter().map(|lease| (lease.id, lease.ttl));
+        let granted = |lease: &Lease| GrantedLease {
+            id: lease.id,
+            ttl_secs: lease.ttl,
+        };
+        let leases = self.leases.iter().map(granted);
         let mut loader = Loader::new(revision, compacted, leases);
         let mut changes: Vec<&Change> = self.changes.iter().filter(|c| !c.kv.key.is_empty()).collect();
         changes.sort_by(|a, b| {

@@ -1,0 +1,251 @@
+//! etcd's watch guarantees: every change once, in order, whole revisions, whatever the pace of the watcher.
+
+use super::super::*;
+use super::message::{self, EventType};
+use super::model::{Model, Step, range, step};
+use super::{compact_and_purge, put, watch, watch_all};
+use proptest::prelude::*;
+use std::sync::Arc;
+
+/// An event, with the fields by which the property orders and compares events.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Seen {
+    revision: i64,
+    kind: EventType,
+    key: Vec<u8>,
+    value: Vec<u8>,
+    prev_revision: Option<i64>,
+}
+
+fn seen(frames: &[bytes::Bytes]) -> Vec<Seen> {
+    let seen = |event: message::Event| {
+        let kind = event.r#type();
+        let kv = event.kv.unwrap();
+        Seen {
+            revision: kv.mod_revision,
+            kind,
+            key: kv.key,
+            value: kv.value,
+            prev_revision: event.prev_kv.map(|prev| prev.mod_revision),
+        }
+    };
+    message::events(frames).into_iter().map(seen).collect()
+}
+
+/// A store, its model, and one watcher that takes now and then.
+struct Story {
+    store: Arc<Store>,
+    model: Model,
+    range: KeyRange,
+    watcher: Watcher,
+    /// The first revision that the watcher has to see.
+    first: i64,
+    seen: Vec<Seen>,
+    /// The revision up to which the watcher has seen everything.
+    delivered: i64,
+    cancelled: bool,
+}
+
+impl Story {
+    fn new(range: KeyRange, start: i64) -> Self {
+        let store = Store::new();
+        let filter = WatchFilter {
+            prev_kv: true,
+            ..WatchFilter::new(range.clone())
+        };
+        let watcher = watch(&store, filter, start);
+        let first = if start == 0 { watcher.created_at() + 1 } else { start };
+        Self {
+            store,
+            model: Model::new(),
+            range,
+            watcher,
+            first,
+            seen: vec![],
+            delivered: 0,
+            cancelled: false,
+        }
+    }
+
+    fn step(&mut self, step: &Step) {
+        step.apply(&self.store);
+        self.model.apply(step);
+    }
+
+    /// Lets the watcher take up to `times`, about `max` bytes each time, and checks each delivery by itself.
+    fn take(&mut self, times: usize, max: usize) -> Result<(), TestCaseError> {
+        for _ in 0..times {
+            match self.watcher.take(max) {
+                WatchUpdate::Nothing => break,
+                WatchUpdate::Compacted(compacted) => {
+                    prop_assert!(self.delivered < compacted);
+                    self.cancelled = true;
+                    break;
+                }
+                WatchUpdate::Events { frames, revision } => {
+                    let events = seen(&frames);
+                    prop_assert!(revision > self.delivered);
+                    prop_assert!(!events.is_empty());
+                    prop_assert!(events.is_sorted_by_key(|event| event.revision));
+                    let inside = |event: &Seen| event.revision > self.delivered && event.revision <= revision;
+                    prop_assert!(events.iter().all(inside));
+                    self.seen.extend(events);
+                    self.delivered = revision;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The revision up to which the watcher must have seen everything.
+    fn end(&self) -> i64 {
+        if self.cancelled {
+            self.delivered
+        } else {
+            self.store.revision()
+        }
+    }
+
+    /// The events that the contents of the model before and after each revision tell.
+    fn expected(&self) -> Vec<Seen> {
+        let mut expected = vec![];
+        for revision in self.first.max(2)..=self.end() {
+            let (before, after) = (self.model.at(revision - 1), self.model.at(revision));
+            for (key, entry) in after {
+                if entry.mod_revision != revision || !self.range.contains(key) {
+                    continue;
+                }
+                // A revision that creates a key reports no previous key-value, even if the same revision deleted it.
+                let prev = before.get(key).filter(|_| entry.create_revision != revision);
+                expected.push(Seen {
+                    revision,
+                    kind: EventType::Put,
+                    key: key.clone(),
+                    value: entry.value.clone(),
+                    prev_revision: prev.map(|prev| prev.mod_revision),
+                });
+            }
+            for (key, entry) in before {
+                if after.contains_key(key) || !self.range.contains(key) {
+                    continue;
+                }
+                expected.push(Seen {
+                    revision,
+                    kind: EventType::Delete,
+                    key: key.clone(),
+                    value: vec![],
+                    prev_revision: Some(entry.mod_revision),
+                });
+            }
+        }
+        self.comparable(expected)
+    }
+
+    /// The events that the watcher has seen, reduced to what the model can tell: one revision may change a key
+    /// several times, but the model only knows the result.
+    fn observed(&self) -> Vec<Seen> {
+        let mut last: Vec<Seen> = vec![];
+        for event in &self.seen {
+            last.retain(|earlier| (&earlier.key, earlier.revision) != (&event.key, event.revision));
+            last.push(event.clone());
+        }
+        // A revision that creates and deletes a key leaves no trace in the model.
+        last.retain(|event| event.kind == EventType::Put || self.model.at(event.revision - 1).contains_key(&event.key));
+        self.comparable(last)
+    }
+
+    /// Sorts events, and removes previous key-values that a compaction may or may not have hidden.
+    fn comparable(&self, mut events: Vec<Seen>) -> Vec<Seen> {
+        let compacted = self.store.compacted();
+        for event in events.iter_mut().filter(|event| event.revision <= compacted) {
+            event.prev_revision = None;
+        }
+        events.sort();
+        events
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_watcher_sees_every_change_once_in_order_whatever_its_pace(
+        steps in proptest::collection::vec(step(), 1..60), range in range(), start in 0i64..8,
+        paces in proptest::collection::vec(0usize..4, 60), max in 1usize..200,
+    ) {
+        let mut story = Story::new(range, start);
+        for (step, pace) in steps.iter().zip(paces) {
+            story.step(step);
+            story.take(pace, max)?;
+            if story.cancelled {
+                break;
+            }
+        }
+        if !story.cancelled {
+            story.take(usize::MAX, max)?;
+        }
+        if !story.cancelled {
+            let revision = story.store.revision();
+            let synced = (story.first <= revision + 1).then_some(revision);
+            prop_assert_eq!(story.store.synced([&story.watcher]), synced);
+        }
+        prop_assert_eq!(story.observed(), story.expected());
+    }
+}
+
+#[test]
+fn a_tombstone_at_the_compact_revision_survives_and_an_older_one_does_not() {
+    let store = Store::new();
+    put(&store, "a", "1");
+    put(&store, "b", "1");
+    store.delete(&KeyRange::key("a"));
+    let revision = store.delete(&KeyRange::key("b")).revision;
+    compact_and_purge(&store, revision);
+    let WatchUpdate::Events { frames, .. } = watch_all(&store, revision).take(1 << 20) else {
+        panic!("no events")
+    };
+    let deleted = Seen {
+        revision,
+        kind: EventType::Delete,
+        key: b"b".to_vec(),
+        value: vec![],
+        prev_revision: None,
+    };
+    assert_eq!(seen(&frames), [deleted]);
+    assert_eq!(store.compact(revision), Err(Error::Compacted));
+    assert_eq!(store.compact(revision + 1), Err(Error::FutureRevision));
+    assert_eq!(store.versions(0).unwrap().all.len(), 1, "the tombstone of a is purged");
+    let now = put(&store, "c", "1");
+    compact_and_purge(&store, now);
+    assert_eq!(store.versions(0).unwrap().all.len(), 1, "the tombstone of b is purged");
+}
+
+#[test]
+fn a_new_watcher_from_before_the_compaction_is_cancelled_although_its_group_has_the_frames() {
+    let store = Store::new();
+    let _group = watch_all(&store, 0);
+    let first = put(&store, "a", "1");
+    let last = put(&store, "a", "2");
+    store.compact(last).unwrap();
+    assert_eq!(watch_all(&store, first).take(1 << 20), WatchUpdate::Compacted(last));
+    let update = watch_all(&store, last).take(1 << 20);
+    assert!(matches!(update, WatchUpdate::Events { revision, .. } if revision == last));
+}
+
+#[test]
+fn a_slow_member_does_not_make_its_group_hold_more_than_the_bound() {
+    let store = Store::new();
+    let filter = WatchFilter::new(KeyRange::prefix("p/"));
+    let mut slow = watch(&store, filter.clone(), 0);
+    let mut fast = watch(&store, filter, 0);
+    let big = "x".repeat(100_000);
+    for i in 0..100 {
+        put(&store, &format!("p/{i}"), &big);
+        assert!(matches!(fast.take(usize::MAX), WatchUpdate::Events { .. }));
+    }
+    let mut events = 0;
+    while let WatchUpdate::Events { frames, .. } = slow.take(1 << 20) {
+        events += seen(&frames).len();
+    }
+    assert_eq!(events, 100);
+}

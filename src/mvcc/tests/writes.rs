@@ -1,0 +1,86 @@
+//! Transactions, leases, compaction.
+
+use super::super::*;
+use super::{put, put_of};
+
+#[test]
+fn compacting_to_zero_works_exactly_once_on_a_new_store() {
+    let store = Store::new();
+    assert_eq!(store.compact(0), Ok(()));
+    assert_eq!(store.compact(0), Err(Error::Compacted));
+}
+
+#[test]
+fn nested_compares_look_at_the_state_before_the_transaction() {
+    let store = Store::new();
+    let nested = Txn {
+        compares: vec![Compare {
+            range: KeyRange::key("k"),
+            target: Target::Value("1".into()),
+            result: CompareResult::Equal,
+        }],
+        success: vec![Op::Put(put_of("yes", ""))],
+        failure: vec![Op::Put(put_of("no", ""))],
+    };
+    let first = Op::Put(put_of("k", "1"));
+    let done = store.txn(&vec![first, Op::Txn(nested)].into()).unwrap();
+    assert_eq!(done.revision, 2);
+    assert!(store.get(b"no").is_some() && store.get(b"yes").is_none());
+}
+
+#[test]
+fn a_range_delete_and_a_put_of_one_key_share_a_revision_in_order() {
+    let store = Store::new();
+    let put_b = || Op::Put(put_of("b", "v"));
+    let delete = || Op::Delete(KeyRange::new("a", "\0"));
+    let done = store.txn(&vec![put_b(), delete()].into()).unwrap();
+    assert_eq!(done.revision, 2);
+    assert!(store.get(b"b").is_none());
+    let done = store.txn(&vec![delete(), put_b()].into()).unwrap();
+    let OpResult::Delete(deleted) = &done.results[0] else {
+        panic!("the first operation deletes")
+    };
+    assert_eq!((deleted.prev.len(), deleted.revision), (0, 2));
+    let b = store.get(b"b").unwrap();
+    assert_eq!((b.fields().create_revision, b.fields().version), (3, 1));
+}
+
+#[test]
+fn revoking_a_lease_deletes_its_keys_in_one_revision_and_an_empty_lease_changes_nothing() {
+    let store = Store::new();
+    assert!(store.grant(7, 60) && !store.grant(7, 60));
+    for key in ["b", "a"] {
+        let leased = Put {
+            lease: 7,
+            ..put_of(key, "")
+        };
+        store.put(leased).unwrap();
+    }
+    put(&store, "b", "moved off the lease");
+    assert_eq!(store.lease_keys(7).unwrap(), ["a"]);
+    let revoked = |deleted| Ok(RevokeResult { deleted, revision: 5 });
+    assert_eq!(store.revoke(7), revoked(1));
+    assert_eq!(store.revision(), 5);
+    assert_eq!(store.revoke(7), Err(Error::LeaseNotFound));
+    assert!(store.grant(8, 60));
+    assert_eq!((store.revoke(8), store.revision()), (revoked(0), 5));
+    let lost = Put {
+        lease: 9,
+        ..put_of("c", "")
+    };
+    assert_eq!(store.put(lost), Err(Error::LeaseNotFound));
+}
+
+#[test]
+fn ignore_value_keeps_the_value_and_needs_the_key() {
+    let store = Store::new();
+    let keep = Put {
+        ignore_value: true,
+        ..put_of("k", "")
+    };
+    assert_eq!(store.put(keep.clone()), Err(Error::KeyNotFound));
+    put(&store, "k", "v");
+    store.put(keep).unwrap();
+    let kv = store.get(b"k").unwrap();
+    assert_eq!((kv.value(), kv.fields().version), (&b"v"[..], 2));
+}
