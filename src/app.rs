@@ -141,7 +141,7 @@ impl Etcd {
                 resume(&mut server, &loaded);
                 let journal = Arc::clone(&durable);
                 let on_change: OnChange = Box::new(move |before, after| journal.auth_changed(before, after));
-                let auth = AuthStore::with(loaded.side.auth(), config.auth, Some(on_change))?;
+                let auth = AuthStore::with(loaded.metadata.auth(), config.auth, Some(on_change))?;
                 (loaded.store, Arc::new(auth), Some(durable))
             }
             None => (Store::with_hooks(hooks), Arc::new(AuthStore::new(config.auth)?), None),
@@ -258,11 +258,11 @@ fn resume(server: &mut server::Config, loaded: &Loaded) {
     server.identity = Identity {
         cluster_id: loaded.identity.cluster_id,
         member_id: loaded.identity.member_id,
-        raft_term: loaded.side.raft_term + 1,
+        raft_term: loaded.metadata.raft_term + 1,
     };
-    server.alarms.clone_from(&loaded.side.alarms);
-    if !loaded.side.peer_urls.is_empty() {
-        server.peer_urls.clone_from(&loaded.side.peer_urls);
+    server.alarms.clone_from(&loaded.metadata.alarms);
+    if !loaded.metadata.peer_urls.is_empty() {
+        server.peer_urls.clone_from(&loaded.metadata.peer_urls);
     }
 }
 

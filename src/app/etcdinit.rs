@@ -2,7 +2,7 @@
 
 use super::users;
 use crate::auth::{self, AuthStore};
-use crate::durable::{self, EngineKind, Identity, Import};
+use crate::durable::{self, EngineKind, Import, StoreIdentity};
 use crate::model::cluster::ClusterName;
 use crate::mvcc::Store;
 use anyhow::Context;
@@ -10,7 +10,7 @@ use std::path::Path;
 
 /// Replaces the contents of the existing `directory` by a store with the users of `cluster` and with authentication
 /// enabled. Returns the store's identity, random at each call. Blocks on IO.
-pub fn prepare(directory: &Path, cluster: Option<&ClusterName>) -> anyhow::Result<Identity> {
+pub fn prepare(directory: &Path, cluster: Option<&ClusterName>) -> anyhow::Result<StoreIdentity> {
     let auth = AuthStore::new(auth::Config::default())?;
     users::init(&auth, cluster).context("cannot set up the users")?;
     let import = Import {

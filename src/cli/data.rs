@@ -127,7 +127,7 @@ impl InspectArgs {
     /// Verifies every record; returns a report.
     pub fn check(&self) -> anyhow::Result<String> {
         let loaded = durable::read(&self.data_dir)?;
-        let (stats, auth) = (loaded.store.stats(), loaded.side.auth());
+        let (stats, auth) = (loaded.store.stats(), loaded.metadata.auth());
         let identity = loaded.identity;
         let mut text = format!(
             "{}: no damage found\n\
@@ -145,7 +145,7 @@ impl InspectArgs {
             loaded.store.leases().len(),
             auth.users.len(),
             auth.roles.len(),
-            loaded.side.alarms.len(),
+            loaded.metadata.alarms.len(),
             loaded.sizes.checkpoint,
             loaded.sizes.log,
             loaded.groups,

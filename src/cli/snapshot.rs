@@ -175,14 +175,14 @@ fn save_directory(directory: &Path, out: &mut File) -> anyhow::Result<()> {
     let snapshot = Snapshot {
         versions: store.versions(0)?,
         leases: store.leases().into_iter().map(info).collect(),
-        auth: Arc::new(loaded.side.auth()),
-        alarms: loaded.side.alarms.clone(),
+        auth: Arc::new(loaded.metadata.auth()),
+        alarms: loaded.metadata.alarms.clone(),
         member: Member {
             id: loaded.identity.member_id,
             name: "default".to_owned(),
-            peer_urls: loaded.side.peer_urls.clone(),
+            peer_urls: loaded.metadata.peer_urls.clone(),
             client_urls: vec![],
-            term: loaded.side.raft_term,
+            term: loaded.metadata.raft_term,
             index: store.revision().unsigned_abs(),
             version: server::STORAGE_VERSION.to_owned(),
         },

@@ -1,15 +1,18 @@
-//! The data directory: whose it is, what it is, and what becomes of it when it is damaged.
+//! The data directory: its lock, the identity of its store, and damaged stores that were set aside.
 //!
 //! ```text
-//! LOCK                       held while a process uses the directory
-//! store/identity             who the store is, and how it is written
-//! store/running              the mode and boot of a process that did not end, unless every group was synced
-//! store/…                    the engine's
+//! LOCK                       locked while a process uses the directory
+//! store/identity             ids, format and engine of the store
+//! store/running              mode and boot id of a process that runs without syncing every group
+//! store/…                    files of the engine
 //! damaged-<date>/            a former store/
 //! ```
 
-use super::engine::{EngineKind, new_file, sync_directory};
-use super::{Damage, Error, FORMAT, Mode};
+use super::damage::Damage;
+use super::engines::EngineKind;
+use super::error::Error;
+use super::files::{new_file, sync_directory};
+use super::{FORMAT, Mode};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::fs::{self, File, OpenOptions};
@@ -17,9 +20,9 @@ use std::io::{self, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-/// Damaged stores that are kept; older ones are removed.
+/// Damaged stores to keep; older ones are removed.
 const DAMAGED_KEPT: usize = 3;
-/// Where Linux tells one boot from another.
+/// Linux's id of the present boot.
 const BOOT: &str = "/proc/sys/kernel/random/boot_id";
 
 /// A locked data directory.
@@ -28,29 +31,26 @@ pub(super) struct Directory {
     _lock: File,
 }
 
-/// Who a store is.
+/// The identity of a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Identity {
-    /// Version of what is written.
+pub struct StoreIdentity {
+    /// Format version of the directory.
     pub format: u32,
-    /// What keeps it.
     pub engine: EngineKind,
-    /// Checksums begin with it, so that files of another store are not taken for this one's.
+    /// Seed of all checksums, so that files of another store are recognized.
     pub salt: u64,
-    /// The cluster.
     pub cluster_id: u64,
-    /// The member.
     pub member_id: u64,
 }
 
-/// The identity with its checksum, which is that of the text, whatever it says.
+/// The identity with the checksum of its JSON text. The text may have fields of a later version.
 #[derive(Serialize, Deserialize)]
 struct Signed {
     identity: Box<RawValue>,
     crc32c: u32,
 }
 
-/// What every version says.
+/// The field of an identity that every version has.
 #[derive(Deserialize)]
 struct Version {
     format: u32,
@@ -67,7 +67,7 @@ fn boot() -> String {
     boot.trim().to_owned()
 }
 
-/// Replaces a file at once, and durably.
+/// Replaces a file atomically and durably.
 fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let new = path.with_extension("tmp");
     let mut file = new_file().truncate(true).open(&new)?;
@@ -77,12 +77,26 @@ fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     path.parent().map_or(Ok(()), sync_directory)
 }
 
+impl StoreIdentity {
+    /// The identity of a new store, different from every other.
+    pub(super) fn random(engine: EngineKind) -> Self {
+        let id = || rand::random::<u64>() | 1;
+        Self {
+            format: FORMAT,
+            engine,
+            salt: id(),
+            cluster_id: id(),
+            member_id: id(),
+        }
+    }
+}
+
 impl Directory {
     /// Makes the directory if it is missing, and locks it.
     pub(super) fn lock(path: &Path) -> Result<Self, Error> {
         let mut builder = fs::DirBuilder::new();
         let made = builder.recursive(true).mode(0o700).create(path);
-        made.map_err(|e| Error::io(format!("cannot make {}", path.display()), e))?;
+        made.map_err(|e| Error::io(format!("cannot create data directory {}", path.display()), e))?;
         let directory = Self::lock_any(path)?;
         if path.join("member").exists() && !path.join("store").exists() {
             return Err(Error::Foreign(path.to_owned()));
@@ -90,7 +104,7 @@ impl Directory {
         Ok(directory)
     }
 
-    /// Locks a directory that is there, whatever is in it.
+    /// Locks an existing directory with any content.
     pub(super) fn lock_any(path: &Path) -> Result<Self, Error> {
         let failed = |what: &str, e: io::Error| Error::io(format!("{what} {}", path.display()), e);
         let lock = OpenOptions::new()
@@ -112,13 +126,17 @@ impl Directory {
         &self.path
     }
 
-    /// Where the engine's files are.
+    /// The directory of the store and its engine.
     pub(super) fn store(&self) -> PathBuf {
         self.path.join("store")
     }
 
-    /// Makes a store with nothing in it; `fill` makes the engine's files. It is there whole, or not.
-    pub(super) fn create(&self, identity: &Identity, fill: impl FnOnce(&Path) -> io::Result<()>) -> Result<(), Error> {
+    /// Makes a store atomically; `fill` makes the engine's files.
+    pub(super) fn create(
+        &self,
+        identity: &StoreIdentity,
+        fill: impl FnOnce(&Path) -> io::Result<()>,
+    ) -> Result<(), Error> {
         let made = || -> io::Result<()> {
             let new = self.path.join("store.tmp");
             if new.exists() {
@@ -130,10 +148,10 @@ impl Directory {
             fs::rename(&new, self.store())?;
             sync_directory(&self.path)
         };
-        made().map_err(|e| Error::io(format!("cannot make a store in {}", self.path.display()), e))
+        made().map_err(|e| Error::io(format!("cannot create a store in {}", self.path.display()), e))
     }
 
-    fn write_identity(&self, store: &Path, identity: &Identity) -> io::Result<()> {
+    fn write_identity(&self, store: &Path, identity: &StoreIdentity) -> io::Result<()> {
         let identity = serde_json::value::to_raw_value(identity)?;
         let crc32c = crc32c::crc32c(identity.get().as_bytes());
         let signed = Signed { identity, crc32c };
@@ -142,14 +160,14 @@ impl Directory {
         replace(&store.join("identity"), &text)
     }
 
-    /// Says that the store is another one now.
-    pub(super) fn change_identity(&self, identity: &Identity) -> Result<(), Error> {
+    /// Replaces the identity of the store.
+    pub(super) fn change_identity(&self, identity: &StoreIdentity) -> Result<(), Error> {
         let written = self.write_identity(&self.store(), identity);
         written.map_err(|e| Error::io(format!("cannot write to {}", self.path.display()), e))
     }
 
-    /// Who the store is; `None` if there is no store.
-    pub(super) fn identity(&self) -> Result<Option<Identity>, Error> {
+    /// The identity of the store; `None` if there is no store.
+    pub(super) fn identity(&self) -> Result<Option<StoreIdentity>, Error> {
         let store = self.store();
         if !store.exists() {
             return Ok(None);
@@ -174,7 +192,7 @@ impl Directory {
         identity.map(Some).map_err(|e| damaged(&e.to_string()))
     }
 
-    /// Puts the store aside under a name with the date; returns where it is.
+    /// Moves the store to `damaged-<date>`; returns the new path.
     pub(super) fn set_aside(&self) -> Result<PathBuf, Error> {
         let now = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
         let names = (0..).map(|n| match n {
@@ -197,7 +215,7 @@ impl Directory {
                 .collect();
             damaged.sort();
             for old in &damaged[..damaged.len().saturating_sub(DAMAGED_KEPT)] {
-                tracing::warn!(path = %old.display(), "removing the oldest of the damaged stores");
+                tracing::warn!(path = %old.display(), kept = DAMAGED_KEPT, "removing the oldest damaged store");
                 fs::remove_dir_all(old)?;
             }
             Ok(())
@@ -206,8 +224,8 @@ impl Directory {
         Ok(aside)
     }
 
-    /// Whether the process before may have lost groups: it did not sync them all, did not end by itself, and
-    /// the machine has been started since.
+    /// Whether groups may be lost: the last process did not sync every group and did not end in order, and the
+    /// machine has been restarted since.
     pub(super) fn may_have_lost(&self) -> bool {
         let Ok(before) = fs::read(self.store().join("running")) else {
             return false;
@@ -217,7 +235,7 @@ impl Directory {
         })
     }
 
-    /// Notes that a process runs, if it does not sync every group.
+    /// Notes that this process runs in a mode that does not sync every group.
     pub(super) fn begin_run(&self, mode: Mode) -> Result<(), Error> {
         let path = self.store().join("running");
         let noted = match mode {
@@ -229,7 +247,7 @@ impl Directory {
         noted.map_err(|e| Error::io(format!("cannot write {}", path.display()), e))
     }
 
-    /// Nothing can be lost any more: all groups have been synced.
+    /// Notes that all groups have been synced, so that none can be lost.
     pub(super) fn end_run(&self) -> io::Result<()> {
         let path = self.store().join("running");
         match fs::remove_file(path) {

@@ -1,13 +1,13 @@
-//! fjall as a database of frames, to compare with.
+//! fjall as a database of frames, for comparisons.
 
-use super::Damage;
+use super::damage::Damage;
 use super::engine::LoadError;
 use super::keyed::{Database, Each, KeyedEngine, guarded};
 use fjall::{Keyspace, KeyspaceCreateOptions, PersistMode};
 use std::io;
 use std::path::Path;
 
-/// fjall's cache, in bytes: what it keeps is read once, at the start.
+/// fjall's cache, in bytes. Small, because frames are read only once, at the start.
 const CACHE: u64 = 8 << 20;
 
 pub(super) struct Fjall {

@@ -1,43 +1,41 @@
-//! Frames: the records on disk, each with its checksum, whichever engine keeps them.
+//! Frames: the records on disk, each with a checksum, the same for every engine.
 //!
 //! ```text
 //! 0      4      8     12    13        16          24
 //! magic  crc32c len   kind  reserved  number      payload …   zeros up to a multiple of 8
 //! ```
 //!
-//! Integers are little endian. The checksum covers all after it, and begins with the directory's own number,
-//! so that a file of another directory is not taken for one of ours.
+//! Integers are little endian. The checksum covers everything after it, and is seeded with the salt of the data
+//! directory, so that a file of another directory is recognized.
 
-use super::Damage;
+use super::damage::Damage;
 
 /// Bytes before the payload.
 pub(super) const HEADER: usize = 24;
 /// Frames begin at multiples of this.
 const ALIGN: usize = 8;
 const MAGIC: [u8; 4] = *b"IsTh";
-/// A sector is written whole or not at all.
+/// Bytes that a disk writes atomically.
 const SECTOR: usize = 512;
 
-/// What a frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// Changes that were flushed together; numbered from 1, without gaps.
+    /// Changes that were synced together; numbered from 1 without gaps.
     Group = 1,
-    /// The beginning of a checkpoint: all but the keys. Its number is that of the last group in it.
+    /// The beginning of a checkpoint: everything but the keys. Its number is that of the last group in the checkpoint.
     Head = 2,
     /// Keys of a checkpoint; numbered from 0.
     Chunk = 3,
-    /// The end of a checkpoint; its number is how many chunks there were.
+    /// The end of a checkpoint; its number is the number of chunks.
     End = 4,
-    /// The beginning of a log file; its number is that of its first group, its payload the file's length.
+    /// The beginning of a log file. Its number is that of the first group, its payload the length of the file.
     Segment = 5,
-    /// The end of a log file; its number is that of the first group of the next.
+    /// The end of a log file; its number is that of the first group of the next file.
     Seal = 6,
     /// The log was closed; its number is that of the next group.
     Closed = 7,
 }
 
-/// One frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Frame<'a> {
     pub(super) kind: Kind,
@@ -45,16 +43,16 @@ pub(super) struct Frame<'a> {
     pub(super) payload: &'a [u8],
 }
 
-/// What bytes begin with.
+/// What a file holds at some offset.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Parsed<'a> {
-    /// A frame, and how many bytes it takes.
+    /// A frame, and its length in bytes.
     Whole(Frame<'a>, usize),
-    /// Nothing was ever written here, as far as can be seen.
+    /// Zeros: nothing was written here.
     Empty,
-    /// A frame of which a part never reached the disk: a sector of it is still empty.
+    /// A frame of which a sector never reached the disk: the sector is still zero.
     Torn,
-    /// Something else.
+    /// Damage, with the reason.
     Wrong(&'static str),
 }
 
@@ -81,7 +79,7 @@ pub(super) fn write(out: &mut Vec<u8>, salt: u64, kind: Kind, number: u64, fill:
     out.resize(start + (out.len() - start).next_multiple_of(ALIGN), 0);
 }
 
-/// Looks at the beginning of `bytes`, which is at `offset` in its file.
+/// Parses the beginning of `bytes`, which are at `offset` in their file.
 pub(super) fn parse(bytes: &[u8], salt: u64, offset: u64) -> Parsed<'_> {
     let Some(head) = bytes.get(..HEADER) else {
         return match bytes.iter().all(|b| *b == 0) {
@@ -90,13 +88,13 @@ pub(super) fn parse(bytes: &[u8], salt: u64, offset: u64) -> Parsed<'_> {
         };
     };
     if head[..4] != MAGIC {
-        // The first sector is what is written last if the disk has its way: then it is still empty.
+        // The disk may write the first sector last; then the first sector is still zero.
         let first = SECTOR - (offset as usize) % SECTOR;
         let sector = &bytes[..first.min(bytes.len())];
         return match (sector.iter().all(|b| *b == 0), bytes.iter().all(|b| *b == 0)) {
             (_, true) => Parsed::Empty,
             (true, false) => Parsed::Torn,
-            (false, false) => Parsed::Wrong("no frame begins here"),
+            (false, false) => Parsed::Wrong("there is no frame where one should begin"),
         };
     }
     let end = end(head);
@@ -126,17 +124,17 @@ fn word(head: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]])
 }
 
-/// Where the payload of a frame ends that has this header, of [`HEADER`] bytes.
+/// Where the payload of the frame with this header ends, from the start of the frame.
 fn end(head: &[u8]) -> usize {
     HEADER + word(head, 8) as usize
 }
 
-/// How many bytes a frame takes that has this header, if the header is right.
+/// Length in bytes of the frame with this header, if the header is not damaged.
 pub(super) fn length(head: &[u8]) -> usize {
     end(head).next_multiple_of(ALIGN)
 }
 
-/// The one frame that `bytes` are.
+/// Parses `bytes` as exactly one frame.
 pub(super) fn single(bytes: &[u8], salt: u64) -> Result<Frame<'_>, Damage> {
     match parse(bytes, salt, 0) {
         Parsed::Whole(frame, len) if len == bytes.len() => Ok(frame),
@@ -146,7 +144,7 @@ pub(super) fn single(bytes: &[u8], salt: u64) -> Result<Frame<'_>, Damage> {
     }
 }
 
-/// Where in `bytes`, which are at `offset` in their file, a whole frame begins.
+/// Finds the first whole frame in `bytes`, which are at `offset` in their file.
 pub(super) fn find(bytes: &[u8], salt: u64, offset: u64) -> Option<usize> {
     let starts = (0..bytes.len()).step_by(ALIGN);
     starts
@@ -158,8 +156,8 @@ fn checksum(salt: u64, bytes: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&salt.to_le_bytes()), bytes)
 }
 
-/// Whether a sector of a frame at `offset` has nothing in it: the space was empty before it was written. The
-/// ends of the frame may lie in sectors that hold other things.
+/// Whether a sector of a frame at `offset` is all zeros, as the file was before. The first and the last sector may
+/// also hold parts of other frames.
 fn has_empty_sector(frame: &[u8], offset: u64) -> bool {
     let first = SECTOR - (offset as usize) % SECTOR;
     let (head, rest) = frame.split_at(first.min(frame.len()));

@@ -1,25 +1,25 @@
-//! Frames as records of a key-value database: one for each group, one for each frame of a checkpoint.
+//! An engine over any ordered key-value database: one record for each group and each frame of a checkpoint.
 //!
 //! ```text
-//! c <checkpoint> <frame>     frames of checkpoints; those of one hold
+//! c <checkpoint> <frame>     frames of checkpoints; only those of the current checkpoint count
 //! g <group>                  groups
-//! m                          which checkpoint holds
-//! v                          nothing: the database is not one that was just made
+//! m                          the number of the current checkpoint
+//! v                          marks a database that was created on purpose, not because its files were missing
 //! ```
 
-use super::Damage;
-use super::engine::{Engine, Load, LoadError, Sizes, Visit};
+use super::damage::Damage;
+use super::engine::{Engine, LoadError, LoadOptions, Sizes, Visit};
 use super::frame;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 
-/// Name of the record that says which checkpoint holds.
+/// Key of the number of the current checkpoint.
 const CURRENT: &[u8] = b"m";
-/// Name of the record that every database has.
+/// Key of the record that every database has.
 const MADE: &[u8] = b"v";
 
-/// Takes a key and what is stored under it.
+/// Takes a key and its value.
 pub(super) type Each<'a> = dyn FnMut(&[u8], &[u8]) -> Result<(), LoadError> + 'a;
 
 /// A database of ordered keys. Its methods may panic over a damaged file.
@@ -28,7 +28,7 @@ pub(super) trait Database: Send {
     fn remove(&self, key: &[u8]) -> io::Result<()>;
     /// Calls `each` for the keys of `[from, to)`, in order.
     fn scan(&self, from: &[u8], to: &[u8], each: &mut Each<'_>) -> Result<(), LoadError>;
-    /// Returns when all that was put is on the disk.
+    /// Returns when everything put is on the disk.
     fn sync(&self) -> io::Result<()>;
 }
 
@@ -37,8 +37,14 @@ pub(super) struct KeyedEngine<D> {
     path: PathBuf,
     salt: u64,
     database: D,
-    /// The checkpoint that is being written, and how many frames it has.
-    checkpoint: Option<(u64, u64)>,
+    checkpoint: Option<Checkpoint>,
+}
+
+/// A checkpoint that is being written.
+struct Checkpoint {
+    number: u64,
+    /// Frames written so far.
+    frames: u64,
 }
 
 fn group_key(number: u64) -> Vec<u8> {
@@ -49,7 +55,7 @@ fn frame_key(checkpoint: u64, frame: u64) -> Vec<u8> {
     [&b"c"[..], &checkpoint.to_be_bytes(), &frame.to_be_bytes()].concat()
 }
 
-/// Runs `f`; a panic is a damage of the files at `path`.
+/// Runs `f`, and turns a panic into damage of the files at `path`.
 pub(super) fn guarded<T>(path: &std::path::Path, f: impl FnOnce() -> Result<T, LoadError>) -> Result<T, LoadError> {
     match catch_unwind(AssertUnwindSafe(f)) {
         Ok(done) => done,
@@ -58,7 +64,7 @@ pub(super) fn guarded<T>(path: &std::path::Path, f: impl FnOnce() -> Result<T, L
 }
 
 impl<D: Database> KeyedEngine<D> {
-    /// Keeps frames in `database`, which is at `path`.
+    /// An engine over `database`, whose files are at `path`.
     pub(super) fn new(path: PathBuf, salt: u64, database: D) -> Self {
         Self {
             path,
@@ -68,7 +74,7 @@ impl<D: Database> KeyedEngine<D> {
         }
     }
 
-    /// Notes that the database was made on purpose, and not because its files are missing.
+    /// Marks a new database as created on purpose.
     pub(super) fn begin_anew(&self) -> io::Result<()> {
         self.database.put(MADE, b"1")?;
         self.database.sync()
@@ -87,7 +93,7 @@ impl<D: Database> KeyedEngine<D> {
         let mut current = None;
         self.database.scan(CURRENT, b"n", &mut |_, value| {
             let number = value.try_into().map(u64::from_be_bytes);
-            let number = number.map_err(|_| Damage::of(&self.path, "no checkpoint's number"))?;
+            let number = number.map_err(|_| Damage::of(&self.path, "the number of the checkpoint is malformed"))?;
             current = Some(number);
             Ok(())
         })?;
@@ -106,7 +112,7 @@ impl<D: Database> KeyedEngine<D> {
             sizes.log += frame.len() as u64;
             let group = frame::single(frame, self.salt)?;
             if group_key(group.number) != key {
-                return Err(Damage::of(&self.path, "a group is stored under the number of another").into());
+                return Err(Damage::of(&self.path, "a group is stored under the number of another group").into());
             }
             Ok(visit(group)?)
         })?;
@@ -124,7 +130,7 @@ impl<D: Database> KeyedEngine<D> {
 }
 
 impl<D: Database> Engine for KeyedEngine<D> {
-    fn load(&mut self, _: Load, visit: &mut Visit<'_>) -> Result<Sizes, LoadError> {
+    fn load(&mut self, _: LoadOptions, visit: &mut Visit<'_>) -> Result<Sizes, LoadError> {
         guarded(&self.path, || self.read(visit))
     }
 
@@ -145,12 +151,12 @@ impl<D: Database> Engine for KeyedEngine<D> {
     }
 
     fn begin(&mut self, number: u64) -> io::Result<()> {
-        self.checkpoint = Some((number, 0));
+        self.checkpoint = Some(Checkpoint { number, frames: 0 });
         Ok(())
     }
 
     fn add(&mut self, frame: &[u8]) -> io::Result<()> {
-        let Some((number, frames)) = &mut self.checkpoint else {
+        let Some(Checkpoint { number, frames }) = &mut self.checkpoint else {
             return Err(io::Error::other("no checkpoint was begun"));
         };
         self.database.put(&frame_key(*number, *frames), frame)?;
@@ -159,10 +165,10 @@ impl<D: Database> Engine for KeyedEngine<D> {
     }
 
     fn finish(&mut self) -> io::Result<()> {
-        let Some((number, _)) = self.checkpoint.take() else {
+        let Some(Checkpoint { number, .. }) = self.checkpoint.take() else {
             return Err(io::Error::other("no checkpoint was begun"));
         };
-        // What it names is on the disk before the name is.
+        // The frames must be on the disk before the record that names them.
         self.sync()?;
         self.database.put(CURRENT, &number.to_be_bytes())?;
         self.sync()?;
@@ -172,10 +178,10 @@ impl<D: Database> Engine for KeyedEngine<D> {
     }
 
     fn abandon(&mut self) {
-        if let Some((number, _)) = self.checkpoint.take()
+        if let Some(Checkpoint { number, .. }) = self.checkpoint.take()
             && let Err(error) = self.remove(&frame_key(number, 0), &frame_key(number + 1, 0))
         {
-            tracing::warn!(%error, "frames of an abandoned checkpoint are left behind");
+            tracing::warn!(%error, path = %self.path.display(), "cannot remove the frames of an abandoned checkpoint");
         }
     }
 

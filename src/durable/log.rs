@@ -1,50 +1,61 @@
-//! The plain log: files of a fixed length that groups are appended to, and a checkpoint in one file.
+//! The log engine: groups are appended to files of a fixed length; a checkpoint is one file.
 //!
 //! ```text
-//! log-<first group>          Segment, Group …, Seal        full, or from before a checkpoint
-//! log-<first group>          Segment, Group …, zeros       the one appended to
+//! log-<first group>          Segment, Group …, Seal        full, or older than a checkpoint
+//! log-<first group>          Segment, Group …, zeros       the current file
 //! checkpoint-<last group>    Head, Chunk …, End
 //! spare                      zeros: becomes the next log file
-//! *.tmp                      half made: removed
+//! *.tmp                      incomplete files: removed
 //! ```
 //!
-//! A log file has its length from the beginning, so that syncing an append need not write metadata, and so
-//! that a disk that fills up is noticed while there is still room for what has been accepted.
+//! A log file has its full length from the beginning. So syncing an append need not write metadata, and a full disk
+//! is noticed while accepted writes still fit.
 
-use super::Damage;
-use super::engine::{Engine, Load, LoadError, Sizes, Visit, new_file, sync_directory};
-use super::frame::{self, Kind, Parsed};
+mod read;
+
+use super::damage::Damage;
+use super::engine::{Engine, LoadError, LoadOptions, Sizes, Visit};
+use super::files::{new_file, sync_directory};
+use super::frame::{self, Kind};
 use nix::fcntl::{FallocateFlags, fallocate};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-/// With less than this part of a file left the next one is made.
+/// The next log file is made once less than this fraction (1/n) of the current file is left.
 const AHEAD: u64 = 2;
-/// With less than this part left, and no next file, there is no room.
+/// The disk counts as full once less than this fraction (1/n) of the current file is left and no next file can be
+/// made.
 const ROOM: u64 = 8;
-/// A checkpoint is synced this often, so that the log need not wait for all of it.
+/// Bytes of a checkpoint between syncs, so that the log never waits for a long sync.
 const SYNC_EVERY: u64 = 8 << 20;
 
-/// See the module's text.
 pub(super) struct LogEngine {
     directory: PathBuf,
     salt: u64,
-    /// Length of a log file, unless a group needs more.
+    /// Length of a log file, in bytes, unless one group needs more.
     length: u64,
     current: Option<Segment>,
+    /// Whether the file `spare` is ready.
     spare: bool,
     checkpoint: Option<Checkpoint>,
 }
 
-/// The log file that is appended to.
+/// The current log file.
 struct Segment {
     file: File,
     length: u64,
     end: u64,
-    /// The group appended last, and where it begins.
-    last: (u64, u64),
+    last: LastGroup,
+}
+
+/// The group appended last.
+#[derive(Clone, Copy, Default)]
+struct LastGroup {
+    number: u64,
+    /// Where the group begins in the file.
+    start: u64,
 }
 
 /// A checkpoint that is being written.
@@ -54,7 +65,7 @@ struct Checkpoint {
     unsynced: u64,
 }
 
-/// The files of a directory, in order.
+/// The numbers in the names of log files and checkpoints, in order.
 #[derive(Default)]
 struct Files {
     segments: Vec<u64>,
@@ -99,7 +110,7 @@ impl LogEngine {
         Ok(files)
     }
 
-    /// Removes what a checkpoint has made useless, and what was never finished.
+    /// Removes files that the newest checkpoint replaces, and incomplete files.
     fn clean(&self) -> io::Result<()> {
         let files = self.files()?;
         let mut old = vec![self.directory.join("spare.tmp")];
@@ -121,7 +132,7 @@ impl LogEngine {
         Ok(())
     }
 
-    /// Makes the file that becomes the next one, of `length`.
+    /// Makes the file `spare`, which becomes the next log file, with a length of `length` bytes.
     fn make_spare(&mut self, length: u64) -> io::Result<()> {
         let path = self.directory.join("spare.tmp");
         let made = allocate(&path, length).and_then(|()| fs::rename(&path, self.directory.join("spare")));
@@ -132,7 +143,7 @@ impl LogEngine {
         made
     }
 
-    /// Goes on in a new file, whose first group is `first` and that has room for `length`.
+    /// Continues in a new log file that begins with group `first` and has at least `length` bytes.
     fn rotate(&mut self, first: u64, length: u64) -> io::Result<()> {
         if !self.spare || length > self.length {
             self.make_spare(length.max(self.length))?;
@@ -147,168 +158,33 @@ impl LogEngine {
         });
         file.write_all_at(&head, 0)?;
         file.sync_all()?;
-        // From here on half of it is done: no error will pass by itself, but a start copes with each state.
-        let fatal = |e: io::Error| io::Error::other(format!("cannot go on in a new log file: {e}"));
+        // From here on an error leaves a state that only a restart repairs, so the error must not look retryable.
+        let fatal = |e: io::Error| io::Error::other(format!("cannot switch to a new log file: {e}"));
         fs::rename(&spare, self.segment_path(first)).map_err(fatal)?;
         self.spare = false;
         sync_directory(&self.directory).map_err(fatal)?;
         if let Some(old) = &mut self.current {
-            // Nothing is in the new file before the old one says that it is there.
+            // The old file must announce the new one before a group is written to the new one.
             old.mark(self.salt, Kind::Seal, first).map_err(fatal)?;
         }
         self.current = Some(Segment {
             file,
             length,
             end: head.len() as u64,
-            last: (0, 0),
+            last: LastGroup::default(),
         });
         Ok(())
     }
-
-    fn read_checkpoint(&self, number: u64, visit: &mut Visit<'_>) -> Result<u64, LoadError> {
-        let path = self.checkpoint_path(number);
-        let bad = |why: &str| LoadError::Damage(Damage::of(&path, why));
-        let ended = |e: io::Error| match e.kind() {
-            io::ErrorKind::UnexpectedEof => bad("the file ends early"),
-            _ => e.into(),
-        };
-        let mut file = File::open(&path)?;
-        let length = file.metadata()?.len();
-        let (mut at, mut buffer) = (0, vec![]);
-        loop {
-            // A frame at a time: the file may be larger than the memory that is free.
-            buffer.resize(frame::HEADER, 0);
-            file.read_exact(&mut buffer).map_err(ended)?;
-            let whole = frame::length(&buffer);
-            if at + whole as u64 > length {
-                return Err(bad("the file ends early"));
-            }
-            buffer.resize(whole, 0);
-            file.read_exact(&mut buffer[frame::HEADER..]).map_err(ended)?;
-            at += whole as u64;
-            let frame = frame::single(&buffer, self.salt).map_err(|d| d.at(&path))?;
-            if frame.kind == Kind::Head && frame.number != number {
-                return Err(bad("the file is named after another checkpoint"));
-            }
-            visit(frame).map_err(|d| d.at(&path))?;
-            if frame.kind == Kind::End {
-                break;
-            }
-        }
-        match at == length {
-            true => Ok(length),
-            false => Err(bad("the file goes on after its end")),
-        }
-    }
-
-    /// Reads one log file. Returns where its frames end, and the first group of the next file, if it says that
-    /// there is one.
-    fn read_segment(
-        &self,
-        first: u64,
-        bytes: &[u8],
-        how: Load,
-        visit: &mut Visit<'_>,
-    ) -> Result<(usize, Option<u64>), LoadError> {
-        let path = self.segment_path(first);
-        let bad = |why: &str| LoadError::Damage(Damage::of(&path, why));
-        let (mut at, mut begun) = (0, false);
-        loop {
-            match frame::parse(&bytes[at..], self.salt, at as u64) {
-                Parsed::Whole(frame, len) => {
-                    match frame.kind {
-                        Kind::Segment if at == 0 && frame.number == first => {
-                            begun = true;
-                            if frame.payload != (bytes.len() as u64).to_le_bytes() {
-                                return Err(bad("the file has not the length that it was made with"));
-                            }
-                        }
-                        Kind::Group if begun => visit(frame).map_err(|d| d.at(&path))?,
-                        Kind::Closed if begun => {}
-                        Kind::Seal if begun => return Ok((at, Some(frame.number))),
-                        _ => return Err(bad("a frame is out of place")),
-                    }
-                    at += len;
-                }
-                Parsed::Empty | Parsed::Torn if begun => {
-                    // What comes after is written only once what was here is on the disk.
-                    if !how.lenient && frame::find(&bytes[at..], self.salt, at as u64).is_some() {
-                        return Err(bad("a group in the middle is lost"));
-                    }
-                    return Ok((at, None));
-                }
-                Parsed::Wrong(_) if begun && how.lenient => return Ok((at, None)),
-                Parsed::Wrong(why) => return Err(bad(why)),
-                Parsed::Empty | Parsed::Torn => return Err(bad("the file is empty")),
-            }
-        }
-    }
-
-    fn read_segments(&mut self, files: &Files, how: Load, visit: &mut Visit<'_>) -> Result<Sizes, LoadError> {
-        let useless = files.checkpoints.last().map_or(0, |n| useless(&files.segments, *n));
-        let mut sizes = Sizes::default();
-        // Where to go on: the first file that does not say that another one follows, and the files after it.
-        let mut open: Option<(PathBuf, u64)> = None;
-        let mut after = vec![];
-        let mut next = files.checkpoints.last().map_or(0, |n| n + 1).max(1);
-        for &first in &files.segments[useless..] {
-            let path = self.segment_path(first);
-            let continues = match sizes.log {
-                0 => first <= next,
-                _ => first == next || open.is_some(),
-            };
-            if !continues {
-                return Err(Damage::of(&path, "a log file before this one is missing").into());
-            }
-            if how.lenient && open.is_some() {
-                // After a gap nothing counts.
-                after.push(path);
-                continue;
-            }
-            let bytes = fs::read(&path)?;
-            let mut groups = 0u64;
-            let mut counted = |frame: frame::Frame<'_>| {
-                groups += 1;
-                visit(frame)
-            };
-            let (end, sealed) = self.read_segment(first, &bytes, how, &mut counted)?;
-            sizes.log += end as u64;
-            if open.is_some() {
-                // Made ahead, and not used before the crash.
-                if groups > 0 {
-                    return Err(Damage::of(&path, "the log file before this one has lost its end").into());
-                }
-                after.push(path);
-            } else if let Some(first) = sealed {
-                next = first;
-            } else {
-                let lost = bytes[end..].iter().rposition(|b| *b != 0);
-                sizes.torn = lost.map_or(0, |n| n as u64 + 1);
-                open = Some((path, end as u64));
-            }
-        }
-        let Some((path, end)) = open else {
-            return Err(Damage::of(&self.directory, "the last log file is missing").into());
-        };
-        if how.repair {
-            for path in after {
-                fs::remove_file(path)?;
-            }
-            self.current = Some(Segment::reopen(&path, end, sizes.torn)?);
-            sync_directory(&self.directory)?;
-        }
-        Ok(sizes)
-    }
 }
 
-/// How many of the log files that begin with the groups `firsts` hold nothing after group `checkpoint`.
+/// How many of the log files, which begin with the groups `firsts`, hold only groups up to `checkpoint`.
 fn useless(firsts: &[u64], checkpoint: u64) -> usize {
     firsts
         .partition_point(|first| *first <= checkpoint + 1)
         .saturating_sub(1)
 }
 
-/// Makes a file of zeros that has its blocks.
+/// Makes a file of zeros, with all of its blocks allocated.
 fn allocate(path: &Path, length: u64) -> io::Result<()> {
     let file = new_file().truncate(true).open(path)?;
     reserve(&file, length)?;
@@ -318,15 +194,15 @@ fn allocate(path: &Path, length: u64) -> io::Result<()> {
 fn reserve(file: &File, length: u64) -> io::Result<()> {
     let len = i64::try_from(length).map_err(io::Error::other)?;
     match fallocate(file, FallocateFlags::empty(), 0, len) {
-        // Not every file system can: then a disk that fills up is noticed later.
+        // On a file system without fallocate, a full disk is noticed later.
         Err(nix::errno::Errno::EOPNOTSUPP | nix::errno::Errno::ENOSYS) => file.set_len(length),
         done => Ok(done?),
     }
 }
 
 impl Segment {
-    /// Opens a file to go on at `end`; the `torn` bytes after it are emptied. The file keeps its length, or a
-    /// crash in between would look like damage.
+    /// Opens a file to continue at `end`, and zeroes the `torn` bytes after it. The file keeps its length: after a
+    /// crash in between, a shorter file would look like damage.
     fn reopen(path: &Path, end: u64, torn: u64) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).open(path)?;
         let length = file.metadata()?.len();
@@ -334,16 +210,15 @@ impl Segment {
             file.write_all_at(&vec![0; usize::try_from(torn).map_err(io::Error::other)?], end)?;
             file.sync_data()?;
         }
-        let last = (0, 0);
         Ok(Self {
             file,
             length,
             end,
-            last,
+            last: LastGroup::default(),
         })
     }
 
-    /// Writes a frame without content at the end, if there is room, and syncs.
+    /// Writes a frame without payload at the end, and syncs.
     fn mark(&mut self, salt: u64, kind: Kind, number: u64) -> io::Result<()> {
         let mut mark = vec![];
         frame::write(&mut mark, salt, kind, number, |_| {});
@@ -353,14 +228,14 @@ impl Segment {
     }
 
     fn left(&self) -> u64 {
-        // The last frame is a mark.
+        // Keep space for the mark at the end.
         self.length.saturating_sub(self.end + 2 * frame::HEADER as u64)
     }
 }
 
 impl Engine for LogEngine {
-    fn load(&mut self, how: Load, visit: &mut Visit<'_>) -> Result<Sizes, LoadError> {
-        if how.repair {
+    fn load(&mut self, options: LoadOptions, visit: &mut Visit<'_>) -> Result<Sizes, LoadError> {
+        if options.repair {
             self.clean()?;
         }
         let files = self.files()?;
@@ -371,22 +246,25 @@ impl Engine for LogEngine {
         if files.segments.is_empty() {
             return Err(Damage::of(&self.directory, "there is no log file").into());
         }
-        let sizes = self.read_segments(&files, how, visit)?;
+        let sizes = self.read_segments(&files, options, visit)?;
         Ok(Sizes { checkpoint, ..sizes })
     }
 
     fn append(&mut self, number: u64, frame: &[u8]) -> io::Result<()> {
         let len = frame.len() as u64;
-        if let Some(segment) = self.current.as_mut().filter(|s| s.last.0 == number) {
-            // Again, since it could not be synced: what the kernel had of it may be gone.
-            segment.end = segment.last.1;
+        if let Some(segment) = self.current.as_mut().filter(|s| s.last.number == number) {
+            // A retry after a failed sync: the kernel may have dropped the first attempt.
+            segment.end = segment.last.start;
         }
         if self.current.as_ref().is_none_or(|segment| segment.left() < len) {
             self.rotate(number, len + 4 * frame::HEADER as u64)?;
         }
         let segment = self.current.as_mut().ok_or_else(|| io::Error::other("no log file"))?;
         segment.file.write_all_at(frame, segment.end)?;
-        segment.last = (number, segment.end);
+        segment.last = LastGroup {
+            number,
+            start: segment.end,
+        };
         segment.end += len;
         Ok(())
     }
@@ -407,9 +285,9 @@ impl Engine for LogEngine {
     }
 
     fn begin(&mut self, number: u64) -> io::Result<()> {
-        // A file that has room left goes on, or checkpoints that fail again and again would fill the disk; but
-        // only with the checkpoint's last group in it, so that it does not look whole without the checkpoint.
-        let goes_on = |s: &Segment| s.end < s.length / 4 && s.last.0 == number;
+        // A file with room left stays the current one, or checkpoints that fail repeatedly would fill the disk. But
+        // the file must hold the checkpoint's last group, or the log would look complete without the checkpoint.
+        let goes_on = |s: &Segment| s.end < s.length / 4 && s.last.number == number;
         if !self.current.as_ref().is_some_and(goes_on) {
             self.rotate(number + 1, self.length)?;
         }

@@ -1,4 +1,4 @@
-//! What is counted: under etcd's names where it has some.
+//! Metrics of the data directory, under etcd's names where etcd has the same metric.
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
@@ -6,14 +6,14 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 use std::sync::atomic::AtomicU64;
 
-/// etcd's name of how long a sync takes.
+/// Duration of a sync, under etcd's name.
 pub const SYNC_SECONDS: &str = "etcd_disk_wal_fsync_duration_seconds";
-/// etcd's name of how long a write takes.
+/// Duration of a write, under etcd's name.
 pub const WRITE_SECONDS: &str = "etcd_disk_wal_write_duration_seconds";
-/// etcd's name of how much has been written.
+/// Bytes written, under etcd's name.
 pub const WRITTEN_BYTES: &str = "etcd_disk_wal_write_bytes";
 
-/// Figures of one data directory.
+/// Metrics of one data directory.
 #[derive(Debug)]
 pub struct Metrics {
     pub(super) sync: Histogram,
@@ -21,12 +21,10 @@ pub struct Metrics {
     pub(super) bytes: Counter,
     pub(super) groups: Counter,
     pub(super) records: Counter,
-    /// Checkpoints written.
     pub checkpoints: Counter,
     pub(super) checkpoint_secs: Gauge<f64, AtomicU64>,
     /// Bytes of groups since the checkpoint.
     pub log_bytes: Gauge,
-    /// Bytes of the checkpoint.
     pub checkpoint_bytes: Gauge,
     pub(super) full: Gauge,
 }
@@ -51,19 +49,18 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Whether a figure of this name is here.
+    /// Whether this room has the metric `name`.
     pub fn has(name: &str) -> bool {
         [SYNC_SECONDS, WRITE_SECONDS, WRITTEN_BYTES].contains(&name)
     }
 
-    /// Shows the figures.
     pub fn register(&self, registry: &mut Registry) {
         registry.register(SYNC_SECONDS, "How long syncing a group takes", self.sync.clone());
         registry.register(WRITE_SECONDS, "How long writing a group takes", self.write.clone());
         registry.register(WRITTEN_BYTES, "Bytes of groups written", self.bytes.clone());
         let ours = registry.sub_registry_with_prefix("isthmus_durable");
         ours.register("groups", "Groups written", self.groups.clone());
-        ours.register("records", "Changes in the groups written", self.records.clone());
+        ours.register("records", "Changes written, in groups", self.records.clone());
         ours.register("checkpoints", "Checkpoints written", self.checkpoints.clone());
         let help = "How long the last checkpoint took";
         ours.register_with_unit("checkpoint", help, Unit::Seconds, self.checkpoint_secs.clone());
@@ -73,7 +70,7 @@ impl Metrics {
         ours.register_with_unit("checkpoint", help, Unit::Bytes, self.checkpoint_bytes.clone());
         ours.register(
             "disk_full",
-            "1 while writes are refused for want of room",
+            "1 while writes are refused because the disk is full",
             self.full.clone(),
         );
     }

@@ -1,28 +1,28 @@
-//! What groups and checkpoints say, as protobuf messages: fields that a later version adds do not keep this
-//! one from reading the rest, and records that it must understand come with a new format number.
+//! The payload of groups and checkpoints, as protobuf messages. This version ignores fields that a later version
+//! adds. A later version that writes records which readers must understand uses a new format number.
 
-use super::Damage;
+use super::damage::Damage;
 use crate::auth::{Difference, State};
-use crate::mvcc::{Change, EventKind, GrantedLease, Kv, Loader, Recovery, Version};
+use crate::mvcc::{Change, EventKind, Frozen, GrantedLease, Kv, Loader, Recovery, Version};
 use crate::pb::{authpb, etcdserverpb};
 use bytes::Bytes;
 use prost::{Message, Oneof};
 
-/// Changes that were flushed together.
+/// Changes that are written and synced together.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Group {
     #[prost(message, repeated, tag = "1")]
     pub(super) entries: Vec<Entry>,
 }
 
-/// One of them.
+/// One change of a group.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Entry {
     #[prost(oneof = "Record", tags = "1, 2, 3, 4, 5, 6, 7")]
     pub(super) record: Option<Record>,
 }
 
-/// What changed.
+/// The change of an entry.
 #[derive(Clone, PartialEq, Oneof)]
 pub(super) enum Record {
     #[prost(message, tag = "1")]
@@ -35,7 +35,7 @@ pub(super) enum Record {
     Auth(AuthChange),
     #[prost(message, tag = "5")]
     Alarms(Alarms),
-    /// The store was started: its raft term is one more.
+    /// A start of the store, with the raft term of that start.
     #[prost(uint64, tag = "6")]
     Term(u64),
     #[prost(message, tag = "7")]
@@ -61,7 +61,7 @@ struct Event {
     kv: Bytes,
     #[prost(bool, tag = "2")]
     deleted: bool,
-    /// Place in its revision; only in checkpoints.
+    /// Sub revision; only in checkpoints.
     #[prost(uint32, tag = "3")]
     sub: u32,
 }
@@ -74,7 +74,7 @@ pub(super) struct Lease {
     ttl_secs: i64,
 }
 
-/// What differs from before.
+/// The difference between two states of users and roles.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct AuthChange {
     #[prost(bool, tag = "1")]
@@ -103,14 +103,14 @@ pub(super) struct PeerUrls {
     urls: Vec<String>,
 }
 
-/// The keys of a checkpoint, a piece of them.
+/// A piece of the keys of a checkpoint.
 #[derive(Clone, PartialEq, Message)]
 struct Chunk {
     #[prost(message, repeated, tag = "1")]
     changes: Vec<Event>,
 }
 
-/// A checkpoint's beginning: all but the keys.
+/// The beginning of a checkpoint: everything but the keys.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Head {
     #[prost(int64, tag = "1")]
@@ -120,28 +120,28 @@ pub(super) struct Head {
     #[prost(message, repeated, tag = "3")]
     leases: Vec<Lease>,
     #[prost(message, optional, tag = "4")]
-    side: Option<Side>,
+    metadata: Option<Metadata>,
 }
 
-/// What there is beside keys and leases.
+/// Everything durable except keys and leases.
 #[derive(Clone, PartialEq, Message)]
-pub struct Side {
+pub struct Metadata {
     #[prost(bool, tag = "1")]
     auth_enabled: bool,
     #[prost(uint64, tag = "2")]
     auth_revision: u64,
-    /// In order of their names, as the roles.
+    /// In order of their names, like the roles.
     #[prost(message, repeated, tag = "3")]
     users: Vec<authpb::User>,
     #[prost(message, repeated, tag = "4")]
     roles: Vec<authpb::Role>,
-    /// Alarms that are on.
+    /// Raised alarms.
     #[prost(message, repeated, tag = "5")]
     pub alarms: Vec<etcdserverpb::AlarmMember>,
-    /// How often the store has been started, and one.
+    /// One more than the number of starts.
     #[prost(uint64, tag = "6")]
     pub raft_term: u64,
-    /// Where peers would be, if somebody has said so.
+    /// Advertised peer URLs, if they were changed with `etcdctl member update`.
     #[prost(string, repeated, tag = "7")]
     pub peer_urls: Vec<String>,
 }
@@ -176,7 +176,6 @@ impl From<Change> for Record {
 }
 
 impl Record {
-    /// A change of users and roles.
     pub(super) fn auth(before: &State, after: &State) -> Self {
         let Difference {
             users,
@@ -194,25 +193,24 @@ impl Record {
         })
     }
 
-    /// All alarms that are on.
+    /// All raised alarms.
     pub(super) fn alarms(alarms: Vec<etcdserverpb::AlarmMember>) -> Self {
         Self::Alarms(Alarms { alarms })
     }
 
-    /// Where peers would be.
     pub(super) fn peer_urls(urls: Vec<String>) -> Self {
         Self::PeerUrls(PeerUrls { urls })
     }
 }
 
 impl Head {
-    pub(super) fn new(revision: i64, compacted: i64, leases: &[GrantedLease], side: Side) -> Self {
+    pub(super) fn new(frozen: &Frozen, metadata: Metadata) -> Self {
         let lease = |&GrantedLease { id, ttl_secs }: &GrantedLease| Lease { id, ttl_secs };
         Self {
-            revision,
-            compacted,
-            leases: leases.iter().map(lease).collect(),
-            side: Some(side),
+            revision: frozen.revision,
+            compacted: frozen.compacted,
+            leases: frozen.leases.iter().map(lease).collect(),
+            metadata: Some(metadata),
         }
     }
 }
@@ -234,7 +232,7 @@ pub(super) fn write_chunk(versions: &[Version], out: &mut Vec<u8>) {
 // === decoding ===
 
 fn kv(bytes: &Bytes) -> Result<Kv, Damage> {
-    Kv::checked(bytes).ok_or_else(|| Damage::new("a record holds no key-value"))
+    Kv::checked(bytes).ok_or_else(|| Damage::new("a record does not hold a valid key-value"))
 }
 
 impl Group {
@@ -242,10 +240,12 @@ impl Group {
         Self::decode(payload).map_err(|e| Damage::new(format!("a group cannot be decoded: {e}")))
     }
 
-    /// Does again what the group says.
-    pub(super) fn apply(self, store: &mut Recovery, side: &mut Side) -> Result<(), Damage> {
+    /// Repeats the changes of the group.
+    pub(super) fn apply(self, store: &mut Recovery, metadata: &mut Metadata) -> Result<(), Damage> {
         for entry in self.entries {
-            let record = entry.record.ok_or_else(|| Damage::new("a record of an unknown kind"))?;
+            let record = entry
+                .record
+                .ok_or_else(|| Damage::new("a record is of an unknown kind"))?;
             match record {
                 Record::Commit(commit) => commit.apply(store)?,
                 Record::Grant(Lease { id, ttl_secs }) => {
@@ -257,7 +257,7 @@ impl Group {
                     let compacted = store.compact(revision);
                     compacted.map_err(|e| Damage::new(format!("compaction to revision {revision}: {e}")))?;
                 }
-                record => side.apply(record),
+                record => metadata.apply(record),
             }
         }
         Ok(())
@@ -281,7 +281,7 @@ impl Commit {
 }
 
 impl Head {
-    pub(super) fn read(payload: &[u8]) -> Result<(Loader, Side), Damage> {
+    pub(super) fn read(payload: &[u8]) -> Result<(Loader, Metadata), Damage> {
         let head = Self::decode(payload);
         let head = head.map_err(|e| Damage::new(format!("a checkpoint's head cannot be decoded: {e}")))?;
         let leases = head
@@ -289,13 +289,13 @@ impl Head {
             .iter()
             .map(|&Lease { id, ttl_secs }| GrantedLease { id, ttl_secs });
         let loader = Loader::new(head.revision, head.compacted, leases);
-        Ok((loader, head.side.unwrap_or_default()))
+        Ok((loader, head.metadata.unwrap_or_default()))
     }
 }
 
-/// Adds what a chunk holds.
+/// Adds the versions of a chunk to the loader.
 pub(super) fn read_chunk(payload: &[u8], loader: &mut Loader) -> Result<(), Damage> {
-    // Not copied once more: a chunk is large.
+    // Decode without a copy: a chunk is large.
     let chunk = Chunk::decode(payload).map_err(|e| Damage::new(format!("a chunk cannot be decoded: {e}")))?;
     for change in &chunk.changes {
         let kv = kv(&change.kv)?;
@@ -313,10 +313,10 @@ pub(super) fn read_chunk(payload: &[u8], loader: &mut Loader) -> Result<(), Dama
     Ok(())
 }
 
-// === impl Side ===
+// === impl Metadata ===
 
-impl Side {
-    /// What a new store has.
+impl Metadata {
+    /// The metadata of a new store.
     pub(super) fn new() -> Self {
         Self {
             auth_revision: 1,
@@ -325,7 +325,7 @@ impl Side {
         }
     }
 
-    /// What an imported store has.
+    /// The metadata of an imported store.
     pub(super) fn of(auth: &State, alarms: Vec<etcdserverpb::AlarmMember>) -> Self {
         Self {
             auth_enabled: auth.enabled,
@@ -347,7 +347,7 @@ impl Side {
         )
     }
 
-    /// Takes in what a record says, unless that is the store's business.
+    /// Applies a record. Records of keys and leases change nothing here.
     pub(super) fn apply(&mut self, record: Record) {
         match record {
             Record::Commit(_) | Record::Grant(_) | Record::Compact(_) => {}
@@ -388,8 +388,8 @@ mod tests {
 
     #[test]
     fn changes_of_users_and_roles_add_up_to_the_state() {
-        let side = Arc::new(Mutex::new(Side::new()));
-        let shadow = Arc::clone(&side);
+        let metadata = Arc::new(Mutex::new(Metadata::new()));
+        let shadow = Arc::clone(&metadata);
         let config = Config {
             bcrypt_cost: 4,
             ..Config::default()
@@ -412,7 +412,7 @@ mod tests {
         auth.user_add("b", None).unwrap();
         auth.user_delete("b").unwrap();
         auth.enable().unwrap();
-        let (kept, state) = (side.lock().auth(), auth.state());
+        let (kept, state) = (metadata.lock().auth(), auth.state());
         assert_eq!((kept.enabled, kept.revision), (true, state.revision));
         assert_eq!((kept.users, kept.roles), (state.users.clone(), state.roles.clone()));
     }

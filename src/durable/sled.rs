@@ -1,7 +1,7 @@
-//! sled as a database of frames. After an error of the disk it stays in error: a full disk is survived with
-//! the plain log only.
+//! sled as a database of frames. After a disk error sled stays in error, so only the log engine survives a full
+//! disk.
 
-use super::Damage;
+use super::damage::Damage;
 use super::engine::LoadError;
 use super::keyed::{Database, Each, KeyedEngine, guarded};
 use std::io;
@@ -9,15 +9,15 @@ use std::path::Path;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// sled's cache, in bytes: what it keeps is read once, at the start.
+/// sled's cache, in bytes. Small, because frames are read only once, at the start.
 const CACHE: u64 = 8 << 20;
 
-/// How long to wait for a database that was just closed.
+/// Longest wait for the lock of a database that was just closed.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 pub(super) struct Sled(sled::Db);
 
-/// sled says it in words only.
+/// sled reports the lock as an error text only.
 fn is_locked(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::WouldBlock || error.to_string().contains("could not acquire lock")
 }
@@ -45,8 +45,8 @@ pub(super) fn open(directory: &Path, salt: u64) -> Result<KeyedEngine<Sled>, Loa
         let begun = Instant::now();
         loop {
             match config.open() {
-                // Threads of a database that was just closed may still have it. No other process has: the
-                // directory is locked.
+                // Threads of a database that was just closed may still hold the lock. Another process cannot: the
+                // data directory is locked.
                 Err(sled::Error::Io(e)) if is_locked(&e) && begun.elapsed() < PATIENCE => {
                     std::thread::park_timeout(Duration::from_millis(20));
                 }

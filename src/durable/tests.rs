@@ -1,7 +1,12 @@
+use super::engine::LoadOptions;
+use super::frame::{Frame, Kind};
+use super::replay::{Replayed, Replayer};
 use super::*;
-use crate::mvcc::{GrantedLease, KeyRange, Put, RangeOptions, Write};
+use crate::auth::State;
+use crate::mvcc::{GrantedLease, Hooks, KeyRange, Put, RangeOptions, Write};
 use proptest::prelude::*;
 use std::fs;
+use std::path::Path;
 
 /// A store in a directory, and a runtime to wait with.
 struct Running {
@@ -125,8 +130,8 @@ fn everything_is_there_after_a_restart_and_after_a_crash() {
             assert_eq!(again.loaded.store.lease_keys(7).unwrap(), ["leased"]);
             assert_eq!(again.value("k39"), Some(vec![279_u32 as u8; 1000]));
             assert_eq!(again.value("revoked"), None);
-            assert!(again.loaded.side.auth().users.contains_key("somebody"));
-            assert_eq!(again.loaded.side.peer_urls, ["http://a"]);
+            assert!(again.loaded.metadata.auth().users.contains_key("somebody"));
+            assert_eq!(again.loaded.metadata.peer_urls, ["http://a"]);
             assert_eq!(again.put("after", b"1"), revision + 1);
         }
     }
@@ -229,7 +234,7 @@ fn an_imported_store_is_a_cluster_of_its_own() {
         assert!(import(home.path(), engine, what()).is_err(), "not over another one");
         let running = start(&config(home.path()));
         assert_eq!(running.loaded.identity, made);
-        assert!(running.loaded.side.auth().enabled);
+        assert!(running.loaded.metadata.auth().enabled);
         assert_eq!(running.value("b"), Some(b"2".to_vec()));
         assert_eq!(running.put("c", b"3"), 3);
     }
@@ -245,7 +250,7 @@ fn content(store: &Store) -> Content {
 }
 
 /// A directory with a checkpoint and several log files, as a crash left it, and what it holds.
-fn sample(aside: &Path) -> (Identity, Content) {
+fn sample(aside: &Path) -> (StoreIdentity, Content) {
     let home = tempfile::tempdir().unwrap();
     let running = start(&config(home.path()));
     for i in 0..200u32 {
@@ -279,7 +284,7 @@ fn payloads() -> Vec<(Kind, u64, Vec<u8>)> {
     let mut engine = EngineKind::Log
         .open(&home.path().join("store"), salt, SEGMENT_MAX)
         .unwrap();
-    let how = Load {
+    let options = LoadOptions {
         repair: false,
         lenient: false,
     };
@@ -287,7 +292,7 @@ fn payloads() -> Vec<(Kind, u64, Vec<u8>)> {
         all.push((frame.kind, frame.number, frame.payload.to_vec()));
         Ok(())
     };
-    engine.load(how, &mut keep).unwrap();
+    engine.load(options, &mut keep).unwrap();
     assert!(all[0].0 == Kind::Head && all.last().unwrap().0 == Kind::Group);
     all
 }
@@ -321,9 +326,9 @@ proptest! {
             let (kind, number) = (*kind, *number);
             replayer.take(Frame { kind, number, payload })
         });
-        if let Ok((store, side, _)) = all.and_then(|()| replayer.finish()) {
+        if let Ok(Replayed { store, metadata, .. }) = all.and_then(|()| replayer.finish()) {
             let store = store.open(Hooks::default());
-            let _ = (content(&store), side.auth(), store.versions(0).map(|v| v.hash()));
+            let _ = (content(&store), metadata.auth(), store.versions(0).map(|v| v.hash()));
         }
     }
 }
@@ -337,7 +342,7 @@ proptest! {
     fn damage_is_never_silent_and_never_in_the_way(
         kind in 0u8..6, file in 0usize..8, at in 0usize..1_000_000, bit in 0u8..8,
     ) {
-        static SAMPLE: std::sync::OnceLock<(tempfile::TempDir, Identity, Content)> = std::sync::OnceLock::new();
+        static SAMPLE: std::sync::OnceLock<(tempfile::TempDir, StoreIdentity, Content)> = std::sync::OnceLock::new();
         let (sample, identity, whole) = SAMPLE.get_or_init(|| {
             let aside = tempfile::tempdir().unwrap();
             let (identity, whole) = sample(aside.path());
@@ -429,12 +434,12 @@ fn a_start_changes_nothing_that_a_crash_in_it_could_leave_half_done() {
     crashed(&running, home.path(), other.path());
     let log = other.path().join("store/log-0000000000000001");
     let before = fs::read(&log).unwrap();
-    let how = Load {
+    let options = LoadOptions {
         repair: true,
         lenient: false,
     };
     let engine = EngineKind::Log.open(&other.path().join("store"), running.loaded.identity.salt, SEGMENT_MIN);
-    engine.unwrap().load(how, &mut |_| Ok(())).unwrap();
+    engine.unwrap().load(options, &mut |_| Ok(())).unwrap();
     assert_eq!(fs::read(&log).unwrap(), before);
     use std::os::unix::fs::PermissionsExt;
     assert_eq!(fs::metadata(&log).unwrap().len(), before.len() as u64);

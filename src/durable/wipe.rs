@@ -1,22 +1,22 @@
-//! Empties a directory for a new store: what we or etcd have left in it goes, and nothing else. If it holds
-//! anything that neither can have made, nothing is touched.
+//! Empties a data directory for a new store: removes data of this program and of etcd. A directory that holds
+//! anything else is not changed.
 
-use super::Error;
 use super::directory::Directory;
-use super::engine::sync_directory;
+use super::error::Error;
+use super::files::sync_directory;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
-/// Made by the file system, and left alone.
+/// Made by the file system; never removed.
 const LOST: &str = "lost+found";
 
-/// Empties a directory that is there, and returns it locked.
+/// Empties an existing directory, and returns it locked.
 pub(super) fn empty(path: &Path) -> Result<Directory, Error> {
-    // Looked at before it is locked, since the lock is a file.
+    // Check the content before locking, because locking creates a file.
     let names = known(path)?;
-    // etcd locks its database while it runs.
+    // A running etcd holds a lock on its database.
     let _etcd = names.iter().any(|name| name == "member").then(|| lock_etcd(path));
     let _etcd = _etcd.transpose()?;
     let directory = Directory::lock_any(path)?;
@@ -25,7 +25,7 @@ pub(super) fn empty(path: &Path) -> Result<Directory, Error> {
         let half = path.join("store.tmp");
         remove(&half)?;
         if names.iter().any(|name| name == "store") {
-            // So that a store never lacks only some of its files, whenever this ends.
+            // Rename first: if the process ends here, no store with missing files is left.
             fs::rename(path.join("store"), &half)?;
             remove(&half)?;
         }
@@ -51,7 +51,7 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// The names in a directory, if all of them are ours or etcd's.
+/// The names in a directory, if this program or etcd can have made all of them.
 fn known(path: &Path) -> Result<Vec<String>, Error> {
     let unreadable = |e| Error::io(format!("cannot read {}", path.display()), e);
     let mut names = vec![];
@@ -61,7 +61,7 @@ fn known(path: &Path) -> Result<Vec<String>, Error> {
             Some(LOST) => {}
             Some(text) if is_known(path, text).map_err(unreadable)? => names.push(text.to_owned()),
             _ => {
-                return Err(Error::Stranger {
+                return Err(Error::UnknownContent {
                     path: path.to_owned(),
                     name: name.to_string_lossy().into_owned(),
                 });
@@ -71,12 +71,12 @@ fn known(path: &Path) -> Result<Vec<String>, Error> {
     Ok(names)
 }
 
-/// Whether we or etcd can have made what is called `name`.
+/// Whether this program or etcd can have made the entry `name`.
 fn is_known(directory: &Path, name: &str) -> io::Result<bool> {
     let path = directory.join(name);
     let meta = fs::symlink_metadata(&path)?;
     if meta.is_file() {
-        // The second is what etcd finds out with whether it may write here.
+        // etcd creates .touch to find out whether it may write.
         return Ok((name == "LOCK" || name == ".touch") && meta.len() == 0);
     }
     if !meta.is_dir() {
@@ -88,19 +88,19 @@ fn is_known(directory: &Path, name: &str) -> io::Result<bool> {
         "member" => holds_only(&path, |name| {
             name.starts_with("wal") || name.starts_with("snap") || name == ".touch"
         }),
-        // Certificates that `--auto-tls` made.
+        // Certificates of etcd's --auto-tls.
         "fixtures" => holds_only(&path, |name| name == "client" || name == "peer"),
         _ => Ok(is_damaged(name)),
     }
 }
 
-/// A file of a store that has lost its identity.
+/// Whether a file belongs to a store, for stores whose identity is lost.
 fn is_of_store(name: &str) -> bool {
     let begins = ["log-", "checkpoint-"].iter().any(|p| name.starts_with(p));
     begins || name == "running" || name.ends_with(".tmp")
 }
 
-/// `damaged-20261123T031034Z`, perhaps with a number behind it.
+/// Whether `name` is like `damaged-20261123T031034Z` or `damaged-20261123T031034Z-1`.
 fn is_damaged(name: &str) -> bool {
     let mut parts = name.split('-');
     let digits = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
@@ -123,7 +123,7 @@ fn holds_only(directory: &Path, is_right: impl Fn(&str) -> bool) -> io::Result<b
     Ok(true)
 }
 
-/// Keeps etcd from starting; fails if one runs. Without a database there can be none.
+/// Locks etcd's database, so that no etcd starts; fails if an etcd runs. `None` if there is no database.
 fn lock_etcd(path: &Path) -> Result<Option<File>, Error> {
     let database: std::path::PathBuf = [path.as_os_str(), OsStr::new("member/snap/db")].iter().collect();
     let Ok(file) = File::open(&database) else {
@@ -131,7 +131,7 @@ fn lock_etcd(path: &Path) -> Result<Option<File>, Error> {
     };
     match file.try_lock() {
         Err(fs::TryLockError::WouldBlock) => Err(Error::InUse(path.to_owned())),
-        // A file system without locks: etcd cannot run on it either.
+        // etcd cannot run on a file system without locks.
         Err(fs::TryLockError::Error(_)) => Ok(None),
         Ok(()) => Ok(Some(file)),
     }
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn what_we_or_etcd_left_is_replaced_by_a_store_with_other_ids() {
+    fn data_of_ours_or_of_etcd_is_replaced_by_a_store_with_new_ids() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         let first = anew(dir.path()).unwrap();
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_with_anything_else_is_left_as_it_is() {
+    fn a_directory_with_anything_else_is_not_changed() {
         for stranger in [
             "notes.txt",
             "LOCK",
@@ -216,7 +216,7 @@ mod tests {
         let link = dir.path().join("store");
         std::os::unix::fs::symlink("/tmp", &link).unwrap();
         assert!(
-            matches!(anew(dir.path()), Err(Error::Stranger { .. })),
+            matches!(anew(dir.path()), Err(Error::UnknownContent { .. })),
             "a link to elsewhere"
         );
         fs::remove_file(link).unwrap();

@@ -1,13 +1,14 @@
 //! The thread that writes groups and checkpoints.
 
+use super::checkpoint::{PIECE, Pieces};
 use super::directory::Directory;
 use super::engine::Engine;
 use super::frame::{self, Kind};
-use super::journal::{Journal, Waiting, Work};
 use super::metrics::Metrics;
-use super::record::{self, Entry, Group, Head, Record, Side};
+use super::queue::{Waiting, Work, WriteQueue};
+use super::record::{Entry, Group, Metadata, Record};
 use super::{Config, Loaded, Mode};
-use crate::mvcc::{Change, Frozen, Store};
+use crate::mvcc::{Change, Store};
 use nix::errno::Errno;
 use prost::Message;
 use std::io;
@@ -15,25 +16,24 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Bytes of keys in one piece of a checkpoint: what a group has to wait for, at most.
-const PIECE: usize = 1 << 20;
-/// With many writers, groups begin no sooner after each other: on a quick disk they would be small, and each
-/// costs two switches of threads and a sync.
+/// Shortest time between the beginnings of groups with many writers. On a fast disk groups would be small, and each
+/// group costs two thread switches and a sync.
 const PACE: Duration = Duration::from_millis(1);
-/// Changes in a group that make it one of many writers.
+/// Changes in a group from which on it counts as a group of many writers.
 const MANY: u64 = 8;
-/// How often to look whether there is room again.
+/// Time between attempts to write to a full disk.
 const RETRY: Duration = Duration::from_millis(500);
-/// After a checkpoint that failed, how long until the next one.
+/// Time between a failed checkpoint and the next attempt.
 const CHECKPOINT_RETRY: Duration = Duration::from_secs(30);
-/// See the module's text.
+
+/// The thread's state.
 pub(super) struct Writer {
-    journal: Arc<Journal>,
+    queue: Arc<WriteQueue>,
     metrics: Arc<Metrics>,
     directory: Directory,
     engine: Box<dyn Engine>,
     store: Arc<Store>,
-    side: Side,
+    metadata: Metadata,
     salt: u64,
     mode: Mode,
     interval: Duration,
@@ -43,12 +43,12 @@ pub(super) struct Writer {
     /// The last revision in a group.
     revision: i64,
     frame: Vec<u8>,
-    /// When there began to be groups that are not synced.
+    /// When the oldest group that is not synced was written.
     unsynced: Option<Instant>,
     checkpoint: Option<Checkpoint>,
-    /// No group before this.
+    /// Earliest time of the next group.
     next_group: Option<Instant>,
-    /// No checkpoint before this.
+    /// Earliest time of the next checkpoint.
     next_checkpoint: Option<Instant>,
 }
 
@@ -57,69 +57,13 @@ struct Checkpoint {
     pieces: Pieces,
     begun: Instant,
     bytes: u64,
-    /// Bytes of the log when it began: what it takes the place of.
+    /// Bytes of the log at the beginning of the checkpoint, which the checkpoint replaces.
     replaces: i64,
-}
-
-/// The frames of a checkpoint, one after the other.
-pub(super) struct Pieces {
-    frozen: Frozen,
-    head: Option<Side>,
-    number: u64,
-    salt: u64,
-    chunks: u64,
-    ended: bool,
-    frame: Vec<u8>,
-}
-
-// === impl Pieces ===
-
-impl Pieces {
-    pub(super) fn new(frozen: Frozen, side: Side, number: u64, salt: u64) -> Self {
-        Self {
-            frozen,
-            head: Some(side),
-            number,
-            salt,
-            chunks: 0,
-            ended: false,
-            frame: vec![],
-        }
-    }
-
-    /// The next frame; `None` after the end.
-    pub(super) fn next(&mut self) -> Option<&[u8]> {
-        if self.ended {
-            return None;
-        }
-        self.frame.clear();
-        if let Some(side) = self.head.take() {
-            let Frozen {
-                revision,
-                compacted,
-                leases,
-                ..
-            } = &self.frozen;
-            let head = Head::new(*revision, *compacted, leases, side);
-            frame::write(&mut self.frame, self.salt, Kind::Head, self.number, |out| {
-                head.encode_raw(out);
-            });
-        } else if let Some(changes) = self.frozen.next(PIECE) {
-            frame::write(&mut self.frame, self.salt, Kind::Chunk, self.chunks, |out| {
-                record::write_chunk(&changes, out);
-            });
-            self.chunks += 1;
-        } else {
-            self.ended = true;
-            frame::write(&mut self.frame, self.salt, Kind::End, self.chunks, |_| {});
-        }
-        Some(&self.frame)
-    }
 }
 
 // === impl Writer ===
 
-/// Whether an error will pass once there is room.
+/// Whether the disk is full, so that the write may succeed later.
 fn is_full(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error().map(Errno::from_raw),
@@ -133,18 +77,18 @@ impl Writer {
         directory: Directory,
         engine: Box<dyn Engine>,
         loaded: &Loaded,
-        journal: Arc<Journal>,
+        queue: Arc<WriteQueue>,
     ) -> Self {
-        let metrics = Arc::clone(journal.metrics());
+        let metrics = Arc::clone(queue.metrics());
         metrics.log_bytes.set(loaded.sizes.log as i64);
         metrics.checkpoint_bytes.set(loaded.sizes.checkpoint as i64);
         Self {
             metrics,
-            journal,
+            queue,
             directory,
             engine,
             store: Arc::clone(&loaded.store),
-            side: loaded.side.clone(),
+            metadata: loaded.metadata.clone(),
             salt: loaded.identity.salt,
             mode: config.mode,
             interval: config.interval,
@@ -159,22 +103,22 @@ impl Writer {
         }
     }
 
-    /// Writes until the log is closed or the disk fails.
+    /// Writes until the queue is closed or the disk fails.
     pub(super) fn run(mut self) {
         let ended = self.write().and_then(|()| self.close());
         let failure = ended.err().map(|error| {
-            tracing::error!(%error, "the data cannot be written any more");
+            tracing::error!(%error, "cannot write to the data directory: no more writes are accepted");
             error.to_string()
         });
-        self.journal.end(failure);
+        self.queue.end(failure);
     }
 
     fn write(&mut self) -> io::Result<()> {
         loop {
             if let Some(at) = self.next_group.take() {
-                self.journal.pause(at.saturating_duration_since(Instant::now()));
+                self.queue.pause(at.saturating_duration_since(Instant::now()));
             }
-            let work = self.journal.wait(self.patience());
+            let work = self.queue.wait(self.patience());
             let ends = work.closing && work.records.is_empty();
             self.group(work)?;
             if ends {
@@ -190,18 +134,18 @@ impl Writer {
         }
     }
 
-    /// How long to wait for work, if there is something else to do.
+    /// How long to wait for work; `None` if there is nothing else to do.
     fn patience(&self) -> Option<Duration> {
         if self.checkpoint.is_some() {
             return Some(Duration::ZERO);
         }
         let unsynced = self.unsynced.filter(|_| self.mode == Mode::Interval);
         let sync = unsynced.map(|since| self.interval.saturating_sub(since.elapsed()));
-        let retry = (!self.journal.has_room()).then_some(RETRY);
+        let retry = (!self.queue.has_room()).then_some(RETRY);
         sync.into_iter().chain(retry).min()
     }
 
-    /// Writes what has come as one group, and lets it be seen and answered.
+    /// Writes the queued records as one group, publishes its revisions, and lets the answers go.
     fn group(&mut self, work: Work) -> io::Result<()> {
         if work.records.is_empty() {
             return Ok(());
@@ -218,7 +162,7 @@ impl Writer {
                     Record::from(change)
                 }
                 Waiting::Record(record) => {
-                    self.side.apply(record.clone());
+                    self.metadata.apply(record.clone());
                     record
                 }
             };
@@ -240,11 +184,11 @@ impl Writer {
             self.frame = vec![];
         }
         self.store.publish(self.revision);
-        self.journal.done(work.count, self.revision);
+        self.queue.done(work.count, self.revision);
         Ok(())
     }
 
-    /// Brings the frame to the disk, however long there is no room for it.
+    /// Brings the frame to the disk, and waits while the disk is full.
     fn persist(&mut self) -> io::Result<()> {
         loop {
             let begun = Instant::now();
@@ -255,7 +199,7 @@ impl Writer {
                 Mode::Interval | Mode::None => written,
             };
             match synced {
-                // Written once more then, not only synced: the kernel does not keep what it could not write.
+                // Write again, not only sync again: the kernel drops pages that it could not write.
                 Err(error) if is_full(&error) => self.wait_for_room(error)?,
                 Ok(()) if self.mode != Mode::Sync => {
                     self.unsynced.get_or_insert_with(Instant::now);
@@ -267,16 +211,16 @@ impl Writer {
     }
 
     fn wait_for_room(&self, error: io::Error) -> io::Result<()> {
-        self.say_room(false);
-        match self.journal.pause(RETRY) {
+        self.report_room(false);
+        match self.queue.pause(RETRY) {
             true => Ok(()),
             false => Err(error),
         }
     }
 
-    fn say_room(&self, room: bool) {
+    fn report_room(&self, room: bool) {
         self.metrics.full.set(i64::from(!room));
-        if self.journal.set_room(room) {
+        if self.queue.set_room(room) {
             match room {
                 true => tracing::warn!("there is room on the disk again: writes are accepted"),
                 false => tracing::error!("THE DISK IS FULL: writes are refused until there is room"),
@@ -300,11 +244,11 @@ impl Writer {
         }
     }
 
-    /// Looks ahead, so that writes are refused while there is still room for those that were not.
+    /// Reserves space ahead, so that new writes are refused while accepted writes still fit.
     fn reserve(&mut self) -> io::Result<()> {
         match self.engine.reserve() {
             Err(error) if !is_full(&error) => return Err(error),
-            Err(_) | Ok(()) => self.say_room(self.engine.has_room()),
+            Err(_) | Ok(()) => self.report_room(self.engine.has_room()),
         }
         Ok(())
     }
@@ -316,8 +260,8 @@ impl Writer {
 
     fn begin_checkpoint(&mut self) -> io::Result<()> {
         let begun = Instant::now();
-        // Nothing is committed between what is frozen and what is the last group before it.
-        let (frozen, work) = self.store.freeze(|| self.journal.take());
+        // Nothing is committed between the frozen revision and the last group before the checkpoint.
+        let (frozen, work) = self.store.freeze(|| self.queue.take());
         self.group(work)?;
         match self.engine.begin(self.groups) {
             Err(error) if is_full(&error) => {
@@ -327,7 +271,7 @@ impl Writer {
             begun => begun?,
         }
         self.checkpoint = Some(Checkpoint {
-            pieces: Pieces::new(frozen, self.side.clone(), self.groups, self.salt),
+            pieces: Pieces::new(frozen, self.metadata.clone(), self.groups, self.salt),
             begun,
             bytes: 0,
             replaces: self.metrics.log_bytes.get(),
@@ -365,7 +309,11 @@ impl Writer {
     }
 
     fn give_up_checkpoint(&mut self, error: &io::Error) {
-        tracing::warn!(%error, "a checkpoint cannot be written: the log goes on growing");
+        tracing::warn!(
+            %error,
+            retry_secs = CHECKPOINT_RETRY.as_secs(),
+            "cannot write a checkpoint: the log keeps growing until the next attempt succeeds"
+        );
         self.engine.abandon();
         self.checkpoint = None;
         self.next_checkpoint = Some(Instant::now() + CHECKPOINT_RETRY);

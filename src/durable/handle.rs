@@ -1,0 +1,117 @@
+//! The handle of a data directory that is being written to.
+
+use super::directory::Directory;
+use super::engine::Engine;
+use super::metrics::Metrics;
+use super::queue::{Refused, Waiting, WriteQueue};
+use super::record::Record;
+use super::writer::Writer;
+use super::{Config, Loaded};
+use crate::auth::State;
+use crate::pb::etcdserverpb::AlarmMember;
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+/// A data directory that is being written to. Dropping the handle closes the directory.
+pub struct Durable {
+    queue: Arc<WriteQueue>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Durable {
+    /// Starts the thread that writes what `queue`, the journal of the loaded store, holds.
+    pub(super) fn start(
+        config: &Config,
+        directory: Directory,
+        engine: Box<dyn Engine>,
+        loaded: &Loaded,
+        queue: Arc<WriteQueue>,
+    ) -> Self {
+        queue.begin_at(loaded.store.revision());
+        let term = loaded.metadata.raft_term + 1;
+        queue.push(Waiting::Record(Record::Term(term)));
+        let writer = Writer::new(config, directory, engine, loaded, Arc::clone(&queue));
+        let ending = Arc::clone(&queue);
+        let thread = std::thread::Builder::new().name("durable".to_owned());
+        let thread = thread.spawn(move || {
+            let _ending = PanicEnds(ending);
+            writer.run();
+        });
+        let thread = thread.map_err(|e| queue.end(Some(format!("cannot start the thread of the data directory: {e}"))));
+        Self {
+            queue,
+            thread: Mutex::new(thread.ok()),
+        }
+    }
+
+    /// Whether another change can be accepted.
+    pub fn admit(&self) -> Result<(), Refused> {
+        self.queue.admit()
+    }
+
+    /// Whether there is room on the disk.
+    pub fn has_room(&self) -> bool {
+        self.queue.has_room()
+    }
+
+    /// Returns when the store's revisions up to `revision` are durable.
+    pub async fn revision(&self, revision: i64) -> Result<(), Refused> {
+        self.queue.revision(revision).await
+    }
+
+    /// Returns when everything changed so far is durable.
+    pub async fn flushed(&self) -> Result<(), Refused> {
+        self.queue.flushed().await
+    }
+
+    /// Records a change of users and roles.
+    pub fn auth_changed(&self, before: &State, after: &State) {
+        self.queue.push(Waiting::Record(Record::auth(before, after)));
+    }
+
+    /// Records the raised alarms.
+    pub fn alarms_changed(&self, alarms: Vec<AlarmMember>) {
+        self.queue.push(Waiting::Record(Record::alarms(alarms)));
+    }
+
+    /// Records the advertised peer URLs.
+    pub fn peer_urls_changed(&self, urls: Vec<String>) {
+        self.queue.push(Waiting::Record(Record::peer_urls(urls)));
+    }
+
+    pub fn metrics(&self) -> &Metrics {
+        self.queue.metrics()
+    }
+
+    /// Returns the reason once nothing can be written any more.
+    pub async fn failed(&self) -> String {
+        self.queue.failed().await
+    }
+
+    /// Writes what is queued, syncs, and ends the log. Blocks.
+    pub fn close(&self) {
+        self.queue.close();
+        if let Some(thread) = self.thread.lock().take() {
+            // `PanicEnds` has reported a panic of the thread.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Durable {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// Ends the queue if the writer's thread panics.
+struct PanicEnds(Arc<WriteQueue>);
+
+impl Drop for PanicEnds {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.end(Some("the thread of the data directory panicked".to_owned()));
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! The queue between the threads that change something and the thread that writes the changes.
+
+use super::metrics::Metrics;
+use super::record::Record;
+use crate::mvcc::{Change, Journal};
+use parking_lot::{Condvar, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::{oneshot, watch};
+
+/// Bytes of changes that may wait to be written; more are refused.
+const WAITING_MAX: usize = 64 << 20;
+
+/// Why a change is not accepted, or not answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    #[error("there is no room on the disk")]
+    NoSpace,
+    #[error("the disk does not keep up")]
+    Busy,
+    /// The writer has ended; the change may or may not be in the log.
+    #[error("the log has ended")]
+    Ended,
+}
+
+/// Changes that wait to be written, and callers that wait until their changes are durable.
+#[derive(Default)]
+pub(super) struct WriteQueue {
+    pending: Mutex<Pending>,
+    /// Notified when there is work for the writer.
+    work: Condvar,
+    /// The last durable revision.
+    revision: AtomicI64,
+    /// The number of durable records.
+    written: AtomicU64,
+    no_room: AtomicBool,
+    metrics: Arc<Metrics>,
+    failure: watch::Sender<Option<String>>,
+}
+
+#[derive(Default)]
+struct Pending {
+    records: Vec<Waiting>,
+    bytes: usize,
+    /// Number of records ever queued.
+    count: u64,
+    waiters: Vec<Waiter>,
+    /// Number of waiters at which to look for waiters that gave up.
+    prune_at: usize,
+    closing: bool,
+    ended: bool,
+}
+
+/// A record that has not been written. The writer turns changes of the store into records.
+pub(super) enum Waiting {
+    Change(Change),
+    Record(Record),
+}
+
+struct Waiter {
+    until: Until,
+    tell: oneshot::Sender<()>,
+}
+
+/// What a caller waits for.
+#[derive(Clone, Copy)]
+enum Until {
+    /// This revision is durable.
+    Revision(i64),
+    /// This many records are durable.
+    Count(u64),
+}
+
+/// The next work of the writer.
+pub(super) struct Work {
+    pub(super) records: Vec<Waiting>,
+    /// Number of records ever queued, including these.
+    pub(super) count: u64,
+    pub(super) closing: bool,
+}
+
+impl Journal for WriteQueue {
+    fn record(&self, change: Change) {
+        self.push(Waiting::Change(change));
+    }
+}
+
+impl Waiting {
+    /// Estimated bytes.
+    fn size(&self) -> usize {
+        match self {
+            Self::Change(Change::Commit { batch, .. }) => {
+                let events = batch.iter().flat_map(|b| b.events.iter());
+                events.map(|e| e.kv.as_bytes().len() + 16).sum()
+            }
+            Self::Change(Change::Grant { .. } | Change::Compact(_)) | Self::Record(_) => 16,
+        }
+    }
+}
+
+// === for those who change something ===
+
+impl WriteQueue {
+    pub(super) fn push(&self, waiting: Waiting) {
+        let mut pending = self.pending.lock();
+        pending.bytes += waiting.size();
+        pending.count += 1;
+        pending.records.push(waiting);
+        if pending.records.len() == 1 {
+            self.work.notify_one();
+        }
+    }
+
+    /// Whether another change can be accepted.
+    pub(super) fn admit(&self) -> Result<(), Refused> {
+        if !self.has_room() {
+            return Err(Refused::NoSpace);
+        }
+        match self.pending.lock().bytes < WAITING_MAX {
+            true => Ok(()),
+            false => Err(Refused::Busy),
+        }
+    }
+
+    /// Returns when the revisions up to `revision` are durable.
+    pub(super) async fn revision(&self, revision: i64) -> Result<(), Refused> {
+        self.until(Until::Revision(revision)).await
+    }
+
+    /// Returns when everything queued so far is durable.
+    pub(super) async fn flushed(&self) -> Result<(), Refused> {
+        let count = self.pending.lock().count;
+        self.until(Until::Count(count)).await
+    }
+
+    async fn until(&self, until: Until) -> Result<(), Refused> {
+        if self.is_done(until) {
+            return Ok(());
+        }
+        let (tell, told) = oneshot::channel();
+        {
+            let mut pending = self.pending.lock();
+            if self.is_done(until) {
+                return Ok(());
+            }
+            if pending.ended {
+                return Err(Refused::Ended);
+            }
+            if pending.waiters.len() >= pending.prune_at {
+                // While the disk hangs, waiters that gave up would pile up.
+                pending.waiters.retain(|waiter| !waiter.tell.is_closed());
+                pending.prune_at = (pending.waiters.len() * 2).max(1024);
+            }
+            pending.waiters.push(Waiter { until, tell });
+        }
+        told.await.map_err(|_| Refused::Ended)
+    }
+
+    fn is_done(&self, until: Until) -> bool {
+        match until {
+            Until::Revision(revision) => self.revision.load(Ordering::Acquire) >= revision,
+            Until::Count(count) => self.written.load(Ordering::Acquire) >= count,
+        }
+    }
+
+    /// Asks the writer to write what is queued and to end.
+    pub(super) fn close(&self) {
+        self.pending.lock().closing = true;
+        self.work.notify_one();
+    }
+
+    /// Returns the reason once nothing can be written any more.
+    pub(super) async fn failed(&self) -> String {
+        let mut failure = self.failure.subscribe();
+        let failed = failure.wait_for(Option::is_some).await;
+        failed.ok().and_then(|f| f.clone()).unwrap_or_default()
+    }
+
+    pub(super) fn has_room(&self) -> bool {
+        !self.no_room.load(Ordering::Acquire)
+    }
+
+    pub(super) fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+}
+
+// === for the writer ===
+
+impl WriteQueue {
+    /// Notes the revision that a start has loaded: it is durable.
+    pub(super) fn begin_at(&self, revision: i64) {
+        self.revision.store(revision, Ordering::Release);
+    }
+
+    /// Waits for work, but no longer than `patience`.
+    pub(super) fn wait(&self, patience: Option<Duration>) -> Work {
+        let mut pending = self.pending.lock();
+        while pending.records.is_empty() && !pending.closing {
+            match patience {
+                None => self.work.wait(&mut pending),
+                Some(patience) => {
+                    self.work.wait_for(&mut pending, patience);
+                    break;
+                }
+            }
+        }
+        pending.take()
+    }
+
+    /// Takes everything that is queued now.
+    pub(super) fn take(&self) -> Work {
+        self.pending.lock().take()
+    }
+
+    /// Waits for `time`; false once the queue is closing.
+    pub(super) fn pause(&self, time: Duration) -> bool {
+        let mut pending = self.pending.lock();
+        self.work
+            .wait_while_for(&mut pending, |pending| !pending.closing, time)
+            .timed_out()
+    }
+
+    /// Notes that the first `count` records, and the revisions up to `revision`, are durable.
+    pub(super) fn done(&self, count: u64, revision: i64) {
+        self.written.store(count, Ordering::Release);
+        self.revision.fetch_max(revision, Ordering::AcqRel);
+        let done = {
+            let mut pending = self.pending.lock();
+            pending
+                .waiters
+                .extract_if(.., |waiter| self.is_done(waiter.until))
+                .collect::<Vec<_>>()
+        };
+        for waiter in done {
+            // A waiter that gave up has no receiver.
+            let _ = waiter.tell.send(());
+        }
+    }
+
+    /// Notes whether the disk has room; returns whether that has changed.
+    pub(super) fn set_room(&self, room: bool) -> bool {
+        self.no_room.swap(!room, Ordering::AcqRel) == room
+    }
+
+    /// Ends all waiting: nothing will be written any more, because of `failure` or because the queue was closed.
+    pub(super) fn end(&self, failure: Option<String>) {
+        let mut pending = self.pending.lock();
+        pending.ended = true;
+        pending.waiters.clear();
+        drop(pending);
+        if failure.is_some() {
+            self.failure.send_replace(failure);
+        }
+    }
+}
+
+impl Pending {
+    fn take(&mut self) -> Work {
+        self.bytes = 0;
+        Work {
+            records: std::mem::take(&mut self.records),
+            count: self.count,
+            closing: self.closing,
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! Makes the store again, frame by frame: first a checkpoint, then the groups after it.
+
+use super::damage::Damage;
+use super::frame::{Frame, Kind};
+use super::record::{self, Group, Head, Metadata};
+use crate::mvcc::{Loader, Recovery};
+
+/// The contents of a data directory, once all of its frames were replayed.
+pub(super) struct Replayed {
+    pub(super) store: Recovery,
+    pub(super) metadata: Metadata,
+    /// The number of the last group.
+    pub(super) groups: u64,
+}
+
+/// Takes the frames that an engine visits, in order.
+#[derive(Default)]
+pub(super) struct Replayer {
+    /// The checkpoint, until it ends.
+    loading: Option<Loading>,
+    /// The contents after the checkpoint.
+    recovered: Option<Recovered>,
+    /// The number of the last group.
+    groups: u64,
+}
+
+/// A checkpoint that has not ended.
+struct Loading {
+    loader: Loader,
+    metadata: Metadata,
+    chunks: u64,
+}
+
+struct Recovered {
+    store: Recovery,
+    metadata: Metadata,
+}
+
+impl Recovered {
+    fn empty() -> Self {
+        Self {
+            store: Recovery::empty(),
+            metadata: Metadata::new(),
+        }
+    }
+}
+
+impl Replayer {
+    pub(super) fn take(&mut self, frame: Frame<'_>) -> Result<(), Damage> {
+        match (frame.kind, &mut self.loading) {
+            (Kind::Head, None) if self.recovered.is_none() => {
+                let (loader, metadata) = Head::read(frame.payload)?;
+                self.groups = frame.number;
+                self.loading = Some(Loading {
+                    loader,
+                    metadata,
+                    chunks: 0,
+                });
+            }
+            (Kind::Chunk, Some(loading)) if frame.number == loading.chunks => {
+                loading.chunks += 1;
+                record::read_chunk(frame.payload, &mut loading.loader)?;
+            }
+            (Kind::End, Some(loading)) if frame.number == loading.chunks => {
+                let Some(Loading { loader, metadata, .. }) = self.loading.take() else {
+                    return Ok(());
+                };
+                let store = loader.finish()?;
+                self.recovered = Some(Recovered { store, metadata });
+            }
+            // A log file may begin with groups that the checkpoint holds.
+            (Kind::Group, None) if frame.number <= self.groups => {}
+            (Kind::Group, None) if frame.number == self.groups + 1 => {
+                let recovered = self.recovered.get_or_insert_with(Recovered::empty);
+                Group::read(frame.payload)?.apply(&mut recovered.store, &mut recovered.metadata)?;
+                self.groups = frame.number;
+            }
+            (Kind::Group, None) => {
+                let (expected, found) = (self.groups + 1, frame.number);
+                return Err(Damage::new(format!("found group {found}, expected group {expected}")));
+            }
+            _ => return Err(Damage::new("a frame is out of place")),
+        }
+        Ok(())
+    }
+
+    pub(super) fn finish(self) -> Result<Replayed, Damage> {
+        if self.loading.is_some() {
+            return Err(Damage::new("the checkpoint has no end"));
+        }
+        let Recovered { store, metadata } = self.recovered.unwrap_or_else(Recovered::empty);
+        Ok(Replayed {
+            store,
+            metadata,
+            groups: self.groups,
+        })
+    }
+}
