@@ -1,7 +1,7 @@
-//! Snapshots in etcd's own form, a bbolt file: `etcdutl snapshot status` and `restore` take ours, and we take
-//! etcd's, so that a store can be moved either way.
+//! Snapshots in etcd's format, a bbolt file. `etcdutl snapshot status` and `restore` accept our snapshots, and we
+//! accept etcd's, so that data can be moved in both directions.
 //!
-//! Buckets and their content: etcd, server/storage/schema.
+//! For the buckets and their content, see etcd: server/storage/schema.
 
 mod bolt;
 mod content;
@@ -22,42 +22,40 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io;
 
-/// What goes into a snapshot.
+/// The content of a snapshot to write.
 pub struct Snapshot {
     /// Every version that compaction has kept.
     pub versions: Versions,
-    /// Lease id → what is known of it.
+    /// Lease id → lease.
     pub leases: Vec<(i64, Info)>,
     /// Users and roles.
     pub auth: std::sync::Arc<State>,
-    /// Alarms that are on.
+    /// Raised alarms.
     pub alarms: Vec<etcdserverpb::AlarmMember>,
-    /// The member and its cluster's version.
+    /// The member, with the version of its cluster.
     pub member: Member,
 }
 
 /// The only member of the cluster.
 pub struct Member {
-    /// Its id.
     pub id: u64,
-    /// Its name.
     pub name: String,
-    /// Where peers would find it.
+    /// Advertised peer URLs.
     pub peer_urls: Vec<String>,
-    /// Where clients find it.
+    /// Advertised client URLs.
     pub client_urls: Vec<String>,
-    /// Raft term and index to claim.
+    /// Raft term of the last applied entry.
     pub term: u64,
-    /// See `term`.
+    /// Raft index of the last applied entry.
     pub index: u64,
-    /// `major.minor.patch` of cluster and storage.
+    /// Version of cluster and storage, as `major.minor.patch`.
     pub version: String,
 }
 
 type Entries = Vec<(Vec<u8>, Vec<u8>)>;
 
 impl Snapshot {
-    /// Writes the snapshot into a file without a name; returns it, at its start, and its length in
+    /// Writes the snapshot into a temporary file without a name; returns the file, at its start, and its length in
     /// bytes.
     pub fn write(self) -> io::Result<(File, u64)> {
         let mut out = bolt::Writer::new(tempfile::tempfile()?)?;
@@ -110,7 +108,8 @@ fn meta(member: &Member, compacted: i64) -> Entries {
     sorted(meta.into_iter())
 }
 
-/// The leases, and those that a key names though nobody lists them any more: it must not outlive its lease.
+/// The leases, and leases that are only known from a key: without its lease in the snapshot, the key would never
+/// expire.
 fn leases(leases: &[(i64, Info)], versions: &Versions) -> Entries {
     /// `leasepb.Lease`.
     #[derive(Clone, PartialEq, prost::Message)]
@@ -133,7 +132,7 @@ fn leases(leases: &[(i64, Info)], versions: &Versions) -> Entries {
 }
 
 fn member(member: &Member) -> (Vec<u8>, Vec<u8>) {
-    // Go writes this one as JSON, under the id in hexadecimal (etcd: api/membership/store.go).
+    // etcd stores a member as JSON, under its id in hexadecimal (etcd: api/membership/store.go).
     let json = serde_json::json!({
         "id": member.id,
         "peerURLs": member.peer_urls,

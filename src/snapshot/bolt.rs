@@ -1,14 +1,14 @@
-//! Writes a bbolt file in one pass: sorted entries in, pages out. Never read back or changed.
+//! Writes a bbolt file in one pass from sorted entries.
 //!
-//! Layout (bbolt: internal/common/{page,meta,bucket}.go): two meta pages, an empty freelist, then for each
-//! bucket its leaves and the branches above them, then the root bucket, which names the others.
+//! Layout (bbolt: internal/common/{page,meta,bucket}.go): two meta pages, an empty freelist, then the leaves and
+//! branches of each bucket, then the root bucket, which holds the names of the other buckets.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 
 const PAGE: usize = 4096;
 pub(super) const HEADER: usize = 16;
-/// Bytes that each entry takes beside its key and value.
+/// Bytes of an entry besides its key and value.
 pub(super) const ELEMENT: usize = 16;
 pub(super) const BRANCH: u16 = 0x01;
 pub(super) const LEAF: u16 = 0x02;
@@ -23,12 +23,12 @@ const FIRST_PAGE: u64 = 3;
 /// A file being written.
 pub(super) struct Writer {
     out: BufWriter<File>,
-    /// The next page.
+    /// The id of the next page.
     next: u64,
     buckets: Vec<(Vec<u8>, u64)>,
 }
 
-/// An entry of a page: a leaf's key and value, or a branch's first key and child.
+/// An entry of a page: of a leaf, a key and its value; of a branch, a child and its first key.
 struct Entry {
     key: Vec<u8>,
     value: Vec<u8>,
@@ -36,7 +36,7 @@ struct Entry {
     flags: u32,
 }
 
-/// Entries for one level of a tree, and the pages written for it so far.
+/// One level of a tree while it is written: the entries of the next page, and the pages so far.
 struct Level<'a> {
     writer: &'a mut Writer,
     kind: u16,
@@ -76,12 +76,12 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes the roots and returns the file, complete, at its start, and its length in bytes.
+    /// Writes the root bucket and the meta pages; returns the file, at its start, and its length in bytes.
     pub(super) fn finish(mut self) -> io::Result<(File, u64)> {
         let mut buckets = std::mem::take(&mut self.buckets);
         buckets.sort();
         let entries = buckets.into_iter().map(|(key, root)| {
-            // A bucket is its root page and a sequence, which nobody uses.
+            // The value of a bucket is its root page and a sequence, which etcd does not use.
             let value = [root.to_le_bytes(), [0; 8]].concat();
             Entry {
                 key,
@@ -143,7 +143,7 @@ impl<'a> Level<'a> {
 
     fn push(&mut self, entry: Entry) -> io::Result<()> {
         let size = ELEMENT + entry.key.len() + entry.value.len();
-        // A branch of one would never come to a root, however long the keys are.
+        // A branch has at least two children, however long the keys are, or the tree would never end in one root.
         let fewest = if self.kind == BRANCH { 2 } else { 1 };
         if self.entries.len() >= fewest && self.bytes + size > PAGE {
             self.flush()?;
@@ -153,7 +153,7 @@ impl<'a> Level<'a> {
         Ok(())
     }
 
-    /// Writes what is there as one page, longer than [`PAGE`] if it holds one large entry.
+    /// Writes the entries as one page, which is longer than [`PAGE`] if it holds one large entry.
     fn flush(&mut self) -> io::Result<()> {
         let entries = std::mem::take(&mut self.entries);
         let count = u16::try_from(entries.len()).expect("a page has fewer than 2^16 entries");
@@ -161,7 +161,7 @@ impl<'a> Level<'a> {
         let id = self.writer.next;
         let overflow = u32::try_from(pages - 1).expect("an entry is smaller than 2^44 bytes");
         let mut page = header(id, self.kind, count, overflow);
-        // Positions count from the element that holds them.
+        // Positions are relative to their element.
         let mut data = entries.len() * ELEMENT;
         for (at, e) in entries.iter().enumerate() {
             let position = (data - at * ELEMENT) as u32;
@@ -195,7 +195,7 @@ impl<'a> Level<'a> {
         Ok(())
     }
 
-    /// The pages of this level; at least one, which an empty bucket needs, too.
+    /// The pages of this level. Even an empty bucket has one page.
     fn finish(mut self) -> io::Result<Vec<Entry>> {
         if !self.entries.is_empty() || self.pages.is_empty() {
             self.flush()?;
@@ -226,7 +226,7 @@ fn meta(root: u64, pages: u64, transaction: u64) -> Vec<u8> {
     meta
 }
 
-/// FNV-1a, 64 bits: what bbolt sums its meta pages with.
+/// FNV-1a with 64 bits: bbolt's checksum of meta pages.
 pub(super) fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, b| {
         (hash ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3)
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_found_again_through_branches_and_overflows() {
+    fn written_entries_are_found_again_through_branches_and_overflow_pages() {
         let mut writer = Writer::new(tempfile::tempfile().unwrap()).unwrap();
         let entries = |n: usize| (0..n).map(|i| (format!("{i:08}").into_bytes(), vec![b'v'; i % 300]));
         writer.bucket("many", entries(50_000)).unwrap();

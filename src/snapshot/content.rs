@@ -1,85 +1,80 @@
-//! What the buckets of an etcd snapshot hold (etcd: server/storage/schema and server/storage/mvcc).
+//! The content of an etcd snapshot (etcd: server/storage/schema and server/storage/mvcc).
 
 use super::read::{self, Entries, Reader};
 use crate::pb::{authpb, etcdserverpb};
 use bytes::Bytes;
 use prost::Message;
 
-/// Bytes of a revision: main, `_`, sub.
+/// Bytes of an encoded revision: main, `_`, sub.
 const REVISION: usize = 17;
 const SEPARATOR: u8 = b'_';
-/// Follows a tombstone's revision.
+/// Follows the revision of a tombstone.
 const TOMBSTONE: u8 = b't';
 
-/// Why a snapshot is none of etcd's.
+/// Why a file is not a snapshot of etcd.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The file around it.
     #[error(transparent)]
     File(#[from] read::Error),
     /// An entry that etcd would not write.
     #[error("bucket {bucket}: key \"{key}\": {what}")]
     Entry {
-        /// The bucket.
         bucket: String,
-        /// Its key, escaped.
+        /// The key of the entry, escaped.
         key: String,
-        /// What is wrong with it.
+        /// The fault of the entry.
         what: String,
     },
 }
 
-/// Shorthand.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// A snapshot, but for what only its cluster's members need. Other buckets and keys are ignored.
+/// The content of a snapshot, except what only members of its cluster need. Other buckets and keys are ignored.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Content {
-    /// Everything kept, ordered by revision.
-    pub changes: Vec<Change>,
-    /// The revision up to which compaction was done.
+    /// The entries of the bucket `key`, ordered by revision.
+    pub keys: Vec<KeyEntry>,
+    /// The compact revision of the last finished compaction.
     pub finished_compaction: Option<i64>,
-    /// The revision up to which compaction was asked for. Above `finished_compaction`, it is to be done
-    /// again; above all changes, it is the store's revision.
+    /// The compact revision of the last requested compaction. Above `finished_compaction`, the compaction must be
+    /// repeated; above all key entries, it is the revision of the store.
     pub scheduled_compaction: Option<i64>,
-    /// Raft index of the last change.
+    /// Raft index of the last applied entry.
     pub consistent_index: Option<u64>,
-    /// Raft term of the last change; since etcd 3.5.
+    /// Raft term of the last applied entry; since etcd 3.5.
     pub term: Option<u64>,
     /// `major.minor.patch`; since etcd 3.6.
     pub storage_version: Option<String>,
-    /// All leases, ordered by id (as unsigned).
+    /// Leases, ordered by id as unsigned number.
     pub leases: Vec<Lease>,
-    /// Alarms that are on.
+    /// Raised alarms.
     pub alarms: Vec<etcdserverpb::AlarmMember>,
     /// Whether users must authenticate.
     pub auth_enabled: bool,
-    /// The revision of users and roles; 0 if they never changed.
+    /// The auth revision; 0 if users and roles never changed.
     pub auth_revision: u64,
-    /// All users, ordered by name.
+    /// Users, ordered by name.
     pub users: Vec<authpb::User>,
-    /// All roles, ordered by name.
+    /// Roles, ordered by name.
     pub roles: Vec<authpb::Role>,
 }
 
-/// One change of a key.
+/// An entry of the bucket `key`: one version of a key.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Change {
-    /// When it was.
+pub struct KeyEntry {
     pub revision: Revision,
-    /// The key-value; of a tombstone only the key. Without a key, it only lifts the store's revision:
-    /// `etcdutl snapshot restore --bump-revision` leaves such a change.
+    /// The key-value; of a tombstone only the key. An entry without a key only raises the revision of the store:
+    /// `etcdutl snapshot restore --bump-revision` writes such an entry.
     pub kv: KeyValue,
 }
 
 /// A key of the bucket `key`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Revision {
-    /// Main revision.
     pub main: i64,
-    /// Place in it, from 0.
+    /// Sub revision, from 0.
     pub sub: i64,
-    /// Whether it deletes the key.
+    /// Whether the version deletes the key.
     pub tombstone: bool,
 }
 
@@ -109,7 +104,6 @@ pub struct KeyValue {
 /// `leasepb.Lease`.
 #[derive(Clone, Copy, PartialEq, prost::Message)]
 pub struct Lease {
-    /// Its id.
     #[prost(int64, tag = "1")]
     pub id: i64,
     /// Seconds granted.
@@ -120,7 +114,7 @@ pub struct Lease {
     pub remaining_ttl: i64,
 }
 
-/// An entry and the bucket it is in.
+/// The place of an entry, for errors.
 struct Entry<'a> {
     bucket: &'a [u8],
     key: &'a [u8],
@@ -141,7 +135,7 @@ impl Content {
             let (key, value) = entry?;
             let entry = Entry { bucket, key: &key };
             match bucket {
-                b"key" => self.changes.push(Change {
+                b"key" => self.keys.push(KeyEntry {
                     revision: entry.revision(&key)?,
                     kv: entry.decode(value)?,
                 }),
@@ -167,7 +161,7 @@ impl Content {
                     entry.expect_key(&role.name)?;
                     self.roles.push(role);
                 }
-                // Still to be read, so that a broken page is found.
+                // Read other entries, too, so that a broken page is found.
                 _ => {}
             }
         }
@@ -189,9 +183,9 @@ impl Content {
         Ok(())
     }
 
-    /// The revision at which etcd would continue.
+    /// The revision at which etcd would continue after a restore.
     pub fn revision(&self) -> i64 {
-        let newest = self.changes.last().map_or(1, |change| change.revision.main);
+        let newest = self.keys.last().map_or(1, |entry| entry.revision.main);
         let compactions = [self.finished_compaction, self.scheduled_compaction];
         compactions.into_iter().flatten().fold(newest.max(1), i64::max)
     }
@@ -200,7 +194,7 @@ impl Content {
 // === impl Revision ===
 
 impl Revision {
-    /// As etcd reads it: of longer keys, any last byte but the mark is ignored.
+    /// Parses a revision like etcd, which ignores a last byte that is not the tombstone mark.
     pub(super) fn parse(bytes: &[u8]) -> std::result::Result<Self, String> {
         if bytes.len() != REVISION && bytes.len() != REVISION + 1 {
             return Err(format!("a revision of {} bytes", bytes.len()));
@@ -241,7 +235,7 @@ impl Entry<'_> {
         number.map_err(|_| self.fault(format!("a number of {} bytes", bytes.len())))
     }
 
-    /// Refuses a message under another's key.
+    /// Refuses a message that is stored under the key of another one.
     fn expect_key(&self, key: &[u8]) -> Result<()> {
         if self.key == key {
             return Ok(());

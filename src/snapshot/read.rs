@@ -1,8 +1,8 @@
-//! Reads a bbolt file page by page, from disk or memory. Trusts nothing in it: whatever the bytes are,
-//! the result is entries or an error, after each page was read once at most.
+//! Reads a bbolt file page by page, from disk or memory. The file is not trusted: any bytes yield entries or an
+//! error, and each page is read at most once.
 //!
-//! Layout: see `bolt`. Besides what that writes, a small bucket may be a page inside the value that it
-//! is, and of two meta pages one may be older, or torn.
+//! Layout: see `bolt`, with two additions: a small bucket may be a page inside its value (an inline bucket), and one
+//! of the two meta pages may be older or torn.
 
 mod page;
 #[cfg(test)]
@@ -16,82 +16,75 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-/// The pages before this are meta pages.
+/// Pages before this one are meta pages.
 const FIRST_PAGE: u64 = 2;
-/// A bucket's root page and sequence, before the page of one that is inline.
+/// Bytes of a bucket's root page and sequence, before the page of an inline bucket.
 const BUCKET: usize = 16;
-/// Levels of a tree: of two children each, more than any file has room for.
+/// Deepest tree: with two children per page, deeper trees exceed any file.
 const MAX_DEPTH: usize = 64;
-/// Length of what `etcdctl snapshot save` appends: the SHA-256 of the rest.
+/// Bytes of the SHA-256 that `etcdctl snapshot save` appends.
 const HASH: usize = 32;
-/// Divides every page size, so that the file's length shows whether a hash follows.
+/// Divides every page size, so that the length of the file shows whether a hash is appended.
 const SECTOR: u64 = 512;
 const CHUNK: usize = 1 << 20;
 
 /// Why a file could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The system refused.
     #[error("cannot read the snapshot at byte {0}: {1}")]
     Io(u64, io::Error),
-    /// No meta page is intact.
-    #[error("not a bbolt file, or its start is lost: neither meta page is valid")]
+    #[error("not a bbolt file, or the start of the file is lost: neither meta page is valid")]
     NotBolt,
-    /// Some byte has changed.
-    #[error("the snapshot is not the one whose SHA-256 is appended to it")]
+    #[error("the snapshot does not match its appended SHA-256: copy the snapshot again, or save a new one")]
     Hash,
-    /// The end is lost.
-    #[error("the snapshot is truncated: {needed} bytes are in use, but there are only {len}")]
+    #[error("the snapshot is truncated: {needed} bytes are in use, but the file has only {len}")]
     Truncated {
-        /// Bytes that there should be.
         needed: u128,
-        /// Bytes that there are, without the hash.
+        /// Length of the file without the hash, in bytes.
         len: u64,
     },
-    /// A page makes no sense.
+    /// A malformed page.
     #[error("page {page}: {what}")]
     Page {
-        /// Its id.
         page: u64,
-        /// What is wrong with it.
+        /// The fault of the page.
         what: String,
     },
 }
 
-/// Shorthand.
 pub type Result<T> = std::result::Result<T, Error>;
 
-enum Source {
+enum Input {
     File(File),
     Bytes(Vec<u8>),
 }
 
 /// A bbolt file.
 pub struct Reader {
-    source: Source,
+    input: Input,
     page_size: u32,
     pages: u64,
     has_hash: bool,
     /// Sorted by name.
     buckets: Vec<Leaf>,
-    /// The pages of the tree that names the buckets.
+    /// The pages of the root bucket, by page id.
     seen: Vec<bool>,
 }
 
-/// A bucket's entries, ordered by key. Like bbolt's cursor, shows a bucket within the bucket (etcd has
-/// none) as a key with an empty value. Ends after an error.
+/// The entries of a bucket, ordered by key. Like bbolt's cursor, shows a nested bucket (etcd has none) as a key with
+/// an empty value. Ends after an error.
 pub struct Entries<'a> {
     reader: &'a Reader,
-    /// From the root down to the page being read.
+    /// The pages from the root down to the current page.
     stack: Vec<Page>,
-    /// The pages that were read: none is in two places.
+    /// The pages that were read, by page id: a page in two places is an error.
     seen: Vec<bool>,
     last: Option<Vec<u8>>,
 }
 
-// === impl Source ===
+// === impl Input ===
 
-impl Source {
+impl Input {
     fn read(&self, at: u64, len: usize) -> Result<Vec<u8>> {
         let bytes = match self {
             Self::File(file) => {
@@ -126,7 +119,7 @@ impl Source {
             self.read(at, META_PAGE).map(|page| Meta::parse(&page))
         };
         let first = meta(0)?;
-        // The first page tells where the second is. Without it, that is wherever a page may end.
+        // The first page gives the page size, and so the place of the second. Otherwise try every page size.
         let sizes = match &first {
             Some(first) => vec![first.page_size],
             None => PAGE_BITS.map(|bits| 1 << bits).collect(),
@@ -149,31 +142,31 @@ impl Reader {
         Self::from_file(File::open(path).map_err(|e| Error::Io(0, e))?)
     }
 
-    /// Reads `file`, whatever its position is.
+    /// Reads `file` from its start.
     pub fn from_file(file: File) -> Result<Self> {
         let len = file.metadata().map_err(|e| Error::Io(0, e))?.len();
-        Self::new(Source::File(file), len)
+        Self::new(Input::File(file), len)
     }
 
     /// Reads from memory.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self> {
         let len = bytes.len() as u64;
-        Self::new(Source::Bytes(bytes), len)
+        Self::new(Input::Bytes(bytes), len)
     }
 
-    fn new(source: Source, mut len: u64) -> Result<Self> {
+    fn new(input: Input, mut len: u64) -> Result<Self> {
         let has_hash = len % SECTOR == HASH as u64;
         if has_hash {
             len -= HASH as u64;
-            source.verify_hash(len)?;
+            input.verify_hash(len)?;
         }
-        let meta = source.meta(len)?;
+        let meta = input.meta(len)?;
         let needed = u128::from(meta.pages) * u128::from(meta.page_size);
         if needed > len.into() {
             return Err(Error::Truncated { needed, len });
         }
         let mut reader = Self {
-            source,
+            input,
             page_size: meta.page_size,
             pages: meta.pages,
             has_hash,
@@ -188,7 +181,7 @@ impl Reader {
             if bucket.flags & IS_BUCKET == 0 {
                 return Err(fault(
                     bucket.page,
-                    format!("\"{}\" is no bucket", bucket.key.escape_ascii()),
+                    format!("\"{}\" is not a bucket", bucket.key.escape_ascii()),
                 ));
             }
             buckets.push(bucket);
@@ -197,7 +190,7 @@ impl Reader {
         Ok(reader)
     }
 
-    /// Whether a hash was appended, and was right: there is none in a copy of a member's own file.
+    /// Whether a correct hash was appended. A copy of a member's database file has no hash.
     pub fn has_hash(&self) -> bool {
         self.has_hash
     }
@@ -218,8 +211,8 @@ impl Reader {
         bucket.map(|bucket| self.entries(bucket, self.seen.clone())).transpose()
     }
 
-    /// Calls `visit` with each bucket's name and entries. Unlike [`Reader::bucket`] for one after the
-    /// other, refuses a page that is in two buckets.
+    /// Calls `visit` with the name and entries of each bucket. Unlike repeated calls of [`Reader::bucket`], refuses a
+    /// page that is in two buckets.
     pub fn each_bucket<E: From<Error>>(
         &self,
         mut visit: impl FnMut(&[u8], &mut Entries<'_>) -> std::result::Result<(), E>,
@@ -253,7 +246,7 @@ impl Reader {
             return Err(fault(id, format!("not among the file's {} pages", self.pages)));
         }
         let (at, len) = (id * u64::from(self.page_size), self.page_size as usize);
-        let mut bytes = self.source.read(at, len)?;
+        let mut bytes = self.input.read(at, len)?;
         if u64_at(&bytes, 0) != Some(id) {
             return Err(fault(id, "holds another page's id"));
         }
@@ -267,7 +260,7 @@ impl Reader {
         }
         places.fill(true);
         if more > 0 {
-            bytes = self.source.read(at, (1 + more as usize) * len)?;
+            bytes = self.input.read(at, (1 + more as usize) * len)?;
         }
         Page::parse(id, bytes)
     }

@@ -1,15 +1,15 @@
-//! From a snapshot to a store.
+//! Makes a store from the content of a snapshot.
 
-use super::content::{Change, Content, Lease};
+use super::content::{Content, KeyEntry, Lease};
 use crate::auth::State;
 use crate::mvcc::{Fields, GrantedLease, Hooks, Kv, Loader, OutOfOrder, Store, Version};
 use std::sync::Arc;
 
 impl Content {
-    /// The store that the snapshot is of.
+    /// The store that the snapshot holds.
     pub fn store(&self) -> Result<Arc<Store>, OutOfOrder> {
         let revision = self.revision();
-        // One that was begun is done: Parity with an etcd that starts on the snapshot.
+        // Parity: an etcd that starts on the snapshot finishes a compaction that was begun.
         let compacted = self.finished_compaction.max(self.scheduled_compaction).unwrap_or(-1);
         let granted = |lease: &Lease| GrantedLease {
             id: lease.id,
@@ -17,15 +17,15 @@ impl Content {
         };
         let leases = self.leases.iter().map(granted);
         let mut loader = Loader::new(revision, compacted, leases);
-        let mut changes: Vec<&Change> = self.changes.iter().filter(|c| !c.kv.key.is_empty()).collect();
-        changes.sort_by(|a, b| {
-            let place = |c: &Change| (c.revision.main, c.revision.sub);
+        let mut entries: Vec<&KeyEntry> = self.keys.iter().filter(|e| !e.kv.key.is_empty()).collect();
+        entries.sort_by(|a, b| {
+            let place = |e: &KeyEntry| (e.revision.main, e.revision.sub);
             (&a.kv.key, place(a)).cmp(&(&b.kv.key, place(b)))
         });
-        for change in changes {
-            if !loader.push(version(change)) {
+        for entry in entries {
+            if !loader.push(version(entry)) {
                 return Err(OutOfOrder {
-                    found: change.revision.main,
+                    found: entry.revision.main,
                     current: revision,
                 });
             }
@@ -33,15 +33,15 @@ impl Content {
         Ok(loader.finish()?.open(Hooks::default()))
     }
 
-    /// Its users and roles.
+    /// Users and roles of the snapshot.
     pub fn auth(&self) -> State {
         let revision = self.auth_revision.max(1);
         State::of(self.auth_enabled, revision, self.users.clone(), self.roles.clone())
     }
 }
 
-fn version(change: &Change) -> Version {
-    let (kv, at) = (&change.kv, change.revision);
+fn version(entry: &KeyEntry) -> Version {
+    let (kv, at) = (&entry.kv, entry.revision);
     let kv = match at.tombstone {
         true => Kv::tombstone(&kv.key, at.main),
         false => Kv::new(&Fields {

@@ -1,4 +1,4 @@
-//! What `etcdutl snapshot status` tells of a snapshot (etcd: etcdutl/snapshot/v3_snapshot.go).
+//! The figures of `etcdutl snapshot status` (etcd: etcdutl/snapshot/v3_snapshot.go).
 
 use super::content::{Error, KeyValue, Result, Revision};
 use super::read::Reader;
@@ -6,24 +6,24 @@ use bytes::Bytes;
 use prost::Message;
 use std::collections::HashSet;
 
-/// A snapshot in brief; as JSON, what etcdutl prints.
+/// A summary of a snapshot; its JSON is the output of etcdutl.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Status {
     /// CRC-32C of all buckets' names, keys and values.
     pub hash: u32,
-    /// Revision of the last change kept; 0 if there is none.
+    /// Revision of the last key entry; 0 if there is none.
     pub revision: i64,
-    /// Number of keys that are not deleted.
+    /// Number of live keys.
     pub total_key: usize,
-    /// Bytes of the file, without the hash.
+    /// Bytes of the file without the hash.
     pub total_size: u64,
     /// Storage version; empty before etcd 3.6.
     pub version: String,
 }
 
 impl Status {
-    /// Reads all of `reader`. Unlike etcdutl's, does not check the list of free pages.
+    /// Reads all of `reader`. Unlike etcdutl, does not check the list of free pages.
     pub fn read(reader: &Reader) -> Result<Self> {
         let (mut hash, mut revision, mut version) = (0, 0, String::new());
         let mut keys = HashSet::new();
@@ -50,7 +50,7 @@ impl Status {
                 if at.tombstone {
                     keys.remove(&kv.key[..]);
                 } else {
-                    // Not shared with the value, which would be kept.
+                    // A copy, because a shared key would keep the value in memory.
                     keys.insert(kv.key.to_vec());
                 }
             }
@@ -66,7 +66,7 @@ impl Status {
     }
 }
 
-/// `version` if it is `major.minor.patch`, which is all that etcd writes.
+/// `version` if it has the form `major.minor.patch`, the only form that etcd writes.
 fn semantic(version: &[u8]) -> Option<String> {
     let version = str::from_utf8(version).ok()?;
     let numbers = version.split('.').map(|n| n.parse().ok());

@@ -5,9 +5,9 @@ use crate::snapshot::bolt::{BRANCH, ELEMENT, HEADER, LEAF, MAGIC, VERSION, fnv1a
 
 /// Bytes of a meta page before its checksum, without the header.
 const META: usize = 56;
-/// What there must be of a meta page.
+/// Bytes of a meta page that are used.
 pub(super) const META_PAGE: usize = HEADER + META + size_of::<u64>();
-/// Smallest and largest page, as powers of two.
+/// The smallest and the largest page size, as powers of two.
 pub(super) const PAGE_BITS: std::ops::RangeInclusive<u32> = 9..=31;
 
 pub(super) struct Page {
@@ -16,8 +16,8 @@ pub(super) struct Page {
     pub(super) leaf: bool,
     pub(super) count: usize,
     pub(super) next: usize,
-    /// Where the data of the entries before `next` ends. If they overlapped, a small file could yield
-    /// any amount.
+    /// Where the data of the entries before `next` ends. Entries may not overlap, or a small file could yield any
+    /// amount of data.
     end: usize,
 }
 
@@ -63,7 +63,7 @@ impl Page {
     pub(super) fn entry(&mut self) -> Result<Leaf> {
         let at = HEADER + self.next * ELEMENT;
         let field = |n: usize| u32_at(&self.bytes, at + 4 * n).map_or(usize::MAX, |n| n as usize);
-        // Positions count from the element that holds them.
+        // Positions are relative to their element.
         let from = at.saturating_add(field(1));
         let data = self.bytes.get(from..).filter(|_| from >= self.end);
         let split = data.and_then(|data| data.split_at_checked(field(2)));
@@ -85,14 +85,14 @@ impl Page {
     pub(super) fn child(&mut self) -> Result<u64> {
         let child = u64_at(&self.bytes, HEADER + self.next * ELEMENT + 8);
         self.next += 1;
-        child.ok_or_else(|| fault(self.id, "has a child outside itself"))
+        child.ok_or_else(|| fault(self.id, "has a child entry outside the page"))
     }
 }
 
 // === impl Meta ===
 
 impl Meta {
-    /// What is on a page of at least [`META_PAGE`] bytes, if it is intact.
+    /// Parses a page of at least [`META_PAGE`] bytes; `None` if it is not an intact meta page.
     pub(super) fn parse(page: &[u8]) -> Option<Self> {
         let meta = page.get(HEADER..)?;
         let page_size = u32_at(meta, 8)?;

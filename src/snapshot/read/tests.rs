@@ -163,7 +163,7 @@ fn what_is_wrong_is_named() {
         ),
         // Overlaps the entry after it.
         (with(leaf + 16 + 12, &[2]), "page 3: entry 1 is not within the page"),
-        (with(root * PAGE + 16, &[0]), "page 6: \"a\" is no bucket"),
+        (with(root * PAGE + 16, &[0]), "page 6: \"a\" is not a bucket"),
     ];
     for (found, expected) in cases {
         assert_eq!(found, expected);
@@ -172,7 +172,7 @@ fn what_is_wrong_is_named() {
     swapped[child..child + 8].copy_from_slice(&4_u64.to_le_bytes());
     swapped[child + 16..child + 24].copy_from_slice(&3_u64.to_le_bytes());
     assert_eq!(failure(&swapped), "page 3: entry 0 is out of order");
-    let truncated = "the snapshot is truncated: 28672 bytes are in use, but there are only 24576";
+    let truncated = "the snapshot is truncated: 28672 bytes are in use, but the file has only 24576";
     assert_eq!(failure(&file[..file.len() - PAGE]), truncated);
     assert_eq!(failure(&[]), Error::NotBolt.to_string());
     let error = Reader::open("/nonexistent").err().unwrap().to_string();
