@@ -1,7 +1,8 @@
-//! What each engine costs: keys of 50 + 400 bytes in groups of 1,000, then a third of them again, then a start.
+//! Costs of each storage engine: writes keys of 50 + 400 bytes in groups of 1,000, then a third of the keys again,
+//! then restarts.
 //!
-//! `cargo bench --bench durable -- 1000000` (with `--features fjall` for that, too). Each engine has a process
-//! of its own, so that its memory is its own.
+//! Run `cargo bench --bench durable -- 1000000` (with `--features fjall` to include fjall). Each engine runs in a
+//! process of its own, so that its memory can be measured.
 
 #![allow(
     missing_docs,
@@ -49,7 +50,7 @@ fn run(name: &str, keys: usize) {
     let store = loaded.store;
     let mut took = vec![];
     let (begun, cpu) = (Instant::now(), cpu());
-    // Keys in no order, as they come from many clusters.
+    // Keys in random order, as from many clusters.
     let places = (0..keys).map(|i| i.wrapping_mul(7_368_787) % keys);
     let again = (0..keys / 3).map(|i| i.wrapping_mul(15_485_863) % keys);
     let all: Vec<usize> = places.chain(again).collect();

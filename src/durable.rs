@@ -5,7 +5,7 @@
 //!                                  └─ checkpoint, piece by piece, when the log has grown
 //! ```
 //!
-//! A writer commits in memory and leaves its changes in the [write queue](queue), in order. One thread writes all
+//! A writer commits in memory and leaves its changes in the write queue, in order. One thread writes all
 //! changes that are queued as one *group*, syncs the group, and only then publishes its revisions and lets the
 //! answers go: group commit. A start loads the last checkpoint and replays the groups after it.
 

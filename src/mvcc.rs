@@ -1,5 +1,9 @@
-//! Multi-version key-value store: no clock, no IO, no `async`, no gRPC, so that property tests and fuzzing
-//! drive it at memory speed and every result is deterministic.
+//! The multi-version key-value store. The room has no clock, no IO, no `async` and no gRPC, so that results are
+//! deterministic, and property tests and fuzzing run at memory speed.
+//!
+//! A write goes `store` → `txn` (changes the `state`) → `log` (one batch per revision) → `group` (one frame
+//! for each group of watchers) → `watcher` (a cursor). With a `journal`, readers and watchers see a revision only
+//! once it is published. `recovery` makes a store again from a checkpoint and the recorded changes after it.
 //!
 //! ```
 //! use isthmus::mvcc::{KeyRange, Put, RangeOptions, Store};
@@ -55,19 +59,18 @@ pub use txn::{Compare, CompareResult, DeleteResult, Op, OpResult, Put, PutResult
 pub use walk::Frozen;
 pub use watcher::{WatchUpdate, Watcher};
 
-/// Why the store refused.
+/// Why the store refuses a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// The revision is before the compaction point, or already compacted.
+    /// The revision is below the compact revision, or was compacted already.
     #[error("required revision has been compacted")]
     Compacted,
-    /// The revision is not there yet.
+    /// The revision is above the store's revision.
     #[error("required revision is a future revision")]
     FutureRevision,
-    /// The lease does not exist.
     #[error("requested lease not found")]
     LeaseNotFound,
-    /// The key does not exist, but the request builds on it.
+    /// A put keeps the value or the lease of a key that does not exist.
     #[error("key not found")]
     KeyNotFound,
 }

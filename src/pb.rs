@@ -1,4 +1,4 @@
-//! The wire's messages: generated from `proto/`, but for the two that carry the store's encoded bytes.
+//! The messages of the wire, generated from `proto/`, except two messages that carry the store's encoded bytes.
 
 #![allow(unreachable_pub, clippy::all, clippy::pedantic)]
 
@@ -23,7 +23,7 @@ pub mod v3electionpb {
     tonic::include_proto!("v3electionpb");
 }
 
-/// `mvccpb.KeyValue` as the store holds it. Only ever sent: decoding one yields nothing.
+/// `mvccpb.KeyValue` in the store's encoding. The server only sends this message; decoding yields an empty one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct KeyValue(Option<Kv>);
 
@@ -46,12 +46,12 @@ pub struct WatchHead {
     pub fragment: bool,
 }
 
-/// `etcdserverpb.WatchResponse` with its events as the frames that all watchers of a group share. Only
-/// ever sent.
+/// `etcdserverpb.WatchResponse` with its events as frames, which all watchers of a group share. The server only sends
+/// this message.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct WatchResponse {
     pub head: WatchHead,
-    /// Encoded `events` fields; protobuf lets them be concatenated.
+    /// Encoded `events` fields, to be concatenated.
     pub events: Vec<Bytes>,
 }
 

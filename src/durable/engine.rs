@@ -1,4 +1,4 @@
-//! The interface of storage engines. [`engines`](super::engines) chooses one.
+//! The interface of storage engines. `engines.rs` chooses one.
 //!
 //! An engine stores frames and does not know their content. An engine keeps groups in order until a checkpoint
 //! replaces them, and a checkpoint as a head, chunks and an end. The writer appends a group only after the group

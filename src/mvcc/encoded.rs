@@ -1,7 +1,7 @@
-//! A key-value as its encoded `mvccpb.KeyValue`, the form it has on the wire.
+//! Key-values as encoded `mvccpb.KeyValue` messages.
 //!
-//! Encoded once, at the put; every range answer and watch event copies these bytes as they are. Fields
-//! are in field-number order and zero fields are omitted, as etcd writes them, so that hashes agree.
+//! A put encodes the key-value once. Every range response and watch event copies these bytes. Fields are in the
+//! order of their numbers and zero fields are omitted, as etcd writes them, so that hashes are equal.
 
 use std::fmt;
 use std::sync::Arc;
@@ -49,7 +49,7 @@ impl Kv {
         Self(buf.into())
     }
 
-    /// The key-value a delete event carries: key and mod revision only.
+    /// The key-value of a delete event: key and mod revision only.
     pub fn tombstone(key: &[u8], mod_revision: i64) -> Self {
         Self::new(&Fields {
             key,
@@ -58,7 +58,7 @@ impl Kv {
         })
     }
 
-    /// Takes bytes that [`Kv::new`] may have written; `None` if it has not.
+    /// Checks stored bytes; `None` if [`Kv::new`] cannot have written them.
     pub fn checked(bytes: &[u8]) -> Option<Self> {
         let (mut at, mut last) = (0, 0);
         while let Some(&tag) = bytes.get(at) {
@@ -85,7 +85,7 @@ impl Kv {
         &self.0
     }
 
-    /// The key; cheaper than [`Kv::fields`].
+    /// The key. Cheaper than [`Kv::fields`].
     pub fn key(&self) -> &[u8] {
         match self.0.first() {
             Some(&KEY) => take_bytes(&self.0, &mut 1),
@@ -93,7 +93,7 @@ impl Kv {
         }
     }
 
-    /// Decodes all fields. The bytes are our own, so decoding cannot fail.
+    /// Decodes all fields. Cannot fail, because [`Kv::new`] has written the bytes or [`Kv::checked`] has checked them.
     pub fn fields(&self) -> Fields<'_> {
         let buf = &self.0;
         let mut fields = Fields::default();
@@ -113,7 +113,6 @@ impl Kv {
         fields
     }
 
-    /// The value.
     pub fn value(&self) -> &[u8] {
         self.fields().value
     }

@@ -1,9 +1,9 @@
-//! Watchers of one range with the same options share a group, and a group encodes each event once.
+//! Groups of watchers: watchers with the same range and options share a group, which encodes each event once.
 //!
-//! A commit routes its events to the groups that want them, through an interval map, and leaves one
-//! encoded frame per group and revision. Readers copy frames; none of them filters or encodes. Frames
-//! are kept only while a member may still need them and within a bound: a member that falls behind the
-//! bound reads the log instead, by the same rules, so a slow reader costs the others nothing.
+//! A commit finds the interested groups through an interval map, and leaves one encoded frame per group and revision.
+//! Members copy frames and neither filter nor encode. A group keeps frames only while a member may need them, and
+//! within a bound. A member that falls behind the bound reads the revision log with the same filter instead, so a
+//! slow watcher costs the other members nothing.
 
 use super::encoded::{put_varint, varint_len};
 use super::log::{Batch, Event, EventKind};
@@ -15,12 +15,12 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Frames a group keeps without asking whether anyone needs them, in bytes.
+/// Bytes of frames up to which a group does not look for frames that no member needs.
 const FRAMES_RELAXED: usize = 16 << 10;
-/// Frames a group keeps at most, in bytes.
+/// Most bytes of frames that a group keeps.
 const FRAMES_MAX: usize = 4 << 20;
 
-/// What a watcher wants to see. Equal filters share one group.
+/// The events that a watcher sees. Watchers with equal filters share a group.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct WatchFilter {
     /// The keys.
@@ -33,23 +33,23 @@ pub struct WatchFilter {
     pub no_delete: bool,
 }
 
-/// Something to wake when a group has news; a stream has one for all its watchers.
+/// Wakes the owner of a watcher when its group has new frames. A stream has one for all of its watchers.
 pub trait Wake: Send + Sync {
-    /// Called off the commit path, possibly often and for nothing.
+    /// Called outside of commits; often, and possibly without a new event.
     fn wake(&self);
 }
 
-/// The events of one revision that a group wants, as encoded `WatchResponse.events` fields.
+/// The events of one revision that pass a group's filter, as encoded `WatchResponse.events` fields.
 #[derive(Clone, Debug)]
 pub(super) struct Frame {
     pub(super) revision: i64,
     pub(super) body: Bytes,
 }
 
-/// See the module's text.
 pub struct Group {
     pub(super) filter: WatchFilter,
     pub(super) state: Mutex<GroupState>,
+    /// Whether the group waits for its members to be woken.
     dirty: AtomicBool,
 }
 
@@ -57,14 +57,15 @@ pub struct Group {
 pub(super) struct GroupState {
     frames: VecDeque<Frame>,
     bytes: usize,
-    /// Bytes at which to look for frames that every member has read.
+    /// Bytes of frames at which to look again for frames that every member has read.
     trim_at: usize,
-    /// Frames are complete for every revision after this one.
+    /// The group has the frames of every revision after this one.
     pub(super) complete_after: i64,
     members: HashMap<u64, Member>,
 }
 
 struct Member {
+    /// The next revision that the member looks at.
     next: i64,
     wake: Arc<dyn Wake>,
 }
@@ -75,6 +76,7 @@ pub(super) struct Groups {
     by_filter: HashMap<WatchFilter, Arc<Group>>,
     by_key: HashMap<Bytes, Vec<Arc<Group>>>,
     by_range: IntervalMap<ById>,
+    /// The number of the last member.
     members: u64,
 }
 
@@ -108,8 +110,8 @@ impl WatchFilter {
         }
     }
 
-    /// The events of `batch` that pass, encoded; `None` if none does. `compacted` hides previous values
-    /// that a read could no longer see.
+    /// The events of `batch` that pass the filter, encoded; `None` if no event passes. Revisions up to `compacted`
+    /// have no previous key-values, because reads cannot see them any more.
     pub(super) fn encode(&self, batch: &Batch, compacted: i64) -> Option<Bytes> {
         let passing = batch.events.iter().filter(|e| self.range.contains(e.kv.key()));
         self.encode_events(passing, batch.revision > compacted)
@@ -152,7 +154,7 @@ impl Group {
     /// Wakes every member.
     pub fn wake(&self) {
         self.dirty.store(false, Ordering::Release);
-        // A commit may be waiting for the group.
+        // Collect first: a commit may be waiting for the lock.
         let wakes: Vec<_> = self
             .state
             .lock()
@@ -167,7 +169,7 @@ impl Group {
 // === impl GroupState ===
 
 impl GroupState {
-    /// Frames from revision `next` on, up to `max` bytes but at least one.
+    /// Frames from revision `next` on, up to `max` bytes but at least one; with the revision of the last.
     pub(super) fn read(&self, next: i64, max: usize) -> (Vec<Bytes>, Option<i64>) {
         let from = self.frames.partition_point(|f| f.revision < next);
         let (mut out, mut last, mut bytes) = (Vec::new(), None, 0);
@@ -201,7 +203,7 @@ impl GroupState {
         }
     }
 
-    /// Drops frames that every member has read, and more if they are too many.
+    /// Drops frames that every member has read, and further frames while there are too many bytes.
     fn trim(&mut self) {
         let needed = self.members.values().map(|m| m.next).min().unwrap_or(i64::MAX);
         while let Some(frame) = self.frames.front() {
@@ -209,8 +211,8 @@ impl GroupState {
             if revision >= needed && self.bytes <= FRAMES_MAX {
                 break;
             }
-            // A member that had read all frames so far has seen everything before this one, however long
-            // ago it read the last: the log need not reach further back for it.
+            // A member that has read all earlier frames has seen everything before this revision: the log need not
+            // reach further back for that member.
             for member in self.members.values_mut().filter(|m| m.next > self.complete_after) {
                 member.next = member.next.max(revision);
             }
@@ -220,7 +222,7 @@ impl GroupState {
         }
     }
 
-    /// Where a member is, as far as the group knows.
+    /// The next revision of a member, as far as the group knows.
     pub(super) fn next_of(&self, member: u64) -> i64 {
         self.members.get(&member).map_or(0, |m| m.next)
     }
@@ -229,7 +231,7 @@ impl GroupState {
 // === impl Groups ===
 
 impl Groups {
-    /// Adds a member that reads from revision `next`; returns its group and its name in it.
+    /// Adds a member that reads from revision `next`; returns its group and its number.
     pub(super) fn join(
         &mut self,
         filter: WatchFilter,
@@ -291,8 +293,8 @@ impl Groups {
         group
     }
 
-    /// Leaves a frame of `batch` in each group that wants one; appends to `dirty` the groups that were
-    /// not already waiting to be woken.
+    /// Leaves a frame of `batch` in each interested group; appends to `dirty` the groups that do not wait to be woken
+    /// already.
     pub(super) fn publish(&self, batch: &Batch, dirty: &mut Vec<Arc<Group>>) {
         let mut hits: Vec<(&Arc<Group>, usize)> = Vec::new();
         for (i, event) in batch.events.iter().enumerate() {
@@ -317,7 +319,7 @@ impl Groups {
         }
     }
 
-    /// Number of watchers.
+    /// Number of watchers in all groups.
     pub(super) fn watchers(&self) -> usize {
         self.by_filter.values().map(|g| g.state.lock().members.len()).sum()
     }

@@ -1,9 +1,9 @@
-//! The ordered index: every key with its history, and how many keys are live in any range.
+//! The ordered index: every key with its history, and the number of live keys in any range.
 //!
-//! Leaves of up to [`LEAF_MAX`] histories in key order, and a Fenwick tree over the leaves' live counts.
-//! Finding a key is a binary search over leaves and one inside a leaf; counting a range is two ranks,
-//! O(log n), whatever the range holds. That is what keeps a paginated list linear: etcd walks the rest of
-//! the prefix on every page to fill `count`.
+//! The index has leaves of up to [`LEAF_MAX`] histories in key order, and a Fenwick tree over the live counts of the
+//! leaves. Finding a key takes a binary search over the leaves and another inside a leaf. Counting a range takes two
+//! ranks, O(log n), however many keys the range holds. So a paginated list takes linear time, while etcd walks the
+//! rest of the prefix on every page to fill `count`.
 
 use super::key_history::{KeyHistory, Version};
 use super::range::KeyRange;
@@ -15,14 +15,14 @@ struct Leaf {
     live: usize,
 }
 
-/// All keys, live or deleted since the last compaction.
+/// All keys that are live, or have versions that compaction has not removed.
 pub(super) struct Index {
     leaves: Vec<Leaf>,
     live: Fenwick,
     keys: usize,
 }
 
-/// Where a key is, or would be; good until the next change.
+/// The place of a key, or the place to insert it; valid until the index changes.
 #[derive(Clone, Copy)]
 pub(super) struct Place {
     leaf: usize,
@@ -59,7 +59,7 @@ impl Index {
         self.get_at(self.place(key))
     }
 
-    /// Looking for a key costs more than anything else that is done with it: it is done once.
+    /// Finds a key. The search is the most expensive part of a write, so a write searches once and keeps the place.
     pub(super) fn place(&self, key: &[u8]) -> Place {
         let (leaf, at) = self.find(key);
         Place { leaf, at }
@@ -70,7 +70,7 @@ impl Index {
         at.ok().map(|at| &self.leaves[leaf].entries[at])
     }
 
-    /// As [`Index::push_at`], for a key that none comes after: nothing is looked for.
+    /// Like [`Index::push_at`], without a search, for the last key or a new key after it.
     pub(super) fn append(&mut self, version: Version) {
         let leaf = self.leaves.len() - 1;
         let entries = &self.leaves[leaf].entries;
@@ -81,7 +81,7 @@ impl Index {
         self.push_at(Place { leaf, at }, version);
     }
 
-    /// Appends a version to its key's history, which begins with it if the key is new.
+    /// Appends a version to the history of its key. A new key gets a history.
     pub(super) fn push_at(&mut self, place: Place, version: Version) {
         let Place { leaf, at } = place;
         let entries = &mut self.leaves[leaf].entries;
@@ -105,14 +105,14 @@ impl Index {
         }
     }
 
-    /// Compacts one key's history at `at`, dropping the key when nothing is left. Returns the encoded
-    /// bytes freed.
+    /// Compacts the history of one key to revision `at`, and removes a key without versions. Returns the encoded bytes
+    /// freed.
     pub(super) fn compact(&mut self, key: &[u8], at: i64) -> usize {
         let (leaf, Ok(pos)) = self.find(key) else { return 0 };
         let entries = &mut self.leaves[leaf].entries;
         let freed = entries[pos].compact(at);
         if entries[pos].is_empty() {
-            // Only a tombstone leaves nothing behind, so live counts stay.
+            // The last version was a tombstone, so live counts do not change.
             entries.remove(pos);
             self.keys -= 1;
             self.merge(leaf);
@@ -151,7 +151,7 @@ impl Index {
         self.live.before(leaf) + inside
     }
 
-    /// The leaf that holds or would hold `key`, and the place in it.
+    /// The leaf for `key`, and the place of the key, or the place to insert it, in the leaf.
     fn find(&self, key: &[u8]) -> (usize, Result<usize, usize>) {
         let leaf = self
             .leaves
@@ -175,7 +175,7 @@ impl Index {
     }
 
     fn split(&mut self, leaf: usize) {
-        // Keys often arrive in order: then the full leaf stays full and the new one starts empty-ish.
+        // Keys often arrive in order: then keep the old leaf nearly full, and begin the new leaf nearly empty.
         let at = if leaf + 1 == self.leaves.len() {
             LEAF_MAX * 7 / 8
         } else {
@@ -195,7 +195,7 @@ impl Index {
         }
         let left = leaf.saturating_sub(1);
         let together = self.leaves[left].entries.len() + self.leaves[left + 1].entries.len();
-        // An empty leaf has no first key to search by, so it may not stay.
+        // An empty leaf must go, because the search compares first keys.
         if together > LEAF_MAX / 2 && !self.leaves[leaf].entries.is_empty() {
             return;
         }
@@ -267,7 +267,7 @@ mod tests {
         #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
         #[test]
-        fn many_leaves_that_fill_and_drain_hold_what_a_map_holds(
+        fn leaves_that_fill_and_drain_agree_with_a_map(
             spans in proptest::collection::vec((0usize..6000, 1usize..2500, any::<bool>()), 1..12),
             probes in proptest::collection::vec((0usize..6500, 0usize..3000), 1..20),
         ) {
@@ -281,7 +281,7 @@ mod tests {
                     index.push_at(index.place(&key(i)), version(&key(i), main, !put));
                     if put { model.insert(key(i), main); } else { model.remove(&key(i)); }
                 }
-                // A compaction after each change empties leaves in the middle.
+                // Compacting after each change empties leaves in the middle.
                 for i in from..from + len {
                     index.compact(&key(i), main + 1);
                 }

@@ -1,10 +1,10 @@
-//! Which keys are attached to which lease. Data only: time is `crate::lease`'s business.
+//! Leases and the keys attached to them, without time: `crate::lease` expires leases.
 
 use bytes::Bytes;
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
 
-/// Lease id → what it holds. A granted lease is present, with or without keys.
+/// Lease id → lease. A granted lease is present, with or without keys.
 #[derive(Default)]
 pub(super) struct LeaseBook(HashMap<i64, Held>);
 
@@ -30,7 +30,7 @@ impl LeaseBook {
         self.0.contains_key(&lease)
     }
 
-    /// Adds a lease; false if it exists.
+    /// Adds a lease; false if the id is taken.
     pub(super) fn grant(&mut self, lease: i64, ttl_secs: i64) -> bool {
         match self.0.entry(lease) {
             Entry::Occupied(_) => false,
@@ -62,7 +62,7 @@ impl LeaseBook {
         self.0.iter().map(granted).collect()
     }
 
-    /// Moves `key` from lease `from` to lease `to`; 0 is none.
+    /// Moves `key` from lease `from` to lease `to`; lease 0 is no lease.
     pub(super) fn attach(&mut self, key: &[u8], from: i64, to: i64) {
         if from == to {
             return;

@@ -1,35 +1,31 @@
-//! The revision log: what each revision changed, from the compaction point to now.
+//! The revision log: the events of each revision, from the compact revision to now.
 //!
-//! Revisions are dense, so a batch is found by subtraction. Watchers read it with cursors; nothing is
-//! queued for them.
+//! Revisions are dense, so a batch is found by subtraction. Watchers read the log with cursors and need no queues.
 
 use super::encoded::Kv;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// What happened to a key.
+/// The kind of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EventKind {
-    /// The key has a new value.
     Put,
-    /// The key is gone.
     Delete,
 }
 
 /// One change of one key.
 #[derive(Clone, Debug)]
 pub struct Event {
-    /// Put or delete.
     pub kind: EventKind,
     /// The new key-value, or a tombstone.
     pub kv: Kv,
-    /// The key-value before this event's transaction; none for an event that creates the key.
+    /// The key-value before the transaction of this event; `None` for an event that creates the key.
     pub prev: Option<Kv>,
-    /// Whether the number of live keys grew: a put of a key that was absent right before it.
+    /// Whether the event put a key that was absent right before, so that the number of live keys grew.
     pub(super) created: bool,
 }
 
-/// Everything one revision changed, in order.
+/// The events of one revision, in order.
 #[derive(Clone, Debug)]
 pub struct Batch {
     /// The main revision.
@@ -41,10 +37,11 @@ pub struct Batch {
 /// Batches with consecutive revisions.
 pub(super) struct Log {
     batches: VecDeque<Batch>,
-    /// For each batch, how many events there were up to its end, ever.
+    /// For each batch, the number of events ever committed up to its end.
     totals: VecDeque<u64>,
+    /// The number of events ever committed.
     total: u64,
-    /// Revision of the first batch, or of the next one when there is none.
+    /// Revision of the first batch, or of the next batch if the log is empty.
     first: i64,
 }
 
@@ -70,7 +67,7 @@ impl Log {
         self.first + self.batches.len() as i64
     }
 
-    /// How many events there were after `revision`.
+    /// The number of events after `revision`.
     pub(super) fn events_after(&self, revision: i64) -> u64 {
         let at = usize::try_from(revision - self.first)
             .ok()

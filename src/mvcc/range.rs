@@ -1,31 +1,29 @@
-//! Key ranges with etcd's conventions, and range reads: limits, sorting, filters, counting.
+//! Key ranges with etcd's conventions, and the options of range reads: limits, sorting, filters, counting.
 
 use super::encoded::{Fields, Kv};
 use bytes::Bytes;
 
-/// A set of consecutive keys: `[start, end)`, or everything from `start` when there is no end.
+/// Consecutive keys: `[start, end)`, or all keys from `start` on if there is no end.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct KeyRange {
     start: Bytes,
     end: Option<Bytes>,
 }
 
-/// What a read wants. The default reads everything about one range now.
+/// The options of a range read. [`RangeOptions::new`] reads a whole range now.
 #[derive(Clone, Debug)]
 pub struct RangeOptions {
-    /// The keys.
     pub range: KeyRange,
-    /// At most this many key-values; 0 or less for all.
+    /// Most key-values in the result; 0 or less for all.
     pub limit: i64,
     /// Read at this revision; 0 or less for now.
     pub revision: i64,
-    /// Order of the answer.
     pub order: SortOrder,
-    /// What to order by.
+    /// The field to sort by.
     pub target: SortTarget,
-    /// Leave values out.
+    /// Omit the values.
     pub keys_only: bool,
-    /// Only count.
+    /// Return only the count.
     pub count_only: bool,
     pub mod_revision: RevisionBounds,
     pub create_revision: RevisionBounds,
@@ -41,46 +39,38 @@ pub struct RevisionBounds {
 /// Direction of a sort.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SortOrder {
-    /// As the target suggests: ascending.
+    /// The default order of the target, which is ascending.
     None,
-    /// Smallest first.
     Ascend,
-    /// Largest first.
     Descend,
 }
 
 /// Field to sort by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SortTarget {
-    /// The key.
     Key,
-    /// The version.
     Version,
-    /// The create revision.
     Create,
-    /// The mod revision.
     Mod,
-    /// The value.
     Value,
 }
 
-/// The answer to a range read.
+/// The result of a range read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RangeResult {
-    /// The key-values.
     pub kvs: Vec<Kv>,
-    /// Keys in the range at that revision, whatever the limit and filters.
+    /// Number of keys in the range at the revision read, without limit and filters.
     pub count: usize,
-    /// Whether the limit cut the answer.
+    /// Whether the limit has cut the result.
     pub more: bool,
-    /// The store's revision when it answered, not the revision read.
+    /// The store's revision at the time of the read, which may differ from the revision read.
     pub revision: i64,
 }
 
 // === impl KeyRange ===
 
 impl KeyRange {
-    /// etcd's reading of `key` and `range_end`: no end is one key, an end of one zero byte is no end.
+    /// A range by etcd's conventions: an empty `range_end` means one key, and `\0` means no end.
     pub fn new(key: impl Into<Bytes>, range_end: impl Into<Bytes>) -> Self {
         let (start, end) = (key.into(), range_end.into());
         match &end[..] {
@@ -90,7 +80,6 @@ impl KeyRange {
         }
     }
 
-    /// One key.
     pub fn key(key: impl Into<Bytes>) -> Self {
         let start = key.into();
         let mut end = Vec::with_capacity(start.len() + 1);
@@ -102,7 +91,6 @@ impl KeyRange {
         }
     }
 
-    /// Every key that begins with `prefix`.
     pub fn prefix(prefix: impl Into<Bytes>) -> Self {
         let start = prefix.into();
         Self {
@@ -111,7 +99,6 @@ impl KeyRange {
         }
     }
 
-    /// Every key.
     pub fn all() -> Self {
         Self {
             start: Bytes::new(),
@@ -119,17 +106,16 @@ impl KeyRange {
         }
     }
 
-    /// First key.
     pub fn start(&self) -> &[u8] {
         &self.start
     }
 
-    /// First key after the range, unless it is open.
+    /// The first key after the range; `None` if the range has no end.
     pub fn end(&self) -> Option<&[u8]> {
         self.end.as_deref()
     }
 
-    /// Whether the range can hold no key at all.
+    /// Whether the range cannot hold any key.
     pub fn is_empty(&self) -> bool {
         self.end.as_ref().is_some_and(|end| *end <= self.start)
     }
@@ -142,7 +128,6 @@ impl KeyRange {
             .is_some_and(|e| e.len() == n + 1 && e[n] == 0 && e[..n] == self.start[..])
     }
 
-    /// Whether `key` is in the range.
     pub fn contains(&self, key: &[u8]) -> bool {
         key >= &self.start[..] && self.is_before_end(key)
     }
@@ -162,7 +147,7 @@ impl KeyRange {
     }
 }
 
-/// The first key after all keys that begin with `prefix`; none if there is no such key.
+/// The first key after all keys that begin with `prefix`; `None` if no key follows them.
 pub fn prefix_end(prefix: &[u8]) -> Option<Bytes> {
     let last = prefix.iter().rposition(|&b| b != 0xff)?;
     let mut end = prefix[..=last].to_vec();
@@ -173,7 +158,7 @@ pub fn prefix_end(prefix: &[u8]) -> Option<Bytes> {
 // === impl RangeOptions ===
 
 impl RangeOptions {
-    /// All of `range`, now.
+    /// Reads all of `range`, now.
     pub fn new(range: KeyRange) -> Self {
         Self {
             range,
@@ -188,10 +173,10 @@ impl RangeOptions {
         }
     }
 
-    /// How many key-values in key order are enough to answer, or `None` for all of them.
+    /// The number of key-values, in key order, that are enough for the result; `None` for all.
     ///
-    /// Parity: order NONE with a target other than KEY counts as the default order, so only the first
-    /// `limit + 1` keys by key are looked at and then sorted.
+    /// Parity: order NONE counts as the default order even with a target other than KEY. Then only the first
+    /// `limit + 1` keys in key order are sorted.
     pub(super) fn needed(&self) -> Option<usize> {
         let default_order =
             self.order == SortOrder::None || (self.order == SortOrder::Ascend && self.target == SortTarget::Key);
@@ -204,7 +189,7 @@ impl RangeOptions {
         [self.mod_revision, self.create_revision] != [RevisionBounds::default(); 2]
     }
 
-    /// Filters, sorts and cuts `kvs`, which are in key order; returns them and whether some were cut.
+    /// Filters, sorts and cuts `kvs`, which are in key order. Also returns whether the limit has cut some.
     pub(super) fn finish(&self, mut kvs: Vec<Kv>) -> (Vec<Kv>, bool) {
         if self.has_revision_bounds() {
             kvs.retain(|kv| {

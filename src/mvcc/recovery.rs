@@ -229,7 +229,7 @@ mod tests {
         }
     }
 
-    /// All that a client could see: each revision's content, the events of each, leases.
+    /// Everything that a client can see: the content and the events of each revision, and the leases.
     fn seen(store: &Arc<Store>) -> [Vec<String>; 3] {
         let from = store.compacted().max(1);
         let content = (from..=store.revision()).map(|revision| {
@@ -244,7 +244,7 @@ mod tests {
             prev_kv: true,
             ..WatchFilter::new(KeyRange::all())
         };
-        // A watch from the compact revision itself sees what happens to be left of it.
+        // A watch from the compact revision itself sees whatever purging has left of that revision.
         let mut watcher = store.watch(filter, from + 1, Arc::new(NoWake));
         let mut events = Vec::new();
         while let WatchUpdate::Events { frames, revision } = watcher.take(1) {
@@ -294,7 +294,7 @@ mod tests {
         #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
         #[test]
-        fn what_was_recorded_or_frozen_makes_the_same_store(
+        fn a_journal_and_a_checkpoint_make_the_same_store(
             ops in proptest::collection::vec((0u8..9, 0u8..6, 0i64..3), 1..60), half in 0usize..60, piece in 1usize..400,
         ) {
             let tape = Arc::new(Tape::default());
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn a_commit_is_seen_once_it_is_published() {
+    fn readers_and_watchers_see_a_commit_once_it_is_published() {
         let store = recorded_by(&Arc::default());
         let mut watcher = store.watch(WatchFilter::new(KeyRange::all()), 0, Arc::new(NoWake));
         let put = || Put {
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_follow_is_refused() {
+    fn changes_out_of_order_are_refused() {
         let mut recovery = Recovery::empty();
         let put = |main| {
             Kv::new(&crate::mvcc::Fields {

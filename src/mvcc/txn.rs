@@ -1,7 +1,7 @@
 //! Transactions: compares, nested operations, one main revision for all changes.
 //!
-//! As etcd does it, all compares of the whole tree are evaluated on the state before the transaction and
-//! fix the path; the path is validated on that state; then its operations run in order.
+//! Like etcd, a transaction evaluates all compares of the tree on the state before the transaction, which fixes the
+//! branches to take; checks the operations of these branches on that state; then runs the operations in order.
 
 use super::Error;
 use super::encoded::{Fields, Kv};
@@ -14,94 +14,78 @@ use bytes::Bytes;
 use std::cmp::Ordering;
 use std::sync::Arc;
 
-/// A transaction: if all compares hold, `success`, else `failure`.
+/// A transaction: runs `success` if all compares hold, else `failure`.
 #[derive(Clone, Debug, Default)]
 pub struct Txn {
-    /// The conditions; none is true.
+    /// The conditions. Without conditions, `success` runs.
     pub compares: Vec<Compare>,
-    /// Operations when they hold.
     pub success: Vec<Op>,
-    /// Operations when they do not.
     pub failure: Vec<Op>,
 }
 
 /// One operation of a transaction.
 #[derive(Clone, Debug)]
 pub enum Op {
-    /// Read.
     Range(RangeOptions),
-    /// Write one key.
     Put(Put),
-    /// Delete keys.
     Delete(KeyRange),
     /// A nested transaction.
     Txn(Txn),
 }
 
-/// A put.
 #[derive(Clone, Debug, Default)]
 pub struct Put {
-    /// The key.
     pub key: Bytes,
-    /// The value; ignored with `ignore_value`.
+    /// Ignored with `ignore_value`.
     pub value: Bytes,
-    /// The lease to attach to, 0 for none; ignored with `ignore_lease`.
+    /// The lease to attach the key to; 0 for no lease. Ignored with `ignore_lease`.
     pub lease: i64,
-    /// Keep the present value; the key must exist.
+    /// Keep the present value of the key, which must exist.
     pub ignore_value: bool,
-    /// Keep the present lease; the key must exist.
+    /// Keep the present lease of the key, which must exist.
     pub ignore_lease: bool,
 }
 
 /// A condition on every key of a range; an empty range counts as one absent key.
 #[derive(Clone, Debug)]
 pub struct Compare {
-    /// The keys.
     pub range: KeyRange,
-    /// What is compared, and with what.
+    /// The compared field, with the operand.
     pub target: Target,
-    /// Which result holds.
+    /// The relation that must hold between field and operand.
     pub result: CompareResult,
 }
 
-/// The operand of a [`Compare`].
+/// The field that a [`Compare`] looks at, with the operand.
 #[derive(Clone, Debug)]
 pub enum Target {
-    /// The version.
     Version(i64),
-    /// The create revision.
     Create(i64),
-    /// The mod revision.
     Mod(i64),
-    /// The value; never holds for an absent key.
+    /// A compare of the value never holds for an absent key.
     Value(Bytes),
-    /// The lease.
     Lease(i64),
 }
 
-/// The relation a [`Compare`] asks for.
+/// The relation between field and operand that a [`Compare`] asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CompareResult {
-    /// Equal to the operand.
     Equal,
-    /// Greater than the operand.
     Greater,
-    /// Less than the operand.
     Less,
-    /// Anything but equal.
     NotEqual,
-    /// A relation this version does not know: always holds, as in etcd.
+    /// A relation that this version does not know. Always holds, as in etcd.
     Unknown,
 }
 
-/// What a transaction did.
+/// The result of a transaction.
 #[derive(Clone, Debug, Default)]
 pub struct TxnResult {
-    /// Which branch was taken.
+    /// Whether the compares held, so that `success` was run.
     pub succeeded: bool,
-    /// One result for each operation of that branch.
+    /// One result for each operation that was run.
     pub results: Vec<OpResult>,
-    /// The store's revision after it: the new one if anything changed.
+    /// The store's revision after the transaction.
     pub revision: i64,
 }
 
@@ -132,14 +116,15 @@ pub struct DeleteResult {
     pub revision: i64,
 }
 
-/// A write transaction under the store's lock; it becomes one batch when finished.
+/// An open write transaction under the store's lock. [`WriteTxn::finish`] makes its changes one batch.
 ///
-/// A panic while it is open would leave half a transaction behind, and no reader must ever see one: the
-/// process aborts instead.
+/// A panic during the transaction aborts the process, because no reader may ever see half a transaction.
 pub(super) struct WriteTxn<'a> {
     state: &'a mut State,
+    /// The main revision of all changes.
     main: i64,
     events: Vec<Event>,
+    /// The lease that the transaction has revoked.
     revoked: Option<i64>,
     finished: bool,
 }
@@ -147,7 +132,7 @@ pub(super) struct WriteTxn<'a> {
 // === impl Txn ===
 
 impl Txn {
-    /// Whether it can change nothing, so that a read lock is enough.
+    /// Whether the transaction only reads, so that a read lock is enough.
     pub fn is_read_only(&self) -> bool {
         self.success
             .iter()
@@ -200,7 +185,8 @@ impl Compare {
     }
 }
 
-/// The branches a transaction takes, nested ones included, in order of their evaluation.
+/// Evaluates the compares of a transaction and of the nested transactions in the branches to take. `taken` gets one
+/// result for each, in order of evaluation.
 fn path(txn: &Txn, state: &State, taken: &mut Vec<bool>) {
     let succeeded = txn.compares.iter().all(|c| c.holds(state));
     taken.push(succeeded);
@@ -219,7 +205,7 @@ fn check(txn: &Txn, state: &State, taken: &mut impl Iterator<Item = bool>) -> Re
     let succeeded = taken.next().unwrap_or_default();
     for op in branch(txn, succeeded) {
         match op {
-            // Parity: inside a transaction a negative revision is not "now".
+            // Parity: inside a transaction, a negative revision does not mean "now".
             Op::Range(r) if r.revision > state.current => return Err(Error::FutureRevision),
             Op::Range(r) if r.revision != 0 && r.revision < state.compacted => {
                 return Err(Error::Compacted);
@@ -283,16 +269,16 @@ impl<'a> WriteTxn<'a> {
         }
     }
 
-    /// Puts one key, or changes nothing and says why; returns what was there.
+    /// Checks and puts one key; returns the previous key-value.
     ///
-    /// Parity: a put of its own looks at the lease first, one in a transaction at the key.
+    /// Parity: a single put checks the lease first, a put in a transaction checks the key first.
     pub(super) fn put_alone(&mut self, put: &Put) -> Result<Option<Kv>, Error> {
         check_lease(put, self.state)?;
         check_key(put, self.state)?;
         Ok(self.put(put))
     }
 
-    /// Runs `txn`, or changes nothing and says why.
+    /// Runs `txn`. After an error nothing has changed.
     pub(super) fn run(&mut self, txn: &Txn) -> Result<TxnResult, Error> {
         let mut taken = Vec::new();
         path(txn, self.state, &mut taken);
@@ -329,7 +315,7 @@ impl<'a> WriteTxn<'a> {
         }
     }
 
-    /// The revision as seen from inside: the new one once something has changed.
+    /// The revision that the transaction reports: the new revision once something has changed.
     fn revision(&self) -> i64 {
         if self.events.is_empty() {
             self.state.current
@@ -338,13 +324,14 @@ impl<'a> WriteTxn<'a> {
         }
     }
 
-    /// Writes one key; returns what was there.
+    /// Puts one key without checks; returns the previous key-value.
     pub(super) fn put(&mut self, put: &Put) -> Option<Kv> {
         let place = self.state.index.place(&put.key);
         let history = self.state.index.get_at(place);
         let prev = history.and_then(|h| h.live()).cloned();
         let was = prev.as_ref().map(Kv::fields).unwrap_or_default();
-        // Parity: a key that this transaction created has none before it, even if it also deleted one.
+        // Parity: a key that this transaction has created has no previous key-value, even if the transaction has
+        // deleted an older one.
         let before = history
             .filter(|_| prev.is_some() && was.create_revision < self.main)
             .and_then(|h| h.at(self.main - 1))
@@ -363,7 +350,7 @@ impl<'a> WriteTxn<'a> {
         prev
     }
 
-    /// Deletes every live key in `range`; returns what was there, in key order.
+    /// Deletes every live key in `range`; returns the deleted key-values, in key order.
     pub(super) fn delete(&mut self, range: &KeyRange) -> Vec<Kv> {
         let gone: Vec<Kv> = if range.is_single() {
             self.state
@@ -397,7 +384,7 @@ impl<'a> WriteTxn<'a> {
         gone
     }
 
-    /// Ends a lease and deletes its keys in key order; returns how many there were.
+    /// Removes a lease and deletes its keys in key order; returns the number of keys.
     pub(super) fn revoke(&mut self, lease: i64) -> Result<usize, Error> {
         let keys = self.state.leases.take(lease).ok_or(Error::LeaseNotFound)?;
         self.revoked = Some(lease);
@@ -425,7 +412,7 @@ impl<'a> WriteTxn<'a> {
         });
     }
 
-    /// Makes a change that was made before, in a former life of the store; false if it does not fit.
+    /// Repeats a recorded change; false if the change cannot come next.
     pub(super) fn replay(&mut self, kind: EventKind, kv: Kv) -> bool {
         let key = kv.key();
         let place = self.state.index.place(key);
@@ -441,7 +428,7 @@ impl<'a> WriteTxn<'a> {
         true
     }
 
-    /// Makes the changes one revision; returns its batch, if anything changed, and the lease that ended.
+    /// Makes the changes one revision. Returns its batch, if anything has changed, and the revoked lease.
     pub(super) fn finish(mut self) -> (Option<Batch>, Option<i64>) {
         self.finished = true;
         if self.events.is_empty() {
@@ -461,8 +448,8 @@ impl<'a> WriteTxn<'a> {
 impl Drop for WriteTxn<'_> {
     fn drop(&mut self) {
         if !self.finished && !self.events.is_empty() {
-            // Reached only by unwinding: nothing else makes a half-applied transaction safe.
-            tracing::error!("a write transaction did not finish: aborting");
+            // Reached only by unwinding.
+            tracing::error!("a write transaction panicked: aborting, so that no reader sees half of it");
             std::process::abort();
         }
     }

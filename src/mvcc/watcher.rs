@@ -5,10 +5,10 @@ use super::store::Store;
 use bytes::Bytes;
 use std::sync::Arc;
 
-/// Log batches read under one lock by a watcher that catches up.
+/// Log batches that a watcher which catches up reads under one lock.
 const CATCH_UP_BATCHES: usize = 2000;
 
-/// A cursor in the revision log; see [`Store::watch`].
+/// A cursor in the revision log; made by [`Store::watch`].
 pub struct Watcher {
     store: Arc<Store>,
     group: Arc<Group>,
@@ -17,24 +17,23 @@ pub struct Watcher {
     next: i64,
     start: i64,
     created_at: i64,
-    /// The compact revision, if the watcher was made too late.
+    /// The compact revision, if the watcher asked for history before it.
     too_late: Option<i64>,
 }
 
-/// What [`Watcher::take`] found.
+/// The result of [`Watcher::take`].
 #[derive(Debug, PartialEq, Eq)]
 pub enum WatchUpdate {
-    /// Nothing new.
+    /// No new events.
     Nothing,
-    /// Encoded `WatchResponse.events` fields, whole revisions in order. Everything this watcher wants up
-    /// to and including `revision` has now been taken.
+    /// Encoded `WatchResponse.events` fields, whole revisions in order. The watcher has now taken all of its events up
+    /// to and including `revision`.
     Events {
         /// The encoded fields, to be concatenated.
         frames: Vec<Bytes>,
-        /// Last revision wholly delivered.
         revision: i64,
     },
-    /// History before this revision is gone and the watcher needed it: it can only be cancelled.
+    /// The watcher needs history that was compacted. The owner must cancel the watcher with this compact revision.
     Compacted(i64),
 }
 
@@ -75,12 +74,11 @@ impl Store {
 // === impl Watcher ===
 
 impl Watcher {
-    /// What the watcher watches.
     pub fn filter(&self) -> &WatchFilter {
         &self.group.filter
     }
 
-    /// First revision asked for.
+    /// The first revision that the watcher asked for.
     pub fn start(&self) -> i64 {
         self.start
     }
@@ -90,7 +88,7 @@ impl Watcher {
         self.created_at
     }
 
-    /// Takes what is ready, up to about `max` bytes. A revision is never split, so one alone may be
+    /// Takes the events that are ready, up to about `max` bytes. A revision is never split, so a single revision may be
     /// larger.
     pub fn take(&mut self, max: usize) -> WatchUpdate {
         if let Some(compacted) = self.too_late {
@@ -111,7 +109,7 @@ impl Watcher {
         self.catch_up(max)
     }
 
-    /// Reads the log itself, until the group's frames take over.
+    /// Reads the log until the group has frames for the rest.
     fn catch_up(&mut self, max: usize) -> WatchUpdate {
         let (store, group) = (Arc::clone(&self.store), Arc::clone(&self.group));
         loop {
@@ -139,7 +137,7 @@ impl Watcher {
             };
             drop(batches);
             if !more {
-                // Revision 1 and what was purged have no batch to get past.
+                // Revision 1 and purged revisions have no batch.
                 self.next = self.next.max(read.visible + 1);
             }
             state.moved(self.member, self.next);
@@ -156,8 +154,8 @@ impl Watcher {
         }
     }
 
-    /// Whether everything up to `current` has been taken; `current` is the store's revision, read under
-    /// the same lock.
+    /// Whether the watcher has taken everything up to `current`, the store's revision, which was read under the same
+    /// lock.
     pub(super) fn is_synced(&self, current: i64) -> bool {
         let state = self.group.state.lock();
         self.start <= current + 1

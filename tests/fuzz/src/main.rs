@@ -1,10 +1,10 @@
-//! Fuzzing of everything that decodes bytes from outside. libFuzzer drives it; `FUZZ_TARGET` says what:
+//! Fuzzing of all code that decodes bytes from outside. libFuzzer drives the target named by `FUZZ_TARGET`:
 //!
-//! - `requests`: gRPC requests of every method, against a store that goes on from input to input;
-//! - `gateway`: the same as JSON;
+//! - `requests`: gRPC requests of every method, against a store that keeps its state between inputs;
+//! - `gateway`: the same requests as JSON;
 //! - `manifests`: Kubernetes objects as YAML, through the publisher;
-//! - `remotes`: the files that say how to reach a remote cluster, a config file of etcd's, and a cluster's
-//!   configuration as remote clusters publish it.
+//! - `remotes`: client files of remote clusters, etcd's config file, and the cluster configuration that a remote
+//!   cluster publishes.
 
 #![no_main]
 
@@ -27,7 +27,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tower::ServiceExt;
 
-/// Methods whose answer ends, with their path below the gateway.
+/// gRPC methods, with their path below the JSON gateway.
 const METHODS: &[(&str, &str)] = &[
     ("/etcdserverpb.KV/Range", "kv/range"),
     ("/etcdserverpb.KV/Put", "kv/put"),
@@ -53,7 +53,7 @@ const METHODS: &[(&str, &str)] = &[
     ("/v3electionpb.Election/Proclaim", "election/proclaim"),
 ];
 
-/// Inputs for one store; then it starts over.
+/// Inputs for one store; then a new store begins.
 const INPUTS: u32 = 5000;
 
 /// A store with its services and the runtime they live in.
@@ -88,7 +88,7 @@ impl Server {
                 let Ok(response) = router.oneshot(request).await;
                 let _ = axum::body::to_bytes(response.into_body(), usize::MAX).await;
             };
-            // Watches, locks and campaigns do not end: what they do at once is enough.
+            // Watches, locks and campaigns do not end: only their first steps are tested.
             let _ = tokio::time::timeout(Duration::from_millis(2), answer).await;
         });
     }
@@ -163,6 +163,6 @@ fuzz_target!(|data: &[u8]| {
                 let _ = config.to_json();
             }
         }
-        other => panic!("there is no target {other}"),
+        other => panic!("FUZZ_TARGET={other}: no such target"),
     }
 });
