@@ -42,6 +42,7 @@ mod tests;
 mod txn;
 mod walk;
 mod watcher;
+mod write_txn;
 
 pub use encoded::{Fields, Kv, put_varint, take_varint, varint_len};
 pub use group::{Wake, WatchFilter};

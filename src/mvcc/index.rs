@@ -160,8 +160,9 @@ impl Index {
         (leaf, self.leaves[leaf].entries.binary_search_by(|h| h.key().cmp(key)))
     }
 
-    fn adjust(&mut self, leaf: usize, was: bool, is: bool) {
-        match (was, is) {
+    /// Counts a key in or out of its leaf.
+    fn adjust(&mut self, leaf: usize, was_live: bool, is_live: bool) {
+        match (was_live, is_live) {
             (false, true) => {
                 self.leaves[leaf].live += 1;
                 self.live.add(leaf, 1);

@@ -11,7 +11,7 @@ use super::log::{Batch, Event, EventKind, Log};
 use super::range::KeyRange;
 use super::state::State;
 use super::store::Store;
-use super::txn::WriteTxn;
+use super::write_txn::WriteTxn;
 use std::sync::Arc;
 
 /// A change that cannot come after the changes before it.
@@ -127,7 +127,7 @@ impl Recovery {
         for (kind, kv) in changes {
             fits &= fits && txn.replay(kind, kv);
         }
-        let (batch, _) = txn.finish();
+        let batch = txn.finish().batch;
         if let Some(lease) = revoked {
             // The changes above have deleted the keys of the lease.
             state.leases.take(lease);

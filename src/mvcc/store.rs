@@ -13,7 +13,8 @@ use super::pins::Pins;
 use super::range::KeyRange;
 use super::state::State;
 use super::stats::Counters;
-use super::txn::{self, DeleteResult, Put, PutResult, Txn, TxnResult, WriteTxn};
+use super::txn::{DeleteResult, Put, PutResult, Txn, TxnResult};
+use super::write_txn::{self, Committed, WriteTxn};
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
 use std::sync::Arc;
@@ -82,7 +83,7 @@ impl Store {
     /// Runs a transaction: either all of it at one revision, or none of it.
     pub fn txn(&self, txn: &Txn) -> Result<TxnResult, Error> {
         if txn.is_read_only() {
-            return txn::read_only(txn, &self.state.read());
+            return write_txn::read_only(txn, &self.state.read());
         }
         self.write(|w| w.run(txn)).0
     }
@@ -145,7 +146,7 @@ impl Store {
         let mut state = self.state.write();
         let mut txn = WriteTxn::new(&mut state);
         let done = f(&mut txn);
-        let (batch, revoked) = txn.finish();
+        let Committed { batch, revoked } = txn.finish();
         let revision = state.current;
         if batch.is_none() && revoked.is_none() {
             return (done, revision);
