@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use std::fs;
 use std::path::Path;
 
-/// A store in a directory, and a runtime to wait with.
+/// A store with its data directory open.
 struct Running {
     durable: Durable,
     loaded: Loaded,
@@ -59,7 +59,7 @@ fn start(config: &Config) -> Running {
     Running { durable, loaded }
 }
 
-/// As after a crash: the files as they are while the process runs.
+/// Copies the files of a running store, as a crash of the process would leave them.
 fn crashed(running: &Running, from: &Path, to: &Path) {
     running.flushed();
     copy(&from.join("store"), &to.join("store"));
@@ -71,7 +71,7 @@ fn copy(from: &Path, to: &Path) {
         let (entry, name) = entry.map(|e| (e.path(), e.file_name())).unwrap();
         match entry.is_dir() {
             true => copy(&entry, &to.join(name)),
-            // A checkpoint may just have removed it.
+            // A checkpoint may remove a file at the same time.
             false => drop(fs::copy(entry, to.join(name))),
         }
     }
@@ -164,7 +164,7 @@ fn a_second_process_a_newer_format_and_a_foreign_directory_are_refused() {
 }
 
 #[test]
-fn what_was_written_in_part_is_cut_off_and_nothing_else() {
+fn only_a_partly_written_group_is_cut_off() {
     let (home, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let running = start(&config(home.path()));
     for i in 0..5 {
@@ -202,9 +202,9 @@ fn a_machine_that_crashed_before_a_sync_makes_another_cluster() {
     crashed(&running, home.path(), other.path());
     let identity = running.loaded.identity;
     drop(running);
-    // It ended by itself.
+    // The process ended in order.
     assert_eq!(start(&interval(home.path())).loaded.identity, identity);
-    // It was killed, but the machine was not.
+    // The process was killed, but the machine was not restarted.
     let path = other.path().join("store/running");
     let marker = fs::read_to_string(&path).unwrap();
     assert_eq!(read(other.path()).unwrap().identity, identity);
@@ -242,14 +242,14 @@ fn an_imported_store_is_a_cluster_of_its_own() {
 
 type Content = (i64, Vec<(Vec<u8>, Vec<u8>)>);
 
-/// What a client could have been told: every key with its value, at the last revision.
+/// The last revision, and every key with its value.
 fn content(store: &Store) -> Content {
     let all = store.range(&RangeOptions::new(KeyRange::all())).unwrap();
     let pair = |kv: &crate::mvcc::Kv| (kv.key().to_vec(), kv.value().to_vec());
     (all.revision, all.kvs.iter().map(pair).collect())
 }
 
-/// A directory with a checkpoint and several log files, as a crash left it, and what it holds.
+/// Fills `aside` with a checkpoint and several log files, as a crash leaves them; returns the identity and the content.
 fn sample(aside: &Path) -> (StoreIdentity, Content) {
     let home = tempfile::tempdir().unwrap();
     let running = start(&config(home.path()));
@@ -257,7 +257,7 @@ fn sample(aside: &Path) -> (StoreIdentity, Content) {
         let value: Vec<u8> = (0..900).map(|n| (n + i) as u8 | 1).collect();
         running.put(&format!("k{}", i % 50), &value);
     }
-    // Until the checkpoint is there.
+    // Write until the checkpoint is complete.
     while running.durable.metrics().checkpoints.get() == 0 || running.durable.metrics().log_bytes.get() > 60_000 {
         running.put("more", &[7; 2000]);
     }
@@ -300,9 +300,9 @@ fn payloads() -> Vec<(Kind, u64, Vec<u8>)> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
 
-    /// Even with good checksums, what is read is only taken if it makes sense.
+    /// Payloads with good checksums and bad content yield a store or damage, and never a panic.
     #[test]
-    fn anything_can_be_replayed(
+    fn replaying_any_payload_does_not_panic(
         changes in proptest::collection::vec((0usize..1000, 0usize..1_000_000, 0u8..), 1..6), cut in 0usize..200,
     ) {
         static PAYLOADS: std::sync::OnceLock<Vec<(Kind, u64, Vec<u8>)>> = std::sync::OnceLock::new();
@@ -336,8 +336,8 @@ proptest! {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 120, ..ProptestConfig::default() })]
 
-    /// Bit flips, truncations, swapped, missing and half-written files: the store is as it was, or it is
-    /// another cluster, set aside once; it always starts, and goes on from there.
+    /// After bit flips, truncations, and swapped, missing or partly written files, the store starts: either with its
+    /// data, or empty as another cluster, with the damaged store set aside once. Either way the store accepts writes.
     #[test]
     fn damage_is_never_silent_and_never_in_the_way(
         kind in 0u8..6, file in 0usize..8, at in 0usize..1_000_000, bit in 0u8..8,
@@ -373,8 +373,7 @@ proptest! {
         let again = start(&config(home.path()));
         let found = content(&again.loaded.store);
         if again.loaded.identity.cluster_id == identity.cluster_id {
-            // Only the end of the log may be missing, as far as it could not be told from a group that was
-            // written in part: a zeroed end.
+            // Only a zeroed end of the log may be missing: it looks like a partly written group.
             prop_assert!(found == *whole || (kind == 5 && found.0 < whole.0), "{kind} {path:?}: {} {}", found.0, whole.0);
         } else {
             prop_assert_eq!(found, (1, vec![]));
@@ -417,7 +416,7 @@ fn a_missing_checkpoint_or_database_is_damage_even_if_nothing_came_after() {
         }
         let refused = read(home.path()).err().unwrap();
         assert!(matches!(refused, Error::Damaged(_)), "{engine}: {refused}");
-        // What is in the way of a file is damage, too.
+        // A directory in place of a file is damage, too.
         let identity = home.path().join("store/identity");
         fs::remove_file(&identity).unwrap();
         fs::create_dir(&identity).unwrap();

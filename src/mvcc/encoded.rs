@@ -20,7 +20,6 @@ pub struct Kv(Arc<[u8]>);
 /// The decoded fields of a [`Kv`], borrowed from it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Fields<'a> {
-    /// The key.
     pub key: &'a [u8],
     /// Main revision of the put that created the key.
     pub create_revision: i64,
@@ -28,9 +27,8 @@ pub struct Fields<'a> {
     pub mod_revision: i64,
     /// Number of puts since creation, from 1; 0 in a tombstone.
     pub version: i64,
-    /// The value.
     pub value: &'a [u8],
-    /// The lease the key is attached to, or 0.
+    /// The lease of the key, or 0.
     pub lease: i64,
 }
 
@@ -117,7 +115,7 @@ impl Kv {
         self.fields().value
     }
 
-    /// The lease the key is attached to, or 0.
+    /// The lease of the key, or 0.
     pub fn lease(&self) -> i64 {
         self.fields().lease
     }
@@ -216,7 +214,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn the_bytes_are_what_prost_would_write(
+        fn the_encoding_equals_that_of_prost(
             key in proptest::collection::vec(0u8.., 1..200),
             value in proptest::collection::vec(0u8.., 0..400),
             create_revision in 0i64.., mod_revision in 0i64.., version in 0i64.., lease: i64,

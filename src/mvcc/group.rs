@@ -23,13 +23,12 @@ const FRAMES_MAX: usize = 4 << 20;
 /// The events that a watcher sees. Watchers with equal filters share a group.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct WatchFilter {
-    /// The keys.
     pub range: KeyRange,
     /// Attach the previous key-value.
     pub prev_kv: bool,
-    /// Leave puts out.
+    /// Omit puts.
     pub no_put: bool,
-    /// Leave deletes out.
+    /// Omit deletes.
     pub no_delete: bool,
 }
 

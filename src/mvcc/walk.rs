@@ -30,8 +30,8 @@ pub struct Frozen {
 // === impl Store ===
 
 impl Store {
-    /// Freezes the present contents, to be read later piece by piece. Nothing is committed while `f` runs: what
-    /// the journal holds then is exactly what the frozen contents hold.
+    /// Freezes the present contents, to be read later piece by piece. Nothing is committed while `f` runs, so every
+    /// change that `f` finds in the journal is part of the contents.
     pub fn freeze<T>(self: &Arc<Self>, f: impl FnOnce() -> T) -> (Frozen, T) {
         let state = self.state.read();
         let frozen = Frozen {

@@ -1,4 +1,4 @@
-//! A file that is damaged in any way is read as far as it makes sense, or refused.
+//! Reading damaged files yields entries or an error, and never a panic.
 
 use super::*;
 use crate::snapshot::bolt::{self, fnv1a};
@@ -35,7 +35,7 @@ fn meta(file: &[u8], page: usize, at: usize) -> u64 {
     u64_at(file, page * PAGE + 16 + at).unwrap()
 }
 
-/// The error of reading it all.
+/// The error of reading the whole file.
 fn failure(file: &[u8]) -> String {
     let all = |reader: Reader| {
         reader.each_bucket(|_, entries| entries.try_for_each(|entry| entry.map(drop)))?;
@@ -215,7 +215,7 @@ fn damage(file: &mut Vec<u8>, random: &mut Random) {
             0 => file.truncate(at),
             1 => file[at] ^= 1 << random.below(8),
             2 => file[at] = random.below(256) as u8,
-            // In meta pages, which are summed.
+            // In meta pages, which have checksums.
             3 => {
                 let field = [8, 16, 32, 40, 48][random.below(5)];
                 let n = [numbers[random.below(numbers.len())], random.below(pages + 2) as u64];
@@ -243,7 +243,7 @@ fn damage(file: &mut Vec<u8>, random: &mut Random) {
     }
 }
 
-/// Damages `file` again and again; reading it yields no more than there is, soon.
+/// Damages `file` many times: reading ends soon, and yields no more bytes than the file has.
 fn fuzz(file: &[u8], cases: usize) {
     let mut random = Random(0x9E37_79B9_7F4A_7C15 ^ file.len() as u64);
     let mut intact = 0;
