@@ -54,7 +54,9 @@ pub enum Error {
     Missing(PathBuf),
     #[error("data directory {} already holds a store: use another directory", .0.display())]
     Exists(PathBuf),
-    #[error("damaged: {0}")]
+    #[error(
+        "the stored data is damaged: {0}; restore a snapshot, or use --on-corruption=rebuild to set the data aside"
+    )]
     Damaged(Damage),
     #[error("{action}: {error}")]
     Io { action: String, error: io::Error },

@@ -298,7 +298,7 @@ async fn a_data_directory_can_be_checked_dumped_saved_and_restored() {
         };
         succeeds(restore());
         let text = fails(restore());
-        assert!(text.contains("there is a store"), "{text}");
+        assert!(text.contains("already holds a store"), "{text}");
         let server = durable(&tls, &restored).start();
         let mut client = tls.client(&server.address().await, "anybody").await;
         let kvs = client.get("leased", None).await.unwrap();
