@@ -5,7 +5,6 @@ use crate::durable::{self, EngineKind, Import};
 use crate::kvstore::client::EtcdClient;
 use crate::kvstore::config::ClientConfig;
 use crate::lease;
-use crate::mvcc::GrantedLease;
 use crate::server;
 use crate::snapshot::{Content, Member, Reader, Snapshot, Status};
 use anyhow::{Context, bail, ensure};
@@ -163,18 +162,17 @@ impl SaveArgs {
 fn save_directory(directory: &Path, out: &mut File) -> anyhow::Result<()> {
     let loaded = durable::read(directory)?;
     let store = &loaded.store;
-    let info = |GrantedLease { id, ttl_secs }| {
-        let (granted_secs, left_secs, keys) = (ttl_secs, ttl_secs, vec![]);
+    let leases = store.leases().into_iter().map(|granted| {
         let info = lease::Info {
-            granted_secs,
-            left_secs,
-            keys,
+            granted_secs: granted.ttl_secs,
+            left_secs: granted.ttl_secs,
+            keys: vec![],
         };
-        (id, info)
-    };
+        (granted.id, info)
+    });
     let snapshot = Snapshot {
         versions: store.versions(0)?,
-        leases: store.leases().into_iter().map(info).collect(),
+        leases: leases.collect(),
         auth: Arc::new(loaded.metadata.auth()),
         alarms: loaded.metadata.alarms.clone(),
         member: Member {
