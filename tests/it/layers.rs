@@ -26,20 +26,6 @@ struct Exception {
 /// Circles of imports that are accepted. An import between a module and its own submodule is no circle.
 const CIRCLES: &[Exception] = &[
     Exception {
-        files: &[
-            "durable/engine.rs",
-            "durable/fjall.rs",
-            "durable/keyed.rs",
-            "durable/log.rs",
-            "durable/sled.rs",
-        ],
-        reason: "`engine` has both the trait and the choice of an engine",
-    },
-    Exception {
-        files: &["durable/journal.rs", "durable/writer.rs"],
-        reason: "the journal starts its writer thread",
-    },
-    Exception {
         files: &["k8s/api.rs", "k8s/follow.rs"],
         reason: "not cut yet",
     },
@@ -49,19 +35,6 @@ const CIRCLES: &[Exception] = &[
     },
     Exception {
         files: &["kvstoremesh/reflect.rs", "kvstoremesh/remote.rs"],
-        reason: "not cut yet",
-    },
-    Exception {
-        files: &[
-            "mvcc/hash.rs",
-            "mvcc/index.rs",
-            "mvcc/journal.rs",
-            "mvcc/stats.rs",
-            "mvcc/store.rs",
-            "mvcc/txn.rs",
-            "mvcc/walk.rs",
-            "mvcc/watcher.rs",
-        ],
         reason: "not cut yet",
     },
     Exception {
