@@ -8,7 +8,7 @@ use crate::kvstore::sync_store::SyncStore;
 use crate::kvstoremesh::{self, Mesh};
 use crate::model::cluster::ClusterInfo;
 use crate::model::keys::Scope;
-use crate::mvcc::{Event, EventKind, KeyRange, Taken, Wake, WatchFilter};
+use crate::mvcc::{Event, EventKind, KeyRange, Wake, WatchFilter, WatchUpdate};
 use crate::server::listen::Address;
 use crate::server::tls::{Protocol, TlsFiles};
 use crate::server::{self, Identity};
@@ -353,11 +353,12 @@ async fn print_changes_of(cluster: &Cluster) {
     let changed = Arc::new(Changed::default());
     let filter = WatchFilter::new(KeyRange::prefix(MIRRORED));
     let store = &cluster.etcd.store;
-    let (mut watcher, mut seen) = store.watch(filter, 0, Arc::clone(&changed) as _);
+    let mut watcher = store.watch(filter, 0, Arc::clone(&changed) as _);
+    let mut seen = watcher.created_at();
     loop {
         changed.0.notified().await;
         // Only the batches are printed; taking the encoded events keeps the watcher at the latest revision.
-        while let Taken::Events { .. } = watcher.take(usize::MAX) {}
+        while let WatchUpdate::Events { .. } = watcher.take(usize::MAX) {}
         for batch in store.batches(seen + 1, usize::MAX) {
             seen = batch.revision;
             for event in batch
