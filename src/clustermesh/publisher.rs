@@ -157,7 +157,7 @@ kinds! {
 #[derive(Default)]
 struct Effects {
     actions: Vec<Action>,
-    /// What is wrong with the object of the event.
+    /// Problems of the event's object.
     problems: Problems,
     /// Services whose keys depend on the event's object.
     services: VecDeque<NamespacedName>,

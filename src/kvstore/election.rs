@@ -69,11 +69,7 @@ impl EtcdBackend {
             let Some(before) = predecessor(&client, lock, &key).await? else {
                 return Ok(leadership);
             };
-            tracing::info!(
-                lock,
-                leader = before.key,
-                "another instance holds the leader lock; waiting for it"
-            );
+            tracing::info!(lock, leader = before.key, "waiting for the leader lock");
             let mut watch = client.watch_key(&before.key, 0).await?;
             // The key may have been deleted before the watch began.
             while predecessor(&client, lock, &key).await?.as_ref() == Some(&before) {

@@ -224,10 +224,7 @@ async fn of_two_mirrors_one_is_leader_and_the_other_takes_over() {
         mut local,
     } = mirror_of(&tls, &[&source], &[]).await;
     let second = Mirror::start(&tls, &target.address().await, &[]);
-    second
-        .process
-        .line("another instance holds the leader lock; waiting for it")
-        .await;
+    second.process.line("waiting for the leader lock").await;
     let leads = "cilium_kvstoremesh_leader_election_master_status{name=\"kvstoremesh\"}";
     assert_eq!(first.admin.metric(leads).await, Some(1.0));
     assert_eq!(second.admin.metric(leads).await, Some(0.0));

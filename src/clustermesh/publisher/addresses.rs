@@ -119,7 +119,10 @@ impl Endpoint<'_> {
         let mut named_ports = vec![];
         for port in self.named_ports {
             let Ok(number) = u16::try_from(port.port) else {
-                problems.push(format!("port {} of pod {:?} is not a port", port.port, self.pod));
+                problems.push(format!(
+                    "port {} of pod {:?} is not between 0 and 65535",
+                    port.port, self.pod
+                ));
                 continue;
             };
             named_ports.push(values::NamedPort {

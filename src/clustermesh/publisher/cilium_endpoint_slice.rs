@@ -32,7 +32,7 @@ impl Resource for CiliumEndpointSlices {
         });
         let entries = endpoints.flat_map(|e| e.entries(&mut out.problems)).collect();
         if slice.namespace.is_empty() {
-            out.problem("it has no namespace".to_owned());
+            out.problem("the slice has no namespace".to_owned());
         }
         let namespace = Name::from(&*slice.namespace);
         let before = state

@@ -8,7 +8,7 @@ use crate::model::keys::Scope;
 use bytes::Bytes;
 use std::collections::{BTreeMap, HashMap};
 
-/// The label that says to which namespace an identity belongs.
+/// The label with the namespace of an identity.
 const NAMESPACE_LABEL: &str = "k8s:io.kubernetes.pod.namespace";
 
 #[derive(Default)]
@@ -43,7 +43,7 @@ impl Resource for Identities {
         let labels = &identity.security_labels;
         let Some(namespace) = labels.get(NAMESPACE_LABEL).filter(|n| !n.is_empty()) else {
             // Parity: Cilium never exports an identity without a namespace.
-            out.problem(format!("it has no label {NAMESPACE_LABEL}"));
+            out.problem(format!("the identity has no label {NAMESPACE_LABEL}"));
             return Self::delete(state, key, out);
         };
         let (value, namespace) = (value(labels), Name::from(&**namespace));

@@ -30,7 +30,7 @@ impl Resource for Services {
 
     fn apply(state: &mut State, key: &ObjectKey, service: k8s::Service, out: &mut Effects) {
         if is_shared(&service) && is_external_name(&service) {
-            out.problem("it is global, but a name outside the cluster has no address to share".to_owned());
+            out.problem("the service is global, but an ExternalName service has no address to share".to_owned());
         }
         let name = NamespacedName::of(key);
         state.services.0.insert(name.clone(), service);

@@ -5,7 +5,7 @@ use crate::model::gojson;
 use bytes::Bytes;
 use serde::Serialize;
 
-/// What is wrong with an object, for whoever wrote it.
+/// Problems of an object, as texts for its author.
 pub(super) type Problems = Vec<String>;
 
 /// Values are kept for as long as their objects, so no spare capacity is kept with them.
@@ -34,7 +34,9 @@ pub(super) fn port_u16(port: i32) -> u16 {
 
 fn check(value: i64, max: i64, field: &str, problems: &mut Problems) {
     if !(0..=max).contains(&value) {
-        problems.push(format!("its {field} {value} is not from 0 to {max}, and is cut"));
+        problems.push(format!(
+            "the {field} {value} is not between 0 and {max}: its low bits are published"
+        ));
     }
 }
 
