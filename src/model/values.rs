@@ -1,5 +1,5 @@
 //! The values of the keys, as agents read them: JSON with Cilium's fields in Cilium's order, so that they are equal byte
-//! for byte. [`super::keys`] has the key of each value.
+//! for byte. The table in `keys` has the key of each value.
 
 use super::ip::{Cidr, GoIp};
 use serde::Serialize;

@@ -1,7 +1,7 @@
 //! EndpointSlices: `cilium/state/endpointslices/v1/<cluster>/<namespace>/<slice>`, as Cilium 1.20 exports them.
 //!
 //! A slice is published while the service that its label names is shared; its addresses are also part of that service's
-//! key. [`service::publish`](super::service::publish) writes both.
+//! key. `service::publish` writes both.
 
 use super::{Effects, Name, NamespacedName, Resource, State};
 use crate::k8s::types::{self as k8s, ObjectKey};
