@@ -46,7 +46,7 @@ pub struct SyncStore {
     state: Mutex<State>,
     /// Notified when keys are queued.
     wake: Notify,
-    /// Notified when keys are written.
+    /// Notified when keys are written, or turn out to have their value already.
     progress: Notify,
 }
 

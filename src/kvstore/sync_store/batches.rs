@@ -17,7 +17,7 @@ impl SyncStore {
     pub(super) fn next_batch(&self) -> Vec<Write> {
         let mut state = self.state.lock();
         let State { table, queue, full, .. } = &mut *state;
-        let (mut batch, mut bytes) = (Vec::new(), 0);
+        let (mut batch, mut bytes, mut any_settled) = (Vec::new(), 0, false);
         let most = self.backend.batch_max();
         while batch.len() < most && bytes < BATCH_BYTES {
             let Some(key) = queue.pop_front() else { break };
@@ -32,8 +32,15 @@ impl SyncStore {
                     batch.push(Write::Put(key, value));
                 }
                 Some(Next::Delete) => batch.push(Write::Delete(key)),
-                Some(Next::Nothing) | None => table.remove_if_idle(&key),
+                Some(Next::Nothing) | None => {
+                    table.remove_if_idle(&key);
+                    any_settled = true;
+                }
             }
+        }
+        drop(state);
+        if any_settled {
+            self.progress.notify_waiters();
         }
         batch
     }
