@@ -2,7 +2,7 @@
 
 pub mod certs;
 pub mod etcdinit;
-pub mod figures;
+pub mod metrics;
 pub mod signal;
 mod users;
 
@@ -29,9 +29,9 @@ use crate::users::Users;
 use crate::util::lifecycle::Lifecycle;
 use crate::util::readiness::{Block, Ready};
 use anyhow::Context;
-use figures::Figures;
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use metrics::DaemonMetrics;
 use std::mem::ManuallyDrop;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -295,13 +295,13 @@ pub fn start_publisher(
     options: Options,
     source: ObjectSource,
     backend: Arc<dyn Backend>,
-    figures: &Figures,
+    metrics: &DaemonMetrics,
     ready: &Ready,
     life: &Lifecycle,
 ) -> Arc<SyncStore> {
     let (sender, events) = mpsc::channel(EVENTS);
     let kinds = Publisher::kinds(&options);
-    let (stop, status) = (life.stop_token().clone(), figures.kubernetes.clone());
+    let (stop, status) = (life.stop_token().clone(), metrics.kubernetes.clone());
     match source {
         ObjectSource::Manifests(directory) => {
             life.spawn("manifests", async move {
@@ -321,7 +321,7 @@ pub fn start_publisher(
             });
         }
     }
-    clustermesh::start(options, events, backend, &figures.kvstore, ready, life)
+    clustermesh::start(options, events, backend, &metrics.kvstore, ready, life)
 }
 
 /// Fails if the configuration of `source` cannot work, before anything is started.
@@ -336,19 +336,19 @@ pub async fn check_source(source: &ObjectSource) -> anyhow::Result<()> {
 pub fn start_mesh(
     config: kvstoremesh::Config,
     backend: Arc<dyn Backend>,
-    figures: &Figures,
+    metrics: &DaemonMetrics,
     ready: &Ready,
     life: &Lifecycle,
 ) -> Arc<Mesh> {
-    let mesh = Mesh::start(config, backend, &figures.kvstore, ready, life);
-    figures.mesh.follow(&mesh);
+    let mesh = Mesh::start(config, backend, &metrics.kvstore, ready, life);
+    metrics.mesh.follow(&mesh);
     mesh
 }
 
 /// Serves the status API of the mirror at `address`; an empty address disables the API.
-pub async fn start_mesh_api(address: &str, figures: &Figures, life: &Lifecycle) -> anyhow::Result<()> {
+pub async fn start_mesh_api(address: &str, metrics: &DaemonMetrics, life: &Lifecycle) -> anyhow::Result<()> {
     if !address.is_empty() {
-        let router = kvstoremesh::api::router(figures.mesh.clone());
+        let router = kvstoremesh::api::router(metrics.mesh.clone());
         start_http("status API", address, router, life).await?;
     }
     Ok(())
@@ -363,7 +363,7 @@ const STANDBY: Duration = Duration::from_secs(10);
 /// long that readiness had to be released.
 pub async fn lead(
     store: &Arc<EtcdBackend>,
-    figures: &Figures,
+    metrics: &DaemonMetrics,
     starting: Starting,
     life: &Lifecycle,
 ) -> Option<Starting> {
@@ -382,8 +382,8 @@ pub async fn lead(
         lock = MESH_LOCK,
         "leading: this instance holds the leader lock and mirrors"
     );
-    figures.leads(true);
-    let (store, figures, stop) = (Arc::clone(store), figures.clone(), life.stop_token().clone());
+    metrics.set_leader(true);
+    let (store, metrics, stop) = (Arc::clone(store), metrics.clone(), life.stop_token().clone());
     life.spawn("leadership", async move {
         let lease = leadership.lease();
         tokio::select! {
@@ -392,7 +392,7 @@ pub async fn lead(
                 Ok(())
             }
             () = store.hold(leadership) => {
-                figures.leads(false);
+                metrics.set_leader(false);
                 Err("Leader election lost")
             }
         }
@@ -427,11 +427,11 @@ pub fn start_users(
     path: PathBuf,
     admin: Arc<dyn UserAdmin>,
     cluster: &ClusterName,
-    figures: &Figures,
+    metrics: &DaemonMetrics,
     life: &Lifecycle,
 ) {
     let users = Arc::new(Users::new(path, users::own_names(cluster)));
-    figures.follow_users(&users);
+    metrics.follow_users(&users);
     life.spawn_forever("users", async move { users.run(admin).await });
 }
 

@@ -209,7 +209,7 @@ fn settings(command: &clap::Command, matches: &ArgMatches) -> Vec<String> {
 
 /// Starts the log of a daemon with its settings, the version, and what is ignored.
 fn start_log(log: &flags::LogArgs, settings: &[String], ignored: &[IgnoredSetting]) {
-    let options = logging::options(log.debug, &log.log_opt);
+    let options = logging::options(logging::level(log.debug), &log.log_opt);
     logging::init(options.format, options.level, options.output);
     settings.iter().for_each(|setting| tracing::info!("{setting}"));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "Isthmus clustermesh-apiserver");

@@ -49,17 +49,17 @@ impl ClustermeshArgs {
         app::check_source(&source).await?;
         let ready = Ready::default();
         let starting = Starting::new(&ready);
-        let figures = observe.start("cilium_clustermesh_apiserver", &ready, life).await?;
+        let metrics = observe.start("cilium_clustermesh_apiserver", &ready, life).await?;
         let admin = EtcdUsers::new(store.source.clone());
-        let store = EtcdBackend::start(store, &figures.kvstore, life);
+        let store = EtcdBackend::start(store, &metrics.kvstore, life);
         let backend: Arc<dyn Backend> = Arc::clone(&store) as _;
-        figures.conditions(&backend, observe.ready_needs, &ready);
+        metrics.conditions(&backend, observe.ready_needs, &ready);
         let connected = store.connected().await;
         connected.context("failed to establish connection to kvstore")?;
         let options = publisher.options(cluster.clone(), service.clustermesh_service_v2);
-        app::start_publisher(options, source, backend, &figures, &ready, life);
+        app::start_publisher(options, source, backend, &metrics, &ready, life);
         if let Some(path) = users.path() {
-            app::start_users(path, Arc::new(admin), &cluster.name, &figures, life);
+            app::start_users(path, Arc::new(admin), &cluster.name, &metrics, life);
         }
         starting.complete();
         app::once_ready(&ready, life, move || store.initial_write_done());

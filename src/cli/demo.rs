@@ -224,9 +224,9 @@ fn run(cluster: Cluster, life: &Lifecycle) -> Running {
         remotes: Default::default(),
     };
     let source = ObjectSource::Manifests(cluster.manifests.clone());
-    let figures = app::figures::Figures::default();
-    let publisher = app::start_publisher(options, source, cluster.etcd.backend(), &figures, &published, life);
-    let mesh = app::start_mesh(config, cluster.etcd.backend(), &figures, &mirrored, life);
+    let metrics = app::metrics::DaemonMetrics::default();
+    let publisher = app::start_publisher(options, source, cluster.etcd.backend(), &metrics, &published, life);
+    let mesh = app::start_mesh(config, cluster.etcd.backend(), &metrics, &mirrored, life);
     Running {
         cluster,
         publisher,

@@ -1,4 +1,4 @@
-//! Groups of flags that several subcommands share, with Cilium's names, defaults and `CILIUM_` variables.
+//! ControllerGroups of flags that several subcommands share, with Cilium's names, defaults and `CILIUM_` variables.
 //!
 //! Each group turns into the configuration of one room.
 
@@ -12,7 +12,7 @@ pub use publisher::{PublisherArgs, ServiceArgs};
 
 use super::ignored::IgnoredFlags;
 use crate::app;
-use crate::app::figures::{Figures, Groups, Needs};
+use crate::app::metrics::{ControllerGroups, DaemonMetrics, Needs};
 use crate::model::cluster::ClusterInfo;
 use crate::util::lifecycle::Lifecycle;
 use crate::util::readiness::Ready;
@@ -130,19 +130,19 @@ fn needs(text: &str) -> Result<Needs, String> {
 
 impl ObserveArgs {
     /// Starts serving health and metrics; `prefix` begins the names of metrics.
-    pub async fn start(&self, prefix: &str, ready: &Ready, life: &Lifecycle) -> anyhow::Result<Figures> {
-        let figures = Figures::default();
-        figures.follow(ready, life);
+    pub async fn start(&self, prefix: &str, ready: &Ready, life: &Lifecycle) -> anyhow::Result<DaemonMetrics> {
+        let metrics = DaemonMetrics::default();
+        metrics.follow(ready, life);
         if self.health_port != 0 {
             let started = app::start_health(&format!(":{}", self.health_port), ready.clone(), life).await;
             started.context("--health-port")?;
         }
         if !self.prometheus_serve_addr.is_empty() {
-            let groups = Groups::new(&self.controller_group_metrics);
-            let served = figures.serve(prefix, &self.prometheus_serve_addr, groups, life).await;
+            let groups = ControllerGroups::new(&self.controller_group_metrics);
+            let served = metrics.serve(prefix, &self.prometheus_serve_addr, groups, life).await;
             served.context("--prometheus-serve-addr")?;
         }
-        Ok(figures)
+        Ok(metrics)
     }
 }
 

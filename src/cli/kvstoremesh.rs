@@ -61,18 +61,18 @@ impl KvstoremeshArgs {
         (config.remotes.page, config.remotes.keepalive) = (store.limits.page, store.keepalive);
         let ready = Ready::default();
         let starting = Starting::new(&ready);
-        let figures = observe.start("cilium_kvstoremesh", &ready, life).await?;
-        figures.leads(false);
-        figures.mesh.stand_by();
-        let backend = EtcdBackend::start(store, &figures.kvstore, life);
-        figures.store_condition(&(Arc::clone(&backend) as _), observe.ready_needs, &ready);
+        let metrics = observe.start("cilium_kvstoremesh", &ready, life).await?;
+        metrics.set_leader(false);
+        metrics.mesh.stand_by();
+        let backend = EtcdBackend::start(store, &metrics.kvstore, life);
+        metrics.store_condition(&(Arc::clone(&backend) as _), observe.ready_needs, &ready);
         let connected = backend.connected().await;
         connected.context("failed to establish connection to kvstore")?;
-        let api = app::start_mesh_api(&mesh.api_serve_addr, &figures, life).await;
+        let api = app::start_mesh_api(&mesh.api_serve_addr, &metrics, life).await;
         api.context("--api-serve-addr")?;
-        let starting = app::lead(&backend, &figures, starting, life).await;
+        let starting = app::lead(&backend, &metrics, starting, life).await;
         if enable_heartbeat {
-            app::start_heartbeat(Arc::clone(&backend) as _, figures.kvstore.clone(), life);
+            app::start_heartbeat(Arc::clone(&backend) as _, metrics.kvstore.clone(), life);
         }
         // Separate from `ready`: a standby is ready although its mirror has not started.
         let mirrored = Ready::default();
@@ -81,7 +81,7 @@ impl KvstoremeshArgs {
             let pending = waiting.pending();
             (!pending.is_empty()).then(|| pending.join(", "))
         });
-        app::start_mesh(config, Arc::clone(&backend) as _, &figures, &mirrored, life);
+        app::start_mesh(config, Arc::clone(&backend) as _, &metrics, &mirrored, life);
         app::once_ready(&mirrored, life, move || {
             starting.into_iter().for_each(Starting::complete);
             backend.initial_write_done();

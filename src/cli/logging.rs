@@ -75,7 +75,13 @@ pub fn fatal(message: &str) -> bool {
         rest: vec![],
     };
     let mut line = String::new();
-    let written = log_line(&mut Writer::new(&mut line), *format, "fatal", ("", 0), &fields);
+    let written = log_line(
+        &mut Writer::new(&mut line),
+        *format,
+        "fatal",
+        SourceLine::default(),
+        &fields,
+    );
     match output {
         Output::Stdout => print!("{line}"),
         Output::Stderr => eprint!("{line}"),
@@ -88,9 +94,9 @@ pub fn level(debug: bool) -> Level {
     if debug { Level::DEBUG } else { Level::INFO }
 }
 
-/// Parses `--log-opt`, whose level overrides `--debug`.
-pub fn options(debug: bool, options: &[String]) -> Options {
-    let (mut format, mut level) = (Format::Text, level(debug));
+/// Parses `--log-opt`. Its level overrides `default_level`.
+pub fn options(default_level: Level, options: &[String]) -> Options {
+    let (mut format, mut level) = (Format::Text, default_level);
     let (mut output, mut invalid) = (Output::Stdout, vec![]);
     for option in options {
         let (key, value) = option.split_once('=').unwrap_or((option, ""));
@@ -150,18 +156,22 @@ where
         event.record(&mut fields);
         let meta = event.metadata();
         let level = meta.level().as_str().to_ascii_lowercase();
-        let at = (meta.file().unwrap_or_default(), meta.line().unwrap_or_default());
+        let at = SourceLine {
+            file: meta.file().unwrap_or_default(),
+            line: meta.line().unwrap_or_default(),
+        };
         log_line(&mut writer, self.0, &level, at, &fields)
     }
 }
 
-fn log_line(
-    writer: &mut Writer<'_>,
-    format: Format,
-    level: &str,
-    (file, line): (&str, u32),
-    fields: &Fields,
-) -> fmt::Result {
+/// The place in the sources that logs.
+#[derive(Clone, Copy, Default)]
+struct SourceLine<'a> {
+    file: &'a str,
+    line: u32,
+}
+
+fn log_line(writer: &mut Writer<'_>, format: Format, level: &str, at: SourceLine<'_>, fields: &Fields) -> fmt::Result {
     let time = jiff::Timestamp::now();
     match format {
         Format::Text | Format::TextWithoutTime => {
@@ -177,9 +187,9 @@ fn log_line(
         Format::Json => json(writer, &[("time", &time.to_string()), ("level", level)], fields),
         Format::JsonWithoutTime => json(writer, &[("level", level)], fields),
         Format::Etcd => {
-            let file = file.rsplit('/').next().unwrap_or_default();
+            let file = at.file.rsplit('/').next().unwrap_or_default();
             let ts = time.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string();
-            let caller = format!("{file}:{line}");
+            let caller = format!("{file}:{}", at.line);
             json(writer, &[("level", level), ("ts", &ts), ("caller", &caller)], fields)
         }
     }
@@ -225,7 +235,7 @@ mod tests {
             "color=red".to_owned(),
             "writer=stderr".to_owned(),
         ];
-        let options = options(true, &given);
+        let options = options(Level::DEBUG, &given);
         assert_eq!((options.format, options.level), (Format::JsonWithoutTime, Level::WARN));
         assert_eq!((options.output, options.invalid.len()), (Output::Stderr, 1));
     }

@@ -92,7 +92,7 @@ impl ServeArgs {
         app::check_source(&source).await?;
         let ready = Ready::default();
         let starting = Starting::new(&ready);
-        let figures = observe.start("cilium_clustermesh_apiserver", &ready, life).await?;
+        let metrics = observe.start("cilium_clustermesh_apiserver", &ready, life).await?;
         let tls = Tls {
             cert: Some(cert_file),
             key: Some(key_file),
@@ -117,23 +117,23 @@ impl ServeArgs {
             ..EtcdConfig::new(server, tls.listeners(&listen_client_urls)?)
         };
         let etcd = Etcd::start(config, life).await?;
-        figures.conditions(&etcd.backend(), observe.ready_needs, &ready);
+        metrics.conditions(&etcd.backend(), observe.ready_needs, &ready);
         for address in &etcd.addresses {
             tracing::info!(%address, cluster_name = %cluster.name, cluster_id = cluster.id, "serving etcd clients");
         }
         match users.path() {
             Some(path) if client_cert_auth => {
-                app::start_users(path, etcd.users(), &cluster.name, &figures, life);
+                app::start_users(path, etcd.users(), &cluster.name, &metrics, life);
             }
             Some(_) => tracing::warn!("--cluster-users-enabled has no effect with --client-cert-auth=false"),
             None => {}
         }
         let options = publisher.options(cluster.clone(), mode);
-        app::start_publisher(options, source, etcd.backend(), &figures, &ready, life);
+        app::start_publisher(options, source, etcd.backend(), &metrics, &ready, life);
         if let Some(config) = mesh.config(cluster, mode) {
-            let api = app::start_mesh_api(&mesh.api_serve_addr, &figures, life).await;
+            let api = app::start_mesh_api(&mesh.api_serve_addr, &metrics, life).await;
             api.context("--api-serve-addr")?;
-            app::start_mesh(config, etcd.backend(), &figures, &ready, life);
+            app::start_mesh(config, etcd.backend(), &metrics, &ready, life);
         }
         starting.complete();
         Ok(())

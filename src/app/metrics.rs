@@ -47,7 +47,7 @@ impl Default for Needs {
 
 /// The metrics of all parts of a daemon. Clones share them.
 #[derive(Clone, Default)]
-pub struct Figures {
+pub struct DaemonMetrics {
     pub kvstore: kvstore::Metrics,
     pub kubernetes: Status,
     pub mesh: kvstoremesh::metrics::Figures,
@@ -59,9 +59,9 @@ pub struct Figures {
 
 /// The controller groups whose runs are counted (`--controller-group-metrics`).
 #[derive(Clone, Debug, Default)]
-pub struct Groups(Vec<String>);
+pub struct ControllerGroups(Vec<String>);
 
-impl Groups {
+impl ControllerGroups {
     /// Takes names of groups, `all`, or `none`, which overrides the others.
     pub fn new(names: &[String]) -> Self {
         Self(names.to_vec())
@@ -74,7 +74,7 @@ impl Groups {
 }
 
 /// The metrics of the tasks that Cilium calls controllers.
-struct Controllers(Groups, Figures);
+struct Controllers(ControllerGroups, DaemonMetrics);
 
 impl fmt::Debug for Controllers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -84,7 +84,7 @@ impl fmt::Debug for Controllers {
 
 impl Collector for Controllers {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let Self(groups, figures) = self;
+        let Self(groups, metrics) = self;
         let mut page = Page(encoder);
         let mut runs = vec![];
         let mut add = |group: &str, (well, badly): (u64, u64)| {
@@ -95,9 +95,9 @@ impl Collector for Controllers {
                 }
             }
         };
-        let probes = figures.kubernetes.probes();
+        let probes = metrics.kubernetes.probes();
         add("k8s-heartbeat", (probes.succeeded, probes.failed));
-        if let Some(mesh) = figures.mesh.mesh() {
+        if let Some(mesh) = metrics.mesh.mesh() {
             let live = mesh.live();
             let sum = |of: fn(&Live) -> u64| live.iter().map(|(live, ..)| of(live)).sum();
             add(
@@ -105,7 +105,7 @@ impl Collector for Controllers {
                 (sum(|l| l.connects), sum(|l| l.attempts_failed)),
             );
         }
-        let users = figures.users.lock().as_ref().map(|users| users.status());
+        let users = metrics.users.lock().as_ref().map(|users| users.status());
         if let Some(status) = &users {
             add(users::GROUP, (status.runs_ok, status.runs_failed));
         }
@@ -129,7 +129,7 @@ fn lasting(outage: Option<Outage>, after: Duration) -> Option<String> {
     Some(format!("for {} s: {reason}", lasted.as_secs()))
 }
 
-impl Figures {
+impl DaemonMetrics {
     /// Measures the time until readiness is reached.
     pub fn follow(&self, ready: &Ready, life: &Lifecycle) {
         let (bootstrap, begun) = (self.bootstrap.clone(), Instant::now());
@@ -145,9 +145,9 @@ impl Figures {
     }
 
     /// Records whether this process holds the leader lock.
-    pub fn leads(&self, leads: bool) {
+    pub fn set_leader(&self, is_leader: bool) {
         let labels = vec![("name", "kvstoremesh".to_owned())];
-        self.leader.get_or_create(&labels).set(leads.into());
+        self.leader.get_or_create(&labels).set(is_leader.into());
     }
 
     /// Registers the readiness conditions of the store and of the Kubernetes API.
@@ -172,7 +172,7 @@ impl Figures {
     }
 
     /// All metrics, under Cilium's names.
-    fn registry(&self, prefix: &str, groups: Groups) -> Registry {
+    fn registry(&self, prefix: &str, groups: ControllerGroups) -> Registry {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(ProcessCollector));
         let ours = registry.sub_registry_with_prefix(prefix);
@@ -205,7 +205,7 @@ impl Figures {
         &self,
         prefix: &str,
         address: &str,
-        groups: Groups,
+        groups: ControllerGroups,
         life: &Lifecycle,
     ) -> anyhow::Result<SocketAddr> {
         let router = admin::metrics(Arc::new(self.registry(prefix, groups)));
