@@ -43,7 +43,7 @@ use tokio::time::Instant;
 /// Capacity of the queue between the source of objects and the publisher. A full queue holds the source up.
 const EVENTS: usize = 1024;
 
-/// Where to listen for etcd clients.
+/// A socket for etcd clients.
 #[derive(Clone, Debug)]
 pub struct ListenConfig {
     /// The socket.
@@ -119,7 +119,7 @@ impl EtcdConfig {
     }
 }
 
-/// Where the publisher's objects come from.
+/// The source of the publisher's objects.
 #[derive(Clone, Debug)]
 pub enum ObjectSource {
     /// A directory of manifests.

@@ -83,7 +83,7 @@ enum Command {
     Version,
 }
 
-/// What a subcommand is run with.
+/// A parsed subcommand with its settings.
 struct Invocation {
     command: Command,
     /// The settings in force, for the log.

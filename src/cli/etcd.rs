@@ -368,7 +368,7 @@ impl EtcdArgs {
     }
 }
 
-/// What `etcd --version` prints.
+/// The text of `etcd --version`.
 pub fn version() -> String {
     let (arch, os) = (std::env::consts::ARCH, std::env::consts::OS);
     format!(

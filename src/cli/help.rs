@@ -1,4 +1,4 @@
-//! What all help texts have in common: full stops, and names for values of flags.
+//! The style of all help texts: full stops, and names for the values of boolean flags.
 
 use clap::{Arg, ArgAction, Command};
 
@@ -31,7 +31,7 @@ fn with_full_stop(arg: Arg) -> Arg {
     }
 }
 
-/// A boolean flag takes its value after `=` only, and may have none.
+/// Boolean flags take an optional value, after `=` only.
 fn with_value_name(arg: Arg) -> Arg {
     match arg.is_require_equals_set() {
         true => arg.value_name("true|false"),

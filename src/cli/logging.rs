@@ -25,7 +25,7 @@ pub enum Format {
     Etcd,
 }
 
-/// Where log lines go. Cilium's daemons log to standard output, etcd to standard error.
+/// The stream that log lines are written to. Cilium's daemons log to standard output, etcd to standard error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Output {
     Stdout,

@@ -9,7 +9,7 @@ use clap::Command;
 use clap::error::{ContextKind, ContextValue, Error, ErrorKind};
 use std::error::Error as _;
 
-/// What to print, and where.
+/// The texts to print, and the exit code.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Answer {
     /// For standard output.
