@@ -26,14 +26,6 @@ struct Exception {
 /// Circles of imports that are accepted. An import between a module and its own submodule is no circle.
 const CIRCLES: &[Exception] = &[
     Exception {
-        files: &["k8s/api.rs", "k8s/follow.rs"],
-        reason: "not cut yet",
-    },
-    Exception {
-        files: &["kvstore/metrics.rs", "kvstore/sync_store.rs"],
-        reason: "not cut yet",
-    },
-    Exception {
         files: &["kvstoremesh/reflect.rs", "kvstoremesh/remote.rs"],
         reason: "not cut yet",
     },
