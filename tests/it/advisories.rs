@@ -2,8 +2,9 @@
 
 use crate::support::store::{add_user, denied, plain_client, plain_etcd};
 use crate::support::tls::etcd;
-use crate::support::{PATIENCE, Process, Tls, http};
+use crate::support::{Process, Tls, http};
 use etcd_client::*;
+use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -128,7 +129,7 @@ async fn an_unfinished_tls_handshake_is_closed() {
     let server = etcd(&tls).start();
     let mut silent = TcpStream::connect(server.address().await).await.unwrap();
     let mut byte = [0];
-    let closed = timeout(PATIENCE, silent.read(&mut byte)).await;
+    let closed = timeout(Duration::from_secs(20), silent.read(&mut byte)).await;
     assert!(matches!(closed, Ok(Ok(0))), "{closed:?}");
 }
 

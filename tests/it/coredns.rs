@@ -182,7 +182,13 @@ async fn a_configuration_that_cannot_be_adapted_stays_as_it_is() {
             255,
             "cannot get Deployment dns/x",
         ),
-        ("coredns:1.13.0", &untagged, "--enable-k8s=false", 255, "not enabled"),
+        (
+            "coredns:1.13.0",
+            &untagged,
+            "--enable-k8s=false",
+            255,
+            "cannot configure CoreDNS with --enable-k8s=false",
+        ),
     ] {
         let api = Api::start(image, more.clone()).await;
         let flags: &[&str] = if flag.is_empty() { &[] } else { &[flag] };

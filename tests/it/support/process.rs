@@ -135,15 +135,21 @@ impl Process {
 
     /// Waits for a line that contains `part`, earlier lines included.
     pub async fn line(&self, part: &str) -> String {
+        self.line_with_any(&[part]).await
+    }
+
+    /// Waits for a line that contains one of `parts`, earlier lines included.
+    async fn line_with_any(&self, parts: &[&str]) -> String {
         let mut state = self.state.clone();
-        let found = |state: &State| state.lines.iter().find(|line| line.contains(part)).cloned();
+        let matches = |line: &&String| parts.iter().any(|part| line.contains(part));
+        let found = |state: &State| state.lines.iter().find(matches).cloned();
         let wait = state.wait_for(|state| found(state).is_some() || state.ended.is_some());
         if let Ok(Ok(state)) = timeout(PATIENCE, wait).await
             && let Some(line) = found(&state)
         {
             return line;
         }
-        panic!("no line contains {part:?} in:\n{}", self.log());
+        panic!("no line contains any of {parts:?} in:\n{}", self.log());
     }
 
     /// Everything logged so far.
@@ -153,7 +159,9 @@ impl Process {
 
     /// The address on which clients are served, from the line that announces it.
     pub async fn address(&self) -> String {
-        let line = self.line("serving ").await;
+        let line = self
+            .line_with_any(&["serving etcd clients", "serving client traffic"])
+            .await;
         let start = line
             .find("127.0.0.1:")
             .unwrap_or_else(|| panic!("no address in {line:?}"));

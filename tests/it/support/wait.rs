@@ -4,7 +4,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// How long a condition may take to hold: long enough for a loaded machine. A test that waits this long fails.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The pause between two looks at a condition that nothing announces.
 const PAUSE: Duration = Duration::from_millis(10);
