@@ -282,7 +282,7 @@ async fn serve_admits_exactly_the_users_that_the_file_lists() {
     assert!(!may_read(&mut tokyo, "cilium/state/").await);
     map.list(&["remote-tokyo", "remote-osaka", "root"]);
     is_admitted(&mut tokyo).await;
-    first.line("\\\"root\\\" is a user of this cluster's own").await;
+    first.line("\\\"root\\\" is one of this cluster's own users").await;
     assert!(!may_read(&mut tokyo, "cilium/cache/").await);
     let error = tokyo.put("cilium/state/x", "1", None).await.unwrap_err().to_string();
     assert!(error.contains("permission denied"), "{error}");
