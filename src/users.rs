@@ -136,7 +136,7 @@ impl Users {
     fn file_failed(&self, error: String) {
         tracing::error!(
             error,
-            "the users file is invalid: users stay as they are until the file changes"
+            "the users file is invalid or unreadable: users stay as they are until it can be used"
         );
         let mut status = self.status.lock();
         status.runs_failed += 1;

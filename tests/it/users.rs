@@ -309,7 +309,7 @@ async fn serve_admits_exactly_the_users_that_the_file_lists() {
     }
     assert_eq!(seen, [b"1", b"2"], "the watches of other users must continue");
     map.set("users: {");
-    first.line("the users file is invalid").await;
+    first.line("the users file is invalid or unreadable").await;
     assert!(
         may_read(&mut osaka, "cilium/state/").await,
         "an invalid file must not change users"
