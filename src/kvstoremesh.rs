@@ -2,12 +2,23 @@
 //! locally only.
 
 pub mod api;
+pub mod cluster;
 pub mod config_dir;
-mod leave;
+mod connection;
+mod error;
+mod exports;
+mod ids;
 pub mod metrics;
+mod position;
+mod reconnect;
 mod reflect;
+pub mod reflector;
+pub mod refusal;
 mod remote;
+mod removal;
+mod slots;
 pub mod status;
+mod witness;
 
 use crate::kvstore::client::Options;
 use crate::kvstore::dial::Dialer;
@@ -18,17 +29,20 @@ use crate::model::keys::Scope;
 use crate::util::backoff::Backoff;
 use crate::util::lifecycle::Lifecycle;
 use crate::util::readiness::Ready;
+use cluster::Cluster;
 use config_dir::Event;
-use leave::{Gate, Leaving};
 use parking_lot::Mutex;
-use reflect::{Positions, Turns};
-use remote::Remote;
-use status::{Live, RemoteCluster, Shared};
+use reflector::{Completeness, SizeLimit};
+use remote::{Remote, SharedCluster};
+use removal::{MirrorLock, Removal};
+use slots::Limits;
+use status::RemoteCluster;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// What to mirror, and how.
@@ -40,21 +54,21 @@ pub struct Config {
     pub directory: PathBuf,
     /// After this long without a remote its services are revoked; zero: never.
     pub cache_ttl: Duration,
-    /// A remote that is not connected to by then does not hold up readiness.
+    /// Readiness does not wait for a remote whose configuration was not read within this time.
     pub per_cluster_ready_timeout: Duration,
-    /// Readiness does not wait longer than this for anything.
+    /// Readiness does not wait longer than this for any remote.
     pub global_ready_timeout: Duration,
-    /// How long a removed cluster's data stays after its configuration went.
+    /// How long the data of a removed cluster stays after its configuration was removed.
     pub drain_grace: Duration,
-    /// How long the data of a cluster stays that left before the start, in case its file only comes late.
+    /// How long the data stays of a cluster that has no client file at the start, in case the file comes late.
     pub former_grace: Duration,
     /// Whether the data of a removed cluster is removed at all.
     pub drain: bool,
     /// Whether legacy services are mirrored.
     pub legacy_services: bool,
-    /// Most keys of one kind of one cluster: more is a fault there, and is not mirrored.
+    /// Most keys of one kind of one cluster; a kind that has more is not mirrored any further.
     pub keys_max: usize,
-    /// How remotes are asked.
+    /// Options of the clients of the remotes.
     pub remotes: Options,
 }
 
@@ -64,26 +78,36 @@ pub struct Mesh {
     backend: Arc<dyn Backend>,
     metrics: kvstore::Metrics,
     life: Lifecycle,
-    clusters: Mutex<BTreeMap<ClusterName, Member>>,
-    turns: Arc<Turns>,
+    members: Mutex<BTreeMap<ClusterName, Member>>,
+    limits: Arc<Limits>,
+    /// Told when the id of a cluster may be new, or a cluster was removed.
+    ids_changed: Arc<Notify>,
 }
 
 enum Member {
-    Mirrored(Cluster),
-    Leaving(Arc<Leaving>),
+    Mirrored(Mirror),
+    Leaving(Arc<Removal>),
 }
 
-struct Cluster {
+/// The tasks of one cluster that is mirrored.
+struct Mirror {
     sync: Arc<SyncStore>,
-    status: Shared,
-    positions: Positions,
-    /// How the remote is asked; with it, where it was.
-    how: Options,
+    state: SharedCluster,
+    /// Of the clients of the remote; they remember its last good address.
+    options: Options,
     /// Ends the connection, and the wait for a new one.
     stop: CancellationToken,
     /// Ends the writes to the mirror.
     stop_writes: CancellationToken,
-    gate: Arc<Gate>,
+    lock: Arc<MirrorLock>,
+}
+
+/// One cluster as it is now.
+pub struct Snapshot {
+    pub cluster: Cluster,
+    /// What is wrong with its cluster id.
+    pub conflict: Option<String>,
+    sync: Arc<SyncStore>,
 }
 
 impl Mesh {
@@ -100,8 +124,9 @@ impl Mesh {
             backend,
             metrics: metrics.clone(),
             life: life.clone(),
-            clusters: Mutex::default(),
-            turns: Arc::default(),
+            members: Mutex::default(),
+            limits: Arc::default(),
+            ids_changed: Arc::default(),
         });
         let (sender, events) = mpsc::channel(16);
         let (directory, own) = (mesh.config.directory.clone(), mesh.config.cluster.name.clone());
@@ -138,12 +163,12 @@ impl Mesh {
                 Event::Listed => {
                     drop(listed.take());
                     let (this, stop) = (Arc::clone(self), self.life.stop_token().clone());
-                    let (judge, end) = (Arc::clone(self), stop.clone());
+                    let (mesh, end) = (Arc::clone(self), stop.clone());
                     self.life.spawn_vital("cluster ids", async move {
-                        tokio::select! { () = end.cancelled() => {}, () = judge.name_conflicts() => {} }
+                        tokio::select! { () = end.cancelled() => {}, () = mesh.log_id_conflicts() => {} }
                     });
                     self.life.spawn_vital("clusters that left before", async move {
-                        tokio::select! { () = stop.cancelled() => {}, () = this.sweep() => {} }
+                        tokio::select! { () = stop.cancelled() => {}, () = this.remove_former() => {} }
                     });
                 }
             }
@@ -154,105 +179,106 @@ impl Mesh {
 
     /// Connects to a cluster, or connects to it anew with a changed configuration.
     fn set(self: &Arc<Self>, name: ClusterName, path: PathBuf, ready: Option<&Ready>) {
-        let mut members = self.clusters.lock();
+        let mut members = self.members.lock();
         let stop = self.life.stop_token().child_token();
-        let gate = match members.get(&name) {
+        let lock = match members.get(&name) {
             Some(Member::Mirrored(_)) => None,
-            Some(Member::Leaving(leaving)) => {
+            Some(Member::Leaving(removal)) => {
                 tracing::info!(cluster_name = %name, "the cluster is back: its removal is cancelled");
-                leaving.stop.cancel();
-                Some(Arc::clone(&leaving.gate))
+                removal.stop.cancel();
+                Some(Arc::clone(&removal.lock))
             }
             None => Some(Arc::default()),
         };
-        let is_new = gate.is_some();
-        if let Some(gate) = gate {
-            members.insert(name.clone(), Member::Mirrored(self.new_cluster(&name, gate)));
+        let is_new = lock.is_some();
+        if let Some(lock) = lock {
+            members.insert(name.clone(), Member::Mirrored(self.new_mirror(&name, lock)));
         }
-        let Some(Member::Mirrored(cluster)) = members.get_mut(&name) else {
+        let Some(Member::Mirrored(mirror)) = members.get_mut(&name) else {
             return;
         };
-        cluster.stop.cancel();
-        cluster.stop = stop.clone();
+        mirror.stop.cancel();
+        mirror.stop = stop.clone();
+        mirror.state.transition(|cluster| cluster.file_changed(Instant::now()));
         let remote = Remote {
             name: name.clone(),
-            path,
+            client_file: path,
             legacy_services: self.config.legacy_services,
             backend: Arc::clone(&self.backend),
-            sync: Arc::clone(&cluster.sync),
-            status: cluster.status.clone(),
+            sync: Arc::clone(&mirror.sync),
+            state: mirror.state.clone(),
             cache_ttl: self.config.cache_ttl,
-            keys_max: self.config.keys_max,
-            positions: cluster.positions.clone(),
-            turns: Arc::clone(&self.turns),
+            size_limit: SizeLimit {
+                keys: self.config.keys_max,
+            },
+            limits: Arc::clone(&self.limits),
             metrics: self.metrics.clone(),
-            how: cluster.how.clone(),
+            options: mirror.options.clone(),
+            ids_changed: Arc::clone(&self.ids_changed),
         };
-        // Readiness is about the clusters there were at the start, however often their files change.
+        // Readiness waits for the clusters that were there at the start, however often their files change.
         if let Some(ready) = ready.filter(|_| is_new) {
-            self.hold_readiness(&name, cluster.status.clone(), ready, cluster.stop_writes.clone());
+            self.hold_readiness(&name, mirror.state.clone(), ready, mirror.stop_writes.clone());
         }
-        let gate = Arc::clone(&cluster.gate);
+        let lock = Arc::clone(&mirror.lock);
         self.life.spawn_vital(format!("remote cluster {name}"), async move {
             let run = async {
-                let _alone = gate.read().await;
-                remote.run().await;
+                let _reader = lock.read().await;
+                reconnect::run(remote).await;
             };
             tokio::select! { biased; () = stop.cancelled() => {}, () = run => {} }
         });
     }
 
-    fn hold_readiness(&self, name: &ClusterName, status: Shared, ready: &Ready, stop: CancellationToken) {
+    fn hold_readiness(&self, name: &ClusterName, state: SharedCluster, ready: &Ready, stop: CancellationToken) {
+        let name = name.clone();
         let synced = ready.block(format!("mirroring {name}"));
         let (per_cluster, global) = (self.config.per_cluster_ready_timeout, self.config.global_ready_timeout);
         self.life.spawn_vital(format!("readiness of {name}"), async move {
-            let wait = tokio::time::timeout(global, wait_until_mirrored(&status, per_cluster));
-            let name = status.live().name;
+            let wait = tokio::time::timeout(global, wait_until_mirrored(&state, per_cluster));
             tokio::select! {
                 () = stop.cancelled() => {}
                 waited = wait => match waited {
                     Ok(true) => {}
-                    Ok(false) => tracing::warn!(cluster_name = name, secs = per_cluster.as_secs(), "not connected in time: readiness does not wait for it"),
-                    Err(_) => tracing::error!(cluster_name = name, secs = global.as_secs(), "not mirrored in time: readiness does not wait for it"),
+                    Ok(false) => tracing::warn!(cluster_name = %name, secs = per_cluster.as_secs(), "not connected in time: readiness does not wait for it"),
+                    Err(_) => tracing::error!(cluster_name = %name, secs = global.as_secs(), "not mirrored in time: readiness does not wait for it"),
                 },
             }
             drop(synced);
         });
     }
 
-    fn new_cluster(&self, name: &ClusterName, gate: Arc<Gate>) -> Cluster {
+    fn new_mirror(&self, name: &ClusterName, lock: Arc<MirrorLock>) -> Mirror {
         let mut prefixes = Scope::ALL.map(|s| s.cache_prefix(name)).to_vec();
         prefixes.push(crate::model::keys::synced_prefix(name));
         let writer = format!("mirror of {name}");
         let sync = Arc::new(SyncStore::new(writer.clone(), Arc::clone(&self.backend), prefixes));
         self.metrics.follow(name.as_str(), &sync);
         let stop_writes = self.life.stop_token().child_token();
-        let (sync_run, stop, free) = (Arc::clone(&sync), stop_writes.clone(), Arc::clone(&gate));
+        let (writes, stop, write_lock) = (Arc::clone(&sync), stop_writes.clone(), Arc::clone(&lock));
         self.life.spawn_vital(writer, async move {
             let run = async {
-                let _alone = free.write().await;
-                sync_run.run().await;
+                let _writer = write_lock.write().await;
+                writes.run().await;
             };
             tokio::select! { () = stop.cancelled() => {}, () = run => {} }
         });
-        let status = Shared::new(name.to_string());
-        Cluster {
+        Mirror {
             sync,
-            status,
-            positions: Positions::default(),
-            how: Options {
+            state: SharedCluster::new(Cluster::new(name.clone(), Instant::now())),
+            options: Options {
                 dialer: Dialer::default(),
                 ..self.config.remotes.clone()
             },
             stop: CancellationToken::new(),
             stop_writes,
-            gate,
+            lock,
         }
     }
 
     fn remove(self: &Arc<Self>, name: &ClusterName) {
-        let mut members = self.clusters.lock();
-        let Some(Member::Mirrored(cluster)) = members.get(name) else {
+        let mut members = self.members.lock();
+        let Some(Member::Mirrored(mirror)) = members.get(name) else {
             return;
         };
         let secs = self.config.drain_grace.as_secs();
@@ -262,133 +288,143 @@ impl Mesh {
             }
             false => tracing::info!(cluster_name = %name, "the cluster left the mesh: its data stays"),
         }
-        cluster.stop.cancel();
-        cluster.stop_writes.cancel();
+        mirror.state.transition(Cluster::file_removed);
+        mirror.stop.cancel();
+        mirror.stop_writes.cancel();
         if self.config.drain {
-            let leaving = self.leave(name, Arc::clone(&cluster.gate), Duration::ZERO);
-            members.insert(name.clone(), Member::Leaving(leaving));
+            let removal = self.start_removal(name, Arc::clone(&mirror.lock), Duration::ZERO);
+            members.insert(name.clone(), Member::Leaving(removal));
         } else {
             members.remove(name);
         }
+        self.ids_changed.notify_one();
     }
 
-    fn leave(self: &Arc<Self>, name: &ClusterName, gate: Arc<Gate>, wait: Duration) -> Arc<Leaving> {
+    /// Removes the mirror of a cluster, `wait` from now.
+    fn start_removal(self: &Arc<Self>, name: &ClusterName, lock: Arc<MirrorLock>, wait: Duration) -> Arc<Removal> {
         let stop = CancellationToken::new();
-        let leaving = Arc::new(Leaving { stop, gate });
-        let (this, name, it) = (Arc::clone(self), name.clone(), Arc::clone(&leaving));
+        let removal = Arc::new(Removal { stop, lock });
+        let (this, name, running) = (Arc::clone(self), name.clone(), Arc::clone(&removal));
         let end = self.life.stop_token().clone();
         self.life.spawn_vital(format!("removal of {name}"), async move {
-            let done = it.run(&name, &*this.backend, wait, this.config.drain_grace);
+            let done = running.run(&name, &*this.backend, wait, this.config.drain_grace);
             let removed = tokio::select! { () = end.cancelled() => false, removed = done => removed };
-            let mut members = this.clusters.lock();
-            // It may have come back just now.
-            if removed && matches!(members.get(&name), Some(Member::Leaving(now)) if Arc::ptr_eq(now, &it)) {
+            let mut members = this.members.lock();
+            // The cluster may have come back just now.
+            if removed && matches!(members.get(&name), Some(Member::Leaving(now)) if Arc::ptr_eq(now, &running)) {
                 members.remove(&name);
             }
         });
-        leaving
+        removal
     }
 
-    /// Says in the log, once each, which clusters have ids that readers refuse.
-    async fn name_conflicts(&self) {
-        let mut said = BTreeMap::new();
+    /// Logs each conflict of cluster ids once.
+    async fn log_id_conflicts(&self) {
+        let mut logged = BTreeMap::new();
         loop {
-            let all = self.live().into_iter();
-            let now: BTreeMap<_, _> = all.filter_map(|(live, ..)| Some((live.name, live.conflict?))).collect();
-            for (name, conflict) in now.iter().filter(|(name, conflict)| said.get(*name) != Some(*conflict)) {
-                tracing::error!(cluster_name = name, conflict, "readers refuse the remote cluster");
+            let conflicts = ids::conflicts(&self.config.cluster, &self.ids());
+            for (name, conflict) in &conflicts {
+                if logged.get(name) != Some(conflict) {
+                    tracing::error!(cluster_name = %name, conflict, "readers refuse the remote cluster");
+                }
             }
-            said = now;
-            tokio::time::sleep(Duration::from_secs(5)).await;
+            logged = conflicts;
+            self.ids_changed.notified().await;
         }
     }
 
-    /// Finds clusters that are mirrored here and are not in the mesh any more, and has them leave.
-    async fn sweep(self: &Arc<Self>) {
+    fn ids(&self) -> BTreeMap<ClusterName, u32> {
+        let members = self.members.lock();
+        mirrors(&members)
+            .filter_map(|(name, mirror)| {
+                let id = mirror.state.read(|cluster| Some(cluster.configuration()?.id))?;
+                Some((name.clone(), id))
+            })
+            .collect()
+    }
+
+    /// Removes the mirrors of clusters that left the mesh before the start.
+    async fn remove_former(self: &Arc<Self>) {
         let mut backoff = Backoff::write();
         let found = loop {
-            match leave::mirrored(&*self.backend).await {
+            match removal::mirrored_clusters(&*self.backend).await {
                 Ok(found) => break found,
                 Err(error) => tracing::warn!(%error, "cannot look for clusters that left, trying again"),
             }
             backoff.wait().await;
         };
-        let mut members = self.clusters.lock();
+        let mut members = self.members.lock();
         for name in found.into_iter().filter(|_| self.config.drain) {
             if name != self.config.cluster.name && !members.contains_key(&name) {
                 let wait = self.config.former_grace;
                 tracing::warn!(cluster_name = %name, secs = wait.as_secs(), "mirrored here but not in the mesh: it will be removed");
-                let leaving = self.leave(&name, Arc::default(), wait);
-                members.insert(name, Member::Leaving(leaving));
+                let removal = self.start_removal(&name, Arc::default(), wait);
+                members.insert(name, Member::Leaving(removal));
             }
         }
     }
 
     /// The remote clusters, by name, as Cilium's tools read them.
     pub fn remote_clusters(&self) -> Vec<RemoteCluster> {
-        self.live()
-            .into_iter()
-            .map(|(live, sync, name)| {
-                live.remote_cluster(|scope| match live.listed.contains_key(&scope) {
-                    true => sync.desired(&scope.cache_prefix(&name)).keys,
-                    // What is here of a former life.
-                    false => sync.stored(&scope.cache_prefix(&name)),
-                })
-            })
-            .collect()
+        self.clusters().iter().map(Snapshot::status).collect()
     }
 
-    /// The facts about each cluster that is not being removed, with its writer.
-    pub fn live(&self) -> Vec<(Live, Arc<SyncStore>, ClusterName)> {
-        let clusters = self.clusters.lock();
-        let present = clusters.iter().filter_map(|(name, member)| match member {
-            Member::Mirrored(cluster) => Some((name, cluster)),
-            Member::Leaving(_) => None,
-        });
-        let mut all: Vec<_> = present
-            .map(|(name, c)| (c.status.live(), Arc::clone(&c.sync), name.clone()))
+    /// Every cluster that is not being removed, as it is now, by name.
+    pub fn clusters(&self) -> Vec<Snapshot> {
+        let members = self.members.lock();
+        let mirrors = mirrors(&members);
+        let mut snapshots: Vec<_> = mirrors
+            .map(|(_, mirror)| Snapshot {
+                cluster: mirror.state.read(Cluster::clone),
+                conflict: None,
+                sync: Arc::clone(&mirror.sync),
+            })
             .collect();
-        let mut names: BTreeMap<u32, Vec<String>> = BTreeMap::new();
-        let own = format!("this cluster ({})", self.config.cluster.name);
-        names.insert(self.config.cluster.id, vec![own]);
-        for (live, ..) in &all {
-            if let Some(config) = &live.config {
-                names.entry(config.id).or_default().push(live.name.clone());
-            }
+        drop(members);
+        let ids = snapshots.iter().filter_map(|s| {
+            let config = s.cluster.configuration()?;
+            Some((s.cluster.name().clone(), config.id))
+        });
+        let mut conflicts = ids::conflicts(&self.config.cluster, &ids.collect());
+        for snapshot in &mut snapshots {
+            snapshot.conflict = conflicts.remove(snapshot.cluster.name());
         }
-        for (live, ..) in &mut all {
-            let id = live.config.as_ref().map(|config| config.id);
-            let max = self.config.cluster.max_connected;
-            if let Some(id) = id.filter(|id| !(1..=max).contains(id)) {
-                live.conflict = Some(format!("cluster id {id} is none of 1 to {max}"));
-                continue;
-            }
-            let same = id.and_then(|id| names.get(&id)).filter(|same| same.len() > 1);
-            live.conflict = same.map(|same| {
-                let others: Vec<_> = same.iter().filter(|name| **name != live.name).cloned().collect();
-                format!(
-                    "cluster id {} is also that of {}",
-                    id.unwrap_or_default(),
-                    others.join(", ")
-                )
-            });
-        }
-        all
+        snapshots
     }
 }
 
-/// Waits until all of a cluster is mirrored; false: it was not even connected to in time.
-async fn wait_until_mirrored(status: &Shared, connect_timeout: Duration) -> bool {
-    let started = tokio::time::Instant::now();
-    loop {
-        let live = status.live();
-        // One that was connected to is waited for longer, whatever became of the connection.
-        let given_up = live.config.is_none() && started.elapsed() >= connect_timeout;
-        if live.is_mirrored() || given_up {
-            return !given_up;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
+fn mirrors(members: &BTreeMap<ClusterName, Member>) -> impl Iterator<Item = (&ClusterName, &Mirror)> {
+    members.iter().filter_map(|(name, member)| match member {
+        Member::Mirrored(mirror) => Some((name, mirror)),
+        Member::Leaving(_) => None,
+    })
+}
+
+// === impl Snapshot ===
+
+impl Snapshot {
+    fn status(&self) -> RemoteCluster {
+        let count = |scope: Scope| {
+            let prefix = scope.cache_prefix(self.cluster.name());
+            match self.cluster.completeness(scope) {
+                // What an earlier process has mirrored.
+                Completeness::Disabled => self.sync.stored(&prefix),
+                _ => self.sync.desired(&prefix).keys,
+            }
+        };
+        RemoteCluster::of(&self.cluster, self.conflict.as_deref(), Instant::now(), count)
     }
+}
+
+/// Waits until all of a cluster is mirrored. Returns false if its configuration was not read in time; after that, the
+/// mirror is waited for whatever becomes of the connection.
+async fn wait_until_mirrored(state: &SharedCluster, connect_timeout: Duration) -> bool {
+    let known = state.until(|cluster| cluster.configuration().is_some());
+    if tokio::time::timeout(connect_timeout, known).await.is_err() {
+        return false;
+    }
+    state.until(Cluster::is_mirrored).await;
+    true
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use crate::admin;
 use crate::k8s::status::Status;
 use crate::kvstore::{self, Backend};
-use crate::kvstoremesh::{self, status::Live};
+use crate::kvstoremesh::{cluster::Counters, metrics::MeshMetrics};
 use crate::users::{self, Users};
 use crate::util::lifecycle::Lifecycle;
 use crate::util::metrics::{Labels, Page, ProcessCollector};
@@ -50,7 +50,7 @@ impl Default for Needs {
 pub struct DaemonMetrics {
     pub kvstore: kvstore::Metrics,
     pub kubernetes: Status,
-    pub mesh: kvstoremesh::metrics::Figures,
+    pub mesh: MeshMetrics,
     bootstrap: Gauge<f64, AtomicU64>,
     users: Arc<Mutex<Option<Arc<Users>>>>,
     /// 1 while this process holds the leader lock; without a value where there is no election.
@@ -98,8 +98,8 @@ impl Collector for Controllers {
         let probes = metrics.kubernetes.probes();
         add("k8s-heartbeat", (probes.succeeded, probes.failed));
         if let Some(mesh) = metrics.mesh.mesh() {
-            let live = mesh.live();
-            let sum = |of: fn(&Live) -> u64| live.iter().map(|(live, ..)| of(live)).sum();
+            let clusters = mesh.clusters();
+            let sum = |of: fn(Counters) -> u64| clusters.iter().map(|c| of(c.cluster.counters())).sum();
             add(
                 "clustermesh-remote-cluster",
                 (sum(|l| l.connects), sum(|l| l.attempts_failed)),

@@ -289,8 +289,8 @@ fn status(running: &Running) -> String {
         clusters.len()
     );
     out += "🔌 Cluster Connections:\n";
-    for (remote, (live, ..)) in clusters.iter().zip(mesh.live()) {
-        let took = match live.sync_took {
+    for (remote, snapshot) in clusters.iter().zip(mesh.clusters()) {
+        let took = match snapshot.cluster.first_sync() {
             Some(took) => format!("synced in {:.1} ms", took.as_secs_f64() * 1000.0),
             None => remote.status.clone(),
         };
@@ -299,7 +299,7 @@ fn status(running: &Running) -> String {
             "  - {}: {} at {}\n    {} nodes, {} identities, {} endpoints, {} global services, {} endpoint slices, {} service exports — {took}",
             remote.name,
             if remote.ready { "ready" } else { "not ready" },
-            live.endpoint,
+            snapshot.cluster.endpoints(),
             remote.num_nodes,
             remote.num_identities,
             remote.num_endpoints,

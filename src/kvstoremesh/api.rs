@@ -1,16 +1,15 @@
 //! The status API that Cilium's tools read: `GET /v1/cluster`.
 
-use super::metrics::Figures;
+use super::metrics::MeshMetrics;
 use axum::extract::Request;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Router, routing};
 
-/// Routes of the API.
-pub fn router(figures: Figures) -> Router {
+/// Routes of the API. An instance that does not hold the leader lock has no mesh, and shows no clusters.
+pub fn router(metrics: MeshMetrics) -> Router {
     let clusters = move || {
-        // Who does not lead has none.
-        let clusters = figures.mesh().map(|mesh| mesh.remote_clusters()).unwrap_or_default();
+        let clusters = metrics.mesh().map(|mesh| mesh.remote_clusters()).unwrap_or_default();
         async move {
             let body = serde_json::to_string(&clusters).unwrap_or_default() + "\n";
             (

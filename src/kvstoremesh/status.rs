@@ -1,14 +1,17 @@
-//! What is known of remote clusters, as Cilium's tools read it (api/v1/models/remote_cluster*.go).
+//! The status of remote clusters as Cilium's tools read it (api/v1/models/remote_cluster*.go): a view of
+//! [`Cluster`].
 
+use super::cluster::{Cluster, Phase};
+use super::reflector::Completeness;
+use super::refusal::Refused;
+use crate::model::cluster::ClusterConfig;
 use crate::model::keys::Scope;
-use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
-use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
+use tokio::time::Instant;
 
-/// One remote cluster. Fields are omitted when zero, as the original omits them.
+/// One remote cluster. As in Cilium, zero fields are omitted.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct RemoteCluster {
@@ -41,7 +44,7 @@ pub struct RemoteCluster {
     pub synced: Synced,
 }
 
-/// What the remote says of itself.
+/// The cluster configuration of the remote.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct RemoteConfig {
@@ -61,7 +64,7 @@ pub struct RemoteConfig {
     pub sync_canaries: bool,
 }
 
-/// Which resources are here completely.
+/// Which kinds of resources are mirrored completely.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Synced {
@@ -83,166 +86,96 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
-/// The status of one cluster while it is worked on. Clones share it.
-#[derive(Clone, Default)]
-pub struct Shared(Arc<Mutex<Live>>);
+// === impl RemoteCluster ===
 
-/// The facts behind a [`RemoteCluster`].
-#[derive(Clone, Debug, Default)]
-pub struct Live {
-    pub name: String,
-    pub endpoint: String,
-    pub connected: bool,
-    pub registered: bool,
-    pub cluster_id_hex: String,
-    pub config: Option<crate::model::cluster::ClusterConfig>,
-    pub config_retrieved: bool,
-    /// Scope → whether its first list is here; absent while it is not mirrored.
-    pub listed: BTreeMap<Scope, bool>,
-    pub failures: u64,
-    pub last_failure: Option<SystemTime>,
-    /// Since when the remote has been away, or not been here yet.
-    pub away_since: Option<tokio::time::Instant>,
-    pub error: Option<String>,
-    /// From the start of the connection to the last canary.
-    pub sync_took: Option<Duration>,
-    /// Since when the heartbeat is silent, though the store answers.
-    pub silent_since: Option<tokio::time::Instant>,
-    /// Kinds of which everything has been written once.
-    pub written: BTreeSet<Scope>,
-    /// Kinds that are not followed any further, and why.
-    pub stopped: BTreeMap<Scope, String>,
-    /// Another cluster of the mesh has the same id.
-    pub conflict: Option<String>,
-    /// Connections made, and those that were not.
-    pub connects: u64,
-    pub attempts_failed: u64,
-    pub revocations: u64,
-    /// Scopes listed, and scopes whose watch went on from where it was.
-    pub lists: u64,
-    pub resumes: u64,
-    /// Keys and bytes taken over.
-    pub keys_read: u64,
-    pub bytes_read: u64,
-    /// Why keys were refused → how many, and the last one.
-    pub refused: BTreeMap<&'static str, (u64, String)>,
-}
-
-impl Shared {
-    /// The status of a cluster that has not been connected to.
-    pub fn new(name: String) -> Self {
-        Self(Arc::new(Mutex::new(Live {
-            name,
-            away_since: Some(tokio::time::Instant::now()),
-            ..Live::default()
-        })))
-    }
-
-    /// Changes the facts.
-    pub fn update(&self, f: impl FnOnce(&mut Live)) {
-        f(&mut self.0.lock());
-    }
-
-    /// Counts a key taken over.
-    pub(super) fn count(&self, bytes: usize) {
-        let mut live = self.0.lock();
-        live.keys_read += 1;
-        live.bytes_read += bytes as u64;
-    }
-
-    /// Counts a key refused; says whether it is worth a line in the log.
-    pub(super) fn refused(&self, why: &'static str, key: &str) -> bool {
-        let mut live = self.0.lock();
-        let (count, last) = live.refused.entry(why).or_default();
-        *count += 1;
-        key.clone_into(last);
-        count.is_power_of_two()
-    }
-
-    /// The facts now.
-    pub fn live(&self) -> Live {
-        self.0.lock().clone()
-    }
-}
-
-impl Live {
-    /// Whether there is nothing more to wait for: every kind has been written once, or is not followed.
-    pub fn is_mirrored(&self) -> bool {
-        let done = |scope: &Scope| self.written.contains(scope) || self.stopped.contains_key(scope);
-        Scope::ALL.iter().all(done)
-    }
-
-    /// As Cilium's tools read it; `count` says how many keys of a scope there are.
-    pub fn remote_cluster(&self, count: impl Fn(Scope) -> usize) -> RemoteCluster {
-        let listed = |scope| self.listed.get(&scope).copied();
-        let all = !self.listed.is_empty() && self.listed.values().all(|l| *l);
-        let text = |t: SystemTime| {
-            let time = jiff::Timestamp::try_from(t).unwrap_or_default();
-            time.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string()
+impl RemoteCluster {
+    /// The status of `cluster` now. `conflict` says what is wrong with its cluster id, and `count` how many keys of a
+    /// scope are here.
+    pub(super) fn of(cluster: &Cluster, conflict: Option<&str>, now: Instant, count: impl Fn(Scope) -> usize) -> Self {
+        let complete = |scope| match cluster.completeness(scope) {
+            Completeness::Disabled => None,
+            Completeness::Incomplete | Completeness::Stopped(_) => Some(false),
+            Completeness::Complete => Some(true),
         };
-        RemoteCluster {
-            config: match &self.config {
-                // As the original, while it is waited for.
-                None => self.connected.then(|| RemoteConfig {
+        Self {
+            config: match cluster.configuration() {
+                // As in Cilium, while the configuration is waited for.
+                None => cluster.is_connected().then(|| RemoteConfig {
                     required: true,
                     ..RemoteConfig::default()
                 }),
-                Some(c) => Some(RemoteConfig {
-                    cluster_id: c.id,
-                    endpoint_slices_export_mode: String::from(c.capabilities.endpoint_slices_export_mode.clone()),
-                    kvstoremesh: c.capabilities.cached,
-                    required: true,
-                    retrieved: self.config_retrieved,
-                    service_exports_enabled: c.capabilities.service_exports_enabled,
-                    sync_canaries: c.capabilities.synced_canaries,
-                }),
+                Some(config) => Some(RemoteConfig::of(config)),
             },
-            connected: self.connected,
-            last_failure: self
-                .last_failure
-                .map_or_else(|| "0001-01-01T00:00:00.000Z".to_owned(), text),
-            name: self.name.clone(),
+            connected: cluster.is_connected(),
+            last_failure: cluster
+                .last_failure()
+                .map_or_else(|| "0001-01-01T00:00:00.000Z".to_owned(), rfc3339),
+            name: cluster.name().to_string(),
             num_endpoint_slices: count(Scope::EndpointSlices),
             num_endpoints: count(Scope::Endpoints),
-            num_failures: self.failures,
+            num_failures: cluster.counters().failures,
             num_identities: count(Scope::Identities),
             num_nodes: count(Scope::Nodes),
             num_service_exports: count(Scope::ServiceExports),
             num_shared_services: count(Scope::Services),
-            ready: self.connected && self.config_retrieved && self.registered && all,
-            status: self.text(),
+            ready: cluster.phase() == Phase::Following,
+            status: text(cluster, conflict, now),
             synced: Synced {
-                endpoint_slices: listed(Scope::EndpointSlices),
-                endpoints: listed(Scope::Endpoints).unwrap_or_default(),
-                identities: listed(Scope::Identities).unwrap_or_default(),
-                nodes: listed(Scope::Nodes).unwrap_or_default(),
-                service_exports: listed(Scope::ServiceExports),
+                endpoint_slices: complete(Scope::EndpointSlices),
+                endpoints: complete(Scope::Endpoints).unwrap_or_default(),
+                identities: complete(Scope::Identities).unwrap_or_default(),
+                nodes: complete(Scope::Nodes).unwrap_or_default(),
+                service_exports: complete(Scope::ServiceExports),
                 // What is not mirrored is not missing.
-                services: listed(Scope::Services).unwrap_or(true),
+                services: complete(Scope::Services).unwrap_or(true),
             },
         }
     }
+}
 
-    fn text(&self) -> String {
-        let mut text = match (&self.error, self.connected) {
-            (Some(error), _) => error.clone(),
-            (None, true) => format!(
-                "etcd: 1/1 connected, leases=0, lock leases=0, has-quorum=true: endpoint status checks are disabled, ID: {}",
-                self.cluster_id_hex
-            ),
-            (None, false) => "Waiting for initial connection to be established".to_owned(),
-        };
-        if let Some(since) = self.silent_since.filter(|_| self.connected) {
-            let _ = write!(text, "; no heartbeat for {} s", since.elapsed().as_secs());
+// === impl RemoteConfig ===
+
+impl RemoteConfig {
+    fn of(config: &ClusterConfig) -> Self {
+        let capabilities = &config.capabilities;
+        Self {
+            cluster_id: config.id,
+            endpoint_slices_export_mode: String::from(capabilities.endpoint_slices_export_mode.clone()),
+            kvstoremesh: capabilities.cached,
+            required: true,
+            retrieved: true,
+            service_exports_enabled: capabilities.service_exports_enabled,
+            sync_canaries: capabilities.synced_canaries,
         }
-        for what in self.stopped.values().chain(&self.conflict) {
-            let _ = write!(text, "; {what}");
-        }
-        for (why, (count, last)) in &self.refused {
-            let _ = write!(text, "; {count} × {why}, last {last:?}");
-        }
-        text
     }
+}
+
+fn rfc3339(time: SystemTime) -> String {
+    let time = jiff::Timestamp::try_from(time).unwrap_or_default();
+    time.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string()
+}
+
+/// The status line: what is wrong, or how the store is connected in Cilium's words, and then what else to know.
+fn text(cluster: &Cluster, conflict: Option<&str>, now: Instant) -> String {
+    let mut text = match (cluster.error(), cluster.is_connected()) {
+        (Some(error), _) => error.to_owned(),
+        (None, true) => format!(
+            "etcd: 1/1 connected, leases=0, lock leases=0, has-quorum=true: endpoint status checks are disabled, ID: {:x}",
+            cluster.store_id()
+        ),
+        (None, false) => "Waiting for initial connection to be established".to_owned(),
+    };
+    if let Some(since) = cluster.silent_since().filter(|_| cluster.is_connected()) {
+        let silent = now.saturating_duration_since(since);
+        let _ = write!(text, "; no heartbeat for {} s", silent.as_secs());
+    }
+    for what in cluster.stopped().chain(conflict) {
+        let _ = write!(text, "; {what}");
+    }
+    for (why, Refused { count, last_key }) in cluster.refusals().iter() {
+        let _ = write!(text, "; {count} × {why}, last {last_key:?}");
+    }
+    text
 }
 
 /// The text form (pkg/client/client.go, FormatStatusResponseRemoteClusters).
@@ -333,14 +266,38 @@ fn ago(time: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kvstoremesh::cluster::Cause;
+    use crate::kvstoremesh::exports::Exports;
+    use crate::model::cluster::ClusterName;
+    use std::time::Duration;
+
+    fn cluster(name: &str) -> Cluster {
+        Cluster::new(ClusterName::new(name).unwrap(), Instant::now())
+    }
+
+    /// Connected to a store and configured, with mirrors of these scopes complete.
+    fn configured(name: &str, complete: &[Scope]) -> Cluster {
+        let mut cluster = cluster(name);
+        let config = ClusterConfig {
+            id: 7,
+            ..ClusterConfig::default()
+        };
+        cluster.file_read("https://foo:2379".to_owned());
+        cluster.connected(0xab);
+        cluster.configured(config.clone(), &Exports::of(&config, true));
+        complete.iter().for_each(|scope| cluster.reflector_synced(*scope));
+        cluster
+    }
+
+    fn status(cluster: &Cluster) -> RemoteCluster {
+        RemoteCluster::of(cluster, None, Instant::now(), |scope| {
+            usize::from(scope == Scope::Nodes) * 5
+        })
+    }
 
     #[test]
     fn a_cluster_that_was_never_reached_looks_like_ciliums() {
-        let cluster = Live {
-            name: "dead".to_owned(),
-            ..Live::default()
-        }
-        .remote_cluster(|_| 0);
+        let cluster = RemoteCluster::of(&cluster("dead"), None, Instant::now(), |_| 0);
         let json = serde_json::to_string(&cluster).unwrap();
         let expected = r#"{"last-failure":"0001-01-01T00:00:00.000Z","name":"dead","status":"Waiting for initial connection to be established","synced":{"services":true}}"#;
         assert_eq!(json, expected);
@@ -351,20 +308,7 @@ mod tests {
 
     #[test]
     fn a_ready_cluster_takes_one_line() {
-        let config = crate::model::cluster::ClusterConfig {
-            id: 7,
-            ..Default::default()
-        };
-        let live = Live {
-            name: "foo".to_owned(),
-            connected: true,
-            registered: true,
-            config: Some(config),
-            config_retrieved: true,
-            listed: [(Scope::Nodes, true), (Scope::ServiceExports, true)].into(),
-            ..Live::default()
-        };
-        let cluster = live.remote_cluster(|s| usize::from(s == Scope::Nodes) * 5);
+        let cluster = status(&configured("foo", &Scope::ALL));
         let text = format(std::slice::from_ref(&cluster), false);
         assert_eq!(
             text.lines().nth(1).unwrap(),
@@ -372,5 +316,47 @@ mod tests {
         );
         assert_eq!(text.lines().count(), 2);
         assert!(format(&[cluster], true).contains("expected=true, retrieved=true, cluster-id=7"));
+    }
+
+    #[test]
+    fn a_cluster_that_is_waited_for_has_a_configuration_that_is_not_retrieved() {
+        let mut cluster = cluster("foo");
+        cluster.connected(1);
+        let config = status(&cluster).config.unwrap();
+        assert!(config.required && !config.retrieved);
+    }
+
+    #[test]
+    fn synced_is_absent_for_kinds_that_are_not_exported() {
+        let remote = status(&configured("foo", &[Scope::Nodes]));
+        assert!(!remote.ready && remote.connected);
+        let synced = remote.synced;
+        assert!(synced.nodes && !synced.endpoints && !synced.identities && !synced.services);
+        assert_eq!((synced.endpoint_slices, synced.service_exports), (None, None));
+    }
+
+    #[test]
+    fn the_status_line_names_everything_that_is_wrong() {
+        let mut cluster = configured("foo", &Scope::ALL);
+        let now = Instant::now();
+        cluster.heartbeat_silent(now);
+        cluster.reflector_stopped(Scope::Nodes, "p/ holds 9 keys".to_owned());
+        let line = text(
+            &cluster,
+            Some("cluster id 7 is also that of b"),
+            now + Duration::from_secs(130),
+        );
+        assert_eq!(
+            line,
+            "etcd: 1/1 connected, leases=0, lock leases=0, has-quorum=true: endpoint status checks are disabled, ID: ab; no heartbeat for 130 s; p/ holds 9 keys; cluster id 7 is also that of b"
+        );
+        cluster.failed(Cause::Other, "it broke".to_owned(), now, SystemTime::UNIX_EPOCH);
+        let remote = status(&cluster);
+        assert_eq!(remote.status, "it broke; p/ holds 9 keys");
+        assert_eq!(
+            (remote.num_failures, &*remote.last_failure),
+            (1, "1970-01-01T00:00:00.000Z")
+        );
+        assert!(!remote.ready && !remote.connected && !remote.synced.nodes && remote.synced.endpoints);
     }
 }

@@ -71,7 +71,7 @@ async fn what_is_left_of_clusters_that_left_before_the_start_is_removed() {
     }
     let left = keys();
     assert_eq!(left.len(), 4 + 3, "{left:?}");
-    assert_eq!(mesh.live().len(), 1);
+    assert_eq!(mesh.clusters().len(), 1);
     life.stop();
     assert_eq!(life.stopped(Duration::from_secs(5)).await, None);
 }
@@ -84,7 +84,7 @@ async fn a_cluster_whose_file_comes_late_keeps_its_mirror() {
     let mesh = start(&store, directory.path(), Duration::from_secs(3), &life);
     let listed = async || {
         let begun = tokio::time::Instant::now();
-        while mesh.clusters.lock().is_empty() {
+        while mesh.members.lock().is_empty() {
             assert!(begun.elapsed() < Duration::from_secs(20));
             tokio::task::yield_now().await;
         }

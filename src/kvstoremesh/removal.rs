@@ -1,8 +1,8 @@
-//! The end of a cluster's mirror: its configuration goes first, so that nobody begins to read it; after a time of
-//! grace its canaries and its data.
+//! The removal of a cluster's mirror: the cluster configuration goes first, so that nobody begins to read the mirror;
+//! after a time of grace its canaries and its data.
 //!
-//! Clusters that left while nobody ran here are found by what the store still holds of them. The original's would
-//! go with their leases; here leases are shared and taken over, and a store of our own has none.
+//! Clusters that left while no mirror ran are found by what the store still holds of them. Cilium's would go with
+//! their leases; here leases are shared and taken over, and a store of our own has none.
 
 use crate::kvstore::{Backend, Class, Error, StoredKey, Write};
 use crate::model::cluster::{ClusterConfig, ClusterName};
@@ -14,15 +14,16 @@ use std::time::Duration;
 use tokio::sync::{Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
 
-/// Who works on a cluster's mirror now: one that reads the remote, one that writes; or else who removes it. A
-/// predecessor may have requests on their way, and a delete must not come after a successor's write.
+/// Held by the tasks that work on one cluster's mirror: one that reads the remote and one that writes the mirror, or
+/// else the one that removes it. A predecessor may have requests on their way, and a delete must not come after a
+/// successor's write.
 #[derive(Default)]
-pub(super) struct Gate {
+pub(super) struct MirrorLock {
     reader: Mutex<()>,
     writer: Mutex<()>,
 }
 
-impl Gate {
+impl MirrorLock {
     pub(super) async fn read(&self) -> MutexGuard<'_, ()> {
         self.reader.lock().await
     }
@@ -31,59 +32,60 @@ impl Gate {
         self.writer.lock().await
     }
 
-    async fn alone(&self) -> [MutexGuard<'_, ()>; 2] {
+    async fn exclusive(&self) -> [MutexGuard<'_, ()>; 2] {
         [self.reader.lock().await, self.writer.lock().await]
     }
 }
 
-/// A cluster that is leaving.
-pub(super) struct Leaving {
-    /// It is back: nothing more is removed, unless that has begun.
+/// The removal of a cluster that left the mesh.
+pub(super) struct Removal {
+    /// The cluster is back: nothing more is removed, unless the removal of data has begun.
     pub(super) stop: CancellationToken,
-    pub(super) gate: Arc<Gate>,
+    pub(super) lock: Arc<MirrorLock>,
 }
 
-impl Leaving {
-    /// Removes all that is mirrored of it, `wait` from now and with `grace`; says whether it came to that.
+impl Removal {
+    /// Removes the mirror of a cluster: its configuration after `wait`, and the rest `grace` later. Returns whether
+    /// it was removed.
     pub(super) async fn run(&self, name: &ClusterName, backend: &dyn Backend, wait: Duration, grace: Duration) -> bool {
-        let config = Part::Key(keys::cluster_config(name));
+        let config = Step::Key(keys::cluster_config(name));
         let announced = async {
             tokio::time::sleep(wait).await;
-            config.remove(name, backend).await;
-            // Agents that still read it get the time to leave.
+            config.run(name, backend).await;
+            // Agents that still read the mirror get the time to stop.
             tokio::time::sleep(grace).await;
         };
         tokio::select! { () = self.stop.cancelled() => return false, () = announced => {} }
-        let _nobody = tokio::select! {
+        let _exclusive = tokio::select! {
             biased;
             () = self.stop.cancelled() => return false,
-            alone = self.gate.alone() => alone,
+            exclusive = self.lock.exclusive() => exclusive,
         };
-        // The last canary goes last: by it a removal is found that was interrupted.
+        // The last canary goes last: an interrupted removal is found by it.
         let canaries = Scope::ALL.split_last().map_or(&[][..], |(_, others)| others);
         for scope in canaries {
-            Part::Key(scope.cache_canary(name)).remove(name, backend).await;
+            Step::Key(scope.cache_canary(name)).run(name, backend).await;
         }
         for scope in Scope::ALL {
-            Part::Prefix(scope.cache_prefix(name)).remove(name, backend).await;
+            Step::Prefix(scope.cache_prefix(name)).run(name, backend).await;
         }
-        Part::Prefix(keys::synced_prefix(name)).remove(name, backend).await;
-        // A write of it may have been on its way.
-        config.remove(name, backend).await;
+        Step::Prefix(keys::synced_prefix(name)).run(name, backend).await;
+        // A write of the configuration may have been on its way.
+        config.run(name, backend).await;
         tracing::info!(cluster_name = %name, "removed what was mirrored of the cluster");
         true
     }
 }
 
-/// What is removed in one step.
-enum Part {
+/// One step of a removal: what it deletes.
+enum Step {
     Key(String),
     Prefix(String),
 }
 
-impl Part {
-    /// Tries until it is done.
-    async fn remove(&self, name: &ClusterName, backend: &dyn Backend) {
+impl Step {
+    /// Tries until the store has deleted it.
+    async fn run(&self, name: &ClusterName, backend: &dyn Backend) {
         let mut backoff = Backoff::write();
         loop {
             let done = match self {
@@ -99,9 +101,9 @@ impl Part {
     }
 }
 
-/// The clusters that the store holds a mirror of: those with a configuration that says so, or with a canary of
+/// The clusters of which the store holds a mirror: those with a configuration that says so, or with a canary of
 /// mirrored data.
-pub(super) async fn mirrored(backend: &dyn Backend) -> Result<BTreeSet<ClusterName>, Error> {
+pub(super) async fn mirrored_clusters(backend: &dyn Backend) -> Result<BTreeSet<ClusterName>, Error> {
     let mut found = BTreeSet::new();
     let name = |key: &str| ClusterName::new(key.split('/').nth(2)?).ok();
     for StoredKey { key, value } in backend.list(keys::CLUSTER_CONFIGS).await? {

@@ -1,0 +1,101 @@
+//! What the status, the metrics and the waits read of a remote cluster.
+
+use super::{Cluster, Counters, Phase};
+use crate::kvstoremesh::reflector::{Completeness, ReadCounters, Reflector};
+use crate::kvstoremesh::refusal::Refusals;
+use crate::model::cluster::{ClusterConfig, ClusterName};
+use crate::model::keys::Scope;
+use std::time::{Duration, SystemTime};
+use tokio::time::Instant;
+
+impl Cluster {
+    pub fn name(&self) -> &ClusterName {
+        &self.name
+    }
+
+    pub fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// As the client file has them.
+    pub fn endpoints(&self) -> &str {
+        &self.endpoints
+    }
+
+    /// The etcd cluster id of the store connected to last.
+    pub(in crate::kvstoremesh) fn store_id(&self) -> u64 {
+        self.store_id
+    }
+
+    pub fn configuration(&self) -> Option<&ClusterConfig> {
+        self.configuration.as_ref()
+    }
+
+    pub(in crate::kvstoremesh) fn error(&self) -> Option<&str> {
+        self.error.as_deref()
+    }
+
+    /// Whether the store of the remote answers.
+    pub fn is_connected(&self) -> bool {
+        self.phase == Phase::WaitingForConfiguration || self.is_registered()
+    }
+
+    /// Whether the remote is connected and its configuration is known.
+    pub fn is_registered(&self) -> bool {
+        matches!(self.phase, Phase::Listing | Phase::Following)
+    }
+
+    /// Whether there is nothing to wait for: everything was written once, or is stopped.
+    pub fn is_mirrored(&self) -> bool {
+        self.reflectors.values().all(Reflector::is_settled)
+    }
+
+    pub(in crate::kvstoremesh) fn completeness(&self, scope: Scope) -> &Completeness {
+        self.reflectors
+            .get(&scope)
+            .map_or(&Completeness::Disabled, Reflector::completeness)
+    }
+
+    /// Why scopes are stopped.
+    pub fn stopped(&self) -> impl Iterator<Item = &str> {
+        self.reflectors.values().filter_map(|r| match r.completeness() {
+            Completeness::Stopped(reason) => Some(&**reason),
+            _ => None,
+        })
+    }
+
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Of all scopes.
+    pub fn read_counters(&self) -> ReadCounters {
+        let mut sum = ReadCounters::default();
+        for counters in self.reflectors.values().map(Reflector::counters) {
+            sum.lists += counters.lists;
+            sum.resumes += counters.resumes;
+            sum.keys += counters.keys;
+            sum.bytes += counters.bytes;
+        }
+        sum
+    }
+
+    pub fn refusals(&self) -> &Refusals {
+        &self.refusals
+    }
+
+    /// When a connection was lost last.
+    pub fn last_failure(&self) -> Option<SystemTime> {
+        self.last_failure
+    }
+
+    /// Since when the heartbeat has not changed, though the store answers.
+    pub fn silent_since(&self) -> Option<Instant> {
+        self.silent_since
+    }
+
+    /// How long it took to mirror everything for the first time.
+    pub fn first_sync(&self) -> Option<Duration> {
+        self.first_sync
+    }
+}

@@ -1,0 +1,244 @@
+//! One connection to one remote cluster, from the first request until an error ends it.
+//!
+//! ```text
+//! heartbeat ─► cluster configuration ─► written here ─► per scope: canary ─► list or resume ─► watch
+//! ```
+
+use super::error::Error;
+use super::exports::Exports;
+use super::reflect::{Connected, is_there, reflect};
+use super::remote::Remote;
+use crate::kvstore::client::{EtcdClient, Event};
+use crate::kvstore::config::ClientConfig;
+use crate::kvstore::keeper;
+use crate::model::cluster::{ClusterConfig, ExportMode};
+use crate::model::keys::{self, Scope};
+use crate::util::backoff::Backoff;
+use futures::future::select_all;
+use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// A store whose heartbeat has not changed for this long is asked whether it answers.
+const HEARTBEAT_MAX: Duration = Duration::from_secs(120);
+/// For its answer.
+const PROBE_MAX: Duration = Duration::from_secs(10);
+/// Largest cluster configuration, in bytes.
+const CONFIG_MAX: usize = 4096;
+/// Most canaries; a cluster writes one for each kind of data.
+const CANARIES_MAX: usize = 1000;
+/// How long to wait for the cluster configuration before connecting again.
+const CONFIG_WAIT: Duration = Duration::from_secs(180);
+
+/// Connects and mirrors. `kept` is told the cluster configuration to keep here.
+pub(super) async fn run(remote: &Remote, kept: &watch::Sender<Option<Vec<u8>>>) -> Result<Infallible, Error> {
+    let (client, revision) = remote.limits.connects.run(Box::pin(connect(remote))).await?;
+    remote
+        .state
+        .transition(|cluster| cluster.connected(client.cluster_id()));
+    let connection = Connection { remote, client };
+    let config = connection.wait_for_config().await?;
+    let exports = connection.exports(&config);
+    connection.announce(&config, kept).await?;
+    let state = &remote.state;
+    state.transition(|cluster| cluster.configured(config.clone(), &exports));
+    remote.ids_changed.notify_one();
+    tracing::info!(cluster_name = %remote.name, cluster_id = config.id, "connected to the remote cluster");
+    Box::pin(connection.follow(&config, &exports, revision)).await
+}
+
+struct Connection<'a> {
+    remote: &'a Remote,
+    client: EtcdClient,
+}
+
+/// Connects, and reads the heartbeat for a first answer; returns at which revision.
+async fn connect(remote: &Remote) -> Result<(EtcdClient, i64), Error> {
+    let state = &remote.state;
+    let config = ClientConfig::read(&remote.client_file)?;
+    state.transition(|cluster| cluster.file_read(config.endpoints.join(",")));
+    let client = EtcdClient::connect_with(&config, &remote.options).await?;
+    let (heartbeat, revision) = client.get_with_revision(keys::HEARTBEAT).await?;
+    let last = state.read(|cluster| cluster.last_heartbeat().cloned());
+    let has_same_past = match last {
+        Some(last) => is_there(&last, &client, last.mod_revision()).await?,
+        None => false,
+    };
+    state.note(|cluster| {
+        if !has_same_past {
+            cluster.past_differs();
+        }
+        if let Some(heartbeat) = &heartbeat {
+            cluster.heartbeat_read(heartbeat);
+        }
+    });
+    Ok((client, revision))
+}
+
+impl Connection<'_> {
+    /// Reads the cluster configuration, and waits for it if it is not there yet.
+    async fn wait_for_config(&self) -> Result<ClusterConfig, Error> {
+        let deadline = Instant::now() + CONFIG_WAIT;
+        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
+        loop {
+            let error = match self.read_config().await? {
+                Ok(config) => return Ok(config),
+                Err(error) => error,
+            };
+            if Instant::now() >= deadline {
+                return Err(error);
+            }
+            let state = &self.remote.state;
+            if state.transition(|cluster| cluster.configuration_missing(error.to_string())) {
+                tracing::warn!(cluster_name = %self.remote.name, %error, "waiting for the configuration of the remote cluster");
+            }
+            backoff.wait().await;
+        }
+    }
+
+    /// The cluster configuration, or what is wrong with it. The outer error ends the connection.
+    async fn read_config(&self) -> Result<Result<ClusterConfig, Error>, Error> {
+        let (key, name) = (keys::cluster_config(&self.remote.name), self.remote.name.clone());
+        let Some(kv) = self.client.get(&key).await? else {
+            return Ok(Err(Error::NoClusterConfig { key, name }));
+        };
+        let bytes = kv.value.len();
+        if bytes > CONFIG_MAX {
+            return Ok(Err(Error::HugeClusterConfig { key, bytes }));
+        }
+        let parsed = serde_json::from_slice(&kv.value);
+        Ok(parsed.map_err(|source| Error::BadClusterConfig { key, source }))
+    }
+
+    fn exports(&self, config: &ClusterConfig) -> Exports {
+        if let ExportMode::Unknown(mode) = &config.capabilities.endpoint_slices_export_mode {
+            // Mirrored all the same, as Cilium does: readers refuse a mode they do not know.
+            tracing::warn!(cluster_name = %self.remote.name, mode, "the endpointSlicesExportMode of the remote cluster is not known here");
+        }
+        Exports::of(config, self.remote.legacy_services)
+    }
+
+    /// Writes the cluster configuration here before any data, so that readers know where to look.
+    async fn announce(&self, config: &ClusterConfig, kept: &watch::Sender<Option<Vec<u8>>>) -> Result<(), Error> {
+        let mut mirrored = config.clone();
+        mirrored.capabilities.synced_canaries = true;
+        mirrored.capabilities.cached = true;
+        let (key, value) = (keys::cluster_config(&self.remote.name), mirrored.to_json());
+        kept.send_if_modified(|kept| kept.replace(value.clone()).as_ref() != Some(&value));
+        keeper::ensure(&*self.remote.backend, &key, &value).await?;
+        Ok(())
+    }
+
+    /// Mirrors every scope, and follows what else can change. `revision` is that of the first answer.
+    async fn follow(&self, config: &ClusterConfig, exports: &Exports, revision: i64) -> Result<Infallible, Error> {
+        let (seen, canaries) = watch::channel(BTreeSet::new());
+        let connected = Connected {
+            remote: self.remote,
+            client: &self.client,
+            exports,
+            canaries,
+            identities_queued: watch::Sender::new(!exports.scopes.contains(&Scope::Identities)),
+        };
+        let scopes = Scope::ALL.map(|scope| reflect(&connected, scope));
+        tokio::select! {
+            (ended, ..) = select_all(scopes.map(Box::pin)) => ended,
+            ended = self.follow_canaries(seen) => ended,
+            ended = self.follow_config(config) => ended,
+            ended = self.follow_heartbeat(revision) => ended,
+        }
+    }
+
+    async fn follow_canaries(&self, seen: watch::Sender<BTreeSet<String>>) -> Result<Infallible, Error> {
+        let name = &self.remote.name;
+        let prefix = keys::synced_prefix(name);
+        let canaries: BTreeSet<String> = Scope::ALL
+            .iter()
+            .flat_map(|scope| [scope.state_canary(name), scope.cache_canary(name)])
+            .collect();
+        let canary = |key: &[u8]| {
+            std::str::from_utf8(key)
+                .ok()
+                .filter(|key| canaries.contains(*key))
+                .map(str::to_owned)
+        };
+        let (mut pages, mut listed) = (self.client.pages(&prefix), 0);
+        while let Some(page) = pages.next().await? {
+            seen.send_modify(|seen| seen.extend(page.iter().filter_map(|kv| canary(&kv.key))));
+            listed += page.len();
+            if listed > CANARIES_MAX {
+                let what = format!("more than {CANARIES_MAX} keys");
+                return Err(Error::TooMuch { prefix, what });
+            }
+        }
+        let mut watch = self.client.watch(&prefix, pages.revision + 1).await?;
+        loop {
+            let changes = watch.next().await?;
+            // A deleted canary means nothing: the state it stood for was there.
+            let put = changes.events.iter().filter_map(Event::put);
+            seen.send_modify(|seen| seen.extend(put.filter_map(|kv| canary(&kv.key))));
+        }
+    }
+
+    /// Ends when the cluster configuration differs from `known`.
+    async fn follow_config(&self, known: &ClusterConfig) -> Result<Infallible, Error> {
+        let state = &self.remote.state;
+        let key = keys::cluster_config(&self.remote.name);
+        let mut watch = self.client.watch_key(&key, 0).await?;
+        loop {
+            // Read after the watch has begun: a change before it is seen here.
+            match self.read_config().await? {
+                Ok(config) if config == *known => state.transition(|cluster| cluster.configuration_confirmed()),
+                Ok(_) => return Err(Error::ConfigChanged),
+                // The mirror is as good as before.
+                Err(error) => {
+                    tracing::warn!(cluster_name = %self.remote.name, %error, "the remote cluster lost its configuration: going on with the one before");
+                    state.transition(|cluster| cluster.configuration_lost(error.to_string()));
+                }
+            }
+            watch.next().await?;
+        }
+    }
+
+    /// Follows the heartbeat. When it stops, the store is asked: as long as the store answers and the heartbeat has
+    /// not changed behind the watch, all other watches are good, and a new connection would gain nothing.
+    async fn follow_heartbeat(&self, read_at: i64) -> Result<Infallible, Error> {
+        let state = &self.remote.state;
+        let mut watch = self.client.watch(keys::HEARTBEAT, read_at + 1).await?;
+        let (mut last_revision, mut changed_at) = (read_at, Instant::now());
+        loop {
+            let change = async {
+                loop {
+                    let changes = watch.next().await?;
+                    let put = changes.events.into_iter().filter_map(|event| match event {
+                        Event::Put(kv) => Some(kv),
+                        Event::Delete { .. } => None,
+                    });
+                    if let Some(heartbeat) = put.max_by_key(|kv| kv.mod_revision) {
+                        return Ok::<_, Error>(heartbeat);
+                    }
+                }
+            };
+            match tokio::time::timeout(HEARTBEAT_MAX, change).await {
+                Ok(heartbeat) => {
+                    let heartbeat = heartbeat?;
+                    last_revision = heartbeat.mod_revision;
+                    state.transition(|cluster| cluster.heartbeat_changed(&heartbeat));
+                    changed_at = Instant::now();
+                }
+                Err(_) => {
+                    let answer = tokio::time::timeout(PROBE_MAX, self.client.get(keys::HEARTBEAT)).await;
+                    let answer = answer.map_err(|_| Error::NoHeartbeat(HEARTBEAT_MAX))??;
+                    if answer.is_some_and(|kv| kv.mod_revision > last_revision) {
+                        return Err(Error::StuckWatch);
+                    }
+                    self.remote.metrics.no_heartbeat();
+                    if state.transition(|cluster| cluster.heartbeat_silent(changed_at)) {
+                        tracing::warn!(cluster_name = %self.remote.name, "no heartbeat, but the store of the remote cluster answers: going on");
+                    }
+                }
+            }
+        }
+    }
+}

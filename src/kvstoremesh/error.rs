@@ -1,0 +1,46 @@
+//! Why an attempt to connect to a remote cluster, or a connection to it, ended.
+
+use super::cluster::Cause;
+use crate::kvstore;
+use crate::kvstore::{client, config};
+use crate::model::cluster::ClusterName;
+use std::time::Duration;
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    #[error(transparent)]
+    Config(#[from] config::Error),
+    #[error(transparent)]
+    Client(#[from] client::Error),
+    #[error("cannot write here: {0}")]
+    Backend(#[from] kvstore::Error),
+    #[error("{key} is missing; is the cluster called {name}?")]
+    NoClusterConfig { key: String, name: ClusterName },
+    #[error("{key} is not a cluster configuration: {source}")]
+    BadClusterConfig { key: String, source: serde_json::Error },
+    #[error("{key} has {bytes} bytes: no cluster configuration is that large")]
+    HugeClusterConfig { key: String, bytes: usize },
+    #[error("what it sent could not be handled; the log says more")]
+    Panicked,
+    /// Not a failure: the connection is made again, with the new configuration.
+    #[error("its cluster configuration changed")]
+    ConfigChanged,
+    #[error("no heartbeat for {} s, and no answer", .0.as_secs())]
+    NoHeartbeat(Duration),
+    #[error("the heartbeat goes on, but the watch of it does not")]
+    StuckWatch,
+    #[error("{prefix} holds {what}")]
+    TooMuch { prefix: String, what: String },
+}
+
+impl Error {
+    /// What the state machine needs to know of it.
+    pub(super) fn cause(&self) -> Cause {
+        match self {
+            Self::Config(_) => Cause::File,
+            Self::Client(error) if error.is_connection_lost() => Cause::ConnectionLost,
+            Self::TooMuch { .. } => Cause::TooMuch,
+            _ => Cause::Other,
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! Drives one remote cluster: connects to it again and again, revokes its services when it stays away, and keeps its
+//! configuration here.
+//!
+//! What is mirrored stays while the remote is away. If the same store answers again, the watches resume; if it is
+//! another one, a new list is a diff. A key that did not change is not written.
+
+use super::cluster::{Loudness, REVOCABLE};
+use super::connection;
+use super::error::Error;
+use super::remote::Remote;
+use crate::kvstore::keeper;
+use crate::model::keys::{self, Scope};
+use crate::util::backoff::Backoff;
+use futures::FutureExt;
+use std::convert::Infallible;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// Mirrors a remote cluster, for ever.
+pub(super) async fn run(remote: Remote) {
+    // The cluster configuration to keep here, once it is known.
+    let config = watch::Sender::new(None);
+    tokio::select! {
+        never = connect_again_and_again(&remote, &config) => match never {},
+        never = revoke_when_overdue(&remote) => match never {},
+        never = keep_config(&remote, config.subscribe()) => match never {},
+    }
+}
+
+async fn connect_again_and_again(remote: &Remote, config: &watch::Sender<Option<Vec<u8>>>) -> Infallible {
+    let state = &remote.state;
+    loop {
+        state.transition(|cluster| cluster.attempt_begun(Instant::now()));
+        // What a remote sends must not end more than its own connection, whatever a library makes of it.
+        let connection = AssertUnwindSafe(Box::pin(connection::run(remote, config)));
+        let Err(error) = connection.catch_unwind().await.unwrap_or(Err(Error::Panicked));
+        let wait = match error {
+            Error::ConfigChanged => {
+                tracing::info!(cluster_name = %remote.name, %error, "connecting anew");
+                state.transition(|cluster| cluster.configuration_changed(Instant::now()))
+            }
+            _ => failed(remote, &error),
+        };
+        tokio::time::sleep(wait).await;
+    }
+}
+
+/// Reports a failure; returns how long to wait before the next attempt.
+fn failed(remote: &Remote, error: &Error) -> Duration {
+    let (now, wall_time) = (Instant::now(), SystemTime::now());
+    let retry = remote
+        .state
+        .transition(|cluster| cluster.failed(error.cause(), error.to_string(), now, wall_time));
+    for scope in Scope::ALL {
+        remote.sync.initial_read_pending(&scope.cache_prefix(&remote.name));
+    }
+    if retry.forget_address {
+        remote.options.dialer.forget();
+    }
+    match retry.loudness {
+        Loudness::Warning => {
+            tracing::warn!(cluster_name = %remote.name, error = retry.error, file = %remote.client_file.display(), "no connection to the remote cluster, trying again");
+        }
+        Loudness::Debug => {
+            tracing::debug!(cluster_name = %remote.name, error = retry.error, "no connection to the remote cluster");
+        }
+    }
+    retry.wait
+}
+
+/// Deletes what would send traffic to a cluster that is not there, once it has been away for the cache TTL.
+async fn revoke_when_overdue(remote: &Remote) -> Infallible {
+    if remote.cache_ttl.is_zero() {
+        std::future::pending().await
+    }
+    loop {
+        let due = remote.state.read(|cluster| cluster.revocation_due(remote.cache_ttl));
+        let other = remote
+            .state
+            .until(|cluster| cluster.revocation_due(remote.cache_ttl) != due);
+        let overdue = async {
+            match due {
+                Some(due) => tokio::time::sleep_until(due).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = other => {}
+            () = overdue => revoke(remote),
+        }
+    }
+}
+
+fn revoke(remote: &Remote) {
+    let now = Instant::now();
+    if !remote.state.transition(|cluster| cluster.revoke(remote.cache_ttl, now)) {
+        return;
+    }
+    tracing::warn!(cluster_name = %remote.name, "the remote cluster stayed away: revoking its services");
+    for scope in REVOCABLE {
+        // A list without any key.
+        let list = remote.sync.begin_list();
+        remote.sync.end_list(&scope.cache_prefix(&remote.name), list);
+    }
+}
+
+/// Keeps the cluster configuration here as it was read last, and until it is read as it was found.
+async fn keep_config(remote: &Remote, mut config: watch::Receiver<Option<Vec<u8>>>) -> Infallible {
+    let key = keys::cluster_config(&remote.name);
+    let mut backoff = Backoff::write();
+    let found = loop {
+        match remote.backend.get_and_adopt(&key).await {
+            Ok(found) => break found.map(|value| value.to_vec()),
+            Err(_) => backoff.wait().await,
+        }
+    };
+    loop {
+        let value = config.borrow_and_update().clone().or_else(|| found.clone());
+        let kept = async {
+            match value {
+                Some(value) => keeper::keep(Arc::clone(&remote.backend), key.clone(), value).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            changed = config.changed() => if changed.is_err() { std::future::pending().await },
+            () = kept => {}
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! Limits on how much work all remote clusters do at the same time.
+
+use std::time::Duration;
+use tokio::sync::Semaphore;
+
+/// Initial lists that are read at the same time.
+const LISTS: usize = 8;
+/// Connections that are made at the same time.
+const CONNECTS: usize = 64;
+/// Work that takes longer than this goes on without its slot, so that a slow remote cannot delay the others.
+const SLOT_MAX: Duration = Duration::from_secs(5);
+
+/// The limits that all remote clusters of a mesh share.
+pub(super) struct Limits {
+    pub(super) lists: Slots,
+    pub(super) connects: Slots,
+}
+
+/// A number of slots for work of one kind.
+pub(super) struct Slots(Semaphore);
+
+// === impl Limits ===
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            lists: Slots::new(LISTS),
+            connects: Slots::new(CONNECTS),
+        }
+    }
+}
+
+// === impl Slots ===
+
+impl Slots {
+    fn new(slots: usize) -> Self {
+        Self(Semaphore::new(slots))
+    }
+
+    /// Waits for a slot, then does `work`. The slot is given back after [`SLOT_MAX`], even if the work goes on.
+    pub(super) async fn run<T>(&self, work: impl Future<Output = T>) -> T {
+        let slot = self.0.acquire().await;
+        let mut work = Box::pin(work);
+        match tokio::time::timeout(SLOT_MAX, &mut work).await {
+            Ok(done) => done,
+            Err(_) => {
+                drop(slot);
+                work.await
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::time::Instant;
+
+    #[tokio::test(start_paused = true)]
+    async fn slow_work_holds_a_slot_for_a_limited_time() {
+        let slots = Slots::new(1);
+        let begun = Instant::now();
+        tokio::select! {
+            () = slots.run(std::future::pending()) => {}
+            () = async {
+                tokio::task::yield_now().await;
+                slots.run(async {}).await;
+            } => {}
+        }
+        assert_eq!(begun.elapsed(), SLOT_MAX);
+    }
+}
