@@ -1,8 +1,8 @@
-//! An etcd client that trusts one store only: it pins the cluster id of the first answer.
+//! An etcd client that talks to one store only: it pins the cluster id of the first answer.
 //!
-//! Every etcd has its own revisions. Going on at revision N on another one (a replica, or one that lost
-//! its data) would be silently wrong, so a changed cluster id ends the connection. A client is made anew
-//! for each connection, which also reads the TLS files again.
+//! Every store has its own revisions. A watch that resumed at a revision of another store (a replica, or one that lost
+//! its data) would be silently wrong, so another cluster id in an answer is an error. Each connection has a new client,
+//! which also reads the TLS files again.
 
 pub use super::client_error::Error;
 use super::config::ClientConfig;
@@ -13,32 +13,32 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// Largest answer to a read that is taken: what does not fit is asked for in smaller pages. No store may make us
-/// hold more than that.
+/// Largest answer to a read, in bytes, so that no store can exhaust our memory. A page of a list that is larger is read
+/// in smaller pages.
 const ANSWER_MAX: usize = 64 << 20;
-/// Largest message of a watch: etcd puts up to 1,000 revisions into one.
+/// Largest message of a watch, in bytes: etcd puts up to 1,000 revisions into one.
 const CHANGES_MAX: usize = 128 << 20;
 /// Cilium's defaults (`etcd.keepaliveHeartbeat`, `etcd.keepaliveTimeout`).
 pub const KEEPALIVE: Keepalive = Keepalive {
     interval: Duration::from_secs(15),
     timeout: Duration::from_secs(25),
 };
-/// For a password to be exchanged for a token.
+/// For the exchange of a password for a token.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
-/// For a read to be answered.
+/// For the answer to a read.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
-/// How a store says that it asks for no password.
+/// etcd's error if authentication is off.
 const NO_AUTH: &str = "authentication is not enabled";
 /// Keys per page of a list, as in Cilium (`etcd.limit`).
 pub const PAGE: i64 = 256;
 
-/// How a client asks.
+/// Options of a client.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Keys per page of a list; 0: no pages.
+    /// Keys per page of a list; 0 reads a list in one page.
     pub page: i64,
     pub keepalive: Keepalive,
-    /// Knows where the store was before.
+    /// Remembers the last good address.
     pub dialer: Dialer,
 }
 
@@ -52,7 +52,7 @@ impl Default for Options {
     }
 }
 
-/// One connection.
+/// A client of one connection. Clones share the connection.
 #[derive(Clone)]
 pub struct EtcdClient {
     client: Client,
@@ -60,11 +60,11 @@ pub struct EtcdClient {
     page: i64,
 }
 
-/// A list, complete at one revision.
+/// A complete list at one revision.
 pub struct Listing {
     /// All key-values, in key order.
     pub kvs: Vec<KeyValue>,
-    /// The revision they were read at; a watch goes on from the next.
+    /// The revision of the list. A watch continues at the next one.
     pub revision: i64,
 }
 
@@ -75,9 +75,9 @@ pub struct Pages {
     limit: i64,
     /// Where the next page begins.
     from: Option<Vec<u8>>,
-    /// The revision of all pages, once the first is here.
+    /// The revision of all pages, once the first was read.
     pub revision: i64,
-    /// How many keys there are, once the first page is here.
+    /// How many keys the store has, as the first page says.
     pub count: u64,
 }
 
@@ -113,49 +113,49 @@ pub enum Event {
 /// One message of a watch: its events, in order.
 pub struct Changes {
     pub events: Vec<Event>,
-    /// Everything up to this revision has been seen.
+    /// Without events, everything up to this revision has been seen. With events it may be ahead of them.
     pub revision: i64,
 }
 
 impl EtcdClient {
-    /// Makes a client. Nothing is sent yet, unless a password has to be exchanged.
+    /// Makes a client with default options.
     pub async fn connect(config: &ClientConfig) -> Result<Self, Error> {
         Self::connect_with(config, &Options::default()).await
     }
 
-    /// Makes a client that asks in its own way.
-    pub async fn connect_with(config: &ClientConfig, how: &Options) -> Result<Self, Error> {
-        let channel = Channel::Tonic(dial::channel(config, &how.dialer, how.keepalive)?);
-        let options = ConnectOptions::new().with_require_leader(true);
+    /// Makes a client. Nothing is sent yet, unless a password has to be exchanged for a token.
+    pub async fn connect_with(config: &ClientConfig, options: &Options) -> Result<Self, Error> {
+        let channel = Channel::Tonic(dial::channel(config, &options.dialer, options.keepalive)?);
+        let plain = ConnectOptions::new().with_require_leader(true);
         let with_password = match (&config.username, &config.password) {
-            (Some(user), Some(password)) => Some(options.clone().with_user(user, password)),
+            (Some(user), Some(password)) => Some(plain.clone().with_user(user, password)),
             _ => None,
         };
-        let asked = with_password.is_some();
+        let has_password = with_password.is_some();
         let connect = |options| {
             let connected = Box::pin(Client::from_channel(channel.clone(), Some(options)));
             tokio::time::timeout(CONNECT_TIMEOUT, connected)
         };
         let late = |_| Error::Timeout(CONNECT_TIMEOUT);
-        let client = match connect(with_password.unwrap_or(options.clone())).await.map_err(late)? {
-            // A store that asks for no password is told none, as Go's client does.
-            Err(etcd_client::Error::GRpcStatus(status)) if asked && status.message().contains(NO_AUTH) => {
-                connect(options).await.map_err(late)??
+        let client = match connect(with_password.unwrap_or(plain.clone())).await.map_err(late)? {
+            // As in Go's client, a store without authentication is sent no password.
+            Err(etcd_client::Error::GRpcStatus(status)) if has_password && status.message().contains(NO_AUTH) => {
+                connect(plain).await.map_err(late)??
             }
             done => done?,
         };
         Ok(Self {
             client,
             pinned: Arc::default(),
-            page: how.page,
+            page: options.page,
         })
     }
 
-    /// Hands over a snapshot of the store, piece by piece; the last is the SHA-256 of the others.
-    pub async fn snapshot(&self, mut piece: impl FnMut(&[u8]) -> std::io::Result<()>) -> Result<(), Error> {
+    /// Hands a snapshot of the store to `write`, piece by piece. The last piece is the SHA-256 of the others.
+    pub async fn snapshot(&self, mut write: impl FnMut(&[u8]) -> std::io::Result<()>) -> Result<(), Error> {
         let mut stream = self.client.clone().snapshot().await?;
         while let Some(message) = stream.message().await? {
-            let written = piece(message.blob());
+            let written = write(message.blob());
             written.map_err(|source| Error::File {
                 path: "the snapshot".to_owned(),
                 source,
@@ -179,7 +179,7 @@ impl EtcdClient {
         Arc::ptr_eq(&self.pinned, &other.pinned)
     }
 
-    /// An error if an answer is of another store than those before.
+    /// Fails if an answer is from another store than the answers before.
     pub(super) fn seen(&self, header: Option<&ResponseHeader>) -> Result<(), Error> {
         self.check(header).map(drop)
     }
@@ -209,20 +209,20 @@ impl EtcdClient {
         Ok(self.get_with_revision(key).await?.0)
     }
 
-    /// Reads one key; a watch for what comes then begins at the next revision.
+    /// Reads one key, and the store's revision. A watch for later changes begins at the next revision.
     pub async fn get_with_revision(&self, key: &str) -> Result<(Option<KeyValue>, i64), Error> {
         let (mut response, revision) = self.range(key.into(), GetOptions::new()).await?;
         Ok((response.take_kvs().pop().map(KeyValue::from), revision))
     }
 
-    /// Reads one key as it was at a revision; an error if that is compacted, or has not come yet.
+    /// Reads one key as it was at a revision. Fails if the revision is compacted or in the future.
     pub async fn get_at(&self, key: &[u8], revision: i64) -> Result<Option<KeyValue>, Error> {
         let options = GetOptions::new().with_revision(revision);
         let (mut response, _) = self.range(key.into(), options).await?;
         Ok(response.take_kvs().pop().map(KeyValue::from))
     }
 
-    /// Reads a prefix whole, all pages at one revision.
+    /// Reads a whole prefix, all pages at one revision.
     pub async fn list(&self, prefix: &str) -> Result<Listing, Error> {
         let (mut kvs, mut pages) = (Vec::new(), self.pages(prefix));
         while let Some(mut page) = pages.next().await? {
@@ -251,7 +251,7 @@ impl EtcdClient {
         self.start_watch(prefix, options.with_progress_notify()).await
     }
 
-    /// Watches one key from a revision on, 0 for now.
+    /// Watches one key from a revision on; 0 watches later changes only.
     pub async fn watch_key(&self, key: &str, from: i64) -> Result<Watch, Error> {
         self.start_watch(key, WatchOptions::new().with_start_revision(from))
             .await
@@ -268,7 +268,7 @@ impl EtcdClient {
 }
 
 impl Pages {
-    /// The next page; none after the last.
+    /// The next page; `None` after the last.
     pub async fn next(&mut self) -> Result<Option<Vec<KeyValue>>, Error> {
         let Some(from) = self.from.take() else { return Ok(None) };
         let (mut response, revision) = loop {
@@ -294,9 +294,11 @@ impl Pages {
         let more = response.more();
         let kvs: Vec<_> = response.take_kvs().into_iter().map(KeyValue::from).collect();
         if let Some(last) = kvs.last().filter(|_| more) {
-            // Or a list might never end.
+            // A store that repeats a page must not make the list endless.
             if last.key < from {
-                return Err(Error::Nonsense("a page of a list does not go on".to_owned()));
+                return Err(Error::InvalidAnswer(
+                    "a page of a list begins before its first key".to_owned(),
+                ));
             }
             self.from = Some([&last.key[..], &[0]].concat());
         }
@@ -305,7 +307,7 @@ impl Pages {
 }
 
 impl Watch {
-    /// Waits for the next message with events, or for word of how far there were none.
+    /// Waits for the next message with events, or for a progress notification.
     pub async fn next(&mut self) -> Result<Changes, Error> {
         loop {
             let response = self.stream.message().await?.ok_or(Error::Ended)?;
@@ -317,7 +319,7 @@ impl Watch {
                 });
             }
             let events = events_of(&response);
-            // Without events it says how far everything has been seen, unless it only says that it began.
+            // A message without events is a progress notification, unless it confirms the creation of the watch.
             if !events.is_empty() || !response.created() {
                 return Ok(Changes { events, revision });
             }

@@ -10,7 +10,7 @@ pub enum Error {
     /// A TLS file cannot be used.
     #[error("{path}: {why}")]
     Tls { path: String, why: String },
-    #[error("{0:?} is not the URL of a store")]
+    #[error("{0:?} is not a valid endpoint URL")]
     Endpoint(String),
     /// A status of the store, or a failure of the transport that has no variant of its own.
     #[error("{}", describe(.0))]
@@ -19,7 +19,7 @@ pub enum Error {
     #[error("the store closed the connection")]
     ConnectionClosed,
     /// The connection is gone, or keepalive pings were not answered.
-    #[error("the connection broke, or nobody answered its pings")]
+    #[error("the connection broke, or a keepalive ping was not answered")]
     ConnectionBroken,
     #[error("no answer in {} s", .0.as_secs())]
     Timeout(Duration),
@@ -32,8 +32,8 @@ pub enum Error {
     #[error("required revision has been compacted (at {0})")]
     Compacted(i64),
     /// An answer that no etcd would give.
-    #[error("the store answers nonsense: {0}")]
-    Nonsense(String),
+    #[error("invalid answer from the store: {0}")]
+    InvalidAnswer(String),
     #[error("watch cancelled: {0}")]
     Cancelled(String),
     /// The stream of a watch ended.

@@ -4,51 +4,48 @@ use serde::Deserialize;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-/// What a client needs to connect. Unknown keys are ignored, as in the original.
+/// What a client needs to connect. As in clientv3/yaml, unknown keys are ignored.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
 pub struct ClientConfig {
     /// URLs; `https` means TLS.
     pub endpoints: Vec<String>,
-    /// CAs of the server, PEM; the system's without.
+    /// CAs of the server, PEM. Defaults to the system's CAs.
     pub trusted_ca_file: Option<PathBuf>,
     /// Client certificate, PEM.
     pub cert_file: Option<PathBuf>,
     /// Client key, PEM.
     pub key_file: Option<PathBuf>,
-    /// User name, where passwords authenticate.
+    /// For authentication by password.
     pub username: Option<String>,
-    /// Password.
     pub password: Option<String>,
-    /// Addresses of hosts that names do not resolve to.
+    /// Addresses of hosts that DNS does not know (Cilium 1.20).
     pub cilium_host_aliases: Vec<HostAlias>,
     /// No TLS, whatever the URLs say.
     pub insecure_transport: bool,
-    /// Not supported: refused.
+    /// Not supported: a file that sets this is refused.
     pub insecure_skip_tls_verify: bool,
 }
 
-/// Where a host is (Cilium 1.20: `cilium-host-aliases`).
+/// The addresses of one host, as in `/etc/hosts`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct HostAlias {
-    /// The name, which the server's certificate is still checked for.
+    /// The server's certificate is still checked against this name.
     pub hostname: String,
-    /// Its addresses.
     pub ips: Vec<std::net::IpAddr>,
 }
 
-/// How to reach a store.
+/// Where the configuration of a client comes from.
 #[derive(Clone, Debug)]
-pub enum Source {
-    /// A client YAML file, read again for each connection.
+pub enum ConfigSource {
+    /// An etcd client's YAML file, read again for each connection.
     File(PathBuf),
-    /// An address, without TLS.
+    /// A comma-separated list of addresses, without TLS.
     Address(String),
 }
 
-impl Source {
-    /// What a client needs, as it is now.
+impl ConfigSource {
     pub(super) fn read(&self) -> Result<ClientConfig, Error> {
         match self {
             Self::File(path) => ClientConfig::read(path),
@@ -57,43 +54,28 @@ impl Source {
     }
 }
 
-/// What is wrong with an alias.
+/// What is wrong with an alias, in Cilium's words.
 #[derive(Debug, thiserror::Error)]
 pub enum AliasError {
-    /// Whose addresses are these?
     #[error("cilium-host-aliases entry has an empty hostname")]
     NoName,
-    /// Where is it?
     #[error("cilium-host-aliases entry for hostname {0:?} has no IPs")]
     NoAddress(String),
-    /// Which of them?
     #[error("cilium-host-aliases has duplicate hostname {0:?}")]
     Twice(String),
 }
 
-/// Why a file is no usable client configuration. Each names its file.
+/// Why a file is not a usable client configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// It cannot be read.
     #[error("cannot read {}: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        source: std::io::Error,
-    },
-    /// It is not the YAML that is wanted.
+    Read { path: PathBuf, source: std::io::Error },
     #[error("{} is not an etcd client configuration: {why}", path.display())]
-    Parse {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        why: String,
-    },
+    Parse { path: PathBuf, why: String },
 }
 
 impl ClientConfig {
-    /// A plain connection to one address.
+    /// Plain connections to a comma-separated list of addresses.
     pub fn address(address: &str) -> Self {
         let endpoints = address.split(',').map(|a| a.trim().to_owned()).collect();
         Self {
@@ -102,7 +84,6 @@ impl ClientConfig {
         }
     }
 
-    /// Reads a file.
     pub fn read(path: &Path) -> Result<Self, Error> {
         let text = std::fs::read_to_string(path).map_err(|source| Error::Read {
             path: path.to_owned(),
@@ -114,7 +95,7 @@ impl ClientConfig {
         })
     }
 
-    /// Reads a file's text; an error says what is wrong with it.
+    /// Parses a file's text. The error says what is wrong with it.
     pub fn parse(text: &str) -> Result<Self, String> {
         let config: Self = serde_saphyr::from_str(text).map_err(|e| first_line(&e.to_string()))?;
         if config.endpoints.is_empty() {
@@ -127,7 +108,7 @@ impl ClientConfig {
         Ok(config)
     }
 
-    /// Checks the aliases, as Cilium does and in its words.
+    /// Checks the aliases as Cilium does.
     pub fn check_aliases(&self) -> Result<(), AliasError> {
         let mut seen = BTreeSet::new();
         for alias in &self.cilium_host_aliases {
@@ -142,7 +123,7 @@ impl ClientConfig {
         Ok(())
     }
 
-    /// Files it refers to.
+    /// The TLS files that the configuration names.
     pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
         [&self.trusted_ca_file, &self.cert_file, &self.key_file]
             .into_iter()
@@ -150,7 +131,7 @@ impl ClientConfig {
     }
 }
 
-/// Of what the parser says; more would show the file, which may hold a password.
+/// The first line of a parser's error. The other lines quote the file, which may hold a password.
 pub fn first_line(why: &str) -> String {
     let line = why.lines().next().unwrap_or_default();
     line.trim_start_matches("error: ").to_owned()

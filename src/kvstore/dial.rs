@@ -1,9 +1,10 @@
-//! The way to a store: TCP and TLS to one address of one of its endpoints.
+//! Connects to a store: TCP and TLS to one address of one of its endpoints.
 //!
-//! A store may be behind several endpoints, and each may have several addresses, of which some are dead. They
-//! are tried one after the other, the one that was good last first, then endpoints and aliases in any order and
-//! what a name resolves to in the system's; each gets its share of the time (Cilium 1.20 does so for `cilium-host-aliases`). All requests of a connection then go to
-//! that one: two replicas behind one name are two stores with revisions of their own.
+//! A store may have several endpoints, and each endpoint several addresses, of which some are dead. The addresses are
+//! tried one after the other, and each gets a share of the time (as in Cilium 1.20 for `cilium-host-aliases`). The
+//! last good address comes first; endpoints and aliases are shuffled; the addresses of one DNS name stay in the order
+//! of the system's resolver. All requests of a connection then go to the same address: two replicas behind one name
+//! are two stores, each with its own revisions.
 
 use super::client_error::Error;
 use super::config::ClientConfig;
@@ -29,25 +30,25 @@ use tokio_rustls::client::TlsStream;
 use tokio_util::either::Either;
 use tonic::transport::{Channel, Endpoint};
 
-/// For a connection to come up.
+/// For a connection to be established.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// For one address, at least.
+/// The least time for one address.
 const SHARE_MIN: Duration = Duration::from_secs(2);
-/// Where a store listens if nobody says.
-const PORT: u16 = 2379;
+/// etcd's client port, for endpoints without a port.
+const DEFAULT_PORT: u16 = 2379;
 
-/// Remembers, from one connection to the next, where the store was. Clones share it.
+/// Remembers the last good address of a store from one connection to the next. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Dialer(Arc<Mutex<Option<Address>>>);
 
 impl Dialer {
-    /// Where the store was is no better than any other place.
+    /// Forgets the last good address, so that all addresses are equal again.
     pub fn forget(&self) {
         *self.0.lock() = None;
     }
 }
 
-/// Where one attempt goes: a host, for its certificate, and one of its addresses.
+/// What one attempt connects to: one address of a host. The host's name is what its certificate must have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Address {
     host: String,
@@ -70,7 +71,7 @@ impl Target {
         let secure = match scheme {
             "https" => true,
             "http" => false,
-            // As Go's client: whatever the configuration has.
+            // As in Go's client: TLS if the configuration has TLS files.
             "" => config.files().next().is_some(),
             _ => return Err(bad()),
         };
@@ -78,7 +79,7 @@ impl Target {
         let host = authority.host();
         Ok(Self {
             host: host.trim_start_matches('[').trim_end_matches(']').to_owned(),
-            port: authority.port_u16().unwrap_or(PORT),
+            port: authority.port_u16().unwrap_or(DEFAULT_PORT),
             secure: secure && !config.insecure_transport,
         })
     }
@@ -92,15 +93,16 @@ impl Target {
     }
 }
 
-/// What a connection needs besides an address.
-struct Way {
+/// Makes the connections of one channel.
+struct Connector {
     config: ClientConfig,
     targets: Vec<Target>,
     tls: Option<TlsConnector>,
     dialer: Dialer,
 }
 
-/// A channel that connects when it is needed, and again when its connection is lost. The TLS files are read now.
+/// Makes a channel that connects at the first request, and again after its connection is lost. The TLS files are
+/// read now.
 pub(super) fn channel(config: &ClientConfig, dialer: &Dialer, keepalive: Keepalive) -> Result<Channel, Error> {
     let targets: Vec<_> = config
         .endpoints
@@ -112,7 +114,7 @@ pub(super) fn channel(config: &ClientConfig, dialer: &Dialer, keepalive: Keepali
     };
     let origin = first.origin();
     let bad = |_| Error::Endpoint(origin.clone());
-    // The connector below does TLS itself: for tonic this is a plain connection.
+    // The connector does TLS itself: for tonic the connection is plain.
     let endpoint = Endpoint::from_static("http://store")
         .origin(origin.parse().map_err(bad)?)
         .http2_keep_alive_interval(keepalive.interval)
@@ -121,26 +123,26 @@ pub(super) fn channel(config: &ClientConfig, dialer: &Dialer, keepalive: Keepali
         true => Some(TlsConnector::from(Arc::new(tls(config)?))),
         false => None,
     };
-    let way = Arc::new(Way {
+    let connector = Arc::new(Connector {
         config: config.clone(),
         targets,
         tls,
         dialer: dialer.clone(),
     });
     let connect = move |_| {
-        let way = Arc::clone(&way);
-        async move { way.connect().await.map(TokioIo::new) }
+        let connector = Arc::clone(&connector);
+        async move { connector.connect().await.map(TokioIo::new) }
     };
     Ok(endpoint.connect_with_connector_lazy(tower::service_fn(connect)))
 }
 
-impl Way {
+impl Connector {
     async fn connect(&self) -> io::Result<Either<TcpStream, TlsStream<TcpStream>>> {
         let deadline = Instant::now() + CONNECT_TIMEOUT;
         let (mut addresses, mut failures) = (vec![], vec![]);
         let mut targets: Vec<_> = self.targets.iter().collect();
         targets.shuffle(&mut rand::rng());
-        // A name that hangs must not use up the time of the others.
+        // A name that the resolver does not answer must not use up the time of the others.
         let resolved = targets
             .iter()
             .map(|target| timeout(CONNECT_TIMEOUT / 2, self.addresses(target)));
@@ -186,7 +188,7 @@ impl Way {
             at.shuffle(&mut rand::rng());
             return Ok(at.into_iter().map(address).collect());
         }
-        // The system knows best which family works: its order stays.
+        // The system's resolver knows which address family works: its order stays.
         let found = tokio::net::lookup_host((target.host.as_str(), target.port)).await?;
         Ok(found.map(address).collect())
     }
@@ -222,7 +224,7 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
     }
 }
 
-/// What to trust: these CAs, or the system's. Those that cannot be used are left out.
+/// The CAs to trust: those given, or else the system's. Unusable certificates are left out.
 pub fn roots(given: Option<Vec<CertificateDer<'static>>>) -> RootCertStore {
     let mut roots = RootCertStore::empty();
     let all = given.unwrap_or_else(|| rustls_native_certs::load_native_certs().certs);
@@ -230,8 +232,8 @@ pub fn roots(given: Option<Vec<CertificateDer<'static>>>) -> RootCertStore {
     roots
 }
 
-/// A client's certificate and its key; an error if the key cannot be used, or is another's. What else there is to
-/// say of the certificate is the server's business: it may be of version 1.
+/// A client's certificate with its key. Fails if the key is unusable or does not belong to the certificate. The server
+/// checks the rest of the certificate, which may be an X.509 v1 certificate.
 pub fn key_pair(
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
@@ -244,7 +246,7 @@ pub fn key_pair(
     }
 }
 
-/// TLS as the configuration's files have it now.
+/// The TLS configuration, with the files read now.
 fn tls(config: &ClientConfig) -> Result<TlsConfig, Error> {
     let roots = roots(config.trusted_ca_file.as_deref().map(certificates).transpose()?);
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -303,7 +305,7 @@ mod tests {
         }
     }
 
-    /// Of three addresses of one host two refuse.
+    /// Two of the host's three addresses refuse connections.
     #[tokio::test]
     async fn the_address_that_was_good_last_is_tried_first() {
         let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -314,35 +316,35 @@ mod tests {
             "endpoints: [\"http://hk.mesh:{port}\"]\ncilium-host-aliases:\n- hostname: hk.mesh\n  ips: [127.0.0.1, 127.0.0.2, 127.0.0.3]\n"
         );
         let config = ClientConfig::parse(&text).unwrap();
-        let way = Way {
+        let connector = Connector {
             targets: vec![Target::parse(&config.endpoints[0], &config).unwrap()],
             config,
             tls: None,
             dialer: Dialer::default(),
         };
         for _ in 0..20 {
-            let stream = way.connect().await.unwrap();
+            let stream = connector.connect().await.unwrap();
             let Either::Left(tcp) = stream else {
                 panic!("no TLS was asked for")
             };
             assert_eq!(tcp.peer_addr().unwrap().ip().to_string(), "127.0.0.2");
-            assert_eq!(way.dialer.0.lock().as_ref().unwrap().at, tcp.peer_addr().unwrap());
+            assert_eq!(connector.dialer.0.lock().as_ref().unwrap().at, tcp.peer_addr().unwrap());
             good.accept().await.unwrap();
         }
         drop(good);
-        let error = way.connect().await.unwrap_err().to_string();
+        let error = connector.connect().await.unwrap_err().to_string();
         assert!(error.starts_with(&format!("127.0.0.2:{port}: ")), "{error}");
         assert!(error.contains("127.0.0.1") && error.contains("127.0.0.3"), "{error}");
     }
 
-    /// A host that accepts and says nothing takes its share of the time, and no more.
+    /// A host that accepts a connection and sends nothing uses its share of the time, and no more.
     #[tokio::test(start_paused = true)]
     async fn an_address_that_hangs_leaves_time_for_the_others() {
         let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = silent.local_addr().unwrap().port();
         let text = format!("endpoints: [\"https://127.0.0.1:{port}\", \"https://127.0.0.1:{port}\"]\n");
         let config = ClientConfig::parse(&text).unwrap();
-        let way = Way {
+        let connector = Connector {
             targets: config
                 .endpoints
                 .iter()
@@ -361,7 +363,7 @@ mod tests {
         };
         let begun = Instant::now();
         let error = tokio::select! {
-            connected = way.connect() => connected.unwrap_err().to_string(),
+            connected = connector.connect() => connected.unwrap_err().to_string(),
             () = accept => unreachable!("it listens on"),
         };
         assert_eq!(error.matches("no connection in 5.0 s").count(), 2, "{error}");

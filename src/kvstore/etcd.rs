@@ -4,7 +4,7 @@ mod write;
 
 use super::availability::Availability;
 use super::client::{self, EtcdClient, Options};
-use super::config::{self, ClientConfig, Source};
+use super::config::{self, ClientConfig, ConfigSource};
 use super::dial::Dialer;
 use super::labels::{RequestOutcome, scope_of};
 use super::leases::Leases;
@@ -38,7 +38,7 @@ const WATCH_RETRY: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug)]
 pub struct Config {
     /// The etcd's addresses and certificates.
-    pub source: Source,
+    pub source: ConfigSource,
     /// How long keys outlive this process.
     pub lease_ttl: Duration,
     pub limits: Limits,
@@ -106,7 +106,7 @@ impl EtcdBackend {
     pub async fn connected(&self) -> Result<(), config::Error> {
         let mut backoff = Backoff::connect();
         loop {
-            if let Source::File(path) = &self.config.source
+            if let ConfigSource::File(path) = &self.config.source
                 && let Err(error @ config::Error::Parse { .. }) = ClientConfig::read(path)
             {
                 return Err(error);
@@ -394,8 +394,8 @@ impl Backend for EtcdBackend {
 
     fn describe(&self) -> String {
         match &self.config.source {
-            Source::File(path) => format!("etcd of {}", path.display()),
-            Source::Address(address) => format!("etcd at {address}"),
+            ConfigSource::File(path) => format!("etcd of {}", path.display()),
+            ConfigSource::Address(address) => format!("etcd at {address}"),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::Error;
 use super::client::{self, EtcdClient};
-use super::config::Source;
+use super::config::ConfigSource;
 use etcd_client::{Client, UserAddOptions};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -39,13 +39,13 @@ pub trait UserAdmin: Send + Sync {
 
 /// The users of any etcd.
 pub struct EtcdUsers {
-    source: Source,
+    source: ConfigSource,
     client: Mutex<Option<EtcdClient>>,
 }
 
 impl EtcdUsers {
     /// Does not connect yet.
-    pub fn new(source: Source) -> Self {
+    pub fn new(source: ConfigSource) -> Self {
         Self {
             source,
             client: Mutex::default(),

@@ -2,7 +2,7 @@
 
 use super::duration;
 use crate::kvstore::client::KEEPALIVE;
-use crate::kvstore::config::Source as EtcdSource;
+use crate::kvstore::config::ConfigSource;
 use crate::kvstore::etcd;
 use crate::kvstore::limiter::Limits;
 use anyhow::{Context, bail};
@@ -63,8 +63,8 @@ impl KvstoreArgs {
             }
         }
         let source = match (config, address) {
-            (Some(file), _) => EtcdSource::File(file.into()),
-            (None, Some(address)) => EtcdSource::Address(address),
+            (Some(file), _) => ConfigSource::File(file.into()),
+            (None, Some(address)) => ConfigSource::Address(address),
             (None, None) => {
                 bail!(
                     "no address of the local store: set --kvstore-opt=etcd.config=FILE or --kvstore-opt=etcd.address=URL"
