@@ -240,8 +240,8 @@ impl Mesh {
                 () = stop.cancelled() => {}
                 waited = wait => match waited {
                     Ok(true) => {}
-                    Ok(false) => tracing::warn!(cluster_name = %name, secs = per_cluster.as_secs(), "not connected in time: readiness does not wait for it"),
-                    Err(_) => tracing::error!(cluster_name = %name, secs = global.as_secs(), "not mirrored in time: readiness does not wait for it"),
+                    Ok(false) => tracing::warn!(cluster_name = %name, secs = per_cluster.as_secs(), "the remote cluster is not connected in time; readiness does not wait for it"),
+                    Err(_) => tracing::error!(cluster_name = %name, secs = global.as_secs(), "the remote cluster is not mirrored in time; readiness does not wait for it"),
                 },
             }
             drop(synced);
@@ -284,9 +284,9 @@ impl Mesh {
         let secs = self.config.drain_grace.as_secs();
         match self.config.drain {
             true => {
-                tracing::info!(cluster_name = %name, secs, "the cluster left the mesh: its data is removed after a time of grace")
+                tracing::info!(cluster_name = %name, secs, "the cluster left the mesh; its mirror is removed after the grace period")
             }
-            false => tracing::info!(cluster_name = %name, "the cluster left the mesh: its data stays"),
+            false => tracing::info!(cluster_name = %name, "the cluster left the mesh; its mirror stays"),
         }
         mirror.state.transition(Cluster::file_removed);
         mirror.stop.cancel();
@@ -325,7 +325,7 @@ impl Mesh {
             let conflicts = ids::conflicts(&self.config.cluster, &self.ids());
             for (name, conflict) in &conflicts {
                 if logged.get(name) != Some(conflict) {
-                    tracing::error!(cluster_name = %name, conflict, "readers refuse the remote cluster");
+                    tracing::error!(cluster_name = %name, conflict, "agents refuse the remote cluster because of its cluster id");
                 }
             }
             logged = conflicts;
@@ -349,7 +349,7 @@ impl Mesh {
         let found = loop {
             match removal::mirrored_clusters(&*self.backend).await {
                 Ok(found) => break found,
-                Err(error) => tracing::warn!(%error, "cannot look for clusters that left, trying again"),
+                Err(error) => tracing::warn!(%error, "cannot list the clusters that left the mesh; trying again"),
             }
             backoff.wait().await;
         };
@@ -357,7 +357,7 @@ impl Mesh {
         for name in found.into_iter().filter(|_| self.config.drain) {
             if name != self.config.cluster.name && !members.contains_key(&name) {
                 let wait = self.config.former_grace;
-                tracing::warn!(cluster_name = %name, secs = wait.as_secs(), "mirrored here but not in the mesh: it will be removed");
+                tracing::warn!(cluster_name = %name, secs = wait.as_secs(), "the store holds a mirror of a cluster that has no client file; the mirror will be removed");
                 let removal = self.start_removal(&name, Arc::default(), wait);
                 members.insert(name, Member::Leaving(removal));
             }

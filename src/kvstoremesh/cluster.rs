@@ -251,7 +251,7 @@ impl Cluster {
         let was_registered = self.is_registered();
         let error = match cause {
             Cause::ConnectionLost if !was_registered => {
-                error + "; is this side's certificate accepted there, and is it TLS on both sides?"
+                error + "; does the remote accept this client certificate, and do both ends use TLS?"
             }
             _ => error,
         };

@@ -115,7 +115,7 @@ impl Connection<'_> {
     fn exports(&self, config: &ClusterConfig) -> Exports {
         if let ExportMode::Unknown(mode) = &config.capabilities.endpoint_slices_export_mode {
             // Mirrored all the same, as Cilium does: readers refuse a mode they do not know.
-            tracing::warn!(cluster_name = %self.remote.name, mode, "the endpointSlicesExportMode of the remote cluster is not known here");
+            tracing::warn!(cluster_name = %self.remote.name, mode, "the remote cluster has an unknown endpointSlicesExportMode; mirroring both forms of its services");
         }
         Exports::of(config, self.remote.legacy_services)
     }
@@ -193,7 +193,7 @@ impl Connection<'_> {
                 Ok(_) => return Err(Error::ConfigChanged),
                 // The mirror is as good as before.
                 Err(error) => {
-                    tracing::warn!(cluster_name = %self.remote.name, %error, "the remote cluster lost its configuration: going on with the one before");
+                    tracing::warn!(cluster_name = %self.remote.name, %error, "the configuration of the remote cluster is missing or invalid; keeping the one before");
                     state.transition(|cluster| cluster.configuration_lost(error.to_string()));
                 }
             }
@@ -235,7 +235,7 @@ impl Connection<'_> {
                     }
                     self.remote.metrics.no_heartbeat();
                     if state.transition(|cluster| cluster.heartbeat_silent(changed_at)) {
-                        tracing::warn!(cluster_name = %self.remote.name, "no heartbeat, but the store of the remote cluster answers: going on");
+                        tracing::warn!(cluster_name = %self.remote.name, "the heartbeat of the remote cluster stopped, but its store answers; keeping the connection");
                     }
                 }
             }

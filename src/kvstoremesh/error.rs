@@ -12,22 +12,22 @@ pub(super) enum Error {
     Config(#[from] config::Error),
     #[error(transparent)]
     Client(#[from] client::Error),
-    #[error("cannot write here: {0}")]
+    #[error("cannot write to the local store: {0}")]
     Backend(#[from] kvstore::Error),
     #[error("{key} is missing; is the cluster called {name}?")]
     NoClusterConfig { key: String, name: ClusterName },
     #[error("{key} is not a cluster configuration: {source}")]
     BadClusterConfig { key: String, source: serde_json::Error },
-    #[error("{key} has {bytes} bytes: no cluster configuration is that large")]
+    #[error("{key} has {bytes} bytes, which is too large for a cluster configuration")]
     HugeClusterConfig { key: String, bytes: usize },
-    #[error("what it sent could not be handled; the log says more")]
+    #[error("handling the remote cluster's data panicked; the log shows the panic")]
     Panicked,
     /// Not a failure: the connection is made again, with the new configuration.
-    #[error("its cluster configuration changed")]
+    #[error("the cluster configuration of the remote changed")]
     ConfigChanged,
-    #[error("no heartbeat for {} s, and no answer", .0.as_secs())]
+    #[error("no heartbeat for {} s, and no answer from the store", .0.as_secs())]
     NoHeartbeat(Duration),
-    #[error("the heartbeat goes on, but the watch of it does not")]
+    #[error("the heartbeat changes, but its watch reports nothing")]
     StuckWatch,
     #[error("{prefix} holds {what}")]
     TooMuch { prefix: String, what: String },

@@ -60,7 +60,7 @@ impl Collector for MeshMetrics {
         let label = |snapshot: &Snapshot| vec![("target_cluster", snapshot.cluster.name().to_string())];
         page.gauges(
             "remote_clusters",
-            "Remote clusters configured",
+            "Number of remote clusters configured",
             vec![(vec![], all.len() as f64)],
         )?;
         let gauges = |value: fn(&Snapshot) -> f64| -> Vec<(Labels, f64)> {
@@ -72,42 +72,50 @@ impl Collector for MeshMetrics {
             secs.map_or(0.0, |secs| secs.as_secs_f64().floor())
         };
         let failures = gauges(|s| s.cluster.counters().failures as f64);
-        page.gauges("remote_cluster_failures", "Connections lost", failures)?;
+        page.gauges(
+            "remote_cluster_failures",
+            "Number of connections to the remote cluster that were lost",
+            failures,
+        )?;
         let last = all.iter().map(|s| (label(s), since_1970(s.cluster.last_failure())));
-        let help = "When a connection was lost last";
+        let help = "Time of the last lost connection, in seconds since 1970; 0 for never";
         page.gauges("remote_cluster_last_failure_ts", help, last.collect())?;
         let ready = all.iter().map(|s| (label(s), flag(s.cluster.is_registered())));
         page.gauges(
             "remote_cluster_readiness_status",
-            "Whether it is connected",
+            "Whether the remote cluster is connected (1) or not (0)",
             ready.collect(),
         )?;
-        let help = "Times its services were revoked";
+        let help = "Number of times the services of the remote cluster were revoked";
         let revocations = gauges(|s| s.cluster.counters().revocations as f64);
         page.gauges("remote_cluster_cache_revocations", help, revocations)?;
-        let help = "Whether its cluster id is also another's";
+        let help = "Whether the cluster id is invalid, or also that of another cluster";
         let conflicts = all.iter().map(|s| (label(s), flag(s.conflict.is_some())));
         page.gauges("remote_cluster_id_conflict", help, conflicts.collect())?;
-        let help = "Whether its heartbeat is silent though its store answers";
+        let help = "Whether the heartbeat has stopped although the store answers";
         let silent = all.iter().map(|s| (label(s), flag(s.cluster.silent_since().is_some())));
         page.gauges("remote_cluster_silent", help, silent.collect())?;
-        let help = "Kinds of which it has too many keys to be followed";
+        let help = "Number of kinds that are not mirrored because they have too many keys";
         let stopped = gauges(|s| s.cluster.stopped().count() as f64);
         page.gauges("remote_cluster_kinds_stopped", help, stopped)?;
         let counters = |value: fn(&Cluster) -> u64| -> Vec<(Labels, u64)> {
             all.iter().map(|s| (label(s), value(&s.cluster))).collect()
         };
-        let help = "Connections that were not made";
+        let help = "Number of attempts to connect that failed";
         let failed = counters(|c| c.counters().attempts_failed);
         page.counters("remote_cluster_attempts_failed", help, failed)?;
         let lists = counters(|c| c.read_counters().lists);
-        page.counters("remote_cluster_lists", "Complete lists begun", lists)?;
-        let help = "Watches that went on from where the mirror was";
+        page.counters("remote_cluster_lists", "Number of lists begun", lists)?;
+        let help = "Number of watches that resumed without a list";
         page.counters("remote_cluster_resumes", help, counters(|c| c.read_counters().resumes))?;
         let keys = counters(|c| c.read_counters().keys);
-        page.counters("remote_cluster_keys_read", "Keys read", keys)?;
+        page.counters("remote_cluster_keys_read", "Number of keys mirrored", keys)?;
         let bytes = counters(|c| c.read_counters().bytes);
-        page.counters("remote_cluster_bytes_read", "Bytes read", bytes)?;
+        page.counters(
+            "remote_cluster_bytes_read",
+            "Bytes of the keys and values mirrored",
+            bytes,
+        )?;
         let mut refused = vec![];
         for snapshot in &all {
             for (why, keys) in snapshot.cluster.refusals().iter() {
@@ -116,6 +124,10 @@ impl Collector for MeshMetrics {
                 refused.push((labels, keys.count));
             }
         }
-        page.counters("remote_cluster_keys_refused", "Keys that are not mirrored", refused)
+        page.counters(
+            "remote_cluster_keys_refused",
+            "Number of keys refused, by reason",
+            refused,
+        )
     }
 }

@@ -39,7 +39,7 @@ async fn connect_again_and_again(remote: &Remote, config: &watch::Sender<Option<
         let Err(error) = connection.catch_unwind().await.unwrap_or(Err(Error::Panicked));
         let wait = match error {
             Error::ConfigChanged => {
-                tracing::info!(cluster_name = %remote.name, %error, "connecting anew");
+                tracing::info!(cluster_name = %remote.name, %error, "reconnecting to the remote cluster");
                 state.transition(|cluster| cluster.configuration_changed(Instant::now()))
             }
             _ => failed(remote, &error),
@@ -99,7 +99,7 @@ fn revoke(remote: &Remote) {
     if !remote.state.transition(|cluster| cluster.revoke(remote.cache_ttl, now)) {
         return;
     }
-    tracing::warn!(cluster_name = %remote.name, "the remote cluster stayed away: revoking its services");
+    tracing::warn!(cluster_name = %remote.name, "the remote cluster was unreachable for longer than the cache TTL; revoking its services");
     for scope in REVOCABLE {
         // A list without any key.
         let list = remote.sync.begin_list();

@@ -90,7 +90,7 @@ impl Reflection<'_> {
                 _ => return Err(error),
             }
             self.remote.state.note(|cluster| cluster.relisting(self.scope));
-            tracing::info!(cluster_name = %self.remote.name, prefix = self.prefixes.remote, %error, "listing again");
+            tracing::info!(cluster_name = %self.remote.name, prefix = self.prefixes.remote, %error, "the watch cannot continue; listing the prefix again");
             if began.elapsed() >= STEADY {
                 backoff.reset();
             }
@@ -114,7 +114,7 @@ impl Reflection<'_> {
 
     /// The remote has too much of this scope: what was read of it stays, and nothing waits for more.
     fn stop(&self, error: &Error) {
-        tracing::error!(cluster_name = %self.remote.name, %error, "not mirrored any further");
+        tracing::error!(cluster_name = %self.remote.name, %error, "the remote cluster has too much; the prefix is not mirrored any further");
         let state = &self.remote.state;
         state.transition(|cluster| cluster.reflector_stopped(self.scope, error.to_string()));
         self.remote.sync.initial_read_pending(&self.prefixes.mirror);

@@ -72,7 +72,7 @@ impl Removal {
         Step::Prefix(keys::synced_prefix(name)).run(name, backend).await;
         // A write of the configuration may have been on its way.
         config.run(name, backend).await;
-        tracing::info!(cluster_name = %name, "removed what was mirrored of the cluster");
+        tracing::info!(cluster_name = %name, "removed the mirror of the cluster");
         true
     }
 }
@@ -94,7 +94,7 @@ impl Step {
             };
             let Err(error) = done else { return };
             if backoff.attempts().is_multiple_of(10) {
-                tracing::warn!(cluster_name = %name, %error, "cannot remove the cluster's keys, trying again");
+                tracing::warn!(cluster_name = %name, %error, "cannot remove the mirror of the cluster; trying again");
             }
             backoff.wait().await;
         }

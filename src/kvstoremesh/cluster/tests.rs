@@ -267,7 +267,7 @@ fn a_connection_that_ends_without_a_word_hints_at_tls() {
     let mut life = Life::new();
     life.attempt();
     let refused = life.fail(Cause::ConnectionLost, "the store closed the connection");
-    assert!(refused.error.ends_with("is it TLS on both sides?"), "{}", refused.error);
+    assert!(refused.error.ends_with("do both ends use TLS?"), "{}", refused.error);
     assert_eq!(life.cluster.error(), Some(&*refused.error));
     // Later TLS is known to be right.
     life.follow();
