@@ -23,8 +23,9 @@ use crate::lease::Lessor;
 use crate::model::cluster::ClusterName;
 use crate::mvcc::{Hooks, Store};
 use crate::server::listen::{Address, Listener};
+use crate::server::peer::UserSource;
 use crate::server::tls::{TlsConfig, TlsFiles};
-use crate::server::{self, Core, Identity, Serve, Wakers};
+use crate::server::{self, Core, MemberIdentity, Serve, Wakers};
 use crate::users::Users;
 use crate::util::lifecycle::Lifecycle;
 use crate::util::readiness::{Block, Ready};
@@ -255,7 +256,7 @@ async fn open(config: durable::Config, hooks: Hooks, life: &Lifecycle) -> anyhow
 
 /// Goes on as the store was left.
 fn resume(server: &mut server::Config, loaded: &Loaded) {
-    server.identity = Identity {
+    server.identity = MemberIdentity {
         cluster_id: loaded.identity.cluster_id,
         member_id: loaded.identity.member_id,
         raft_term: loaded.metadata.raft_term + 1,
@@ -272,7 +273,11 @@ async fn listen(configs: Vec<ListenConfig>) -> anyhow::Result<Vec<Listener>> {
         let address = &config.address;
         let failed = || format!("cannot listen on {address}");
         let tls = config.tls.map(TlsConfig::load).transpose().with_context(failed)?;
-        let listener = Listener::bind(address, tls.map(Arc::new), config.cert_auth).await;
+        let users = match config.cert_auth {
+            true => UserSource::TokenOrCertificate,
+            false => UserSource::Token,
+        };
+        let listener = Listener::bind(address, tls.map(Arc::new), users).await;
         listeners.push(listener.with_context(failed)?);
     }
     Ok(listeners)

@@ -1,10 +1,9 @@
-//! Leases in time: grant, keep alive, expire.
+//! The lifetime of leases: grant, keep alive, expire.
 //!
-//! Which keys a lease holds is the store's business; here is when it ends. Time is monotonic, so a jump
-//! of the wall clock expires nothing.
+//! The store knows which keys are attached to a lease; the lessor knows when the lease ends. Deadlines are
+//! monotonic, so a jump of the wall clock expires no lease.
 
 use crate::mvcc::{Error as StoreError, GrantedLease, RevokeResult, Store};
-use bytes::Bytes;
 use parking_lot::Mutex;
 use rand::RngExt;
 use std::collections::HashMap;
@@ -13,24 +12,22 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior};
 
-/// Shortest lease of an etcd with the default election timeout, in seconds: 1.5 times that, rounded up.
+/// Shortest lease that etcd grants with the default election timeout, in seconds: 1.5 times that timeout, rounded up.
 pub const MIN_TTL_SECS: i64 = 2;
 /// Longest lease, in seconds.
 pub const MAX_TTL_SECS: i64 = 9_000_000_000;
 /// How often expired leases are looked for.
 const TICK: Duration = Duration::from_millis(500);
-/// Longer than this between two looks means that the process did not run.
+/// A longer time between two ticks means that the process did not run.
 const PAUSE: Duration = Duration::from_secs(5);
-/// Leases revoked per tick, so that a mass expiry does not stall writers.
+/// Leases revoked per tick, so that a mass expiry does not stall writers. As in etcd.
 const REVOKED_PER_TICK: usize = 500;
 
 /// Why a lease request failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// The id is in use.
     #[error("lease already exists")]
     Exists,
-    /// No such lease.
     #[error("requested lease not found")]
     NotFound,
     /// The TTL is over [`MAX_TTL_SECS`].
@@ -38,15 +35,12 @@ pub enum Error {
     TtlTooLarge,
 }
 
-/// What is known of a lease.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Info {
-    /// Seconds granted.
+/// The lifetime of a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeaseInfo {
     pub granted_secs: i64,
-    /// Whole seconds left; zero or below when it is about to be revoked.
+    /// Whole seconds left; 0 for an expired lease that has not been revoked yet.
     pub left_secs: i64,
-    /// Attached keys.
-    pub keys: Vec<Bytes>,
 }
 
 /// Grants and expires leases of one store.
@@ -57,16 +51,13 @@ pub struct Lessor {
     counters: Counters,
 }
 
-/// How often things have happened to leases.
+/// Events in the life of leases since the process started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Granted.
     pub granted: u64,
-    /// Revoked by hand.
+    /// Revoked by a client.
     pub revoked: u64,
-    /// Kept alive.
     pub renewed: u64,
-    /// Ended by time.
     pub expired: u64,
 }
 
@@ -86,7 +77,7 @@ struct Lease {
 
 impl Lease {
     fn new(ttl_secs: i64) -> Self {
-        // Ages that no clock holds are as good as a century.
+        // At most a century: an `Instant` cannot hold the longest TTL.
         let secs = ttl_secs.clamp(0, 100 * 365 * 86_400);
         let deadline = Instant::now() + Duration::from_secs(secs.unsigned_abs());
         Self { ttl_secs, deadline }
@@ -94,8 +85,8 @@ impl Lease {
 }
 
 impl Lessor {
-    /// The leases of the store, each with its full time again. New ones shorter than `min_ttl_secs` are
-    /// raised to it; see [`MIN_TTL_SECS`].
+    /// Takes over the leases of the store, each with its full TTL. New leases get at least `min_ttl_secs`; see
+    /// [`MIN_TTL_SECS`].
     pub fn new(store: Arc<Store>, min_ttl_secs: i64) -> Self {
         let leases = store.leases().into_iter();
         let leases = leases.map(|lease| (lease.id, Lease::new(lease.ttl_secs))).collect();
@@ -107,7 +98,6 @@ impl Lessor {
         }
     }
 
-    /// How often things have happened.
     pub fn counts(&self) -> Counts {
         let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Counts {
@@ -118,7 +108,7 @@ impl Lessor {
         }
     }
 
-    /// Grants a lease of at least `ttl_secs`. For `id` 0 the lessor chooses the id.
+    /// Grants a lease of `ttl_secs`. For the id 0, the lessor chooses an id.
     pub fn grant(&self, id: i64, ttl_secs: i64) -> Result<GrantedLease, Error> {
         if ttl_secs > MAX_TTL_SECS {
             return Err(Error::TtlTooLarge);
@@ -149,8 +139,8 @@ impl Lessor {
         Ok(done)
     }
 
-    /// Revokes a lease if `wanted` says so of it. The lease is there, with its keys, or it is not: nobody
-    /// sees it half gone.
+    /// Revokes a lease that `wanted` accepts. The lock is held meanwhile, so that no call sees a lease without
+    /// its keys or keys without their lease.
     fn revoke_if(&self, id: i64, wanted: impl FnOnce(&Lease) -> bool) -> Result<RevokeResult, Error> {
         let mut leases = self.leases.lock();
         if !leases.get(&id).is_some_and(wanted) {
@@ -165,8 +155,8 @@ impl Lessor {
         })
     }
 
-    /// Gives a lease its full time again; returns the seconds, or `None` if it is gone. One that has run
-    /// out is gone by then.
+    /// Gives a lease its full TTL again, and returns the TTL in seconds; `None` if the lease does not exist. An
+    /// expired lease is revoked before this returns.
     pub fn keep_alive(&self, id: i64) -> Option<i64> {
         let now = Instant::now();
         {
@@ -182,24 +172,17 @@ impl Lessor {
         None
     }
 
-    /// What is known of a lease, with its keys if asked.
-    pub fn info(&self, id: i64, with_keys: bool) -> Option<Info> {
+    /// The lifetime of a lease; `None` if the lease does not exist.
+    pub fn info(&self, id: i64) -> Option<LeaseInfo> {
         let lease = *self.leases.lock().get(&id)?;
-        let keys = if with_keys {
-            self.store.lease_keys(id).unwrap_or_default()
-        } else {
-            vec![]
-        };
         let left = lease.deadline.saturating_duration_since(Instant::now());
-        let left_secs = i64::try_from(left.as_secs()).unwrap_or(i64::MAX);
-        Some(Info {
+        Some(LeaseInfo {
             granted_secs: lease.ttl_secs,
-            left_secs,
-            keys,
+            left_secs: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
         })
     }
 
-    /// All lease ids, the one that ends first first.
+    /// All lease ids, in the order of their deadlines.
     pub fn ids(&self) -> Vec<i64> {
         let leases = self.leases.lock();
         let mut ids: Vec<_> = leases.iter().map(|(id, l)| (l.deadline, *id)).collect();
@@ -207,7 +190,7 @@ impl Lessor {
         ids.into_iter().map(|(_, id)| id).collect()
     }
 
-    /// Revokes leases as they expire, for ever.
+    /// Revokes leases as they expire. Never returns.
     pub async fn expire(&self) {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -216,7 +199,7 @@ impl Lessor {
             tick.tick().await;
             let now = Instant::now();
             if now.duration_since(last) > PAUSE {
-                // We did not run, so nobody could keep a lease alive: all get their full time again.
+                // Clients could not keep their leases alive, so every lease gets its full TTL again.
                 tracing::warn!(
                     secs = now.duration_since(last).as_secs(),
                     "the process was paused: leases are prolonged"
@@ -253,11 +236,14 @@ mod tests {
     use super::*;
     use crate::mvcc::Put;
 
+    fn granted(id: i64, ttl_secs: i64) -> Result<GrantedLease, Error> {
+        Ok(GrantedLease { id, ttl_secs })
+    }
+
     #[tokio::test(start_paused = true)]
-    async fn a_lease_that_is_kept_alive_stays_and_one_that_is_not_takes_its_keys_along() {
+    async fn a_lease_without_keepalives_expires_with_its_keys() {
         let store = Store::new();
         let lessor = Arc::new(Lessor::new(Arc::clone(&store), MIN_TTL_SECS));
-        let granted = |id, ttl_secs| Ok(GrantedLease { id, ttl_secs });
         assert_eq!(lessor.grant(7, -5), granted(7, MIN_TTL_SECS));
         assert_eq!(lessor.grant(7, 10), Err(Error::Exists));
         assert_eq!(lessor.grant(0, MAX_TTL_SECS + 1), Err(Error::TtlTooLarge));
@@ -282,13 +268,14 @@ mod tests {
         tokio::select! { () = task => unreachable!(), () = drive => {} }
         assert!(store.get(b"a").is_none() && store.get(b"b").is_some());
         assert_eq!(lessor.keep_alive(7), None);
-        assert_eq!(lessor.info(7, false), None);
-        assert_eq!(lessor.info(kept, true).unwrap().keys, ["b"]);
+        assert_eq!(lessor.info(7), None);
+        assert_eq!(lessor.info(kept).unwrap().granted_secs, 10);
+        assert_eq!(store.lease_keys(kept).unwrap(), ["b"]);
         assert_eq!(lessor.ids(), [kept]);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_keep_alive_that_comes_too_late_finds_the_lease_wholly_gone() {
+    async fn a_late_keepalive_finds_the_lease_and_its_keys_gone() {
         let store = Store::new();
         let lessor = Lessor::new(Arc::clone(&store), MIN_TTL_SECS);
         lessor.grant(7, 2).unwrap();
@@ -302,12 +289,11 @@ mod tests {
         tokio::time::advance(Duration::from_secs(3)).await;
         assert_eq!(lessor.keep_alive(7), None);
         assert!(store.get(b"a").is_none());
-        let again = GrantedLease { id: 7, ttl_secs: 2 };
-        assert_eq!(lessor.grant(7, 2), Ok(again), "its id is free again");
+        assert_eq!(lessor.grant(7, 2), granted(7, 2), "the id is free again");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_pause_of_the_process_expires_nothing() {
+    async fn a_pause_of_the_process_expires_no_lease() {
         let lessor = Arc::new(Lessor::new(Store::new(), MIN_TTL_SECS));
         lessor.grant(7, 2).unwrap();
         let expiry = Arc::clone(&lessor);

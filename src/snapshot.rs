@@ -13,8 +13,8 @@ pub use content::{Content, Error};
 pub use read::Reader;
 pub use status::Status;
 
-use crate::auth::State;
-use crate::lease::{Info, MIN_TTL_SECS};
+use crate::auth::AuthState;
+use crate::lease::{LeaseInfo, MIN_TTL_SECS};
 use crate::mvcc::Versions;
 use crate::pb::etcdserverpb;
 use prost::Message;
@@ -27,9 +27,9 @@ pub struct Snapshot {
     /// Every version that compaction has kept.
     pub versions: Versions,
     /// Lease id → lease.
-    pub leases: Vec<(i64, Info)>,
+    pub leases: Vec<(i64, LeaseInfo)>,
     /// Users and roles.
-    pub auth: std::sync::Arc<State>,
+    pub auth: std::sync::Arc<AuthState>,
     /// Raised alarms.
     pub alarms: Vec<etcdserverpb::AlarmMember>,
     /// The member, with the version of its cluster.
@@ -110,7 +110,7 @@ fn meta(member: &Member, compacted: i64) -> Entries {
 
 /// The leases, and leases that are only known from a key: without its lease in the snapshot, the key would never
 /// expire.
-fn leases(leases: &[(i64, Info)], versions: &Versions) -> Entries {
+fn leases(leases: &[(i64, LeaseInfo)], versions: &Versions) -> Entries {
     /// `leasepb.Lease`.
     #[derive(Clone, PartialEq, prost::Message)]
     struct Lease {
@@ -142,12 +142,12 @@ fn member(member: &Member) -> (Vec<u8>, Vec<u8>) {
     (format!("{:x}", member.id).into_bytes(), json.to_string().into_bytes())
 }
 
-fn users(auth: &State) -> Entries {
+fn users(auth: &AuthState) -> Entries {
     let users = auth.user_messages().into_iter();
     users.map(|user| (user.name.to_vec(), user.encode_to_vec())).collect()
 }
 
-fn roles(auth: &State) -> Entries {
+fn roles(auth: &AuthState) -> Entries {
     let roles = auth.role_messages().into_iter();
     roles.map(|role| (role.name.to_vec(), role.encode_to_vec())).collect()
 }

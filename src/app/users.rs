@@ -184,7 +184,7 @@ impl UserAdmin for StoreUsers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::auth::{Config, Identity};
+    use crate::auth::{Config, Principal, Span};
 
     fn hk() -> ClusterName {
         ClusterName::new("hk").unwrap()
@@ -199,13 +199,13 @@ mod tests {
         init(&auth, Some(&hk())).unwrap();
         assert_eq!(auth.state().revision, revision, "a second time changes nothing");
         let reads = |user: &str, key: &str| {
-            let who = Identity {
+            let who = Principal {
                 user: user.into(),
                 revision: auth.state().revision,
             };
             let ranges = auth.ranges(Some(&who)).unwrap();
             let end = [key.as_bytes(), &[0]].concat();
-            ranges.is_none_or(|r| r.may_read((key.as_bytes(), Some(&end))))
+            ranges.is_none_or(|r| r.may_read(Span::new(key.as_bytes(), &end)))
         };
         assert!(reads("remote", "cilium/state/nodes/v1/hk/n1"));
         assert!(reads("remote", "cilium/cluster-config/hk"));

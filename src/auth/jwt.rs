@@ -1,12 +1,12 @@
 //! JSON web tokens, as `--auth-token=jwt,…` configures them (etcd: server/auth/jwt.go, options.go).
 
-use super::Error;
+use super::{Error, Principal};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Why a JWT configuration cannot be used. Each says which part of it.
+/// Why a JWT configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     #[error("jwt: {0} is missing")]
@@ -24,20 +24,20 @@ pub enum ConfigError {
     },
 }
 
-/// What to sign and verify with.
+/// How to sign and verify tokens.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// RS256, PS384, ES256, HS512, EdDSA, …
     pub method: String,
-    /// Public key, PEM; not for HS*.
+    /// The public key, PEM. Not used with HS*.
     pub public: Option<PathBuf>,
-    /// Private key, PEM; for HS* the secret itself. Without it tokens are only verified.
+    /// The private key, PEM; for HS*, the secret itself. Without it, tokens are verified but not issued.
     pub private: Option<PathBuf>,
-    /// How long a token lives.
+    /// How long a token is valid.
     pub ttl: Duration,
 }
 
-/// Issues and reads tokens.
+/// Issues and verifies tokens.
 pub(super) struct Jwt {
     method: Algorithm,
     sign: Option<EncodingKey>,
@@ -48,7 +48,7 @@ pub(super) struct Jwt {
 #[derive(Serialize, Deserialize)]
 struct Claims {
     username: String,
-    /// A JSON number, as Go has it.
+    /// A float, because Go decodes every JSON number as a float.
     revision: f64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     exp: Option<f64>,
@@ -104,7 +104,7 @@ impl Jwt {
             verify,
             ttl: options.ttl.max(Duration::from_secs(1)),
         };
-        // Keys that do not belong together are noticed now, not by whoever logs in.
+        // Detects keys that do not belong together now rather than at the first login.
         if jwt.sign.is_some() && jwt.issue("", 0).and_then(|token| jwt.verify(&token)).is_err() {
             return Err(ConfigError::Mismatch);
         }
@@ -114,7 +114,6 @@ impl Jwt {
         })
     }
 
-    /// A token for `user` at auth revision `revision`.
     pub(super) fn issue(&self, user: &str, revision: u64) -> Result<String, Error> {
         let key = self.sign.as_ref().ok_or(Error::VerifyOnly)?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -126,23 +125,31 @@ impl Jwt {
         jsonwebtoken::encode(&Header::new(self.method), &claims, key).map_err(|e| Error::Internal(e.to_string()))
     }
 
-    /// User and auth revision of a token that is valid now.
-    pub(super) fn verify(&self, token: &str) -> Result<(String, u64), Error> {
+    /// The user and the auth revision of a token that is valid now.
+    pub(super) fn verify(&self, token: &str) -> Result<Principal, Error> {
         let mut validation = Validation::new(self.method);
         validation.leeway = 0;
-        // As golang-jwt does: times that are there count, an audience is nobody's business here.
+        // As in golang-jwt: time claims are optional but count, and the audience does not matter.
         validation.validate_nbf = true;
         validation.validate_aud = false;
         validation.required_spec_claims.clear();
         let claims = jsonwebtoken::decode::<Claims>(token, &self.verify, &validation);
         let claims = claims.map_err(|_| Error::InvalidAuthToken)?.claims;
-        Ok((claims.username, claims.revision as u64))
+        Ok(Principal {
+            user: claims.username.into(),
+            revision: claims.revision as u64,
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn kim(revision: u64) -> Result<Principal, Error> {
+        let user = "kim".into();
+        Ok(Principal { user, revision })
+    }
 
     fn options(method: &str, private: &Path, public: Option<PathBuf>) -> Options {
         Options {
@@ -164,7 +171,7 @@ mod tests {
         let secret = file("secret", b"sesame");
         let jwt = Jwt::new(&options("HS256", &secret, None)).unwrap();
         let token = jwt.issue("kim", 7).unwrap();
-        assert_eq!(jwt.verify(&token), Ok(("kim".to_owned(), 7)));
+        assert_eq!(jwt.verify(&token), kim(7));
         let other = Jwt::new(&options("HS256", &file("other", b"other"), None)).unwrap();
         assert_eq!(other.verify(&token), Err(Error::InvalidAuthToken));
         let stricter = Jwt::new(&options("HS512", &secret, None)).unwrap();
@@ -180,12 +187,12 @@ mod tests {
         let mut reader = options("ES256", &private, Some(public));
         reader.private = None;
         let reader = Jwt::new(&reader).unwrap();
-        assert_eq!(reader.verify(&token), Ok(("kim".to_owned(), 8)));
+        assert_eq!(reader.verify(&token), kim(8));
         assert_eq!(reader.issue("kim", 8), Err(Error::VerifyOnly));
     }
 
     #[test]
-    fn a_configuration_that_cannot_work_says_why() {
+    fn an_unusable_configuration_is_refused_with_the_reason() {
         let why = |options: &Options| Jwt::new(options).err().map(|e| e.to_string()).unwrap_or_default();
         let none = Path::new("/nowhere");
         assert!(why(&options("XS256", none, None)).contains("XS256"));

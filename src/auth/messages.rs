@@ -1,11 +1,10 @@
-//! Users and roles as etcd's messages, the form in which they are kept.
+//! Users and roles as etcd's messages, which are also their form in the data directory and in snapshots.
 
-use super::{State, User};
+use super::{AuthState, User};
 use crate::pb::authpb;
 use std::collections::BTreeMap;
 
 impl User {
-    /// The message that stands for this user.
     pub fn message(&self, name: &str) -> authpb::User {
         let no_password = self.password.is_none();
         authpb::User {
@@ -17,8 +16,8 @@ impl User {
     }
 }
 
-impl State {
-    /// What the messages say.
+impl AuthState {
+    /// Decodes a state.
     pub fn of(enabled: bool, revision: u64, users: Vec<authpb::User>, roles: Vec<authpb::Role>) -> Self {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let user = |user: authpb::User| {
@@ -42,12 +41,10 @@ impl State {
         state
     }
 
-    /// All users.
     pub fn user_messages(&self) -> Vec<authpb::User> {
         self.users.iter().map(|(name, user)| user.message(name)).collect()
     }
 
-    /// All roles.
     pub fn role_messages(&self) -> Vec<authpb::Role> {
         let role = |(name, permissions): (&String, &Vec<super::Permission>)| authpb::Role {
             name: name.clone().into(),
@@ -56,7 +53,7 @@ impl State {
         self.roles.iter().map(role).collect()
     }
 
-    /// Users and roles that are other than in `before`; of those that are gone, the names.
+    /// What changed between `before` and this state.
     pub fn since(&self, before: &Self) -> Difference {
         let users = self
             .users
@@ -76,16 +73,14 @@ impl State {
     }
 }
 
-/// What one change did.
+/// Users and roles that one change added, changed or removed.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Difference {
-    /// New or changed.
+    /// Users that are new or changed.
     pub users: Vec<authpb::User>,
-    /// New or changed.
+    /// Roles that are new or changed.
     pub roles: Vec<authpb::Role>,
-    /// Removed.
     pub users_gone: Vec<String>,
-    /// Removed.
     pub roles_gone: Vec<String>,
 }
 

@@ -1,38 +1,54 @@
-//! What a user may read and write: unions of key ranges.
+//! Permissions of roles, and their union: the ranges that a user may read and write.
 
 use crate::pb::authpb;
 use authpb::permission::Type;
 
-/// Kinds of access a permission grants.
+/// The kind of access that a permission grants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     /// Range and watch.
     Read,
     /// Put and delete.
     Write,
-    /// Both.
     ReadWrite,
 }
 
-/// `[start, end)`, or everything from `start` without an end.
-pub type Span<'a> = (&'a [u8], Option<&'a [u8]>);
+/// The keys of a request: `[start, end)`, or every key from `start` on if there is no end.
+#[derive(Clone, Copy, Debug)]
+pub struct Span<'a> {
+    pub start: &'a [u8],
+    pub end: Option<&'a [u8]>,
+}
 
-/// One permission of a role, as granted: with etcd's raw `range_end`.
+/// One permission of a role, with the `range_end` of the grant request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Permission {
-    /// What may be done.
     pub access: Access,
-    /// First key.
+    /// The first key.
     pub key: Vec<u8>,
-    /// Empty: that key alone. One zero byte: every key from it on. Else the first key after.
+    /// Empty for `key` alone, one zero byte for every key from `key` on, else the first key after the range.
     pub range_end: Vec<u8>,
 }
 
-/// The merged ranges of all roles of one user.
+/// Keys that a user may access: a span that owns its bounds.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Allowed {
+    start: Vec<u8>,
+    end: Option<Vec<u8>>,
+}
+
+/// The merged permissions of all roles of one user, sorted and without overlap.
 #[derive(Clone, Debug, Default)]
 pub struct Ranges {
-    read: Vec<(Vec<u8>, Option<Vec<u8>>)>,
-    write: Vec<(Vec<u8>, Option<Vec<u8>>)>,
+    read: Vec<Allowed>,
+    write: Vec<Allowed>,
+}
+
+impl<'a> Span<'a> {
+    pub fn new(start: &'a [u8], end: &'a [u8]) -> Self {
+        let end = Some(end);
+        Self { start, end }
+    }
 }
 
 impl Access {
@@ -46,13 +62,14 @@ impl Access {
 }
 
 impl Permission {
-    fn span(&self) -> (Vec<u8>, Option<Vec<u8>>) {
+    fn allowed(&self) -> Allowed {
         let end = match &self.range_end[..] {
             [] => Some([&self.key[..], &[0]].concat()),
             [0] => None,
             end => Some(end.to_vec()),
         };
-        (self.key.clone(), end)
+        let start = self.key.clone();
+        Allowed { start, end }
     }
 }
 
@@ -87,14 +104,13 @@ impl From<authpb::Permission> for Permission {
 }
 
 impl Ranges {
-    /// Merges `permissions`.
     pub fn merge<'a>(permissions: impl Iterator<Item = &'a Permission> + Clone) -> Self {
         let of = |wanted: fn(Access) -> bool| {
             union(
                 permissions
                     .clone()
                     .filter(|p| wanted(p.access))
-                    .map(Permission::span)
+                    .map(Permission::allowed)
                     .collect(),
             )
         };
@@ -115,36 +131,36 @@ impl Ranges {
     }
 }
 
-/// Joins overlapping and adjacent spans; the result is sorted.
-fn union(mut spans: Vec<(Vec<u8>, Option<Vec<u8>>)>) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
-    spans.sort();
-    let mut out: Vec<(Vec<u8>, Option<Vec<u8>>)> = Vec::new();
-    for (start, end) in spans {
+/// Joins overlapping and adjacent ranges; the result is sorted.
+fn union(mut ranges: Vec<Allowed>) -> Vec<Allowed> {
+    ranges.sort();
+    let mut out: Vec<Allowed> = Vec::new();
+    for next in ranges {
         match out.last_mut() {
-            Some((_, last)) if last.as_ref().is_none_or(|last| start <= *last) => {
-                if last.is_some() && (end.is_none() || end > *last) {
-                    *last = end;
+            Some(last) if last.end.as_ref().is_none_or(|end| next.start <= *end) => {
+                if last.end.is_some() && (next.end.is_none() || next.end > last.end) {
+                    last.end = next.end;
                 }
             }
-            _ => out.push((start, end)),
+            _ => out.push(next),
         }
     }
     out
 }
 
-fn covers(spans: &[(Vec<u8>, Option<Vec<u8>>)], (start, end): Span<'_>) -> bool {
-    let at = spans.partition_point(|(s, _)| &s[..] <= start);
-    let Some((_, span_end)) = at.checked_sub(1).map(|at| &spans[at]) else {
+fn covers(ranges: &[Allowed], span: Span<'_>) -> bool {
+    let at = ranges.partition_point(|range| &range.start[..] <= span.start);
+    let Some(range) = at.checked_sub(1).map(|at| &ranges[at]) else {
         return false;
     };
-    // Parity: an end before the start is no range, which a grant covers only if it reaches down to it.
-    if end.is_some_and(|end| &spans[at - 1].0[..] >= end) {
+    // As in etcd, a span whose end is before its start is covered only by a range that begins before that end.
+    if span.end.is_some_and(|end| &range.start[..] >= end) {
         return false;
     }
-    match (span_end, end) {
+    match (&range.end, span.end) {
         (None, _) => true,
         (Some(_), None) => false,
-        (Some(span_end), Some(end)) => start < &span_end[..] && end <= &span_end[..],
+        (Some(range_end), Some(end)) => span.start < &range_end[..] && end <= &range_end[..],
     }
 }
 
@@ -164,6 +180,10 @@ mod tests {
         Ranges::merge(list.iter())
     }
 
+    fn from(start: &[u8]) -> Span<'_> {
+        Span { start, end: None }
+    }
+
     #[test]
     fn adjacent_ranges_of_several_roles_join() {
         let r = ranges(&[
@@ -171,20 +191,20 @@ mod tests {
             (Access::ReadWrite, "c", "e"),
             (Access::Write, "x", ""),
         ]);
-        assert!(r.may_read((b"a", Some(b"e"))));
-        assert!(!r.may_read((b"a", Some(b"f"))));
-        assert!(!r.may_write((b"b", Some(b"d"))));
-        assert!(r.may_write((b"x", Some(b"x\0"))));
-        assert!(!r.may_read((b"x", Some(b"x\0"))));
+        assert!(r.may_read(Span::new(b"a", b"e")));
+        assert!(!r.may_read(Span::new(b"a", b"f")));
+        assert!(!r.may_write(Span::new(b"b", b"d")));
+        assert!(r.may_write(Span::new(b"x", b"x\0")));
+        assert!(!r.may_read(Span::new(b"x", b"x\0")));
     }
 
     #[test]
     fn an_open_range_needs_an_open_grant() {
         let r = ranges(&[(Access::Read, "a", "\0")]);
-        assert!(r.may_read((b"b", None)));
-        assert!(!ranges(&[(Access::Read, "a", "z")]).may_read((b"a", None)));
-        // A grant of one key is not a grant of what follows it.
-        assert!(!ranges(&[(Access::Read, "a", "")]).may_read((b"a", None)));
-        assert!(!r.may_read((b"A", Some(b"A\0"))));
+        assert!(r.may_read(from(b"b")));
+        assert!(!ranges(&[(Access::Read, "a", "z")]).may_read(from(b"a")));
+        // A permission for one key is none for the keys after it.
+        assert!(!ranges(&[(Access::Read, "a", "")]).may_read(from(b"a")));
+        assert!(!r.may_read(Span::new(b"A", b"A\0")));
     }
 }

@@ -10,8 +10,8 @@ use crate::model::cluster::ClusterInfo;
 use crate::model::keys::Scope;
 use crate::mvcc::{Event, EventKind, KeyRange, Wake, WatchFilter, WatchUpdate};
 use crate::server::listen::Address;
-use crate::server::tls::{Protocol, TlsFiles};
-use crate::server::{self, Identity};
+use crate::server::tls::{TlsFiles, TlsProtocol};
+use crate::server::{self, MemberIdentity};
 use crate::util::lifecycle::Lifecycle;
 use crate::util::readiness::Ready;
 use anyhow::{Context, bail};
@@ -128,11 +128,11 @@ impl DemoArgs {
             client_ca: Some(ca.path()),
             client_crl: None,
             allowed_hostnames: vec![],
-            protocol: Protocol::default(),
+            protocol: TlsProtocol::default(),
         };
         let server = server::Config {
             name: name.to_owned(),
-            ..server::Config::new(Identity::random())
+            ..server::Config::new(MemberIdentity::random())
         };
         let listen = ListenConfig {
             address: Address::Tcp("127.0.0.1:0".to_owned()),

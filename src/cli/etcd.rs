@@ -12,9 +12,9 @@ use super::logging::{self, Format, Output};
 use crate::app::{AutoCompaction, Etcd, EtcdConfig, certs};
 use crate::auth::{self, JwtOptions};
 use crate::durable;
-use crate::server::http::Access;
-use crate::server::tls::{Protocol, Version};
-use crate::server::{self, Identity};
+use crate::server::http::BrowserAccess;
+use crate::server::tls::{TlsProtocol, TlsVersion};
+use crate::server::{self, MemberIdentity};
 use crate::util::lifecycle::Lifecycle;
 use crate::util::net::Keepalive;
 use anyhow::{Context, bail};
@@ -117,10 +117,10 @@ pub struct EtcdArgs {
     cipher_suites: Vec<String>,
     /// Lowest TLS version: TLS1.2 or TLS1.3. Defaults to TLS1.2.
     #[arg(long, env = "ETCD_TLS_MIN_VERSION", value_name = "VERSION", help_heading = heading::SECURITY)]
-    tls_min_version: Option<Version>,
+    tls_min_version: Option<TlsVersion>,
     /// Highest TLS version: TLS1.2 or TLS1.3. Defaults to TLS1.3.
     #[arg(long, env = "ETCD_TLS_MAX_VERSION", value_name = "VERSION", help_heading = heading::SECURITY)]
-    tls_max_version: Option<Version>,
+    tls_max_version: Option<TlsVersion>,
     /// Kind of auth token: simple, or jwt,sign-method=METHOD,pub-key=FILE,priv-key=FILE,ttl=DURATION.
     #[arg(long, env = "ETCD_AUTH_TOKEN", default_value = "simple", value_name = "TOKEN", help_heading = heading::AUTH)]
     auth_token: String,
@@ -270,7 +270,7 @@ impl EtcdArgs {
                 .filter(|h| !h.is_empty())
                 .cloned()
                 .collect(),
-            protocol: Protocol {
+            protocol: TlsProtocol {
                 min: self.tls_min_version,
                 max: self.tls_max_version,
                 cipher_suites: self.cipher_suites.iter().filter(|s| !s.is_empty()).cloned().collect(),
@@ -305,7 +305,7 @@ impl EtcdArgs {
         check_gates(&self.feature_gates)?;
         let tls = self.tls()?;
         let set = |list: &[String]| list.iter().filter(|s| !s.is_empty()).cloned().collect();
-        let defaults = server::Config::new(Identity::random());
+        let defaults = server::Config::new(MemberIdentity::random());
         Ok(EtcdConfig {
             server: server::Config {
                 name: self.name.clone(),
@@ -327,7 +327,7 @@ impl EtcdArgs {
                 },
                 max_concurrent_streams: self.max_concurrent_streams,
                 gateway: self.enable_grpc_gateway,
-                access: Access {
+                access: BrowserAccess {
                     cors: set(&self.cors),
                     hosts: set(&self.host_whitelist),
                 },

@@ -5,7 +5,7 @@ use super::etcd::listen::Tls;
 use super::flags::{ClusterArgs, LogArgs, MeshArgs, ObserveArgs, PublisherArgs, ServiceArgs, boolean, duration};
 use super::users::UserArgs;
 use crate::app::{self, AutoCompaction, Etcd, EtcdConfig, Starting};
-use crate::server::{self, Identity};
+use crate::server::{self, MemberIdentity};
 use crate::util::lifecycle::Lifecycle;
 use crate::util::readiness::Ready;
 use anyhow::Context;
@@ -103,7 +103,7 @@ impl ServeArgs {
         let server = server::Config {
             name: cluster.name.to_string(),
             client_urls: listen_client_urls.clone(),
-            ..server::Config::new(Identity::random())
+            ..server::Config::new(MemberIdentity::random())
         };
         let config = EtcdConfig {
             auto_compaction: if history.is_zero() {

@@ -163,10 +163,9 @@ fn save_directory(directory: &Path, out: &mut File) -> anyhow::Result<()> {
     let loaded = durable::read(directory)?;
     let store = &loaded.store;
     let leases = store.leases().into_iter().map(|granted| {
-        let info = lease::Info {
+        let info = lease::LeaseInfo {
             granted_secs: granted.ttl_secs,
             left_secs: granted.ttl_secs,
-            keys: vec![],
         };
         (granted.id, info)
     });

@@ -7,7 +7,7 @@ use super::queue::{Refused, Waiting, WriteQueue};
 use super::record::Record;
 use super::writer::Writer;
 use super::{Config, Loaded};
-use crate::auth::State;
+use crate::auth::AuthState;
 use crate::pb::etcdserverpb::AlarmMember;
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -45,8 +45,26 @@ impl Durable {
         }
     }
 
+    /// Makes the disk hang until this is called with `false`, or the log is closed.
+    #[cfg(test)]
+    pub fn stall(&self, stalled: bool) {
+        let faults = &self.queue.faults;
+        faults.stalled.store(stalled, std::sync::atomic::Ordering::Release);
+    }
+
+    /// Refuses further changes as a full disk does.
+    #[cfg(test)]
+    pub fn refuse_changes(&self, refuse: bool) {
+        let faults = &self.queue.faults;
+        faults.refusing.store(refuse, std::sync::atomic::Ordering::Release);
+    }
+
     /// Whether another change can be accepted.
     pub fn admit(&self) -> Result<(), Refused> {
+        #[cfg(test)]
+        if self.queue.faults.refusing.load(std::sync::atomic::Ordering::Acquire) {
+            return Err(Refused::NoSpace);
+        }
         self.queue.admit()
     }
 
@@ -66,7 +84,7 @@ impl Durable {
     }
 
     /// Records a change of users and roles.
-    pub fn auth_changed(&self, before: &State, after: &State) {
+    pub fn auth_changed(&self, before: &AuthState, after: &AuthState) {
         self.queue.push(Waiting::Record(Record::auth(before, after)));
     }
 

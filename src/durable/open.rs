@@ -10,7 +10,7 @@ use super::queue::WriteQueue;
 use super::record::Metadata;
 use super::replay::{Replayed, Replayer};
 use super::{Config, Loaded, Mode, OnCorruption, SEGMENT_MAX, wipe};
-use crate::auth::State;
+use crate::auth::AuthState;
 use crate::mvcc::{Hooks, Store};
 use crate::pb::etcdserverpb::AlarmMember;
 use std::path::Path;
@@ -21,7 +21,7 @@ pub struct Import<'a> {
     /// Keys and leases.
     pub store: &'a Arc<Store>,
     /// Users and roles.
-    pub auth: &'a State,
+    pub auth: &'a AuthState,
     /// Raised alarms.
     pub alarms: Vec<AlarmMember>,
 }

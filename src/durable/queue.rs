@@ -36,7 +36,19 @@ pub(super) struct WriteQueue {
     written: AtomicU64,
     no_room: AtomicBool,
     metrics: Arc<Metrics>,
+    /// Faults of the disk that tests ask for.
+    #[cfg(test)]
+    pub(super) faults: Faults,
     failure: watch::Sender<Option<String>>,
+}
+
+#[cfg(test)]
+#[derive(Default)]
+pub(super) struct Faults {
+    /// The disk hangs.
+    pub(super) stalled: AtomicBool,
+    /// The disk takes no changes.
+    pub(super) refusing: AtomicBool,
 }
 
 #[derive(Default)]
@@ -179,6 +191,14 @@ impl WriteQueue {
 
     pub(super) fn has_room(&self) -> bool {
         !self.no_room.load(Ordering::Acquire)
+    }
+
+    #[cfg(test)]
+    pub(super) fn wait_while_stalled(&self) {
+        let mut pending = self.pending.lock();
+        while self.faults.stalled.load(Ordering::Acquire) && !pending.closing {
+            self.work.wait_for(&mut pending, Duration::from_millis(1));
+        }
     }
 
     pub(super) fn metrics(&self) -> &Arc<Metrics> {

@@ -2,7 +2,7 @@
 //! adds. A later version that writes records which readers must understand uses a new format number.
 
 use super::damage::Damage;
-use crate::auth::{Difference, State};
+use crate::auth::{AuthState, Difference};
 use crate::mvcc::{Change, EventKind, Frozen, GrantedLease, Kv, Loader, Recovery, Version};
 use crate::pb::{authpb, etcdserverpb};
 use bytes::Bytes;
@@ -176,7 +176,7 @@ impl From<Change> for Record {
 }
 
 impl Record {
-    pub(super) fn auth(before: &State, after: &State) -> Self {
+    pub(super) fn auth(before: &AuthState, after: &AuthState) -> Self {
         let Difference {
             users,
             roles,
@@ -326,7 +326,7 @@ impl Metadata {
     }
 
     /// The metadata of an imported store.
-    pub(super) fn of(auth: &State, alarms: Vec<etcdserverpb::AlarmMember>) -> Self {
+    pub(super) fn of(auth: &AuthState, alarms: Vec<etcdserverpb::AlarmMember>) -> Self {
         Self {
             auth_enabled: auth.enabled,
             auth_revision: auth.revision,
@@ -338,8 +338,8 @@ impl Metadata {
     }
 
     /// Users and roles.
-    pub fn auth(&self) -> State {
-        State::of(
+    pub fn auth(&self) -> AuthState {
+        AuthState::of(
             self.auth_enabled,
             self.auth_revision,
             self.users.clone(),
@@ -394,8 +394,13 @@ mod tests {
             bcrypt_cost: 4,
             ..Config::default()
         };
-        let on_change = move |before: &State, after: &State| shadow.lock().apply(Record::auth(before, after));
-        let auth = AuthStore::with(State::of(false, 1, vec![], vec![]), config, Some(Box::new(on_change))).unwrap();
+        let on_change = move |before: &AuthState, after: &AuthState| shadow.lock().apply(Record::auth(before, after));
+        let auth = AuthStore::with(
+            AuthState::of(false, 1, vec![], vec![]),
+            config,
+            Some(Box::new(on_change)),
+        )
+        .unwrap();
         auth.user_add("root", Some("secret")).unwrap();
         auth.user_add("a", None).unwrap();
         auth.role_add("r").unwrap();

@@ -2,7 +2,7 @@ use super::engine::LoadOptions;
 use super::frame::{Frame, Kind};
 use super::replay::{Replayed, Replayer};
 use super::*;
-use crate::auth::State;
+use crate::auth::AuthState;
 use crate::mvcc::{GrantedLease, Hooks, KeyRange, Put, RangeOptions, Write};
 use proptest::prelude::*;
 use std::fs;
@@ -224,7 +224,7 @@ fn an_imported_store_is_a_cluster_of_its_own() {
         let home = tempfile::tempdir().unwrap();
         let store = Store::new();
         store.apply(&[Write::Put("a".into(), "1".into()), Write::Put("b".into(), "2".into())]);
-        let auth = State::of(true, 3, vec![], vec![]);
+        let auth = AuthState::of(true, 3, vec![], vec![]);
         let what = || Import {
             store: &store,
             auth: &auth,
@@ -397,7 +397,7 @@ fn a_missing_checkpoint_or_database_is_damage_even_if_nothing_came_after() {
         store.apply(&[Write::Put("a".into(), "1".into())]);
         let import = Import {
             store: &store,
-            auth: &State::of(false, 1, vec![], vec![]),
+            auth: &AuthState::of(false, 1, vec![], vec![]),
             alarms: vec![],
         };
         super::import(home.path(), engine, import).unwrap();

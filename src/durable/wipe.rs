@@ -140,14 +140,14 @@ fn lock_etcd(path: &Path) -> Result<Option<File>, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::auth::State;
+    use crate::auth::AuthState;
     use crate::durable::{EngineKind, Import, replace};
     use crate::mvcc::Store;
 
     fn anew(path: &Path) -> Result<u64, Error> {
         let import = Import {
             store: &Store::new(),
-            auth: &State::default(),
+            auth: &AuthState::default(),
             alarms: vec![],
         };
         replace(path, EngineKind::Log, import).map(|identity| identity.cluster_id)

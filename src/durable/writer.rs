@@ -190,6 +190,8 @@ impl Writer {
 
     /// Brings the frame to the disk, and waits while the disk is full.
     fn persist(&mut self) -> io::Result<()> {
+        #[cfg(test)]
+        self.queue.wait_while_stalled();
         loop {
             let begun = Instant::now();
             let written = self.engine.append(self.groups, &self.frame);

@@ -1,138 +1,95 @@
-//! Alarms, and the quota that raises one.
+//! The alarms that are active.
 //!
-//! An alarm stays until it is disarmed by hand, even if its cause is gone: somebody has to have looked.
+//! An alarm stays active until an operator disarms it, even after its cause is gone, and also over a restart.
 
-use super::{Core, status};
+use super::commit::Durability;
 use crate::pb::etcdserverpb::{AlarmMember, AlarmType};
 use parking_lot::RwLock;
 use std::collections::BTreeSet;
-use tonic::{Request, Status};
 
-/// What a put costs beside its key and value, in bytes (etcd: server/storage/quota.go).
-const PUT_OVERHEAD: usize = 256;
-/// What a lease costs, in bytes.
-pub(super) const LEASE_COST: usize = 64;
+/// An active alarm of one member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Alarm {
+    kind: AlarmType,
+    member_id: u64,
+}
 
-/// The alarms that are on: (type, member).
-#[derive(Default)]
-pub(super) struct Alarms(RwLock<BTreeSet<(i32, u64)>>);
+/// The set of active alarms, kept in the data directory.
+pub(super) struct Alarms {
+    active: RwLock<BTreeSet<Alarm>>,
+    durability: Durability,
+}
+
+impl From<&AlarmMember> for Alarm {
+    fn from(alarm: &AlarmMember) -> Self {
+        Self {
+            kind: alarm.alarm(),
+            member_id: alarm.member_id,
+        }
+    }
+}
+
+impl From<Alarm> for AlarmMember {
+    fn from(Alarm { kind, member_id }: Alarm) -> Self {
+        Self {
+            member_id,
+            alarm: kind.into(),
+        }
+    }
+}
 
 impl Alarms {
-    /// With these on.
-    pub(super) fn new(alarms: &[AlarmMember]) -> Self {
-        Self(RwLock::new(alarms.iter().map(|a| (a.alarm, a.member_id)).collect()))
+    /// Starts with the alarms that the last run left active.
+    pub(super) fn new(active: &[AlarmMember], durability: Durability) -> Self {
+        Self {
+            active: RwLock::new(active.iter().map(Alarm::from).collect()),
+            durability,
+        }
     }
 
-    /// Those of one kind; all of them for `None`.
+    /// The active alarms of one kind, or all of them for [`AlarmType::None`].
     pub(super) fn list(&self, kind: AlarmType) -> Vec<AlarmMember> {
-        let wanted = |alarm: &i32| kind == AlarmType::None || *alarm == i32::from(kind);
-        let alarms = self.0.read();
-        let alarms = alarms.iter().filter(|(alarm, _)| wanted(alarm));
-        alarms
-            .map(|&(alarm, member_id)| AlarmMember { member_id, alarm })
-            .collect()
+        let active = self.active.read();
+        let wanted = active
+            .iter()
+            .filter(|alarm| kind == AlarmType::None || alarm.kind == kind);
+        wanted.map(|alarm| (*alarm).into()).collect()
     }
 
-    /// Whether any of a kind is on.
+    /// Whether an alarm of `kind` is active for any member.
     pub(super) fn has(&self, kind: AlarmType) -> bool {
-        self.0.read().iter().any(|(alarm, _)| *alarm == i32::from(kind))
+        self.active.read().iter().any(|alarm| alarm.kind == kind)
     }
 
-    /// Turns one on.
+    /// Activates an alarm.
     pub(super) fn raise(&self, kind: AlarmType, member_id: u64) -> AlarmMember {
-        let alarm = i32::from(kind);
-        if self.0.write().insert((alarm, member_id)) {
+        let alarm = Alarm { kind, member_id };
+        let mut active = self.active.write();
+        if active.insert(alarm) {
+            self.record(&active);
             tracing::error!(alarm = kind.as_str_name(), member_id = %format_args!("{member_id:x}"), "alarm raised");
         }
-        AlarmMember { member_id, alarm }
+        alarm.into()
     }
 
-    /// Turns one off, if it is on.
+    /// Disarms an alarm; `None` if it was not active.
     pub(super) fn disarm(&self, kind: AlarmType, member_id: u64) -> Option<AlarmMember> {
-        let alarm = i32::from(kind);
-        let was = self.0.write().remove(&(alarm, member_id));
-        if was {
-            tracing::warn!(alarm = kind.as_str_name(), member_id = %format_args!("{member_id:x}"), "alarm disarmed");
+        let alarm = Alarm { kind, member_id };
+        let mut active = self.active.write();
+        if !active.remove(&alarm) {
+            return None;
         }
-        was.then_some(AlarmMember { member_id, alarm })
-    }
-}
-
-/// What a put of these would cost, in bytes.
-pub(super) fn put_cost(key: &[u8], value: &[u8]) -> usize {
-    PUT_OVERHEAD + key.len() + value.len()
-}
-
-impl Core {
-    /// Fails while the disk takes no more.
-    pub(super) fn check_disk(&self) -> Result<(), Status> {
-        match &self.durable {
-            Some(durable) => Ok(durable.admit()?),
-            None => Ok(()),
-        }
+        self.record(&active);
+        tracing::warn!(alarm = kind.as_str_name(), member_id = %format_args!("{member_id:x}"), "alarm disarmed");
+        Some(alarm.into())
     }
 
-    /// Fails while the data is known to be corrupt.
-    pub(super) fn check_intact(&self) -> Result<(), Status> {
-        match self.alarms.has(AlarmType::Corrupt) {
-            true => Err(status::corrupt()),
-            false => Ok(()),
+    /// Writes the set to the data directory. The caller holds the lock, so that the records are in the order of
+    /// the changes.
+    fn record(&self, active: &BTreeSet<Alarm>) {
+        if let Some(disk) = self.durability.disk() {
+            disk.alarms_changed(active.iter().map(|alarm| (*alarm).into()).collect());
         }
-    }
-
-    /// Fails while an alarm forbids a write; `grows` says whether it takes room.
-    ///
-    /// Parity: a token that is none is refused first, and after that alarms, before permissions.
-    pub(super) fn check_alarms<T>(&self, request: &Request<T>, grows: bool) -> Result<(), Status> {
-        if self.alarms.0.read().is_empty() {
-            return Ok(());
-        }
-        self.identity_of(request)?;
-        self.check_intact()?;
-        match grows {
-            true => self.check_alarm(),
-            false => Ok(()),
-        }
-    }
-
-    /// Fails if there was no room some time, and nobody has disarmed the alarm since.
-    pub(super) fn check_alarm(&self) -> Result<(), Status> {
-        match self.alarms.has(AlarmType::Nospace) {
-            true => Err(status::no_space()),
-            false => Ok(()),
-        }
-    }
-
-    /// Turns an alarm on.
-    pub(super) fn raise(&self, kind: AlarmType, member_id: u64) -> AlarmMember {
-        self.change_alarms(|alarms| alarms.raise(kind, member_id))
-    }
-
-    /// Turns an alarm off, if it is on.
-    pub(super) fn disarm(&self, kind: AlarmType, member_id: u64) -> Option<AlarmMember> {
-        self.change_alarms(|alarms| alarms.disarm(kind, member_id))
-    }
-
-    /// Changes alarms, and takes down what has changed, in the same order.
-    fn change_alarms<T>(&self, change: impl FnOnce(&Alarms) -> T) -> T {
-        let _order = self.changing.lock();
-        let before = self.alarms.list(AlarmType::None);
-        let done = change(&self.alarms);
-        let after = self.alarms.list(AlarmType::None);
-        if let Some(durable) = self.durable.as_ref().filter(|_| before != after) {
-            durable.alarms_changed(after);
-        }
-        done
-    }
-
-    /// Fails, and raises the alarm, if `cost` more bytes do not fit.
-    pub(super) fn check_space(&self, cost: usize) -> Result<(), Status> {
-        let quota = usize::try_from(self.config.quota_bytes).unwrap_or(usize::MAX);
-        if self.store.size() + cost >= quota {
-            self.raise(AlarmType::Nospace, self.config.identity.member_id);
-            return Err(status::no_space());
-        }
-        Ok(())
     }
 }
 
@@ -142,7 +99,7 @@ mod tests {
 
     #[test]
     fn alarms_are_raised_once_and_listed_by_kind() {
-        let alarms = Alarms::default();
+        let alarms = Alarms::new(&[], Durability::new(None));
         alarms.raise(AlarmType::Nospace, 7);
         alarms.raise(AlarmType::Nospace, 7);
         alarms.raise(AlarmType::Corrupt, 8);

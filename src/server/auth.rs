@@ -1,6 +1,8 @@
-//! The Auth service. All of it needs the role `root`, but for a user's own data.
+//! The Auth service.
 
 use super::Core;
+use super::admission::{Call, Caller, Operation, Subject};
+use super::commit::Cause;
 use crate::auth::Error;
 use crate::pb::authpb;
 use crate::pb::etcdserverpb as pb;
@@ -11,13 +13,13 @@ use tonic::{Request, Response, Status};
 /// Serves `etcdserverpb.Auth`.
 pub(super) struct AuthService(pub(super) Arc<Core>);
 
-/// Runs something that hashes a password, off the workers.
+/// Runs work that may hash a password on a thread that may block.
 async fn blocking<T: Send + 'static>(f: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Status> {
     let done = tokio::task::spawn_blocking(f).await;
     Ok(done.map_err(|e| Status::internal(e.to_string()))??)
 }
 
-/// What the role `root` is shown to have.
+/// The permission that RoleGet shows for the role `root`, which needs no permissions.
 fn everything() -> authpb::Permission {
     authpb::Permission {
         perm_type: authpb::permission::Type::Readwrite.into(),
@@ -31,26 +33,18 @@ impl AuthService {
         Some(self.0.header(self.0.store.revision()))
     }
 
-    /// The caller must be root, or `allowed` must say that it may see this of itself.
-    fn check_root_or<T>(
-        &self,
-        request: &Request<T>,
-        allowed: impl FnOnce(&str, &crate::auth::State) -> bool,
-    ) -> Result<(), Status> {
-        let identity = self.0.identity_of(request)?;
-        let Err(refused) = self.0.auth.check_root(identity.as_ref()) else {
-            return Ok(());
-        };
-        let user = identity.as_ref().map_or("", |i| &*i.user);
-        match allowed(user, &self.0.auth.state()) {
-            true => Ok(()),
-            false => Err(refused.into()),
-        }
+    async fn admit<T>(&self, request: &Request<T>, operation: &Operation) -> Result<(), Status> {
+        self.0.admit(&Caller::of(request), operation).await.map(drop)
+    }
+
+    /// Returns an answer, or an error, once all changes of users so far are durable.
+    async fn commit<T, E: Into<Status>>(&self, outcome: Result<T, E>) -> Result<T, Status> {
+        self.0.commit(outcome, |_| Cause::EveryChange).await
     }
 }
 
-/// Methods that check for root, do one thing and answer with a header.
-macro_rules! simple {
+/// The methods that change something and answer with a header; the others follow inside.
+macro_rules! auth_service {
     ($(($method:ident, $request:ident, $response:ident, |$auth:ident, $r:ident| $do:expr))*) => {
         #[tonic::async_trait]
         impl pb::auth_server::Auth for AuthService {
@@ -58,22 +52,18 @@ macro_rules! simple {
                 &self,
                 request: Request<pb::$request>,
             ) -> Result<Response<pb::$response>, Status> {
-                self.0.check_root(&request)?;
+                self.admit(&request, &Operation::new(Call::AuthChange)).await?;
                 let ($auth, $r) = (Arc::clone(&self.0.auth), request.into_inner());
-                // Changes are rare, and some hash a password.
-                self.0.check_disk()?;
-                let done = blocking(move || $do).await;
-                self.0.flushed().await?;
-                done?;
+                self.commit(blocking(move || $do).await).await?;
                 Ok(Response::new(pb::$response { header: self.header() }))
             })*
 
             async fn auth_status(
                 &self,
-                _: Request<pb::AuthStatusRequest>,
+                request: Request<pb::AuthStatusRequest>,
             ) -> Result<Response<pb::AuthStatusResponse>, Status> {
-                let state = self.0.auth.state();
-                self.0.flushed().await?;
+                self.admit(&request, &Operation::new(Call::AuthOpen)).await?;
+                let state = self.commit(Ok::<_, Error>(self.0.auth.state())).await?;
                 let (enabled, auth_revision) = (state.enabled, state.revision);
                 Ok(Response::new(pb::AuthStatusResponse { header: self.header(), enabled, auth_revision }))
             }
@@ -82,8 +72,10 @@ macro_rules! simple {
                 &self,
                 request: Request<pb::AuthenticateRequest>,
             ) -> Result<Response<pb::AuthenticateResponse>, Status> {
+                self.admit(&request, &Operation::new(Call::AuthOpen)).await?;
                 let (auth, r) = (Arc::clone(&self.0.auth), request.into_inner());
-                let token = blocking(move || auth.authenticate(&r.name, &r.password)).await?;
+                let token = blocking(move || auth.authenticate(&r.name, &r.password)).await;
+                let token = self.commit(token).await?;
                 Ok(Response::new(pb::AuthenticateResponse { header: self.header(), token }))
             }
 
@@ -91,11 +83,11 @@ macro_rules! simple {
                 &self,
                 request: Request<pb::AuthUserGetRequest>,
             ) -> Result<Response<pb::AuthUserGetResponse>, Status> {
-                let name = &request.get_ref().name;
-                self.check_root_or(&request, |user, _| user == name)?;
+                let name = request.get_ref().name.clone();
+                let operation = Operation::about(Call::UserGet, Subject::User(name.clone()));
+                self.admit(&request, &operation).await?;
                 let state = self.0.auth.state();
-                self.0.flushed().await?;
-                let user = state.users.get(name).ok_or(Error::UserNotFound)?;
+                let user = self.commit(state.users.get(&name).ok_or(Error::UserNotFound)).await?;
                 let roles = user.roles.iter().cloned().collect();
                 Ok(Response::new(pb::AuthUserGetResponse { header: self.header(), roles }))
             }
@@ -104,9 +96,9 @@ macro_rules! simple {
                 &self,
                 request: Request<pb::AuthUserListRequest>,
             ) -> Result<Response<pb::AuthUserListResponse>, Status> {
-                self.0.check_root(&request)?;
-                let users = self.0.auth.state().users.keys().cloned().collect();
-                self.0.flushed().await?;
+                self.admit(&request, &Operation::new(Call::AuthList)).await?;
+                let state = self.commit(Ok::<_, Error>(self.0.auth.state())).await?;
+                let users = state.users.keys().cloned().collect();
                 Ok(Response::new(pb::AuthUserListResponse { header: self.header(), users }))
             }
 
@@ -114,15 +106,13 @@ macro_rules! simple {
                 &self,
                 request: Request<pb::AuthRoleGetRequest>,
             ) -> Result<Response<pb::AuthRoleGetResponse>, Status> {
-                let role = &request.get_ref().role;
-                self.check_root_or(&request, |user, state| {
-                    state.users.get(user).is_some_and(|u| u.roles.contains(role))
-                })?;
+                let role = request.get_ref().role.clone();
+                let operation = Operation::about(Call::RoleGet, Subject::Role(role.clone()));
+                self.admit(&request, &operation).await?;
                 let state = self.0.auth.state();
-                self.0.flushed().await?;
-                let permissions = state.roles.get(role).ok_or(Error::RoleNotFound)?;
-                let perm = match &**role {
-                    // Parity: whatever has been granted to it, it may do everything.
+                let permissions = self.commit(state.roles.get(&role).ok_or(Error::RoleNotFound)).await?;
+                let perm = match &*role {
+                    // As in etcd, the role `root` may do everything, whatever has been granted to the role.
                     crate::auth::ROOT => vec![everything()],
                     _ => permissions.iter().map(Into::into).collect(),
                 };
@@ -133,16 +123,16 @@ macro_rules! simple {
                 &self,
                 request: Request<pb::AuthRoleListRequest>,
             ) -> Result<Response<pb::AuthRoleListResponse>, Status> {
-                self.0.check_root(&request)?;
-                let roles = self.0.auth.state().roles.keys().cloned().collect();
-                self.0.flushed().await?;
+                self.admit(&request, &Operation::new(Call::AuthList)).await?;
+                let state = self.commit(Ok::<_, Error>(self.0.auth.state())).await?;
+                let roles = state.roles.keys().cloned().collect();
                 Ok(Response::new(pb::AuthRoleListResponse { header: self.header(), roles }))
             }
         }
     };
 }
 
-simple! {
+auth_service! {
     (auth_enable, AuthEnableRequest, AuthEnableResponse, |auth, _r| auth.enable())
     (auth_disable, AuthDisableRequest, AuthDisableResponse, |auth, _r| auth.disable())
     (user_add, AuthUserAddRequest, AuthUserAddResponse, |auth, r| {

@@ -1,5 +1,7 @@
 //! The Cluster service of a cluster of one.
 
+use super::admission::{Call, Caller, Operation, Subject};
+use super::commit::Cause;
 use super::{Core, status};
 use crate::pb::etcdserverpb as pb;
 use std::sync::Arc;
@@ -9,7 +11,7 @@ use tonic::{Request, Response, Status};
 pub(super) struct ClusterService(pub(super) Arc<Core>);
 
 impl ClusterService {
-    /// Parity: answers of this service carry no revision.
+    /// As in etcd, answers of this service carry no revision.
     fn header(&self) -> Option<pb::ResponseHeader> {
         Some(self.0.header(0))
     }
@@ -25,10 +27,16 @@ impl ClusterService {
         }]
     }
 
-    fn check_member(&self, id: u64) -> Result<(), Status> {
-        (id == self.0.config.identity.member_id)
-            .then_some(())
-            .ok_or_else(status::member_not_found)
+    async fn admit<T>(&self, request: &Request<T>, call: Call) -> Result<(), Status> {
+        let caller = Caller::of(request);
+        self.0.admit(&caller, &Operation::new(call)).await.map(drop)
+    }
+
+    /// Admits a call about the member `id`.
+    async fn admit_for<T>(&self, request: &Request<T>, call: Call, id: u64) -> Result<(), Status> {
+        let caller = Caller::of(request);
+        let operation = Operation::about(call, Subject::Member(id));
+        self.0.admit(&caller, &operation).await.map(drop)
     }
 }
 
@@ -38,10 +46,11 @@ impl pb::cluster_server::Cluster for ClusterService {
         &self,
         request: Request<pb::MemberListRequest>,
     ) -> Result<Response<pb::MemberListResponse>, Status> {
-        self.0.check_authenticated(&request)?;
+        self.admit(&request, Call::MemberList).await?;
+        let members = Ok::<_, Status>(self.members());
         Ok(Response::new(pb::MemberListResponse {
             header: self.header(),
-            members: self.members(),
+            members: self.0.commit(members, |_| Cause::EveryChange).await?,
         }))
     }
 
@@ -49,24 +58,25 @@ impl pb::cluster_server::Cluster for ClusterService {
         &self,
         request: Request<pb::MemberAddRequest>,
     ) -> Result<Response<pb::MemberAddResponse>, Status> {
-        self.0.check_root(&request)?;
+        self.admit(&request, Call::MemberAdd).await?;
         let urls = &request.get_ref().peer_ur_ls;
         if urls.is_empty() || !urls.iter().all(|url| is_url(url)) {
             return Err(status::bad_member_urls());
         }
-        if urls.iter().any(|url| self.0.peer_urls.read().contains(url)) {
-            return Err(status::peer_url_exists());
-        }
-        // There is no Raft here to join; this is what etcd says when it cannot take a member.
-        Err(status::unhealthy())
+        let refused = match urls.iter().any(|url| self.0.peer_urls.read().contains(url)) {
+            true => status::peer_url_exists(),
+            // etcd's answer when it cannot take a member. Members need Raft, which is not here.
+            false => status::unhealthy(),
+        };
+        self.0.commit(Err(refused), |_| Cause::Published).await
     }
 
     async fn member_remove(
         &self,
         request: Request<pb::MemberRemoveRequest>,
     ) -> Result<Response<pb::MemberRemoveResponse>, Status> {
-        self.0.check_root(&request)?;
-        self.check_member(request.get_ref().id)?;
+        let id = request.get_ref().id;
+        self.admit_for(&request, Call::MemberRemove, id).await?;
         Err(status::not_enough_members())
     }
 
@@ -74,22 +84,22 @@ impl pb::cluster_server::Cluster for ClusterService {
         &self,
         request: Request<pb::MemberUpdateRequest>,
     ) -> Result<Response<pb::MemberUpdateResponse>, Status> {
-        self.0.check_root(&request)?;
-        self.check_member(request.get_ref().id)?;
-        // Nothing listens there; they are kept to be listed.
-        self.0.check_disk()?;
+        let id = request.get_ref().id;
+        self.admit_for(&request, Call::MemberUpdate, id).await?;
+        // Nothing listens at peer URLs. They are kept in order to be listed.
         let urls = request.into_inner().peer_ur_ls;
         {
-            let _order = self.0.changing.lock();
-            self.0.peer_urls.write().clone_from(&urls);
-            if let Some(durable) = &self.0.durable {
-                durable.peer_urls_changed(urls);
+            let mut peer_urls = self.0.peer_urls.write();
+            peer_urls.clone_from(&urls);
+            // Under the lock, so that the records are in the order of the changes.
+            if let Some(disk) = self.0.durability.disk() {
+                disk.peer_urls_changed(urls);
             }
         }
-        self.0.flushed().await?;
+        let members = Ok::<_, Status>(self.members());
         Ok(Response::new(pb::MemberUpdateResponse {
             header: self.header(),
-            members: self.members(),
+            members: self.0.commit(members, |_| Cause::EveryChange).await?,
         }))
     }
 
@@ -97,13 +107,13 @@ impl pb::cluster_server::Cluster for ClusterService {
         &self,
         request: Request<pb::MemberPromoteRequest>,
     ) -> Result<Response<pb::MemberPromoteResponse>, Status> {
-        self.0.check_root(&request)?;
-        self.check_member(request.get_ref().id)?;
+        let id = request.get_ref().id;
+        self.admit_for(&request, Call::MemberRemove, id).await?;
         Err(status::member_not_learner())
     }
 }
 
-/// Whether etcd takes `url` for a peer's: a scheme it knows, a host and a port.
+/// Whether etcd accepts `url` as a peer URL: a known scheme, a host and a port.
 fn is_url(url: &str) -> bool {
     let rest = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
     rest.and_then(|r| r.rsplit_once(':'))

@@ -1,46 +1,60 @@
-//! The Lock and Election services: the recipes of clientv3's `concurrency`, run on the server for clients
-//! that have none of their own.
+//! The Lock and Election services: the recipes of clientv3's package `concurrency`, run on the server for
+//! clients without these recipes.
 //!
-//! Candidates put a key under `<name>/`, named by their lease; the oldest key holds. A waiter waits for
-//! the youngest key older than its own to go, so that a release wakes one waiter, not all.
+//! Each candidate puts a key under `<name>/`, named by its lease; the candidate with the oldest key holds the
+//! lock or leads. A waiting candidate waits until the youngest key older than its own is deleted, so that a
+//! release wakes one candidate.
 
-use super::alarm::{LEASE_COST, put_cost};
-use super::peer::Peer;
+use super::admission::{Call, Caller, Grant, Grants, Operation, PrevKv, put_cost};
+use super::commit::Cause;
 use super::{Core, status};
 use crate::mvcc::{
     Compare, CompareResult, KeyRange, Kv, Op, OpResult, Put, RangeOptions, RevisionBounds, SortOrder, SortTarget,
     Target, Txn, TxnResult, Wake, WatchFilter, WatchUpdate,
 };
-use crate::pb::v3electionpb::{self as epb, election_server, election_server::ElectionServer};
-use crate::pb::v3lockpb::{self as lpb, lock_server, lock_server::LockServer};
+use crate::pb::v3electionpb::{self as epb, election_server};
+use crate::pb::v3lockpb::{self as lpb, lock_server};
 use bytes::Bytes;
 use std::pin::Pin;
 use std::sync::Arc;
 use tokio::sync::Notify;
 use tokio_stream::Stream;
-use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
-/// Time to live of a lease that a caller leaves to us, in seconds. Nobody here keeps it alive.
+/// Time to live, in seconds, of a lease that is granted for a caller without a lease. The server does not keep
+/// the lease alive.
 const LEASE_TTL_SECS: i64 = 60;
 
 /// Serves `v3lockpb.Lock` and `v3electionpb.Election`.
 pub(super) struct ConcurrencyService(Arc<Core>);
 
-/// A caller and what it may do.
-struct Session {
+/// A client inside the process: runs the steps of a recipe with the permissions of the caller, as etcd does.
+struct RecipeClient {
     core: Arc<Core>,
-    metadata: MetadataMap,
-    peer: Peer,
+    caller: Caller,
 }
 
-/// A key in the queue; taken out again if its owner stops waiting.
+/// A key in the queue. The key is deleted when the candidate is dropped while it waits.
 struct Candidate {
     core: Arc<Core>,
     key: Bytes,
-    /// Its create revision.
-    revision: i64,
+    create_revision: i64,
     waiting: bool,
+}
+
+/// A candidate that has just joined the queue, or was there already.
+struct Queued {
+    candidate: Candidate,
+    /// The value of the candidate's key.
+    value: Bytes,
+    /// The revision at which the key was seen.
+    revision: i64,
+}
+
+/// The first key-value that a read found, and the revision of the read.
+struct Found {
+    kv: Option<Kv>,
+    revision: i64,
 }
 
 struct Notified(Arc<Notify>);
@@ -51,13 +65,13 @@ impl Wake for Notified {
     }
 }
 
-/// Both services.
-pub(super) fn services(core: &Arc<Core>) -> (LockServer<ConcurrencyService>, ElectionServer<ConcurrencyService>) {
-    let service = || ConcurrencyService(Arc::clone(core));
-    (LockServer::new(service()), ElectionServer::new(service()))
+impl ConcurrencyService {
+    pub(super) fn new(core: &Arc<Core>) -> Self {
+        Self(Arc::clone(core))
+    }
 }
 
-/// Go's clients know these by their text, which comes without a code.
+/// An error that Go's clients find by its text: as in etcd, the error has no code and no prefix.
 fn raw(text: &str) -> Status {
     Status::unknown(text)
 }
@@ -76,7 +90,7 @@ fn first_created(name: &[u8]) -> RangeOptions {
     }
 }
 
-/// As Go prints a lease id in hexadecimal.
+/// A lease id as Go prints it in hexadecimal.
 fn hex(lease: i64) -> String {
     let sign = if lease < 0 { "-" } else { "" };
     format!("{sign}{:x}", lease.unsigned_abs())
@@ -88,6 +102,25 @@ fn created_at(key: &Bytes, revision: i64) -> Compare {
         target: Target::Create(revision),
         result: CompareResult::Equal,
     }
+}
+
+/// The transaction of a recipe as admission sees it. Recipes use no nested transactions and no `prev_kv`.
+fn operation(txn: &Txn) -> Operation {
+    let mut grants: Grants = txn.compares.iter().map(|c| Grant::Read(c.range.clone())).collect();
+    let (mut call, mut growth, mut bytes) = (Call::TxnWithoutPuts, 0, 0);
+    for op in txn.success.iter().chain(&txn.failure) {
+        match op {
+            Op::Range(options) => grants.push(Grant::Read(options.range.clone())),
+            Op::Put(put) => {
+                (call, growth) = (Call::TxnWithPuts, put_cost(&put.key, &put.value));
+                bytes = put.key.len() + put.value.len();
+                grants.extend(Grant::of_put(put.key.clone(), put.lease, PrevKv::NotReturned));
+            }
+            Op::Delete(range) => grants.extend(Grant::of_delete(range.clone(), PrevKv::NotReturned)),
+            Op::Txn(_) => {}
+        }
+    }
+    Operation::txn(call, growth, grants, bytes)
 }
 
 fn range_of(result: Option<OpResult>) -> Option<Kv> {
@@ -103,84 +136,64 @@ impl Drop for Candidate {
     fn drop(&mut self) {
         if self.waiting {
             let resign = Txn {
-                compares: vec![created_at(&self.key, self.revision)],
+                compares: vec![created_at(&self.key, self.create_revision)],
                 success: vec![Op::Delete(KeyRange::key(self.key.clone()))],
                 failure: vec![],
             };
-            // A transaction without ranges at old revisions or leases cannot fail.
+            // A transaction that names no lease and no old revision cannot fail.
             let _ = self.core.store.txn(&resign);
         }
     }
 }
 
-// === impl Session ===
+// === impl RecipeClient ===
 
-impl Session {
+impl RecipeClient {
     fn of<T>(core: &Arc<Core>, request: &Request<T>) -> Self {
         Self {
             core: Arc::clone(core),
-            metadata: request.metadata().clone(),
-            peer: Peer::of(request),
+            caller: Caller::of(request),
         }
     }
 
-    /// Runs a transaction with the caller's rights.
-    async fn txn(&self, txn: &Txn) -> Result<TxnResult, Status> {
-        let result = self.apply(txn)?;
-        self.core.committed(result.revision).await?;
-        Ok(result)
-    }
-
-    /// As [`Session::txn`], and the caller waits until it is safe.
-    fn apply(&self, txn: &Txn) -> Result<TxnResult, Status> {
+    async fn admit(&self, txn: &Txn) -> Result<(), Status> {
         if txn.compares.iter().any(|c| c.range.start().is_empty()) {
             return Err(status::empty_key());
         }
-        if let Some(Op::Put(put)) = txn.success.first()
-            && put.key.len() + put.value.len() > self.core.config.max_request_bytes
-        {
-            return Err(status::request_too_large());
-        }
-        self.core.check_intact()?;
-        let guard = self.core.guard_for(&self.metadata, &self.peer)?;
-        guard.txn(&self.core, txn, &mut std::iter::repeat(false))?;
-        if let Some(Op::Put(put)) = txn.success.first() {
-            self.core.check_alarm()?;
-            self.core.check_space(put_cost(&put.key, &put.value))?;
-        }
-        if !txn.is_read_only() {
-            self.core.check_disk()?;
-        }
-        Ok(self.core.store.txn(txn)?)
+        self.core.admit(&self.caller, &operation(txn)).await.map(drop)
     }
 
-    fn range(&self, options: &RangeOptions) -> Result<(Option<Kv>, i64), Status> {
-        let guard = self.core.guard_for(&self.metadata, &self.peer)?;
-        guard.read(&options.range)?;
-        let result = self.core.store.range(options)?;
-        Ok((result.kvs.into_iter().next(), result.revision))
+    async fn txn(&self, txn: &Txn) -> Result<TxnResult, Status> {
+        self.admit(txn).await?;
+        let outcome = self.core.store.txn(txn);
+        self.core
+            .commit(outcome, |result| Cause::Revision(result.revision))
+            .await
     }
 
-    /// The lease to use: the caller's, or a new one.
+    async fn range(&self, options: &RangeOptions) -> Result<Found, Status> {
+        let operation = Operation::read(Call::Range, options.range.clone());
+        self.core.admit(&self.caller, &operation).await?;
+        let result = self.core.store.range(options);
+        let result = self.core.commit(result, |_| Cause::Published).await?;
+        Ok(Found {
+            kv: result.kvs.into_iter().next(),
+            revision: result.revision,
+        })
+    }
+
+    /// The caller's lease, or a new lease for 0.
     async fn lease(&self, lease: i64) -> Result<i64, Status> {
         if lease != 0 {
             return Ok(lease);
         }
-        if self.core.auth.state().enabled && self.core.identity(&self.metadata, &self.peer)?.is_none() {
-            return Err(crate::auth::Error::UserEmpty.into());
-        }
-        self.core.check_intact()?;
-        self.core.check_alarm()?;
-        self.core.check_space(LEASE_COST)?;
-        self.core.check_disk()?;
-        let id = self.core.lessor.grant(0, LEASE_TTL_SECS)?.id;
-        self.core.flushed().await?;
-        Ok(id)
+        self.core.admit(&self.caller, &Operation::lease_grant()).await?;
+        let granted = self.core.lessor.grant(0, LEASE_TTL_SECS);
+        Ok(self.core.commit(granted, |_| Cause::EveryChange).await?.id)
     }
 
-    /// Queues for `name`, unless this lease is queued already. Returns the candidate, the value it has,
-    /// and the revision at which it was seen.
-    async fn queue(&self, name: &[u8], lease: i64, value: Bytes) -> Result<(Candidate, Bytes, i64), Status> {
+    /// Joins the queue for `name`, unless the lease has a key in the queue already.
+    async fn queue(&self, name: &[u8], lease: i64, value: Bytes) -> Result<Queued, Status> {
         let key = Bytes::from([name, b"/", hex(lease).as_bytes()].concat());
         let put = Put {
             key: key.clone(),
@@ -188,31 +201,41 @@ impl Session {
             lease,
             ..Put::default()
         };
-        let result = self.apply(&Txn {
+        let txn = Txn {
             compares: vec![created_at(&key, 0)],
             success: vec![Op::Put(put)],
             failure: vec![Op::Range(RangeOptions::new(KeyRange::key(key.clone())))],
-        })?;
-        let (mut revision, mut now) = (result.revision, value);
-        if !result.succeeded
-            && let Some(kv) = range_of(result.results.into_iter().next())
-        {
-            let fields = kv.fields();
-            (revision, now) = (fields.create_revision, Bytes::copy_from_slice(fields.value));
-        }
-        let candidate = Candidate {
-            core: Arc::clone(&self.core),
-            key,
-            revision,
-            waiting: true,
         };
-        // It is taken back if nobody waits any more.
-        self.core.committed(result.revision).await?;
-        Ok((candidate, now, result.revision))
+        self.admit(&txn).await?;
+        let queued = self.core.store.txn(&txn).map(|result| {
+            let (mut create_revision, mut value) = (result.revision, value);
+            if !result.succeeded
+                && let Some(kv) = range_of(result.results.into_iter().next())
+            {
+                let fields = kv.fields();
+                create_revision = fields.create_revision;
+                value = Bytes::copy_from_slice(fields.value);
+            }
+            let candidate = Candidate {
+                core: Arc::clone(&self.core),
+                key,
+                create_revision,
+                waiting: true,
+            };
+            Queued {
+                candidate,
+                value,
+                revision: result.revision,
+            }
+        });
+        // The candidate waits from now on: its key is deleted if the caller goes away before the commit.
+        self.core
+            .commit(queued, |queued| Cause::Revision(queued.revision))
+            .await
     }
 
-    /// Waits until no candidate is older than the one of `revision`.
-    async fn wait_turn(&self, name: &[u8], revision: i64) -> Result<(), Status> {
+    /// Waits until no candidate for `name` has a create revision below `revision`.
+    async fn wait_for_older(&self, name: &[u8], revision: i64) -> Result<(), Status> {
         let youngest_older = RangeOptions {
             limit: 1,
             order: SortOrder::Descend,
@@ -224,17 +247,16 @@ impl Session {
             ..RangeOptions::new(candidates(name))
         };
         loop {
-            let (Some(kv), seen) = self.range(&youngest_older)? else {
-                return Ok(());
-            };
+            let older = self.range(&youngest_older).await?;
+            let Some(kv) = older.kv else { return Ok(()) };
             let filter = WatchFilter {
                 no_put: true,
                 ..WatchFilter::new(KeyRange::key(kv.key().to_vec()))
             };
             let notify = Arc::new(Notify::new());
             let wake = Arc::new(Notified(Arc::clone(&notify)));
-            let mut watcher = self.core.store.watch(filter, seen + 1, wake);
-            // Whatever it takes is a deletion.
+            let mut watcher = self.core.store.watch(filter, older.revision + 1, wake);
+            // The watcher sees deletions alone.
             while matches!(watcher.take(usize::MAX), WatchUpdate::Nothing) {
                 tokio::select! {
                     () = notify.notified() => {}
@@ -244,12 +266,12 @@ impl Session {
         }
     }
 
-    /// Changes the value of a candidate that is still there; returns the revision.
+    /// Changes the value of a leader whose key is still in the queue; returns the revision.
     async fn proclaim(&self, leader: &epb::LeaderKey, value: Bytes) -> Result<i64, Status> {
         let put = Put {
             key: leader.key.clone(),
             value,
-            // A leader without a lease would lead for ever.
+            // Without a lease, the leader would lead for ever.
             lease: self.lease(leader.lease).await?,
             ..Put::default()
         };
@@ -268,28 +290,29 @@ impl Session {
 #[tonic::async_trait]
 impl lock_server::Lock for ConcurrencyService {
     async fn lock(&self, request: Request<lpb::LockRequest>) -> Result<Response<lpb::LockResponse>, Status> {
-        let session = Session::of(&self.0, &request);
+        let client = RecipeClient::of(&self.0, &request);
         let lpb::LockRequest { name, lease } = request.into_inner();
-        let lease = session.lease(lease).await?;
-        let (mut candidate, _, mut now) = session.queue(&name, lease, Bytes::new()).await?;
-        let (oldest, _) = session.range(&first_created(&name))?;
-        if oldest.is_some_and(|kv| kv.fields().create_revision != candidate.revision) {
-            session.wait_turn(&name, candidate.revision).await?;
+        let lease = client.lease(lease).await?;
+        let queued = client.queue(&name, lease, Bytes::new()).await?;
+        let (mut candidate, mut revision) = (queued.candidate, queued.revision);
+        let oldest = client.range(&first_created(&name)).await?.kv;
+        if oldest.is_some_and(|kv| kv.fields().create_revision != candidate.create_revision) {
+            client.wait_for_older(&name, candidate.create_revision).await?;
             let own = RangeOptions::new(KeyRange::key(candidate.key.clone()));
-            let (own, seen) = session.range(&own)?;
-            // Its lease may have ended while it waited.
-            own.ok_or_else(|| raw("mutex: session is expired"))?;
-            now = seen;
+            let own = client.range(&own).await?;
+            // The lease may have ended while the candidate waited.
+            own.kv.ok_or_else(|| raw("mutex: session is expired"))?;
+            revision = own.revision;
         }
         candidate.waiting = false;
         Ok(Response::new(lpb::LockResponse {
-            header: Some(self.0.header(now)),
+            header: Some(self.0.header(revision)),
             key: candidate.key.clone(),
         }))
     }
 
     async fn unlock(&self, request: Request<lpb::UnlockRequest>) -> Result<Response<lpb::UnlockResponse>, Status> {
-        let session = Session::of(&self.0, &request);
+        let client = RecipeClient::of(&self.0, &request);
         let key = request.into_inner().key;
         if key.is_empty() {
             return Err(status::empty_key());
@@ -298,7 +321,7 @@ impl lock_server::Lock for ConcurrencyService {
             success: vec![Op::Delete(KeyRange::key(key))],
             ..Txn::default()
         };
-        let revision = session.txn(&delete).await?.revision;
+        let revision = client.txn(&delete).await?.revision;
         Ok(Response::new(lpb::UnlockResponse {
             header: Some(self.0.header(revision)),
         }))
@@ -315,23 +338,24 @@ impl election_server::Election for ConcurrencyService {
         &self,
         request: Request<epb::CampaignRequest>,
     ) -> Result<Response<epb::CampaignResponse>, Status> {
-        let session = Session::of(&self.0, &request);
+        let client = RecipeClient::of(&self.0, &request);
         let epb::CampaignRequest { name, lease, value } = request.into_inner();
-        let lease = session.lease(lease).await?;
-        let (mut candidate, has, now) = session.queue(&name, lease, value.clone()).await?;
+        let lease = client.lease(lease).await?;
+        let queued = client.queue(&name, lease, value.clone()).await?;
+        let mut candidate = queued.candidate;
         let leader = epb::LeaderKey {
             name: name.clone(),
             key: candidate.key.clone(),
-            rev: candidate.revision,
+            rev: candidate.create_revision,
             lease,
         };
-        if has != value {
-            session.proclaim(&leader, value).await?;
+        if queued.value != value {
+            client.proclaim(&leader, value).await?;
         }
-        session.wait_turn(&name, candidate.revision).await?;
+        client.wait_for_older(&name, candidate.create_revision).await?;
         candidate.waiting = false;
         Ok(Response::new(epb::CampaignResponse {
-            header: Some(self.0.header(now)),
+            header: Some(self.0.header(queued.revision)),
             leader: Some(leader),
         }))
     }
@@ -340,19 +364,19 @@ impl election_server::Election for ConcurrencyService {
         &self,
         request: Request<epb::ProclaimRequest>,
     ) -> Result<Response<epb::ProclaimResponse>, Status> {
-        let session = Session::of(&self.0, &request);
+        let client = RecipeClient::of(&self.0, &request);
         let epb::ProclaimRequest { leader, value } = request.into_inner();
-        let revision = session.proclaim(&leader.ok_or_else(missing_leader)?, value).await?;
+        let revision = client.proclaim(&leader.ok_or_else(missing_leader)?, value).await?;
         let header = Some(self.0.header(revision));
         Ok(Response::new(epb::ProclaimResponse { header }))
     }
 
     async fn leader(&self, request: Request<epb::LeaderRequest>) -> Result<Response<epb::LeaderResponse>, Status> {
-        let session = Session::of(&self.0, &request);
-        let (leader, revision) = session.range(&first_created(&request.get_ref().name))?;
-        let kv = leader.ok_or_else(|| raw("election: no leader"))?;
+        let client = RecipeClient::of(&self.0, &request);
+        let leader = client.range(&first_created(&request.get_ref().name)).await?;
+        let kv = leader.kv.ok_or_else(|| raw("election: no leader"))?;
         Ok(Response::new(epb::LeaderResponse {
-            header: Some(self.0.header(revision)),
+            header: Some(self.0.header(leader.revision)),
             kv: Some(kv.into()),
         }))
     }
@@ -360,16 +384,16 @@ impl election_server::Election for ConcurrencyService {
     type ObserveStream = Pin<Box<dyn Stream<Item = Result<epb::LeaderResponse, Status>> + Send>>;
 
     async fn observe(&self, request: Request<epb::LeaderRequest>) -> Result<Response<Self::ObserveStream>, Status> {
-        let session = Session::of(&self.0, &request);
+        let client = RecipeClient::of(&self.0, &request);
         let name = request.into_inner().name;
-        session.range(&first_created(&name))?;
-        Ok(Response::new(Box::pin(observe(session, name))))
+        client.range(&first_created(&name)).await?;
+        Ok(Response::new(Box::pin(observe(client, name))))
     }
 
     async fn resign(&self, request: Request<epb::ResignRequest>) -> Result<Response<epb::ResignResponse>, Status> {
-        let session = Session::of(&self.0, &request);
+        let client = RecipeClient::of(&self.0, &request);
         let leader = request.into_inner().leader.ok_or_else(missing_leader)?;
-        let result = session
+        let result = client
             .txn(&Txn {
                 compares: vec![created_at(&leader.key, leader.rev)],
                 success: vec![Op::Delete(KeyRange::key(leader.key.clone()))],
@@ -381,23 +405,23 @@ impl election_server::Election for ConcurrencyService {
     }
 }
 
-/// The leader and its value, at first and whenever they change. Values that a leader replaces at once
-/// may be skipped, the last one never.
-fn observe(session: Session, name: Bytes) -> impl Stream<Item = Result<epb::LeaderResponse, Status>> + Send {
+/// The leader and its value, at the beginning and after each change. A value that is replaced at once may be
+/// skipped; the last value never is.
+fn observe(client: RecipeClient, name: Bytes) -> impl Stream<Item = Result<epb::LeaderResponse, Status>> + Send {
     async_stream::try_stream! {
         let notify = Arc::new(Notify::new());
         let join = || {
             let wake = Arc::new(Notified(Arc::clone(&notify)));
-            session.core.store.watch(WatchFilter::new(candidates(&name)), 0, wake)
+            client.core.store.watch(WatchFilter::new(candidates(&name)), 0, wake)
         };
         let (mut watcher, mut shown) = (join(), 0);
         loop {
-            let (leader, revision) = session.range(&first_created(&name))?;
-            if let Some(kv) = leader {
+            let leader = client.range(&first_created(&name)).await?;
+            if let Some(kv) = leader.kv {
                 let changed = kv.fields().mod_revision;
                 if changed != shown {
                     shown = changed;
-                    let header = Some(session.core.header(revision));
+                    let header = Some(client.core.header(leader.revision));
                     yield epb::LeaderResponse { header, kv: Some(kv.into()) };
                 }
             }
@@ -412,7 +436,7 @@ fn observe(session: Session, name: Bytes) -> impl Stream<Item = Result<epb::Lead
                 }
                 let stopped = tokio::select! {
                     () = notify.notified() => false,
-                    () = session.core.stop.cancelled() => true,
+                    () = client.core.stop.cancelled() => true,
                 };
                 if stopped {
                     Err(status::stopped())?;

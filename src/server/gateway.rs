@@ -1,8 +1,8 @@
-//! The JSON gateway: `/v3/…` in, the gRPC services behind it, JSON out.
+//! The JSON gateway: translates JSON requests under `/v3/` into gRPC requests, and the answers into JSON.
 //!
-//! Messages are translated by the descriptors compiled from `proto/`, so the gateway knows nothing of
-//! what it carries. Paths: the `google.api.http` options of etcd's rpc.proto; JSON as grpc-gateway writes
-//! it: proto field names, 64-bit integers as strings, bytes in base64, defaults left out.
+//! The translation uses the descriptors compiled from `proto/`, so the gateway has no code for single messages.
+//! The paths are the `google.api.http` options of etcd's rpc.proto. The JSON is grpc-gateway's: proto field names,
+//! 64-bit integers as strings, bytes in base64, default values left out.
 
 use crate::server::peer::Peer;
 use axum::Router;
@@ -21,7 +21,7 @@ use std::sync::Arc;
 use tonic::Code;
 use tower::ServiceExt;
 
-/// Path below `/v3/`, service, method.
+/// The path below `/v3/`, the service and the method of each route.
 const ROUTES: &[(&str, &str, &str)] = &[
     ("kv/range", "etcdserverpb.KV", "Range"),
     ("kv/put", "etcdserverpb.KV", "Put"),
@@ -80,23 +80,24 @@ const ROUTES: &[(&str, &str, &str)] = &[
     ("election/resign", "v3electionpb.Election", "Resign"),
 ];
 
-/// Half a document of at most this many bytes is parsed again whenever there is more of it.
-const PATIENT_BYTES: usize = 16 << 10;
+/// An incomplete document of at most this many bytes is parsed again with each further chunk.
+const REPARSED_BYTES: usize = 16 << 10;
 
-/// An error as the gateway shows it.
+/// An error as grpc-gateway shows it.
 struct Failure {
     code: Code,
     message: String,
 }
 
-/// The largest JSON for a gRPC message of `max` bytes: base64 takes a third more, and names take some.
+/// The longest JSON, in bytes, for a gRPC message of `max` bytes: base64 takes a third more, and field names take
+/// some space.
 fn json_limit(max: usize) -> usize {
     max / 3 * 4 + (64 << 10)
 }
 
-/// A router for `/v3/`, and its old name `/v3beta/`, over the gRPC services in `grpc`.
+/// A router for `/v3/` and its older name `/v3beta/`, which calls the gRPC services of `grpc`.
 pub(super) fn router(grpc: &Router, max: usize) -> Router {
-    let pool = super::descriptors();
+    let pool = super::descriptors::descriptors();
     let not_allowed = || async { Failure::new(Code::Unimplemented, "Method Not Allowed") };
     let not_found = || async { Failure::new(Code::NotFound, "Not Found") };
     let router = Router::new()
@@ -119,7 +120,7 @@ pub(super) fn router(grpc: &Router, max: usize) -> Router {
     })
 }
 
-/// One call: the request's JSON documents go in as they come, the answers come out as they come.
+/// One call. JSON documents and answers of streams are passed on as they arrive.
 async fn call(grpc: Router, method: Arc<MethodDescriptor>, limit: usize, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let input = method.input();
@@ -161,7 +162,7 @@ async fn call(grpc: Router, method: Arc<MethodDescriptor>, limit: usize, request
         .unwrap_or_else(IntoResponse::into_response)
 }
 
-/// A unary request's message; no body is an empty one.
+/// The message of a unary request. A request without a body is an empty message.
 async fn unary(body: Body, input: &MessageDescriptor, limit: usize) -> Result<Bytes, Failure> {
     let body = Limited::new(body, limit).collect().await;
     let body = body.map_err(|_| Failure::new(Code::ResourceExhausted, "the request is too large"))?;
@@ -184,7 +185,7 @@ fn parse<'de, R: serde_json::de::Read<'de>>(
     })
 }
 
-/// JSON documents, one after the other, as gRPC frames.
+/// Translates consecutive JSON documents into gRPC frames.
 fn translate(
     mut body: BodyDataStream,
     input: MessageDescriptor,
@@ -199,7 +200,7 @@ fn translate(
             if buffer.len() > limit {
                 Err(std::io::Error::other("a document is too large"))?;
             }
-            // A long document is not parsed from its start with each chunk of it.
+            // A long document is not parsed again from its start with each chunk.
             if buffer.len() < parse_at {
                 continue;
             }
@@ -207,10 +208,10 @@ fn translate(
                 let mut documents = serde_json::Deserializer::from_slice(&buffer).into_iter::<serde_json::Value>();
                 let document = match documents.next() {
                     Some(Ok(document)) => document,
-                    // Half a document: the rest is on its way.
+                    // The document is incomplete.
                     None => break,
                     Some(Err(error)) if error.is_eof() => {
-                        parse_at = if buffer.len() > PATIENT_BYTES { buffer.len() * 2 } else { 0 };
+                        parse_at = if buffer.len() > REPARSED_BYTES { buffer.len() * 2 } else { 0 };
                         break;
                     }
                     Some(Err(error)) => Err(std::io::Error::other(error))?,
@@ -226,7 +227,7 @@ fn translate(
     }
 }
 
-/// A message with gRPC's prefix.
+/// A message with the prefix of a gRPC frame.
 fn frame(message: &DynamicMessage) -> Bytes {
     let mut frame = BytesMut::new();
     frame.put_u8(0);
@@ -235,7 +236,7 @@ fn frame(message: &DynamicMessage) -> Bytes {
     frame.freeze()
 }
 
-/// The next message in `buffer`, if it is all there.
+/// Takes the next message from `buffer`; `None` if the message is incomplete.
 fn take_frame(buffer: &mut BytesMut) -> Option<Bytes> {
     let len = u32::from_be_bytes(buffer.get(1..5)?.try_into().ok()?) as usize;
     if buffer.len() < 5 + len {
@@ -265,7 +266,7 @@ async fn single(body: Body, output: &MessageDescriptor) -> Result<Response, Fail
     Ok((json, to_json(message, output)?).into_response())
 }
 
-/// A stream's answers, one JSON document on a line.
+/// The answers of a stream, as one JSON document on each line.
 fn documents(body: Body, output: MessageDescriptor) -> impl futures::Stream<Item = Result<String, axum::Error>> + Send {
     async_stream::stream! {
         let mut buffer = BytesMut::new();
@@ -308,7 +309,7 @@ impl Failure {
         }
     }
 
-    /// The failure that gRPC headers or trailers tell of, if they do.
+    /// The error in gRPC headers or trailers; `None` for a success.
     fn of(headers: &HeaderMap) -> Option<Self> {
         let status = tonic::Status::from_header_map(headers)?;
         (status.code() != Code::Ok).then(|| Self {
@@ -325,7 +326,7 @@ impl Failure {
         format!("{}\n", serde_json::json!({ "error": self.json() }))
     }
 
-    /// As grpc-gateway maps them (runtime/errors.go).
+    /// The HTTP status of a gRPC code, as in grpc-gateway (runtime/errors.go).
     fn status(&self) -> StatusCode {
         match self.code {
             Code::Ok => StatusCode::OK,
@@ -362,7 +363,7 @@ mod tests {
 
     #[test]
     fn frames_are_taken_whole() {
-        let pool = crate::server::descriptors();
+        let pool = crate::server::descriptors::descriptors();
         let put = pool.get_message_by_name("etcdserverpb.PutRequest").unwrap();
         let json = r#"{"key":"Zm9v","prevKv":true,"unknown":1}"#;
         let message = parse(&mut serde_json::Deserializer::from_str(json), &put);

@@ -1,6 +1,6 @@
-//! What is answered over plain HTTP: health, version, metrics, and the JSON gateway's gate.
+//! HTTP beside gRPC: health, version, metrics, and the checks in front of the JSON gateway.
 //!
-//! Paths and texts: etcd, server/etcdserver/api/etcdhttp and server/embed/serve.go.
+//! The paths and texts are etcd's (server/etcdserver/api/etcdhttp, server/embed/serve.go).
 
 use super::{Core, ETCD_VERSION, STORAGE_VERSION};
 use crate::mvcc::{KeyRange, RangeOptions};
@@ -16,16 +16,16 @@ use axum::routing::{any, get};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-/// Who may use the HTTP side from a browser.
+/// Which browsers may use HTTP.
 #[derive(Clone, Debug)]
-pub struct Access {
-    /// Origins that may; `*` is everybody.
+pub struct BrowserAccess {
+    /// The origins that are allowed; `*` allows every origin.
     pub cors: BTreeSet<String>,
-    /// Hosts that requests without TLS may name; `*`, or none, is any.
+    /// The hosts that requests without TLS may name. `*` or an empty set allows every host.
     pub hosts: BTreeSet<String>,
 }
 
-impl Default for Access {
+impl Default for BrowserAccess {
     fn default() -> Self {
         let any = || BTreeSet::from(["*".to_owned()]);
         Self {
@@ -49,7 +49,7 @@ fn checks(kind: &str) -> &'static [&'static str] {
 }
 
 impl Core {
-    /// Health and metrics alone, as at `--listen-metrics-urls`.
+    /// The routes of `--listen-metrics-urls`: health and metrics.
     pub fn health_and_metrics(self: &Arc<Self>) -> Router {
         let core = || Arc::clone(self);
         let mut router = Router::new()
@@ -66,7 +66,7 @@ impl Core {
         router
     }
 
-    /// Everything that is not gRPC; `gateway` serves `/v3/`.
+    /// All routes but gRPC. `gateway` serves `/v3/`.
     pub(super) fn http(self: &Arc<Self>, gateway: Option<Router>) -> Router {
         let version = |_: &Core, _: &str| {
             let body = format!(
@@ -91,7 +91,7 @@ impl Core {
             .layer(middleware::from_fn(gate))
     }
 
-    /// Refuses what browsers should not do, and says what they may.
+    /// Refuses requests with unknown hosts, answers preflight requests, and adds the CORS headers.
     async fn gate(&self, request: Request, next: Next) -> Response {
         let peer = request.extensions().get::<Peer>().cloned().unwrap_or_default();
         let gateway = request.uri().path().starts_with("/v3");
@@ -99,7 +99,7 @@ impl Core {
             let host = host_of(&request);
             let hosts = &self.config.access.hosts;
             if !hosts.is_empty() && !hosts.contains("*") && !hosts.contains(&host) {
-                // DNS rebinding: a page that has its own name resolve to us.
+                // Prevents DNS rebinding: a web page whose own name resolves to this server.
                 let text = format!(
                     "etcd received your request, but the Host header was unrecognized.\n\
                      Use TLS, or add the host with --host-whitelist {host:?} (CVE-2018-5702).\n"
@@ -107,7 +107,7 @@ impl Core {
                 return (StatusCode::MISDIRECTED_REQUEST, text).into_response();
             }
         } else if gateway && peer.common_name.is_some() && self.auth.state().enabled {
-            // Parity: etcd's gateway is a client of its own, which has lost the certificate.
+            // As in etcd, whose gateway is a gRPC client of its own and does not present the caller's certificate.
             let text =
                 "CommonName of client sending a request against gateway will be ignored and not used as expected";
             return (StatusCode::BAD_REQUEST, format!("{text}\n")).into_response();
@@ -138,7 +138,7 @@ impl Core {
         response
     }
 
-    /// What Go's expvar would show; no command line, which may hold secrets.
+    /// The document of Go's expvar. The command line is left out, because it may contain secrets.
     fn variables(&self) -> Response {
         let stats = self.store.stats();
         let vars = serde_json::json!({
@@ -168,13 +168,13 @@ impl Core {
         self.metrics.health(healthy);
         let body = serde_json::json!({ "health": healthy.to_string(), "reason": reason }).to_string();
         match healthy {
-            // Parity: JSON, called text.
+            // As in etcd, the content type of this JSON is text.
             true => body.into_response(),
             false => (StatusCode::SERVICE_UNAVAILABLE, format!("{body}\n")).into_response(),
         }
     }
 
-    /// What those of `checks` say that are not excluded.
+    /// The results of `checks`, without the excluded checks.
     fn report(&self, kind: &str, checks: &[&str], query: &str) -> Response {
         let excluded: Vec<_> = values(query, "exclude").collect();
         let (mut text, mut failed) = (String::new(), false);
@@ -204,7 +204,7 @@ impl Core {
     fn check(&self, name: &str) -> Result<(), String> {
         match name {
             "data_corruption" if self.alarms.has(AlarmType::Corrupt) => Err("alarm activated: CORRUPT".to_owned()),
-            // A store of one reads linearizably whenever it reads, and is never a learner.
+            // Every read of a single member is linearizable, and a single member is never a learner.
             "serializable_read" | "linearizable_read" => self.check_read(),
             _ => Ok(()),
         }
@@ -239,7 +239,7 @@ fn answer(
     get(handler).head(not_allowed).fallback(not_allowed)
 }
 
-/// The values of `name` in a query. Names of checks and alarms need no decoding.
+/// The values of the parameter `name` in a query. They need no decoding: names of checks and alarms are plain.
 fn values<'a>(query: &'a str, name: &'a str) -> impl Iterator<Item = &'a str> {
     let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
     pairs
@@ -247,7 +247,7 @@ fn values<'a>(query: &'a str, name: &'a str) -> impl Iterator<Item = &'a str> {
         .map(|(_, value)| value)
 }
 
-/// The host a request names, without its port.
+/// The host that a request names, without the port.
 fn host_of(request: &Request) -> String {
     let header = request.headers().get(header::HOST).and_then(|h| h.to_str().ok());
     let host = header.or_else(|| request.uri().host()).unwrap_or_default();
@@ -263,7 +263,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn queries_and_hosts_are_taken_apart() {
+    fn queries_and_hosts_are_parsed() {
         let query = "serializable=true&exclude=NOSPACE&exclude=&exclude=CORRUPT";
         assert!(values(query, "exclude").eq(["NOSPACE", "CORRUPT"]));
         let host = |text: &str| {

@@ -1,11 +1,12 @@
-//! The KV service: validate, ask the guard, call the store, answer.
+//! The KV service.
 
-use super::alarm::put_cost;
-use super::txn::{check_txn, cost, prev_kvs, to_txn, txn_response};
+mod translate;
+mod txn;
+
+use super::admission::{Call, Caller, Operation, PrevKv};
+use super::commit::Cause;
 use super::{Core, status};
-use crate::mvcc::{
-    DeleteResult, KeyRange, Put, PutResult, RangeOptions, RangeResult, RevisionBounds, SortOrder, SortTarget,
-};
+use crate::mvcc::{DeleteResult, KeyRange, PutResult, RangeOptions, RangeResult, SortOrder, SortTarget};
 use crate::pb::etcdserverpb as pb;
 use bytes::Bytes;
 use prost::Message;
@@ -13,10 +14,12 @@ use std::pin::Pin;
 use std::sync::Arc;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
+use translate::{check_put, range_options, to_put, to_range_response};
+use txn::{check_txn, to_txn, txn_response};
 
 /// Keys in the first chunk of a range stream.
 const FIRST_CHUNK: i64 = 10;
-/// Bytes of key-values a later chunk should have.
+/// Bytes of key-values that a later chunk should have.
 const CHUNK_BYTES: usize = 512 << 10;
 
 /// Serves `etcdserverpb.KV`.
@@ -25,9 +28,12 @@ pub(super) struct KvService(pub(super) Arc<Core>);
 #[tonic::async_trait]
 impl pb::kv_server::Kv for KvService {
     async fn range(&self, request: Request<pb::RangeRequest>) -> Result<Response<pb::RangeResponse>, Status> {
-        let options = range_options(request.get_ref().clone())?;
-        self.0.guard(&request)?.read(&options.range)?;
-        let result = self.0.store.range(&options)?;
+        let caller = Caller::of(&request);
+        let options = range_options(request.into_inner())?;
+        let operation = Operation::read(Call::Range, options.range.clone());
+        self.0.admit(&caller, &operation).await?;
+        let result = self.0.store.range(&options);
+        let result = self.0.commit(result, |_| Cause::Published).await?;
         Ok(Response::new(self.range_response(result)))
     }
 
@@ -37,9 +43,12 @@ impl pb::kv_server::Kv for KvService {
         &self,
         request: Request<pb::RangeRequest>,
     ) -> Result<Response<Self::RangeStreamStream>, Status> {
-        let options = range_options(request.get_ref().clone())?;
-        self.0.guard(&request)?.read(&options.range)?;
-        let ordered = request.get_ref().sort_order != 0 || request.get_ref().sort_target != 0;
+        let caller = Caller::of(&request);
+        let request = request.into_inner();
+        let ordered = request.sort_order != 0 || request.sort_target != 0;
+        let options = range_options(request)?;
+        let operation = Operation::read(Call::Range, options.range.clone());
+        self.0.admit(&caller, &operation).await?;
         if ordered && !(options.order == SortOrder::Ascend && options.target == SortTarget::Key) {
             return Err(Status::unimplemented("RangeStream does not support custom sort orders"));
         }
@@ -50,21 +59,18 @@ impl pb::kv_server::Kv for KvService {
     }
 
     async fn put(&self, request: Request<pb::PutRequest>) -> Result<Response<pb::PutResponse>, Status> {
-        self.check_size(request.get_ref())?;
-        check_put(request.get_ref())?;
-        self.0.check_alarms(&request, true)?;
-        let guard = self.0.guard(&request)?;
+        let caller = Caller::of(&request);
         let request = request.into_inner();
-        let prev_kv = request.prev_kv;
+        check_put(&request)?;
+        let (bytes, prev_kv) = (request.encoded_len(), PrevKv::from(request.prev_kv));
         let put = to_put(request);
-        guard.put(&self.0, &put, prev_kv)?;
-        self.0.check_space(put_cost(&put.key, &put.value))?;
-        self.0.check_disk()?;
-        let PutResult { prev, revision } = self.0.settled(self.0.store.put(put)).await?;
-        self.0.committed(revision).await?;
+        self.0.admit(&caller, &Operation::put(&put, prev_kv, bytes)).await?;
+        let outcome = self.0.store.put(put);
+        let outcome = self.0.commit(outcome, |put| Cause::Revision(put.revision)).await;
+        let PutResult { prev, revision } = outcome?;
         Ok(Response::new(pb::PutResponse {
             header: Some(self.0.header(revision)),
-            prev_kv: prev.filter(|_| prev_kv).map(Into::into),
+            prev_kv: prev.filter(|_| prev_kv == PrevKv::Returned).map(Into::into),
         }))
     }
 
@@ -72,50 +78,42 @@ impl pb::kv_server::Kv for KvService {
         &self,
         request: Request<pb::DeleteRangeRequest>,
     ) -> Result<Response<pb::DeleteRangeResponse>, Status> {
-        self.check_size(request.get_ref())?;
-        if request.get_ref().key.is_empty() {
+        let caller = Caller::of(&request);
+        let request = request.into_inner();
+        if request.key.is_empty() {
             return Err(status::empty_key());
         }
-        self.0.check_alarms(&request, false)?;
-        let guard = self.0.guard(&request)?;
-        let request = request.into_inner();
+        let (bytes, prev_kv) = (request.encoded_len(), PrevKv::from(request.prev_kv));
         let range = KeyRange::new(request.key, request.range_end);
-        guard.write(&range)?;
-        if request.prev_kv {
-            guard.read(&range)?;
-        }
-        self.0.check_disk()?;
-        let DeleteResult { prev, revision } = self.0.store.delete(&range);
-        self.0.committed(revision).await?;
+        let operation = Operation::delete(range.clone(), prev_kv, bytes);
+        self.0.admit(&caller, &operation).await?;
+        let outcome = Ok::<_, Status>(self.0.store.delete(&range));
+        let outcome = self
+            .0
+            .commit(outcome, |deleted| Cause::Revision(deleted.revision))
+            .await;
+        let DeleteResult { prev, revision } = outcome?;
         Ok(Response::new(pb::DeleteRangeResponse {
             header: Some(self.0.header(revision)),
             deleted: prev.len() as i64,
-            prev_kvs: if request.prev_kv {
-                prev.into_iter().map(Into::into).collect()
-            } else {
-                vec![]
+            prev_kvs: match prev_kv {
+                PrevKv::Returned => prev.into_iter().map(Into::into).collect(),
+                PrevKv::NotReturned => vec![],
             },
         }))
     }
 
     async fn txn(&self, request: Request<pb::TxnRequest>) -> Result<Response<pb::TxnResponse>, Status> {
-        self.check_size(request.get_ref())?;
-        check_txn(request.get_ref(), self.0.config.max_txn_ops)?;
-        let cost = cost(request.get_ref());
-        self.0.check_alarms(&request, cost.is_some())?;
-        let guard = self.0.guard(&request)?;
+        let caller = Caller::of(&request);
         let request = request.into_inner();
-        let prev_kv = prev_kvs(&request);
+        check_txn(&request, self.0.config.max_txn_ops)?;
         let txn = to_txn(request.clone());
-        guard.txn(&self.0, &txn, &mut prev_kv.into_iter())?;
-        if let Some(cost) = cost {
-            self.0.check_space(cost)?;
-        }
-        if !txn.is_read_only() {
-            self.0.check_disk()?;
-        }
-        let result = self.0.settled(self.0.store.txn(&txn)).await?;
-        self.0.committed(result.revision).await?;
+        self.0.admit(&caller, &txn::operation(&request, &txn)).await?;
+        let outcome = self.0.store.txn(&txn);
+        let result = self
+            .0
+            .commit(outcome, |result| Cause::Revision(result.revision))
+            .await?;
         let header = Some(self.0.header(result.revision));
         Ok(Response::new(pb::TxnResponse {
             header,
@@ -127,28 +125,22 @@ impl pb::kv_server::Kv for KvService {
         &self,
         request: Request<pb::CompactionRequest>,
     ) -> Result<Response<pb::CompactionResponse>, Status> {
-        self.0.check_alarms(&request, false)?;
-        self.0.check_root(&request)?;
+        let caller = Caller::of(&request);
+        self.0.admit(&caller, &Operation::new(Call::Compact)).await?;
         let request = request.into_inner();
-        self.0.check_disk()?;
-        self.0.store.compact(request.revision)?;
-        if request.physical {
-            self.0.purge().await;
-        } else {
-            self.0.compacted.notify_one();
+        let compacted = self.0.store.compact(request.revision);
+        match (&compacted, request.physical) {
+            (Ok(()), true) => self.0.purge().await,
+            (Ok(()), false) => self.0.compacted.notify_one(),
+            (Err(_), _) => {}
         }
-        self.0.flushed().await?;
+        self.0.commit(compacted, |()| Cause::EveryChange).await?;
         let header = Some(self.0.header(self.0.store.revision()));
         Ok(Response::new(pb::CompactionResponse { header }))
     }
 }
 
 impl KvService {
-    fn check_size(&self, request: &impl Message) -> Result<(), Status> {
-        let fits = request.encoded_len() <= self.0.config.max_request_bytes;
-        fits.then_some(()).ok_or_else(status::request_too_large)
-    }
-
     fn range_response(&self, result: RangeResult) -> pb::RangeResponse {
         let header = Some(self.0.header(result.revision));
         pb::RangeResponse {
@@ -157,8 +149,8 @@ impl KvService {
         }
     }
 
-    /// The answer in chunks, all read at the revision of the first; the last one carries header and
-    /// counts.
+    /// The answer in chunks, all read at the revision of the first chunk. The last chunk carries the header and
+    /// the counts.
     fn chunks(
         &self,
         options: RangeOptions,
@@ -169,7 +161,7 @@ impl KvService {
             let (mut first, mut sent, mut chunk) = (None, 0, FIRST_CHUNK);
             loop {
                 rest.limit = if options.limit > 0 { chunk.min(options.limit - sent) } else { chunk };
-                let mut result = core.store.range(&rest)?;
+                let mut result = core.commit(core.store.range(&rest), |_| Cause::Published).await?;
                 let (revision, count) = *first.get_or_insert((result.revision, result.count));
                 if rest.revision <= 0 {
                     rest.revision = revision;
@@ -197,73 +189,5 @@ impl KvService {
                 chunk = if bytes < CHUNK_BYTES { chunk * 2 } else { (chunk / 2).max(1) };
             }
         }
-    }
-}
-
-pub(super) fn to_range_response(result: RangeResult) -> pb::RangeResponse {
-    pb::RangeResponse {
-        header: None,
-        kvs: result.kvs.into_iter().map(Into::into).collect(),
-        more: result.more,
-        count: result.count as i64,
-    }
-}
-
-pub(super) fn range_options(request: pb::RangeRequest) -> Result<RangeOptions, Status> {
-    if request.key.is_empty() {
-        return Err(status::empty_key());
-    }
-    use pb::range_request::{SortOrder as O, SortTarget as T};
-    let order = match O::try_from(request.sort_order).map_err(|_| status::invalid_sort_option())? {
-        O::None => SortOrder::None,
-        O::Ascend => SortOrder::Ascend,
-        O::Descend => SortOrder::Descend,
-    };
-    let target = match T::try_from(request.sort_target).map_err(|_| status::invalid_sort_option())? {
-        T::Key => SortTarget::Key,
-        T::Version => SortTarget::Version,
-        T::Create => SortTarget::Create,
-        T::Mod => SortTarget::Mod,
-        T::Value => SortTarget::Value,
-    };
-    Ok(RangeOptions {
-        range: KeyRange::new(request.key, request.range_end),
-        limit: request.limit,
-        revision: request.revision,
-        order,
-        target,
-        keys_only: request.keys_only,
-        count_only: request.count_only,
-        mod_revision: RevisionBounds {
-            min: request.min_mod_revision,
-            max: request.max_mod_revision,
-        },
-        create_revision: RevisionBounds {
-            min: request.min_create_revision,
-            max: request.max_create_revision,
-        },
-    })
-}
-
-pub(super) fn check_put(request: &pb::PutRequest) -> Result<(), Status> {
-    if request.key.is_empty() {
-        return Err(status::empty_key());
-    }
-    if request.ignore_value && !request.value.is_empty() {
-        return Err(status::value_provided());
-    }
-    if request.ignore_lease && request.lease != 0 {
-        return Err(status::lease_provided());
-    }
-    Ok(())
-}
-
-pub(super) fn to_put(request: pb::PutRequest) -> Put {
-    Put {
-        key: request.key,
-        value: request.value,
-        lease: request.lease,
-        ignore_value: request.ignore_value,
-        ignore_lease: request.ignore_lease,
     }
 }

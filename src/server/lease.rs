@@ -1,9 +1,8 @@
 //! The Lease service.
 
 use super::Core;
-use super::alarm::LEASE_COST;
-use super::peer::Peer;
-use crate::mvcc::{GrantedLease, KeyRange};
+use super::admission::{Call, Caller, Operation};
+use super::commit::Cause;
 use crate::pb::etcdserverpb as pb;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -25,20 +24,16 @@ impl pb::lease_server::Lease for LeaseService {
         &self,
         request: Request<pb::LeaseGrantRequest>,
     ) -> Result<Response<pb::LeaseGrantResponse>, Status> {
-        // Parity: here who asks comes before the alarms.
-        self.0.check_authenticated(&request)?;
-        self.0.check_alarms(&request, true)?;
-        self.0.check_space(LEASE_COST)?;
+        let caller = Caller::of(&request);
+        self.0.admit(&caller, &Operation::lease_grant()).await?;
         let request = request.into_inner();
-        self.0.check_disk()?;
         let granted = self.0.lessor.grant(request.id, request.ttl);
-        self.0.flushed().await?;
-        let GrantedLease { id, ttl_secs: ttl } = granted?;
+        let granted = self.0.commit(granted, |_| Cause::EveryChange).await?;
         let header = self.header();
         Ok(Response::new(pb::LeaseGrantResponse {
             header,
-            id,
-            ttl,
+            id: granted.id,
+            ttl: granted.ttl_secs,
             error: String::new(),
         }))
     }
@@ -48,13 +43,11 @@ impl pb::lease_server::Lease for LeaseService {
         request: Request<pb::LeaseRevokeRequest>,
     ) -> Result<Response<pb::LeaseRevokeResponse>, Status> {
         let id = request.get_ref().id;
-        self.0.check_alarms(&request, false)?;
-        self.0.guard(&request)?.lease(&self.0, id)?;
-        self.0.check_disk()?;
+        let caller = Caller::of(&request);
+        self.0.admit(&caller, &Operation::lease(Call::LeaseRevoke, id)).await?;
         let revoked = self.0.lessor.revoke(id);
-        self.0.flushed().await?;
-        let revision = revoked?.revision;
-        let header = Some(self.0.header(revision));
+        let revoked = self.0.commit(revoked, |_| Cause::EveryChange).await?;
+        let header = Some(self.0.header(revoked.revision));
         Ok(Response::new(pb::LeaseRevokeResponse { header }))
     }
 
@@ -65,7 +58,7 @@ impl pb::lease_server::Lease for LeaseService {
         request: Request<Streaming<pb::LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
         let core = Arc::clone(&self.0);
-        let (metadata, peer) = (request.metadata().clone(), Peer::of(&request));
+        let caller = Caller::of(&request);
         let mut inbound = request.into_inner();
         let stream = async_stream::try_stream! {
             loop {
@@ -74,14 +67,15 @@ impl pb::lease_server::Lease for LeaseService {
                     message = inbound.message() => message,
                 };
                 let Some(request) = message? else { break };
-                // Each time: rights may have gone since.
-                core.guard_for(&metadata, &peer)?.lease(&core, request.id)?;
+                // Every message is admitted, because permissions may have been revoked since the last one.
+                core.admit(&caller, &Operation::lease(Call::LeaseKeepAlive, request.id)).await?;
                 let header = Some(core.header(core.store.revision()));
-                // A lease that is gone answers 0 seconds, which is not an error.
+                // As in etcd, a lease that is gone has 0 seconds left, which is no error.
                 let ttl = core.lessor.keep_alive(request.id).unwrap_or(0);
-                if ttl == 0 {
-                    core.flushed().await?;
-                }
+                // A renewal changes nothing that is kept on the disk, so it does not wait for the disk. The end
+                // of a lease does.
+                let cause = if ttl == 0 { Cause::EveryChange } else { Cause::Published };
+                let ttl = core.commit(Ok::<_, Status>(ttl), |_| cause).await?;
                 yield pb::LeaseKeepAliveResponse { header, id: request.id, ttl };
             }
         };
@@ -92,11 +86,15 @@ impl pb::lease_server::Lease for LeaseService {
         &self,
         request: Request<pb::LeaseTimeToLiveRequest>,
     ) -> Result<Response<pb::LeaseTimeToLiveResponse>, Status> {
-        self.0.check_authenticated(&request)?;
+        let caller = Caller::of(&request);
+        self.0.admit(&caller, &Operation::new(Call::LeaseTimeToLive)).await?;
         let pb::LeaseTimeToLiveRequest { id, keys } = *request.get_ref();
-        let info = self.0.lessor.info(id, keys);
-        // What was found may not be safe yet.
-        self.0.flushed().await?;
+        let info = self.0.lessor.info(id);
+        let attached = match keys {
+            true => self.0.store.lease_keys(id).unwrap_or_default(),
+            false => vec![],
+        };
+        let info = self.0.commit(Ok::<_, Status>(info), |_| Cause::EveryChange).await?;
         let header = self.header();
         let Some(info) = info else {
             let unknown = pb::LeaseTimeToLiveResponse {
@@ -108,18 +106,14 @@ impl pb::lease_server::Lease for LeaseService {
             return Ok(Response::new(unknown));
         };
         if keys {
-            let guard = self.0.guard(&request)?;
-            for key in &info.keys {
-                guard.read(&KeyRange::key(key.clone()))?;
-            }
+            self.0.admit(&caller, &Operation::show(attached.clone())).await?;
         }
-        let (ttl, granted_ttl) = (info.left_secs, info.granted_secs);
         Ok(Response::new(pb::LeaseTimeToLiveResponse {
             header,
             id,
-            ttl,
-            granted_ttl,
-            keys: info.keys,
+            ttl: info.left_secs,
+            granted_ttl: info.granted_secs,
+            keys: attached,
         }))
     }
 
@@ -127,12 +121,12 @@ impl pb::lease_server::Lease for LeaseService {
         &self,
         request: Request<pb::LeaseLeasesRequest>,
     ) -> Result<Response<pb::LeaseLeasesResponse>, Status> {
-        let guard = self.0.guard(&request)?;
-        let ids = self.0.lessor.ids();
-        self.0.flushed().await?;
-        for key in ids.iter().filter_map(|id| self.0.store.lease_keys(*id)).flatten() {
-            guard.read(&KeyRange::key(key))?;
-        }
+        let caller = Caller::of(&request);
+        self.0.admit(&caller, &Operation::new(Call::LeaseLeases)).await?;
+        let ids = Ok::<_, Status>(self.0.lessor.ids());
+        let ids = self.0.commit(ids, |_| Cause::EveryChange).await?;
+        let keys = ids.iter().filter_map(|id| self.0.store.lease_keys(*id)).flatten();
+        self.0.admit(&caller, &Operation::show(keys)).await?;
         let leases = ids.into_iter().map(|id| pb::LeaseStatus { id }).collect();
         Ok(Response::new(pb::LeaseLeasesResponse {
             header: self.header(),

@@ -1,6 +1,6 @@
-//! Sockets: bind, accept, handshake. A connection that fails costs nobody else anything.
+//! Sockets: bind, accept, TLS handshake. A failing connection does not affect the others.
 
-use super::peer::{self, Peer};
+use super::peer::{self, Peer, UserSource};
 use super::tls::TlsConfig;
 use parking_lot::Mutex;
 use rustls::server::Acceptor;
@@ -22,32 +22,31 @@ use tokio_util::either::Either;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 
-/// A handshake may take this long.
+/// The longest time for a handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Handshakes that are being computed at once, so that a storm does not starve watches. Clients that have
-/// said nothing yet do not count.
+/// The most handshakes that are computed at once, so that many new connections do not starve watches. Clients that
+/// have not sent anything yet do not count.
 const HANDSHAKES_MAX: usize = 256;
-/// Connections whose client has not finished its handshake; more wait in the kernel's queue.
+/// The most connections with an unfinished handshake. Further connections wait in the kernel's queue.
 const UNFINISHED_MAX: usize = 8192;
 
-/// How long nothing more is said of refused connections.
+/// The time between two warnings of rejected connections.
 const QUIET: Duration = Duration::from_secs(1);
 
 /// Where to listen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
-    /// `host:port`; port 0 picks one.
+    /// `host:port`. Port 0 picks a free port.
     Tcp(String),
-    /// A socket file; one that is there already is replaced.
+    /// A socket file. An existing file is replaced.
     Unix(PathBuf),
 }
 
-/// A listener and how it speaks.
+/// A bound socket, and how its connections are authenticated.
 pub struct Listener {
     socket: Socket,
     tls: Option<Arc<TlsConfig>>,
-    /// Whether a client's certificate says who it is.
-    cert_auth: bool,
+    users: UserSource,
 }
 
 enum Socket {
@@ -55,18 +54,18 @@ enum Socket {
     Unix(UnixListener, PathBuf),
 }
 
-/// A connection before it is known how it speaks: over the network, or through a file.
+/// A connection before its handshake, over TCP or a Unix socket.
 pub type Stream = Either<TcpStream, UnixStream>;
 
 /// One accepted connection.
 pub enum Io {
-    /// In clear.
+    /// Without TLS.
     Plain(Stream, Peer),
-    /// Encrypted.
+    /// With TLS.
     Tls(Box<TlsStream<Stream>>, Peer),
 }
 
-/// Says why connections are refused, at most once a second: who is not let in may try often.
+/// Logs why connections are rejected, at most once per [`QUIET`], because a rejected client may try often.
 #[derive(Default)]
 struct Rejections(Mutex<Option<Instant>>);
 
@@ -74,7 +73,7 @@ impl Rejections {
     fn say(&self, address: Option<SocketAddr>, error: &io::Error) {
         let now = Instant::now();
         let mut last = self.0.lock();
-        // Clients that go away while they connect are routine.
+        // Clients often disconnect during the handshake.
         let routine = matches!(
             error.kind(),
             io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
@@ -102,7 +101,7 @@ impl Socket {
         match self {
             Self::Tcp(socket) => {
                 let (stream, address) = socket.accept().await?;
-                // Answers are small and awaited.
+                // Clients wait for small answers, which must not be delayed.
                 let _ = stream.set_nodelay(true);
                 Ok((Either::Left(stream), Some(address)))
             }
@@ -120,25 +119,24 @@ impl Drop for Socket {
 }
 
 impl Listener {
-    /// Binds `address`.
-    pub async fn bind(address: &Address, tls: Option<Arc<TlsConfig>>, cert_auth: bool) -> io::Result<Self> {
+    pub async fn bind(address: &Address, tls: Option<Arc<TlsConfig>>, users: UserSource) -> io::Result<Self> {
         let socket = match address {
             Address::Tcp(address) => Socket::Tcp(crate::util::net::bind(address).await?),
             Address::Unix(path) => {
-                // Left behind by a process that was killed.
+                // A killed process leaves its socket file behind.
                 let _ = std::fs::remove_file(path);
                 Socket::Unix(UnixListener::bind(path)?, path.clone())
             }
         };
-        Ok(Self { socket, tls, cert_auth })
+        Ok(Self { socket, tls, users })
     }
 
-    /// Whether connections are encrypted.
+    /// Whether connections use TLS.
     pub fn is_secure(&self) -> bool {
         self.tls.is_some()
     }
 
-    /// The address bound; none for a file.
+    /// The bound address; `None` for a Unix socket.
     pub fn address(&self) -> io::Result<Option<SocketAddr>> {
         match &self.socket {
             Socket::Tcp(socket) => socket.local_addr().map(Some),
@@ -146,8 +144,8 @@ impl Listener {
         }
     }
 
-    /// Accepts until `stop`, sending connections whose handshake succeeded. Runs handshakes through
-    /// `spawn`.
+    /// Accepts connections until `stop`, and sends those whose handshake succeeded to `connections`. Handshakes run
+    /// on tasks made by `spawn`.
     pub async fn accept(
         self,
         connections: mpsc::Sender<io::Result<Io>>,
@@ -170,19 +168,19 @@ impl Listener {
             let (stream, address) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    // Out of file descriptors, most likely: wait for some to come back.
+                    // The likely cause is a lack of file descriptors: wait until connections end.
                     tracing::warn!(%error, "cannot accept a connection");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     continue;
                 }
             };
-            let (tls, cert_auth) = (self.tls.clone(), self.cert_auth);
+            let (tls, users) = (self.tls.clone(), self.users);
             let (connections, stop, rejections) = (connections.clone(), stop.clone(), Arc::clone(&rejections));
-            let turns = Arc::clone(&handshakes);
+            let computing = Arc::clone(&handshakes);
             spawn(Box::pin(async move {
                 let _permit = permit;
                 let handshake =
-                    tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(stream, address, tls, cert_auth, &turns));
+                    tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(stream, address, tls, users, &computing));
                 let done = tokio::select! {
                     () = stop.cancelled() => return,
                     done = handshake => done,
@@ -206,8 +204,8 @@ async fn handshake(
     stream: Stream,
     address: Option<SocketAddr>,
     tls: Option<Arc<TlsConfig>>,
-    cert_auth: bool,
-    turns: &Semaphore,
+    users: UserSource,
+    computing: &Semaphore,
 ) -> io::Result<Io> {
     let Some(tls) = tls else {
         return Ok(Io::Plain(
@@ -220,9 +218,9 @@ async fn handshake(
     };
     let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
     let mut accept = pin!(hello.into_stream(tls.current()));
-    // The work is in the first answer; a client that then says nothing holds nobody's turn.
+    // The first answer is the expensive part. The permit is returned before the client's reply is awaited.
     let first = {
-        let _turn = turns.acquire().await.map_err(io::Error::other)?;
+        let _permit = computing.acquire().await.map_err(io::Error::other)?;
         futures::poll!(accept.as_mut())
     };
     let stream = match first {
@@ -230,7 +228,8 @@ async fn handshake(
         Poll::Pending => accept.await?,
     };
     let certificates = stream.get_ref().1.peer_certificates();
-    let leaf = certificates.and_then(|c| c.first()).filter(|_| cert_auth);
+    let leaf = certificates.and_then(|c| c.first());
+    let leaf = leaf.filter(|_| users == UserSource::TokenOrCertificate);
     let common_name = leaf.and_then(|der| peer::common_name(der));
     let peer = Peer {
         address,

@@ -1,7 +1,9 @@
 //! The Maintenance service.
 
+use super::admission::{Call, Caller, Operation};
+use super::commit::Cause;
 use super::{Core, ETCD_VERSION, STORAGE_VERSION, status};
-use crate::lease::Info;
+use crate::lease::LeaseInfo;
 use crate::mvcc::Versions;
 use crate::pb::etcdserverpb as pb;
 use crate::snapshot::{Member, Snapshot};
@@ -15,26 +17,35 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
-/// Bytes of one message of a snapshot.
+/// Bytes of the file in one message of a snapshot stream.
 const SNAPSHOT_BLOB: usize = 32 << 10;
 
 /// Serves `etcdserverpb.Maintenance`.
 pub(super) struct MaintenanceService(pub(super) Arc<Core>);
 
+impl MaintenanceService {
+    async fn admit<T>(&self, request: &Request<T>, call: Call) -> Result<(), Status> {
+        let caller = Caller::of(request);
+        self.0.admit(&caller, &Operation::new(call)).await.map(drop)
+    }
+}
+
 #[tonic::async_trait]
 impl pb::maintenance_server::Maintenance for MaintenanceService {
     async fn status(&self, request: Request<pb::StatusRequest>) -> Result<Response<pb::StatusResponse>, Status> {
-        self.0.check_authenticated(&request)?;
+        // The answer describes the process rather than the data, and must be available while the disk hangs:
+        // it does not wait for the disk.
+        self.admit(&request, Call::MaintenanceRead).await?;
         let stats = self.0.store.stats();
         let identity = &self.0.config.identity;
         let errors = self.0.alarms.list(pb::AlarmType::None);
-        // As Go prints the message.
+        // As Go prints the protobuf message.
         let errors = errors.into_iter().map(|a| match a.member_id {
             0 => format!("alarm:{} ", a.alarm().as_str_name()),
             id => format!("memberID:{id} alarm:{} ", a.alarm().as_str_name()),
         });
         let errors = errors.collect();
-        // Writes are applied as they are taken, and the revision never goes back.
+        // Stands for the Raft index: the revision never goes back either.
         let index = stats.revision.unsigned_abs();
         Ok(Response::new(pb::StatusResponse {
             header: Some(self.0.header(stats.revision)),
@@ -56,21 +67,19 @@ impl pb::maintenance_server::Maintenance for MaintenanceService {
     async fn alarm(&self, request: Request<pb::AlarmRequest>) -> Result<Response<pb::AlarmResponse>, Status> {
         use pb::alarm_request::AlarmAction as Action;
         let (action, alarms) = (request.get_ref().action(), &self.0.alarms);
-        match action {
-            Action::Get => self.0.check_authenticated(&request)?,
-            Action::Activate | Action::Deactivate => {
-                self.0.check_root(&request)?;
-                self.0.check_disk()?;
-            }
-        }
+        let call = match action {
+            Action::Get => Call::MaintenanceRead,
+            Action::Activate | Action::Deactivate => Call::AlarmChange,
+        };
+        self.admit(&request, call).await?;
         let (kind, member) = (request.get_ref().alarm(), request.get_ref().member_id);
         let alarms = match action {
             Action::Get => alarms.list(kind),
             Action::Activate if kind == pb::AlarmType::None => vec![],
-            Action::Activate => vec![self.0.raise(kind, member)],
-            Action::Deactivate => self.0.disarm(kind, member).into_iter().collect(),
+            Action::Activate => vec![alarms.raise(kind, member)],
+            Action::Deactivate => alarms.disarm(kind, member).into_iter().collect(),
         };
-        self.0.flushed().await?;
+        let alarms = self.0.commit(Ok::<_, Status>(alarms), |_| Cause::EveryChange).await?;
         let header = Some(self.0.header(self.0.store.revision()));
         Ok(Response::new(pb::AlarmResponse { header, alarms }))
     }
@@ -79,8 +88,8 @@ impl pb::maintenance_server::Maintenance for MaintenanceService {
         &self,
         request: Request<pb::DefragmentRequest>,
     ) -> Result<Response<pb::DefragmentResponse>, Status> {
-        self.0.check_root(&request)?;
-        // Memory holds no file to shrink. Parity: no header.
+        self.admit(&request, Call::Maintenance).await?;
+        // There is no file to shrink. As in etcd, the answer has no header.
         Ok(Response::new(pb::DefragmentResponse::default()))
     }
 
@@ -88,7 +97,7 @@ impl pb::maintenance_server::Maintenance for MaintenanceService {
         &self,
         request: Request<pb::MoveLeaderRequest>,
     ) -> Result<Response<pb::MoveLeaderResponse>, Status> {
-        self.0.check_root(&request)?;
+        self.admit(&request, Call::Maintenance).await?;
         match request.get_ref().target_id == self.0.config.identity.member_id {
             true => Ok(Response::new(pb::MoveLeaderResponse::default())),
             false => Err(status::bad_leader_transferee()),
@@ -99,7 +108,7 @@ impl pb::maintenance_server::Maintenance for MaintenanceService {
         &self,
         request: Request<pb::DowngradeRequest>,
     ) -> Result<Response<pb::DowngradeResponse>, Status> {
-        self.0.check_root(&request)?;
+        self.admit(&request, Call::Maintenance).await?;
         use pb::downgrade_request::DowngradeAction;
         let version = &request.get_ref().version;
         let numbers: Option<Vec<u32>> = version.split('.').map(|n| n.parse().ok()).collect();
@@ -111,16 +120,16 @@ impl pb::maintenance_server::Maintenance for MaintenanceService {
     }
 
     async fn hash(&self, request: Request<pb::HashRequest>) -> Result<Response<pb::HashResponse>, Status> {
-        self.0.check_root(&request)?;
-        let versions = self.0.versions(0).await?;
+        self.admit(&request, Call::Maintenance).await?;
+        let versions = self.0.committed_versions(0).await?;
         let header = Some(self.0.header(versions.current));
         let hash = hash(versions).await?;
         Ok(Response::new(pb::HashResponse { header, hash }))
     }
 
     async fn hash_kv(&self, request: Request<pb::HashKvRequest>) -> Result<Response<pb::HashKvResponse>, Status> {
-        self.0.check_root(&request)?;
-        let versions = self.0.versions(request.get_ref().revision).await?;
+        self.admit(&request, Call::Maintenance).await?;
+        let versions = self.0.committed_versions(request.get_ref().revision).await?;
         let header = Some(self.0.header(versions.current));
         let (compact_revision, hash_revision) = (versions.compacted, versions.revision);
         let hash = hash(versions).await?;
@@ -135,16 +144,14 @@ impl pb::maintenance_server::Maintenance for MaintenanceService {
     type SnapshotStream = Pin<Box<dyn Stream<Item = Result<pb::SnapshotResponse, Status>> + Send>>;
 
     async fn snapshot(&self, request: Request<pb::SnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
-        self.0.check_root(&request)?;
-        // One at a time: each is as large as the data.
-        let turn = Arc::clone(&self.0.snapshots).acquire_owned().await;
-        let turn = turn.map_err(|e| Status::internal(e.to_string()))?;
-        let (file, len) = self.0.snapshot().await?;
-        Ok(Response::new(Box::pin(blobs(
-            tokio::fs::File::from_std(file),
-            len,
-            turn,
-        ))))
+        self.admit(&request, Call::Maintenance).await?;
+        // One snapshot at a time, because each takes as much space as the data.
+        let permit = Arc::clone(&self.0.snapshots).acquire_owned().await;
+        let permit = permit.map_err(|e| Status::internal(e.to_string()))?;
+        let written = self.0.snapshot().await;
+        let (file, len) = self.0.commit(written, |_| Cause::EveryChange).await?;
+        let file = tokio::fs::File::from_std(file);
+        Ok(Response::new(Box::pin(blobs(file, len, permit))))
     }
 }
 
@@ -154,16 +161,22 @@ impl Core {
         Ok(blocking(move || store.versions(revision)).await??)
     }
 
-    /// A snapshot as a file without a name, and its length in bytes.
+    /// The versions up to `revision`, with a compact revision that is durable.
+    async fn committed_versions(&self, revision: i64) -> Result<Versions, Status> {
+        let versions = self.versions(revision).await;
+        self.commit(versions, |_| Cause::EveryChange).await
+    }
+
+    /// A snapshot in a file without a name, and the length of the file in bytes.
     async fn snapshot(&self) -> Result<(File, u64), Status> {
         let config = &self.config;
         let (auth, alarms) = (self.auth.state(), self.alarms.list(pb::AlarmType::None));
-        let leases = || -> BTreeMap<i64, Info> {
+        let leases = || -> BTreeMap<i64, LeaseInfo> {
             let ids = self.lessor.ids().into_iter();
-            ids.filter_map(|id| Some((id, self.lessor.info(id, false)?))).collect()
+            ids.filter_map(|id| Some((id, self.lessor.info(id)?))).collect()
         };
-        // Leases come and go while keys are read: those of before and of after. A lease too many just ends,
-        // a key whose lease is missing would be there for ever.
+        // Leases are granted and end while the keys are read, so the snapshot has the leases of before and after.
+        // A lease too many expires; a key whose lease is missing would never expire.
         let mut known = leases();
         let versions = self.versions(0).await?;
         known.extend(leases());
@@ -188,7 +201,7 @@ impl Core {
     }
 }
 
-/// Runs something long off the workers.
+/// Runs long work on a thread that may block.
 async fn blocking<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> Result<T, Status> {
     let done = tokio::task::spawn_blocking(f).await;
     done.map_err(|e| Status::internal(e.to_string()))
@@ -198,11 +211,11 @@ async fn hash(versions: Versions) -> Result<u32, Status> {
     blocking(move || versions.hash()).await
 }
 
-/// The file in blobs, and at last the SHA-256 of all of it.
+/// The file in blobs, then the SHA-256 of the whole file.
 fn blobs(
     mut file: tokio::fs::File,
     len: u64,
-    turn: OwnedSemaphorePermit,
+    permit: OwnedSemaphorePermit,
 ) -> impl Stream<Item = Result<pb::SnapshotResponse, Status>> + Send + use<> {
     let response = |blob: bytes::Bytes, remaining_bytes| pb::SnapshotResponse {
         header: None,
@@ -220,6 +233,6 @@ fn blobs(
             yield response(blob.into(), len - sent);
         }
         yield response(sha.finalize().to_vec().into(), 0);
-        drop(turn);
+        drop(permit);
     }
 }

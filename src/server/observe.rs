@@ -1,4 +1,4 @@
-//! Counts every gRPC call, its messages and bytes, and gives refusals of the transport etcd's words.
+//! Counts every gRPC call, its messages and its bytes. Replaces errors of the transport by grpc-go's texts.
 
 use super::metrics::{Method, Metrics};
 use axum::body::{Body, Bytes, HttpBody};
@@ -18,31 +18,32 @@ struct Counted {
     inner: Body,
     frames: Frames,
     bytes: Counter,
-    side: Side,
+    direction: Direction,
 }
 
-enum Side {
+/// Whether a body is a request or an answer, and what it counts.
+enum Direction {
     Request(Arc<Method>),
     Response(Call),
 }
 
-/// A call that ends when its answer does, or when the client has gone.
+/// A call. It ends when its answer ends, or when the client goes away.
 struct Call {
     method: Arc<Method>,
     started: Instant,
     code: Option<Code>,
 }
 
-/// Where gRPC messages begin in a stream of bytes.
+/// Finds the beginnings of gRPC messages in a stream of bytes.
 #[derive(Default)]
 struct Frames {
-    /// Bytes left of the present message.
+    /// Bytes left of the current message.
     left: usize,
     header: Vec<u8>,
 }
 
 impl Frames {
-    /// Messages that begin in `data`.
+    /// The number of messages that begin in `data`.
     fn count(&mut self, mut data: &[u8]) -> u64 {
         let mut messages = 0;
         while !data.is_empty() {
@@ -88,11 +89,11 @@ impl HttpBody for Counted {
             if let Some(data) = frame.data_ref() {
                 let messages = this.frames.count(data);
                 this.bytes.inc_by(data.len() as u64);
-                match &this.side {
-                    Side::Request(method) => method.received(messages),
-                    Side::Response(call) => call.method.sent(messages),
+                match &this.direction {
+                    Direction::Request(method) => method.received(messages),
+                    Direction::Response(call) => call.method.sent(messages),
                 }
-            } else if let (Some(trailers), Side::Response(call)) = (frame.trailers_mut(), &mut this.side) {
+            } else if let (Some(trailers), Direction::Response(call)) = (frame.trailers_mut(), &mut this.direction) {
                 call.code = code_of(trailers);
             }
         }
@@ -108,7 +109,7 @@ impl HttpBody for Counted {
     }
 }
 
-/// The code in headers or trailers. A message over the limit gets the code and text of grpc-go.
+/// The code in headers or trailers. The error for a message over the limit gets the code and the text of grpc-go.
 fn code_of(headers: &mut HeaderMap) -> Option<Code> {
     let code = Code::from_bytes(headers.get("grpc-status")?.as_bytes());
     let status = tonic::Status::from_header_map(headers)?;
@@ -128,7 +129,7 @@ fn code_of(headers: &mut HeaderMap) -> Option<Code> {
     Some(Code::ResourceExhausted)
 }
 
-/// A middleware for the gRPC services.
+/// The middleware of the gRPC services.
 pub(super) async fn observe(metrics: &Metrics, request: Request, next: Next) -> Response {
     let Some(method) = metrics.method(request.uri().path()) else {
         return next.run(request).await;
@@ -147,11 +148,11 @@ pub(super) async fn observe(metrics: &Metrics, request: Request, next: Next) -> 
             inner,
             frames: Frames::default(),
             bytes: received,
-            side: Side::Request(method),
+            direction: Direction::Request(method),
         })
     });
     let mut response = next.run(request).await;
-    // Without a body, the status is among the headers.
+    // An answer without a body has its status in the headers.
     call.code = code_of(response.headers_mut());
     let sent = metrics.sent_bytes.clone();
     response.map(|inner| {
@@ -159,7 +160,7 @@ pub(super) async fn observe(metrics: &Metrics, request: Request, next: Next) -> 
             inner,
             frames: Frames::default(),
             bytes: sent,
-            side: Side::Response(call),
+            direction: Direction::Response(call),
         })
     })
 }
@@ -169,7 +170,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn messages_are_counted_wherever_the_chunks_are_cut() {
+    fn messages_are_counted_in_chunks_of_any_size() {
         let message = |n: u8| [&[0, 0, 0, 0, n][..], &vec![7; n.into()]].concat();
         let stream = [message(3), message(0), message(9)].concat();
         for size in 1..stream.len() {
@@ -180,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_over_the_limit_is_refused_in_grpc_gos_words() {
+    fn a_message_over_the_limit_is_refused_with_the_text_of_grpc_go() {
         let mut headers = HeaderMap::new();
         let text = "Error, decoded message length too large: found 2100000 bytes, the limit is: 2097152 bytes";
         headers.insert("grpc-status", HeaderValue::from_static("11"));

@@ -1,29 +1,37 @@
-//! Who is on the other end of a connection.
+//! The other end of a connection.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tonic::Request;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-/// The other end of a connection, attached to each of its requests.
+/// The other end of a connection, attached to each request of the connection.
 #[derive(Clone, Debug, Default)]
 pub struct Peer {
-    /// Its address, unless on a unix socket.
+    /// `None` on a Unix socket.
     pub address: Option<SocketAddr>,
-    /// Whether the connection is encrypted.
+    /// Whether the connection uses TLS.
     pub secure: bool,
-    /// Subject CN of its verified certificate; the etcd user, where certificates authenticate.
+    /// The common name in the subject of the verified client certificate, if certificates name users on this listener.
     pub common_name: Option<Arc<str>>,
 }
 
+/// What may name the user of a call on a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UserSource {
+    /// The token of the call.
+    Token,
+    /// The token of the call, or else the common name of the client certificate.
+    TokenOrCertificate,
+}
+
 impl Peer {
-    /// The peer of `request`.
     pub fn of<T>(request: &Request<T>) -> Self {
         request.extensions().get::<Self>().cloned().unwrap_or_default()
     }
 }
 
-/// The last CN in the subject of a DER certificate, if it has one. Go takes the last, too.
+/// The common name in the subject of a DER certificate. Of several, the last: as in Go.
 pub(super) fn common_name(der: &[u8]) -> Option<Arc<str>> {
     let (_, certificate) = X509Certificate::from_der(der).ok()?;
     let names: Vec<_> = certificate.subject().iter_common_name().collect();
@@ -35,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_common_name_of_a_certificate_is_its_user() {
+    fn the_last_common_name_of_a_certificate_is_the_user() {
         let key = rcgen::KeyPair::generate().unwrap();
         let mut params = rcgen::CertificateParams::default();
         params.distinguished_name = rcgen::DistinguishedName::new();

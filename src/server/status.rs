@@ -1,5 +1,5 @@
-//! The one table from errors to etcd's codes and messages. Go clients find their typed errors by the
-//! exact text, so the text is API (etcd: api/v3rpc/rpctypes/error.go).
+//! The only mapping from errors to etcd's codes and messages. Go clients find their typed errors by the exact text,
+//! so the text is API (etcd: api/v3rpc/rpctypes/error.go).
 
 use crate::{auth, durable, lease, mvcc};
 use tonic::{Code, Status};
@@ -37,7 +37,7 @@ statuses! {
     timed_out = Unavailable, "request timed out";
     future_revision = OutOfRange, "mvcc: required revision is a future revision";
     compacted = OutOfRange, "mvcc: required revision has been compacted";
-    // Parity: etcd maps this one to its client-side error, which leaves it without a code.
+    // etcd maps this error to the client-side error, which has no code on the wire.
     not_enough_members = Unknown, "re-configuration failed due to not enough started members";
 }
 
@@ -85,7 +85,7 @@ impl From<auth::Error> for Status {
             | E::AuthOldRevision => Code::InvalidArgument,
             E::PermissionDenied => Code::PermissionDenied,
             E::InvalidAuthToken => Code::Unauthenticated,
-            // etcd lets these pass as raw text.
+            // etcd passes these errors on without a code and a prefix.
             E::NoPasswordUser | E::VerifyOnly | E::Internal(_) => return Self::unknown(error.to_string()),
             E::RootUserNotExist
             | E::RootRoleNotExist
@@ -101,7 +101,7 @@ impl From<auth::Error> for Status {
     }
 }
 
-/// A status as a Go client prints it; what a cancelled watch gives as its reason.
+/// A status as a Go client prints it: the reason of a cancelled watch.
 pub(super) fn rendered(status: &Status) -> String {
     format!("rpc error: code = {:?} desc = {}", status.code(), status.message())
 }

@@ -1,7 +1,7 @@
 //! Makes a store from the content of a snapshot.
 
 use super::content::{Content, KeyEntry, Lease};
-use crate::auth::State;
+use crate::auth::AuthState;
 use crate::mvcc::{Fields, GrantedLease, Hooks, Kv, Loader, OutOfOrder, Store, Version};
 use std::sync::Arc;
 
@@ -34,9 +34,9 @@ impl Content {
     }
 
     /// Users and roles of the snapshot.
-    pub fn auth(&self) -> State {
+    pub fn auth(&self) -> AuthState {
         let revision = self.auth_revision.max(1);
-        State::of(self.auth_enabled, revision, self.users.clone(), self.roles.clone())
+        AuthState::of(self.auth_enabled, revision, self.users.clone(), self.roles.clone())
     }
 }
 

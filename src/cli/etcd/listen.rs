@@ -2,7 +2,7 @@
 
 use crate::app::ListenConfig;
 use crate::server::listen::Address;
-use crate::server::tls::{Protocol, TlsFiles};
+use crate::server::tls::{TlsFiles, TlsProtocol};
 use anyhow::{Context, bail};
 use std::path::PathBuf;
 
@@ -21,7 +21,7 @@ pub struct Tls {
     pub crl: Option<PathBuf>,
     /// Host names, one of which a client certificate must be valid for; empty for any.
     pub allowed_hostnames: Vec<String>,
-    pub protocol: Protocol,
+    pub protocol: TlsProtocol,
 }
 
 impl Tls {

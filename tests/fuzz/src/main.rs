@@ -19,7 +19,7 @@ use isthmus::kvstore::config::ClientConfig;
 use isthmus::lease::{Lessor, MIN_TTL_SECS};
 use isthmus::model::cluster::{ClusterConfig, ClusterInfo};
 use isthmus::mvcc::Store;
-use isthmus::server::{Config, Core, Identity, Serve, Wakers};
+use isthmus::server::{Config, Core, MemberIdentity, Serve, Wakers};
 use isthmus::util::lifecycle::Lifecycle;
 use libfuzzer_sys::fuzz_target;
 use std::cell::RefCell;
@@ -73,7 +73,7 @@ impl Server {
             let store = Store::with_hooks(wakers.hooks());
             let lessor = Arc::new(Lessor::new(Arc::clone(&store), MIN_TTL_SECS));
             let auth = Arc::new(AuthStore::new(auth::Config::default()).expect("simple tokens"));
-            let config = Config { quota_bytes: 64 << 20, ..Config::new(Identity::random()) };
+            let config = Config { quota_bytes: 64 << 20, ..Config::new(MemberIdentity::random()) };
             Core::start(store, lessor, auth, None, wakers, config, &life).router(Serve::All)
         });
         Self { runtime, router, life, inputs: 0 }

@@ -1,11 +1,13 @@
-//! Transactions on the wire: etcd's checks before they run, and the way to the store's own types and back.
+//! Transactions: etcd's checks of their fields, what admission has to know of them, and the translation between
+//! protobuf and the store's types.
 
-use super::alarm::put_cost;
-use super::kv::{check_put, range_options, to_put, to_range_response};
-use super::status;
+use super::translate::{check_put, range_options, to_put, to_range_response};
 use crate::mvcc::{Compare, CompareResult, DeleteResult, KeyRange, Op, OpResult, PutResult, Target, Txn, TxnResult};
 use crate::pb::etcdserverpb as pb;
+use crate::server::admission::{Call, Grant, Grants, Operation, put_cost};
+use crate::server::status;
 use bytes::Bytes;
+use prost::Message;
 use std::collections::HashSet;
 use tonic::Status;
 
@@ -43,8 +45,21 @@ fn check_fields(request: &pb::TxnRequest, budget: usize) -> Result<(), Status> {
     Ok(())
 }
 
-/// Bytes that the puts of the larger branch cost, if any branch puts anything.
-pub(super) fn cost(request: &pb::TxnRequest) -> Option<usize> {
+/// The transaction as admission sees it. `txn` is `request` translated.
+pub(super) fn operation(request: &pb::TxnRequest, txn: &Txn) -> Operation {
+    let cost = cost(request);
+    let call = match cost {
+        Some(_) => Call::TxnWithPuts,
+        None if txn.is_read_only() => Call::ReadOnlyTxn,
+        None => Call::TxnWithoutPuts,
+    };
+    let mut grants = Grants::new();
+    add_grants(request, &mut grants);
+    Operation::txn(call, cost.unwrap_or(0), grants, request.encoded_len())
+}
+
+/// Bytes that the puts of the larger branch cost; `None` if no branch puts anything.
+fn cost(request: &pb::TxnRequest) -> Option<usize> {
     use pb::request_op::Request as R;
     let of = |op: &pb::RequestOp| match op.request.as_ref()? {
         R::RequestPut(put) => Some(put_cost(&put.key, &put.value)),
@@ -55,8 +70,24 @@ pub(super) fn cost(request: &pb::TxnRequest) -> Option<usize> {
     branch(&request.success).max(branch(&request.failure))
 }
 
-/// Deleted intervals, sorted and joined. Ends are compared as bytes, so a from-key end of `\0` covers
-/// nothing.
+/// Adds the grants of every compare and of every operation in both branches, at every depth.
+fn add_grants(request: &pb::TxnRequest, grants: &mut Grants) {
+    use pb::request_op::Request as R;
+    let range = |key: &Bytes, end: &Bytes| KeyRange::new(key.clone(), end.clone());
+    grants.extend(request.compare.iter().map(|c| Grant::Read(range(&c.key, &c.range_end))));
+    let ops = request.success.iter().chain(&request.failure);
+    for op in ops.filter_map(|op| op.request.as_ref()) {
+        match op {
+            R::RequestRange(r) => grants.push(Grant::Read(range(&r.key, &r.range_end))),
+            R::RequestPut(p) => grants.extend(Grant::of_put(p.key.clone(), p.lease, p.prev_kv.into())),
+            R::RequestDeleteRange(d) => grants.extend(Grant::of_delete(range(&d.key, &d.range_end), d.prev_kv.into())),
+            R::RequestTxn(t) => add_grants(t, grants),
+        }
+    }
+}
+
+/// Deleted intervals, sorted and joined. Ends are compared as bytes, so the end `\0`, which means every key from
+/// the start on, covers nothing.
 #[derive(Default)]
 struct Deletes(Vec<(Bytes, Bytes)>);
 
@@ -172,25 +203,8 @@ fn to_compare(compare: pb::Compare) -> Compare {
     }
 }
 
-/// For each put and delete in the order the guard visits them: does it return what was there?
-pub(super) fn prev_kvs(request: &pb::TxnRequest) -> Vec<bool> {
-    use pb::request_op::Request as R;
-    let ops = request
-        .success
-        .iter()
-        .chain(&request.failure)
-        .filter_map(|op| op.request.as_ref());
-    ops.flat_map(|op| match op {
-        R::RequestPut(p) => vec![p.prev_kv],
-        R::RequestDeleteRange(d) => vec![d.prev_kv],
-        R::RequestTxn(t) => prev_kvs(t),
-        R::RequestRange(_) => vec![],
-    })
-    .collect()
-}
-
-/// The answer without its header. Nested answers carry the revision only, and nested transactions an
-/// empty header.
+/// The answer without its header. Nested answers carry the revision alone, and nested transactions an empty
+/// header.
 pub(super) fn txn_response(request: &pb::TxnRequest, result: TxnResult) -> pb::TxnResponse {
     use pb::request_op::Request as Q;
     use pb::response_op::Response as R;
@@ -298,7 +312,7 @@ mod tests {
         );
         assert_eq!(check(vec![delete("a", "c"), delete("b", "d")]), Ok(()));
         assert_eq!(check(vec![nested(vec![put("a")], vec![put("a")])]), Ok(()));
-        // The two quirks: a from-key end overlaps nothing, and later siblings are not looked at.
+        // etcd's two quirks: the end `\0` overlaps nothing, and deletes of later siblings are not compared.
         assert_eq!(check(vec![put("b"), delete("a", "\0")]), Ok(()));
         assert_eq!(
             check(vec![
@@ -317,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn operations_are_counted_and_must_be_something() {
+    fn a_transaction_with_too_many_or_empty_operations_is_refused() {
         let many = || Err("too many operations in txn request".to_owned());
         let reads = |n| (0..n).map(|i| put(["a", "b"][i % 2])).collect::<Vec<_>>();
         assert_eq!(check(reads(129)), many());

@@ -1,0 +1,299 @@
+//! Admission: decides whether a call may run.
+//!
+//! Every call of every service passes [`Admission::admit`] before it touches keys, leases, users, alarms or
+//! members. [`Call::checks`] is the table of checks for each kind of call. A client sees the first check that
+//! fails, so the order of the checks is part of etcd's API. Checks of single fields are no part of admission:
+//! as in etcd, the services make them while they translate a request.
+//!
+//! Admission knows nothing of gRPC but the caller's metadata and the status codes. Limits for a connection or a
+//! user belong here as well: a new [`Check`], and whatever has to be held during the call in [`Admitted`].
+
+mod caller;
+mod operation;
+#[cfg(test)]
+mod tests;
+
+pub(super) use caller::Caller;
+pub(super) use operation::{Call, Grant, Grants, Operation, PrevKv, Subject, put_cost};
+
+use super::alarm::Alarms;
+use super::commit::{Cause, Durability};
+use super::status;
+use crate::auth::{self, AuthStore, AuthVersion, Principal, Span};
+use crate::durable::Refused;
+use crate::mvcc::{KeyRange, Store};
+use crate::pb::etcdserverpb::AlarmType;
+use std::sync::Arc;
+use tonic::Status;
+
+/// One condition that a call has to meet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Check {
+    /// The request is not longer than `--max-request-bytes`.
+    Size,
+    /// The token is valid, if there is one.
+    Token,
+    /// A valid token or a certificate names a user.
+    Authenticated,
+    /// The user has the role `root`.
+    Root,
+    /// The user has the role `root`, or the call is about the user, or about a role of the user.
+    RootOrOwn,
+    /// The user's roles grant what the operation needs, and the token is not older than the last change of users.
+    Grants,
+    /// The call is about the one member that there is.
+    Member,
+    /// No CORRUPT alarm is active.
+    NotCorrupt,
+    /// No NOSPACE alarm is active.
+    NoSpaceAlarm,
+    /// The store does not outgrow `--quota-backend-bytes`. Raises the NOSPACE alarm otherwise.
+    Quota,
+    /// The data directory takes another change.
+    Disk,
+}
+
+/// Admits calls to one store.
+pub(super) struct Admission {
+    pub(super) store: Arc<Store>,
+    pub(super) auth: Arc<AuthStore>,
+    pub(super) alarms: Arc<Alarms>,
+    pub(super) durability: Durability,
+    pub(super) limits: Limits,
+}
+
+/// Limits from the configuration.
+pub(super) struct Limits {
+    /// Largest write request, in bytes.
+    pub(super) max_request_bytes: usize,
+    /// Bytes that the store may take.
+    pub(super) quota_bytes: usize,
+    /// The only member, which NOSPACE alarms are raised for.
+    pub(super) member_id: u64,
+}
+
+/// Proof that a call was admitted.
+#[derive(Debug)]
+pub(super) struct Admitted {
+    /// The user, if a certificate rather than a token names the user.
+    pub(super) certificate_user: Option<Arc<str>>,
+}
+
+/// A failed check, and the state it was found from.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    pub(super) status: Status,
+    pub(super) cause: Cause,
+}
+
+impl Call {
+    /// The checks in the order in which etcd makes them, and the sources of that order.
+    ///
+    /// Writes in etcd: `processInternalRaftRequestOnce` (server/etcdserver/v3_server.go) checks the token before
+    /// a proposal. The appliers (server/etcdserver/apply/uber_apply.go) then check in turn: CORRUPT, NOSPACE,
+    /// grants, quota. A full disk ends etcd; here it refuses writes, as the last check.
+    const fn checks(self) -> &'static [Check] {
+        use Check::*;
+        match self {
+            // v3_server.go, Range; v3rpc/watch.go, isWatchPermitted. Reads work under every alarm.
+            Self::Range | Self::Watch => &[Grants],
+            Self::Put | Self::TxnWithPuts => &[Size, Token, NotCorrupt, NoSpaceAlarm, Grants, Quota, Disk],
+            // apply/capped.go lets everything pass that puts nothing.
+            Self::DeleteRange | Self::TxnWithoutPuts => &[Size, Token, NotCorrupt, Grants, Disk],
+            // apply/corrupt.go refuses every transaction.
+            Self::ReadOnlyTxn => &[Size, Token, NotCorrupt, Grants],
+            // v3_server.go, Compact; apply/auth.go.
+            Self::Compact => &[Token, NotCorrupt, Root, Disk],
+            // v3_server.go, LeaseGrant: anonymous callers are refused before the proposal.
+            Self::LeaseGrant => &[Authenticated, NotCorrupt, NoSpaceAlarm, Quota, Disk],
+            // apply/auth.go, checkLeasePuts.
+            Self::LeaseRevoke => &[Token, NotCorrupt, Grants, Disk],
+            // v3_server.go, LeaseRenew, LeaseTimeToLive, LeaseLeases, checkLeaseTimeToLive.
+            Self::LeaseKeepAlive | Self::LeaseLeases | Self::LeaseKeys => &[Grants],
+            Self::LeaseTimeToLive => &[Authenticated],
+            // apply/auth.go, needAdminPermission.
+            Self::AuthChange => &[Root, Disk],
+            Self::AuthList => &[Root],
+            // apply/auth.go, UserGet, RoleGet.
+            Self::UserGet | Self::RoleGet => &[RootOrOwn],
+            // v3_server.go, AuthStatus, Authenticate.
+            Self::AuthOpen => &[],
+            // v3rpc/member.go; server.go, MemberList.
+            Self::MemberList => &[Authenticated],
+            // server.go, checkMembershipOperationPermission, before the member is looked up.
+            Self::MemberAdd => &[Root],
+            Self::MemberRemove => &[Root, Member],
+            Self::MemberUpdate => &[Root, Member, Disk],
+            // v3rpc/maintenance.go, authMaintenanceServer; v3_server.go, Alarm.
+            Self::MaintenanceRead => &[Authenticated],
+            Self::AlarmChange => &[Root, Disk],
+            Self::Maintenance => &[Root],
+        }
+    }
+}
+
+// === impl Refusal ===
+
+impl Refusal {
+    /// Found from the request and the configuration alone.
+    fn of_request(status: Status) -> Self {
+        Self {
+            status,
+            cause: Cause::Published,
+        }
+    }
+
+    fn of_state(status: Status) -> Self {
+        Self {
+            status,
+            cause: Cause::EveryChange,
+        }
+    }
+}
+
+impl From<auth::Error> for Refusal {
+    fn from(error: auth::Error) -> Self {
+        Self::of_state(error.into())
+    }
+}
+
+impl From<Refused> for Refusal {
+    /// A disk that takes no changes makes nothing durable: the refusal must not wait for the disk.
+    fn from(refused: Refused) -> Self {
+        Self::of_request(refused.into())
+    }
+}
+
+// === impl Admission ===
+
+fn span(range: &KeyRange) -> Span<'_> {
+    Span {
+        start: range.start(),
+        end: range.end(),
+    }
+}
+
+fn require(met: bool, refusal: impl FnOnce() -> Refusal) -> Result<(), Refusal> {
+    match met {
+        true => Ok(()),
+        false => Err(refusal()),
+    }
+}
+
+impl Admission {
+    /// Admits the operation, or returns the error of the first check that fails, once the state that the error
+    /// was found from is durable.
+    pub(super) async fn admit(&self, caller: &Caller, operation: &Operation) -> Result<Admitted, Status> {
+        match self.check(caller, operation) {
+            Ok(admitted) => Ok(admitted),
+            Err(Refusal { status, cause }) => {
+                self.durability.wait(cause).await?;
+                Err(status)
+            }
+        }
+    }
+
+    /// As [`Admission::admit`], but leaves waiting to the caller: for streams that must not wait in between.
+    pub(super) fn check(&self, caller: &Caller, operation: &Operation) -> Result<Admitted, Refusal> {
+        let checks = operation.call.checks();
+        let principal = match checks {
+            [] => Ok(None),
+            _ => caller.principal(&self.auth),
+        };
+        for check in checks {
+            self.run(*check, operation, &principal)?;
+        }
+        let user = principal.ok().flatten().map(|principal| principal.user);
+        Ok(Admitted {
+            certificate_user: user.filter(|_| !caller.has_token()),
+        })
+    }
+
+    /// Whether a user whose watcher of `range` was admitted may still read all of the range.
+    pub(super) fn may_still_read(&self, user: &str, range: &KeyRange) -> bool {
+        self.auth.may_read(user, span(range))
+    }
+
+    /// Changes whenever [`Admission::may_still_read`] may answer differently than before.
+    pub(super) fn auth_version(&self) -> AuthVersion {
+        self.auth.version()
+    }
+
+    fn run(
+        &self,
+        check: Check,
+        operation: &Operation,
+        principal: &Result<Option<Principal>, auth::Error>,
+    ) -> Result<(), Refusal> {
+        let principal = || principal.as_ref().map(Option::as_ref).map_err(Clone::clone);
+        match check {
+            Check::Size => require(operation.request_bytes <= self.limits.max_request_bytes, || {
+                Refusal::of_request(status::request_too_large())
+            }),
+            Check::Token => Ok(principal().map(drop)?),
+            Check::Authenticated => {
+                let known = principal()?.is_some() || !self.auth.state().enabled;
+                require(known, || auth::Error::UserEmpty.into())
+            }
+            Check::Root => Ok(self.auth.check_root(principal()?)?),
+            Check::RootOrOwn => Ok(self.check_root_or_own(principal()?, operation.subject.as_ref())?),
+            Check::Grants => Ok(self.check_grants(principal()?, &operation.grants)?),
+            Check::Member => {
+                let here = operation.subject == Some(Subject::Member(self.limits.member_id));
+                require(here, || Refusal::of_request(status::member_not_found()))
+            }
+            Check::NotCorrupt => require(!self.alarms.has(AlarmType::Corrupt), || {
+                Refusal::of_state(status::corrupt())
+            }),
+            Check::NoSpaceAlarm => require(!self.alarms.has(AlarmType::Nospace), || {
+                Refusal::of_state(status::no_space())
+            }),
+            Check::Quota => require(self.store.size() + operation.growth < self.limits.quota_bytes, || {
+                self.alarms.raise(AlarmType::Nospace, self.limits.member_id);
+                Refusal::of_state(status::no_space())
+            }),
+            Check::Disk => match self.durability.disk() {
+                Some(disk) => Ok(disk.admit()?),
+                None => Ok(()),
+            },
+        }
+    }
+
+    fn check_root_or_own(&self, principal: Option<&Principal>, subject: Option<&Subject>) -> Result<(), auth::Error> {
+        let Err(refused) = self.auth.check_root(principal) else {
+            return Ok(());
+        };
+        let user = principal.map_or("", |principal| &*principal.user);
+        let own = match subject {
+            Some(Subject::User(name)) => user == name,
+            Some(Subject::Role(role)) => {
+                let state = self.auth.state();
+                state.users.get(user).is_some_and(|user| user.roles.contains(role))
+            }
+            Some(Subject::Member(_)) | None => false,
+        };
+        match own {
+            true => Ok(()),
+            false => Err(refused),
+        }
+    }
+
+    fn check_grants(&self, principal: Option<&Principal>, grants: &[Grant]) -> Result<(), auth::Error> {
+        let Some(granted) = self.auth.ranges(principal)? else {
+            return Ok(());
+        };
+        let is_granted = |grant: &Grant| match grant {
+            Grant::Read(range) => granted.may_read(span(range)),
+            Grant::Write(range) => granted.may_write(span(range)),
+            Grant::WriteLease(0) => true,
+            Grant::WriteLease(lease) => {
+                let keys = self.store.lease_keys(*lease).unwrap_or_default();
+                keys.into_iter().all(|key| granted.may_write(span(&KeyRange::key(key))))
+            }
+        };
+        match grants.iter().all(is_granted) {
+            true => Ok(()),
+            false => Err(auth::Error::PermissionDenied),
+        }
+    }
+}

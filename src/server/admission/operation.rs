@@ -1,0 +1,203 @@
+//! What a call wants to do, as far as admission has to know.
+
+use crate::mvcc::{KeyRange, Put};
+use bytes::Bytes;
+use smallvec::{SmallVec, smallvec};
+
+/// Bytes that a put takes beside its key and value (etcd: server/storage/quota.go).
+const PUT_OVERHEAD: usize = 256;
+/// Bytes that a lease takes (etcd: server/storage/quota.go).
+const LEASE_COST: usize = 64;
+
+/// The kinds of calls. Calls with the same checks share a kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::server) enum Call {
+    /// Range, RangeStream, and the reads of locks and elections.
+    Range,
+    /// The creation of a watcher.
+    Watch,
+    Put,
+    DeleteRange,
+    /// A transaction with a put in any branch.
+    TxnWithPuts,
+    /// A transaction that changes keys but puts none.
+    TxnWithoutPuts,
+    /// A transaction of ranges.
+    ReadOnlyTxn,
+    Compact,
+    LeaseGrant,
+    LeaseRevoke,
+    LeaseKeepAlive,
+    LeaseTimeToLive,
+    LeaseLeases,
+    /// The attached keys in an answer to LeaseTimeToLive or LeaseLeases.
+    LeaseKeys,
+    /// Every method of the Auth service that changes users, roles or whether authentication is enabled.
+    AuthChange,
+    /// UserList and RoleList.
+    AuthList,
+    UserGet,
+    RoleGet,
+    /// AuthStatus and Authenticate.
+    AuthOpen,
+    MemberList,
+    MemberAdd,
+    /// MemberRemove and MemberPromote.
+    MemberRemove,
+    MemberUpdate,
+    /// Status, and Alarm that lists.
+    MaintenanceRead,
+    /// Alarm that activates or disarms.
+    AlarmChange,
+    /// Defragment, MoveLeader, Downgrade, Hash, HashKV, Snapshot.
+    Maintenance,
+}
+
+/// A permission that a call needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::server) enum Grant {
+    /// All of a range can be read.
+    Read(KeyRange),
+    /// All of a range can be written.
+    Write(KeyRange),
+    /// Every key attached to this lease can be written, because the key ends with the lease. Lease 0 has no keys.
+    WriteLease(i64),
+}
+
+pub(in crate::server) type Grants = SmallVec<[Grant; 2]>;
+
+/// Whether a write returns the key-values that were there before, which is a read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::server) enum PrevKv {
+    Returned,
+    NotReturned,
+}
+
+/// What a call is about, where that decides who may make the call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::server) enum Subject {
+    User(String),
+    Role(String),
+    Member(u64),
+}
+
+/// One call, with all that its checks look at. Checks that an operation gives nothing to look at pass.
+#[derive(Clone, Debug)]
+pub(in crate::server) struct Operation {
+    pub(super) call: Call,
+    /// Length of the encoded request, in bytes.
+    pub(super) request_bytes: usize,
+    /// Bytes that the store grows by.
+    pub(super) growth: usize,
+    pub(super) grants: Grants,
+    pub(super) subject: Option<Subject>,
+}
+
+impl From<bool> for PrevKv {
+    fn from(prev_kv: bool) -> Self {
+        match prev_kv {
+            true => Self::Returned,
+            false => Self::NotReturned,
+        }
+    }
+}
+
+impl Grant {
+    /// The grants of a put, in etcd's order.
+    pub(in crate::server) fn of_put(key: Bytes, lease: i64, prev_kv: PrevKv) -> Grants {
+        let mut grants = Self::of_delete(KeyRange::key(key), prev_kv);
+        grants.push(Self::WriteLease(lease));
+        grants
+    }
+
+    /// The grants of a deletion, in etcd's order.
+    pub(in crate::server) fn of_delete(range: KeyRange, prev_kv: PrevKv) -> Grants {
+        match prev_kv {
+            PrevKv::Returned => smallvec![Self::Write(range.clone()), Self::Read(range)],
+            PrevKv::NotReturned => smallvec![Self::Write(range)],
+        }
+    }
+}
+
+/// Bytes that a put adds to the store.
+pub(in crate::server) fn put_cost(key: &[u8], value: &[u8]) -> usize {
+    PUT_OVERHEAD + key.len() + value.len()
+}
+
+impl Operation {
+    /// A call whose checks look at the caller alone.
+    pub(in crate::server) fn new(call: Call) -> Self {
+        Self {
+            call,
+            request_bytes: 0,
+            growth: 0,
+            grants: Grants::new(),
+            subject: None,
+        }
+    }
+
+    pub(in crate::server) fn about(call: Call, subject: Subject) -> Self {
+        Self {
+            subject: Some(subject),
+            ..Self::new(call)
+        }
+    }
+
+    /// A call that reads `range`.
+    pub(in crate::server) fn read(call: Call, range: KeyRange) -> Self {
+        Self {
+            grants: smallvec![Grant::Read(range)],
+            ..Self::new(call)
+        }
+    }
+
+    /// An answer that shows keys of leases.
+    pub(in crate::server) fn show(keys: impl IntoIterator<Item = Bytes>) -> Self {
+        Self {
+            grants: keys.into_iter().map(|key| Grant::Read(KeyRange::key(key))).collect(),
+            ..Self::new(Call::LeaseKeys)
+        }
+    }
+
+    pub(in crate::server) fn put(put: &Put, prev_kv: PrevKv, request_bytes: usize) -> Self {
+        Self {
+            request_bytes,
+            growth: put_cost(&put.key, &put.value),
+            grants: Grant::of_put(put.key.clone(), put.lease, prev_kv),
+            ..Self::new(Call::Put)
+        }
+    }
+
+    pub(in crate::server) fn delete(range: KeyRange, prev_kv: PrevKv, request_bytes: usize) -> Self {
+        Self {
+            request_bytes,
+            grants: Grant::of_delete(range, prev_kv),
+            ..Self::new(Call::DeleteRange)
+        }
+    }
+
+    /// A transaction. `call` is one of the three kinds of transactions.
+    pub(in crate::server) fn txn(call: Call, growth: usize, grants: Grants, request_bytes: usize) -> Self {
+        Self {
+            request_bytes,
+            growth,
+            grants,
+            ..Self::new(call)
+        }
+    }
+
+    pub(in crate::server) fn lease_grant() -> Self {
+        Self {
+            growth: LEASE_COST,
+            ..Self::new(Call::LeaseGrant)
+        }
+    }
+
+    /// A call that ends or prolongs a lease.
+    pub(in crate::server) fn lease(call: Call, lease: i64) -> Self {
+        Self {
+            grants: smallvec![Grant::WriteLease(lease)],
+            ..Self::new(call)
+        }
+    }
+}

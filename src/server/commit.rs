@@ -1,0 +1,67 @@
+//! Commit: holds an answer, or an error, back until the state that it was found from survives a crash.
+//!
+//! Reads see published revisions only, and published revisions are durable. Everything else is visible to
+//! calls before it is on the disk: new revisions inside a write, users, leases, alarms, the compact revision,
+//! peer URLs. An answer or an error that rests on such state leaves through [`Durability::commit`].
+
+use super::status;
+use crate::durable::Durable;
+use std::sync::Arc;
+use std::time::Duration;
+use tonic::Status;
+
+/// How long an answer waits for the disk (etcd: server/config, `ReqTimeout`: 5 s and two election timeouts).
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(7);
+
+/// The state that an answer or an error was found from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// Nothing that a crash takes back: the request itself, the configuration, published revisions.
+    Published,
+    /// The store's revisions up to this one.
+    Revision(i64),
+    /// Any change made so far, also of users, leases, alarms and members.
+    EveryChange,
+}
+
+/// What makes changes durable: the data directory, or nothing for a store in memory.
+#[derive(Clone)]
+pub(super) struct Durability(Option<Arc<Durable>>);
+
+impl Durability {
+    pub(super) fn new(durable: Option<Arc<Durable>>) -> Self {
+        Self(durable)
+    }
+
+    /// The data directory; `None` for a store in memory.
+    pub(super) fn disk(&self) -> Option<&Durable> {
+        self.0.as_deref()
+    }
+
+    /// Returns `outcome` once it cannot be contradicted by a crash: an answer once its `cause` is durable, an
+    /// error once every change made so far is durable.
+    pub(super) async fn commit<T, E: Into<Status>>(
+        &self,
+        outcome: Result<T, E>,
+        cause: impl FnOnce(&T) -> Cause,
+    ) -> Result<T, Status> {
+        let outcome: Result<T, Status> = outcome.map_err(Into::into);
+        self.wait(outcome.as_ref().map_or(Cause::EveryChange, cause)).await?;
+        outcome
+    }
+
+    /// Waits until `cause` is durable. Fails if the disk takes longer than [`REQUEST_TIMEOUT`]; as in etcd, the
+    /// change may still become durable later.
+    pub(super) async fn wait(&self, cause: Cause) -> Result<(), Status> {
+        let Some(durable) = &self.0 else { return Ok(()) };
+        let done = match cause {
+            Cause::Published => return Ok(()),
+            Cause::Revision(revision) => tokio::time::timeout(REQUEST_TIMEOUT, durable.revision(revision)).await,
+            Cause::EveryChange => tokio::time::timeout(REQUEST_TIMEOUT, durable.flushed()).await,
+        };
+        match done {
+            Ok(done) => Ok(done?),
+            Err(_) => Err(status::timed_out()),
+        }
+    }
+}

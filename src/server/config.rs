@@ -1,0 +1,85 @@
+//! The server's configuration.
+
+use super::http::BrowserAccess;
+use crate::pb::etcdserverpb as pb;
+use crate::util::net::Keepalive;
+use std::time::Duration;
+
+/// The identity of the store, which the header of every answer carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemberIdentity {
+    /// Never 0. A store that may not have the same data as before gets a new cluster id.
+    pub cluster_id: u64,
+    /// Never 0.
+    pub member_id: u64,
+    /// At least 2.
+    pub raft_term: u64,
+}
+
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub identity: MemberIdentity,
+    /// The name of the member.
+    pub name: String,
+    /// The client URLs in the member list.
+    pub client_urls: Vec<String>,
+    /// The peer URLs in the member list. Nothing listens there.
+    pub peer_urls: Vec<String>,
+    /// The longest write request, in bytes.
+    pub max_request_bytes: usize,
+    /// The most operations in one transaction.
+    pub max_txn_ops: usize,
+    /// How often idle watchers get the progress notifications that they asked for.
+    pub watch_progress_interval: Duration,
+    /// Bytes that the store may take. A negative number means no limit.
+    pub quota_bytes: i64,
+    /// As in etcd, a zero interval or a zero timeout disables keepalive pings.
+    pub keepalive: Keepalive,
+    /// The most concurrent calls on one connection.
+    pub max_concurrent_streams: u32,
+    /// Whether the JSON gateway serves `/v3/`.
+    pub gateway: bool,
+    /// Which browsers may use HTTP.
+    pub access: BrowserAccess,
+    /// Whether metrics contain histograms of the duration of calls.
+    pub extensive_metrics: bool,
+    /// Alarms that are active from the start.
+    pub alarms: Vec<pb::AlarmMember>,
+}
+
+impl MemberIdentity {
+    /// Random ids, for a new store.
+    pub fn random() -> Self {
+        let id = || rand::random::<u64>() | 1;
+        Self {
+            cluster_id: id(),
+            member_id: id(),
+            raft_term: 2,
+        }
+    }
+}
+
+impl Config {
+    /// etcd's defaults, except that silent clients are detected sooner.
+    pub fn new(identity: MemberIdentity) -> Self {
+        Self {
+            identity,
+            name: "default".to_owned(),
+            client_urls: vec![],
+            peer_urls: vec!["http://localhost:2380".to_owned()],
+            max_request_bytes: 1_572_864,
+            max_txn_ops: 128,
+            watch_progress_interval: Duration::from_secs(600),
+            quota_bytes: 2 << 30,
+            keepalive: Keepalive {
+                interval: Duration::from_secs(300),
+                timeout: Duration::from_secs(20),
+            },
+            max_concurrent_streams: u32::MAX,
+            gateway: true,
+            access: BrowserAccess::default(),
+            extensive_metrics: false,
+            alarms: vec![],
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! What a client asks for on a watch stream: create, cancel, progress.
+
+use super::ready::WatcherWake;
+use super::{Answer, Entry, Reader, WatchSession};
+use crate::mvcc::{KeyRange, Wake, WatchFilter};
+use crate::pb::etcdserverpb as pb;
+use crate::pb::{WatchHead, WatchResponse};
+use crate::server::admission::{Call, Operation};
+use crate::server::commit::Cause;
+use crate::server::status;
+use bytes::Bytes;
+use std::sync::Arc;
+
+/// Why a watcher was not created, and the state that this was found from.
+struct Rejected {
+    reason: String,
+    cause: Cause,
+}
+
+impl WatchSession {
+    /// Queues a message without events.
+    pub(super) fn answer(&mut self, revision: i64, head: WatchHead, cause: Cause) {
+        let header = Some(self.core.header(revision));
+        let response = WatchResponse {
+            head: WatchHead { header, ..head },
+            events: vec![],
+        };
+        self.answers.push_back(Answer { response, cause });
+    }
+
+    pub(super) fn create(&mut self, request: pb::WatchCreateRequest) {
+        // As in etcd, an empty key means the smallest key.
+        let key = if request.key.is_empty() {
+            Bytes::from_static(&[0])
+        } else {
+            request.key
+        };
+        let range = KeyRange::new(key, request.range_end);
+        let id = request.watch_id;
+        let certificate_user = match self.check_create(id, request.start_revision, &range) {
+            Ok(certificate_user) => certificate_user,
+            Err(Rejected { reason, cause }) => {
+                let head = WatchHead {
+                    watch_id: -1,
+                    created: true,
+                    canceled: true,
+                    cancel_reason: reason,
+                    ..WatchHead::default()
+                };
+                return self.answer(self.core.store.revision(), head, cause);
+            }
+        };
+        let id = if id == 0 { self.free_id() } else { id };
+        let wake = WatcherWake::new(id, &self.ready);
+        let reader = certificate_user.map(|user| Reader {
+            user,
+            range: range.clone(),
+        });
+        let filter = WatchFilter {
+            range,
+            prev_kv: request.prev_kv,
+            no_put: request.filters.contains(&0),
+            no_delete: request.filters.contains(&1),
+        };
+        let start = request.start_revision;
+        let watcher = self.core.store.watch(filter, start, Arc::clone(&wake) as _);
+        let revision = watcher.created_at();
+        // The watcher may have history to read.
+        wake.wake();
+        let entry = Entry {
+            watcher,
+            start,
+            wake,
+            reader,
+            fragment: request.fragment,
+            progress: request.progress_notify,
+            busy: false,
+        };
+        self.watchers.insert(id, entry);
+        let head = WatchHead {
+            watch_id: id,
+            created: true,
+            ..WatchHead::default()
+        };
+        self.answer(revision, head, Cause::Published);
+    }
+
+    /// etcd's checks of a create request, in etcd's order (v3rpc/watch.go, recvLoop; mvcc/watcher.go). Returns
+    /// the user, if a certificate names the user.
+    fn check_create(&self, id: i64, start: i64, range: &KeyRange) -> Result<Option<Arc<str>>, Rejected> {
+        let rejected = |reason: &str| Rejected {
+            reason: reason.to_owned(),
+            cause: Cause::Published,
+        };
+        if start < 0 {
+            return Err(rejected(status::compacted().message()));
+        }
+        let operation = Operation::read(Call::Watch, range.clone());
+        let admitted = self.core.admission.check(&self.caller, &operation);
+        let admitted = admitted.map_err(|refusal| Rejected {
+            reason: status::rendered(&refusal.status),
+            cause: refusal.cause,
+        })?;
+        if range.is_empty() {
+            return Err(rejected("mvcc: watcher range is empty"));
+        }
+        if id != 0 && self.is_used(id) {
+            return Err(rejected("mvcc: duplicate watch ID provided on the WatchStream"));
+        }
+        Ok(admitted.certificate_user)
+    }
+
+    /// Cancels the watchers whose user, named by a certificate, may no longer read their range, before they take
+    /// further events. etcd lets such watchers go on until the connection ends. Users of tokens are not checked
+    /// again: a watch may outlive its token.
+    pub(super) fn end_forbidden(&mut self) {
+        let version = self.core.admission.auth_version();
+        if std::mem::replace(&mut self.allowed_at, version) == version {
+            return;
+        }
+        let core = &self.core;
+        let forbidden = |entry: &mut Entry| {
+            let reader = entry.reader.as_ref();
+            reader.is_some_and(|reader| !core.admission.may_still_read(&reader.user, &reader.range))
+        };
+        let ended: Vec<i64> = self
+            .watchers
+            .extract_if(.., |_, entry| forbidden(entry))
+            .map(|(id, _)| id)
+            .collect();
+        for watch_id in ended {
+            self.ended_ids.insert(watch_id);
+            let head = WatchHead {
+                watch_id,
+                canceled: true,
+                cancel_reason: status::rendered(&crate::auth::Error::PermissionDenied.into()),
+                ..WatchHead::default()
+            };
+            // No revision: the watcher may not have taken all events up to the store's.
+            self.answer(0, head, Cause::EveryChange);
+        }
+    }
+
+    fn free_id(&mut self) -> i64 {
+        while self.is_used(self.next_id) {
+            self.next_id += 1;
+        }
+        self.next_id += 1;
+        self.next_id - 1
+    }
+
+    fn is_used(&self, id: i64) -> bool {
+        self.watchers.contains_key(&id) || self.ended_ids.contains(&id)
+    }
+
+    pub(super) fn cancel(&mut self, id: i64) {
+        if self.watchers.remove(&id).is_some() || self.ended_ids.remove(&id) {
+            let head = WatchHead {
+                watch_id: id,
+                canceled: true,
+                ..WatchHead::default()
+            };
+            self.answer(self.core.store.revision(), head, Cause::Published);
+        }
+    }
+
+    /// Answers a progress request if every watcher has taken all events so far. As in etcd, there is no answer
+    /// otherwise, nor for a stream without watchers.
+    pub(super) fn progress(&mut self) {
+        let synced = self.core.store.synced(self.watchers.values().map(|e| &e.watcher));
+        if let Some(revision) = synced
+            && !self.watchers.is_empty()
+            && self.watchers.values().all(|e| revision >= e.start)
+        {
+            let head = WatchHead {
+                watch_id: -1,
+                ..WatchHead::default()
+            };
+            self.answer(revision, head, Cause::Published);
+        }
+    }
+}
