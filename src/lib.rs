@@ -1,24 +1,5 @@
 //! Isthmus: a control plane for Cilium Cluster Mesh.
 //!
-//! ```text
-//!             Kubernetes API or manifests            remote clusters' etcd
-//!                   │                                       │ etcd-client watch
-//!                   ▼                                       ▼
-//!                k8s/  ── events ──►  clustermesh/     kvstoremesh/
-//!                                         │ upsert/delete   │ mirror state→cache
-//!                                         └──────┬──────────┘
-//!                                                ▼
-//!                                    kvstore/  (Backend: local | etcd)
-//!                                                │ local: direct call
-//!  agent ─TLS─► server/listen ─► server/peer ─► server/{kv,watch,lease,auth}
-//!               (accept, certs)  (CN → user)     │  ▲ permissions: auth/
-//!                                                ▼  │
-//!                               mvcc/  store ─commit─► log ─► groups ─ cursors ─► server/watch ─► stream
-//!                                 ▲ revoke
-//!                               lease (time)
-//!  admin: /readyz          app.rs connects the rooms; cli/ chooses which ones to start
-//! ```
-//!
 //! `ARCHITECTURE.md` explains the rooms (modules) and which of them may use which.
 
 pub mod admin;

@@ -40,43 +40,6 @@ pub struct Crate {
     pub rooms: BTreeSet<String>,
 }
 
-/// The table of crates, until ARCHITECTURE.md has it.
-const CRATES: &str = "\
-| crate | only in |
-|---|---|
-| `tonic` | `server`, `pb`, `kvstore`, `model` |
-| `kube` | `k8s`, `coredns`, `cli` |
-| `etcd-client` | `kvstore` |
-| `clap` | `cli` |
-| `anyhow` | `app`, `cli` |
-| `rcgen` | `app` |
-";
-
-/// Prose in the table of rooms, and the exact form that it stands for.
-const PROSE: &[(&str, &str)] = &[
-    (
-        "`app`, each room's configuration; for its tools `coredns`, `durable`, `snapshot`, `kvstore`, `troubleshoot`",
-        "`app`, `auth`, `clustermesh`, `coredns`, `durable`, `k8s`, `kvstore`, `kvstoremesh`, `lease`, `model`, `mvcc`, \
-         `server`, `snapshot`, `troubleshoot`, `util`",
-    ),
-    (
-        "tokio, clock, IO, `async`",
-        "`tokio`, `std::time`, `std::fs`, `std::net`, `async`",
-    ),
-    (
-        "server, tokio but its clock and channels",
-        "`server`, `tokio` but `tokio::time` and `tokio::sync`",
-    ),
-    ("kube, etcd-client", "`kube`, `etcd-client`"),
-    ("server, kube", "`server`, `kube`"),
-    ("server, mvcc", "`server`, `mvcc`"),
-    ("clustermesh, k8s, mvcc", "`clustermesh`, `k8s`, `mvcc`"),
-    ("server, auth", "`server`, `auth`"),
-    ("kvstore", "`kvstore`"),
-    ("cli", "`cli`"),
-    ("every room with state", ""),
-];
-
 impl Document {
     /// Reads ARCHITECTURE.md.
     pub fn read() -> Self {
@@ -86,8 +49,8 @@ impl Document {
 
     fn parse(text: &str) -> Result<Self, String> {
         let rooms = rooms(&table(text, &["room", "may use", "never"]).ok_or("the table of rooms is missing")?)?;
-        let crates = table(text, &["crate", "only in"]).or_else(|| table(CRATES, &["crate", "only in"]));
-        let crates = crates.unwrap_or_default().into_iter().map(|row| Crate {
+        let crates = table(text, &["crate", "only in"]).ok_or("the table of crates is missing")?;
+        let crates = crates.into_iter().map(|row| Crate {
             name: names(&row[0]).concat().replace('-', "_"),
             rooms: names(&row[1]).into_iter().collect(),
         });
@@ -157,8 +120,8 @@ fn rooms(rows: &[Vec<String>]) -> Result<Vec<Room>, String> {
             return Err(format!("this row has not three cells: {row:?}"));
         };
         let above = rooms.iter().map(|room| room.name.clone()).collect();
-        let may_use = allowed(exact(may_use), above).map_err(|error| format!("the row of {titles}: {error}"))?;
-        let never = forbidden(exact(never)).map_err(|error| format!("the row of {titles}: {error}"))?;
+        let may_use = allowed(may_use, above).map_err(|error| format!("the row of {titles}: {error}"))?;
+        let never = forbidden(never).map_err(|error| format!("the row of {titles}: {error}"))?;
         let row = names(titles).into_iter().map(|name| Room {
             name,
             may_use: may_use.clone(),
@@ -167,13 +130,6 @@ fn rooms(rows: &[Vec<String>]) -> Result<Vec<Room>, String> {
         rooms.extend(row);
     }
     Ok(rooms)
-}
-
-fn exact(cell: &str) -> &str {
-    PROSE
-        .iter()
-        .find(|(prose, _)| *prose == cell)
-        .map_or(cell, |(_, exact)| exact)
 }
 
 fn allowed(cell: &str, above: BTreeSet<String>) -> Result<BTreeSet<String>, String> {
