@@ -1,9 +1,9 @@
 //! The multi-version key-value store. The room has no clock, no IO, no `async` and no gRPC, so that results are
 //! deterministic, and property tests and fuzzing run at memory speed.
 //!
-//! A write goes `store` → `txn` (changes the `state`) → `log` (one batch per revision) → `group` (one frame
-//! for each group of watchers) → `watcher` (a cursor). With a `journal`, readers and watchers see a revision only
-//! once it is published. `recovery` makes a store again from a checkpoint and the recorded changes after it.
+//! A write goes `store` → `write_txn` (changes the `state`) → `log` (one batch per revision). Publishing the revision
+//! leaves a frame in each interested `group`, and `watcher` cursors take the frames. With a `journal`, a revision is
+//! published only once it is durable. `recovery` makes a store again from a checkpoint and the changes recorded after.
 //!
 //! ```
 //! use isthmus::mvcc::{KeyRange, Put, RangeOptions, Store};

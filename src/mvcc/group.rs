@@ -1,6 +1,6 @@
 //! Groups of watchers: watchers with the same range and options share a group, which encodes each event once.
 //!
-//! A commit finds the interested groups through an interval map, and leaves one encoded frame per group and revision.
+//! Publishing a revision finds the interested groups through an interval map, and leaves one encoded frame in each.
 //! Members copy frames and neither filter nor encode. A group keeps frames only while a member may need them, and
 //! within a bound. A member that falls behind the bound reads the revision log with the same filter instead, so a
 //! slow watcher costs the other members nothing.

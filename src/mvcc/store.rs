@@ -1,8 +1,9 @@
 //! The store: one lock around the [`State`], one writer at a time, many short reads.
 //!
-//! A write runs under the write lock and leaves one batch in the log and one frame in each interested group.
-//! With a journal, only later writers see a commit until it is published. A commit is published once it survives
-//! the process, so that nothing that a reader or watcher has seen ever changes.
+//! A write runs under the write lock and leaves one batch in the log. Publishing a revision makes it visible, and
+//! leaves one frame in each interested group. Without a journal, a write publishes its revision at once. With a
+//! journal, only later writers see a commit until it is published, and a commit is published once it survives the
+//! process, so that nothing that a reader or watcher has seen ever changes.
 
 use super::Error;
 use super::group::Group;
