@@ -114,7 +114,7 @@ fn parse(content: &[u8], own: &BTreeSet<String>) -> Result<Parsed, String> {
         if name.is_empty() {
             complaints.push(format!("entry {} has no name: left out", at + 1));
         } else if own.contains(&name) {
-            complaints.push(format!("{name:?} is a user of this cluster's own: left as it is"));
+            complaints.push(format!("{name:?} is one of this cluster's own users: left as it is"));
         } else if role.is_empty() {
             complaints.push(format!("{name:?} has no role: left as it is"));
             users.entry(name).or_default();
