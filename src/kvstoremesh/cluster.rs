@@ -9,7 +9,8 @@
 //!                                   └──────────────── configuration_changed ───────────────────────────────┘
 //! ```
 //!
-//! `file_unreadable` leads back to `WaitingForFile`, and `file_removed` leads from every phase to `Leaving`, the last.
+//! `failed` with `Cause::File` leads back to `WaitingForFile`, and `file_removed` leads from every phase to `Leaving`, the
+//! last.
 //!
 //! The shell (`reconnect`, `connection`, `reflect`) reports what happened, by the methods below, and does what they
 //! return. Whatever the phase, the mirror keeps what it has; only [`Cluster::revoke`] asks to remove anything.
