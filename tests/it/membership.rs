@@ -259,7 +259,7 @@ async fn a_cluster_configuration_may_be_missing_unknown_changed_or_invalid() {
     let odd = r#"{"id":1,"capabilities":{"syncedCanaries":true,"endpointSlicesExportMode":"newer"}}"#;
     remote.put(config, odd, None).await.unwrap();
     mirror.mirrors(1).await;
-    mirror.process.line("is not known here").await;
+    mirror.process.line("unknown endpointSlicesExportMode").await;
     let mut local = tls.client(&target.address().await, "any").await;
     let data = revisions(&mut local, "cilium/cache/").await;
     assert_eq!(data.len(), 20);

@@ -220,7 +220,8 @@ fn a_row_in_prose_is_refused() {
 
 #[test]
 fn a_row_that_looks_down_is_a_contradiction() {
-    let text = "| room | may use | never |\n|---|---|---|\n| `a` | `b` | |\n| `b` | nothing of ours | |\n";
+    let text = "| room | may use | never |\n|---|---|---|\n| `a` | `b` | |\n| `b` | nothing of ours | |\n\n\
+                | crate | only in |\n|---|---|\n| `x` | `a` |\n";
     let contradictions = Document::parse(text).unwrap().contradictions();
     assert_eq!(contradictions.len(), 1, "{contradictions:?}");
 }
