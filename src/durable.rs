@@ -41,7 +41,7 @@ pub use error::Error;
 pub use handle::Durable;
 pub use metrics::Metrics;
 pub use open::{Import, import, open, read, replace};
-pub use queue::Refused;
+pub use queue::{Point, Refused};
 pub use record::Metadata;
 
 use crate::mvcc::Store;

@@ -3,7 +3,7 @@
 use super::directory::Directory;
 use super::engine::Engine;
 use super::metrics::Metrics;
-use super::queue::{Refused, Waiting, WriteQueue};
+use super::queue::{Point, Refused, Waiting, WriteQueue};
 use super::record::Record;
 use super::writer::Writer;
 use super::{Config, Loaded};
@@ -73,14 +73,29 @@ impl Durable {
         self.queue.has_room()
     }
 
+    /// The last change of any kind.
+    pub fn last_change(&self) -> Point {
+        self.queue.last_change()
+    }
+
+    /// The last change of users, roles, alarms or members.
+    pub fn last_metadata(&self) -> Point {
+        self.queue.last_metadata()
+    }
+
     /// Returns when the store's revisions up to `revision` are durable.
     pub async fn revision(&self, revision: i64) -> Result<(), Refused> {
-        self.queue.revision(revision).await
+        self.reached(Point::Revision(revision)).await
     }
 
     /// Returns when everything changed so far is durable.
     pub async fn flushed(&self) -> Result<(), Refused> {
-        self.queue.flushed().await
+        self.reached(self.last_change()).await
+    }
+
+    /// Returns when everything up to `point` is durable.
+    pub async fn reached(&self, point: Point) -> Result<(), Refused> {
+        self.queue.reached(point).await
     }
 
     /// Records a change of users and roles.

@@ -34,6 +34,8 @@ pub(super) struct WriteQueue {
     revision: AtomicI64,
     /// The number of durable records.
     written: AtomicU64,
+    /// The number of records queued when metadata (users, alarms, term, members) changed last.
+    metadata: AtomicU64,
     no_room: AtomicBool,
     metrics: Arc<Metrics>,
     /// Faults of the disk that tests ask for.
@@ -71,17 +73,17 @@ pub(super) enum Waiting {
 }
 
 struct Waiter {
-    until: Until,
+    point: Point,
     tell: oneshot::Sender<()>,
 }
 
-/// What a caller waits for.
-#[derive(Clone, Copy)]
-enum Until {
-    /// This revision is durable.
+/// A point in the sequence of changes, which callers can wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Point {
+    /// The store's revision.
     Revision(i64),
-    /// This many records are durable.
-    Count(u64),
+    /// The number of records ever queued.
+    Records(u64),
 }
 
 /// The next work of the writer.
@@ -118,6 +120,9 @@ impl WriteQueue {
         let mut pending = self.pending.lock();
         pending.bytes += waiting.size();
         pending.count += 1;
+        if matches!(waiting, Waiting::Record(_)) {
+            self.metadata.store(pending.count, Ordering::Release);
+        }
         pending.records.push(waiting);
         if pending.records.len() == 1 {
             self.work.notify_one();
@@ -135,25 +140,25 @@ impl WriteQueue {
         }
     }
 
-    /// Returns when the revisions up to `revision` are durable.
-    pub(super) async fn revision(&self, revision: i64) -> Result<(), Refused> {
-        self.until(Until::Revision(revision)).await
+    /// The last change of any kind.
+    pub(super) fn last_change(&self) -> Point {
+        Point::Records(self.pending.lock().count)
     }
 
-    /// Returns when everything queued so far is durable.
-    pub(super) async fn flushed(&self) -> Result<(), Refused> {
-        let count = self.pending.lock().count;
-        self.until(Until::Count(count)).await
+    /// The last change of metadata.
+    pub(super) fn last_metadata(&self) -> Point {
+        Point::Records(self.metadata.load(Ordering::Acquire))
     }
 
-    async fn until(&self, until: Until) -> Result<(), Refused> {
-        if self.is_done(until) {
+    /// Returns when everything up to `point` is durable.
+    pub(super) async fn reached(&self, point: Point) -> Result<(), Refused> {
+        if self.is_done(point) {
             return Ok(());
         }
         let (tell, told) = oneshot::channel();
         {
             let mut pending = self.pending.lock();
-            if self.is_done(until) {
+            if self.is_done(point) {
                 return Ok(());
             }
             if pending.ended {
@@ -164,15 +169,15 @@ impl WriteQueue {
                 pending.waiters.retain(|waiter| !waiter.tell.is_closed());
                 pending.prune_at = (pending.waiters.len() * 2).max(1024);
             }
-            pending.waiters.push(Waiter { until, tell });
+            pending.waiters.push(Waiter { point, tell });
         }
         told.await.map_err(|_| Refused::Ended)
     }
 
-    fn is_done(&self, until: Until) -> bool {
-        match until {
-            Until::Revision(revision) => self.revision.load(Ordering::Acquire) >= revision,
-            Until::Count(count) => self.written.load(Ordering::Acquire) >= count,
+    fn is_done(&self, point: Point) -> bool {
+        match point {
+            Point::Revision(revision) => self.revision.load(Ordering::Acquire) >= revision,
+            Point::Records(count) => self.written.load(Ordering::Acquire) >= count,
         }
     }
 
@@ -250,7 +255,7 @@ impl WriteQueue {
             let mut pending = self.pending.lock();
             pending
                 .waiters
-                .extract_if(.., |waiter| self.is_done(waiter.until))
+                .extract_if(.., |waiter| self.is_done(waiter.point))
                 .collect::<Vec<_>>()
         };
         for waiter in done {

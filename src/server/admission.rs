@@ -23,6 +23,7 @@ use crate::auth::{self, AuthStore, AuthVersion, Principal, Span};
 use crate::durable::Refused;
 use crate::mvcc::{KeyRange, Store};
 use crate::pb::etcdserverpb::AlarmType;
+use bytes::Bytes;
 use std::sync::Arc;
 use tonic::Status;
 
@@ -89,34 +90,36 @@ pub(super) struct Refusal {
 impl Call {
     /// The checks in the order in which etcd makes them, and the sources of that order.
     ///
-    /// Writes in etcd: `processInternalRaftRequestOnce` (server/etcdserver/v3_server.go) checks the token before
-    /// a proposal. The appliers (server/etcdserver/apply/uber_apply.go) then check in turn: CORRUPT, NOSPACE,
-    /// grants, quota. A full disk ends etcd; here it refuses writes, as the last check.
+    /// Writes in etcd 3.6: `processInternalRaftRequestOnce` (server/etcdserver/v3_server.go) checks the token and
+    /// then the size before a proposal. The appliers (server/etcdserver/apply/uber_applier.go) then check in turn:
+    /// CORRUPT, NOSPACE, grants, quota. Two checks differ on purpose: etcd asks for the quota before everything
+    /// else as well (v3rpc/quota.go), so that anonymous callers raise the alarm; and a full disk ends etcd, while
+    /// here it refuses writes, as the last check.
     const fn checks(self) -> &'static [Check] {
         use Check::*;
         match self {
             // v3_server.go, Range; v3rpc/watch.go, isWatchPermitted. Reads work under every alarm.
             Self::Range | Self::Watch => &[Grants],
-            Self::Put | Self::TxnWithPuts => &[Size, Token, NotCorrupt, NoSpaceAlarm, Grants, Quota, Disk],
-            // apply/capped.go lets everything pass that puts nothing.
-            Self::DeleteRange | Self::TxnWithoutPuts => &[Size, Token, NotCorrupt, Grants, Disk],
-            // apply/corrupt.go refuses every transaction.
-            Self::ReadOnlyTxn => &[Size, Token, NotCorrupt, Grants],
-            // v3_server.go, Compact; apply/auth.go.
-            Self::Compact => &[Token, NotCorrupt, Root, Disk],
+            Self::Put | Self::TxnWithPuts => &[Token, Size, NotCorrupt, NoSpaceAlarm, Grants, Quota, Disk],
+            // apply/apply.go, applierV3Capped, lets everything pass that puts nothing.
+            Self::DeleteRange | Self::TxnWithoutPuts => &[Token, Size, NotCorrupt, Grants, Disk],
+            // v3_server.go, Txn: no proposal, so no limit of size and no alarm.
+            Self::ReadOnlyTxn => &[Grants],
+            // v3rpc/key.go, Compact: the role is checked before the proposal.
+            Self::Compact => &[Root, NotCorrupt, Disk],
             // v3_server.go, LeaseGrant: anonymous callers are refused before the proposal.
             Self::LeaseGrant => &[Authenticated, NotCorrupt, NoSpaceAlarm, Quota, Disk],
-            // apply/auth.go, checkLeasePuts.
-            Self::LeaseRevoke => &[Token, NotCorrupt, Grants, Disk],
+            // v3_server.go, LeaseRevoke; apply/apply_auth.go, checkLeasePuts.
+            Self::LeaseRevoke => &[Authenticated, NotCorrupt, Grants, Disk],
             // v3_server.go, LeaseRenew, LeaseTimeToLive, LeaseLeases, checkLeaseTimeToLive.
             Self::LeaseKeepAlive | Self::LeaseLeases | Self::LeaseKeys => &[Grants],
             Self::LeaseTimeToLive => &[Authenticated],
-            // apply/auth.go, needAdminPermission.
+            // apply/apply_auth.go, needAdminPermission.
             Self::AuthChange => &[Root, Disk],
             Self::AuthList => &[Root],
-            // apply/auth.go, UserGet, RoleGet.
+            // apply/apply_auth.go, UserGet, RoleGet.
             Self::UserGet | Self::RoleGet => &[RootOrOwn],
-            // v3_server.go, AuthStatus, Authenticate.
+            // v3_server.go, Authenticate. AuthStatus is open as in etcd 3.7; in 3.6 only the role root may call it.
             Self::AuthOpen => &[],
             // v3rpc/member.go; server.go, MemberList.
             Self::MemberList => &[Authenticated],
@@ -143,7 +146,16 @@ impl Refusal {
         }
     }
 
-    fn of_state(status: Status) -> Self {
+    /// Found from users, roles or alarms.
+    fn of_metadata(status: Status) -> Self {
+        Self {
+            status,
+            cause: Cause::Metadata,
+        }
+    }
+
+    /// Found from keys and leases that may not be durable yet.
+    fn of_store(status: Status) -> Self {
         Self {
             status,
             cause: Cause::EveryChange,
@@ -153,7 +165,7 @@ impl Refusal {
 
 impl From<auth::Error> for Refusal {
     fn from(error: auth::Error) -> Self {
-        Self::of_state(error.into())
+        Self::of_metadata(error.into())
     }
 }
 
@@ -237,20 +249,26 @@ impl Admission {
             }
             Check::Root => Ok(self.auth.check_root(principal()?)?),
             Check::RootOrOwn => Ok(self.check_root_or_own(principal()?, operation.subject.as_ref())?),
-            Check::Grants => Ok(self.check_grants(principal()?, &operation.grants)?),
+            Check::Grants => {
+                let checked = self.check_grants(principal()?, &operation.grants);
+                checked.map_err(|error| match operation.grants.iter().any(Grant::depends_on_lease) {
+                    true => Refusal::of_store(error.into()),
+                    false => error.into(),
+                })
+            }
             Check::Member => {
                 let here = operation.subject == Some(Subject::Member(self.limits.member_id));
                 require(here, || Refusal::of_request(status::member_not_found()))
             }
             Check::NotCorrupt => require(!self.alarms.has(AlarmType::Corrupt), || {
-                Refusal::of_state(status::corrupt())
+                Refusal::of_metadata(status::corrupt())
             }),
             Check::NoSpaceAlarm => require(!self.alarms.has(AlarmType::Nospace), || {
-                Refusal::of_state(status::no_space())
+                Refusal::of_metadata(status::no_space())
             }),
             Check::Quota => require(self.store.size() + operation.growth < self.limits.quota_bytes, || {
                 self.alarms.raise(AlarmType::Nospace, self.limits.member_id);
-                Refusal::of_state(status::no_space())
+                Refusal::of_store(status::no_space())
             }),
             Check::Disk => match self.durability.disk() {
                 Some(disk) => Ok(disk.admit()?),
@@ -282,14 +300,16 @@ impl Admission {
         let Some(granted) = self.auth.ranges(principal)? else {
             return Ok(());
         };
+        let may_read = |key: Bytes| granted.may_read(span(&KeyRange::key(key)));
+        let may_write = |key: Bytes| granted.may_write(span(&KeyRange::key(key)));
+        let keys_of = |lease: i64| self.store.lease_keys(lease).unwrap_or_default().into_iter();
         let is_granted = |grant: &Grant| match grant {
             Grant::Read(range) => granted.may_read(span(range)),
+            Grant::ReadKey(key) => may_read(key.clone()),
+            Grant::ReadLease(lease) => keys_of(*lease).all(may_read),
             Grant::Write(range) => granted.may_write(span(range)),
-            Grant::WriteLease(0) => true,
-            Grant::WriteLease(lease) => {
-                let keys = self.store.lease_keys(*lease).unwrap_or_default();
-                keys.into_iter().all(|key| granted.may_write(span(&KeyRange::key(key))))
-            }
+            Grant::WriteKey(key) => may_write(key.clone()),
+            Grant::WriteLease(lease) => keys_of(*lease).all(may_write),
         };
         match grants.iter().all(is_granted) {
             true => Ok(()),

@@ -2,7 +2,6 @@
 
 use super::Core;
 use super::admission::{Call, Caller, Operation, Subject};
-use super::commit::Cause;
 use crate::auth::Error;
 use crate::pb::authpb;
 use crate::pb::etcdserverpb as pb;
@@ -39,7 +38,7 @@ impl AuthService {
 
     /// Returns an answer, or an error, once all changes of users so far are durable.
     async fn commit<T, E: Into<Status>>(&self, outcome: Result<T, E>) -> Result<T, Status> {
-        self.0.commit(outcome, |_| Cause::EveryChange).await
+        self.0.durability.commit_metadata(outcome).await
     }
 }
 

@@ -1,7 +1,6 @@
 //! The Cluster service of a cluster of one.
 
 use super::admission::{Call, Caller, Operation, Subject};
-use super::commit::Cause;
 use super::{Core, status};
 use crate::pb::etcdserverpb as pb;
 use std::sync::Arc;
@@ -50,7 +49,7 @@ impl pb::cluster_server::Cluster for ClusterService {
         let members = Ok::<_, Status>(self.members());
         Ok(Response::new(pb::MemberListResponse {
             header: self.header(),
-            members: self.0.commit(members, |_| Cause::EveryChange).await?,
+            members: self.0.durability.commit_metadata(members).await?,
         }))
     }
 
@@ -58,17 +57,18 @@ impl pb::cluster_server::Cluster for ClusterService {
         &self,
         request: Request<pb::MemberAddRequest>,
     ) -> Result<Response<pb::MemberAddResponse>, Status> {
-        self.admit(&request, Call::MemberAdd).await?;
         let urls = &request.get_ref().peer_ur_ls;
+        // As in etcd (v3rpc/member.go), before the permission.
         if urls.is_empty() || !urls.iter().all(|url| is_url(url)) {
             return Err(status::bad_member_urls());
         }
+        self.admit(&request, Call::MemberAdd).await?;
         let refused = match urls.iter().any(|url| self.0.peer_urls.read().contains(url)) {
             true => status::peer_url_exists(),
             // etcd's answer when it cannot take a member. Members need Raft, which is not here.
             false => status::unhealthy(),
         };
-        self.0.commit(Err(refused), |_| Cause::Published).await
+        self.0.durability.commit_metadata(Err(refused)).await
     }
 
     async fn member_remove(
@@ -99,7 +99,7 @@ impl pb::cluster_server::Cluster for ClusterService {
         let members = Ok::<_, Status>(self.members());
         Ok(Response::new(pb::MemberUpdateResponse {
             header: self.header(),
-            members: self.0.commit(members, |_| Cause::EveryChange).await?,
+            members: self.0.durability.commit_metadata(members).await?,
         }))
     }
 

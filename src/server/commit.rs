@@ -5,7 +5,7 @@
 //! peer URLs. An answer or an error that rests on such state leaves through [`Durability::commit`].
 
 use super::status;
-use crate::durable::Durable;
+use crate::durable::{Durable, Point};
 use std::sync::Arc;
 use std::time::Duration;
 use tonic::Status;
@@ -20,7 +20,9 @@ pub(super) enum Cause {
     Published,
     /// The store's revisions up to this one.
     Revision(i64),
-    /// Any change made so far, also of users, leases, alarms and members.
+    /// The changes of users, roles, alarms and members so far. They are rare, so there is seldom anything to wait for.
+    Metadata,
+    /// Every change made so far, also of keys, leases and the compact revision.
     EveryChange,
 }
 
@@ -50,18 +52,35 @@ impl Durability {
         outcome
     }
 
+    /// Like [`Durability::commit`], for outcomes that rest on users, roles, alarms or members alone.
+    pub(super) async fn commit_metadata<T, E: Into<Status>>(&self, outcome: Result<T, E>) -> Result<T, Status> {
+        self.wait(Cause::Metadata).await?;
+        outcome.map_err(Into::into)
+    }
+
     /// Waits until `cause` is durable. Fails if the disk takes longer than [`REQUEST_TIMEOUT`]; as in etcd, the
     /// change may still become durable later.
     pub(super) async fn wait(&self, cause: Cause) -> Result<(), Status> {
-        let Some(durable) = &self.0 else { return Ok(()) };
-        let done = match cause {
-            Cause::Published => return Ok(()),
-            Cause::Revision(revision) => tokio::time::timeout(REQUEST_TIMEOUT, durable.revision(revision)).await,
-            Cause::EveryChange => tokio::time::timeout(REQUEST_TIMEOUT, durable.flushed()).await,
-        };
-        match done {
-            Ok(done) => Ok(done?),
-            Err(_) => Err(status::timed_out()),
+        let waited = tokio::time::timeout(REQUEST_TIMEOUT, self.reached(self.point(cause)));
+        waited.await.unwrap_or_else(|_| Err(status::timed_out()))
+    }
+
+    /// The point at which `cause`, as it is now, is durable; `None` if it is.
+    pub(super) fn point(&self, cause: Cause) -> Option<Point> {
+        let durable = self.disk()?;
+        match cause {
+            Cause::Published => None,
+            Cause::Revision(revision) => Some(Point::Revision(revision)),
+            Cause::Metadata => Some(durable.last_metadata()),
+            Cause::EveryChange => Some(durable.last_change()),
+        }
+    }
+
+    /// Waits until everything up to `point` is durable, for however long that takes.
+    pub(super) async fn reached(&self, point: Option<Point>) -> Result<(), Status> {
+        match (&self.0, point) {
+            (Some(durable), Some(point)) => Ok(durable.reached(point).await?),
+            _ => Ok(()),
         }
     }
 }

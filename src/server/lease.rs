@@ -125,8 +125,7 @@ impl pb::lease_server::Lease for LeaseService {
         self.0.admit(&caller, &Operation::new(Call::LeaseLeases)).await?;
         let ids = Ok::<_, Status>(self.0.lessor.ids());
         let ids = self.0.commit(ids, |_| Cause::EveryChange).await?;
-        let keys = ids.iter().filter_map(|id| self.0.store.lease_keys(*id)).flatten();
-        self.0.admit(&caller, &Operation::show(keys)).await?;
+        self.0.admit(&caller, &Operation::show_leases(&ids)).await?;
         let leases = ids.into_iter().map(|id| pb::LeaseStatus { id }).collect();
         Ok(Response::new(pb::LeaseLeasesResponse {
             header: self.header(),

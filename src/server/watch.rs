@@ -16,6 +16,7 @@ use super::admission::Caller;
 use super::commit::Cause;
 use super::status;
 use crate::auth::AuthVersion;
+use crate::durable::Point;
 use crate::mvcc::{KeyRange, Wake, WatchUpdate, Watcher};
 use crate::pb::etcdserverpb as pb;
 use crate::pb::{WatchHead, WatchResponse};
@@ -60,7 +61,8 @@ struct WatchSession {
 /// A response that has to wait until the state it was found from is durable.
 struct Answer {
     response: WatchResponse,
-    cause: Cause,
+    /// Fixed when the response was queued, so that responses which wait together wait once.
+    durable_at: Option<Point>,
 }
 
 struct Entry {
@@ -140,8 +142,13 @@ impl WatchSession {
             {
                 return self.end(status);
             }
-            if let Some(cause) = self.answers.front().map(|answer| answer.cause) {
-                if let Err(status) = self.core.durability.wait(cause).await {
+            if let Some(durable_at) = self.answers.front().map(|answer| answer.durable_at) {
+                // Without a limit of time: a stream outlives a disk that hangs.
+                let reached = tokio::select! {
+                    reached = self.core.durability.reached(durable_at) => reached,
+                    () = self.core.stop.cancelled() => continue,
+                };
+                if let Err(status) = reached {
                     return self.end(status);
                 }
                 return self.answers.pop_front().map(|answer| Ok(answer.response));
@@ -248,7 +255,7 @@ impl WatchSession {
                     let first = parts.next();
                     self.answers.extend(parts.map(|response| Answer {
                         response,
-                        cause: Cause::Published,
+                        durable_at: None,
                     }));
                     return first;
                 }

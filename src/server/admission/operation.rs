@@ -58,9 +58,15 @@ pub(in crate::server) enum Call {
 pub(in crate::server) enum Grant {
     /// All of a range can be read.
     Read(KeyRange),
+    /// One key can be read. Unlike a range, a key alone costs no allocation.
+    ReadKey(Bytes),
+    /// Every key attached to this lease can be read.
+    ReadLease(i64),
     /// All of a range can be written.
     Write(KeyRange),
-    /// Every key attached to this lease can be written, because the key ends with the lease. Lease 0 has no keys.
+    /// One key can be written.
+    WriteKey(Bytes),
+    /// Every key attached to this lease can be written, because the key ends with the lease.
     WriteLease(i64),
 }
 
@@ -103,14 +109,24 @@ impl From<bool> for PrevKv {
 }
 
 impl Grant {
-    /// The grants of a put, in etcd's order.
+    /// Whether the grant depends on the keys of a lease, which change with every put.
+    pub(super) fn depends_on_lease(&self) -> bool {
+        matches!(self, Self::ReadLease(_) | Self::WriteLease(_))
+    }
+
+    /// The grants of a put. The order is not visible: each of them fails with the same error.
     pub(in crate::server) fn of_put(key: Bytes, lease: i64, prev_kv: PrevKv) -> Grants {
-        let mut grants = Self::of_delete(KeyRange::key(key), prev_kv);
-        grants.push(Self::WriteLease(lease));
+        let mut grants: Grants = match prev_kv {
+            PrevKv::Returned => smallvec![Self::WriteKey(key.clone()), Self::ReadKey(key)],
+            PrevKv::NotReturned => smallvec![Self::WriteKey(key)],
+        };
+        if lease != 0 {
+            grants.push(Self::WriteLease(lease));
+        }
         grants
     }
 
-    /// The grants of a deletion, in etcd's order.
+    /// The grants of a deletion.
     pub(in crate::server) fn of_delete(range: KeyRange, prev_kv: PrevKv) -> Grants {
         match prev_kv {
             PrevKv::Returned => smallvec![Self::Write(range.clone()), Self::Read(range)],
@@ -154,7 +170,15 @@ impl Operation {
     /// An answer that shows keys of leases.
     pub(in crate::server) fn show(keys: impl IntoIterator<Item = Bytes>) -> Self {
         Self {
-            grants: keys.into_iter().map(|key| Grant::Read(KeyRange::key(key))).collect(),
+            grants: keys.into_iter().map(Grant::ReadKey).collect(),
+            ..Self::new(Call::LeaseKeys)
+        }
+    }
+
+    /// An answer that lists leases, which takes the right to read all of their keys.
+    pub(in crate::server) fn show_leases(leases: &[i64]) -> Self {
+        Self {
+            grants: leases.iter().copied().map(Grant::ReadLease).collect(),
             ..Self::new(Call::LeaseKeys)
         }
     }

@@ -36,8 +36,8 @@ const ORDERS: &[(Call, &[Fault])] = &[
     (
         Call::Put,
         &[
-            Size,
             Token,
+            Size,
             CorruptAlarm,
             SpaceAlarm,
             Anonymous,
@@ -49,8 +49,8 @@ const ORDERS: &[(Call, &[Fault])] = &[
     (
         Call::TxnWithPuts,
         &[
-            Size,
             Token,
+            Size,
             CorruptAlarm,
             SpaceAlarm,
             Anonymous,
@@ -61,19 +61,19 @@ const ORDERS: &[(Call, &[Fault])] = &[
     ),
     (
         Call::DeleteRange,
-        &[Size, Token, CorruptAlarm, Anonymous, NoRole, FullDisk],
+        &[Token, Size, CorruptAlarm, Anonymous, NoRole, FullDisk],
     ),
     (
         Call::TxnWithoutPuts,
-        &[Size, Token, CorruptAlarm, Anonymous, NoRole, FullDisk],
+        &[Token, Size, CorruptAlarm, Anonymous, NoRole, FullDisk],
     ),
-    (Call::ReadOnlyTxn, &[Size, Token, CorruptAlarm, Anonymous, NoRole]),
-    (Call::Compact, &[Token, CorruptAlarm, Anonymous, NoRole, FullDisk]),
+    (Call::ReadOnlyTxn, &[Token, Anonymous, NoRole]),
+    (Call::Compact, &[Token, Anonymous, NoRole, CorruptAlarm, FullDisk]),
     (
         Call::LeaseGrant,
         &[Token, Anonymous, CorruptAlarm, SpaceAlarm, Quota, FullDisk],
     ),
-    (Call::LeaseRevoke, &[Token, CorruptAlarm, Anonymous, NoRole, FullDisk]),
+    (Call::LeaseRevoke, &[Token, Anonymous, CorruptAlarm, NoRole, FullDisk]),
     (Call::LeaseKeepAlive, &[Token, Anonymous, NoRole]),
     (Call::LeaseTimeToLive, &[Token, Anonymous]),
     (Call::LeaseLeases, &[Token, Anonymous]),

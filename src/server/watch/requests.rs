@@ -25,7 +25,8 @@ impl WatchSession {
             head: WatchHead { header, ..head },
             events: vec![],
         };
-        self.answers.push_back(Answer { response, cause });
+        let durable_at = self.core.durability.point(cause);
+        self.answers.push_back(Answer { response, durable_at });
     }
 
     pub(super) fn create(&mut self, request: pb::WatchCreateRequest) {
