@@ -32,6 +32,8 @@ struct Clusters {
     own: ClusterName,
     /// Files whose names are no cluster names, already reported.
     refused: BTreeSet<PathBuf>,
+    /// Files that were cluster configurations when they were read last.
+    reported: BTreeSet<PathBuf>,
 }
 
 /// Follows `directory` until `events` is closed. `own` is not a remote cluster. A directory that cannot
@@ -96,16 +98,26 @@ impl Clusters {
         Self {
             own,
             refused: BTreeSet::new(),
+            reported: BTreeSet::new(),
         }
     }
 
     fn event(&mut self, change: Change) -> Option<Event> {
         match change {
             Change::Content(file) => {
+                self.reported.insert(file.path.clone());
                 let name = self.remote(&file.path)?;
                 Some(Event::Set(name, file.path))
             }
-            Change::Removed(path) => self.remote(&path).map(Event::Removed),
+            Change::Removed(path) => {
+                self.reported.remove(&path);
+                self.remote(&path).map(Event::Removed)
+            }
+            // Perhaps no cluster configuration: keys of certificates lie in the same directory.
+            Change::Unreadable { path, error } if !self.reported.contains(&path) => {
+                tracing::debug!(file = %path.display(), %error, "cannot read a file in the directory of cluster configurations");
+                None
+            }
             Change::Unreadable { path, error } => {
                 tracing::warn!(file = %path.display(), %error, "cannot read a cluster configuration: the cluster stays as it is");
                 None
@@ -167,7 +179,7 @@ mod tests {
 
         /// A look once all that was written is settled.
         fn scan(&mut self) -> Vec<Event> {
-            let look = self.looker.look(SystemTime::now() + SETTLE).unwrap();
+            let look = self.looker.look(&|| SystemTime::now() + SETTLE).unwrap();
             self.next = look.next;
             let changes = look.changes.into_iter();
             changes.filter_map(|change| self.clusters.event(change)).collect()
@@ -220,7 +232,7 @@ mod tests {
         std::os::unix::fs::symlink("..1", dir.path("..data")).unwrap();
         std::os::unix::fs::symlink("..data/hk", dir.path("hk")).unwrap();
         let written = std::fs::metadata(dir.path("hk")).unwrap().modified().unwrap();
-        let look = dir.looker.look(written).unwrap();
+        let look = dir.looker.look(&|| written).unwrap();
         assert!(look.changes.is_empty(), "still being written");
         assert_eq!(look.next, NextLook::SoonToSettle);
         assert_eq!(dir.scan(), [dir.set("hk")]);

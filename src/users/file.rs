@@ -194,7 +194,7 @@ mod tests {
         let file = UsersFile::new(path.clone(), own());
         let mut looker = Looker::new(file.config());
         let mut look = |now: SystemTime| {
-            let look = looker.look(now).unwrap();
+            let look = looker.look(&|| now).unwrap();
             let update = Update {
                 changes: look.changes,
                 listed: false,

@@ -29,6 +29,9 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use watch::{MakeWatcher, Watch};
 
+/// Tells the time by which the age of a file is judged.
+pub type Clock<'a> = &'a dyn Fn() -> SystemTime;
+
 /// A file that changed less than this long ago may be incomplete: most programs truncate a file before they write it.
 /// Also the pause between a notification and the look that it causes.
 pub const SETTLE: Duration = Duration::from_millis(50);
@@ -183,9 +186,9 @@ impl Looker {
 
     /// Reads the files and returns the changes since the last look. `now` decides which files are still being written.
     /// After an error nothing has changed.
-    pub fn look(&mut self, now: SystemTime) -> io::Result<Look> {
+    pub fn look(&mut self, clock: Clock<'_>) -> io::Result<Look> {
         let listing = read::list(&self.config)?;
-        let found = read::read(&self.config, listing.files, &self.snapshot, now);
+        let found = read::read(&self.config, listing.files, &self.snapshot, clock);
         let Comparison { changes, settled } = self.snapshot.compare(found, self.config.removal);
         let is_known = listing.directories.is_subset(&self.directories);
         self.directories = listing.directories;
@@ -269,7 +272,7 @@ impl Follower {
             self.looking = Some(tokio::task::spawn_blocking(move || {
                 // First watched, then read: a change in between is notified.
                 state.watch.cover(&state.looker.directories);
-                let look = state.looker.look(SystemTime::now());
+                let look = state.looker.look(&SystemTime::now);
                 (state, look)
             }));
         }

@@ -1,7 +1,7 @@
 //! Lists and reads the files. Blocks.
 
 use super::snapshot::{Found, Print, Snapshot};
-use super::{Config, File, Inspected, SETTLE, Scope};
+use super::{Clock, Config, File, Inspected, SETTLE, Scope};
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, ErrorKind, Read};
@@ -95,18 +95,23 @@ pub(super) fn read(
     config: &Config,
     files: BTreeMap<PathBuf, Option<io::Error>>,
     known: &Snapshot,
-    now: SystemTime,
+    clock: Clock<'_>,
 ) -> BTreeMap<PathBuf, Found> {
     let mut found = BTreeMap::new();
     for (path, error) in files {
         let read = match error {
             Some(error) => Err(error),
-            None => read_file(config, &path, known, now),
+            None => read_file(config, &path, known, clock),
         };
         match read {
             Ok(Some(state)) => drop(found.insert(path, state)),
             Ok(None) => {}
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => match config.scope {
+                // Its only path is not looked up in a list.
+                Scope::File(_) => {}
+                // Listed a moment ago, so perhaps about to be replaced: the next look decides.
+                Scope::Directory(_) | Scope::Tree(_) => drop(found.insert(path, Found::BeingWritten)),
+            },
             Err(error) => drop(found.insert(path, Found::Unreadable(error))),
         }
     }
@@ -114,7 +119,7 @@ pub(super) fn read(
 }
 
 /// Reads a file; `None` if it is not followed.
-fn read_file(config: &Config, path: &Path, known: &Snapshot, now: SystemTime) -> io::Result<Option<Found>> {
+fn read_file(config: &Config, path: &Path, known: &Snapshot, clock: Clock<'_>) -> io::Result<Option<Found>> {
     // Before it is opened: opening a pipe blocks.
     let before = std::fs::metadata(path)?;
     if before.is_dir() {
@@ -123,7 +128,8 @@ fn read_file(config: &Config, path: &Path, known: &Snapshot, now: SystemTime) ->
     if !before.is_file() {
         return Err(io::Error::other("not a regular file"));
     }
-    if !is_settled(&before, now)? {
+    // The time now rather than at the start of the look: a file that is written during a long look is not complete.
+    if !is_settled(&before, clock())? {
         return Ok(Some(Found::BeingWritten));
     }
     let (content, after) = read_content(path, config.length_max)?;

@@ -60,13 +60,13 @@ impl Fixture {
     }
 
     fn try_look(&mut self) -> io::Result<Vec<String>> {
-        let look = self.looker.look(SystemTime::now() + HOUR)?;
+        let look = self.looker.look(&|| SystemTime::now() + HOUR)?;
         Ok(shown(&look.changes, self.dir.path()))
     }
 
     /// The same with the pause before the next look.
     fn look_and_pause(&mut self, now: SystemTime) -> (Vec<String>, NextLook) {
-        let look = self.looker.look(now).unwrap();
+        let look = self.looker.look(&|| now).unwrap();
         (shown(&look.changes, self.dir.path()), look.next)
     }
 }
@@ -132,6 +132,31 @@ fn a_file_that_is_being_written_is_read_later() {
         ["+a=3"],
         "times in the future count as long ago"
     );
+}
+
+#[test]
+fn a_file_that_is_truncated_during_a_look_is_not_read() {
+    let mut files = Fixture::new(Scope::Directory, |_| ());
+    for name in ["a", "b"] {
+        files.write(name, "1");
+    }
+    files.look();
+    // "b" is truncated while "a" is being read; the clock goes on.
+    let truncated = files.path("b");
+    let reads = std::cell::Cell::new(0);
+    let clock = || {
+        reads.set(reads.get() + 1);
+        if reads.get() == 1 {
+            std::fs::write(&truncated, "").unwrap();
+            return SystemTime::now() + HOUR;
+        }
+        SystemTime::now()
+    };
+    let look = files.looker.look(&clock).unwrap();
+    assert_eq!(shown(&look.changes, files.dir.path()), NOTHING);
+    assert_eq!(look.next, NextLook::SoonToSettle);
+    files.write("b", "2");
+    assert_eq!(files.look(), ["+b=2"]);
 }
 
 #[test]
@@ -277,13 +302,13 @@ fn without_file_descriptors_nothing_changes() {
     assert_eq!(files.look(), NOTHING);
     // A single file needs no descriptor for its directory.
     let mut single = Looker::new(config(Scope::File(files.path("a"))));
-    single.look(SystemTime::now() + HOUR).unwrap();
+    single.look(&|| SystemTime::now() + HOUR).unwrap();
     held = std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect();
-    let look = single.look(SystemTime::now() + HOUR).unwrap();
+    let look = single.look(&|| SystemTime::now() + HOUR).unwrap();
     let changes = shown(&look.changes, files.dir.path());
     assert!(changes[0].starts_with("!a: Too many open files"), "{changes:?}");
     drop(held);
-    let look = single.look(SystemTime::now() + HOUR).unwrap();
+    let look = single.look(&|| SystemTime::now() + HOUR).unwrap();
     assert_eq!(shown(&look.changes, files.dir.path()), ["=a"]);
 }
 
