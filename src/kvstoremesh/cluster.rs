@@ -390,13 +390,13 @@ impl Cluster {
     }
 
     /// Takes over the changes of a watch.
-    pub(super) fn take_changes(&mut self, scope: Scope, prefixes: &Prefixes, changes: &Changes) -> Vec<Taken> {
+    pub(super) fn take_changes(&mut self, scope: Scope, prefixes: &Prefixes, events: &[Event]) -> Vec<Taken> {
         let (reflector, refusals) = self.reflector_and_refusals(scope);
         let take = |event: &Event| match event {
             Event::Put(kv) => reflector.take(prefixes, &kv.key, Some(kv.value.clone()), refusals),
             Event::Delete { key, .. } => reflector.take(prefixes, key, None, refusals),
         };
-        changes.events.iter().map(take).collect()
+        events.iter().map(take).collect()
     }
 
     /// The mirror holds these changes.

@@ -21,6 +21,9 @@ use tokio::time::Instant;
 /// A list that takes longer has failed.
 const LIST_MAX: Duration = Duration::from_secs(600);
 
+/// Keys taken over under one lock, so that metrics and status need not wait for a large page.
+const TAKEN_AT_ONCE: usize = 256;
+
 /// What the scopes of one connection share.
 pub(super) struct Connected<'a> {
     pub(super) remote: &'a Remote,
@@ -179,11 +182,15 @@ impl Reflection<'_> {
         while let Some(page) = self.next_page(&mut pages).await? {
             let fits = read.page(&page, pages.count, self.remote.size_limit);
             fits.map_err(|what| self.too_much(what))?;
-            let taken = self
-                .remote
-                .state
-                .note(|c| c.take_page(self.scope, &self.prefixes, page));
-            self.write(taken);
+            let mut page = page.into_iter();
+            loop {
+                let keys: Vec<_> = page.by_ref().take(TAKEN_AT_ONCE).collect();
+                if keys.is_empty() {
+                    break;
+                }
+                let state = &self.remote.state;
+                self.write(state.note(|c| c.take_page(self.scope, &self.prefixes, keys)));
+            }
         }
         // Deletes what the list did not have.
         sync.end_list(&self.prefixes.mirror, generation);
@@ -214,8 +221,9 @@ impl Reflection<'_> {
         let mut watch = self.connected.client.watch(&self.prefixes.remote, from).await?;
         loop {
             let changes = watch.next().await?;
-            let taken = state.note(|c| c.take_changes(self.scope, &self.prefixes, &changes));
-            self.write(taken);
+            for events in changes.events.chunks(TAKEN_AT_ONCE) {
+                self.write(state.note(|c| c.take_changes(self.scope, &self.prefixes, events)));
+            }
             // Not before the changes are queued: a position must not be ahead of the mirror.
             state.note(|c| c.advanced(self.scope, &changes));
             let fits = self.remote.size_limit.check(sync.desired(&self.prefixes.mirror));

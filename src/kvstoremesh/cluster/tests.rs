@@ -347,7 +347,7 @@ fn a_store_with_another_past_is_listed_and_the_same_resumes() {
     };
     let taken = life
         .cluster
-        .take_changes(Scope::Nodes, &prefixes(Scope::Nodes), &changes);
+        .take_changes(Scope::Nodes, &prefixes(Scope::Nodes), &changes.events);
     assert_eq!(taken.len(), 1);
     assert_eq!(life.resumes_at(Scope::Nodes), Some(9), "not before the mirror holds it");
     life.cluster.advanced(Scope::Nodes, &changes);
