@@ -178,7 +178,9 @@ fn print_error(error: &anyhow::Error) {
 fn with_causes(error: &anyhow::Error) -> String {
     let mut text = error.to_string();
     for cause in error.chain().skip(1).map(ToString::to_string) {
-        if !text.contains(&cause) && !cause.contains(&text) {
+        if cause.contains(&text) {
+            text = cause;
+        } else if !text.contains(&cause) {
             text = format!("{text}: {cause}");
         }
     }

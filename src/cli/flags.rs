@@ -1,4 +1,4 @@
-//! ControllerGroups of flags that several subcommands share, with Cilium's names, defaults and `CILIUM_` variables.
+//! Groups of flags that several subcommands share, with Cilium's names, defaults and `CILIUM_` variables.
 //!
 //! Each group turns into the configuration of one room.
 
