@@ -296,7 +296,6 @@ async fn answers_and_errors_of_administration_wait_for_the_disk() {
                 "future revision",
                 maintenance.hash_kv(Request::new(pb::HashKvRequest { revision: 1000 })),
             ),
-            succeeds("snapshot", maintenance.snapshot(Request::new(pb::SnapshotRequest {}))),
         ])
         .await;
 }
@@ -331,8 +330,9 @@ async fn refusals_by_pending_changes_of_users_wait_for_the_disk() {
 }
 
 #[tokio::test]
-async fn reads_and_the_status_do_not_wait_for_the_disk() {
+async fn reads_logins_the_status_and_a_snapshot_do_not_wait_for_keys_on_the_disk() {
     let bench = Bench::new().await;
+    let users = auth::AuthService(Arc::clone(&bench.core));
     let kv = kv::KvService(Arc::clone(&bench.core));
     let maintenance = maintenance::MaintenanceService(Arc::clone(&bench.core));
     bench.disk.stall(true);
@@ -351,5 +351,14 @@ async fn reads_and_the_status_do_not_wait_for_the_disk() {
     );
     let status = maintenance.status(Request::new(pb::StatusRequest {}));
     tokio::time::timeout(DEADLINE, status).await.unwrap().unwrap();
+    let snapshot = maintenance.snapshot(Request::new(pb::SnapshotRequest {}));
+    assert!(tokio::time::timeout(DEADLINE, snapshot).await.unwrap().is_ok());
+    let login = users.authenticate(Request::new(pb::AuthenticateRequest::default()));
+    let refused = tokio::time::timeout(DEADLINE, login).await.unwrap().unwrap_err();
+    assert!(
+        refused.message().ends_with("authentication is not enabled"),
+        "{}",
+        refused.message()
+    );
     bench.disk.stall(false);
 }
