@@ -1,0 +1,306 @@
+//! The wiring of a store, its users, its data directory and the etcd server.
+
+use super::users;
+use crate::auth::{self, AuthStore, OnChange};
+use crate::durable::{self, Durable, Loaded};
+use crate::kvstore::Backend;
+use crate::kvstore::local::{Durability, LocalBackend};
+use crate::kvstore::users::UserAdmin;
+use crate::lease::Lessor;
+use crate::model::cluster::ClusterName;
+use crate::mvcc::{Hooks, Store};
+use crate::server::listen::{Address, Listener};
+use crate::server::peer::UserSource;
+use crate::server::tls::{TlsConfig, TlsFiles};
+use crate::server::{self, Core, MemberIdentity, Serve, Wakers};
+use crate::util::lifecycle::Lifecycle;
+use anyhow::Context;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// A socket for etcd clients.
+#[derive(Clone, Debug)]
+pub struct ListenConfig {
+    /// The address of the socket.
+    pub address: Address,
+    /// TLS files; `None` serves without TLS.
+    pub tls: Option<TlsFiles>,
+    /// Whether a client certificate's common name is the etcd user.
+    pub cert_auth: bool,
+}
+
+/// Configuration of a store and of its etcd server.
+#[derive(Clone, Debug)]
+pub struct EtcdConfig {
+    pub server: server::Config,
+    /// Password hashing and tokens.
+    pub auth: auth::Config,
+    /// Shortest lease, in seconds.
+    pub min_lease_ttl_secs: i64,
+    /// Sockets for etcd clients.
+    pub listen: Vec<ListenConfig>,
+    /// Sockets for HTTP. If there are any, `listen` serves gRPC only.
+    pub listen_http: Vec<ListenConfig>,
+    /// Additional sockets for health and metrics only.
+    pub listen_metrics: Vec<ListenConfig>,
+    /// Which revisions are compacted without a client's request.
+    pub auto_compaction: AutoCompaction,
+    /// The data directory; `None` keeps data in memory only.
+    pub data: Option<durable::Config>,
+    /// Creates the users and roles of this cluster and enables authentication.
+    pub users_of: Option<ClusterName>,
+}
+
+/// Compaction by the server itself (etcd's `--auto-compaction-mode`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AutoCompaction {
+    /// Keeps all revisions.
+    Off,
+    /// Keeps revisions that are not older than this.
+    Periodic(Duration),
+    /// Keeps this many of the latest revisions.
+    Revision(i64),
+}
+
+/// A store, and the etcd server in front of it.
+pub struct Etcd {
+    pub store: Arc<Store>,
+    auth: Arc<AuthStore>,
+    durable: Option<Arc<Durable>>,
+    /// The bound network addresses for clients, in the order of the configuration.
+    pub addresses: Vec<SocketAddr>,
+    /// The bound network addresses for health and metrics.
+    pub metrics_addresses: Vec<SocketAddr>,
+}
+
+impl EtcdConfig {
+    /// etcd's defaults, for clients at `listen`.
+    pub fn new(server: server::Config, listen: Vec<ListenConfig>) -> Self {
+        Self {
+            server,
+            auth: auth::Config::default(),
+            min_lease_ttl_secs: crate::lease::MIN_TTL_SECS,
+            listen,
+            listen_http: vec![],
+            listen_metrics: vec![],
+            auto_compaction: AutoCompaction::Off,
+            data: None,
+            users_of: None,
+        }
+    }
+}
+
+impl Etcd {
+    /// Opens the store, binds the sockets, and serves. Clients can connect when this returns.
+    pub async fn start(config: EtcdConfig, life: &Lifecycle) -> anyhow::Result<Self> {
+        let mut server = config.server;
+        let wakers = Wakers::default();
+        let Opened { store, auth, durable } = open(config.data, config.auth, &wakers, &mut server, life).await?;
+        if let Some(cluster) = &config.users_of {
+            users::init(&auth, Some(cluster)).context("cannot set up the users")?;
+        }
+        let sockets = Sockets {
+            clients: listen(config.listen).await?,
+            http: listen(config.listen_http).await?,
+            metrics: listen(config.listen_metrics).await?,
+        };
+        let addresses = addresses(&sockets.clients)?;
+        let metrics_addresses = self::addresses(&sockets.metrics)?;
+        if server.client_urls.is_empty() {
+            server.client_urls = urls(&sockets.clients)?;
+        }
+        let lessor = Arc::new(Lessor::new(Arc::clone(&store), config.min_lease_ttl_secs));
+        let core = Core::start(
+            Arc::clone(&store),
+            lessor,
+            Arc::clone(&auth),
+            durable.clone(),
+            wakers,
+            server,
+            life,
+        );
+        compact(&core, config.auto_compaction, life);
+        sockets.serve(&core, life);
+        Ok(Self {
+            store,
+            auth,
+            durable,
+            addresses,
+            metrics_addresses,
+        })
+    }
+
+    /// A backend for writers in this process.
+    pub fn backend(&self) -> Arc<dyn Backend> {
+        let store = Arc::clone(&self.store);
+        match self.durable.clone() {
+            Some(durable) => Arc::new(LocalBackend::durable(store, Arc::new(OnDisk(durable)))),
+            None => Arc::new(LocalBackend::new(store)),
+        }
+    }
+
+    /// Administration of the store's users in this process.
+    pub fn users(&self) -> Arc<dyn UserAdmin> {
+        Arc::new(users::StoreUsers {
+            auth: Arc::clone(&self.auth),
+            durable: self.durable.clone(),
+        })
+    }
+}
+
+/// Writes are durable once they are in the data directory.
+struct OnDisk(Arc<Durable>);
+
+impl Durability for OnDisk {
+    fn admit(&self) -> Result<(), String> {
+        self.0.admit().map_err(|e| e.to_string())
+    }
+
+    fn wait_durable(&self, revision: i64) -> BoxFuture<'_, Result<(), String>> {
+        let durable = self.0.revision(revision);
+        async move { durable.await.map_err(|e| e.to_string()) }.boxed()
+    }
+}
+
+/// The task of an auth store that can fail, for error messages.
+const TOKENS: &str = "cannot set up auth tokens (--auth-token)";
+
+/// The store and its users, with the journal that makes their changes durable.
+struct Opened {
+    store: Arc<Store>,
+    auth: Arc<AuthStore>,
+    durable: Option<Arc<Durable>>,
+}
+
+/// Opens the store of the data directory, whose identity `server` takes over, or an empty store in memory.
+async fn open(
+    data: Option<durable::Config>,
+    auth: auth::Config,
+    wakers: &Wakers,
+    server: &mut server::Config,
+    life: &Lifecycle,
+) -> anyhow::Result<Opened> {
+    let Some(data) = data else {
+        return Ok(Opened {
+            store: Store::with_hooks(wakers.hooks()),
+            auth: Arc::new(AuthStore::new(auth).context(TOKENS)?),
+            durable: None,
+        });
+    };
+    let (durable, loaded) = load(data, wakers.hooks(), life).await?;
+    resume(server, &loaded);
+    let journal = Arc::clone(&durable);
+    let on_change: OnChange = Box::new(move |before, after| journal.auth_changed(before, after));
+    Ok(Opened {
+        auth: Arc::new(AuthStore::with(loaded.metadata.auth(), auth, Some(on_change)).context(TOKENS)?),
+        store: loaded.store,
+        durable: Some(durable),
+    })
+}
+
+/// Loads the data directory. A later failure to write to the directory ends the process.
+async fn load(config: durable::Config, hooks: Hooks, life: &Lifecycle) -> anyhow::Result<(Arc<Durable>, Loaded)> {
+    let directory = config.directory.clone();
+    let begun = Instant::now();
+    let (durable, loaded) = tokio::task::spawn_blocking(move || durable::open(&config, hooks)).await??;
+    tracing::info!(
+        data_dir = %directory.display(),
+        cluster_id = %format_args!("{:x}", loaded.identity.cluster_id),
+        revision = loaded.store.revision(),
+        keys = loaded.store.stats().keys,
+        secs = begun.elapsed().as_secs_f64(),
+        "data loaded"
+    );
+    let durable = Arc::new(durable);
+    let (stop, watched) = (life.stop_token().clone(), Arc::clone(&durable));
+    let closing = Arc::clone(&durable);
+    life.at_end(move || closing.close());
+    life.spawn("data directory", async move {
+        tokio::select! {
+            () = stop.cancelled() => Ok(()),
+            why = watched.failed() => Err(why),
+        }
+    });
+    Ok((durable, loaded))
+}
+
+/// Continues with the identity, the alarms and the peer URLs of the loaded store.
+fn resume(server: &mut server::Config, loaded: &Loaded) {
+    server.identity = MemberIdentity {
+        cluster_id: loaded.identity.cluster_id,
+        member_id: loaded.identity.member_id,
+        raft_term: loaded.metadata.raft_term + 1,
+    };
+    server.alarms.clone_from(&loaded.metadata.alarms);
+    if !loaded.metadata.peer_urls.is_empty() {
+        server.peer_urls.clone_from(&loaded.metadata.peer_urls);
+    }
+}
+
+/// The bound sockets, by what they serve.
+struct Sockets {
+    clients: Vec<Listener>,
+    http: Vec<Listener>,
+    metrics: Vec<Listener>,
+}
+
+impl Sockets {
+    fn serve(self, core: &Arc<Core>, life: &Lifecycle) {
+        let clients = if self.http.is_empty() { Serve::All } else { Serve::Grpc };
+        for (name, listeners, what) in [
+            ("etcd server", self.clients, clients),
+            ("http", self.http, Serve::Http),
+            ("metrics", self.metrics, Serve::Metrics),
+        ] {
+            if !listeners.is_empty() {
+                life.spawn(name, Arc::clone(core).serve(listeners, what, life.clone()));
+            }
+        }
+    }
+}
+
+/// Starts automatic compaction.
+fn compact(core: &Arc<Core>, mode: AutoCompaction, life: &Lifecycle) {
+    let core = Arc::clone(core);
+    match mode {
+        AutoCompaction::Off => {}
+        AutoCompaction::Periodic(keep) => {
+            life.spawn_forever("compaction", async move { core.compact_periodically(keep).await });
+        }
+        AutoCompaction::Revision(keep) => {
+            life.spawn_forever("compaction", async move { core.compact_to_revisions(keep).await });
+        }
+    }
+}
+
+async fn listen(configs: Vec<ListenConfig>) -> anyhow::Result<Vec<Listener>> {
+    let mut listeners = vec![];
+    for config in configs {
+        let address = &config.address;
+        let failed = || format!("cannot listen on {address}");
+        let tls = config.tls.map(TlsConfig::load).transpose().with_context(failed)?;
+        let users = match config.cert_auth {
+            true => UserSource::TokenOrCertificate,
+            false => UserSource::Token,
+        };
+        let listener = Listener::bind(address, tls.map(Arc::new), users).await;
+        listeners.push(listener.with_context(failed)?);
+    }
+    Ok(listeners)
+}
+
+fn addresses(listeners: &[Listener]) -> std::io::Result<Vec<SocketAddr>> {
+    listeners.iter().filter_map(|l| l.address().transpose()).collect()
+}
+
+fn urls(listeners: &[Listener]) -> std::io::Result<Vec<String>> {
+    let url = |l: &Listener| {
+        let scheme = if l.is_secure() { "https" } else { "http" };
+        Ok(l.address()?.map(|address| format!("{scheme}://{address}")))
+    };
+    listeners.iter().filter_map(|l| url(l).transpose()).collect()
+}
