@@ -4,7 +4,7 @@ use super::users;
 use crate::auth::{self, AuthStore, OnChange};
 use crate::durable::{self, Durable, Loaded};
 use crate::kvstore::Backend;
-use crate::kvstore::local::{Durability, LocalBackend};
+use crate::kvstore::local::{LocalBackend, LocalDisk};
 use crate::kvstore::users::UserAdmin;
 use crate::lease::Lessor;
 use crate::model::cluster::ClusterName;
@@ -155,7 +155,7 @@ impl Etcd {
 /// Writes are durable once they are in the data directory.
 struct OnDisk(Arc<Durable>);
 
-impl Durability for OnDisk {
+impl LocalDisk for OnDisk {
     fn admit(&self) -> Result<(), String> {
         self.0.admit().map_err(|e| e.to_string())
     }

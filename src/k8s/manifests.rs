@@ -95,7 +95,7 @@ pub fn parse(text: &str) -> Vec<Event> {
         // 2006-01-02T15:04:05Z
         modified: SystemTime::UNIX_EPOCH + Duration::from_secs(1_136_214_245),
     };
-    manifests.update(vec![follow_dir::Change::Content(file)])
+    manifests.update(vec![follow_dir::FileChange::Content(file)])
 }
 
 fn config(directory: PathBuf) -> follow_dir::Config {

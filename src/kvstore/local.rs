@@ -18,13 +18,13 @@ const DEADLINE: Duration = Duration::from_secs(30);
 pub struct LocalBackend {
     store: Arc<Store>,
     /// `None`: the store is kept in memory only, and writes wait for nothing.
-    durability: Option<Arc<dyn Durability>>,
-    /// Since when [`Durability::admit`] has been failing.
+    durability: Option<Arc<dyn LocalDisk>>,
+    /// Since when [`LocalDisk::admit`] has been failing.
     refused_since: Mutex<Option<Instant>>,
 }
 
 /// Makes writes survive a crash.
-pub trait Durability: Send + Sync {
+pub trait LocalDisk: Send + Sync {
     /// Whether the disk accepts another write; if not, the reason.
     fn admit(&self) -> Result<(), String>;
     /// Waits until `revision` survives a crash.
@@ -50,7 +50,7 @@ impl LocalBackend {
     }
 
     /// A backend whose writes return once they are durable.
-    pub fn durable(store: Arc<Store>, durability: Arc<dyn Durability>) -> Self {
+    pub fn durable(store: Arc<Store>, durability: Arc<dyn LocalDisk>) -> Self {
         Self {
             durability: Some(durability),
             ..Self::new(store)

@@ -5,7 +5,7 @@
 
 use crate::kvstore::config::ClientConfig;
 use crate::model::cluster::ClusterName;
-use crate::util::follow_dir::{Change, Config, Follower, Inspected, Removal, Scope};
+use crate::util::follow_dir::{Config, FileChange, Follower, Inspected, Removal, Scope};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -102,27 +102,27 @@ impl Clusters {
         }
     }
 
-    fn event(&mut self, change: Change) -> Option<Event> {
+    fn event(&mut self, change: FileChange) -> Option<Event> {
         match change {
-            Change::Content(file) => {
+            FileChange::Content(file) => {
                 self.reported.insert(file.path.clone());
                 let name = self.remote(&file.path)?;
                 Some(Event::Set(name, file.path))
             }
-            Change::Removed(path) => {
+            FileChange::Removed(path) => {
                 self.reported.remove(&path);
                 self.remote(&path).map(Event::Removed)
             }
             // Perhaps no cluster configuration: keys of certificates lie in the same directory.
-            Change::Unreadable { path, error } if !self.reported.contains(&path) => {
+            FileChange::Unreadable { path, error } if !self.reported.contains(&path) => {
                 tracing::debug!(file = %path.display(), %error, "cannot read a file in the directory of cluster configurations");
                 None
             }
-            Change::Unreadable { path, error } => {
+            FileChange::Unreadable { path, error } => {
                 tracing::warn!(file = %path.display(), %error, "cannot read a cluster configuration: the cluster stays as it is");
                 None
             }
-            Change::ReadableAgain(_) => None,
+            FileChange::ReadableAgain(_) => None,
         }
     }
 

@@ -1,7 +1,7 @@
 //! The users file: its content, and the news about it.
 
 use super::reconcile::Wanted;
-use crate::util::follow_dir::{Change, Config, File, Follower, Inspected, Removal, Scope, Update};
+use crate::util::follow_dir::{Config, File, FileChange, Follower, Inspected, Removal, Scope, Update};
 use serde::{Deserialize, Deserializer};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -82,9 +82,9 @@ impl UsersFile {
             return None;
         };
         match change {
-            Change::Content(file) | Change::ReadableAgain(file) => Some(self.listed(&file)),
-            Change::Unreadable { error, .. } => Some(News::Wrong(format!("cannot read {path}: {error}"))),
-            Change::Removed(_) => {
+            FileChange::Content(file) | FileChange::ReadableAgain(file) => Some(self.listed(&file)),
+            FileChange::Unreadable { error, .. } => Some(News::Wrong(format!("cannot read {path}: {error}"))),
+            FileChange::Removed(_) => {
                 tracing::info!(%path, "the users file is gone: users stay as they are");
                 None
             }

@@ -93,7 +93,7 @@ pub struct File {
 
 /// What happened to one file.
 #[derive(Debug)]
-pub enum Change {
+pub enum FileChange {
     /// The file is new, or its content or a companion's content changed.
     Content(File),
     /// The file could not be read before, and has the content that it had before that.
@@ -107,7 +107,7 @@ pub enum Change {
 /// The changes found by one look, in the order of paths, removals last.
 #[derive(Debug)]
 pub struct Update {
-    pub changes: Vec<Change>,
+    pub changes: Vec<FileChange>,
     /// Set once: with this update every file that existed at the start has been reported.
     pub listed: bool,
 }
@@ -123,7 +123,7 @@ pub struct Looker {
 /// The result of one look.
 #[derive(Debug)]
 pub struct Look {
-    pub changes: Vec<Change>,
+    pub changes: Vec<FileChange>,
     /// When to look again without a notification.
     pub next: NextLook,
 }

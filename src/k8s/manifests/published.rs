@@ -4,7 +4,7 @@
 use super::documents::{Documents, Manifest};
 use crate::k8s::events::Event;
 use crate::k8s::types::{Kind, ObjectKey};
-use crate::util::follow_dir::{Change, File};
+use crate::util::follow_dir::{File, FileChange};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -35,13 +35,13 @@ struct Desired<'a> {
 
 impl Manifests {
     /// Takes over changed files; returns the events that follow from them.
-    pub(super) fn update(&mut self, changes: Vec<Change>) -> Vec<Event> {
+    pub(super) fn update(&mut self, changes: Vec<FileChange>) -> Vec<Event> {
         for change in changes {
             match change {
-                Change::Content(file) => self.read(file),
-                Change::Removed(path) => drop(self.files.remove(&path)),
-                Change::Unreadable { path, error } => tracing::warn!("cannot read {}: {error}", path.display()),
-                Change::ReadableAgain(_) => {}
+                FileChange::Content(file) => self.read(file),
+                FileChange::Removed(path) => drop(self.files.remove(&path)),
+                FileChange::Unreadable { path, error } => tracing::warn!("cannot read {}: {error}", path.display()),
+                FileChange::ReadableAgain(_) => {}
             }
         }
         self.events()

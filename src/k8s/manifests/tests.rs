@@ -1,17 +1,17 @@
 use super::*;
 use crate::k8s::manifests::defaults::set_defaults;
-use follow_dir::{Change, File};
+use follow_dir::{File, FileChange};
 
 /// A directory of manifests, of which only the changes exist.
 #[derive(Default)]
 struct Dir {
     manifests: Manifests,
-    changes: Vec<Change>,
+    changes: Vec<FileChange>,
 }
 
 impl Dir {
     fn write(&mut self, name: &str, text: &str) {
-        self.changes.push(Change::Content(File {
+        self.changes.push(FileChange::Content(File {
             path: name.into(),
             content: text.into(),
             modified: SystemTime::UNIX_EPOCH,
@@ -19,7 +19,7 @@ impl Dir {
     }
 
     fn remove(&mut self, name: &str) {
-        self.changes.push(Change::Removed(name.into()));
+        self.changes.push(FileChange::Removed(name.into()));
     }
 
     /// The events that follow from the changes since the last call.
@@ -77,7 +77,7 @@ fn a_file_that_is_not_text_keeps_its_objects() {
     let mut dir = Dir::default();
     dir.write("a.yaml", &node("n1"));
     dir.scan();
-    dir.changes.push(Change::Content(File {
+    dir.changes.push(FileChange::Content(File {
         path: "a.yaml".into(),
         content: vec![0xff],
         modified: SystemTime::UNIX_EPOCH,

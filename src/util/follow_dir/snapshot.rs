@@ -1,6 +1,6 @@
 //! What is known of the files, and the differences from what a look found. Pure: no files, no clock.
 
-use super::{Change, File, Removal};
+use super::{File, FileChange, Removal};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -44,7 +44,7 @@ pub(super) enum Found {
 /// The outcome of a comparison.
 #[derive(Debug)]
 pub(super) struct Comparison {
-    pub(super) changes: Vec<Change>,
+    pub(super) changes: Vec<FileChange>,
     /// Whether no file was being written or absent for the first time.
     pub(super) settled: bool,
 }
@@ -76,7 +76,7 @@ impl Snapshot {
                 continue;
             }
             if known.is_absent || removal == Removal::AtOnce {
-                changes.push(Change::Removed(path));
+                changes.push(FileChange::Removed(path));
             } else {
                 settled = false;
                 known.is_absent = true;
@@ -88,7 +88,7 @@ impl Snapshot {
 }
 
 /// What is known of a file after it was found.
-fn after(known: Option<Known>, path: &Path, found: Found, changes: &mut Vec<Change>) -> Option<Known> {
+fn after(known: Option<Known>, path: &Path, found: Found, changes: &mut Vec<FileChange>) -> Option<Known> {
     let known = known.map(|known| Known {
         is_absent: false,
         ..known
@@ -101,16 +101,16 @@ fn after(known: Option<Known>, path: &Path, found: Found, changes: &mut Vec<Chan
             if known.error.as_ref() != Some(&text) {
                 known.error = Some(text);
                 let path = path.to_owned();
-                changes.push(Change::Unreadable { path, error });
+                changes.push(FileChange::Unreadable { path, error });
             }
             Some(known)
         }
         Found::Read { file, print } => {
             let known = known.unwrap_or_default();
             if known.print.as_ref() != Some(&print) {
-                changes.push(Change::Content(file));
+                changes.push(FileChange::Content(file));
             } else if known.error.is_some() {
-                changes.push(Change::ReadableAgain(file));
+                changes.push(FileChange::ReadableAgain(file));
             }
             Some(Known {
                 print: Some(print),

@@ -72,13 +72,13 @@ impl Fixture {
 }
 
 /// `+path=content`, `=path` if readable again, `!path: error`, `-path`.
-fn shown(changes: &[Change], root: &Path) -> Vec<String> {
+fn shown(changes: &[FileChange], root: &Path) -> Vec<String> {
     let name = |path: &Path| path.strip_prefix(root).unwrap_or(path).display().to_string();
-    let show = |change: &Change| match change {
-        Change::Content(file) => format!("+{}={}", name(&file.path), String::from_utf8_lossy(&file.content)),
-        Change::ReadableAgain(file) => format!("={}", name(&file.path)),
-        Change::Unreadable { path, error } => format!("!{}: {error}", name(path)),
-        Change::Removed(path) => format!("-{}", name(path)),
+    let show = |change: &FileChange| match change {
+        FileChange::Content(file) => format!("+{}={}", name(&file.path), String::from_utf8_lossy(&file.content)),
+        FileChange::ReadableAgain(file) => format!("={}", name(&file.path)),
+        FileChange::Unreadable { path, error } => format!("!{}: {error}", name(path)),
+        FileChange::Removed(path) => format!("-{}", name(path)),
     };
     changes.iter().map(show).collect()
 }
