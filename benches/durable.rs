@@ -105,7 +105,7 @@ fn cpu() -> Duration {
     Duration::from_millis((fields[0] + fields[1]) * 10)
 }
 
-/// In KiB.
+/// The value of the field `name` of `/proc/self/status`, in KiB.
 fn memory(name: &str) -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|l| l.starts_with(name)).unwrap();

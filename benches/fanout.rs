@@ -1,4 +1,4 @@
-//! One write with many watchers of one prefix: the commit, and every watcher taking the event.
+//! The cost of one write with many watchers of one prefix: the commit, and the delivery to every watcher.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use isthmus::mvcc::{KeyRange, Put, Store, Wake, WatchFilter, Watcher};

@@ -1,4 +1,4 @@
-//! The store alone: puts, batches, pages with counts, lists.
+//! The costs of the store alone: puts, batches, pages with counts, lists.
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use isthmus::mvcc::{KeyRange, Put, RangeOptions, Store, Write};

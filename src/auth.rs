@@ -112,7 +112,7 @@ pub struct AuthStore {
     bcrypt_cost: u32,
 }
 
-/// Called with the state before and after each change, in the order of changes, before anybody sees the change.
+/// Called with the state before and after each change, in the order of changes, before requests see the change.
 pub type OnChange = Box<dyn Fn(&AuthState, &AuthState) + Send + Sync>;
 
 /// How tokens are issued and passwords are hashed.

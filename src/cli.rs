@@ -139,7 +139,7 @@ pub fn run(args: Vec<String>) -> u8 {
 
 /// Runs the subcommand; returns the exit code.
 fn execute(invocation: Invocation) -> u8 {
-    // The originals of these log a fatal record and exit with -1.
+    // The original programs of these subcommands log a fatal record and exit with -1.
     let is_fatal = matches!(
         invocation.command,
         Command::Clustermesh(_) | Command::Kvstoremesh(_) | Command::Etcdinit(_) | Command::McsapiCorednsCfg(_)
@@ -209,7 +209,7 @@ fn settings(command: &clap::Command, matches: &ArgMatches) -> Vec<String> {
     settings
 }
 
-/// Starts the log of a daemon with its settings, the version, and what is ignored.
+/// Starts the log of a daemon with its settings, the version, and the ignored settings.
 fn start_log(log: &flags::LogArgs, settings: &[String], ignored: &[IgnoredSetting]) {
     let options = logging::options(logging::level(log.debug), &log.log_opt);
     logging::init(options.format, options.level, options.output);
@@ -219,7 +219,7 @@ fn start_log(log: &flags::LogArgs, settings: &[String], ignored: &[IgnoredSettin
     ignored.iter().for_each(|ignored| tracing::warn!("{ignored}"));
 }
 
-/// Starts the log of `etcd`. Its own tools always pass flags without effect, so those are no warnings.
+/// Starts the log of `etcd`. etcd's own tools always pass flags without effect, so those flags cause no warnings.
 fn start_etcd_log(args: &etcd::EtcdArgs, ignored: &[IgnoredSetting]) {
     args.init_logging();
     for ignored in ignored {

@@ -18,8 +18,8 @@ use publisher::{Action, Options, Publisher, ServiceMode};
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
-/// Publishes what follows from `events` into `backend` until the lifecycle stops: the cluster configuration and the
-/// heartbeat at once, then the resources, and the canary of each scope after its first complete state. Returns the
+/// Publishes the keys that follow from `events` into `backend` until the lifecycle stops: the cluster configuration and
+/// the heartbeat at once, then the resources, and the canary of each scope after its first complete state. Returns the
 /// writer, for its statistics.
 pub fn start(
     options: Options,

@@ -1,7 +1,7 @@
 //! Configures CoreDNS for the MCS API: the `kubernetes` plugin must answer for the clusterset domain, too.
 //!
-//! A Corefile is split into words, as CoreDNS does. So a domain is found only where it is a name of its own, not in a
-//! comment, a longer name or quotes. Everything else stays byte for byte.
+//! A Corefile is split into words, as in CoreDNS, so that a domain is found only as a name of its own, not in a
+//! comment, a longer name or quotes. The rest of the Corefile stays byte for byte.
 
 pub mod apply;
 
@@ -24,7 +24,7 @@ pub struct Domains {
 /// The change of a Corefile.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Plan {
-    /// None: the Corefile already names the clusterset, or configures the option.
+    /// Leave the Corefile, which already names the clusterset or configures the option.
     Keep,
     /// Replace the Corefile by this text.
     Write(String),

@@ -6,8 +6,8 @@
 //! ```
 //!
 //! A writer commits in memory and leaves its changes in the write queue, in order. One thread writes all
-//! changes that are queued as one *group*, syncs the group, and only then publishes its revisions and lets the
-//! answers go: group commit. A start loads the last checkpoint and replays the groups after it.
+//! changes that are queued as one *group*, syncs the group, and only then publishes its revisions and releases the
+//! answers: group commit. A start loads the last checkpoint and replays the groups after it.
 
 mod checkpoint;
 mod damage;
@@ -56,7 +56,7 @@ pub const FORMAT: u32 = 1;
 const SEGMENT_MAX: u64 = 64 << 20;
 const SEGMENT_MIN: u64 = 64 << 10;
 
-/// When a write is answered.
+/// The moment at which a write is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
@@ -78,7 +78,7 @@ pub enum OnCorruption {
     Fail,
 }
 
-/// Where and how to keep data.
+/// The location of a data directory, and its settings.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// The data directory.

@@ -31,7 +31,7 @@ pub use metrics::Metrics;
 /// Default of [`Backend::batch_max`].
 pub const BATCH_MAX: usize = 1000;
 
-/// Why a store did not do what it was asked to.
+/// Why a request to a store failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The store cannot be reached, or did not answer in time: the same request can succeed later.
@@ -87,13 +87,13 @@ pub trait Backend: Send + Sync {
     /// Yields whenever `key` may have changed.
     fn changes(&self, key: &str) -> BoxStream<'static, ()>;
 
-    /// Counts the leases that expired while keys were attached to them; when the number grows, the writer must list its
-    /// keys again. `None`: keys never expire.
+    /// The number of leases that expired while keys were attached to them. When the number grows, the writer must list
+    /// its keys again. `None` if keys never expire.
     fn expired_leases(&self) -> Option<watch::Receiver<u64>> {
         None
     }
 
-    /// For how long the store has been unusable, and why; `None` while it is not known to be.
+    /// The duration and the reason of the store's present outage; `None` if no outage is known.
     fn outage(&self) -> Option<Outage> {
         None
     }

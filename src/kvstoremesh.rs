@@ -1,5 +1,5 @@
-//! KVStoreMesh: mirrors the other clusters of the mesh into the local store, so that agents watch
-//! locally only.
+//! KVStoreMesh: mirrors the other clusters of the mesh into the local store, so that agents watch the local store only.
+//! A *remote* is a remote cluster, and its store is the etcd that the client file names.
 
 pub mod api;
 pub mod cluster;
@@ -45,28 +45,28 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// What to mirror, and how.
+/// The remote clusters to mirror, and the limits and waits of the mirror.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// This cluster.
+    /// The identity of this cluster.
     pub cluster: ClusterInfo,
     /// Directory of the remote clusters' client files.
     pub directory: PathBuf,
-    /// After this long without a remote its services are revoked; zero: never.
+    /// Time without a connection after which the services of a remote cluster are revoked; zero never revokes.
     pub cache_ttl: Duration,
-    /// Readiness does not wait for a remote whose configuration was not read within this time.
+    /// Longest time that readiness waits for the configuration of one remote cluster.
     pub per_cluster_ready_timeout: Duration,
-    /// Readiness does not wait longer than this for any remote.
+    /// Longest time that readiness waits for the mirror of one remote cluster.
     pub global_ready_timeout: Duration,
-    /// How long the data of a removed cluster stays after its configuration was removed.
+    /// Time between the removal of a cluster's configuration and the removal of its data.
     pub drain_grace: Duration,
-    /// How long the data stays of a cluster that has no client file at the start, in case the file comes late.
+    /// Time that the data of a cluster without a client file is kept after the start, since the file may appear late.
     pub former_grace: Duration,
     /// Whether the data of a removed cluster is removed at all.
     pub drain: bool,
     /// Whether legacy services are mirrored.
     pub legacy_services: bool,
-    /// Most keys of one kind of one cluster; a kind that has more is not mirrored any further.
+    /// Largest number of keys of one scope of one cluster; the mirror of a scope with more keys is stopped.
     pub keys_max: usize,
     /// Options of the clients of the remotes.
     pub remotes: Options,
@@ -80,7 +80,7 @@ pub struct Mesh {
     life: Lifecycle,
     members: Mutex<BTreeMap<ClusterName, Member>>,
     limits: Arc<Limits>,
-    /// Told when the id of a cluster may be new, or a cluster was removed.
+    /// Notified when the id of a cluster may have changed, or a cluster was removed.
     ids_changed: Arc<Notify>,
 }
 
@@ -93,19 +93,19 @@ enum Member {
 struct Mirror {
     sync: Arc<SyncStore>,
     state: SharedCluster,
-    /// Of the clients of the remote; they remember its last good address.
+    /// Options of the clients of the remote cluster; their dialer remembers its last good address.
     options: Options,
-    /// Ends the connection, and the wait for a new one.
+    /// Ends the connection, or the wait for the next connection.
     stop: CancellationToken,
     /// Ends the writes to the mirror.
     stop_writes: CancellationToken,
     lock: Arc<MirrorLock>,
 }
 
-/// One cluster as it is now.
+/// The present state of one remote cluster.
 pub struct Snapshot {
     pub cluster: Cluster,
-    /// What is wrong with its cluster id.
+    /// Why agents refuse the cluster's id, if they do.
     pub conflict: Option<String>,
     sync: Arc<SyncStore>,
 }
@@ -177,7 +177,7 @@ impl Mesh {
         std::future::pending().await
     }
 
-    /// Connects to a cluster, or connects to it anew with a changed configuration.
+    /// Connects to a cluster, or connects again with a changed client file.
     fn set(self: &Arc<Self>, name: ClusterName, path: PathBuf, ready: Option<&Ready>) {
         let mut members = self.members.lock();
         let stop = self.life.stop_token().child_token();
@@ -216,7 +216,7 @@ impl Mesh {
             options: mirror.options.clone(),
             ids_changed: Arc::clone(&self.ids_changed),
         };
-        // Readiness waits for the clusters that were there at the start, however often their files change.
+        // Readiness waits for the clusters that were configured at the start, however often their files change.
         if let Some(ready) = ready.filter(|_| is_new) {
             self.hold_readiness(&name, mirror.state.clone(), ready, mirror.stop_writes.clone());
         }
@@ -310,7 +310,7 @@ impl Mesh {
             let done = running.run(&name, &*this.backend, wait, this.config.drain_grace);
             let removed = tokio::select! { () = end.cancelled() => false, removed = done => removed };
             let mut members = this.members.lock();
-            // The cluster may have come back just now.
+            // The cluster's file may have returned in the meantime.
             if removed && matches!(members.get(&name), Some(Member::Leaving(now)) if Arc::ptr_eq(now, &running)) {
                 members.remove(&name);
             }
@@ -369,7 +369,7 @@ impl Mesh {
         self.clusters().iter().map(Snapshot::status).collect()
     }
 
-    /// Every cluster that is not being removed, as it is now, by name.
+    /// The present states of all clusters that are not being removed, by name.
     pub fn clusters(&self) -> Vec<Snapshot> {
         let members = self.members.lock();
         let mirrors = mirrors(&members);
@@ -407,7 +407,7 @@ impl Snapshot {
         let count = |scope: Scope| {
             let prefix = scope.cache_prefix(self.cluster.name());
             match self.cluster.completeness(scope) {
-                // What an earlier process has mirrored.
+                // Keys that an earlier process has mirrored.
                 Completeness::Disabled => self.sync.stored(&prefix),
                 _ => self.sync.desired(&prefix).keys,
             }
@@ -416,8 +416,8 @@ impl Snapshot {
     }
 }
 
-/// Waits until all of a cluster is mirrored. Returns false if its configuration was not read in time; after that, the
-/// mirror is waited for whatever becomes of the connection.
+/// Waits until all of a cluster is mirrored. Returns false if its configuration was not read in time. Once the
+/// configuration was read, the wait goes on even if the connection is lost.
 async fn wait_until_mirrored(state: &SharedCluster, connect_timeout: Duration) -> bool {
     let known = state.until(|cluster| cluster.configuration().is_some());
     if tokio::time::timeout(connect_timeout, known).await.is_err() {

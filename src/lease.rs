@@ -202,7 +202,7 @@ impl Lessor {
                 // Clients could not keep their leases alive, so every lease gets its full TTL again.
                 tracing::warn!(
                     secs = now.duration_since(last).as_secs(),
-                    "the process was paused: leases are prolonged"
+                    "the process was paused; every lease gets its full TTL again"
                 );
                 self.leases
                     .lock()

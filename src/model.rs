@@ -1,4 +1,4 @@
-//! The keys and values that the clusters of a mesh exchange. This room knows nothing of their sources and stores.
+//! The keys and values that the clusters of a mesh exchange, independent of their sources and stores.
 
 pub mod cluster;
 pub mod gojson;

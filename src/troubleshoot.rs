@@ -168,7 +168,7 @@ fn parse(text: &str) -> Result<ClientConfig, Error> {
     let config: ClientConfig = serde_saphyr::from_str(text).map_err(|e| unparsed(&e.to_string()))?;
     config.check_aliases()?;
     if !config.endpoints.is_empty() {
-        // The client decides what else makes a configuration unusable.
+        // The client makes all other checks of a configuration.
         ClientConfig::parse(text).map_err(|why| unparsed(&why))?;
     }
     Ok(config)

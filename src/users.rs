@@ -39,7 +39,7 @@ pub struct Users {
     status: Mutex<Inner>,
 }
 
-/// The outcome so far.
+/// The counts and the last error, for metrics.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Status {
     /// Runs that made or confirmed all users as the file lists them.
@@ -95,7 +95,7 @@ impl Users {
         let file = UsersFile::new(self.path.clone(), self.own.clone());
         let mut follower = file.follower();
         let mut reconciler = Reconciler::new(self.own.clone());
-        // The time of the next comparison with the store; none before the file has been read.
+        // The time of the next comparison with the store; `None` before the file has been read.
         let mut due: Option<Instant> = None;
         let mut backoff = Backoff::connect();
         loop {
@@ -147,7 +147,10 @@ impl Users {
         let mut status = self.status.lock();
         // A failure that is repeated has been logged.
         for failure in outcome.failures.iter().filter(|f| !status.failures.contains(f)) {
-            tracing::warn!(error = failure, "cannot change users as listed, trying again");
+            tracing::warn!(
+                error = failure,
+                "cannot change a user as the users file lists it; trying again"
+            );
         }
         match (
             outcome.failures.is_empty(),

@@ -22,9 +22,9 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Shorter outages of the store do not fail readiness.
+/// Shortest outage of the store that fails readiness.
 const STORE_AWAY: Duration = Duration::from_secs(15);
-/// Shorter outages of the Kubernetes API do not fail readiness.
+/// Shortest outage of the Kubernetes API that fails readiness.
 const API_AWAY: Duration = Duration::from_secs(15);
 
 /// Conditions that a daemon's readiness depends on (`--ready-needs`).
@@ -53,7 +53,7 @@ pub struct DaemonMetrics {
     pub mesh: MeshMetrics,
     bootstrap: Gauge<f64, AtomicU64>,
     users: Arc<Mutex<Option<Arc<Users>>>>,
-    /// 1 while this process holds the leader lock; without a value where there is no election.
+    /// 1 while this process holds the leader lock; no series in a process without an election.
     leader: Family<Labels, Gauge>,
 }
 

@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Limit for a change to reach the disk.
+/// Longest wait until a change is on the disk.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A user that every cluster has, with its only role.

@@ -17,7 +17,7 @@ pub enum ConfigError {
     Method(String),
     #[error("jwt: cannot read {}: {source}", path.display())]
     Read { path: PathBuf, source: std::io::Error },
-    #[error("jwt: {} is no key for this sign-method: {source}", path.display())]
+    #[error("jwt: {} does not hold a key for this sign-method: {source}", path.display())]
     Key {
         path: PathBuf,
         source: jsonwebtoken::errors::Error,

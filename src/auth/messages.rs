@@ -53,7 +53,7 @@ impl AuthState {
         self.roles.iter().map(role).collect()
     }
 
-    /// What changed between `before` and this state.
+    /// The changes between `before` and this state.
     pub fn since(&self, before: &Self) -> Difference {
         let users = self
             .users

@@ -203,7 +203,7 @@ mod tests {
         let r = ranges(&[(Access::Read, "a", "\0")]);
         assert!(r.may_read(from(b"b")));
         assert!(!ranges(&[(Access::Read, "a", "z")]).may_read(from(b"a")));
-        // A permission for one key is none for the keys after it.
+        // A permission for one key does not cover the keys after it.
         assert!(!ranges(&[(Access::Read, "a", "")]).may_read(from(b"a")));
         assert!(!r.may_read(Span::new(b"A", b"A\0")));
     }

@@ -118,7 +118,7 @@ impl CorednsArgs {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let done = runtime.block_on(async { anyhow::Ok(apply(api.client(0).await?, &names, &domains).await?) });
         match done? {
-            Done::Nothing => tracing::info!("CoreDNS seems to know the clusterset already: nothing was changed"),
+            Done::Nothing => tracing::info!("the Corefile already mentions the clusterset domain; nothing was changed"),
             Done::Changed => tracing::info!("CoreDNS restarts with the changed Corefile"),
         }
         Ok(())

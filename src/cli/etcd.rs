@@ -45,13 +45,13 @@ pub struct EtcdArgs {
     /// Client URLs to report in the member list. Required if --listen-client-urls is set.
     #[arg(long, env = "ETCD_ADVERTISE_CLIENT_URLS", value_delimiter = ',', value_name = "URL,...", help_heading = heading::MEMBER)]
     advertise_client_urls: Vec<String>,
-    /// Peer URLs to report in the member list. There are no peers: nothing listens on them.
+    /// Peer URLs to report in the member list. Isthmus has no peers, so no socket listens on these URLs.
     #[arg(long, env = "ETCD_INITIAL_ADVERTISE_PEER_URLS", default_value = "http://localhost:2380", value_delimiter = ',', value_name = "URL,...", help_heading = heading::MEMBER)]
     initial_advertise_peer_urls: Vec<String>,
     /// YAML or JSON file with all settings. Other flags and environment variables are then ignored.
     #[arg(long, env = "ETCD_CONFIG_FILE", value_name = "FILE", help_heading = heading::MEMBER)]
     config_file: Option<PathBuf>,
-    /// Election timeout in milliseconds. There are no elections: it only sets the shortest lease TTL, 1.5 times this
+    /// Election timeout in milliseconds. Isthmus holds no elections; the value only sets the shortest lease TTL, 1.5 times this
     /// value.
     #[arg(long, env = "ETCD_ELECTION_TIMEOUT", default_value_t = 1000, value_name = "MS", help_heading = heading::MEMBER)]
     election_timeout: u32,
@@ -169,7 +169,7 @@ pub struct EtcdArgs {
 
 /// Parses `--auto-compaction-retention`: a duration or, as a bare number, hours or revisions.
 fn auto_compaction(mode: &str, retention: &str) -> anyhow::Result<AutoCompaction> {
-    // As in etcd, empty is 0.
+    // As in etcd, an empty text means 0.
     let retention = if retention.is_empty() { "0" } else { retention };
     if mode == "revision" {
         let keep = retention.parse::<i64>().ok().filter(|n| *n >= 0);

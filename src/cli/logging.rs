@@ -34,7 +34,7 @@ pub enum Output {
 
 /// Starts logging.
 pub fn init(format: Format, level: Level, output: Output) {
-    // kube logs every retry; the Kubernetes room logs each trouble once, with the kind of object.
+    // kube logs every retry; the Kubernetes room logs each failure once, with the kind of object.
     let filter = EnvFilter::new(format!(
         "warn,kube_client=off,isthmus={}",
         level.as_str().to_ascii_lowercase()

@@ -12,9 +12,9 @@ use std::error::Error as _;
 /// The texts to print, and the exit code.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Answer {
-    /// For standard output.
+    /// The text for standard output.
     pub out: String,
-    /// For standard error.
+    /// The text for standard error.
     pub err: String,
     /// The exit code.
     pub code: u8,
@@ -98,7 +98,7 @@ fn cobra_answer(command: Command, args: &[String], error: &Error) -> Answer {
 fn named<'a>(command: &'a mut Command, args: &[String]) -> &'a mut Command {
     let mut at = command;
     for arg in args.iter().skip(1).filter(|arg| !arg.starts_with('-')) {
-        // Two look-ups, because the borrow checker extends a mutable borrow of a hit to the miss.
+        // Two look-ups, because the borrow checker extends the mutable borrow of a match to the branch without a match.
         if at.find_subcommand(arg).is_none() {
             break;
         }
@@ -157,7 +157,7 @@ fn message(command: &Command, args: &[String], error: &Error) -> String {
 /// The message about a flag or a subcommand that does not exist.
 fn unknown(command: &Command, args: &[String], arg: &str) -> String {
     let path = command.get_bin_name().unwrap_or_default();
-    // Of `-xyz` clap names `-x`; cobra names both.
+    // For `-xyz`, clap names `-x` only; cobra names both.
     let given = args
         .iter()
         .find(|given| given.starts_with(arg))

@@ -32,7 +32,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use value::Problems;
 
-/// Which forms of a global service are exported (`--clustermesh-service-v2`).
+/// The forms in which a global service is exported (`--clustermesh-service-v2`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ServiceMode {
     /// Both forms; readers prefer the legacy services.
@@ -44,7 +44,7 @@ pub enum ServiceMode {
     OnlyEndpointSlice,
 }
 
-/// What to publish.
+/// The cluster to publish, and the options of its publisher.
 #[derive(Clone, Debug)]
 pub struct Options {
     pub cluster: ClusterInfo,
@@ -57,7 +57,7 @@ pub struct Options {
     pub service_mode: ServiceMode,
 }
 
-/// What the caller has to do because of an event.
+/// A step that the caller must carry out because of an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Write this value under the scope's prefix and `name`.
@@ -81,7 +81,7 @@ pub struct Publisher {
     problems: ReportedProblems,
 }
 
-/// What is kept of all objects.
+/// The state of all kinds of objects.
 struct State {
     options: Options,
     namespaces: namespace::Namespaces,
@@ -93,11 +93,11 @@ struct State {
     service_exports: service_export::ServiceExports,
 }
 
-/// What the publisher does for one kind of object. The functions append the changes that follow to `out`.
+/// The part of the publisher for one kind of object. The functions append the changes that follow to `out`.
 trait Resource {
     type Object;
 
-    /// The scopes whose keys depend on objects of this kind: they are complete only after its first list.
+    /// The scopes whose keys depend on objects of this kind. They are complete only after the first list of this kind.
     const SCOPES: &'static [Scope];
 
     /// Whether objects of this kind are needed with these options.
@@ -153,7 +153,7 @@ kinds! {
     ServiceExport: service_export::ServiceExports,
 }
 
-/// Collects what follows from one event.
+/// Collects the consequences of one event.
 #[derive(Default)]
 struct Effects {
     actions: Vec<Action>,
@@ -200,7 +200,7 @@ impl Publisher {
             .collect()
     }
 
-    /// Takes one event; returns what follows from it.
+    /// Takes one event; returns the actions that follow from it.
     pub fn handle(&mut self, event: Event) -> Vec<Action> {
         let mut out = Effects::default();
         match event {

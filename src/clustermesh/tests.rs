@@ -379,7 +379,7 @@ fn a_scope_is_complete_when_all_its_kinds_are_listed() {
         ..options()
     });
     bench.send(Event::Listed(Kind::Node));
-    // With exports disabled their canary waits for no list.
+    // With exports disabled, the canary of the exports waits for no list.
     assert_eq!(bench.synced, [Scope::Nodes, Scope::ServiceExports]);
     bench.send(Event::Listed(Kind::Identity));
     assert_eq!(bench.synced.len(), 2, "identities depend on their namespaces");

@@ -38,7 +38,7 @@ pub enum Error {
         name: String,
         source: Box<kube::Error>,
     },
-    #[error("CoreDNS {0} is too old for the MCS API: it takes 1.12.2 or later")]
+    #[error("CoreDNS {0} is too old: the MCS API requires CoreDNS 1.12.2 or later")]
     TooOld(String),
     #[error("ConfigMap {namespace}/{name} has no Corefile")]
     NoCorefile { namespace: String, name: String },

@@ -1,4 +1,4 @@
-//! The frames of a checkpoint, made piece by piece while the store goes on.
+//! The frames of a checkpoint, made piece by piece while the store is in use.
 
 use super::frame::{self, Kind};
 use super::record::{self, Head, Metadata};

@@ -17,7 +17,7 @@ pub(super) enum LoadError {
     Io(#[from] io::Error),
 }
 
-/// How to read.
+/// Options of [`Engine::load`].
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LoadOptions {
     /// Cut off a partly written group at the end, so that writing can continue.
@@ -50,7 +50,7 @@ pub(super) trait Engine: Send {
     /// Returns when everything appended is on the disk.
     fn sync(&mut self) -> io::Result<()>;
 
-    /// Allocates space for the next groups; an error means that there is none.
+    /// Allocates space for the next groups. Fails if the disk has no space for them.
     fn reserve(&mut self) -> io::Result<()>;
 
     /// Whether the next few megabytes of groups certainly fit.

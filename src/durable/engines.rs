@@ -9,7 +9,7 @@ use std::path::Path;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EngineKind {
-    /// An append-only log with checkpoints, of our own.
+    /// Isthmus's own append-only log with checkpoints.
     Log,
     /// A sled tree.
     Sled,

@@ -63,7 +63,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// `action` says what failed on which path.
+    /// `action` names the failed operation and its path.
     pub(super) fn io(action: impl Into<String>, error: io::Error) -> Self {
         let action = action.into();
         Self::Io { action, error }

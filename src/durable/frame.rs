@@ -43,7 +43,7 @@ pub(super) struct Frame<'a> {
     pub(super) payload: &'a [u8],
 }
 
-/// What a file holds at some offset.
+/// The content of a file at one offset.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Parsed<'a> {
     /// A frame, and its length in bytes.
@@ -124,7 +124,7 @@ fn word(head: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]])
 }
 
-/// Where the payload of the frame with this header ends, from the start of the frame.
+/// Length in bytes of header and payload of the frame with this header.
 fn end(head: &[u8]) -> usize {
     HEADER + word(head, 8) as usize
 }

@@ -20,7 +20,7 @@ pub struct Durable {
 }
 
 impl Durable {
-    /// Starts the thread that writes what `queue`, the journal of the loaded store, holds.
+    /// Starts the thread that writes the changes in `queue`, the journal of the loaded store.
     pub(super) fn start(
         config: &Config,
         directory: Directory,
@@ -122,7 +122,7 @@ impl Durable {
         self.queue.failed().await
     }
 
-    /// Writes what is queued, syncs, and ends the log. Blocks.
+    /// Writes the queued changes, syncs, and ends the log. Blocks.
     pub fn close(&self) {
         self.queue.close();
         if let Some(thread) = self.thread.lock().take() {

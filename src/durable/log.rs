@@ -54,7 +54,7 @@ struct Segment {
 #[derive(Clone, Copy, Default)]
 struct LastGroup {
     number: u64,
-    /// Where the group begins in the file.
+    /// Offset of the group in the file, in bytes.
     start: u64,
 }
 

@@ -15,12 +15,12 @@ const WAITING_MAX: usize = 64 << 20;
 /// Why a change is not accepted, or not answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
-    #[error("there is no room on the disk")]
+    #[error("the disk of the data directory is full")]
     NoSpace,
-    #[error("the disk does not keep up")]
+    #[error("too many writes wait for the disk of the data directory")]
     Busy,
     /// The writer has ended; the change may or may not be in the log.
-    #[error("the log has ended")]
+    #[error("the data directory no longer accepts writes; the log of the process says why")]
     Ended,
 }
 
@@ -113,7 +113,7 @@ impl Waiting {
     }
 }
 
-// === for those who change something ===
+// === for callers that make changes ===
 
 impl WriteQueue {
     pub(super) fn push(&self, waiting: Waiting) {
@@ -181,7 +181,7 @@ impl WriteQueue {
         }
     }
 
-    /// Asks the writer to write what is queued and to end.
+    /// Asks the writer to write the queued changes and to end.
     pub(super) fn close(&self) {
         self.pending.lock().closing = true;
         self.work.notify_one();

@@ -138,7 +138,7 @@ pub struct Metadata {
     /// Raised alarms.
     #[prost(message, repeated, tag = "5")]
     pub alarms: Vec<etcdserverpb::AlarmMember>,
-    /// One more than the number of starts.
+    /// The raft term of the present run: one more than the number of starts.
     #[prost(uint64, tag = "6")]
     pub raft_term: u64,
     /// Advertised peer URLs, if they were changed with `etcdctl member update`.

@@ -416,7 +416,7 @@ fn a_missing_checkpoint_or_database_is_damage_even_if_nothing_came_after() {
         }
         let refused = read(home.path()).err().unwrap();
         assert!(matches!(refused, Error::Damaged(_)), "{engine}: {refused}");
-        // A directory in place of a file is damage, too.
+        // A directory instead of a file is damage, too.
         let identity = home.path().join("store/identity");
         fs::remove_file(&identity).unwrap();
         fs::create_dir(&identity).unwrap();

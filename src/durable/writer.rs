@@ -19,7 +19,7 @@ use tokio::time::Instant;
 /// Shortest time between the beginnings of groups with many writers. On a fast disk groups would be small, and each
 /// group costs two thread switches and a sync.
 const PACE: Duration = Duration::from_millis(1);
-/// Changes in a group from which on it counts as a group of many writers.
+/// A group with at least this many changes counts as a group of many writers.
 const MANY: u64 = 8;
 /// Time between attempts to write to a full disk.
 const RETRY: Duration = Duration::from_millis(500);
@@ -134,7 +134,7 @@ impl Writer {
         }
     }
 
-    /// How long to wait for work; `None` if there is nothing else to do.
+    /// The longest wait for new work; `None` if nothing else is due.
     fn patience(&self) -> Option<Duration> {
         if self.checkpoint.is_some() {
             return Some(Duration::ZERO);
@@ -145,7 +145,7 @@ impl Writer {
         sync.into_iter().chain(retry).min()
     }
 
-    /// Writes the queued records as one group, publishes its revisions, and lets the answers go.
+    /// Writes the queued records as one group, publishes its revisions, and releases the answers.
     fn group(&mut self, work: Work) -> io::Result<()> {
         if work.records.is_empty() {
             return Ok(());
@@ -224,8 +224,8 @@ impl Writer {
         self.metrics.full.set(i64::from(!room));
         if self.queue.set_room(room) {
             match room {
-                true => tracing::warn!("there is room on the disk again: writes are accepted"),
-                false => tracing::error!("THE DISK IS FULL: writes are refused until there is room"),
+                true => tracing::warn!("the disk has free space again; accepting writes"),
+                false => tracing::error!("THE DISK IS FULL: writes are refused until space is free"),
             }
         }
     }

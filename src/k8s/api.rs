@@ -21,7 +21,7 @@ const STREAMED_LISTS: ServerVersion = ServerVersion { major: 1, minor: 27 };
 /// The API group of Cilium's own resources.
 const CILIUM_GROUP: &str = "cilium.io";
 
-/// Where the API is, and how to connect to it.
+/// The address and credentials of the API, and limits for connecting to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ApiConfig {
     /// The kubeconfig file, which takes precedence over `urls`.
@@ -191,7 +191,7 @@ impl ApiConfig {
                 match self.client(attempt).await {
                     Ok(client) => connection.client = client,
                     Err(error) => {
-                        tracing::warn!(%error, "keeping the old connection to the Kubernetes API: cannot make another");
+                        tracing::warn!(%error, "cannot make a new connection to the Kubernetes API; keeping the old one");
                         continue;
                     }
                 }
@@ -234,7 +234,7 @@ impl ApiConfig {
         let answer = tokio::time::timeout(self.heartbeat, client.request_text(request)).await;
         let (answer, probe) = match answer {
             Ok(Ok(_)) => (Ok(()), Probe::Keep),
-            // The API answers, and says that it is not ready.
+            // The API answers that it is not ready.
             Ok(Err(kube::Error::Api(refusal))) => (Err(refusal.to_string()), Probe::Keep),
             // Another API server may answer. With only one, the watches notice a closed connection themselves.
             Ok(Err(error)) if self.urls.len() > 1 => (Err(error.to_string()), Probe::Reconnect),

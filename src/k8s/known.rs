@@ -17,7 +17,7 @@ pub(super) enum Step {
 pub(super) struct KnownObjects {
     kind: Kind,
     keys: HashSet<ObjectKey>,
-    /// The objects named by the current list; `None` if no list is going on, or nothing was known when it began.
+    /// The objects in the current list; `None` without a current list, or if no objects were known when it began.
     listed: Option<HashSet<ObjectKey>>,
     /// Whether a list has ended at least once.
     is_listed: bool,
@@ -41,11 +41,11 @@ impl KnownObjects {
         self.is_listed
     }
 
-    /// Takes over a step; returns the events that follow. The end of a list deletes the objects that it did not name.
+    /// Applies a step; returns the events that follow. The end of a list deletes the objects that were not in the list.
     pub(super) fn step(&mut self, step: Step) -> Vec<Event> {
         match step {
             Step::ListBegins => {
-                // The first list has nothing to compare with, unless it broke off and begins again.
+                // The first list has no earlier objects to compare with, unless a first attempt broke off.
                 self.listed = (!self.keys.is_empty()).then(HashSet::new);
                 vec![]
             }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// A failure is over if it has not been repeated for this long, since a failing watch is retried more often.
+/// A failure that has not been repeated for this long is over, since a failing watch is retried more often.
 const OVER: Duration = Duration::from_secs(60);
 
 /// Clones share the state.
@@ -48,12 +48,12 @@ pub struct Probes {
     pub failed: u64,
 }
 
-/// What a failure adds to what is known.
+/// The relation of a failure to the failure before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Failure {
-    /// The first failure, or another reason than before.
+    /// The first failure, or a failure for another reason than before.
     News,
-    /// Repeated with the same reason.
+    /// A failure for the same reason as before.
     Repeated,
 }
 
@@ -135,7 +135,7 @@ impl Status {
         failure
     }
 
-    /// Takes over the outcome of a probe of the API; an error is the reason of an outage.
+    /// Records the outcome of a probe of the API; an error is the reason of an outage.
     pub(super) fn probed(&self, answer: Result<(), String>) {
         let mut state = self.0.lock();
         state.has_api = true;

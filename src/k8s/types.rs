@@ -15,7 +15,7 @@ macro_rules! resources {
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Kind { $($kind,)* }
 
-        /// One object of any kind.
+        /// An object of any kind.
         #[derive(Clone, Debug)]
         pub enum Object { $($kind($type),)* }
 

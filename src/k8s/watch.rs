@@ -185,7 +185,11 @@ impl KindWatch {
             if !matches!(step, Step::ListBegins) {
                 backoff.reset();
                 if let Some(outage) = self.status.succeeded(self.kind) {
-                    tracing::info!(kind = self.kind.name(), secs = outage.as_secs(), "watching works again");
+                    tracing::info!(
+                        kind = self.kind.name(),
+                        secs = outage.as_secs(),
+                        "the watch of this kind works again"
+                    );
                 }
             }
             if self.send(known, step).await.is_err() {
@@ -231,7 +235,7 @@ impl KindWatch {
 
     fn failed(&self, error: &str) {
         if self.status.failed(self.kind, error.to_owned()) == Failure::News {
-            tracing::warn!(kind = self.kind.name(), error, "watching fails, trying again");
+            tracing::warn!(kind = self.kind.name(), error, "cannot watch this kind; trying again");
         }
     }
 

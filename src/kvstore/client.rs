@@ -23,9 +23,9 @@ pub const KEEPALIVE: Keepalive = Keepalive {
     interval: Duration::from_secs(15),
     timeout: Duration::from_secs(25),
 };
-/// For the exchange of a password for a token.
+/// Limit for exchanging a password for a token.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
-/// For the answer to a read.
+/// Limit for the answer to a read.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
 /// etcd's error if authentication is off.
 const NO_AUTH: &str = "authentication is not enabled";
@@ -73,11 +73,11 @@ pub struct Pages {
     client: EtcdClient,
     end: Vec<u8>,
     limit: i64,
-    /// Where the next page begins.
+    /// The first key of the next page; `None` after the last page.
     from: Option<Vec<u8>>,
     /// The revision of all pages, once the first was read.
     pub revision: i64,
-    /// How many keys the store has, as the first page says.
+    /// The number of keys in the list, according to its first page.
     pub count: u64,
 }
 
@@ -95,7 +95,7 @@ pub struct KeyValue {
     pub create_revision: i64,
     pub mod_revision: i64,
     pub version: i64,
-    /// 0: attached to no lease.
+    /// The id of the lease; 0 without a lease.
     pub lease: i64,
 }
 
@@ -110,10 +110,11 @@ pub enum Event {
     },
 }
 
-/// One message of a watch: its events, in order.
+/// The events of one message of a watch, in order.
 pub struct Changes {
     pub events: Vec<Event>,
-    /// Without events, everything up to this revision has been seen. With events it may be ahead of them.
+    /// Without events, every change up to this revision has been seen. With events, this revision may be higher than
+    /// the revisions of the events.
     pub revision: i64,
 }
 
@@ -123,7 +124,7 @@ impl EtcdClient {
         Self::connect_with(config, &Options::default()).await
     }
 
-    /// Makes a client. Nothing is sent yet, unless a password has to be exchanged for a token.
+    /// Makes a client. Sends no request, except to exchange a password for a token.
     pub async fn connect_with(config: &ClientConfig, options: &Options) -> Result<Self, Error> {
         let channel = Channel::Tonic(dial::channel(config, &options.dialer, options.keepalive)?);
         let plain = ConnectOptions::new().with_require_leader(true);

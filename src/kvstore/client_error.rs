@@ -15,7 +15,7 @@ pub enum Error {
     /// A status of the store, or a failure of the transport that has no variant of its own.
     #[error("{}", describe(.0))]
     Etcd(#[source] etcd_client::Error),
-    /// A TLS connection ended without a goodbye.
+    /// A TLS connection ended without a `close_notify` alert.
     #[error("the store closed the connection")]
     ConnectionClosed,
     /// The connection is gone, or keepalive pings were not answered.
@@ -23,12 +23,12 @@ pub enum Error {
     ConnectionBroken,
     #[error("no answer in {} s", .0.as_secs())]
     Timeout(Duration),
-    /// Another store answers than the one that answered first.
+    /// An answer came from another store than the first answer.
     #[error("etcd cluster ID has changed: expected {expected:x}, got {got:x}")]
     ClusterChanged { expected: u64, got: u64 },
     #[error("the etcd response has no header")]
     NoHeader,
-    /// The revision asked for is compacted: only a list can tell which keys there are.
+    /// The requested revision is compacted, so only a new list shows the present keys.
     #[error("required revision has been compacted (at {0})")]
     Compacted(i64),
     /// An answer that no etcd would give.
@@ -44,20 +44,20 @@ pub enum Error {
 // === impl Error ===
 
 impl Error {
-    /// Whether the revision asked for is compacted or in the future.
+    /// Whether the requested revision is compacted or in the future.
     pub fn is_out_of_range(&self) -> bool {
         self.status().is_some_and(|s| s.code() == tonic::Code::OutOfRange) && !self.is_too_large()
     }
 
-    /// Whether the store sent a message that is larger than this client takes.
+    /// Whether the store sent a message that is larger than this client accepts.
     pub fn is_too_large(&self) -> bool {
         // The text is tonic's; its status code means something else in etcd.
         self.status()
             .is_some_and(|s| s.message().contains("decoded message length too large"))
     }
 
-    /// Whether the connection ended without a word from the store, as it does when the store refuses a client's
-    /// certificate, or when only one of both speaks TLS.
+    /// Whether the connection ended without an error from the store. Typical causes: the store refuses the client's
+    /// certificate, or only one side uses TLS.
     pub fn is_connection_lost(&self) -> bool {
         matches!(self, Self::ConnectionClosed | Self::ConnectionBroken)
     }
@@ -100,7 +100,7 @@ fn describe(error: &etcd_client::Error) -> String {
         }
         source = error.source();
     }
-    // Texts that only name the layer are left out if there is another.
+    // Texts that only name the layer are left out if another text says more.
     let says_more = |t: &String| !["", "transport error", "connection error"].contains(&t.as_str());
     if texts.iter().any(says_more) {
         texts.retain(says_more);

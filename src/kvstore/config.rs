@@ -4,7 +4,7 @@ use serde::Deserialize;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-/// What a client needs to connect. As in clientv3/yaml, unknown keys are ignored.
+/// The endpoints and credentials of a client. As in clientv3/yaml, unknown keys are ignored.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
 pub struct ClientConfig {
@@ -16,7 +16,7 @@ pub struct ClientConfig {
     pub cert_file: Option<PathBuf>,
     /// Client key, PEM.
     pub key_file: Option<PathBuf>,
-    /// For authentication by password.
+    /// User name for authentication by password.
     pub username: Option<String>,
     pub password: Option<String>,
     /// Addresses of hosts that DNS does not know (Cilium 1.20).
@@ -36,7 +36,7 @@ pub struct HostAlias {
     pub ips: Vec<std::net::IpAddr>,
 }
 
-/// Where the configuration of a client comes from.
+/// The source of a client's configuration.
 #[derive(Clone, Debug)]
 pub enum ConfigSource {
     /// An etcd client's YAML file, read again for each connection.
@@ -54,7 +54,7 @@ impl ConfigSource {
     }
 }
 
-/// What is wrong with an alias, in Cilium's words.
+/// Why a host alias is invalid, in Cilium's words.
 #[derive(Debug, thiserror::Error)]
 pub enum AliasError {
     #[error("cilium-host-aliases entry has an empty hostname")]
@@ -95,7 +95,7 @@ impl ClientConfig {
         })
     }
 
-    /// Parses a file's text. The error says what is wrong with it.
+    /// Parses a file's text. The error is the reason why the text is invalid.
     pub fn parse(text: &str) -> Result<Self, String> {
         let config: Self = serde_saphyr::from_str(text).map_err(|e| first_line(&e.to_string()))?;
         if config.endpoints.is_empty() {

@@ -30,7 +30,7 @@ use tokio_rustls::client::TlsStream;
 use tokio_util::either::Either;
 use tonic::transport::{Channel, Endpoint};
 
-/// For a connection to be established.
+/// Limit for establishing a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The least time for one address.
 const SHARE_MIN: Duration = Duration::from_secs(2);
@@ -48,7 +48,7 @@ impl Dialer {
     }
 }
 
-/// What one attempt connects to: one address of a host. The host's name is what its certificate must have.
+/// The target of one attempt: one address of a host. The server's certificate must be valid for the host's name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Address {
     host: String,
@@ -71,7 +71,7 @@ impl Target {
         let secure = match scheme {
             "https" => true,
             "http" => false,
-            // As in Go's client: TLS if the configuration has TLS files.
+            // As in Go's client, an endpoint without a scheme uses TLS if the configuration has TLS files.
             "" => config.files().next().is_some(),
             _ => return Err(bad()),
         };
@@ -142,7 +142,7 @@ impl Connector {
         let (mut addresses, mut failures) = (vec![], vec![]);
         let mut targets: Vec<_> = self.targets.iter().collect();
         targets.shuffle(&mut rand::rng());
-        // A name that the resolver does not answer must not use up the time of the others.
+        // A name that the resolver does not answer must not use up the time for the other names.
         let resolved = targets
             .iter()
             .map(|target| timeout(CONNECT_TIMEOUT / 2, self.addresses(target)));

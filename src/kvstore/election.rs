@@ -17,7 +17,7 @@ use tokio::time::Instant;
 const TTL: Duration = Duration::from_secs(25);
 /// How often a candidate renews its lease.
 const RENEW: Duration = Duration::from_secs(8);
-/// How often a candidate checks that the process of the candidate before it is alive, if that runs in the same pod.
+/// How often a candidate checks that the process of the candidate before it is alive, if both run in the same pod.
 const ALIVE_CHECK: Duration = Duration::from_secs(1);
 /// How long the release of the lock may take.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -120,10 +120,10 @@ impl EtcdBackend {
                 Ok(()) => {}
                 Err(Error::Rejected(_)) => return,
                 Err(error) if leadership.renewed.elapsed() >= TTL => {
-                    tracing::error!(%error, "the lease of the lock could not be renewed");
+                    tracing::error!(%error, "lost the leader lock: its lease could not be renewed");
                     return;
                 }
-                Err(error) => tracing::warn!(%error, "the lease of the lock was not renewed, trying again"),
+                Err(error) => tracing::warn!(%error, "cannot renew the lease of the leader lock; trying again"),
             }
         }
     }
@@ -158,12 +158,13 @@ impl Leadership {
 struct Predecessor {
     key: String,
     lease: i64,
-    /// The boot and network namespace in which it runs (see [`alive::namespace`]); empty if unknown.
+    /// The boot and network namespace of the candidate's process (see [`alive::namespace`]); empty if unknown.
     place: String,
 }
 
 impl Predecessor {
-    /// Waits until the candidate's process is dead. Never returns if it does not run at `place`, this process's own.
+    /// Waits until the candidate's process is dead. Never returns if that process does not run at `place`, the place of
+    /// this process.
     async fn death(&self, place: &str) {
         while place.is_empty() || self.place != place || !alive::is_gone(&self.key) {
             tokio::time::sleep(ALIVE_CHECK).await;
@@ -171,7 +172,7 @@ impl Predecessor {
     }
 }
 
-/// The candidate before the one with `key`; `None`: that one holds the lock.
+/// The candidate before the one with `key`; `None` if the candidate with `key` holds the lock.
 async fn predecessor(client: &EtcdClient, lock: &str, key: &str) -> Result<Option<Predecessor>, Error> {
     let options = GetOptions::new()
         .with_prefix()

@@ -25,9 +25,9 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// If a request other than a write takes longer, it has failed.
+/// Limit for a request other than a write.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// A list of all keys under a prefix may take longer: each of its pages has a deadline of its own.
+/// Limit for a list of all keys under a prefix. Each page also has a limit of its own.
 const LIST_DEADLINE: Duration = Duration::from_secs(600);
 /// How often the store is probed while it gets no other requests.
 const PROBE: Duration = Duration::from_secs(5);
@@ -168,7 +168,7 @@ impl EtcdBackend {
             Err(error @ Error::Unavailable(_)) => {
                 self.availability.lock().failed(error);
                 *self.client.lock().await = None;
-                // The address accepted a connection, but does not answer: others are tried before it next time.
+                // The address accepted a connection, but does not answer: the next attempt tries other addresses first.
                 self.dialer.forget();
             }
             Err(error @ Error::Full(_)) => self.availability.lock().failed(error),
@@ -177,8 +177,7 @@ impl EtcdBackend {
         done
     }
 
-    /// If the etcd behind the address has been replaced by another one, the leases are lost, even if the new one has
-    /// leases with the same ids.
+    /// Forgets all leases if another etcd has taken over the address, even if that etcd has leases with the same ids.
     async fn check_cluster_id(&self, client: &EtcdClient) {
         let (now, before) = (client.cluster_id(), &self.cluster_id);
         if now == 0 || now == before.load(Ordering::Relaxed) {
@@ -190,7 +189,7 @@ impl EtcdBackend {
         if is_current && before.swap(now, Ordering::Relaxed) != now && self.leases.forget_all() {
             tracing::warn!(
                 store = self.describe(),
-                "the store has been replaced by another one: writing everything again"
+                "another store answers at this address; writing all keys again"
             );
         }
     }
@@ -235,7 +234,7 @@ impl EtcdBackend {
     }
 
     async fn read(&self, prefix: &str, ownership: Ownership) -> Result<Vec<StoredKey>, Error> {
-        // No operations: a list at the start or after a loss must not use up the rate of the writes.
+        // Counts as no operations: a list at the start or after a loss must not use up the rate of the writes.
         let permit = self.limiter.acquire(Class::Live, 0).await;
         let listed = self
             .timed(Request::new(prefix, "ListPrefix", LIST_DEADLINE), async |client| {
@@ -305,7 +304,7 @@ enum Adopted {
     Expired,
 }
 
-/// What a list does with the leases of the keys it finds.
+/// The treatment of the leases of keys that a list finds.
 #[derive(Clone, Copy)]
 enum Ownership {
     /// The leases stay with their writers.

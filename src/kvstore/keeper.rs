@@ -1,4 +1,4 @@
-//! Keeps single keys: the cluster configuration, which must stay as it is, and the heartbeat.
+//! Keeps single keys: the cluster configuration, which must not change, and the heartbeat.
 
 use super::{Backend, Class, Metrics, Write};
 use crate::model::keys;
@@ -12,7 +12,7 @@ const REFRESH: Duration = Duration::from_secs(300);
 const RETRY: Duration = Duration::from_secs(2);
 /// How often the heartbeat is written. Readers give up on a cluster after two missing heartbeats.
 const HEARTBEAT: Duration = Duration::from_secs(60);
-/// If a write takes longer, it has failed.
+/// Limit for a write.
 const DEADLINE: Duration = Duration::from_secs(25);
 
 /// Keeps `key` at `value` for ever: writes it again when it is changed or deleted.

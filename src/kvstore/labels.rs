@@ -23,7 +23,7 @@ impl RequestOutcome {
     }
 }
 
-/// The kind and version of a key, such as `nodes/v1`; of keys without, their first 12 characters. As in Cilium
+/// The scope and version of a key, such as `nodes/v1`, or the first 12 characters of a key without them. As in Cilium
 /// (pkg/kvstore/metrics.go, `getScopeFromKey`).
 pub fn scope_of(key: &[u8]) -> String {
     let text = String::from_utf8_lossy(key);

@@ -8,11 +8,11 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-/// Most keys attached to one lease, as in Cilium: an expiry deletes no more keys at once.
+/// Largest number of keys attached to one lease, as in Cilium, so that one expiry deletes no more keys than this.
 pub const KEYS_PER_LEASE: usize = 1000;
 /// The wait after a renewal that failed.
 const RETRY: Duration = Duration::from_secs(1);
-/// If a renewal takes longer, it has failed.
+/// Limit for a renewal.
 const DEADLINE: Duration = Duration::from_secs(10);
 
 pub(super) struct Leases {
@@ -107,7 +107,7 @@ impl Leases {
             return;
         }
         state.detach(key);
-        // The lease may have been given up as empty in the meantime.
+        // The lease may have been forgotten as empty in the meantime.
         let ttl = self.ttl;
         state.leases.entry(id).or_insert_with(|| Lease::new(ttl)).keys += 1;
         state.by_key.insert(key.clone(), id);

@@ -56,8 +56,8 @@ impl Limits {
 /// The priority of a request; the first class is the highest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Class {
-    /// The heartbeat and the cluster configuration. Others judge by them whether this cluster is alive, so no limit
-    /// delays them.
+    /// The heartbeat and the cluster configuration. Remote clusters judge by them whether this cluster is alive, so no
+    /// limit delays them.
     Control,
     /// A change that happens now.
     Live,
@@ -78,7 +78,7 @@ pub struct Limiter {
     /// Held while waiting for the rate: requests wait one after the other, or small requests would always overtake a
     /// large one.
     rate_queue: Mutex<()>,
-    /// The same among bulk requests.
+    /// Held while a bulk request waits, so that bulk requests wait one after the other.
     bulk_queue: Mutex<()>,
     inflight: Semaphore,
     /// Live requests that wait for the limits.

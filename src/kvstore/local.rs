@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// If a write is not durable after this time, it is reported as failed.
+/// A write that is not durable after this time is reported as failed.
 const DEADLINE: Duration = Duration::from_secs(30);
 
 pub struct LocalBackend {

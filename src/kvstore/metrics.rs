@@ -112,7 +112,7 @@ impl Metrics {
     }
 }
 
-/// Metrics that are read when they are scraped.
+/// Metrics that are computed at each scrape.
 #[derive(Debug)]
 struct Scraped(Arc<Mutex<Shared>>);
 

@@ -1,12 +1,12 @@
 //! The writer: makes the keys of a store equal to a desired state.
 //!
-//! A writer owns prefixes. Callers say which value each key should have; the writer writes only what differs, in
-//! batches, in the order of the calls. So a canary that is queued after its data is written after it. The owned prefixes
-//! are listed first: after a restart only real changes are written, and keys of an earlier run are deleted once the
-//! first list of the source is complete.
+//! A writer owns prefixes. Callers set the value that each key should have; the writer writes only the differences, in
+//! batches, in the order of the calls. So a canary that is queued after its data is written after its data. The owned
+//! prefixes are listed first: after a restart only real changes are written, and keys of an earlier run are deleted
+//! once the first list of the source is complete.
 //!
 //! Files: `entry` is one key, `table` all keys with their counters, `batches` the queue, `run` the loop that writes,
-//! `stats` what metrics show.
+//! `stats` the statistics for metrics.
 
 mod batches;
 mod entry;
@@ -36,7 +36,7 @@ use table::Table;
 
 /// See the module's documentation.
 pub struct SyncStore {
-    /// For log lines.
+    /// The writer's name in log lines.
     name: String,
     backend: Arc<dyn Backend>,
     prefixes: Vec<Prefix>,
@@ -90,7 +90,7 @@ struct Progress {
 #[derive(Clone, Copy, Debug)]
 pub struct List(u32);
 
-/// When a write takes place.
+/// The condition for a write.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum WriteMode {
     IfChanged,

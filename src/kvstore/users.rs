@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 use tonic::Code;
 
-/// If a call takes longer, it has failed.
+/// Limit for a call.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// etcd's error for a user that does not exist.
@@ -44,7 +44,7 @@ pub struct EtcdUsers {
 }
 
 impl EtcdUsers {
-    /// Does not connect yet.
+    /// Makes the client without connecting.
     pub fn new(source: ConfigSource) -> Self {
         Self {
             source,
@@ -82,8 +82,8 @@ impl EtcdUsers {
     }
 }
 
-/// Tells errors that the call's arguments cause ([`Error::Rejected`]) from those of the connection or its user, which
-/// concern every call.
+/// Distinguishes errors that the call's arguments cause ([`Error::Rejected`]) from errors of the connection or its
+/// user, which concern every call.
 fn failure(error: etcd_client::Error) -> Error {
     let rejected = match &error {
         etcd_client::Error::GRpcStatus(status) => matches!(

@@ -1,4 +1,4 @@
-//! The life of one remote cluster, without IO.
+//! The state machine of one remote cluster, without IO.
 //!
 //! ```text
 //! WaitingForFile ─file_read─► Connecting ─connected─► WaitingForConfiguration ─configured─► Listing ─► Following
@@ -9,11 +9,11 @@
 //!                                   └──────────────── configuration_changed ───────────────────────────────┘
 //! ```
 //!
-//! `failed` with `Cause::File` leads back to `WaitingForFile`, and `file_removed` leads from every phase to `Leaving`, the
-//! last.
+//! `failed` with `Cause::File` leads back to `WaitingForFile`. `file_removed` leads from every phase to `Leaving`, the
+//! last phase.
 //!
-//! The shell (`reconnect`, `connection`, `reflect`) reports what happened, by the methods below, and does what they
-//! return. Whatever the phase, the mirror keeps what it has; only [`Cluster::revoke`] asks to remove anything.
+//! The tasks that do IO (`reconnect`, `connection`, `reflect`) report events by calling the methods below, and act on
+//! the results. No phase removes mirrored keys; only [`Cluster::revoke`] asks for their removal.
 
 mod view;
 
@@ -30,43 +30,43 @@ use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
-/// After a connection that lasted this long, the first new attempt is made soon.
+/// A connection that lasted this long resets the backoff, so the next attempt is made soon.
 pub(super) const STEADY: Duration = Duration::from_secs(30);
-/// A remote that has too much is asked again after this long.
+/// Wait before the next attempt, if a remote cluster holds more than the limits allow.
 pub(super) const TOO_MUCH_WAIT: Duration = Duration::from_secs(300);
-/// Of failures that repeat, every so many are logged.
+/// A failure that repeats is logged as a warning once in this many attempts.
 const LOGGED_ATTEMPTS: u32 = 10;
 
 /// The scopes that send traffic to a remote cluster: they are revoked when the remote stays away.
 pub(super) const REVOCABLE: [Scope; 3] = [Scope::Services, Scope::ServiceExports, Scope::EndpointSlices];
 
-/// Where a remote cluster is in its life.
+/// The phase of the connection to a remote cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// The client file has not been read, or cannot be.
+    /// The client file has not been read, or cannot be read.
     WaitingForFile,
-    /// No connection yet, or a new one because the configuration of the remote changed.
+    /// The first connection is being made, or a new connection after the remote changed its configuration.
     Connecting,
     /// The store of the remote answers; the cluster configuration has not been read.
     WaitingForConfiguration,
-    /// The cluster configuration is known; the mirror of at least one scope has never been complete, or is stopped.
+    /// The cluster configuration is known. The mirror of at least one scope has never been complete, or is stopped.
     Listing,
     /// The mirror of every enabled scope is complete, and is kept up to date.
     Following,
-    /// The remote was connected before and is not now. The mirror stays as it is.
+    /// The connection to the remote cluster was lost. The mirror stays as it is.
     Away,
-    /// The client file is gone. A cluster that comes back has a new life.
+    /// The client file is gone. A cluster whose file returns gets a new state machine.
     Leaving,
 }
 
-/// What has happened so often.
+/// Numbers of events since the client file was found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Connections that got as far as the cluster configuration.
+    /// Connections on which the cluster configuration was read.
     pub connects: u64,
-    /// Of these, connections that were lost.
+    /// Connections that were lost after the cluster configuration was read.
     pub failures: u64,
-    /// Attempts that did not get as far.
+    /// Attempts that failed before the cluster configuration was read.
     pub attempts_failed: u64,
     pub revocations: u64,
 }
@@ -74,36 +74,36 @@ pub struct Counters {
 /// Why an attempt or a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cause {
-    /// The client file cannot be read, or is none.
+    /// The client file cannot be read, or is not an etcd client configuration.
     File,
-    /// The connection ended without a word from the store.
+    /// The connection ended without an error from the store.
     ConnectionLost,
-    /// The remote has more than can be taken.
+    /// The remote cluster holds more than the limits allow.
     TooMuch,
     Other,
 }
 
-/// How loudly a failure is logged.
+/// The level at which a failure is logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Loudness {
-    /// It is new, or has repeated for a while.
+    /// The failure is new, or one in [`LOGGED_ATTEMPTS`] repetitions.
     Warning,
-    /// It is the same as before.
+    /// The failure is the same as before.
     Debug,
 }
 
-/// What to do after a failure.
+/// The reaction to a failure.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Retry {
     pub(super) wait: Duration,
     pub(super) loudness: Loudness,
     /// The failure in full, for the log.
     pub(super) error: String,
-    /// Another address may be better than the one that was used last.
+    /// Whether to try other addresses before the last good address.
     pub(super) forget_address: bool,
 }
 
-/// Since when a remote has not been mirrored.
+/// A time without a connection to the remote cluster.
 #[derive(Clone, Copy, Debug)]
 struct Absence {
     since: Instant,
@@ -118,28 +118,28 @@ struct Attempts {
     last_error: String,
 }
 
-/// See the module's text.
+/// See the module's documentation.
 #[derive(Clone, Debug)]
 pub struct Cluster {
     name: ClusterName,
     phase: Phase,
-    /// From the client file, for display.
+    /// The endpoints in the client file, for display.
     endpoints: String,
-    /// The etcd cluster id of the store connected to last.
+    /// The etcd cluster id of the store that answered last.
     store_id: u64,
     /// The last cluster configuration that was read.
     configuration: Option<ClusterConfig>,
-    /// What is wrong now.
+    /// The present error, for the status.
     error: Option<String>,
     attempts: Attempts,
-    /// `None` while the remote is mirrored.
+    /// `None` while the remote cluster is connected and its configuration is known.
     absence: Option<Absence>,
     last_failure: Option<SystemTime>,
-    /// Since when the heartbeat has not changed, though the store answers.
+    /// The time since which the heartbeat has not changed although the store answers.
     silent_since: Option<Instant>,
-    /// The last heartbeat: no other past has one with the same time at the same revision.
+    /// The last heartbeat. A store with another history has no heartbeat of the same time at the same revision.
     heartbeat: Option<Witness>,
-    /// From the start of the connection until everything was in the store here.
+    /// Time from the start of the connection until everything was written to the local store.
     first_sync: Option<Duration>,
     counters: Counters,
     refusals: Refusals,
@@ -157,7 +157,7 @@ impl Cluster {
             configuration: None,
             error: None,
             attempts: Attempts::new(now),
-            // Its mirror may be there from before the start.
+            // A mirror of an earlier process may be in the local store.
             absence: Some(Absence {
                 since: now,
                 is_revoked: false,
@@ -174,13 +174,13 @@ impl Cluster {
 
     // --- transitions of the connection
 
-    /// The client file is new or changed. The phase stays: until it is clear what becomes of the new connection, the
-    /// mirror counts as connected if it was.
+    /// The client file is new or changed. The phase stays, so a connected cluster counts as connected until the outcome
+    /// of the new connection is known.
     pub(super) fn file_changed(&mut self, now: Instant) {
         self.attempts = Attempts::new(now);
     }
 
-    /// The client file is gone: whatever else a task still reports, the cluster is leaving.
+    /// The client file is gone. The cluster stays in `Leaving`, whatever its tasks still report.
     pub(super) fn file_removed(&mut self) {
         self.phase = Phase::Leaving;
     }
@@ -198,8 +198,8 @@ impl Cluster {
         }
     }
 
-    /// The store answers. A connection that replaces another because the client file changed leaves the phase as it
-    /// is: the mirror stays complete meanwhile.
+    /// The store answers. A connection that replaces another one because the client file changed leaves the phase as it
+    /// is, because the mirror stays complete meanwhile.
     pub(super) fn connected(&mut self, store_id: u64) {
         (self.store_id, self.error) = (store_id, None);
         if !self.is_registered() && self.phase != Phase::Leaving {
@@ -207,14 +207,14 @@ impl Cluster {
         }
     }
 
-    /// The cluster configuration is missing or wrong. Returns whether that is new.
+    /// The cluster configuration is missing or invalid. Returns whether the error is new.
     pub(super) fn configuration_missing(&mut self, error: String) -> bool {
         let is_new = self.error.as_ref() != Some(&error);
         self.error = Some(error);
         is_new
     }
 
-    /// The cluster configuration was read, and is written here.
+    /// The cluster configuration was read and written to the local store.
     pub(super) fn configured(&mut self, configuration: ClusterConfig, exports: &Exports) {
         self.configuration = Some(configuration);
         (self.error, self.absence) = (None, None);
@@ -228,8 +228,8 @@ impl Cluster {
         self.settle();
     }
 
-    /// The remote has another cluster configuration, which takes a new connection. That is no failure, and waits only
-    /// if it keeps happening. Returns how long.
+    /// The remote cluster changed its configuration, which requires a new connection. Returns the wait before that
+    /// connection: zero, unless the configuration changes again and again.
     pub(super) fn configuration_changed(&mut self, now: Instant) -> Duration {
         self.absence = Some(Absence {
             since: now,
@@ -273,7 +273,8 @@ impl Cluster {
             (Phase::WaitingForFile | Phase::Connecting, _) => Phase::Connecting,
             _ => Phase::Away,
         };
-        // A remote that comes and goes is waited for as one that never came, and may be better at another address.
+        // A remote cluster whose connections do not last is treated like an unreachable one: the waits grow, and other
+        // addresses are tried.
         let was_steady = was_registered && self.attempts.is_steady(now);
         if was_steady {
             self.attempts.backoff.reset();
@@ -300,45 +301,45 @@ impl Cluster {
         self.error = None;
     }
 
-    /// The remote lost its cluster configuration. The mirror goes on with the one before.
+    /// The remote cluster deleted its configuration. The mirror continues with the previous configuration.
     pub(super) fn configuration_lost(&mut self, error: String) {
         self.error = Some(error);
     }
 
-    /// The heartbeat as it is when a connection begins.
+    /// The first heartbeat that was read on a connection.
     pub(super) fn heartbeat_read(&mut self, heartbeat: &KeyValue) {
         self.heartbeat = Some(Witness::of(heartbeat));
     }
 
-    /// The heartbeat was written anew.
+    /// The remote cluster has written its heartbeat.
     pub(super) fn heartbeat_changed(&mut self, heartbeat: &KeyValue) {
         self.heartbeat_read(heartbeat);
         self.silent_since = None;
     }
 
-    /// The heartbeat has not changed since then, though the store answers. Returns whether that is new.
+    /// The heartbeat has not changed since `since`, although the store answers. Returns whether the silence is new.
     pub(super) fn heartbeat_silent(&mut self, since: Instant) -> bool {
         self.silent_since.replace(since).is_none()
     }
 
-    /// The last heartbeat seen. A store that has another one at its revision has another past.
+    /// The last heartbeat seen. A store that has a different heartbeat at its revision has a different history.
     pub(super) fn last_heartbeat(&self) -> Option<&Witness> {
         self.heartbeat.as_ref()
     }
 
-    /// The store has another past than the mirror: everything is listed.
+    /// The store has a different history than the mirror: every scope is listed.
     pub(super) fn past_differs(&mut self) {
         self.reflectors.values_mut().for_each(Reflector::forget_position);
     }
 
     // --- the mirror of one scope
 
-    /// The scope is not exported, or not wanted here: its mirror is emptied.
+    /// The remote does not export the scope, or this mirror does not want it: the scope's mirror is emptied.
     pub(super) fn scope_emptied(&mut self, scope: Scope) {
         self.reflector(scope).forget_position();
     }
 
-    /// Where the watch of a scope can resume.
+    /// The point at which the watch of a scope can resume.
     pub(super) fn resume_point(&self, scope: Scope, store_id: u64, prefix: &str) -> Option<ResumePoint> {
         self.reflectors.get(&scope)?.resume_point(store_id, prefix)
     }
@@ -355,24 +356,24 @@ impl Cluster {
         self.reflector(scope).list_ended(position);
     }
 
-    /// A watch cannot go on: the scope is listed again.
+    /// A watch cannot continue: the scope is listed again.
     pub(super) fn relisting(&mut self, scope: Scope) {
         self.reflector(scope).forget_position();
     }
 
-    /// The mirror of a scope is complete. With the last one the cluster is followed.
+    /// The mirror of a scope is complete. After the last scope, the phase is `Following`.
     pub(super) fn reflector_synced(&mut self, scope: Scope) {
         self.reflector(scope).synced();
         self.settle();
     }
 
-    /// The remote has too much of a scope, which is not mirrored any further. The others are.
+    /// The remote holds more of a scope than the limits allow: the mirror of that scope stops, the others continue.
     pub(super) fn reflector_stopped(&mut self, scope: Scope, reason: String) {
         self.reflector(scope).stopped(reason);
         self.settle();
     }
 
-    /// The canary of a scope is in the store here.
+    /// The canary of a scope has been written to the local store.
     pub(super) fn reflector_written(&mut self, scope: Scope, now: Instant) {
         self.reflector(scope).written();
         if self.reflectors.values().all(Reflector::is_written) {
@@ -381,7 +382,7 @@ impl Cluster {
         }
     }
 
-    /// Takes over keys of a page of a list.
+    /// Decides which keys of a list's page are mirrored.
     pub(super) fn take_page(&mut self, scope: Scope, prefixes: &Prefixes, page: Vec<KeyValue>) -> Vec<Taken> {
         let (reflector, refusals) = self.reflector_and_refusals(scope);
         page.into_iter()
@@ -389,7 +390,7 @@ impl Cluster {
             .collect()
     }
 
-    /// Takes over the changes of a watch.
+    /// Decides which changes of a watch are mirrored.
     pub(super) fn take_changes(&mut self, scope: Scope, prefixes: &Prefixes, events: &[Event]) -> Vec<Taken> {
         let (reflector, refusals) = self.reflector_and_refusals(scope);
         let take = |event: &Event| match event {
@@ -406,14 +407,14 @@ impl Cluster {
 
     // --- revocation
 
-    /// When the remote will have been away for `cache_ttl`; `None` while it is mirrored, and after it was revoked.
+    /// The time at which the services are revoked; `None` while the remote is connected, and after a revocation.
     pub(super) fn revocation_due(&self, cache_ttl: Duration) -> Option<Instant> {
         let absence = self.absence.filter(|absence| !absence.is_revoked)?;
         Some(absence.since + cache_ttl)
     }
 
-    /// Returns whether to revoke [`REVOCABLE`] now: the remote has been away for too long. Each absence is revoked
-    /// once.
+    /// Returns whether to revoke [`REVOCABLE`] now, because the remote has been away for `cache_ttl`. Revokes once for
+    /// each absence.
     pub(super) fn revoke(&mut self, cache_ttl: Duration, now: Instant) -> bool {
         if self.revocation_due(cache_ttl).is_none_or(|due| due > now) {
             return false;
@@ -428,7 +429,7 @@ impl Cluster {
         true
     }
 
-    // --- the parts
+    // --- helpers
 
     /// Every scope has a reflector from the start.
     fn reflector(&mut self, scope: Scope) -> &mut Reflector {
@@ -439,7 +440,7 @@ impl Cluster {
         (self.reflectors.entry(scope).or_default(), &mut self.refusals)
     }
 
-    /// Of a registered cluster: `Following` once every enabled mirror is complete, `Listing` otherwise.
+    /// Sets the phase of a registered cluster: `Following` if every enabled mirror is complete, `Listing` otherwise.
     fn settle(&mut self) {
         if self.is_registered() {
             let incomplete =
@@ -463,7 +464,7 @@ impl Attempts {
         }
     }
 
-    /// Whether the connection of the last attempt has held for [`STEADY`].
+    /// Whether the connection of the last attempt has lasted for [`STEADY`].
     fn is_steady(&self, now: Instant) -> bool {
         now.saturating_duration_since(self.begun_at) >= STEADY
     }

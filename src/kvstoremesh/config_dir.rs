@@ -16,7 +16,7 @@ const PERIOD: Duration = Duration::from_secs(5);
 /// Longest file that is read, in bytes: more than a Secret can hold.
 const LENGTH_MAX: u64 = 4 << 20;
 
-/// What happened to a remote cluster's file.
+/// A change of a remote cluster's client file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// The file is new, or its content changed.
@@ -30,7 +30,7 @@ pub enum Event {
 /// Turns changes of files into events of clusters.
 struct Clusters {
     own: ClusterName,
-    /// Files whose names are no cluster names, already reported.
+    /// Files whose names are not cluster names; each was reported.
     refused: BTreeSet<PathBuf>,
     /// Files that were cluster configurations when they were read last.
     reported: BTreeSet<PathBuf>,
@@ -146,7 +146,7 @@ mod tests {
     use crate::util::follow_dir::{Looker, NextLook, SETTLE};
     use std::time::SystemTime;
 
-    /// A directory of cluster configurations, and who looks at it.
+    /// A directory of cluster configurations, and its looker.
     struct Fixture {
         dir: tempfile::TempDir,
         looker: Looker,
@@ -177,7 +177,7 @@ mod tests {
             Event::Set(cluster(name), self.path(name))
         }
 
-        /// A look once all that was written is settled.
+        /// Looks at the directory after all written files have settled.
         fn scan(&mut self) -> Vec<Event> {
             let look = self.looker.look(&|| SystemTime::now() + SETTLE).unwrap();
             self.next = look.next;

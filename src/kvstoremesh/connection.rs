@@ -1,7 +1,7 @@
 //! One connection to one remote cluster, from the first request until an error ends it.
 //!
 //! ```text
-//! heartbeat ─► cluster configuration ─► written here ─► per scope: canary ─► list or resume ─► watch
+//! heartbeat ─► cluster configuration ─► local store ─► per scope: canary ─► list or resume ─► watch
 //! ```
 
 use super::error::Error;
@@ -23,16 +23,16 @@ use tokio::time::Instant;
 
 /// A store whose heartbeat has not changed for this long is asked whether it answers.
 const HEARTBEAT_MAX: Duration = Duration::from_secs(120);
-/// For its answer.
+/// Limit for the store's answer to that question.
 const PROBE_MAX: Duration = Duration::from_secs(10);
 /// Largest cluster configuration, in bytes.
 const CONFIG_MAX: usize = 4096;
-/// Most canaries; a cluster writes one for each kind of data.
+/// Largest number of canaries that are read; a cluster writes one canary for each scope.
 const CANARIES_MAX: usize = 1000;
 /// How long to wait for the cluster configuration before connecting again.
 const CONFIG_WAIT: Duration = Duration::from_secs(180);
 
-/// Connects and mirrors. `kept` is told the cluster configuration to keep here.
+/// Connects and mirrors. Sends the cluster configuration that the local store must hold to `kept`.
 pub(super) async fn run(remote: &Remote, kept: &watch::Sender<Option<Vec<u8>>>) -> Result<Infallible, Error> {
     let (client, revision) = remote.limits.connects.run(Box::pin(connect(remote))).await?;
     remote
@@ -54,7 +54,7 @@ struct Connection<'a> {
     client: EtcdClient,
 }
 
-/// Connects, and reads the heartbeat for a first answer; returns at which revision.
+/// Connects and reads the heartbeat. Returns the revision of that read.
 async fn connect(remote: &Remote) -> Result<(EtcdClient, i64), Error> {
     let state = &remote.state;
     let config = ClientConfig::read(&remote.client_file)?;
@@ -78,7 +78,7 @@ async fn connect(remote: &Remote) -> Result<(EtcdClient, i64), Error> {
 }
 
 impl Connection<'_> {
-    /// Reads the cluster configuration, and waits for it if it is not there yet.
+    /// Reads the cluster configuration, and waits until the remote cluster has written one.
     async fn wait_for_config(&self) -> Result<ClusterConfig, Error> {
         let deadline = Instant::now() + CONFIG_WAIT;
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
@@ -98,7 +98,7 @@ impl Connection<'_> {
         }
     }
 
-    /// The cluster configuration, or what is wrong with it. The outer error ends the connection.
+    /// The cluster configuration, or the reason why it is not usable. The outer error ends the connection.
     async fn read_config(&self) -> Result<Result<ClusterConfig, Error>, Error> {
         let (key, name) = (keys::cluster_config(&self.remote.name), self.remote.name.clone());
         let Some(kv) = self.client.get(&key).await? else {
@@ -114,13 +114,13 @@ impl Connection<'_> {
 
     fn exports(&self, config: &ClusterConfig) -> Exports {
         if let ExportMode::Unknown(mode) = &config.capabilities.endpoint_slices_export_mode {
-            // Mirrored all the same, as Cilium does: readers refuse a mode they do not know.
+            // As in Cilium, both forms are mirrored: a reader refuses a mode that it does not know.
             tracing::warn!(cluster_name = %self.remote.name, mode, "the remote cluster has an unknown endpointSlicesExportMode; mirroring both forms of its services");
         }
         Exports::of(config, self.remote.legacy_services)
     }
 
-    /// Writes the cluster configuration here before any data, so that readers know where to look.
+    /// Writes the cluster configuration to the local store before any data, so that readers know where the data is.
     async fn announce(&self, config: &ClusterConfig, kept: &watch::Sender<Option<Vec<u8>>>) -> Result<(), Error> {
         let mut mirrored = config.clone();
         mirrored.capabilities.synced_canaries = true;
@@ -131,7 +131,8 @@ impl Connection<'_> {
         Ok(())
     }
 
-    /// Mirrors every scope, and follows what else can change. `revision` is that of the first answer.
+    /// Mirrors every scope, and follows the canaries, the cluster configuration and the heartbeat. `revision` is the
+    /// revision of the first answer.
     async fn follow(&self, config: &ClusterConfig, exports: &Exports, revision: i64) -> Result<Infallible, Error> {
         let (seen, canaries) = watch::channel(BTreeSet::new());
         let connected = Connected {
@@ -175,7 +176,7 @@ impl Connection<'_> {
         let mut watch = self.client.watch(&prefix, pages.revision + 1).await?;
         loop {
             let changes = watch.next().await?;
-            // A deleted canary means nothing: the state it stood for was there.
+            // The deletion of a canary is ignored: the remote's first state was complete.
             let put = changes.events.iter().filter_map(Event::put);
             seen.send_modify(|seen| seen.extend(put.filter_map(|kv| canary(&kv.key))));
         }
@@ -187,13 +188,13 @@ impl Connection<'_> {
         let key = keys::cluster_config(&self.remote.name);
         let mut watch = self.client.watch_key(&key, 0).await?;
         loop {
-            // Read after the watch has begun: a change before it is seen here.
+            // Read after the watch began, so that no change in between is missed.
             match self.read_config().await? {
                 Ok(config) if config == *known => state.transition(|cluster| cluster.configuration_confirmed()),
                 Ok(_) => return Err(Error::ConfigChanged),
-                // The mirror is as good as before.
+                // The mirror stays valid without the remote's configuration.
                 Err(error) => {
-                    tracing::warn!(cluster_name = %self.remote.name, %error, "the configuration of the remote cluster is missing or invalid; keeping the one before");
+                    tracing::warn!(cluster_name = %self.remote.name, %error, "the configuration of the remote cluster is missing or invalid; keeping the previous configuration");
                     state.transition(|cluster| cluster.configuration_lost(error.to_string()));
                 }
             }
@@ -201,8 +202,8 @@ impl Connection<'_> {
         }
     }
 
-    /// Follows the heartbeat. When it stops, the store is asked: as long as the store answers and the heartbeat has
-    /// not changed behind the watch, all other watches are good, and a new connection would gain nothing.
+    /// Follows the heartbeat. If the heartbeat stops, reads its key: as long as the store answers and the watch has
+    /// missed no heartbeat, all other watches work too, and a new connection would gain nothing.
     async fn follow_heartbeat(&self, read_at: i64) -> Result<Infallible, Error> {
         let state = &self.remote.state;
         let mut watch = self.client.watch(keys::HEARTBEAT, read_at + 1).await?;

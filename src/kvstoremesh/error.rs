@@ -22,19 +22,19 @@ pub(super) enum Error {
     HugeClusterConfig { key: String, bytes: usize },
     #[error("handling the remote cluster's data panicked; the log shows the panic")]
     Panicked,
-    /// Not a failure: the connection is made again, with the new configuration.
+    /// Not a failure: a new connection uses the changed configuration.
     #[error("the cluster configuration of the remote changed")]
     ConfigChanged,
     #[error("no heartbeat for {} s, and no answer from the store", .0.as_secs())]
     NoHeartbeat(Duration),
-    #[error("the heartbeat changes, but its watch reports nothing")]
+    #[error("the watch of the heartbeat missed a change")]
     StuckWatch,
     #[error("{prefix} holds {what}")]
     TooMuch { prefix: String, what: String },
 }
 
 impl Error {
-    /// What the state machine needs to know of it.
+    /// The cause, as the state machine distinguishes causes.
     pub(super) fn cause(&self) -> Cause {
         match self {
             Self::Config(_) => Cause::File,

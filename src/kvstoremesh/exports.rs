@@ -1,10 +1,10 @@
-//! What a remote cluster exports, as its configuration says.
+//! The scopes that a remote cluster exports, according to its configuration.
 
 use crate::model::cluster::{ClusterConfig, ClusterName, ExportMode};
 use crate::model::keys::Scope;
 use std::collections::BTreeSet;
 
-/// Which scopes are mirrored, and where the remote keeps them.
+/// The scopes to mirror, and their prefixes in the remote's store.
 #[derive(Debug)]
 pub(super) struct Exports {
     /// The remote is itself a mirror (KVStoreMesh): its data is under the prefixes of a cache.
@@ -32,7 +32,7 @@ impl Exports {
         }
     }
 
-    /// Where the remote keeps a scope.
+    /// The prefix of a scope in the remote's store.
     pub(super) fn prefix(&self, scope: Scope, cluster: &ClusterName) -> String {
         match self.is_cached {
             true => scope.cache_prefix(cluster),
@@ -74,7 +74,7 @@ mod tests {
         assert_eq!(scopes(ExportMode::Services, None, true), [Services]);
         assert_eq!(scopes(ExportMode::EndpointSlices, None, true), [EndpointSlices]);
         assert_eq!(scopes(ExportMode::Services, None, false), []);
-        // A mode that is not known here may have both.
+        // A remote with an unknown mode may export both forms.
         let unknown = ExportMode::Unknown("new".to_owned());
         assert_eq!(
             scopes(unknown, Some(false), true),

@@ -1,9 +1,9 @@
-//! Cluster ids that cannot be used: each id must be in range, and of one cluster of the mesh.
+//! Conflicts of cluster ids: each id must be in range, and unique in the mesh.
 
 use crate::model::cluster::{ClusterInfo, ClusterName};
 use std::collections::BTreeMap;
 
-/// What is wrong with the id of each cluster, if anything is. Readers refuse such a cluster.
+/// The clusters with an unusable id, and the reasons. Readers refuse such a cluster.
 pub(super) fn conflicts(own: &ClusterInfo, ids: &BTreeMap<ClusterName, u32>) -> BTreeMap<ClusterName, String> {
     let mut names: BTreeMap<u32, Vec<String>> = BTreeMap::new();
     names.insert(own.id, vec![format!("this cluster ({})", own.name)]);

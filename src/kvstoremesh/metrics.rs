@@ -16,7 +16,7 @@ pub struct MeshMetrics(Arc<Mutex<Source>>);
 
 #[derive(Default)]
 struct Source {
-    /// There will be a mesh, once this process leads: until then there are no clusters.
+    /// Whether a mesh starts once this process leads; until then, the number of clusters is 0.
     stands_by: bool,
     mesh: Weak<Mesh>,
 }
@@ -40,7 +40,7 @@ impl MeshMetrics {
         clusters.or_else(|| stands_by.then(Vec::new))
     }
 
-    /// There will be a mesh, once this process leads: until then the number of clusters is 0.
+    /// Notes that a mesh starts once this process leads; until then, the number of clusters is 0.
     pub fn stand_by(&self) {
         self.0.lock().stands_by = true;
     }

@@ -1,4 +1,4 @@
-//! How far the mirror of one prefix is, so that a new connection can resume its watch.
+//! The revision that the mirror of one prefix has reached, so that a new connection can resume its watch.
 
 use super::witness::Witness;
 use crate::kvstore::client::{Changes, Event};
@@ -12,11 +12,11 @@ pub(super) struct Position {
     pub(super) prefix: String,
     /// The mirror holds every change up to this revision.
     pub(super) revision: i64,
-    /// A key-value as it is at that revision; `None` if no key of the prefix is known to be there.
+    /// A key-value that the store has at that revision; `None` if no key of the prefix is known to exist then.
     pub(super) witness: Option<Witness>,
 }
 
-/// Where a watch can resume, if the store still has the witness at this revision.
+/// The point at which a watch can resume, if the store still has the witness at this revision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ResumePoint {
     pub(super) revision: i64,
@@ -26,8 +26,8 @@ pub(super) struct ResumePoint {
 // === impl Position ===
 
 impl Position {
-    /// Where to resume on this store and prefix. A position without a witness cannot be verified: such a prefix is
-    /// listed, which is quick because it is empty or nearly so.
+    /// The point at which to resume on this store and prefix. A position without a witness cannot be verified, so its
+    /// prefix is listed; the list is short, because the prefix has few keys or none.
     pub(super) fn resume_point(&self, store_id: u64, prefix: &str) -> Option<ResumePoint> {
         let is_same = self.store_id == store_id && self.prefix == prefix;
         Some(ResumePoint {
@@ -46,7 +46,7 @@ impl Position {
                 }
             }
         }
-        // The revision of a message with events may be ahead of them.
+        // The revision of a message may be higher than the revisions of its events.
         let seen = changes.events.iter().map(Event::mod_revision).max();
         self.revision = self.revision.max(seen.unwrap_or(changes.revision));
     }

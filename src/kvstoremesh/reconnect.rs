@@ -1,8 +1,8 @@
-//! Drives one remote cluster: connects to it again and again, revokes its services when it stays away, and keeps its
-//! configuration here.
+//! Drives one remote cluster: connects again and again, revokes the services if the remote stays away, and keeps the
+//! cluster configuration in the local store.
 //!
-//! What is mirrored stays while the remote is away. If the same store answers again, the watches resume; if it is
-//! another one, a new list is a diff. A key that did not change is not written.
+//! Mirrored keys stay while the remote is away. If the same store answers again, the watches resume. If another store
+//! answers, the prefixes are listed, and only keys that differ are written.
 
 use super::cluster::{Loudness, REVOCABLE};
 use super::connection;
@@ -21,7 +21,7 @@ use tokio::time::Instant;
 
 /// Mirrors a remote cluster, for ever.
 pub(super) async fn run(remote: Remote) {
-    // The cluster configuration to keep here, once it is known.
+    // The cluster configuration to keep in the local store, once it is known.
     let config = watch::Sender::new(None);
     tokio::select! {
         never = connect_again_and_again(&remote, &config) => match never {},
@@ -34,7 +34,7 @@ async fn connect_again_and_again(remote: &Remote, config: &watch::Sender<Option<
     let state = &remote.state;
     loop {
         state.transition(|cluster| cluster.attempt_begun(Instant::now()));
-        // What a remote sends must not end more than its own connection, whatever a library makes of it.
+        // Whatever a remote sends, a panic in a library must not end more than the connection to that remote.
         let connection = AssertUnwindSafe(Box::pin(connection::run(remote, config)));
         let Err(error) = connection.catch_unwind().await.unwrap_or(Err(Error::Panicked));
         let wait = match error {
@@ -48,7 +48,7 @@ async fn connect_again_and_again(remote: &Remote, config: &watch::Sender<Option<
     }
 }
 
-/// Reports a failure; returns how long to wait before the next attempt.
+/// Reports a failure. Returns the wait before the next attempt.
 fn failed(remote: &Remote, error: &Error) -> Duration {
     let (now, wall_time) = (Instant::now(), SystemTime::now());
     let retry = remote
@@ -62,7 +62,7 @@ fn failed(remote: &Remote, error: &Error) -> Duration {
     }
     match retry.loudness {
         Loudness::Warning => {
-            tracing::warn!(cluster_name = %remote.name, error = retry.error, file = %remote.client_file.display(), "no connection to the remote cluster, trying again");
+            tracing::warn!(cluster_name = %remote.name, error = retry.error, file = %remote.client_file.display(), "cannot connect to the remote cluster, or lost the connection; trying again");
         }
         Loudness::Debug => {
             tracing::debug!(cluster_name = %remote.name, error = retry.error, "no connection to the remote cluster");
@@ -71,7 +71,7 @@ fn failed(remote: &Remote, error: &Error) -> Duration {
     retry.wait
 }
 
-/// Deletes what would send traffic to a cluster that is not there, once it has been away for the cache TTL.
+/// Deletes the keys that send traffic to a remote cluster, once the remote has been away for the cache TTL.
 async fn revoke_when_overdue(remote: &Remote) -> Infallible {
     if remote.cache_ttl.is_zero() {
         std::future::pending().await
@@ -101,13 +101,13 @@ fn revoke(remote: &Remote) {
     }
     tracing::warn!(cluster_name = %remote.name, "the remote cluster was unreachable for longer than the cache TTL; revoking its services");
     for scope in REVOCABLE {
-        // A list without any key.
+        // An empty list removes all keys of the prefix.
         let list = remote.sync.begin_list();
         remote.sync.end_list(&scope.cache_prefix(&remote.name), list);
     }
 }
 
-/// Keeps the cluster configuration here as it was read last, and until it is read as it was found.
+/// Keeps the cluster configuration in the local store: the one read last, or, until one is read, the one found there.
 async fn keep_config(remote: &Remote, mut config: watch::Receiver<Option<Vec<u8>>>) -> Infallible {
     let key = keys::cluster_config(&remote.name);
     let mut backoff = Backoff::write();

@@ -1,5 +1,5 @@
-//! Reads one prefix of one remote cluster: list, then watch. After a broken connection the watch resumes where the
-//! mirror is, if the store has the same past.
+//! Reads one prefix of one remote cluster: list, then watch. After a broken connection the watch resumes at the
+//! mirror's position, if the store has the same history.
 
 use super::cluster::{STEADY, TOO_MUCH_WAIT};
 use super::error::Error;
@@ -18,20 +18,20 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// A list that takes longer has failed.
+/// Limit for one list.
 const LIST_MAX: Duration = Duration::from_secs(600);
 
-/// Keys taken over under one lock, so that metrics and status need not wait for a large page.
+/// Keys processed under one lock, so that metrics and status need not wait for a large page.
 const TAKEN_AT_ONCE: usize = 256;
 
-/// What the scopes of one connection share.
+/// The state that the scopes of one connection share.
 pub(super) struct Connected<'a> {
     pub(super) remote: &'a Remote,
     pub(super) client: &'a EtcdClient,
     pub(super) exports: &'a Exports,
     /// Canaries of the remote that have been seen.
     pub(super) canaries: watch::Receiver<BTreeSet<String>>,
-    /// Whether the identities are queued here: they are written before the addresses that name them.
+    /// Whether the identities are queued for the local store: they are written before the addresses that name them.
     pub(super) identities_queued: watch::Sender<bool>,
 }
 
@@ -41,11 +41,11 @@ struct Reflection<'a> {
     connected: &'a Connected<'a>,
     scope: Scope,
     prefixes: Prefixes,
-    /// Written here once the mirror is complete.
+    /// The canary in the local store, written once the mirror is complete.
     canary: String,
 }
 
-/// Mirrors one scope. Ends with an error that ends the connection.
+/// Mirrors one scope. Returns only with an error, which ends the connection.
 pub(super) async fn reflect(connected: &Connected<'_>, scope: Scope) -> Result<Infallible, Error> {
     let (remote, exports) = (connected.remote, connected.exports);
     let reflection = Reflection {
@@ -66,7 +66,7 @@ pub(super) async fn reflect(connected: &Connected<'_>, scope: Scope) -> Result<I
 }
 
 impl Reflection<'_> {
-    /// Of a scope that is not mirrored nothing is left here, and readers that wait for its canary should not.
+    /// Empties the mirror of a scope that is not mirrored, and writes its canary, since readers wait for the canary.
     fn empty(&self) {
         self.remote.state.note(|cluster| cluster.scope_emptied(self.scope));
         let list = self.remote.sync.begin_list();
@@ -74,7 +74,7 @@ impl Reflection<'_> {
         self.write_canary();
     }
 
-    /// Waits for what comes first, then lists and watches; lists again when a watch cannot go on.
+    /// Waits until the scope may be read, then lists and watches. Lists again if a watch cannot continue.
     async fn mirror(&self) -> Result<Infallible, Error> {
         self.wait_until_readable().await;
         let mut backoff = Backoff::connect();
@@ -87,7 +87,7 @@ impl Reflection<'_> {
                     tokio::time::sleep(TOO_MUCH_WAIT).await;
                     continue;
                 }
-                // The changes since are gone, or come in a message that is too large.
+                // The missed changes are compacted, or come in a message that is too large.
                 Error::Client(ClientError::Compacted(_)) => {}
                 Error::Client(error) if error.is_too_large() => {}
                 _ => return Err(error),
@@ -101,12 +101,12 @@ impl Reflection<'_> {
         }
     }
 
-    /// A scope is read once the remote's canary says that it is complete, and addresses after identities.
+    /// Waits for the remote's canary of the scope and, before addresses are read, for the identities.
     async fn wait_until_readable(&self) {
         let Connected { exports, canaries, .. } = self.connected;
         if exports.has_canaries {
             let canary = exports.canary(self.scope, &self.remote.name);
-            // The senders live as long as this.
+            // The senders live longer than this call, so the wait cannot fail.
             let _ = canaries.clone().wait_for(|seen| seen.contains(&canary)).await;
         }
         if self.scope == Scope::Endpoints {
@@ -115,9 +115,9 @@ impl Reflection<'_> {
         }
     }
 
-    /// The remote has too much of this scope: what was read of it stays, and nothing waits for more.
+    /// Stops the mirror of a scope that exceeds the limits. Mirrored keys stay, and readiness waits for no more keys.
     fn stop(&self, error: &Error) {
-        tracing::error!(cluster_name = %self.remote.name, %error, "the remote cluster has too much; the prefix is not mirrored any further");
+        tracing::error!(cluster_name = %self.remote.name, %error, "the remote cluster exceeds a limit of the mirror; keeping the mirrored keys of the prefix without further updates");
         let state = &self.remote.state;
         state.transition(|cluster| cluster.reflector_stopped(self.scope, error.to_string()));
         self.remote.sync.initial_read_pending(&self.prefixes.mirror);
@@ -135,7 +135,7 @@ impl Reflection<'_> {
             Some(revision) => revision,
             None => self.list().await?,
         };
-        // Behind everything the list has queued.
+        // The canary is queued after all keys of the list.
         self.write_canary();
         let state = &self.remote.state;
         state.transition(|cluster| cluster.reflector_synced(self.scope));
@@ -144,7 +144,7 @@ impl Reflection<'_> {
         self.follow(from + 1).await
     }
 
-    /// The revision to resume at, if the mirror is a past state of this very store.
+    /// The revision to resume at, if the mirror is an earlier state of this very store.
     async fn resume(&self) -> Result<Option<i64>, Error> {
         let (client, state) = (self.connected.client, &self.remote.state);
         let point = state.read(|c| c.resume_point(self.scope, client.cluster_id(), &self.prefixes.remote));
@@ -156,16 +156,16 @@ impl Reflection<'_> {
         Ok(Some(point.revision))
     }
 
-    /// Writes the canary, unless it is there.
+    /// Queues the canary, unless the local store holds it.
     fn write_canary(&self) {
         if !self.remote.sync.is_written(&self.canary) {
             self.remote.sync.queue_canary(self.canary.clone(), keys::timestamp());
         }
     }
 
-    /// Reads everything; returns at which revision.
+    /// Lists the prefix. Returns the revision of the list.
     async fn list(&self) -> Result<i64, Error> {
-        // The time counts from when the list has a slot.
+        // The time limit begins when the list has got its slot.
         let reading = async { tokio::time::timeout(LIST_MAX, Box::pin(self.read_pages())).await };
         let read = self.remote.limits.lists.run(reading).await;
         let position = read.unwrap_or_else(|_| Err(ClientError::Timeout(LIST_MAX).into()))?;
@@ -192,7 +192,7 @@ impl Reflection<'_> {
                 self.write(state.note(|c| c.take_page(self.scope, &self.prefixes, keys)));
             }
         }
-        // Deletes what the list did not have.
+        // Deletes the keys that the list did not contain.
         sync.end_list(&self.prefixes.mirror, generation);
         Ok(Position {
             store_id: client.cluster_id(),
@@ -204,7 +204,7 @@ impl Reflection<'_> {
 
     async fn next_page(&self, pages: &mut Pages) -> Result<Option<Vec<KeyValue>>, Error> {
         match pages.next().await {
-            Err(error) if error.is_too_large() => Err(self.too_much(format!("a value that cannot be taken: {error}"))),
+            Err(error) if error.is_too_large() => Err(self.too_much(format!("an answer that is too large: {error}"))),
             page => Ok(page?),
         }
     }
@@ -224,14 +224,14 @@ impl Reflection<'_> {
             for events in changes.events.chunks(TAKEN_AT_ONCE) {
                 self.write(state.note(|c| c.take_changes(self.scope, &self.prefixes, events)));
             }
-            // Not before the changes are queued: a position must not be ahead of the mirror.
+            // After the changes are queued, because a position must not be ahead of the mirror.
             state.note(|c| c.advanced(self.scope, &changes));
             let fits = self.remote.size_limit.check(sync.desired(&self.prefixes.mirror));
             fits.map_err(|what| self.too_much(what))?;
         }
     }
 
-    /// Queues what was taken over, and logs what was refused.
+    /// Queues the accepted keys, and logs the refused keys.
     fn write(&self, taken: Vec<Taken>) {
         for taken in taken {
             let write = match taken {
@@ -254,7 +254,7 @@ impl Reflection<'_> {
         }
     }
 
-    /// Notes when the canary, and with it everything before it, is in the store here.
+    /// Notes the moment at which the canary, and so everything before it, is in the local store.
     async fn written(&self) -> Infallible {
         let sync = &self.remote.sync;
         sync.wait_written(&self.canary).await;

@@ -1,5 +1,5 @@
-//! The mirror of one prefix of one remote cluster, without IO: how complete it is, where its watch can resume, and
-//! what becomes of each key.
+//! The mirror of one prefix of one remote cluster, without IO: its completeness, the position of its watch, and the
+//! decision about each key.
 
 use super::position::{Position, ResumePoint};
 use super::refusal::{self, Refusal, Refusals};
@@ -8,62 +8,62 @@ use crate::kvstore::Write;
 use crate::kvstore::client::{Changes, KeyValue};
 use crate::kvstore::sync_store::PrefixSize;
 
-/// Bytes of values of one prefix of one remote cluster; more is not mirrored.
+/// Largest sum of the sizes of the values of one prefix of one remote cluster, in bytes.
 const BYTES_MAX: usize = 1 << 30;
 
-/// Where a scope is at the remote, and where its mirror is.
+/// The prefixes of a scope: in the remote's store, and of its mirror.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Prefixes {
     pub(super) remote: String,
     pub(super) mirror: String,
 }
 
-/// How much of one prefix is mirrored at most.
+/// The largest mirror of one prefix.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SizeLimit {
     pub(super) keys: usize,
 }
 
-/// How complete a mirror is.
+/// The completeness of a mirror.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) enum Completeness {
-    /// The scope is not mirrored: the remote does not export it, or it is not wanted here.
+    /// The scope is not mirrored: the remote does not export the scope, or this mirror does not want it.
     #[default]
     Disabled,
     /// No list has been completed yet.
     Incomplete,
-    /// A list was completed. This stays so while the remote is away and while it is listed again, since readers keep
-    /// what they have.
+    /// A list was completed. A mirror stays complete while the remote is away and during later lists, since readers
+    /// keep the keys that they have.
     Complete,
-    /// The remote has more than is mirrored; the reason. The mirror stays as it was, until a later list fits.
+    /// The prefix exceeds the limits; the text is the reason. The mirror stays as it is, until a later list fits.
     Stopped(String),
 }
 
-/// What has been read of a remote cluster.
+/// Counts of reads from a remote cluster.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReadCounters {
     /// Lists begun.
     pub lists: u64,
     /// Watches that resumed without a list.
     pub resumes: u64,
-    /// Keys taken over.
+    /// Keys that were accepted for the mirror.
     pub keys: u64,
     /// Bytes of these keys and their values.
     pub bytes: u64,
 }
 
-/// See the module's text.
+/// See the module's documentation.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Reflector {
     completeness: Completeness,
-    /// The first complete mirror, or that there is none, is in the store here.
+    /// Whether the canary of the first complete, or intentionally empty, mirror is in the local store.
     is_written: bool,
     /// `None`: the next connection must list.
     position: Option<Position>,
     counters: ReadCounters,
 }
 
-/// What becomes of one key of the remote.
+/// The decision about one key of the remote.
 #[derive(Debug, PartialEq)]
 pub(super) enum Taken {
     Mirrored(Write),
@@ -77,7 +77,7 @@ pub(super) struct RefusedKey {
     /// The key, shortened.
     pub(super) key: String,
     pub(super) is_logged: bool,
-    /// Removes what was mirrored under the same name: it is not what the remote has there now.
+    /// Removes the mirrored key of the same name, because the remote now has a different value there.
     pub(super) removal: Option<Write>,
 }
 
@@ -91,16 +91,14 @@ pub(super) struct List {
 // === impl SizeLimit ===
 
 impl SizeLimit {
-    /// An error says what there is too much of.
+    /// Fails with the exceeded limit.
     pub(super) fn check(self, PrefixSize { keys, bytes }: PrefixSize) -> Result<(), String> {
         match (keys > self.keys, bytes > BYTES_MAX) {
             (true, _) => Err(format!(
-                "{keys} keys, more than the {} that are mirrored (--clustermesh-max-keys)",
+                "{keys} keys, more than the limit of {} (--clustermesh-max-keys)",
                 self.keys
             )),
-            (_, true) => Err(format!(
-                "{bytes} bytes, more than the {BYTES_MAX} that are mirrored of one kind"
-            )),
+            (_, true) => Err(format!("{bytes} bytes of values, more than the limit of {BYTES_MAX}")),
             _ => Ok(()),
         }
     }
@@ -109,8 +107,8 @@ impl SizeLimit {
 // === impl List ===
 
 impl List {
-    /// Notes the next page. `announced` is how many keys the store said that it has: a list that will be too long is
-    /// refused before it is read, and one that is longer than announced as soon as it is.
+    /// Adds the next page. `announced` is the count in the store's first answer, so that an oversized list is refused
+    /// before it is read. A list that turns out longer than announced is refused when it exceeds the limit.
     pub(super) fn page(&mut self, page: &[KeyValue], announced: u64, limit: SizeLimit) -> Result<(), String> {
         self.size.keys += page.len();
         self.size.bytes += page.iter().map(|kv| kv.value.len()).sum::<usize>();
@@ -140,7 +138,7 @@ impl Reflector {
         &self.completeness
     }
 
-    /// Whether nobody needs to wait for this mirror any more.
+    /// Whether readiness need not wait for this mirror any more.
     pub(super) fn is_settled(&self) -> bool {
         self.is_written || matches!(self.completeness, Completeness::Stopped(_))
     }
@@ -153,7 +151,7 @@ impl Reflector {
         self.counters
     }
 
-    /// The remote's configuration was read: the scope is mirrored from now on, or not. What was complete stays so.
+    /// The remote's configuration enables or disables the scope. A complete mirror that stays enabled stays complete.
     pub(super) fn set_enabled(&mut self, is_enabled: bool) {
         match (is_enabled, &self.completeness) {
             (false, _) => self.completeness = Completeness::Disabled,
@@ -162,12 +160,12 @@ impl Reflector {
         }
     }
 
-    /// Where the watch can resume, instead of a list.
+    /// The point at which the watch can resume without a list.
     pub(super) fn resume_point(&self, store_id: u64, prefix: &str) -> Option<ResumePoint> {
         self.position.as_ref()?.resume_point(store_id, prefix)
     }
 
-    /// The mirror is no longer the state that was read: the next connection must list.
+    /// The mirror no longer equals the state that was read: the next connection must list.
     pub(super) fn forget_position(&mut self) {
         self.position = None;
     }
@@ -177,7 +175,7 @@ impl Reflector {
         self.counters.resumes += 1;
     }
 
-    /// A list that breaks off leaves neither the remote's state nor the one before.
+    /// A list begins. A list that breaks off leaves a mixture of old and new keys, so the position is dropped.
     pub(super) fn list_begun(&mut self) {
         self.counters.lists += 1;
         self.position = None;
@@ -192,18 +190,18 @@ impl Reflector {
         self.completeness = Completeness::Complete;
     }
 
-    /// The remote has too much.
+    /// The prefix exceeds the limits.
     pub(super) fn stopped(&mut self, reason: String) {
         self.completeness = Completeness::Stopped(reason);
         self.position = None;
     }
 
-    /// The canary, and with it everything before it, is in the store here.
+    /// The canary, and so everything before it, is in the local store.
     pub(super) fn written(&mut self) {
         self.is_written = true;
     }
 
-    /// Takes over one key, or its deletion if `value` is `None`.
+    /// Decides about one key, or about its deletion if `value` is `None`.
     pub(super) fn take(
         &mut self,
         prefixes: &Prefixes,
@@ -308,7 +306,7 @@ mod tests {
         let large = take("n1", Some(vec![0; refusal::VALUE_MAX + 1]));
         assert_eq!((large.why, large.is_logged), (Refusal::ValueTooLarge, true));
         assert_eq!(large.removal, Some(Write::Delete("cilium/cache/nodes/v1/hk/n1".into())));
-        // There is no safe name under which anything could have been mirrored.
+        // A key with an unsafe name was never mirrored, so nothing has to be removed.
         assert_eq!(take("../other", Some(vec![])).removal, None);
         assert_eq!(take("a//b", None).removal, None);
         let counts: Vec<_> = refusals.iter().map(|(why, refused)| (why, refused.count)).collect();
@@ -352,10 +350,7 @@ mod tests {
         let limit = SizeLimit { keys: 2 };
         let page = [kv("a", "1", 1)];
         let announced = List::default().page(&page, 3, limit).unwrap_err();
-        assert_eq!(
-            announced,
-            "3 keys, more than the 2 that are mirrored (--clustermesh-max-keys)"
-        );
+        assert_eq!(announced, "3 keys, more than the limit of 2 (--clustermesh-max-keys)");
         let mut list = List::default();
         list.page(&page, 1, limit).unwrap();
         list.page(&page, 1, limit).unwrap();
@@ -367,7 +362,7 @@ mod tests {
         assert!(
             bytes
                 .unwrap_err()
-                .ends_with(" bytes, more than the 1073741824 that are mirrored of one kind")
+                .ends_with(" bytes of values, more than the limit of 1073741824")
         );
     }
 

@@ -1,15 +1,15 @@
 //! Keys of a remote cluster that are not mirrored, and why.
 //!
-//! A remote cluster is not trusted: its keys must not leave their prefix here, and a single key must not cost more
-//! than a reader or a store can take.
+//! A remote cluster is not trusted: its keys must not leave their prefix in the local store, and a single key must not
+//! be larger than readers and stores accept.
 
 use crate::model::keys;
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// Larger values are not mirrored, in bytes: agents read no value near this size, and an etcd takes 1.5 MiB at most.
+/// Largest mirrored value, in bytes: agents use no value near this size, and etcd accepts requests up to 1.5 MiB.
 pub const VALUE_MAX: usize = 1 << 20;
-/// Longer keys are not mirrored, in bytes.
+/// Longest mirrored key, in bytes.
 pub const KEY_MAX: usize = 4096;
 
 /// Why a key is not mirrored.
@@ -33,7 +33,7 @@ pub struct Refused {
 #[derive(Clone, Debug, Default)]
 pub struct Refusals(BTreeMap<Refusal, Refused>);
 
-/// The part of `key` behind `prefix`, under which it may be mirrored.
+/// The name of `key` after `prefix`, or the reason why the key is not mirrored.
 pub(super) fn check<'a>(key: &'a [u8], prefix: &str, value: &[u8]) -> Result<&'a [u8], Refusal> {
     let name = key.strip_prefix(prefix.as_bytes()).ok_or(Refusal::OutsidePrefix)?;
     if !keys::is_safe_name(name) {
@@ -62,7 +62,7 @@ impl fmt::Display for Refusal {
 // === impl Refusals ===
 
 impl Refusals {
-    /// Counts a refused key. Returns whether it should be logged, which is so for the 1st, 2nd, 4th, 8th … key.
+    /// Counts a refused key. Returns whether to log the key: the 1st, 2nd, 4th, 8th … refusal for one reason is logged.
     pub(super) fn count(&mut self, why: Refusal, key: &str) -> bool {
         let refused = self.0.entry(why).or_default();
         refused.count += 1;

@@ -1,4 +1,4 @@
-//! One remote cluster that is being mirrored: what its tasks share.
+//! The state that the tasks of one mirrored remote cluster share.
 
 use super::cluster::Cluster;
 use super::reflector::SizeLimit;
@@ -20,11 +20,11 @@ pub(super) struct SharedCluster(Arc<Shared>);
 
 struct Shared {
     cluster: Mutex<Cluster>,
-    /// Told of every transition.
+    /// Notified after every transition.
     changed: Notify,
 }
 
-/// One connection after another to one remote cluster, with the client file as it is now.
+/// The inputs of the tasks that connect to one remote cluster. A changed client file makes a new value.
 pub(super) struct Remote {
     pub(super) name: ClusterName,
     pub(super) client_file: PathBuf,
@@ -35,13 +35,13 @@ pub(super) struct Remote {
     /// Writes the mirror.
     pub(super) sync: Arc<SyncStore>,
     pub(super) state: SharedCluster,
-    /// After this long without the remote its services are revoked; zero: never.
+    /// Time without a connection after which the services of the remote are revoked; zero never revokes.
     pub(super) cache_ttl: Duration,
     pub(super) size_limit: SizeLimit,
     pub(super) limits: Arc<Limits>,
     pub(super) metrics: Metrics,
     pub(super) options: Options,
-    /// Told when a cluster id may be new.
+    /// Notified when a cluster id may have changed.
     pub(super) ids_changed: Arc<Notify>,
 }
 
@@ -55,14 +55,14 @@ impl SharedCluster {
         }))
     }
 
-    /// Makes a transition, and wakes those who wait for one.
+    /// Makes a transition, and wakes the tasks that wait in [`Self::until`].
     pub(super) fn transition<T>(&self, transition: impl FnOnce(&mut Cluster) -> T) -> T {
         let result = transition(&mut self.0.cluster.lock());
         self.0.changed.notify_waiters();
         result
     }
 
-    /// Notes counters and positions, for which nobody waits.
+    /// Changes counters or positions, for which no task waits.
     pub(super) fn note<T>(&self, change: impl FnOnce(&mut Cluster) -> T) -> T {
         change(&mut self.0.cluster.lock())
     }
@@ -71,7 +71,7 @@ impl SharedCluster {
         look(&self.0.cluster.lock())
     }
 
-    /// Waits until the state is as wanted, now or after a transition.
+    /// Waits until `wanted` holds, now or after a transition.
     pub(super) async fn until(&self, wanted: impl Fn(&Cluster) -> bool) {
         until(&self.0.changed, || self.read(&wanted)).await;
     }

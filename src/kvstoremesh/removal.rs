@@ -1,8 +1,8 @@
-//! The removal of a cluster's mirror: the cluster configuration goes first, so that nobody begins to read the mirror;
-//! after a time of grace its canaries and its data.
+//! The removal of a cluster's mirror: first the cluster configuration, so that no agent begins to read the mirror;
+//! after a grace period the canaries and the data.
 //!
-//! Clusters that left while no mirror ran are found by what the store still holds of them. Cilium's would go with
-//! their leases; here leases are shared and taken over, and a store of our own has none.
+//! Clusters that left while no mirror ran are found by their keys in the local store. In Cilium, such keys expire with
+//! their leases. Here leases are shared and adopted, and the store in this process has no leases.
 
 use crate::kvstore::{Backend, Class, Error, StoredKey, Write};
 use crate::model::cluster::{ClusterConfig, ClusterName};
@@ -14,9 +14,9 @@ use std::time::Duration;
 use tokio::sync::{Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
 
-/// Held by the tasks that work on one cluster's mirror: one that reads the remote and one that writes the mirror, or
-/// else the one that removes it. A predecessor may have requests on their way, and a delete must not come after a
-/// successor's write.
+/// Held by the tasks that work on one cluster's mirror: the task that reads the remote and the task that writes the
+/// mirror, or else the task that removes the mirror. The lock orders successive tasks, because a delete that is still
+/// in flight must not be applied after a successor's write.
 #[derive(Default)]
 pub(super) struct MirrorLock {
     reader: Mutex<()>,
@@ -39,20 +39,20 @@ impl MirrorLock {
 
 /// The removal of a cluster that left the mesh.
 pub(super) struct Removal {
-    /// The cluster is back: nothing more is removed, unless the removal of data has begun.
+    /// Cancelled if the cluster returns: the removal stops, unless the removal of data has begun.
     pub(super) stop: CancellationToken,
     pub(super) lock: Arc<MirrorLock>,
 }
 
 impl Removal {
-    /// Removes the mirror of a cluster: its configuration after `wait`, and the rest `grace` later. Returns whether
-    /// it was removed.
+    /// Removes the mirror of a cluster: its configuration after `wait`, and the rest `grace` later. Returns whether the
+    /// mirror was removed.
     pub(super) async fn run(&self, name: &ClusterName, backend: &dyn Backend, wait: Duration, grace: Duration) -> bool {
         let config = Step::Key(keys::cluster_config(name));
         let announced = async {
             tokio::time::sleep(wait).await;
             config.run(name, backend).await;
-            // Agents that still read the mirror get the time to stop.
+            // Agents that still read the mirror have this time to stop.
             tokio::time::sleep(grace).await;
         };
         tokio::select! { () = self.stop.cancelled() => return false, () = announced => {} }
@@ -61,7 +61,7 @@ impl Removal {
             () = self.stop.cancelled() => return false,
             exclusive = self.lock.exclusive() => exclusive,
         };
-        // The last canary goes last: an interrupted removal is found by it.
+        // The canary of the last scope is removed last, because an interrupted removal is found by a canary.
         let canaries = Scope::ALL.split_last().map_or(&[][..], |(_, others)| others);
         for scope in canaries {
             Step::Key(scope.cache_canary(name)).run(name, backend).await;
@@ -70,21 +70,21 @@ impl Removal {
             Step::Prefix(scope.cache_prefix(name)).run(name, backend).await;
         }
         Step::Prefix(keys::synced_prefix(name)).run(name, backend).await;
-        // A write of the configuration may have been on its way.
+        // A write of the configuration may have been in flight.
         config.run(name, backend).await;
         tracing::info!(cluster_name = %name, "removed the mirror of the cluster");
         true
     }
 }
 
-/// One step of a removal: what it deletes.
+/// The key or prefix that one step of a removal deletes.
 enum Step {
     Key(String),
     Prefix(String),
 }
 
 impl Step {
-    /// Tries until the store has deleted it.
+    /// Repeats the step until the store has deleted the keys.
     async fn run(&self, name: &ClusterName, backend: &dyn Backend) {
         let mut backoff = Backoff::write();
         loop {
@@ -101,8 +101,8 @@ impl Step {
     }
 }
 
-/// The clusters of which the store holds a mirror: those with a configuration that says so, or with a canary of
-/// mirrored data.
+/// The clusters that have a mirror in the store: their configuration says that it is mirrored, or the store holds a
+/// canary of mirrored data.
 pub(super) async fn mirrored_clusters(backend: &dyn Backend) -> Result<BTreeSet<ClusterName>, Error> {
     let mut found = BTreeSet::new();
     let name = |key: &str| ClusterName::new(key.split('/').nth(2)?).ok();

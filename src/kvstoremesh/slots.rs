@@ -7,7 +7,7 @@ use tokio::sync::Semaphore;
 const LISTS: usize = 8;
 /// Connections that are made at the same time.
 const CONNECTS: usize = 64;
-/// Work that takes longer than this goes on without its slot, so that a slow remote cannot delay the others.
+/// Longest time that work holds its slot; slower work continues without it, so that a slow remote delays no other.
 const SLOT_MAX: Duration = Duration::from_secs(5);
 
 /// The limits that all remote clusters of a mesh share.

@@ -19,7 +19,7 @@ pub struct RemoteCluster {
     pub config: Option<RemoteConfig>,
     #[serde(default, skip_serializing_if = "is_default")]
     pub connected: bool,
-    /// RFC 3339 with milliseconds; the year 1 for never.
+    /// RFC 3339 with milliseconds; a time in the year 1 means never.
     pub last_failure: String,
     #[serde(default)]
     pub name: String,
@@ -64,7 +64,7 @@ pub struct RemoteConfig {
     pub sync_canaries: bool,
 }
 
-/// Which kinds of resources are mirrored completely.
+/// The scopes whose mirrors are complete.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Synced {
@@ -89,8 +89,8 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 // === impl RemoteCluster ===
 
 impl RemoteCluster {
-    /// The status of `cluster` now. `conflict` says what is wrong with its cluster id, and `count` how many keys of a
-    /// scope are here.
+    /// The status of `cluster` at `now`. `conflict` is the reason why its cluster id is refused; `count` returns the
+    /// number of mirrored keys of a scope.
     pub(super) fn of(cluster: &Cluster, conflict: Option<&str>, now: Instant, count: impl Fn(Scope) -> usize) -> Self {
         let complete = |scope| match cluster.completeness(scope) {
             Completeness::Disabled => None,
@@ -99,7 +99,7 @@ impl RemoteCluster {
         };
         Self {
             config: match cluster.configuration() {
-                // As in Cilium, while the configuration is waited for.
+                // As in Cilium, the field is present while the mirror waits for the configuration.
                 None => cluster.is_connected().then(|| RemoteConfig {
                     required: true,
                     ..RemoteConfig::default()
@@ -126,7 +126,7 @@ impl RemoteCluster {
                 identities: complete(Scope::Identities).unwrap_or_default(),
                 nodes: complete(Scope::Nodes).unwrap_or_default(),
                 service_exports: complete(Scope::ServiceExports),
-                // What is not mirrored is not missing.
+                // A disabled scope is not missing from the mirror.
                 services: complete(Scope::Services).unwrap_or(true),
             },
         }
@@ -155,7 +155,7 @@ fn rfc3339(time: SystemTime) -> String {
     time.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string()
 }
 
-/// The status line: what is wrong, or how the store is connected in Cilium's words, and then what else to know.
+/// The status line: the error, or the state of the connection in Cilium's words; then further remarks.
 fn text(cluster: &Cluster, conflict: Option<&str>, now: Instant) -> String {
     let mut text = match (cluster.error(), cluster.is_connected()) {
         (Some(error), _) => error.to_owned(),
@@ -247,7 +247,7 @@ fn synced(s: &Synced) -> String {
     text
 }
 
-/// How long ago a time was, in Go's words; `never` for the year 1.
+/// The time that has passed since `time`, in Go's words; `never` for the year 1.
 fn ago(time: &str) -> String {
     let then = time
         .parse::<jiff::Timestamp>()

@@ -7,7 +7,7 @@ fn put(key: &str, value: &str) -> Write {
     Write::Put(key.to_owned().into(), value.to_owned().into())
 }
 
-/// What is mirrored of a cluster.
+/// The mirrored keys of a cluster.
 fn mirrored(name: &str) -> Vec<Write> {
     vec![
         put(
@@ -44,12 +44,12 @@ async fn what_is_left_of_clusters_that_left_before_the_start_is_removed() {
     for name in ["here", "gone"] {
         store.apply(&mirrored(name));
     }
-    // Its removal had begun: the last canary is there.
+    // An interrupted removal has left the last canary.
     store.apply(&[
         put("cilium/synced/half/cilium/cache/endpointslices/v1", "now"),
         put("cilium/cache/nodes/v1/half/n1", "node"),
     ]);
-    // This cluster's own, and a stranger's that is no mirror.
+    // The own keys of this cluster, and the configuration of another cluster that is not mirrored.
     store.apply(&[
         put("cilium/cluster-config/own", r#"{"id":9,"capabilities":{}}"#),
         put("cilium/synced/own/cilium/state/nodes/v1", "now"),
@@ -76,7 +76,7 @@ async fn what_is_left_of_clusters_that_left_before_the_start_is_removed() {
     assert_eq!(life.stopped(Duration::from_secs(5)).await, None);
 }
 
-/// Nothing of it is removed, even if its file only comes after the start.
+/// No mirrored key is removed if the client file appears within the grace period after the start.
 #[tokio::test]
 async fn a_cluster_whose_file_comes_late_keeps_its_mirror() {
     let (store, directory, life) = (Store::new(), tempfile::tempdir().unwrap(), Lifecycle::default());

@@ -1,10 +1,10 @@
-//! Proof that a store has the past that was read from it.
+//! Detects that a store has a different history than the store that was read.
 
 use crate::kvstore::client::KeyValue;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-/// A key-value that was read from a store. A store that has another one at the same revision has another past, even
-/// if it has the same cluster id: a backup was restored, or a member lost its data.
+/// A key-value that was read from a store. A store that has a different key-value at the same revision has a different
+/// history, even if the cluster id is the same: a backup was restored, or a member lost its data.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Witness {
     key: Vec<u8>,
@@ -59,7 +59,7 @@ mod tests {
             lease: 7,
         };
         let witness = Witness::of(&kv);
-        // Leases come and go without a revision.
+        // A lease can change without a new revision.
         assert!(witness.is(Some(&KeyValue { lease: 8, ..kv.clone() })));
         assert!(!witness.is(None));
         let others = [

@@ -42,14 +42,14 @@ pub enum Error {
 /// The value of `cilium/cluster-config/<cluster>`. Unknown fields are dropped, as in Cilium's mirror.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterConfig {
-    /// 0: unset.
+    /// The cluster id; 0 if unset.
     #[serde(default, skip_serializing_if = "is_default")]
     pub id: u32,
     #[serde(default)]
     pub capabilities: Capabilities,
 }
 
-/// What readers of a cluster's keys can rely on.
+/// The guarantees that a cluster gives to readers of its keys.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Capabilities {
@@ -69,7 +69,7 @@ pub struct Capabilities {
     pub endpoint_slices_export_mode: ExportMode,
 }
 
-/// Which forms of a global service a cluster exports.
+/// The forms in which a cluster exports a global service.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "String", into = "String")]
 pub enum ExportMode {

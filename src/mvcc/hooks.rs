@@ -1,4 +1,4 @@
-//! Everything that a store calls outside of itself. A store gets its hooks when it is made and keeps them.
+//! The callbacks by which a store calls other parts of the process. A store gets its hooks when it is made.
 
 use super::journal::Journal;
 use std::sync::Arc;

@@ -96,7 +96,7 @@ impl KeyHistory {
         self.0.push(version);
     }
 
-    /// Whether nothing is left of the key.
+    /// Whether compaction has removed all versions.
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

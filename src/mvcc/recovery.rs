@@ -244,7 +244,7 @@ mod tests {
             prev_kv: true,
             ..WatchFilter::new(KeyRange::all())
         };
-        // A watch from the compact revision itself sees whatever purging has left of that revision.
+        // A watch from the compact revision itself sees only the events of that revision that purging has kept.
         let mut watcher = store.watch(filter, from + 1, Arc::new(NoWake));
         let mut events = Vec::new();
         while let WatchUpdate::Events { frames, revision } = watcher.take(1) {

@@ -1,4 +1,4 @@
-//! Reads of everything that a store holds at one revision, in short locks while writers go on: for hashes,
+//! Reads of everything that a store holds at one revision, in short locks while writers continue: for hashes,
 //! snapshots and checkpoints.
 
 use super::key_history::Version;
@@ -17,7 +17,7 @@ pub(super) struct Walk {
     rest: Option<KeyRange>,
 }
 
-/// Everything that a store holds at one revision, read piece by piece while the store goes on.
+/// Everything that a store holds at one revision, read piece by piece while writers continue.
 pub struct Frozen {
     walk: Walk,
     /// The revision of the contents.

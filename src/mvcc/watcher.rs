@@ -5,7 +5,7 @@ use super::store::Store;
 use bytes::Bytes;
 use std::sync::Arc;
 
-/// Log batches that a watcher which catches up reads under one lock.
+/// Log batches that a watcher reads under one lock while it catches up.
 const CATCH_UP_BATCHES: usize = 2000;
 
 /// A cursor in the revision log; made by [`Store::watch`].

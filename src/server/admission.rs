@@ -2,11 +2,11 @@
 //!
 //! Every call of every service passes [`Admission::admit`] before it touches keys, leases, users, alarms or
 //! members. [`Call::checks`] is the table of checks for each kind of call. A client sees the first check that
-//! fails, so the order of the checks is part of etcd's API. Checks of single fields are no part of admission:
-//! as in etcd, the services make them while they translate a request.
+//! fails, so the order of the checks is part of etcd's API. Admission does not check single fields: as in etcd, the
+//! services check them while they translate a request.
 //!
-//! Admission knows nothing of gRPC but the caller's metadata and the status codes. Limits for a connection or a
-//! user belong here as well: a new [`Check`], and whatever has to be held during the call in [`Admitted`].
+//! Of gRPC, admission uses only the caller's metadata and the status codes. Limits for a connection or a user belong
+//! here as well: as a new [`Check`], with resources that are held during the call in [`Admitted`].
 
 mod caller;
 mod operation;
@@ -27,7 +27,7 @@ use bytes::Bytes;
 use std::sync::Arc;
 use tonic::Status;
 
-/// One condition that a call has to meet.
+/// A condition that a call has to meet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Check {
     /// The request is not longer than `--max-request-bytes`.
@@ -42,7 +42,7 @@ enum Check {
     RootOrOwn,
     /// The user's roles grant what the operation needs, and the token is not older than the last change of users.
     Grants,
-    /// The call is about the one member that there is.
+    /// The call is about the only member.
     Member,
     /// No CORRUPT alarm is active.
     NotCorrupt,
@@ -73,14 +73,14 @@ pub(super) struct Limits {
     pub(super) member_id: u64,
 }
 
-/// Proof that a call was admitted.
+/// The proof that a call was admitted.
 #[derive(Debug)]
 pub(super) struct Admitted {
     /// The user, if a certificate rather than a token names the user.
     pub(super) certificate_user: Option<Arc<str>>,
 }
 
-/// A failed check, and the state it was found from.
+/// A failed check, and the state on which its result rests.
 #[derive(Debug)]
 pub(super) struct Refusal {
     pub(super) status: Status,
@@ -101,7 +101,7 @@ impl Call {
             // v3_server.go, Range; v3rpc/watch.go, isWatchPermitted. Reads work under every alarm.
             Self::Range | Self::Watch => &[Grants],
             Self::Put | Self::TxnWithPuts => &[Token, Size, NotCorrupt, NoSpaceAlarm, Grants, Quota, Disk],
-            // apply/apply.go, applierV3Capped, lets everything pass that puts nothing.
+            // apply/apply.go: applierV3Capped refuses only puts.
             Self::DeleteRange | Self::TxnWithoutPuts => &[Token, Size, NotCorrupt, Grants, Disk],
             // v3_server.go, Txn: no proposal, so no limit of size and no alarm.
             Self::ReadOnlyTxn => &[Grants],
@@ -138,7 +138,7 @@ impl Call {
 // === impl Refusal ===
 
 impl Refusal {
-    /// Found from the request and the configuration alone.
+    /// A refusal that rests on the request and the configuration alone.
     fn of_request(status: Status) -> Self {
         Self {
             status,
@@ -146,7 +146,7 @@ impl Refusal {
         }
     }
 
-    /// Found from users, roles or alarms.
+    /// A refusal that rests on users, roles or alarms.
     fn of_metadata(status: Status) -> Self {
         Self {
             status,
@@ -154,7 +154,7 @@ impl Refusal {
         }
     }
 
-    /// Found from keys and leases that may not be durable yet.
+    /// A refusal that rests on keys and leases that may not be durable yet.
     fn of_store(status: Status) -> Self {
         Self {
             status,
@@ -170,7 +170,7 @@ impl From<auth::Error> for Refusal {
 }
 
 impl From<Refused> for Refusal {
-    /// A disk that takes no changes makes nothing durable: the refusal must not wait for the disk.
+    /// A refusal because of the disk must not wait for the disk, which may never make another change durable.
     fn from(refused: Refused) -> Self {
         Self::of_request(refused.into())
     }
@@ -193,8 +193,8 @@ fn require(met: bool, refusal: impl FnOnce() -> Refusal) -> Result<(), Refusal> 
 }
 
 impl Admission {
-    /// Admits the operation, or returns the error of the first check that fails, once the state that the error
-    /// was found from is durable.
+    /// Admits the operation, or returns the error of the first check that fails, once the state on which the error
+    /// rests is durable.
     pub(super) async fn admit(&self, caller: &Caller, operation: &Operation) -> Result<Admitted, Status> {
         match self.check(caller, operation) {
             Ok(admitted) => Ok(admitted),
@@ -205,7 +205,7 @@ impl Admission {
         }
     }
 
-    /// As [`Admission::admit`], but leaves waiting to the caller: for streams that must not wait in between.
+    /// Like [`Admission::admit`], but leaves waiting to the caller, since a stream must not wait between its messages.
     pub(super) fn check(&self, caller: &Caller, operation: &Operation) -> Result<Admitted, Refusal> {
         let checks = operation.call.checks();
         let principal = match checks {

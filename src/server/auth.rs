@@ -42,7 +42,8 @@ impl AuthService {
     }
 }
 
-/// The methods that change something and answer with a header; the others follow inside.
+/// Implements the Auth service: the listed methods make a change and answer with a header only; the macro contains the
+/// other methods.
 macro_rules! auth_service {
     ($(($method:ident, $request:ident, $response:ident, |$auth:ident, $r:ident| $do:expr))*) => {
         #[tonic::async_trait]
@@ -111,7 +112,7 @@ macro_rules! auth_service {
                 let state = self.0.auth.state();
                 let permissions = self.commit(state.roles.get(&role).ok_or(Error::RoleNotFound)).await?;
                 let perm = match &*role {
-                    // As in etcd, the role `root` may do everything, whatever has been granted to the role.
+                    // As in etcd, the role `root` may do everything, independently of its granted permissions.
                     crate::auth::ROOT => vec![everything()],
                     _ => permissions.iter().map(Into::into).collect(),
                 };

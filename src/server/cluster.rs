@@ -58,14 +58,14 @@ impl pb::cluster_server::Cluster for ClusterService {
         request: Request<pb::MemberAddRequest>,
     ) -> Result<Response<pb::MemberAddResponse>, Status> {
         let urls = &request.get_ref().peer_ur_ls;
-        // As in etcd (v3rpc/member.go), before the permission.
+        // As in etcd (v3rpc/member.go), the URLs are checked before the permission.
         if urls.is_empty() || !urls.iter().all(|url| is_url(url)) {
             return Err(status::bad_member_urls());
         }
         self.admit(&request, Call::MemberAdd).await?;
         let refused = match urls.iter().any(|url| self.0.peer_urls.read().contains(url)) {
             true => status::peer_url_exists(),
-            // etcd's answer when it cannot take a member. Members need Raft, which is not here.
+            // etcd's answer when it cannot add a member. A second member needs Raft, which Isthmus does not have.
             false => status::unhealthy(),
         };
         self.0.durability.commit_metadata(Err(refused)).await
@@ -86,12 +86,12 @@ impl pb::cluster_server::Cluster for ClusterService {
     ) -> Result<Response<pb::MemberUpdateResponse>, Status> {
         let id = request.get_ref().id;
         self.admit_for(&request, Call::MemberUpdate, id).await?;
-        // Nothing listens at peer URLs. They are kept in order to be listed.
+        // No socket listens at peer URLs: they are kept only to be listed.
         let urls = request.into_inner().peer_ur_ls;
         {
             let mut peer_urls = self.0.peer_urls.write();
             peer_urls.clone_from(&urls);
-            // Under the lock, so that the records are in the order of the changes.
+            // Recorded under the lock, so that the records are in the order of the changes.
             if let Some(disk) = self.0.durability.disk() {
                 disk.peer_urls_changed(urls);
             }

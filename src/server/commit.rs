@@ -1,4 +1,4 @@
-//! Commit: holds an answer, or an error, back until the state that it was found from survives a crash.
+//! Commit: delays an answer or an error until the state on which it rests survives a crash.
 //!
 //! Reads see published revisions only, and published revisions are durable. Everything else is visible to
 //! calls before it is on the disk: new revisions inside a write, users, leases, alarms, the compact revision,
@@ -13,20 +13,20 @@ use tonic::Status;
 /// How long an answer waits for the disk (etcd: server/config, `ReqTimeout`: 5 s and two election timeouts).
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(7);
 
-/// The state that an answer or an error was found from.
+/// The state on which an answer or an error rests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cause {
-    /// Nothing that a crash takes back: the request itself, the configuration, published revisions.
+    /// State that survives a crash: the request itself, the configuration, published revisions.
     Published,
     /// The store's revisions up to this one.
     Revision(i64),
-    /// The changes of users, roles, alarms and members so far. They are rare, so there is seldom anything to wait for.
+    /// The changes of users, roles, alarms and members so far. Such changes are rare, so an answer seldom waits.
     Metadata,
     /// Every change made so far, also of keys, leases and the compact revision.
     EveryChange,
 }
 
-/// What makes changes durable: the data directory, or nothing for a store in memory.
+/// The data directory, which makes changes durable, or nothing for a store in memory.
 #[derive(Clone)]
 pub(super) struct Durability(Option<Arc<Durable>>);
 
@@ -65,7 +65,7 @@ impl Durability {
         waited.await.unwrap_or_else(|_| Err(status::timed_out()))
     }
 
-    /// The point at which `cause`, as it is now, is durable; `None` if it is.
+    /// The point at which the present state of `cause` is durable; `None` if it is durable already.
     pub(super) fn point(&self, cause: Cause) -> Option<Point> {
         let durable = self.disk()?;
         match cause {

@@ -228,7 +228,7 @@ impl RecipeClient {
                 revision: result.revision,
             }
         });
-        // The candidate waits from now on: its key is deleted if the caller goes away before the commit.
+        // The candidate waits from now on: its key is deleted if the caller disconnects before the commit.
         self.core
             .commit(queued, |queued| Cause::Revision(queued.revision))
             .await

@@ -23,7 +23,7 @@ pub struct Config {
     pub name: String,
     /// The client URLs in the member list.
     pub client_urls: Vec<String>,
-    /// The peer URLs in the member list. Nothing listens there.
+    /// The peer URLs in the member list. No socket listens at them.
     pub peer_urls: Vec<String>,
     /// The longest write request, in bytes.
     pub max_request_bytes: usize,
@@ -39,7 +39,7 @@ pub struct Config {
     pub max_concurrent_streams: u32,
     /// Whether the JSON gateway serves `/v3/`.
     pub gateway: bool,
-    /// Which browsers may use HTTP.
+    /// The browsers that may use HTTP.
     pub access: BrowserAccess,
     /// Whether metrics contain histograms of the duration of calls.
     pub extensive_metrics: bool,

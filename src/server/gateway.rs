@@ -120,7 +120,7 @@ pub(super) fn router(grpc: &Router, max: usize) -> Router {
     })
 }
 
-/// One call. JSON documents and answers of streams are passed on as they arrive.
+/// Forwards one call. JSON documents and answers of streams are passed on as they arrive.
 async fn call(grpc: Router, method: Arc<MethodDescriptor>, limit: usize, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let input = method.input();

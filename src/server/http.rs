@@ -16,7 +16,7 @@ use axum::routing::{any, get};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-/// Which browsers may use HTTP.
+/// The browsers that may use HTTP.
 #[derive(Clone, Debug)]
 pub struct BrowserAccess {
     /// The origins that are allowed; `*` allows every origin.
@@ -107,7 +107,7 @@ impl Core {
                 return (StatusCode::MISDIRECTED_REQUEST, text).into_response();
             }
         } else if gateway && peer.common_name.is_some() && self.auth.state().enabled {
-            // As in etcd, whose gateway is a gRPC client of its own and does not present the caller's certificate.
+            // As in etcd: its gateway is a separate gRPC client, which does not present the caller's certificate.
             let text =
                 "CommonName of client sending a request against gateway will be ignored and not used as expected";
             return (StatusCode::BAD_REQUEST, format!("{text}\n")).into_response();

@@ -72,8 +72,8 @@ impl pb::lease_server::Lease for LeaseService {
                 let header = Some(core.header(core.store.revision()));
                 // As in etcd, a lease that is gone has 0 seconds left, which is no error.
                 let ttl = core.lessor.keep_alive(request.id).unwrap_or(0);
-                // A renewal changes nothing that is kept on the disk, so it does not wait for the disk. The end
-                // of a lease does.
+                // A renewal changes no durable state, so its answer does not wait for the disk. The answer about
+                // an ended lease does wait.
                 let cause = if ttl == 0 { Cause::EveryChange } else { Cause::Published };
                 let ttl = core.commit(Ok::<_, Status>(ttl), |_| cause).await?;
                 yield pb::LeaseKeepAliveResponse { header, id: request.id, ttl };

@@ -33,7 +33,7 @@ const UNFINISHED_MAX: usize = 8192;
 /// The time between two warnings of rejected connections.
 const QUIET: Duration = Duration::from_secs(1);
 
-/// Where to listen.
+/// The address of a listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
     /// `host:port`. Port 0 picks a free port.
@@ -57,7 +57,7 @@ enum Socket {
 /// A connection before its handshake, over TCP or a Unix socket.
 pub type Stream = Either<TcpStream, UnixStream>;
 
-/// One accepted connection.
+/// An accepted connection.
 pub enum Io {
     /// Without TLS.
     Plain(Stream, Peer),

@@ -39,13 +39,13 @@ impl pb::maintenance_server::Maintenance for MaintenanceService {
         let stats = self.0.store.stats();
         let identity = &self.0.config.identity;
         let errors = self.0.alarms.list(pb::AlarmType::None);
-        // As Go prints the protobuf message.
+        // The texts are those of Go's protobuf messages.
         let errors = errors.into_iter().map(|a| match a.member_id {
             0 => format!("alarm:{} ", a.alarm().as_str_name()),
             id => format!("memberID:{id} alarm:{} ", a.alarm().as_str_name()),
         });
         let errors = errors.collect();
-        // Stands for the Raft index: the revision never goes back either.
+        // The revision stands for the Raft index, because the revision never goes back either.
         let index = stats.revision.unsigned_abs();
         Ok(Response::new(pb::StatusResponse {
             header: Some(self.0.header(stats.revision)),
@@ -89,7 +89,7 @@ impl pb::maintenance_server::Maintenance for MaintenanceService {
         request: Request<pb::DefragmentRequest>,
     ) -> Result<Response<pb::DefragmentResponse>, Status> {
         self.admit(&request, Call::Maintenance).await?;
-        // There is no file to shrink. As in etcd, the answer has no header.
+        // The store has no file to shrink. As in etcd, the answer has no header.
         Ok(Response::new(pb::DefragmentResponse::default()))
     }
 
@@ -145,11 +145,11 @@ impl pb::maintenance_server::Maintenance for MaintenanceService {
 
     async fn snapshot(&self, request: Request<pb::SnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
         self.admit(&request, Call::Maintenance).await?;
-        // One snapshot at a time, because each takes as much space as the data.
+        // Only one snapshot is made at a time, because each takes as much space as the data.
         let permit = Arc::clone(&self.0.snapshots).acquire_owned().await;
         let permit = permit.map_err(|e| Status::internal(e.to_string()))?;
-        // Without waiting for the disk: a snapshot is restored as another cluster, so a crash contradicts nothing, and
-        // it must be possible to rescue the data from a disk that hangs.
+        // A snapshot does not wait for the disk: it is restored as another cluster, so a crash contradicts nothing, and
+        // operators must be able to rescue the data from a disk that hangs.
         let (file, len) = self.0.snapshot().await?;
         let file = tokio::fs::File::from_std(file);
         Ok(Response::new(Box::pin(blobs(file, len, permit))))
@@ -177,7 +177,7 @@ impl Core {
             ids.filter_map(|id| Some((id, self.lessor.info(id)?))).collect()
         };
         // Leases are granted and end while the keys are read, so the snapshot has the leases of before and after.
-        // A lease too many expires; a key whose lease is missing would never expire.
+        // A superfluous lease expires, but a key without its lease would never expire.
         let mut known = leases();
         let versions = self.versions(0).await?;
         known.extend(leases());

@@ -154,7 +154,7 @@ impl Metrics {
     }
 }
 
-/// Gauges whose label is the version or the id of the server.
+/// Registers gauges whose label is the version or the id of the server.
 fn facts(registry: &mut Registry, member: u64) {
     let cluster = STORAGE_VERSION.trim_end_matches(".0").to_owned();
     for (name, label, value) in [

@@ -1,4 +1,4 @@
-//! Counts every gRPC call, its messages and its bytes. Replaces errors of the transport by grpc-go's texts.
+//! Counts gRPC calls, their messages and their bytes. Replaces errors of the transport by grpc-go's texts.
 
 use super::metrics::{Method, Metrics};
 use axum::body::{Body, Bytes, HttpBody};
@@ -21,13 +21,13 @@ struct Counted {
     direction: Direction,
 }
 
-/// Whether a body is a request or an answer, and what it counts.
+/// The direction of a body, with the metrics that the body counts in.
 enum Direction {
     Request(Arc<Method>),
     Response(Call),
 }
 
-/// A call. It ends when its answer ends, or when the client goes away.
+/// A call, which ends when its answer ends or when the client disconnects.
 struct Call {
     method: Arc<Method>,
     started: Instant,

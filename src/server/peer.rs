@@ -16,7 +16,7 @@ pub struct Peer {
     pub common_name: Option<Arc<str>>,
 }
 
-/// What may name the user of a call on a listener.
+/// The credentials that may name the user of a call on a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UserSource {
     /// The token of the call.
@@ -31,7 +31,7 @@ impl Peer {
     }
 }
 
-/// The common name in the subject of a DER certificate. Of several, the last: as in Go.
+/// The common name in the subject of a DER certificate; as in Go, the last of several.
 pub(super) fn common_name(der: &[u8]) -> Option<Arc<str>> {
     let (_, certificate) = X509Certificate::from_der(der).ok()?;
     let names: Vec<_> = certificate.subject().iter_common_name().collect();

@@ -1,4 +1,4 @@
-//! While the disk hangs, no answer and no error leaves that a crash could contradict.
+//! While the disk hangs, the server sends no answer and no error that a crash could contradict.
 
 use super::*;
 use crate::durable;
@@ -16,7 +16,7 @@ use std::pin::Pin;
 use std::time::Duration;
 use tonic::{Request, Response};
 
-/// A call that runs until its answer or its error leaves.
+/// A named call that runs until its answer or its error is sent.
 type Pending<'a> = (&'static str, Pin<Box<dyn Future<Output = ()> + 'a>>);
 
 /// A server whose disk can be made to hang.
@@ -27,10 +27,10 @@ pub(super) struct Bench {
     _directory: tempfile::TempDir,
 }
 
-/// How long a call is watched to see whether it waits for the disk.
+/// Time after which a call that has not ended counts as waiting for the disk.
 pub(super) const PATIENCE: Duration = Duration::from_millis(50);
 
-/// How long a call may take that does not wait for the disk.
+/// Limit for a call that does not wait for the disk.
 const DEADLINE: Duration = Duration::from_secs(5);
 
 impl Bench {

@@ -21,7 +21,7 @@ use tokio::time::Instant;
 /// How often new connections look for changed files.
 const RECHECK: Duration = Duration::from_secs(1);
 
-/// The files of one TLS listener, and what its clients must present.
+/// The files of one TLS listener, and the requirements on its clients' certificates.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsFiles {
     /// Certificate chain, PEM.
@@ -67,7 +67,7 @@ pub struct TlsConfig {
     loaded: Mutex<Loaded>,
 }
 
-/// What a changed file is recognised by.
+/// The metadata by which a changed file is recognised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct FileStamp {
     modified: SystemTime,

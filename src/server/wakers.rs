@@ -1,4 +1,4 @@
-//! The notifiers between a store and the server's tasks. They are made before the store, which gets them as hooks.
+//! The notifiers between a store and the server's tasks, made before the store, which gets them as hooks.
 
 use crate::mvcc::Hooks;
 use std::sync::Arc;

@@ -1,9 +1,8 @@
 //! The Watch service: one task per stream, which merges the cursors of the stream's watchers.
 //!
-//! The response stream is produced as the transport asks for it, so a slow client holds nothing but its
-//! cursors. A watcher that may have events puts its id into the stream's ready list, at most once; the stream
-//! takes all ready events of one watcher in one message. The header revision of a message is the last revision
-//! that was delivered as a whole.
+//! Responses are made when the transport asks for them, so a slow client costs no memory but its cursors. A watcher
+//! that may have events puts its id into the stream's ready list, at most once; the stream takes all ready events of
+//! one watcher in one message. The header revision of a message is the last revision that was delivered as a whole.
 
 mod fragment;
 mod ready;
@@ -58,10 +57,10 @@ struct WatchSession {
     ended: bool,
 }
 
-/// A response that has to wait until the state it was found from is durable.
+/// A response that has to wait until the state on which it rests is durable.
 struct Answer {
     response: WatchResponse,
-    /// Fixed when the response was queued, so that responses which wait together wait once.
+    /// The point to wait for, fixed when the response was queued, so that responses that wait together wait once.
     durable_at: Option<Point>,
 }
 
@@ -74,7 +73,7 @@ struct Entry {
     reader: Option<Reader>,
     fragment: bool,
     progress: bool,
-    /// Whether events were sent since the last tick.
+    /// Whether events were sent since the last progress tick.
     busy: bool,
 }
 
@@ -131,11 +130,11 @@ impl WatchSession {
         }
         loop {
             if self.core.stop.is_cancelled() {
-                // With any other code, or a clean end, a Go client would not watch again.
+                // After any other code, or a clean end, a Go client would not watch again.
                 return self.end(status::stopped());
             }
             self.end_forbidden();
-            // Requests go first: otherwise a flood of events would keep a cancel request waiting for ever.
+            // Requests come before events: otherwise a flood of events would delay a cancel request for ever.
             if let Some(inbound) = &mut self.inbound
                 && let Some(message) = inbound.message().now_or_never()
                 && let Err(status) = self.received(message)
@@ -143,7 +142,7 @@ impl WatchSession {
                 return self.end(status);
             }
             if let Some(durable_at) = self.answers.front().map(|answer| answer.durable_at) {
-                // Without a limit of time: a stream outlives a disk that hangs.
+                // The wait has no time limit: a stream outlives a disk that hangs.
                 let reached = tokio::select! {
                     reached = self.core.durability.reached(durable_at) => reached,
                     () = self.core.stop.cancelled() => continue,
@@ -190,7 +189,7 @@ impl WatchSession {
 
     fn received(&mut self, message: Result<Option<pb::WatchRequest>, Status>) -> Result<(), Status> {
         let Some(request) = message? else {
-            // A half-closed stream goes on watching.
+            // The watchers of a half-closed stream continue.
             self.inbound = None;
             return Ok(());
         };
@@ -225,8 +224,8 @@ impl WatchSession {
         }
     }
 
-    /// One message of the next ready watcher that has events, or the first of several fragments. May queue an
-    /// answer instead.
+    /// Takes a message of the next ready watcher that has events, or the first of its fragments. May queue an answer
+    /// instead.
     fn take_ready(&mut self) -> Option<WatchResponse> {
         loop {
             let id = self.ready.pop()?;

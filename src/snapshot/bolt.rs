@@ -28,7 +28,7 @@ pub(super) struct Writer {
     buckets: Vec<(Vec<u8>, u64)>,
 }
 
-/// An entry of a page: of a leaf, a key and its value; of a branch, a child and its first key.
+/// An entry of a page: in a leaf, a key and its value; in a branch, a child and its first key.
 struct Entry {
     key: Vec<u8>,
     value: Vec<u8>,
@@ -36,7 +36,7 @@ struct Entry {
     flags: u32,
 }
 
-/// One level of a tree while it is written: the entries of the next page, and the pages so far.
+/// A level of a tree that is being written: the entries of the next page, and the pages so far.
 struct Level<'a> {
     writer: &'a mut Writer,
     kind: u16,

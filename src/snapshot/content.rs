@@ -8,7 +8,7 @@ use prost::Message;
 /// Bytes of an encoded revision: main, `_`, sub.
 const REVISION: usize = 17;
 const SEPARATOR: u8 = b'_';
-/// Follows the revision of a tombstone.
+/// The mark of a tombstone, after its revision.
 const TOMBSTONE: u8 = b't';
 
 /// Why a file is not a snapshot of etcd.
@@ -63,7 +63,7 @@ pub struct Content {
 #[derive(Clone, Debug, PartialEq)]
 pub struct KeyEntry {
     pub revision: Revision,
-    /// The key-value; of a tombstone only the key. An entry without a key only raises the revision of the store:
+    /// The key-value; for a tombstone, only the key. An entry without a key only raises the revision of the store:
     /// `etcdutl snapshot restore --bump-revision` writes such an entry.
     pub kv: KeyValue,
 }
@@ -161,7 +161,7 @@ impl Content {
                     entry.expect_key(&role.name)?;
                     self.roles.push(role);
                 }
-                // Read other entries, too, so that a broken page is found.
+                // Other entries are read, too, so that a broken page is found.
                 _ => {}
             }
         }
@@ -235,7 +235,7 @@ impl Entry<'_> {
         number.map_err(|_| self.fault(format!("a number of {} bytes", bytes.len())))
     }
 
-    /// Refuses a message that is stored under the key of another one.
+    /// Refuses a message that is stored under the key of another message.
     fn expect_key(&self, key: &[u8]) -> Result<()> {
         if self.key == key {
             return Ok(());

@@ -119,7 +119,7 @@ impl Input {
             self.read(at, META_PAGE).map(|page| Meta::parse(&page))
         };
         let first = meta(0)?;
-        // The first page gives the page size, and so the place of the second. Otherwise try every page size.
+        // The first meta page gives the page size, and so the place of the second. Without it, every size is tried.
         let sizes = match &first {
             Some(first) => vec![first.page_size],
             None => PAGE_BITS.map(|bits| 1 << bits).collect(),

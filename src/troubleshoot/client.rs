@@ -40,7 +40,7 @@ pub(super) async fn report(
         Ok(Err(why)) => return report.line(format_args!("❌ Failed to create etcd client: {why}")),
         Err(_) => return report.line(format_args!("❌ Failed to establish connection: {TOO_LATE}")),
     };
-    // The client begins with a random endpoint, so several attempts may be necessary to find a good one.
+    // The client begins with a random endpoint, so several attempts may be necessary to find a working endpoint.
     let several = config.endpoints.len() > 1 || config.cilium_host_aliases.iter().any(|alias| alias.ips.len() > 1);
     let until = match several {
         true => deadline,

@@ -36,7 +36,7 @@ pub(super) struct Host<'a> {
 }
 
 impl Host<'_> {
-    /// The addresses that need no DNS: of an alias, or the host itself if it is an address.
+    /// The addresses that need no DNS: those of an alias, or the host itself if the host is an address.
     fn known(&self) -> Option<Vec<IpAddr>> {
         let alias = self.aliases.iter().find(|alias| alias.hostname == self.name);
         alias

@@ -41,7 +41,7 @@ fn bytes(path: &Path) -> Result<Vec<u8>, Error> {
     })
 }
 
-/// The certificates in a PEM file. Everything else is skipped, as by the client.
+/// The certificates in a PEM file. Other contents are skipped, as in the client.
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
     let found = CertificateDer::pem_slice_iter(&bytes(path)?)
         .filter_map(Result::ok)
@@ -64,7 +64,7 @@ impl Material {
         })
     }
 
-    /// The trusted CAs: of the file, or of the system. Unusable CAs are left out.
+    /// The trusted CAs: those of the file, or else those of the system. Unusable CAs are left out.
     pub(super) fn trusted(&self) -> Arc<RootCertStore> {
         Arc::new(dial::roots(self.roots.clone()))
     }

@@ -102,7 +102,7 @@ impl Session {
         match self.connection.reader().read_to_end(answer) {
             Ok(_) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
-            // Closed without `close_notify`. The next read reports the end.
+            // The server closed the connection without `close_notify`. The next read reports the end.
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(()),
             Err(error) => Err(error.into()),
         }
@@ -127,7 +127,7 @@ impl Session {
         while !rest.is_empty() {
             self.connection.read_tls(&mut rest)?;
             if let Err(error) = self.connection.process_new_packets() {
-                // Sends our alert to the server.
+                // Sends the client's alert to the server.
                 let _ = self.send().await;
                 return Err(match error {
                     rustls::Error::AlertReceived(_) => Failure::Alert(error),

@@ -12,7 +12,7 @@ async fn text_of(path: &Path) -> String {
     String::from_utf8(out).unwrap()
 }
 
-/// What is printed for a configuration.
+/// The output for a configuration.
 async fn found(dir: &Path, config: &str) -> String {
     let path = dir.join("etcd.yaml");
     std::fs::write(&path, config).unwrap();

@@ -12,7 +12,7 @@ const LENGTH_MAX: u64 = 4 << 20;
 /// The file is read this often even without a notification.
 const PERIOD: Duration = Duration::from_secs(5);
 
-/// The file, as a decoder of what its follower finds.
+/// Decodes the updates that the follower of the file reports.
 pub(super) struct UsersFile {
     path: PathBuf,
     /// Users that the file may not change.
@@ -31,13 +31,13 @@ struct Parsed {
 pub(super) enum News {
     /// The file lists these users.
     Listed(Wanted),
-    /// The file cannot be read, or is no list of users: the reason.
+    /// The file cannot be read, or is not a users file; the text is the reason.
     Wrong(String),
 }
 
 #[derive(Deserialize)]
 struct Document {
-    /// The list may be empty or null, but a file without this field is no users file.
+    /// The list may be empty or null, but a file without this field is not a users file.
     #[serde(deserialize_with = "list")]
     users: Vec<Entry>,
 }
@@ -74,11 +74,11 @@ impl UsersFile {
         }
     }
 
-    /// What an update of the one file says. A file that is missing or gone is logged and changes nothing.
+    /// The news in an update of the file. A missing or removed file is logged and changes nothing.
     pub(super) fn news(&self, update: Update) -> Option<News> {
         let path = self.path.display();
         let Some(change) = update.changes.into_iter().next() else {
-            tracing::info!(%path, "there is no users file yet: waiting for it");
+            tracing::info!(%path, "the users file does not exist yet; waiting for the file");
             return None;
         };
         match change {

@@ -4,16 +4,16 @@ use crate::kvstore::Error;
 use crate::kvstore::users::UserAdmin;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Names of users of remote clusters begin with this. Users with this prefix that are not listed are removed, even if
-/// somebody else made them.
+/// Prefix of the names of users of remote clusters. Users with this prefix that are not listed are removed, even if
+/// another program made them.
 const PREFIX: &str = "remote-";
-/// After this many failures in a row of the store itself, the rest of the comparison is left for later.
+/// After this many consecutive failures of the store itself, the rest of the comparison is postponed.
 const UNAVAILABLE_MAX: usize = 2;
 
 /// The listed users with their roles. A user without roles is left as it is.
 pub(super) type Wanted = BTreeMap<String, BTreeSet<String>>;
 
-/// The wanted users, and what is known of the present ones.
+/// The wanted users, and the knowledge about the present users.
 pub(super) struct Reconciler {
     /// Users that are never changed.
     own: BTreeSet<String>,
@@ -30,7 +30,7 @@ pub(super) struct Outcome {
     pub(super) failures: Vec<String>,
     /// The number of managed users in the store; `None` if the users could not be listed.
     pub(super) managed: Option<usize>,
-    /// Whether there was nothing to compare or change.
+    /// Whether the comparison found nothing to compare or change.
     pub(super) routine: bool,
 }
 
@@ -38,7 +38,7 @@ pub(super) struct Outcome {
 #[derive(Default)]
 struct Tally {
     failures: Vec<String>,
-    /// Failures in a row of the store, not of a user.
+    /// Consecutive failures of the store rather than of a user.
     unavailable: usize,
 }
 

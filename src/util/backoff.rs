@@ -21,18 +21,18 @@ impl Backoff {
         }
     }
 
-    /// For connections to remote clusters and stores. Finds a server that is back within seconds; 511 clusters that retry
-    /// make about 90 connections per second.
+    /// Waits between connections to remote clusters and stores. A server that returns is found within seconds; 511
+    /// clusters that retry make about 90 connections per second.
     pub fn connect() -> Self {
         Self::new(Duration::from_millis(200), Duration::from_secs(8))
     }
 
-    /// For watches of this cluster's Kubernetes API: many small requests to one nearby server.
+    /// Waits between watches of this cluster's Kubernetes API: many small requests to one nearby server.
     pub fn watch() -> Self {
         Self::new(Duration::from_millis(200), Duration::from_secs(5))
     }
 
-    /// For failed writes.
+    /// Waits after failed writes.
     pub fn write() -> Self {
         Self::new(Duration::from_millis(20), Duration::from_secs(5))
     }
@@ -42,7 +42,7 @@ impl Backoff {
         self.attempts
     }
 
-    /// Makes the next wait the first again. Called after a success.
+    /// Begins again with the first wait. Called after a success.
     pub fn reset(&mut self) {
         self.attempts = 0;
     }

@@ -29,7 +29,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use watch::{MakeWatcher, Watch};
 
-/// Tells the time by which the age of a file is judged.
+/// The clock that the age of a file is compared with.
 pub type Clock<'a> = &'a dyn Fn() -> SystemTime;
 
 /// A file that changed less than this long ago may be incomplete: most programs truncate a file before they write it.
@@ -47,16 +47,16 @@ pub struct Config {
     /// Decides by its content whether a file is followed.
     pub inspect: fn(&[u8]) -> Inspected,
     pub removal: Removal,
-    /// Longer files are unreadable, in bytes.
+    /// Longest file that is read, in bytes; longer files are unreadable.
     pub length_max: u64,
     /// Time between two looks without a notification.
     pub period: Duration,
 }
 
-/// Where the files are.
+/// The location of the files.
 #[derive(Clone, Debug)]
 pub enum Scope {
-    /// One file. A missing file or directory is no error.
+    /// A single file. A missing file or directory is no error.
     File(PathBuf),
     /// The files directly in this directory, which must be readable.
     Directory(PathBuf),
@@ -68,13 +68,13 @@ pub enum Scope {
 /// Whether a file is followed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Inspected {
-    /// No: the file counts as absent.
+    /// The file is not followed, and counts as absent.
     Ignored,
-    /// Yes, and changes of these other files count as changes of this file.
+    /// The file is followed. Changes of these other files count as changes of this file.
     Followed { companions: Vec<PathBuf> },
 }
 
-/// When a file that is absent has been removed.
+/// The moment at which an absent file counts as removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Removal {
     /// At the first look that does not find the file.
@@ -91,14 +91,14 @@ pub struct File {
     pub modified: SystemTime,
 }
 
-/// What happened to one file.
+/// A change of one file.
 #[derive(Debug)]
 pub enum FileChange {
     /// The file is new, or its content or a companion's content changed.
     Content(File),
     /// The file could not be read before, and has the content that it had before that.
     ReadableAgain(File),
-    /// The file cannot be read: what is known of it stays. Reported once until the error changes.
+    /// The file cannot be read, so its known content stays. Reported once until the error changes.
     Unreadable { path: PathBuf, error: io::Error },
     /// The file is gone, or is no longer followed because of its content.
     Removed(PathBuf),
@@ -147,9 +147,9 @@ pub struct Follower {
     listed: bool,
     /// The error of the last look, which has been reported.
     trouble: Option<String>,
-    /// The state, while no look is going on.
+    /// The state, while no look is running.
     idle: Option<Box<State>>,
-    /// The look that is going on. Kept here, so that [`Follower::next`] can be cancelled at any point.
+    /// The look that is running. Kept here, so that [`Follower::next`] can be cancelled at any point.
     looking: Option<JoinHandle<(Box<State>, io::Result<Look>)>>,
 }
 
@@ -161,7 +161,7 @@ struct State {
 // === impl Scope ===
 
 impl Scope {
-    /// The directory whose entries decide what the files are.
+    /// The directory whose entries determine the files.
     fn root(&self) -> &Path {
         match self {
             Self::Directory(directory) | Self::Tree(directory) => directory,
@@ -209,7 +209,7 @@ impl Follower {
     }
 
     fn with_watcher(config: Config, make: MakeWatcher) -> Self {
-        // One message is enough: it says that something changed, not what.
+        // Room for one message is enough: the message only says that something has changed.
         let (sender, changed) = mpsc::channel(1);
         let (period, subject) = (config.period, config.subject);
         let watch = Watch::new(&config, make, sender);
@@ -270,7 +270,7 @@ impl Follower {
             // The look that begins now finds everything that was notified so far.
             while self.changed.try_recv().is_ok() {}
             self.looking = Some(tokio::task::spawn_blocking(move || {
-                // First watched, then read: a change in between is notified.
+                // The directories are watched before they are read, so that a change in between is notified.
                 state.watch.cover(&state.looker.directories);
                 let look = state.looker.look(&SystemTime::now);
                 (state, look)

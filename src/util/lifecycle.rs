@@ -70,8 +70,8 @@ impl Lifecycle {
         self.run(name.into(), task);
     }
 
-    /// Runs a task that may end at any time, and whose panic stops the whole lifecycle, because nothing else does its
-    /// work.
+    /// Runs a task that may end at any time, and whose panic stops the whole lifecycle, because no other task does
+    /// its work.
     pub fn spawn_vital(&self, name: impl Into<String>, task: impl Future<Output = ()> + Send + 'static) {
         let (name, this) = (name.into(), self.clone());
         self.run(name.clone(), async move {
@@ -102,7 +102,7 @@ impl Lifecycle {
     }
 
     fn fail(&self, name: &str, why: &str) {
-        tracing::error!(task = name, error = why, "a task failed, stopping");
+        tracing::error!(task = name, error = why, "a task failed; stopping the process");
         self.inner
             .failure
             .lock()
@@ -123,10 +123,10 @@ impl Lifecycle {
         for last in at_end {
             match tokio::time::timeout(grace, tokio::task::spawn_blocking(last)).await {
                 Ok(Ok(())) => {}
-                Ok(Err(panic)) => tracing::error!(%panic, "a shutdown step panicked, going on without it"),
+                Ok(Err(panic)) => tracing::error!(%panic, "a shutdown step panicked; continuing the shutdown"),
                 Err(_) => tracing::error!(
                     secs = grace.as_secs(),
-                    "a shutdown step takes too long, ending without it"
+                    "a shutdown step did not end in time; ending without it"
                 ),
             }
         }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// For how long a dependency has not worked, and why.
+/// The duration and the reason of an outage.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outage {
     pub lasted: Duration,
@@ -18,7 +18,7 @@ pub struct OngoingOutage {
 }
 
 impl OngoingOutage {
-    /// The outage as it is now.
+    /// The outage with its duration so far.
     pub fn now(&self) -> Outage {
         Outage {
             lasted: self.since.elapsed(),

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::Notify;
 
-/// Ready as soon as no [`Block`] is left, and while no required condition fails. A block that is added after that has no
-/// effect, so that it cannot take the process out of its Service.
+/// Readiness is reached once no [`Block`] is left, and lasts while no required condition fails. A block that is added
+/// later has no effect, so that it cannot take the process out of its Service.
 #[derive(Clone, Default)]
 pub struct Ready(Arc<Shared>);
 
@@ -36,7 +36,7 @@ pub enum Requirement {
 struct Condition {
     name: String,
     requirement: Requirement,
-    /// Returns the reason while the condition fails.
+    /// Returns the reason for the failure while the condition fails.
     trouble: Box<dyn Fn() -> Option<String> + Send>,
 }
 

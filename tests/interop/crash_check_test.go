@@ -30,7 +30,7 @@ func (k *checker) check(ctx context.Context) error {
 	if wrong != "" {
 		return fmt.Errorf("answers were wrong: %s", wrong)
 	}
-	// Claims about revisions that are compacted now must be checked against the history of before.
+	// Claims about revisions that are compacted now must be checked against the history before this round.
 	if err := k.oldClaims(); err != nil {
 		return err
 	}

@@ -54,7 +54,7 @@ type oldBlock struct {
 
 func (c *journaled) content() bool { return c.Kind == changeWrite || c.Kind == changeSize }
 
-// lost counts the unsynced changes, and how many of them a loss has undone or torn.
+// lost counts the unsynced changes, and those of them that a loss has undone or torn.
 type lost struct{ unsynced, undone, torn int }
 
 func (l *lost) add(m lost) {
@@ -72,7 +72,7 @@ type loss struct {
 	rng        *rand.Rand
 	tree, side string
 	strict     bool
-	// keep and tear are probabilities. With order, every change after a random one is lost, and none before it.
+	// keep and tear are probabilities. With order, every change after a random change is lost, and no earlier change.
 	keep, tear float64
 	order      bool
 	lost

@@ -179,7 +179,7 @@ func (r *crash) check(ctx context.Context) error {
 		return err
 	}
 	r.events += k.events
-	// One event for each watch, to wait for.
+	// Each watch gets an event to wait for.
 	if r.round%5 == 0 {
 		r.ws.addFromPast(r.rng, r.h)
 	}

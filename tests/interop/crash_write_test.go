@@ -25,7 +25,7 @@ const (
 var serial atomic.Int64
 
 // author is a client that writes keys of its own, whose contents it knows at any time, and keys that all authors share.
-// It stops at the first error, because from then on its knowledge is incomplete.
+// An author stops at the first error, because from then on its knowledge is incomplete.
 type author struct {
 	ctx    context.Context
 	c      *clientv3.Client

@@ -2,7 +2,7 @@
 // clustermesh-apiserver. The Makefile builds these peers from pinned modules and passes their places in variables:
 // ISTHMUS_BIN, and PEERS_BIN (a directory with etcd, etcdctl and etcdutl). tests/README.md lists the suites.
 //
-// This file has the helpers of all suites: servers, clients, and waiting.
+// harness_test.go has the helpers of all suites: servers, clients, and waiting.
 package interop
 
 import (

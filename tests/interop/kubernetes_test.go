@@ -63,7 +63,7 @@ func startAPIServer(t *testing.T, store string) *apiserver {
 	a.Process = process(t, "kube-apiserver", bin,
 		"--etcd-servers=http://"+store, "--bind-address=127.0.0.1", "--secure-port="+port,
 		"--cert-dir="+filepath.Join(dir, "certs"), "--service-cluster-ip-range=10.0.0.0/24",
-		// Not used, but required on a machine without a default route.
+		// The address is not used, but required on a machine without a default route.
 		"--advertise-address=192.0.2.1",
 		"--authorization-mode=AlwaysAllow", "--token-auth-file="+tokens,
 		"--service-account-issuer=https://kubernetes.default.svc", "--service-account-key-file="+account,

@@ -41,9 +41,9 @@ func known(d deviation) bool {
 
 // pair says how two publishers differ that are compared.
 type pair struct {
-	// One publisher has just started, so it saw objects in another order.
+	// Whether one publisher has just started, and so saw the objects in another order.
 	anew bool
-	// Both publishers are Cilium's.
+	// Whether both publishers are Cilium's.
 	originals bool
 	contested map[string][]claimant
 }
@@ -95,7 +95,7 @@ func (w *mesh) allowed(key, mine, other string, here, there bool, of pair) bool 
 		if claims := of.contested[address]; !lenient || !owns(claims, mine) || !owns(claims, other) {
 			return false
 		}
-		// From here on, the publishers may have the claims in different orders.
+		// From now on, the publishers may have the claims in different orders.
 		w.unordered[address] = true
 		w.seen["contested addresses of different owners"]++
 		return true

@@ -5,7 +5,7 @@ import (
 	"strings"
 )
 
-// Random objects: valid ones as users write them, and some invalid ones.
+// Random objects: valid objects as users write them, and some invalid objects.
 
 func strs(pairs ...string) dict {
 	m := dict{}

@@ -256,7 +256,7 @@ func (w *mesh) compare(step int, anew bool) {
 			w.agreed()
 			return
 		}
-		// Stale keys of the original stay stale.
+		// Waiting does not help against stale keys of the original: they stay stale.
 		if !slices.ContainsFunc(found, func(d deviation) bool { return w.stale(d.key) == "" }) {
 			lasting /= 10
 		}

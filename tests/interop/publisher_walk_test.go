@@ -195,7 +195,7 @@ func sameShape(old, object dict) bool {
 		return "address"
 	}
 	if spec["ports"] == nil || before["ipFamilyPolicy"] == nil {
-		// No service, or a service without addresses.
+		// The object is not a service, or a service without addresses.
 		return spec["externalName"] == before["externalName"]
 	}
 	if shape(spec) != shape(before) {

@@ -1,4 +1,4 @@
-//! Proves that the holes which etcd's security advisories describe are not open here. Each test names its advisory.
+//! Proves that the vulnerabilities in etcd's security advisories do not exist here. Each test names its advisory.
 
 use crate::support::store::{add_user, denied, plain_client, plain_etcd};
 use crate::support::tls::etcd;
@@ -65,7 +65,7 @@ async fn administration_needs_root_and_leases_need_their_keys() {
     denied("users", low.user_list()).await;
     denied("auth disable", low.auth_disable()).await;
     denied("keep alive", async { low.lease_keep_alive(lease).await.map(drop) }).await;
-    // A certificate whose common name is no user gives no permission.
+    // A certificate whose common name is not a user gives no permission.
     let mut stranger = tls.client(&server.address().await, "stranger").await;
     denied("a stranger", stranger.get("a/1", None)).await;
     denied("lock", low.lock("lock", None)).await;

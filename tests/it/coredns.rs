@@ -1,4 +1,4 @@
-//! Proves what `mcsapi-coredns-cfg` changes through a Kubernetes API, and when it changes nothing.
+//! Proves which objects `mcsapi-coredns-cfg` changes through a Kubernetes API, and when it leaves them unchanged.
 
 use crate::support::isthmus;
 use crate::support::kubernetes_api::{failure, json_response, serve};

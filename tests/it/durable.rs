@@ -1,5 +1,5 @@
-//! Proves what a data directory preserves across the end of a process, what happens to a directory that is damaged,
-//! full or in use, and what the tools `check`, `dump` and `snapshot` make of a directory.
+//! Proves that a data directory preserves its contents across the end of a process, that a damaged, full or busy
+//! directory is handled as documented, and that the tools `check`, `dump` and `snapshot` read a directory.
 
 use crate::support::admin::Admin;
 use crate::support::files::example;

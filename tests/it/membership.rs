@@ -174,7 +174,7 @@ async fn services_of_an_unreachable_cluster_are_revoked_once_and_restored() {
     })
     .await;
 
-    // A cluster that is unreachable from the start of the mirror has the same time.
+    // The services of a cluster that is unreachable from the start of the mirror are revoked after the same time.
     drop((mirror, source));
     let _mirror = Mirror::start(&tls, &target.address().await, &flags);
     revoked(&mut local).await;
@@ -189,7 +189,7 @@ async fn a_target_store_that_lost_its_data_gets_everything_again() {
     let target = RemoteStore::start(&tls, "target").await;
     let (port, data) = (target.port, target.data.clone());
     let mut client = tls.client(&target.address(), "any").await;
-    // Nothing listens at the first of the two endpoints.
+    // No server listens at the first of the two endpoints.
     let local = tls.path("two.yaml");
     tls.client_file(&local, &target.address(), &tls.ca.client("admin", "admin").unwrap());
     let text = std::fs::read_to_string(&local).unwrap();

@@ -145,7 +145,7 @@ async fn keys_of_a_remote_that_restarts_empty_stay_and_are_compared_again() {
     .await;
     let before = values(&mut at_tokyo, "cilium/cache/").await;
     drop(hk);
-    tokyo.process.line("no connection to the remote cluster").await;
+    tokyo.process.line("cannot connect to the remote cluster").await;
     assert_eq!(
         values(&mut at_tokyo, "cilium/cache/").await,
         before,

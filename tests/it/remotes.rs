@@ -7,7 +7,7 @@ use crate::support::store::message;
 use crate::support::{Tls, eventually};
 use etcd_client::{EventType, WatchOptions};
 
-/// What a watcher of the mirrored keys sees: the kind of event, and the last part of the key.
+/// An event that a watcher of the mirrored keys sees: its kind, and the last part of the key.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Seen {
     Put(String),
@@ -46,7 +46,7 @@ async fn a_remote_with_its_old_data_is_resumed_and_a_remote_with_new_data_is_lis
         (nodes.len() == 9 && nodes["n3"] == "changed").then_some(())
     })
     .await;
-    // Nothing of an empty prefix proves that the store is the same: identities and services are listed again.
+    // An empty prefix has no key that could prove the store unchanged: identities and services are listed again.
     assert_eq!(
         mirror.admin.metric(lists).await,
         Some(listed + 2.0),
@@ -108,7 +108,7 @@ async fn a_store_with_the_same_id_and_another_past_is_listed() {
         (nodes.len() == 9 && nodes["n5"] == "later").then_some(())
     })
     .await;
-    // As if a snapshot was restored by hand: the store assigns the same revisions again, to other changes.
+    // As after the restore of a snapshot, the store assigns the same revisions again, to other changes.
     drop((client, source));
     std::fs::remove_dir_all(&data).unwrap();
     copy_directory(&copy, &data);
@@ -190,9 +190,9 @@ async fn invalid_keys_of_a_hostile_remote_are_not_mirrored_and_are_reported() {
     eventually("the status reports too many keys", async || {
         let all = mirror.admin.clusters().await;
         let bad = all.iter().find(|c| c["name"] == "bad")?;
-        let named = bad["status"].as_str()?.contains(
-            "cilium/state/nodes/v1/bad/ holds 21 keys, more than the 20 that are mirrored (--clustermesh-max-keys)",
-        );
+        let named = bad["status"]
+            .as_str()?
+            .contains("cilium/state/nodes/v1/bad/ holds 21 keys, more than the limit of 20 (--clustermesh-max-keys)");
         (named && bad["ready"] == serde_json::Value::Null && bad["synced"]["endpoints"] == true).then_some(())
     })
     .await;

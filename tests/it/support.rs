@@ -1,4 +1,4 @@
-//! What the black-box tests share, one concept per file.
+//! Helpers of the black-box tests, one concept per file.
 
 pub mod admin;
 pub mod files;

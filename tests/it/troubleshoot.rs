@@ -77,7 +77,7 @@ async fn a_rejected_certificate_is_reported_at_the_step_that_fails() {
     let address = server.address().await;
     let file = tls.path("etcd.yaml");
     let good = tls.ca.client("good", "admin").unwrap();
-    // The certificate is of another CA with the same name, so only the server can reject it.
+    // Another CA with the same name issued the certificate, so only the server can reject it.
     tls.client_file(&file, &address, &other.ca.client("c", "admin").unwrap());
     let text = report_on_file(&file);
     assert!(

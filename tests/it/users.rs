@@ -277,7 +277,7 @@ async fn serve_admits_exactly_the_users_that_the_file_lists() {
     };
     let first = serve();
     let address = first.address().await;
-    first.line("there is no users file yet").await;
+    first.line("the users file does not exist yet").await;
     let mut tokyo = tls.client(&address, "remote-tokyo").await;
     assert!(!may_read(&mut tokyo, "cilium/state/").await);
     map.list(&["remote-tokyo", "remote-osaka", "root"]);

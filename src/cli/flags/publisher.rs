@@ -59,7 +59,7 @@ pub struct PublisherArgs {
     /// services without the label.
     #[arg(long, env = "CILIUM_K8S_SERVICE_PROXY_NAME", default_value = "", value_name = "NAME")]
     k8s_service_proxy_name: String,
-    /// Read pod addresses from CiliumEndpointSlices instead of CiliumEndpoints. Set as in Cilium's agents.
+    /// Read pod addresses from CiliumEndpointSlices instead of CiliumEndpoints. Use the same value as in Cilium's agents.
     #[arg(long, env = "CILIUM_ENABLE_CILIUM_ENDPOINT_SLICE", num_args = 0..=1, require_equals = true,
           default_missing_value = "true", default_value = "false", value_parser = boolean, action = ArgAction::Set)]
     enable_cilium_endpoint_slice: bool,

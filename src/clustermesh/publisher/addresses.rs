@@ -22,7 +22,7 @@ pub(super) struct Addresses {
 }
 
 impl Addresses {
-    /// `object` gives these keys, and no others.
+    /// Replaces the keys of `object` by `entries`.
     pub(super) fn set(
         &mut self,
         object: &ObjectKey,
@@ -81,7 +81,7 @@ fn claim(claims: &mut Claims, object: &ObjectKey, entries: &[ClaimedKey], out: &
     }
 }
 
-/// One pod, from an object of either kind.
+/// A pod, from a CiliumEndpoint or a CiliumEndpointSlice.
 pub(super) struct Endpoint<'a> {
     pub(super) namespace: &'a str,
     pub(super) pod: &'a str,

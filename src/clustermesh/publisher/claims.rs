@@ -1,8 +1,8 @@
-//! Which object owns a key that several objects claim.
+//! Ownership of keys that several objects claim.
 //!
 //! Addresses are reused: a new pod can report an address before the object of the old pod is deleted. The key has the
-//! value of the object that claimed it first; the other claims wait in order, and the next one takes over when the
-//! owner goes away. So the address of a running pod is never deleted with the object of a pod that is gone.
+//! value of the object that claimed it first; the other claims wait in order, and the next claim takes effect when the
+//! owner is deleted. So the address of a running pod is never deleted with the object of a former pod.
 //! Cilium 1.20: clustermesh-apiserver/clustermesh, `entryGroup`.
 
 use super::Name;

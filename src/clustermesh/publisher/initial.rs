@@ -1,7 +1,7 @@
 //! Holds back the keys of a scope until its first lists have completed.
 //!
 //! Before that, an object that is not known yet would look as if it were deleted, and a service would seem to have no
-//! backends. Its keys may be in the store from an earlier run, so nothing is said about them too early.
+//! backends. Keys of an earlier run may be in the store, and must not be deleted or overwritten on such grounds.
 
 use super::{Action, Name, Options, is_wanted, scopes};
 use crate::k8s::types::Kind;

@@ -1,4 +1,4 @@
-//! What the values of all kinds have in common.
+//! Helpers for the values of all kinds of objects.
 
 use crate::k8s::types as k8s;
 use crate::model::gojson;
@@ -27,7 +27,8 @@ pub(super) fn narrow_u32(value: i64, field: &str, problems: &mut Problems) -> u3
     (value & i64::from(u32::MAX)) as u32
 }
 
-/// A port number. The Kubernetes API admits only valid ones; of others from a manifest the low bits are kept, as in Go.
+/// A port number. The Kubernetes API admits only valid port numbers. Of an invalid one in a manifest, the low bits are
+/// kept, as in Go.
 pub(super) fn port_u16(port: i32) -> u16 {
     (port & i32::from(u16::MAX)) as u16
 }

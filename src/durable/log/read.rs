@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 /// How a log file ends.
 struct SegmentEnd {
-    /// Where the frames end, in bytes.
+    /// Offset of the end of the frames, in bytes.
     at: usize,
     /// The first group of the next file, if this file announces one.
     next: Option<u64>,

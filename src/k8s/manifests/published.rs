@@ -1,5 +1,5 @@
-//! The objects of all manifests, and the events that bring a reader from what was published to what the files contain.
-//! Pure: no files.
+//! The objects of all manifests, and the events that bring a reader from the published state to the contents of the
+//! files. Pure: no files.
 
 use super::documents::{Documents, Manifest};
 use crate::k8s::events::Event;
@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 
-/// The files, and what has been published from them.
+/// The documents of all files, and the objects that have been published from them.
 #[derive(Default)]
 pub(super) struct Manifests {
     files: BTreeMap<PathBuf, Documents>,

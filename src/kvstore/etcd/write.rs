@@ -13,8 +13,8 @@ use tokio::time::Instant;
 
 /// Bytes in one transaction: below etcd's default limit of 1.5 MiB.
 const TXN_BYTES: usize = 1 << 20;
-/// If a write takes longer, it is retried. Longer than etcd's own timeout: retrying a write that succeeded would send
-/// every watcher a redundant event.
+/// A write that takes longer is retried. Longer than etcd's own timeout, because retrying a write that succeeded would
+/// send every watcher a redundant event.
 const WRITE_DEADLINE: Duration = Duration::from_secs(30);
 
 impl EtcdBackend {
@@ -26,7 +26,7 @@ impl EtcdBackend {
         Ok(())
     }
 
-    /// The lease for a key: its present one, one with room, or a new one.
+    /// The lease for a key: its present lease, a lease with room, or a new lease.
     async fn lease_for(&self, client: &EtcdClient, key: &Bytes) -> Result<i64, Error> {
         if let Some(lease) = self.leases.of(key) {
             return Ok(lease);

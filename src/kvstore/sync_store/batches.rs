@@ -1,4 +1,4 @@
-//! The queue of a writer: which writes come next, and what their outcome means.
+//! The queue of a writer: takes the next writes, and processes their outcome.
 //!
 //! Invariant: a canary is written after everything that was queued before it. So keys that failed or were lost go to the
 //! front of the queue, not behind the canary.
@@ -100,7 +100,7 @@ impl SyncStore {
     pub(super) fn refused(&self, write: &Write, why: &str) {
         let (Write::Put(key, _) | Write::Delete(key)) = write;
         let shown = String::from_utf8_lossy(key);
-        tracing::error!(store = self.name, key = %shown, error = why, "the store refuses this key: skipped");
+        tracing::error!(store = self.name, key = %shown, error = why, "the store refuses this key; deleting its old value instead");
         let mut state = self.state.lock();
         let State {
             table,

@@ -1,21 +1,21 @@
-//! One key of a writer: the value it should have, the value it has, and what is still to be written.
+//! One key of a writer: the desired value, the written value, and the change that is not written yet.
 
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::num::NonZeroU64;
 
-/// A keyed hash of a value, for which nobody can find collisions. Entries compare hashes, because values are kept only
-/// until they are written.
+/// A hash of a value with a random key, so that a remote cluster cannot construct collisions. Entries compare hashes,
+/// because values are kept only until they are written.
 pub(super) type Digest = NonZeroU64;
 
-/// There can be hundreds of thousands of entries: 72 bytes each.
+/// The state of one key. A writer can have hundreds of thousands of entries; each takes 72 bytes.
 pub(super) struct Entry {
     /// The value that the key should have; `None`: the key should be absent.
     pub(super) desired: Option<Digest>,
     /// The value that the key has in the store.
     pub(super) written: Option<Digest>,
-    /// Whether `written` is certain. It is not while a write is in flight or after a write whose outcome is unknown:
-    /// then the key is written again.
+    /// Whether `written` is certain. While a write is in flight, and after a write whose outcome is unknown, `written`
+    /// is uncertain, and the key is written again.
     pub(super) is_known: bool,
     pub(super) queued: bool,
     /// The next write takes place even if the value is unchanged: a canary.
@@ -30,7 +30,7 @@ pub(super) struct Entry {
     pub(super) since: Option<NonZeroU64>,
 }
 
-/// What happens to values after they are written.
+/// The treatment of values after they are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum WrittenValues {
     /// They are kept, because keys can expire and must then be written again.
@@ -38,7 +38,7 @@ pub(super) enum WrittenValues {
     Drop,
 }
 
-/// What to do with an entry that is at the front of the queue.
+/// The next step for an entry at the front of the queue.
 pub(super) enum Next {
     Put(Bytes),
     Delete,

@@ -48,7 +48,7 @@ impl SyncStore {
             if expiry.count() != expiry.accounted {
                 tracing::warn!(
                     store = self.name,
-                    "leases expired with keys: listing the keys that are left"
+                    "leases with attached keys expired; listing the remaining keys"
                 );
                 self.adopt(&mut expiry).await;
             }
@@ -78,11 +78,11 @@ impl SyncStore {
                     tracing::error!(
                         store = self.name,
                         error,
-                        "the store is full: only deletions are written"
+                        "the store has reached its quota; writing deletions only"
                     );
                 }
                 self.requeue(batch);
-                // The first failure is followed by the deletions at once; later ones mean that these did not help.
+                // After the first failure, the deletions follow at once. A later failure means that they did not help.
                 if self.is_full() {
                     backoff.wait().await;
                 }
@@ -95,7 +95,7 @@ impl SyncStore {
                         store = self.name,
                         error,
                         keys = batch.len(),
-                        "write failed, trying again"
+                        "cannot write keys to the store; trying again"
                     );
                 }
                 self.requeue(batch);
@@ -104,7 +104,7 @@ impl SyncStore {
         }
     }
 
-    /// A backlog waits for others; a few changes do not.
+    /// A long queue yields to other writers; a few changes do not.
     fn class(&self) -> Class {
         match self.state.lock().queue.len() {
             0..BACKLOG => Class::Live,
@@ -138,7 +138,7 @@ impl SyncStore {
                     Ok(keys) => found.extend(keys),
                     Err(error) => {
                         if backoff.attempts().is_multiple_of(LOG_EVERY) {
-                            tracing::warn!(store = self.name, %error, prefix = prefix.text, "listing failed, trying again");
+                            tracing::warn!(store = self.name, %error, prefix = prefix.text, "cannot list the keys of the store; trying again");
                         }
                         backoff.wait().await;
                         continue 'again;

@@ -1,4 +1,4 @@
-//! What metrics and status texts show of a writer. Costs nothing per key.
+//! Statistics of a writer, for metrics and status texts. Reading them does not visit the keys.
 
 use super::{PrefixSize, SyncStore};
 use prometheus_client::metrics::histogram::Histogram;

@@ -23,7 +23,7 @@ pub struct PrefixSize {
     pub bytes: usize,
 }
 
-/// What there is under one prefix.
+/// The counters of one prefix.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct PrefixCounts {
     pub(super) desired: PrefixSize,
@@ -35,7 +35,7 @@ pub(super) struct PrefixCounts {
     waiting_since: BTreeMap<NonZeroU64, usize>,
 }
 
-/// What one entry adds to the counters of its prefix.
+/// The contribution of one entry to the counters of its prefix.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Share {
     is_desired: bool,

@@ -29,7 +29,7 @@ async fn run_until(sync: &SyncStore, done: impl Fn() -> bool) {
     }
 }
 
-/// Which list ends first.
+/// The list that ends first.
 #[derive(PartialEq)]
 enum Order {
     StoreFirst,
@@ -88,7 +88,7 @@ async fn a_key_that_changes_back_before_its_write_is_not_written() {
     assert_eq!(store.get(b"p/a").unwrap().fields().version, 1);
 }
 
-/// A store that fails writes as a test tells it, and reports expired leases.
+/// A store whose writes fail as a test configures, and that reports expired leases.
 struct Faulty<F> {
     store: LocalBackend,
     refuse: F,
@@ -259,7 +259,7 @@ async fn deletions_make_room_in_a_full_store() {
         sync.upsert(key, "old");
     }
     run_until(&sync, || sync.is_written("p/3")).await;
-    // The deletions that make room are queued behind the put that needs it.
+    // The deletions that make room are queued behind the put that needs the room.
     sync.upsert("p/new", "1");
     sync.queue_canary("canary", "t");
     sync.delete("p/2");

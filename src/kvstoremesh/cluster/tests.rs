@@ -20,7 +20,7 @@ fn kv(scope: Scope, name: &str, mod_revision: i64) -> KeyValue {
     }
 }
 
-/// A remote cluster and the time.
+/// The state machine of a remote cluster, and the time.
 struct Life {
     cluster: Cluster,
     now: Instant,
@@ -78,7 +78,7 @@ impl Life {
         self.cluster.reflector_synced(scope);
     }
 
-    /// What the configuration above enables.
+    /// Completes the mirrors of all scopes that the configuration above enables.
     fn follow(&mut self) {
         self.connect();
         self.configure();
@@ -228,7 +228,7 @@ fn repeated_failures_wait_longer_and_are_logged_less() {
     assert!(retries[0].wait <= Duration::from_millis(200));
     assert!(retries[20].wait >= Duration::from_secs(4));
     assert_eq!(life.fail(Cause::Other, "another").loudness, Loudness::Warning);
-    // The file changed: the first attempt is made soon, and its failure is told.
+    // The file changed: the first attempt is made soon, and its failure is logged.
     life.cluster.file_changed(life.now);
     let retry = life.fail(Cause::Other, "another");
     assert!(retry.wait <= Duration::from_millis(200));
@@ -269,7 +269,7 @@ fn a_connection_that_ends_without_a_word_hints_at_tls() {
     let refused = life.fail(Cause::ConnectionLost, "the store closed the connection");
     assert!(refused.error.ends_with("do both ends use TLS?"), "{}", refused.error);
     assert_eq!(life.cluster.error(), Some(&*refused.error));
-    // Later TLS is known to be right.
+    // After a successful connection, TLS is known to be configured correctly.
     life.follow();
     let lost = life.fail(Cause::ConnectionLost, "the store closed the connection");
     assert_eq!(lost.error, "the store closed the connection");
@@ -302,7 +302,7 @@ fn each_absence_is_revoked_once_after_the_cache_ttl() {
     assert_eq!(life.cluster.counters().revocations, 2);
 }
 
-/// Its mirror may be there from an earlier process.
+/// An earlier process may have left a mirror of this remote cluster.
 #[test]
 fn a_remote_that_never_came_is_revoked_too() {
     let mut life = Life::new();
@@ -322,7 +322,7 @@ fn too_many_keys_stop_one_scope_alone() {
     assert_eq!(life.resumes_at(Scope::Nodes), None);
     assert_eq!(life.resumes_at(Scope::Services), Some(9));
     assert_eq!(*life.cluster.completeness(Scope::Services), Completeness::Complete);
-    // A new connection tries again, and until then says what is wrong.
+    // A new connection tries again; until then the status shows the error.
     life.fail(Cause::Other, "broken");
     life.connect();
     life.configure();
@@ -432,7 +432,7 @@ fn a_cluster_that_left_stays_so_whatever_its_tasks_still_report() {
     assert!(!life.cluster.is_connected());
 }
 
-/// One that comes back has a life of its own, with counters of its own.
+/// A cluster whose client file returns begins with new counters.
 #[test]
 fn a_removed_cluster_that_returns_begins_anew() {
     let mut life = Life::new();

@@ -1,4 +1,4 @@
-//! What the status, the metrics and the waits read of a remote cluster.
+//! The queries about a remote cluster, for the status, the metrics and tasks that wait.
 
 use super::{Cluster, Counters, Phase};
 use crate::kvstoremesh::reflector::{Completeness, ReadCounters, Reflector};
@@ -17,12 +17,12 @@ impl Cluster {
         self.phase
     }
 
-    /// As the client file has them.
+    /// The endpoints in the client file.
     pub fn endpoints(&self) -> &str {
         &self.endpoints
     }
 
-    /// The etcd cluster id of the store connected to last.
+    /// The etcd cluster id of the store that answered last.
     pub(in crate::kvstoremesh) fn store_id(&self) -> u64 {
         self.store_id
     }
@@ -45,7 +45,7 @@ impl Cluster {
         matches!(self.phase, Phase::Listing | Phase::Following)
     }
 
-    /// Whether there is nothing to wait for: everything was written once, or is stopped.
+    /// Whether the initial mirror is finished: every scope was written once, or is stopped.
     pub fn is_mirrored(&self) -> bool {
         self.reflectors.values().all(Reflector::is_settled)
     }
@@ -56,7 +56,7 @@ impl Cluster {
             .map_or(&Completeness::Disabled, Reflector::completeness)
     }
 
-    /// Why scopes are stopped.
+    /// The reasons why mirrors of scopes are stopped.
     pub fn stopped(&self) -> impl Iterator<Item = &str> {
         self.reflectors.values().filter_map(|r| match r.completeness() {
             Completeness::Stopped(reason) => Some(&**reason),
@@ -68,7 +68,7 @@ impl Cluster {
         self.counters
     }
 
-    /// Of all scopes.
+    /// The counters of all scopes together.
     pub fn read_counters(&self) -> ReadCounters {
         let mut sum = ReadCounters::default();
         for counters in self.reflectors.values().map(Reflector::counters) {
@@ -84,17 +84,17 @@ impl Cluster {
         &self.refusals
     }
 
-    /// When a connection was lost last.
+    /// The time at which the last connection was lost.
     pub fn last_failure(&self) -> Option<SystemTime> {
         self.last_failure
     }
 
-    /// Since when the heartbeat has not changed, though the store answers.
+    /// The time since which the heartbeat has not changed although the store answers.
     pub fn silent_since(&self) -> Option<Instant> {
         self.silent_since
     }
 
-    /// How long it took to mirror everything for the first time.
+    /// The duration of the first complete mirror.
     pub fn first_sync(&self) -> Option<Duration> {
         self.first_sync
     }

@@ -106,7 +106,7 @@ impl Story {
         }
     }
 
-    /// The events that the contents of the model before and after each revision tell.
+    /// The events that follow from the model's contents before and after each revision.
     fn expected(&self) -> Vec<Seen> {
         let mut expected = vec![];
         for revision in self.first.max(2)..=self.end() {
@@ -141,8 +141,8 @@ impl Story {
         self.comparable(expected)
     }
 
-    /// The events that the watcher has seen, reduced to what the model can tell: one revision may change a key
-    /// several times, but the model only knows the result.
+    /// The events that the watcher has seen, reduced to those that the model can predict: one revision may change a
+    /// key several times, but the model only has the result.
     fn observed(&self) -> Vec<Seen> {
         let mut last: Vec<Seen> = vec![];
         for event in &self.seen {

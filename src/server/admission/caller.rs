@@ -1,4 +1,4 @@
-//! Who makes a call.
+//! The caller of a call: its credentials, and the user they stand for.
 
 use crate::auth::{AuthStore, Error, Principal};
 use crate::server::peer::Peer;
@@ -23,7 +23,7 @@ impl Caller {
 
     pub(super) fn new(metadata: &MetadataMap, peer: Peer) -> Self {
         let token = metadata.get("token").or_else(|| metadata.get("authorization"));
-        // A token that is not text stays in as text that no issued token equals, and is refused as invalid.
+        // A token that is not UTF-8 becomes a text that equals no issued token, and is refused as invalid.
         let token = token.map(|token| String::from_utf8_lossy(token.as_encoded_bytes()).into_owned());
         Self { token, peer }
     }

@@ -1,4 +1,4 @@
-//! What a call wants to do, as far as admission has to know.
+//! The operation of a call: its kind and everything else that admission checks.
 
 use crate::mvcc::{KeyRange, Put};
 use bytes::Bytes;
@@ -56,17 +56,17 @@ pub(in crate::server) enum Call {
 /// A permission that a call needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::server) enum Grant {
-    /// All of a range can be read.
+    /// The user may read all of a range.
     Read(KeyRange),
-    /// One key can be read. Unlike a range, a key alone costs no allocation.
+    /// The user may read a key. Unlike a range, a single key needs no allocation.
     ReadKey(Bytes),
-    /// Every key attached to this lease can be read.
+    /// The user may read every key attached to this lease.
     ReadLease(i64),
-    /// All of a range can be written.
+    /// The user may write all of a range.
     Write(KeyRange),
-    /// One key can be written.
+    /// The user may write a key.
     WriteKey(Bytes),
-    /// Every key attached to this lease can be written, because the key ends with the lease.
+    /// The user may write every key attached to this lease, because the keys are deleted with the lease.
     WriteLease(i64),
 }
 
@@ -79,7 +79,7 @@ pub(in crate::server) enum PrevKv {
     NotReturned,
 }
 
-/// What a call is about, where that decides who may make the call.
+/// The subject of a call, for calls that depend on their subject: a user, a role or a member.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::server) enum Subject {
     User(String),
@@ -87,7 +87,7 @@ pub(in crate::server) enum Subject {
     Member(u64),
 }
 
-/// One call, with all that its checks look at. Checks that an operation gives nothing to look at pass.
+/// A call with everything that its checks look at. A check passes if the operation has nothing for it to look at.
 #[derive(Clone, Debug)]
 pub(in crate::server) struct Operation {
     pub(super) call: Call,
@@ -175,7 +175,7 @@ impl Operation {
         }
     }
 
-    /// An answer that lists leases, which takes the right to read all of their keys.
+    /// An answer that lists leases, which requires permission to read all of their keys.
     pub(in crate::server) fn show_leases(leases: &[i64]) -> Self {
         Self {
             grants: leases.iter().copied().map(Grant::ReadLease).collect(),

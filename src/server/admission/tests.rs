@@ -1,4 +1,4 @@
-//! For each kind of call, a world in which every check fails: the errors come in the order of the table.
+//! For each kind of call, a test world in which every check fails: the errors come in the order of the table.
 
 use super::*;
 use crate::auth::{Access, Config, Permission, ROOT};
@@ -7,7 +7,7 @@ use crate::mvcc::{Hooks, Put};
 use crate::server::peer::Peer;
 use tonic::metadata::MetadataMap;
 
-/// What is wrong in a world.
+/// A fault of a test world: a reason to refuse the call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
     /// The request is too long.
@@ -29,7 +29,7 @@ enum Fault {
 }
 use Fault::{Anonymous, CorruptAlarm, FullDisk, NoRole, Quota, Size, SpaceAlarm, Token, UnknownMember};
 
-/// The errors that a client sees one after the other while the faults are mended, for each kind of call.
+/// For each kind of call, the order in which a client sees the faults when one after the other is repaired.
 const ORDERS: &[(Call, &[Fault])] = &[
     (Call::Range, &[Token, Anonymous, NoRole]),
     (Call::Watch, &[Token, Anonymous, NoRole]),

@@ -1,5 +1,5 @@
-//! Transactions: etcd's checks of their fields, what admission has to know of them, and the translation between
-//! protobuf and the store's types.
+//! Transactions: etcd's checks of their fields, their operations for admission, and the translation between protobuf
+//! and the store's types.
 
 use super::translate::{check_put, range_options, to_put, to_range_response};
 use crate::mvcc::{Compare, CompareResult, DeleteResult, KeyRange, Op, OpResult, PutResult, Target, Txn, TxnResult};
@@ -110,8 +110,8 @@ impl Deletes {
     }
 }
 
-/// Refuses a branch that changes a key twice. Returns what it puts and deletes, nested branches
-/// included.
+/// Refuses a branch that changes a key twice. Returns the keys that the branch puts and the intervals that it deletes,
+/// nested branches included.
 ///
 /// Parity: one pass, so that a put in a nested transaction collides with deletes of an earlier sibling
 /// but not of a later one (etcd: server/etcdserver/api/v3rpc/key.go, checkIntervals).
@@ -135,7 +135,7 @@ fn check_intervals(ops: &Ops) -> Result<(HashSet<Bytes>, Deletes), Status> {
             }
         }
         for key in else_puts {
-            // Then and else exclude each other, so both may put a key.
+            // The two branches exclude each other, so both may put the same key.
             let twice = puts.contains(&key) && !then_puts.contains(&key);
             if deletes.contain(&key) || twice {
                 return Err(status::duplicate_key());
@@ -165,7 +165,7 @@ pub(super) fn to_txn(request: pb::TxnRequest) -> Txn {
 fn to_op(op: pb::RequestOp) -> Option<Op> {
     use pb::request_op::Request as R;
     Some(match op.request? {
-        // Checked by `check_fields`.
+        // `check_fields` has checked the request.
         R::RequestRange(r) => Op::Range(range_options(r).ok()?),
         R::RequestPut(p) => Op::Put(to_put(p)),
         R::RequestDeleteRange(d) => Op::Delete(KeyRange::new(d.key, d.range_end)),

@@ -37,13 +37,13 @@ pub(in crate::server) struct Method {
     sent: Counter,
     handled: Vec<Counter>,
     seconds: Option<Histogram>,
-    /// For methods that read or write keys: how long calls take.
+    /// Durations of calls; only for methods that read or write keys.
     outcome: Option<OutcomeSeconds>,
     /// `unary` or `stream`, the label of etcd's `etcd_server_client_requests`.
     pub(super) kind: &'static str,
 }
 
-/// How long failed and successful calls take.
+/// Durations of failed and of successful calls.
 struct OutcomeSeconds {
     failure: Histogram,
     success: Histogram,

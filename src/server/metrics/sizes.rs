@@ -13,7 +13,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use std::fmt;
 use std::sync::Arc;
 
-/// What the figures are looked up in.
+/// The sources of the figures.
 pub(super) struct Sizes {
     pub(super) store: Arc<Store>,
     pub(super) lessor: Arc<Lessor>,

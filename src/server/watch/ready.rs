@@ -1,4 +1,4 @@
-//! Which watchers of a stream may have something to take.
+//! The watchers of a stream that may have events to take.
 
 use crate::mvcc::Wake;
 use parking_lot::Mutex;

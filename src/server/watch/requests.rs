@@ -1,4 +1,4 @@
-//! What a client asks for on a watch stream: create, cancel, progress.
+//! The requests of a client on a watch stream: create, cancel, progress.
 
 use super::ready::WatcherWake;
 use super::{Answer, Entry, Reader, WatchSession};
@@ -11,7 +11,7 @@ use crate::server::status;
 use bytes::Bytes;
 use std::sync::Arc;
 
-/// Why a watcher was not created, and the state that this was found from.
+/// Why a watcher was not created, and the state on which that decision rests.
 struct Rejected {
     reason: String,
     cause: Cause,
@@ -137,7 +137,7 @@ impl WatchSession {
                 cancel_reason: status::rendered(&crate::auth::Error::PermissionDenied.into()),
                 ..WatchHead::default()
             };
-            // No revision: the watcher may not have taken all events up to the store's.
+            // The header has no revision, because the watcher may not have taken all events up to the store's revision.
             self.answer(0, head, Cause::EveryChange);
         }
     }

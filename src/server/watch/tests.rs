@@ -1,4 +1,4 @@
-//! What a watch stream tells its client, and when.
+//! The messages of a watch stream, and their times.
 
 use super::*;
 use crate::server::tests::{Bench, PATIENCE};

@@ -16,7 +16,7 @@ pub(super) struct Page {
     pub(super) leaf: bool,
     pub(super) count: usize,
     pub(super) next: usize,
-    /// Where the data of the entries before `next` ends. Entries may not overlap, or a small file could yield any
+    /// The end of the data of the entries before `next`. Entries may not overlap, or a small file could yield any
     /// amount of data.
     end: usize,
 }

@@ -91,7 +91,7 @@ fn the_newer_intact_meta_page_counts() {
 #[test]
 fn other_page_sizes() {
     for size in [512, 1024, 1 << 16] {
-        // One leaf: a bucket, inline, with one entry.
+        // A leaf with one inline bucket, which has one entry.
         let inline = [&[0; 16][..], &leaf(0, 0, b"key", b"value")].concat();
         let mut file = vec![0; 4 * size];
         let root = leaf(3, IS_BUCKET, b"bucket", &inline);

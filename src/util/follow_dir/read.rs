@@ -12,7 +12,7 @@ use std::time::SystemTime;
 /// The files that a scope names.
 #[derive(Debug, Default)]
 pub(super) struct Listing {
-    /// With the error, for files of which not even the metadata can be read.
+    /// The files; with the error, if even the metadata of a file cannot be read.
     pub(super) files: BTreeMap<PathBuf, Option<io::Error>>,
     /// The directories that were listed.
     pub(super) directories: BTreeSet<PathBuf>,
@@ -67,7 +67,7 @@ impl Listing {
                 (Err(error), _) if error.kind() != ErrorKind::NotFound && (config.wants)(&path) => {
                     self.files.insert(path, Some(error));
                 }
-                // Something else, a link to nowhere, or a file that was removed meanwhile.
+                // Not a regular file, a broken link, or a file that was removed meanwhile.
                 _ => {}
             }
         }
@@ -76,7 +76,7 @@ impl Listing {
 
     fn add_subdirectory(&mut self, config: &Config, path: &Path, ancestors: &mut Vec<Identity>) -> io::Result<()> {
         match self.add(config, path, Some(ancestors)) {
-            // It was removed meanwhile.
+            // The directory was removed meanwhile.
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
             added => added,
         }
@@ -107,9 +107,9 @@ pub(super) fn read(
             Ok(Some(state)) => drop(found.insert(path, state)),
             Ok(None) => {}
             Err(error) if error.kind() == ErrorKind::NotFound => match config.scope {
-                // Its only path is not looked up in a list.
+                // The scope has no list that could be outdated, so the file is absent.
                 Scope::File(_) => {}
-                // Listed a moment ago, so perhaps about to be replaced: the next look decides.
+                // The file was listed a moment ago, so it may be about to be replaced: the next look decides.
                 Scope::Directory(_) | Scope::Tree(_) => drop(found.insert(path, Found::BeingWritten)),
             },
             Err(error) => drop(found.insert(path, Found::Unreadable(error))),
@@ -120,7 +120,7 @@ pub(super) fn read(
 
 /// Reads a file; `None` if it is not followed.
 fn read_file(config: &Config, path: &Path, known: &Snapshot, clock: Clock<'_>) -> io::Result<Option<Found>> {
-    // Before it is opened: opening a pipe blocks.
+    // The type is checked before the file is opened, because opening a pipe blocks.
     let before = std::fs::metadata(path)?;
     if before.is_dir() {
         return Err(ErrorKind::IsADirectory.into());
@@ -128,7 +128,8 @@ fn read_file(config: &Config, path: &Path, known: &Snapshot, clock: Clock<'_>) -
     if !before.is_file() {
         return Err(io::Error::other("not a regular file"));
     }
-    // The time now rather than at the start of the look: a file that is written during a long look is not complete.
+    // Compares with the present time rather than the start of the look: a file that is written during a long look is
+    // not complete.
     if !is_settled(&before, clock())? {
         return Ok(Some(Found::BeingWritten));
     }

@@ -1,4 +1,4 @@
-//! What is known of the files, and the differences from what a look found. Pure: no files, no clock.
+//! The known state of the files, and the differences that a look has found. Pure: no files, no clock.
 
 use super::{File, FileChange, Removal};
 use std::collections::BTreeMap;
@@ -59,7 +59,7 @@ impl Snapshot {
         self.0.get(path).is_none_or(|known| known.error.is_none())
     }
 
-    /// Takes over what a look found, files that are not followed left out, and returns the changes.
+    /// Replaces the known state by the files that a look found and that are followed. Returns the changes.
     pub(super) fn compare(&mut self, found: BTreeMap<PathBuf, Found>, removal: Removal) -> Comparison {
         let (mut changes, mut settled) = (vec![], true);
         let mut before = std::mem::take(&mut self.0);

@@ -1,4 +1,5 @@
-//! On real directories. Looks get their time as an argument; followers run until they report what is expected.
+//! Tests on real directories. Looks get their time as an argument; followers run until they report the expected
+//! changes.
 
 use super::watch::Handler;
 use super::*;
@@ -64,7 +65,7 @@ impl Fixture {
         Ok(shown(&look.changes, self.dir.path()))
     }
 
-    /// The same with the pause before the next look.
+    /// Like [`Fixture::look`], at `now`, and returns the pause before the next look.
     fn look_and_pause(&mut self, now: SystemTime) -> (Vec<String>, NextLook) {
         let look = self.looker.look(&|| now).unwrap();
         (shown(&look.changes, self.dir.path()), look.next)
@@ -118,7 +119,7 @@ fn a_file_that_is_being_written_is_read_later() {
     let mut files = Fixture::new(Scope::Directory, |_| ());
     files.write("a", "1");
     files.look();
-    // Truncated, and not yet filled.
+    // The file is truncated and not yet filled.
     files.write("a", "");
     let written = std::fs::metadata(files.path("a")).unwrap().modified().unwrap();
     let early = written + SETTLE - Duration::from_millis(1);
@@ -141,7 +142,7 @@ fn a_file_that_is_truncated_during_a_look_is_not_read() {
         files.write(name, "1");
     }
     files.look();
-    // "b" is truncated while "a" is being read; the clock goes on.
+    // "b" is truncated while "a" is being read; the clock advances.
     let truncated = files.path("b");
     let reads = std::cell::Cell::new(0);
     let clock = || {
@@ -242,7 +243,7 @@ fn an_error_is_no_content() {
     symlink("/proc/self/mem", files.path("a")).unwrap();
     assert_eq!(files.look(), ["!a: Input/output error (os error 5)"]);
     assert_eq!(files.look(), NOTHING, "reported once");
-    // Not even its metadata can be read.
+    // Even the metadata of this file cannot be read.
     files.remove("a");
     symlink("a", files.path("a")).unwrap();
     let looped = files.look();
@@ -256,12 +257,12 @@ fn an_error_is_no_content() {
     assert_eq!(files.look(), ["!a: the file is longer than 100 bytes"]);
     files.replace("a", "2");
     assert_eq!(files.look(), ["+a=2"]);
-    // Removed while it is unreadable.
+    // The file is removed while it is unreadable.
     files.write("a", &"x".repeat(101));
     files.look();
     files.remove("a");
     assert_eq!(files.look(), ["-a"]);
-    // Never read, so never reported as content.
+    // The file was never read, so its content was never reported.
     symlink("/proc/self/mem", files.path("b")).unwrap();
     assert_eq!(files.look().len(), 1);
     files.remove("b");
@@ -541,7 +542,7 @@ async fn a_watcher_that_fails_or_ends_is_replaced_at_once() {
     assert_eq!(next(&mut follower, dir.path()).await, ["+a=1"]);
     assert_eq!(fakes.0.lock().attempts, 2);
     std::fs::write(dir.path().join("a"), "2").unwrap();
-    // Its thread has ended.
+    // The watcher's thread has ended.
     drop(handler());
     assert_eq!(next(&mut follower, dir.path()).await, ["+a=2"]);
     assert_eq!(fakes.0.lock().attempts, 3);

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
-/// Makes a watcher that calls the handler. Tests make one that fails.
+/// Makes a watcher that calls the handler. Tests replace this function to make watchers that fail.
 pub(super) type MakeWatcher = Box<dyn Fn(Handler) -> notify::Result<Box<dyn Watcher + Send>> + Send>;
 
 pub(super) struct Watch {
@@ -22,7 +22,7 @@ pub(super) struct Watch {
     make: MakeWatcher,
     changed: mpsc::Sender<()>,
     active: Option<Active>,
-    /// Why changes are not notified, as reported.
+    /// The reported reason why changes are not notified.
     trouble: Option<String>,
 }
 
@@ -99,7 +99,7 @@ impl Watch {
             Some(error) if self.trouble.as_ref() != Some(error) => {
                 tracing::warn!(
                     error,
-                    "inotify does not report changes of the {subject}: looking every {secs} s"
+                    "inotify reports no changes of the {subject}; reading them every {secs} s"
                 );
             }
             None if self.trouble.is_some() => tracing::info!("inotify reports changes of the {subject} again"),
@@ -150,7 +150,7 @@ impl Active {
             directories: BTreeSet::new(),
         };
         if active.has_ended() {
-            // As in `discard_broken`. `notify` does not report that its thread could not be started.
+            // Forgotten as in `discard_broken`, because `notify` does not report that its thread could not be started.
             std::mem::forget(active);
             return Err(notify::Error::generic("the watcher's thread could not be started"));
         }

@@ -129,7 +129,7 @@ func fillOne(v variant, dir string) (*filled, error) {
 		return nil, err
 	}
 	f := &filled{rate: float64(*fill) / time.Since(began).Seconds()}
-	// Lets background work of the server end.
+	// The server gets time to end its background work.
 	time.Sleep(2 * time.Second)
 	m := p.Memory()
 	f.rss, f.anonymous = m.RSS, m.Anonymous

@@ -1,4 +1,4 @@
-// Command load puts etcd and Isthmus under the same load, in turns, and prints what durable puts cost.
+// Command load puts etcd and Isthmus under the same load, in turns, and prints the costs of durable puts.
 //
 //	go run ./load -bin PATH -etcd PATH                      throughput, CPU and latency
 //	go run ./load -bin PATH -etcd PATH -fill 1000000        memory, disk and the time of a restart

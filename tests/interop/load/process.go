@@ -82,11 +82,11 @@ func (p *process) remove() {
 	os.RemoveAll(p.dir)
 }
 
-// complaint is the last line of the log about an error, or the last of all.
+// complaint is the last line of the log about an error, or the last line.
 func (p *process) complaint() string { return peer.Complaint(p.Log, "error:", "fatal", "panic") }
 
 func (p *process) dial() (*grpc.ClientConn, error) {
-	// Retries at once, to measure the time of the first answer.
+	// The client retries at once, to measure the time of the first answer.
 	quick := backoff.Config{BaseDelay: time.Millisecond, Multiplier: 1, MaxDelay: time.Millisecond}
 	return grpc.NewClient(p.address, grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: quick, MinConnectTimeout: time.Second}))

@@ -15,7 +15,7 @@ import (
 // maxKeys is the mirror's limit of keys per kind and cluster in this step, which one cluster exceeds.
 const maxKeys = 5000
 
-// chaos adds misbehaving clusters to good ones, and measures what that costs the good ones.
+// chaos adds misbehaving clusters to good clusters, and measures the cost for the good clusters.
 func chaos(dir string, ca *authority) error {
 	*more = strings.TrimSpace(*more + fmt.Sprint(" --clustermesh-max-keys=", maxKeys))
 	r, end, err := goodOnes(dir, ca)
@@ -55,7 +55,7 @@ func chaos(dir string, ca *authority) error {
 	return nil
 }
 
-// goodOnes starts a mirror of 18 good clusters, and measures them without bad ones.
+// goodOnes starts a mirror of 18 good clusters, and measures them without bad clusters.
 func goodOnes(dir string, ca *authority) (*rig, func(), error) {
 	r, end, err := setup(dir, ca, 18, false)
 	if err != nil {
@@ -219,7 +219,7 @@ func (b *badness) stop() {
 	}
 }
 
-// judge checks what has been mirrored of the bad clusters.
+// judge checks the mirrored keys of the bad clusters.
 func (b *badness) judge(r *rig, title string) {
 	cached, err := peer.Read(r.client, "cilium/")
 	if err != nil {
@@ -254,8 +254,8 @@ func (b *badness) judge(r *rig, title string) {
 	}
 }
 
-// millions adds two clusters to good ones: one that claims to have ten million keys, and one that has as many without
-// saying so.
+// millions adds two clusters to good clusters: one claims to have ten million keys, and the other has as many without
+// announcing them.
 func millions(dir string, ca *authority) error {
 	r, end, err := goodOnes(dir, ca)
 	defer func() { end() }()

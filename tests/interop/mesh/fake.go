@@ -16,7 +16,7 @@ import (
 	"google.golang.org/grpc/credentials"
 )
 
-// endless is an etcd whose list never ends: every page is followed by another.
+// endless is an etcd whose list never ends: every page is followed by another page.
 type endless struct {
 	pb.UnimplementedKVServer
 	pb.UnimplementedWatchServer
@@ -30,7 +30,7 @@ type endless struct {
 	server  *grpc.Server
 }
 
-// pretend serves an endless etcd. Only the lists of the other kinds end.
+// pretend serves an endless etcd. The lists of the kinds in others end.
 func pretend(ca *authority, address, cluster string, id, perPage int, others map[string]string) (*endless, error) {
 	config, err := ca.tls("server")
 	if err != nil {

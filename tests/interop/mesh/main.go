@@ -6,7 +6,7 @@
 //	go run ./mesh -isthmus PATH -etcd PATH -clusters 20 -run chaos,millions,kills,wiped
 //	unshare -rn go run ./mesh -isthmus PATH -etcd PATH -clusters 20 -run partition -away 5m
 //
-// Everything shares the machine, so only figures of one run can be compared.
+// All processes share the machine, so only figures of one run can be compared.
 package main
 
 import (
@@ -61,7 +61,7 @@ func main() {
 	// Pauses of this program's garbage collector would distort the measurements.
 	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(6 << 30)
-	// The client library would log every outage that is on purpose.
+	// The client library would log every intended outage.
 	os.Setenv("ETCD_CLIENT_DEBUG", "fatal")
 	if *most == 0 {
 		*most = 255

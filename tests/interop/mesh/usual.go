@@ -14,7 +14,7 @@ import (
 	"isthmus.dev/interop/peer"
 )
 
-// usual runs what every mirror experiences: a first start, changes, and a restart.
+// usual measures the usual events of a mirror: a first start, changes, and a restart.
 func usual(dir string, ca *authority, todo []string) error {
 	r, end, err := setup(dir, ca, *clusters, false)
 	defer func() { end() }()

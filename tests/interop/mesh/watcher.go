@@ -231,7 +231,7 @@ func (l *latency) sent(value string, at time.Time) { l.note(value, at, time.Time
 
 func (l *latency) arrived(value string, at time.Time) { l.note(value, time.Time{}, at) }
 
-// note may get the arrival before the put is confirmed: the source answers writers and watchers in any order.
+// note may be called for the arrival before the put is confirmed: the source answers writers and watchers in any order.
 func (l *latency) note(value string, sent, seen time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

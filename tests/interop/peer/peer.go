@@ -1,5 +1,5 @@
-// Package peer has what the suites and commands share: programs that are started and killed, what the kernel knows about
-// them, and printed tables.
+// Package peer has the helpers that the suites and commands share: programs that are started and killed, the kernel's
+// figures about them, and printed tables.
 package peer
 
 import (

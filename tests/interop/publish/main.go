@@ -5,7 +5,7 @@
 //	go run ./publish … -rates 10,100,500 -churn 30s                          latency while objects change
 //	go run ./publish … -outage both -away 60s                                API servers and etcds that go away
 //
-// Everything shares the machine, so only ratios of one run say something.
+// All processes share the machine, so only ratios of one run are meaningful.
 package main
 
 import (

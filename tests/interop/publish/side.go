@@ -88,7 +88,7 @@ func (s *side) connect() (err error) {
 	if err != nil {
 		return fmt.Errorf("etcd does not answer (%w): %s", err, s.etcd.Complaint())
 	}
-	// The client library would log every outage that is on purpose.
+	// The client library would log every intended outage.
 	os.Setenv("ETCD_CLIENT_DEBUG", "fatal")
 	defer os.Unsetenv("ETCD_CLIENT_DEBUG")
 	s.client, err = clientv3.New(clientv3.Config{Endpoints: []string{s.store}, DialTimeout: 10 * time.Second})

@@ -114,7 +114,7 @@ func (s *side) timed() (r started, err error) {
 	}
 	r.keys = count.Count
 	progress("%s: ready after %v with %d keys", s.name, r.ready.Round(time.Millisecond), r.keys)
-	// A publisher that never gets there is not waited for longer than the quiet time.
+	// The wait for a publisher that never publishes the expected keys ends after the quiet time.
 	_, r.differ = s.mirror.settled(*quiet)
 	busy := s.publisher.CPU()
 	time.Sleep(*quiet)

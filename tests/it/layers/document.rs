@@ -11,7 +11,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// What ARCHITECTURE.md says.
+/// The tables of ARCHITECTURE.md, and the tests that it names.
 pub struct Document {
     pub rooms: Vec<Room>,
     pub crates: Vec<Crate>,
@@ -66,7 +66,7 @@ impl Document {
         })
     }
 
-    /// Where the table contradicts itself.
+    /// The contradictions in the table "Who may use whom".
     pub fn contradictions(&self) -> Vec<String> {
         let mut complaints = vec![];
         for (at, room) in self.rooms.iter().enumerate() {
@@ -153,7 +153,7 @@ fn forbidden(cell: &str) -> Result<Vec<Forbidden>, String> {
     Ok(all)
 }
 
-/// The names in backticks of a cell that has commas and nothing else besides.
+/// The names in backticks of a cell that consists of such names and commas only.
 fn only_names(cell: &str) -> Result<Vec<String>, String> {
     let outside: String = cell.split('`').step_by(2).collect();
     if outside.chars().all(|c| c == ',' || c == ' ') {

@@ -10,7 +10,7 @@ pub struct Sources {
     pub functions: BTreeSet<String>,
 }
 
-/// One file.
+/// A source file.
 pub struct Module {
     /// The path relative to `src`.
     pub file: String,
@@ -21,10 +21,10 @@ pub struct Module {
     uses: Vec<Use>,
 }
 
-/// One name that a `use` brings in.
+/// A name that a `use` item imports.
 struct Use {
     path: Vec<String>,
-    /// The name under which it is known in the file: `*` for a glob.
+    /// The name in the importing file; `*` for a glob.
     name: String,
 }
 
@@ -163,7 +163,7 @@ impl Sources {
     }
 }
 
-/// What can be reached from a node, the node included.
+/// The nodes that can be reached from a node, the node included.
 fn reachable(from: usize, edges: &[BTreeSet<usize>]) -> BTreeSet<usize> {
     let (mut seen, mut todo) = (BTreeSet::from([from]), vec![from]);
     while let Some(at) = todo.pop() {

@@ -5,7 +5,7 @@ use crate::support::{eventually, http};
 use ::http::StatusCode;
 use serde_json::Value;
 
-/// Where a process reports. The process may not be listening yet, or no longer.
+/// The addresses at which a process reports. The process may not be listening yet, or no longer.
 pub struct Admin {
     health: u16,
     metrics: u16,

@@ -31,7 +31,7 @@ pub struct Request {
     transport: Transport,
 }
 
-/// The way to the server.
+/// The transport to the server.
 enum Transport {
     Tcp,
     Unix(PathBuf),

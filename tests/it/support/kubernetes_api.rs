@@ -119,7 +119,7 @@ impl KubernetesApi {
 
     fn send(&self, collection: &str, kind: &str, object: &Value) {
         let line = json!({"type": kind, "object": object}).to_string() + "\n";
-        // Fails where nobody watches.
+        // Sending fails if no watch is open.
         let _ = self.state.events.send(Event {
             collection: collection.to_owned(),
             line,
@@ -191,7 +191,8 @@ async fn answer(State(cluster): State<Arc<Cluster>>, request: Request) -> Respon
         return definition(&cluster, name);
     }
     if query.contains("sendInitialEvents=true") {
-        // Servers without streaming lists refuse them so. The publisher suite in `tests/interop` covers streaming.
+        // A server without streaming lists refuses them with this answer. The publisher suite in `tests/interop` covers
+        // streaming lists.
         let message = "sendInitialEvents is forbidden";
         return failure(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message);
     }

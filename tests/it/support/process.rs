@@ -25,7 +25,7 @@ pub fn isthmus<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Comma
     CommandLine(command)
 }
 
-/// What a command that ran to its end left behind.
+/// The result of a command that ran to its end.
 pub struct Finished {
     /// `None` if a signal ended the command.
     pub code: Option<i32>,
@@ -84,7 +84,7 @@ pub struct Process {
     waiter: Option<JoinHandle<()>>,
 }
 
-/// What is known of a process.
+/// The known state of a process.
 #[derive(Default)]
 struct State {
     /// The lines of both outputs, in the order of their arrival.

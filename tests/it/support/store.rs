@@ -1,4 +1,4 @@
-//! Short forms of what tests ask an etcd.
+//! Short forms of common requests to an etcd.
 
 use crate::support::{CommandLine, PATIENCE, isthmus};
 use etcd_client::{Client, Error, GetOptions, KeyValue, UserAddOptions, WatchResponse, WatchStream};

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 /// How long a condition may take to hold: long enough for a loaded machine. A test that waits this long fails.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The pause between two looks at a condition that nothing announces.
+/// The pause between two checks of a condition.
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// Repeats `check` until it returns a value, and fails with `condition` if [`PATIENCE`] runs out.
