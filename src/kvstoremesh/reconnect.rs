@@ -65,7 +65,7 @@ fn failed(remote: &Remote, error: &Error) -> Duration {
             tracing::warn!(cluster_name = %remote.name, error = retry.error, file = %remote.client_file.display(), "cannot connect to the remote cluster, or lost the connection; trying again");
         }
         Loudness::Debug => {
-            tracing::debug!(cluster_name = %remote.name, error = retry.error, "no connection to the remote cluster");
+            tracing::debug!(cluster_name = %remote.name, error = retry.error, "still cannot connect to the remote cluster");
         }
     }
     retry.wait
