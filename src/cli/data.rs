@@ -73,7 +73,7 @@ pub struct DataArgs {
     /// Storage engine. Defaults to the directory's current engine, or `log` for a new directory.
     #[arg(long, value_parser = one_of(EngineKind::NAMES), value_name = "ENGINE")]
     data_engine: Option<EngineKind>,
-    /// Reaction to damaged data at start: rebuild moves it to damaged-<date> and starts an empty store with a new
+    /// Reaction to damaged data at start: rebuild moves it to damaged-DATE and starts an empty store with a new
     /// cluster id, fail exits with an error.
     #[arg(long, default_value = "rebuild", value_parser = one_of(ON_CORRUPTION), value_name = "REACTION")]
     on_corruption: OnCorruption,

@@ -39,7 +39,7 @@ pub struct EtcdinitArgs {
         value_name = "NAME"
     )]
     etcd_cluster_name: String,
-    /// Name of the Cilium cluster, for its users admin-<name> and local-<name>.
+    /// Name of the Cilium cluster, for its users admin-NAME and local-NAME.
     #[arg(long, env = "CILIUM_CLUSTER_NAME", default_value = "default", value_name = "NAME")]
     cluster_name: String,
     /// Longest time for preparing the directory.

@@ -1,7 +1,7 @@
 //! The publisher's state machine: from events of Kubernetes objects to changes of keys. It does no IO.
 //!
 //! Each kind of object has a file of its own, with the state that is kept of its objects and the keys that follow from
-//! them, and a line in the table [`kinds!`]. State is kept because keys depend on more than one object: on the namespace
+//! them, and a line in the table `kinds!`. State is kept because keys depend on more than one object: on the namespace
 //! (is it global?), and a service on its slices. All changes that follow from one event are returned together.
 //!
 //! The order of the returned changes is part of the behaviour: watchers in other clusters see it. See
