@@ -227,7 +227,7 @@ async fn a_full_disk_refuses_writes_until_space_is_free() {
         client.put("k", "1", None).await.ok()
     })
     .await;
-    server.line("there is room on the disk again").await;
+    server.line("the disk has free space again").await;
     assert_eq!(client.get("k", all()).await.unwrap().count(), written + 1);
 }
 
