@@ -155,7 +155,7 @@ fuzz_target!(|data: &[u8]| {
         "remotes" => {
             if let Ok(text) = std::str::from_utf8(data) {
                 if let Ok(config) = ClientConfig::parse(text) {
-                    let _ = config.targets();
+                    let _ = (config.check_aliases(), config.files().count());
                 }
                 let _ = environment::flags_of(text);
             }
