@@ -14,7 +14,8 @@ mod operation;
 mod tests;
 
 pub(super) use caller::Caller;
-pub(super) use operation::{Call, Grant, Grants, Operation, PrevKv, Subject, put_cost};
+use operation::Grant;
+pub(super) use operation::{Call, Operation, PrevKv, Subject};
 
 use super::alarm::Alarms;
 use super::commit::{Cause, Durability};

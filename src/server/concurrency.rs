@@ -5,7 +5,7 @@
 //! lock or leads. A waiting candidate waits until the youngest key older than its own is deleted, so that a
 //! release wakes one candidate.
 
-use super::admission::{Call, Caller, Grant, Grants, Operation, PrevKv, put_cost};
+use super::admission::{Call, Caller, Operation, PrevKv};
 use super::commit::Cause;
 use super::{Core, status};
 use crate::mvcc::{
@@ -104,23 +104,13 @@ fn created_at(key: &Bytes, revision: i64) -> Compare {
     }
 }
 
-/// The transaction of a recipe as admission sees it. Recipes use no nested transactions and no `prev_kv`.
+/// The transaction of a recipe as admission sees it. Recipes return no previous values, and put one key at most.
 fn operation(txn: &Txn) -> Operation {
-    let mut grants: Grants = txn.compares.iter().map(|c| Grant::Read(c.range.clone())).collect();
-    let (mut call, mut growth, mut bytes) = (Call::TxnWithoutPuts, 0, 0);
-    for op in txn.success.iter().chain(&txn.failure) {
-        match op {
-            Op::Range(options) => grants.push(Grant::Read(options.range.clone())),
-            Op::Put(put) => {
-                (call, growth) = (Call::TxnWithPuts, put_cost(&put.key, &put.value));
-                bytes = put.key.len() + put.value.len();
-                grants.extend(Grant::of_put(put.key.clone(), put.lease, PrevKv::NotReturned));
-            }
-            Op::Delete(range) => grants.extend(Grant::of_delete(range.clone(), PrevKv::NotReturned)),
-            Op::Txn(_) => {}
-        }
-    }
-    Operation::txn(call, growth, grants, bytes)
+    let bytes = txn.success.iter().map(|op| match op {
+        Op::Put(put) => put.key.len() + put.value.len(),
+        _ => 0,
+    });
+    Operation::txn(txn, std::iter::repeat(PrevKv::NotReturned), bytes.sum())
 }
 
 fn range_of(result: Option<OpResult>) -> Option<Kv> {

@@ -1,6 +1,6 @@
 //! The operation of a call: its kind and everything else that admission checks.
 
-use crate::mvcc::{KeyRange, Put};
+use crate::mvcc::{KeyRange, Op, Put, Txn};
 use bytes::Bytes;
 use smallvec::{SmallVec, smallvec};
 
@@ -55,7 +55,7 @@ pub(in crate::server) enum Call {
 
 /// A permission that a call needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::server) enum Grant {
+pub(super) enum Grant {
     /// The user may read all of a range.
     Read(KeyRange),
     /// The user may read a key. Unlike a range, a single key needs no allocation.
@@ -70,7 +70,7 @@ pub(in crate::server) enum Grant {
     WriteLease(i64),
 }
 
-pub(in crate::server) type Grants = SmallVec<[Grant; 2]>;
+type Grants = SmallVec<[Grant; 2]>;
 
 /// Whether a write returns the key-values that were there before, which is a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,7 +115,7 @@ impl Grant {
     }
 
     /// The grants of a put. The order is not visible: each of them fails with the same error.
-    pub(in crate::server) fn of_put(key: Bytes, lease: i64, prev_kv: PrevKv) -> Grants {
+    fn of_put(key: Bytes, lease: i64, prev_kv: PrevKv) -> Grants {
         let mut grants: Grants = match prev_kv {
             PrevKv::Returned => smallvec![Self::WriteKey(key.clone()), Self::ReadKey(key)],
             PrevKv::NotReturned => smallvec![Self::WriteKey(key)],
@@ -127,7 +127,7 @@ impl Grant {
     }
 
     /// The grants of a deletion.
-    pub(in crate::server) fn of_delete(range: KeyRange, prev_kv: PrevKv) -> Grants {
+    fn of_delete(range: KeyRange, prev_kv: PrevKv) -> Grants {
         match prev_kv {
             PrevKv::Returned => smallvec![Self::Write(range.clone()), Self::Read(range)],
             PrevKv::NotReturned => smallvec![Self::Write(range)],
@@ -136,8 +136,33 @@ impl Grant {
 }
 
 /// Bytes that a put adds to the store.
-pub(in crate::server) fn put_cost(key: &[u8], value: &[u8]) -> usize {
+fn put_cost(key: &[u8], value: &[u8]) -> usize {
     PUT_OVERHEAD + key.len() + value.len()
+}
+
+/// Bytes that the puts of the larger branch add to the store; `None` if no branch puts anything.
+fn txn_growth(txn: &Txn) -> Option<usize> {
+    let of = |op: &Op| match op {
+        Op::Put(put) => Some(put_cost(&put.key, &put.value)),
+        Op::Txn(nested) => txn_growth(nested),
+        Op::Range(_) | Op::Delete(_) => None,
+    };
+    let branch = |ops: &[Op]| ops.iter().filter_map(of).reduce(|a, b| a + b);
+    branch(&txn.success).max(branch(&txn.failure))
+}
+
+/// Adds the grants of every compare and of every operation in both branches, at every depth.
+fn add_grants(txn: &Txn, prev_kvs: &mut impl Iterator<Item = PrevKv>, grants: &mut Grants) {
+    grants.extend(txn.compares.iter().map(|compare| Grant::Read(compare.range.clone())));
+    for op in txn.success.iter().chain(&txn.failure) {
+        let mut prev_kv = || prev_kvs.next().unwrap_or(PrevKv::Returned);
+        match op {
+            Op::Range(options) => grants.push(Grant::Read(options.range.clone())),
+            Op::Put(put) => grants.extend(Grant::of_put(put.key.clone(), put.lease, prev_kv())),
+            Op::Delete(range) => grants.extend(Grant::of_delete(range.clone(), prev_kv())),
+            Op::Txn(nested) => add_grants(nested, prev_kvs, grants),
+        }
+    }
 }
 
 impl Operation {
@@ -200,11 +225,20 @@ impl Operation {
         }
     }
 
-    /// A transaction. `call` is one of the three kinds of transactions.
-    pub(in crate::server) fn txn(call: Call, growth: usize, grants: Grants, request_bytes: usize) -> Self {
+    /// A transaction. `prev_kvs` has an item for each put and each deletion, in the order of the operations, nested
+    /// ones included; a missing item counts as [`PrevKv::Returned`].
+    pub(in crate::server) fn txn(txn: &Txn, mut prev_kvs: impl Iterator<Item = PrevKv>, request_bytes: usize) -> Self {
+        let growth = txn_growth(txn);
+        let call = match growth {
+            Some(_) => Call::TxnWithPuts,
+            None if txn.is_read_only() => Call::ReadOnlyTxn,
+            None => Call::TxnWithoutPuts,
+        };
+        let mut grants = Grants::new();
+        add_grants(txn, &mut prev_kvs, &mut grants);
         Self {
             request_bytes,
-            growth,
+            growth: growth.unwrap_or(0),
             grants,
             ..Self::new(call)
         }

@@ -4,7 +4,7 @@
 use super::translate::{check_put, range_options, to_put, to_range_response};
 use crate::mvcc::{Compare, CompareResult, DeleteResult, KeyRange, Op, OpResult, PutResult, Target, Txn, TxnResult};
 use crate::pb::etcdserverpb as pb;
-use crate::server::admission::{Call, Grant, Grants, Operation, put_cost};
+use crate::server::admission::{Operation, PrevKv};
 use crate::server::status;
 use bytes::Bytes;
 use prost::Message;
@@ -47,41 +47,21 @@ fn check_fields(request: &pb::TxnRequest, budget: usize) -> Result<(), Status> {
 
 /// The transaction as admission sees it. `txn` is `request` translated.
 pub(super) fn operation(request: &pb::TxnRequest, txn: &Txn) -> Operation {
-    let cost = cost(request);
-    let call = match cost {
-        Some(_) => Call::TxnWithPuts,
-        None if txn.is_read_only() => Call::ReadOnlyTxn,
-        None => Call::TxnWithoutPuts,
-    };
-    let mut grants = Grants::new();
-    add_grants(request, &mut grants);
-    Operation::txn(call, cost.unwrap_or(0), grants, request.encoded_len())
+    let mut prev_kvs = Vec::new();
+    add_prev_kvs(request, &mut prev_kvs);
+    Operation::txn(txn, prev_kvs.into_iter(), request.encoded_len())
 }
 
-/// Bytes that the puts of the larger branch cost; `None` if no branch puts anything.
-fn cost(request: &pb::TxnRequest) -> Option<usize> {
+/// Adds an item for each put and each deletion, in the order in which [`Operation::txn`] visits them.
+fn add_prev_kvs(request: &pb::TxnRequest, prev_kvs: &mut Vec<PrevKv>) {
     use pb::request_op::Request as R;
-    let of = |op: &pb::RequestOp| match op.request.as_ref()? {
-        R::RequestPut(put) => Some(put_cost(&put.key, &put.value)),
-        R::RequestTxn(nested) => cost(nested),
-        R::RequestRange(_) | R::RequestDeleteRange(_) => None,
-    };
-    let branch = |ops: &Ops| ops.iter().filter_map(of).reduce(|a, b| a + b);
-    branch(&request.success).max(branch(&request.failure))
-}
-
-/// Adds the grants of every compare and of every operation in both branches, at every depth.
-fn add_grants(request: &pb::TxnRequest, grants: &mut Grants) {
-    use pb::request_op::Request as R;
-    let range = |key: &Bytes, end: &Bytes| KeyRange::new(key.clone(), end.clone());
-    grants.extend(request.compare.iter().map(|c| Grant::Read(range(&c.key, &c.range_end))));
     let ops = request.success.iter().chain(&request.failure);
     for op in ops.filter_map(|op| op.request.as_ref()) {
         match op {
-            R::RequestRange(r) => grants.push(Grant::Read(range(&r.key, &r.range_end))),
-            R::RequestPut(p) => grants.extend(Grant::of_put(p.key.clone(), p.lease, p.prev_kv.into())),
-            R::RequestDeleteRange(d) => grants.extend(Grant::of_delete(range(&d.key, &d.range_end), d.prev_kv.into())),
-            R::RequestTxn(t) => add_grants(t, grants),
+            R::RequestPut(put) => prev_kvs.push(put.prev_kv.into()),
+            R::RequestDeleteRange(delete) => prev_kvs.push(delete.prev_kv.into()),
+            R::RequestTxn(nested) => add_prev_kvs(nested, prev_kvs),
+            R::RequestRange(_) => {}
         }
     }
 }
