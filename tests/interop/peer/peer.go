@@ -65,6 +65,9 @@ func (p *Process) Signal(sig syscall.Signal) error { return p.cmd.Process.Signal
 // Exited is closed when the program has ended.
 func (p *Process) Exited() <-chan struct{} { return p.exited }
 
+// PID is the number of the process.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
 // Stop sends a signal and waits for the end; after 30 s it kills the program.
 func (p *Process) Stop(sig syscall.Signal) {
 	if p == nil || p.exited == nil {

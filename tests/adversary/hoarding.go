@@ -1,0 +1,122 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"golang.org/x/net/http2"
+)
+
+// hoardingRows make the server keep what is never finished.
+var hoardingRows = []row{
+	{
+		name: "hoard-calls", what: "200,000 calls without a message, opened on one connection, then on 20",
+		attack: func(a *attacker) error {
+			a.begin()
+			return a.hoard("nobody", a.Scale.of(20_000, 200_000), func(c *h2, _ int) error {
+				return c.do(func() error { _, err := c.open(pathRange, "127.0.0.1", false); return err })
+			})
+		},
+	},
+	{
+		name: "hoard-windows", what: "100 ranges of everything, each with a window of one byte, on 20 connections",
+		fixture: fixture{big: true},
+		attack: func(a *attacker) error {
+			a.begin()
+			request := message(everything())
+			return a.hoard("reader", 100, func(c *h2, _ int) error { _, err := c.call(pathRange, request, true); return err },
+				http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1})
+		},
+	},
+	{
+		name: "hoard-messages", what: "1,000 messages of 1.9 MB that lack their last byte, on 20 connections",
+		seconds: [2]float64{4, 20},
+		attack: func(a *attacker) error {
+			a.begin()
+			text := framed(noise(1, 1_900_000))
+			return a.hoard("nobody", a.Scale.of(400, 1000)/floods, func(c *h2, _ int) (err error) {
+				var id uint32
+				if err = c.do(func() error { id, err = c.open(pathPut, "127.0.0.1", false); return err }); err != nil {
+					return err
+				}
+				return c.send(id, text[:len(text)-1], false)
+			})
+		},
+	},
+	{
+		name: "hoard-range-ends", what: "1,000 watches with range ends of 1.9 MB, on 20 connections",
+		seconds: [2]float64{4, 20},
+		attack: func(a *attacker) error {
+			return a.bigWatches(func(i int) *pb.WatchRequest {
+				// The last byte keeps the range inside the reader's prefix.
+				return createWatch(fmt.Appendf(nil, "big/%d", i), append([]byte("big/z"), noise(i, 1_900_000)...))
+			})
+		},
+	},
+	{
+		name: "hoard-watch-keys", what: "1,000 watches of keys of 0.9 MB, on 20 connections",
+		seconds: [2]float64{4, 20},
+		attack: func(a *attacker) error {
+			return a.bigWatches(func(i int) *pb.WatchRequest {
+				return createWatch(append(fmt.Appendf(nil, "big/%d", i), noise(i, 900_000)...), nil)
+			})
+		},
+	},
+	{
+		name: "hoard-leases", what: "leases of an hour, granted to a user without roles, as fast as possible on 20 connections",
+		attack: func(a *attacker) error {
+			a.begin()
+			a.each(floods, func(int) error { return a.grants() })
+			return nil
+		},
+	},
+}
+
+// hoard opens n streams on one connection, then on each of 20 connections, and keeps them until the attack is over.
+func (a *attacker) hoard(common string, n int, open func(c *h2, i int) error, settings ...http2.Setting) error {
+	a.each(floods, func(w int) error {
+		c, err := a.h2(common, h2options{settings: settings, stingy: len(settings) > 0})
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		for i := 0; i < n && !a.over(); i++ {
+			if err := open(c, w*n+i); err != nil {
+				if ended := c.ended(); ended != nil {
+					return ended
+				}
+				if errors.Is(err, errNoWindow) {
+					a.count("no window", 1)
+					break
+				}
+				return err
+			}
+			a.count("hoarded", 1)
+		}
+		return a.keep(c)
+	})
+	return nil
+}
+
+// bigWatches creates watches with large requests, each on a stream of its own.
+func (a *attacker) bigWatches(request func(i int) *pb.WatchRequest) error {
+	a.begin()
+	return a.hoard("reader", a.Scale.of(400, 1000)/floods, func(c *h2, i int) error {
+		_, err := c.call(pathWatch, message(request(i)), false)
+		return err
+	})
+}
+
+// grants grants leases on one connection, 64 at once, until the attack is over.
+func (a *attacker) grants() error {
+	lease := pb.NewLeaseClient(a.grpc("roleless"))
+	a.each(64, func(int) error {
+		_, err := lease.LeaseGrant(a.ctx, &pb.LeaseGrantRequest{TTL: 3600})
+		if err == nil {
+			a.count("leases", 1)
+		}
+		return err
+	})
+	return nil
+}

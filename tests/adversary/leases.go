@@ -1,0 +1,105 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+)
+
+var leaseRows = []row{{
+	name: "leases-expire", what: "200,000 leases (full: 1,000,000), one in ten with a key, that expire in the same second; a lease of 5 s beside",
+	seconds: [2]float64{9, 12},
+	attack:  leasesExpire,
+}}
+
+// leasesExpire grants leases whose TTLs end in the same second, then a lease of five seconds that ends amid their expiry.
+func leasesExpire(a *attacker) error {
+	const streams = 64
+	conn := a.grpc("writer")
+	lease, kv := pb.NewLeaseClient(conn), pb.NewKVClient(conn)
+	want := int64(a.Scale.of(200_000, 1_000_000))
+	// A TTL has whole seconds: the time for granting is estimated from the first thousand.
+	var granted atomic.Int64
+	began := time.Now()
+	end := began.Add(time.Duration(a.Scale.of(40, 180)) * time.Second)
+	a.workers(streams, func() bool {
+		n := granted.Add(1)
+		ttl := int64(time.Until(end).Seconds())
+		if n > want || ttl < 8 {
+			return false
+		}
+		got, err := lease.LeaseGrant(a.ctx, &pb.LeaseGrantRequest{TTL: ttl})
+		if err == nil && n%10 == 0 {
+			_, err = kv.Put(a.ctx, &pb.PutRequest{Key: fmt.Appendf(nil, "w/expires/%d", n), Lease: got.ID})
+		}
+		if err != nil {
+			a.count("× "+short(err), 1)
+		} else {
+			a.count("leases", 1)
+		}
+		return true
+	})
+	// The short lease is granted four seconds before the others end.
+	time.Sleep(time.Until(end.Add(-4500 * time.Millisecond)))
+	a.begin()
+	watch, err := pb.NewWatchClient(conn).Watch(context.Background())
+	if err != nil {
+		return err
+	}
+	if err := watch.Send(createWatch([]byte("w/short"), nil)); err != nil {
+		return err
+	}
+	start := time.Now()
+	got, err := lease.LeaseGrant(a.ctx, &pb.LeaseGrantRequest{TTL: 5})
+	if err != nil {
+		return err
+	}
+	if _, err := kv.Put(a.ctx, &pb.PutRequest{Key: []byte("w/short"), Lease: got.ID}); err != nil {
+		return err
+	}
+	gone := make(chan struct{})
+	go func() {
+		for {
+			got, err := watch.Recv()
+			if err != nil {
+				return
+			}
+			for _, event := range got.Events {
+				if event.Type == 1 {
+					close(gone)
+					return
+				}
+			}
+		}
+	}()
+	select {
+	case <-gone:
+		took := time.Since(start)
+		a.set("ms until the lease of 5 s was gone", int(took.Milliseconds()))
+		if took > 6500*time.Millisecond {
+			a.fail("a lease of 5 s was gone after %.1f s", took.Seconds())
+		}
+	case <-a.ctx.Done():
+		a.fail("a lease of 5 s was not gone after %.1f s", time.Since(start).Seconds())
+	}
+	<-a.ctx.Done()
+	return nil
+}
+
+// workers runs n workers at once, each until it returns false.
+func (a *attacker) workers(n int, work func() bool) {
+	done := make(chan struct{})
+	for range n {
+		go func() {
+			for !a.over() && work() {
+			}
+			done <- struct{}{}
+		}()
+	}
+	for range n {
+		<-done
+	}
+}

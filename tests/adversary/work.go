@@ -1,0 +1,283 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"golang.org/x/net/http2"
+	"google.golang.org/grpc"
+)
+
+// workRows ask for much work with few bytes, with the rights of a reader or a writer.
+var workRows = []row{
+	{
+		name: "work-compares-read", what: "a 78 KB read-only transaction with 4,160 nested compares, each over all keys",
+		fixture: fixture{big: true},
+		attack:  func(a *attacker) error { return a.compares("reader", nil) },
+	},
+	{
+		name: "work-compares-write", what: "the same, in a transaction that also puts",
+		fixture: fixture{big: true},
+		attack: func(a *attacker) error {
+			return a.compares("writer", &pb.PutRequest{Key: []byte("w/compared"), Value: []byte("x")})
+		},
+	},
+	{
+		name: "work-txn-reads", what: "a 680-byte read-only transaction that reads everything twenty times",
+		fixture: fixture{big: true},
+		attack:  txnReads,
+	},
+	{
+		name: "work-progress", what: "2,000 progress requests on a stream with 50,000 watches, again and again",
+		fixture: fixture{big: true},
+		attack:  progressRequests,
+	},
+	{
+		name: "work-lease-puts", what: "512 puts at once on a lease with 100,000 keys, again and again",
+		attack: leasePuts,
+	},
+	{
+		name: "work-ranges-cancelled", what: "64 ranges of everything at once, cancelled at random, again and again",
+		fixture: fixture{big: true},
+		attack:  rangesCancelled,
+	},
+	{
+		name: "work-count-old", what: "counts at an old revision with many changes since, 32 at once",
+		fixture: fixture{big: true},
+		attack:  countOld,
+	},
+	{
+		name: "work-sort", what: "sorts of everything by value, for one key, 8 at once",
+		fixture: fixture{big: true},
+		attack: func(a *attacker) error {
+			a.begin()
+			request := &pb.RangeRequest{Key: []byte("big/"), RangeEnd: endOf("big/"), Limit: 1,
+				SortTarget: pb.RangeRequest_VALUE, SortOrder: pb.RangeRequest_DESCEND}
+			return a.ranges(8, "reader", request)
+		},
+	}}
+
+// everything is the range of all filled keys.
+func everything() *pb.RangeRequest {
+	return &pb.RangeRequest{Key: []byte("big/"), RangeEnd: endOf("big/")}
+}
+
+// compares sends nested transactions of 64 + 64 × 64 compares.
+func (a *attacker) compares(common string, put *pb.PutRequest) error {
+	all := make([]*pb.Compare, 64)
+	for i := range all {
+		all[i] = &pb.Compare{Key: []byte("big/"), RangeEnd: endOf("big/"), Target: pb.Compare_CREATE, Result: pb.Compare_GREATER,
+			TargetUnion: &pb.Compare_CreateRevision{CreateRevision: 0}}
+	}
+	txn := &pb.TxnRequest{Compare: all}
+	for i := range 64 {
+		inner := &pb.TxnRequest{Compare: all}
+		if put != nil && i == 0 {
+			inner.Success = []*pb.RequestOp{{Request: &pb.RequestOp_RequestPut{RequestPut: put}}}
+		}
+		txn.Success = append(txn.Success, &pb.RequestOp{Request: &pb.RequestOp_RequestTxn{RequestTxn: inner}})
+	}
+	kv := pb.NewKVClient(a.grpc(common))
+	a.set("bytes in the request", txn.Size())
+	a.begin()
+	a.each(2, func(int) error {
+		_, err := kv.Txn(a.ctx, txn)
+		if err == nil {
+			a.count("answers", 1)
+		}
+		return err
+	})
+	return nil
+}
+
+// txnReads reads everything twenty times in one transaction. Nothing is kept of the answers.
+func txnReads(a *attacker) error {
+	txn := &pb.TxnRequest{}
+	for range 20 {
+		txn.Success = append(txn.Success, &pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: everything()}})
+	}
+	a.set("bytes in the request", txn.Size())
+	a.begin()
+	return a.raw(1, pathTxn, message(txn))
+}
+
+// ranges repeats a call on one connection, n at once.
+func (a *attacker) ranges(n int, common string, request *pb.RangeRequest) error {
+	kv := pb.NewKVClient(a.grpc(common))
+	a.each(n, func(int) error {
+		_, err := kv.Range(a.ctx, request)
+		if err == nil {
+			a.count("answers", 1)
+		}
+		return err
+	})
+	return nil
+}
+
+func progressRequests(a *attacker) error {
+	ready := make(chan struct{})
+	created, want, answers := 0, a.Scale.of(20_000, 50_000), 0
+	watch, err := pb.NewWatchClient(a.grpc("reader")).Watch(context.Background())
+	if err != nil {
+		return err
+	}
+	go func() {
+		for {
+			got, err := watch.Recv()
+			switch {
+			case err != nil:
+				a.count("× "+short(err), 1)
+				return
+			case got.Created:
+				if created++; created == want {
+					close(ready)
+				}
+			default:
+				answers++
+				a.set("answers", answers)
+			}
+		}
+	}()
+	for i := range want {
+		if err := watch.Send(createWatch(fmt.Appendf(nil, "big/%08d", i), nil)); err != nil {
+			return err
+		}
+	}
+	select {
+	case <-ready:
+	case <-time.After(time.Minute):
+		return fmt.Errorf("only %d watches were created in a minute", created)
+	}
+	a.begin()
+	for !a.over() {
+		for range 2000 {
+			request := &pb.WatchRequest_ProgressRequest{ProgressRequest: &pb.WatchProgressRequest{}}
+			if err := watch.Send(&pb.WatchRequest{RequestUnion: request}); err != nil {
+				return nil
+			}
+		}
+		a.count("requests", 2000)
+		a.rest(10 * time.Millisecond)
+	}
+	return nil
+}
+
+// createWatch asks for a watch of a range.
+func createWatch(key, end []byte) *pb.WatchRequest {
+	return &pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{Key: key, RangeEnd: end}}}
+}
+
+func leasePuts(a *attacker) error {
+	conn := a.grpc("writer")
+	kv := pb.NewKVClient(conn)
+	lease, err := pb.NewLeaseClient(conn).LeaseGrant(a.ctx, &pb.LeaseGrantRequest{TTL: 3600})
+	if err != nil {
+		return err
+	}
+	if err := leaseKeys(a.ctx, conn, lease.ID, a.Scale.of(20_000, 100_000)); err != nil {
+		return err
+	}
+	a.begin()
+	a.each(512, func(i int) error {
+		_, err := kv.Put(a.ctx, &pb.PutRequest{Key: fmt.Appendf(nil, "w/leased/%d", i), Lease: lease.ID})
+		if err == nil {
+			a.count("answers", 1)
+		}
+		return err
+	})
+	return nil
+}
+
+// leaseKeys attaches n keys to the lease.
+func leaseKeys(ctx context.Context, conn *grpc.ClientConn, lease int64, n int) error {
+	kv := pb.NewKVClient(conn)
+	// The first transactions are the cheapest: the servers check the permission for all keys of the lease.
+	for start := 0; start < n; start += 128 {
+		txn := &pb.TxnRequest{}
+		for i := start; i < min(n, start+128); i++ {
+			put := &pb.PutRequest{Key: fmt.Appendf(nil, "w/lease/%08d", i), Value: []byte("x"), Lease: lease}
+			txn.Success = append(txn.Success, &pb.RequestOp{Request: &pb.RequestOp_RequestPut{RequestPut: put}})
+		}
+		if _, err := kv.Txn(ctx, txn); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func rangesCancelled(a *attacker) error {
+	kv := pb.NewKVClient(a.grpc("reader", grpc.WithInitialWindowSize(1<<20), grpc.WithInitialConnWindowSize(1<<22)))
+	a.begin()
+	a.each(64, func(int) error {
+		ctx, cancel := context.WithTimeout(a.ctx, rand.N(200*time.Millisecond))
+		defer cancel()
+		if _, err := kv.Range(ctx, everything()); err == nil {
+			a.count("answers", 1)
+		} else {
+			a.count("cancelled", 1)
+		}
+		return nil
+	})
+	return nil
+}
+
+func countOld(a *attacker) error {
+	conn := a.grpc("writer")
+	kv := pb.NewKVClient(conn)
+	got, err := kv.Range(a.ctx, &pb.RangeRequest{Key: []byte("big/"), RangeEnd: endOf("big/"), CountOnly: true})
+	if err != nil {
+		return err
+	}
+	// Changes since: half of the keys, and as many revisions as transactions.
+	if err := fill(a.ctx, conn, "big/", int(got.Count/2), 100); err != nil {
+		return err
+	}
+	if err := fill(a.ctx, conn, "w/more/", int(got.Count), 10); err != nil {
+		return err
+	}
+	a.begin()
+	return a.ranges(32, "reader", &pb.RangeRequest{Key: []byte("big/"), RangeEnd: endOf("big/"), CountOnly: true, Revision: got.Header.Revision})
+}
+
+// raw repeats a call over raw HTTP/2 on one connection, n at once, and drops the answers. The messages are not decoded, so that
+// the attacker is cheap.
+func (a *attacker) raw(n int, path string, request []byte) error {
+	a.each(1, func(int) error {
+		ended := make(chan struct{}, n)
+		c, err := a.h2("reader", h2options{settings: wideWindows, on: func(f http2.Frame) {
+			if endsStream(f) {
+				select {
+				case ended <- struct{}{}:
+				default:
+				}
+			}
+			a.bytes(f)
+		}})
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		for range n {
+			ended <- struct{}{}
+		}
+		for {
+			select {
+			case <-a.ctx.Done():
+				return nil
+			case <-ended:
+				if _, err := c.call(path, request, true); err != nil {
+					return err
+				}
+				a.count("calls", 1)
+			case <-time.After(time.Second):
+				if err := c.ended(); err != nil {
+					return err
+				}
+			}
+		}
+	})
+	return nil
+}
