@@ -11,6 +11,7 @@ use super::range::KeyRange;
 use crate::util::interval::IntervalMap;
 use bytes::Bytes;
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -265,8 +266,8 @@ impl Groups {
                 }
             }
         } else {
-            self.by_range
-                .remove(filter.range.start(), filter.range.end(), &ById(Arc::clone(group)));
+            let (start, end) = filter.range.bounds();
+            self.by_range.remove(start, end, &ById(Arc::clone(group)));
         }
     }
 
@@ -285,8 +286,9 @@ impl Groups {
             let key = Bytes::copy_from_slice(range.start());
             self.by_key.entry(key).or_default().push(Arc::clone(&group));
         } else {
+            let (start, end) = range.bounds();
             self.by_range
-                .insert(range.start(), range.end(), ById(Arc::clone(&group)));
+                .insert(start.clone(), end.cloned(), ById(Arc::clone(&group)));
         }
         self.by_filter.insert(filter, Arc::clone(&group));
         group
@@ -295,16 +297,26 @@ impl Groups {
     /// Leaves a frame of `batch` in each interested group; appends to `dirty` the groups that do not wait to be woken
     /// already.
     pub(super) fn publish(&self, batch: &Batch, dirty: &mut Vec<Arc<Group>>) {
-        let mut hits: Vec<(&Arc<Group>, usize)> = Vec::new();
-        for (i, event) in batch.events.iter().enumerate() {
-            let key = event.kv.key();
-            hits.extend(self.by_range.at(key).iter().map(|g| (&g.0, i)));
-            hits.extend(self.by_key.get(key).into_iter().flatten().map(|g| (g, i)));
+        let mut events: SmallVec<[(&[u8], usize); 4]> = (batch.events.iter().enumerate())
+            .map(|(i, event)| (event.kv.key(), i))
+            .collect();
+        events.sort();
+        let keys: SmallVec<[&[u8]; 4]> = events.iter().map(|(key, _)| *key).collect();
+        let mut hits: Vec<(Arc<Group>, std::ops::Range<usize>)> = Vec::new();
+        self.by_range
+            .containing(&keys, |group, of| hits.push((Arc::clone(&group.0), of)));
+        for run in (0..keys.len())
+            .collect::<Vec<_>>()
+            .chunk_by(|a, b| keys[*a] == keys[*b])
+        {
+            for group in self.by_key.get(keys[run[0]]).into_iter().flatten() {
+                hits.push((Arc::clone(group), run[0]..run[0] + run.len()));
+            }
         }
-        hits.sort_by_key(|(group, i)| (Arc::as_ptr(group) as usize, *i));
-        for run in hits.chunk_by(|a, b| Arc::ptr_eq(a.0, b.0)) {
-            let group = run[0].0;
-            let events = run.iter().map(|(_, i)| &batch.events[*i]);
+        for (group, of) in &hits {
+            let mut of: Vec<usize> = events[of.clone()].iter().map(|(_, i)| *i).collect();
+            of.sort_unstable();
+            let events = of.iter().map(|i| &batch.events[*i]);
             let Some(body) = group.filter.encode_events(events, true) else {
                 continue;
             };

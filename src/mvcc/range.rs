@@ -115,6 +115,11 @@ impl KeyRange {
         self.end.as_deref()
     }
 
+    /// Start and end, to be shared.
+    pub(super) fn bounds(&self) -> (&Bytes, Option<&Bytes>) {
+        (&self.start, self.end.as_ref())
+    }
+
     /// Whether the range cannot hold any key.
     pub fn is_empty(&self) -> bool {
         self.end.as_ref().is_some_and(|end| *end <= self.start)
