@@ -21,7 +21,9 @@
 //! ```
 
 mod encoded;
+mod frame;
 mod group;
+mod groups;
 mod hash;
 mod hooks;
 mod index;

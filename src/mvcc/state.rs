@@ -1,7 +1,7 @@
 //! The data of a store: everything that the store's lock protects, and the rules for reading it.
 
 use super::Error;
-use super::group::Groups;
+use super::groups::Groups;
 use super::index::Index;
 use super::lease_book::LeaseBook;
 use super::log::{Batch, Event, EventKind, Log};

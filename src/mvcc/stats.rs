@@ -18,6 +18,13 @@ pub struct Stats {
     /// Revisions in the log.
     pub log_len: usize,
     pub watchers: usize,
+    /// Bytes of all frames that groups of watchers hold.
+    pub frame_bytes: usize,
+    /// Frames that groups dropped before every member had read them, or never made, because all frames together would
+    /// have taken too much memory, since the start.
+    pub frames_dropped: u64,
+    /// How many times a watcher has read the log, because it was behind the frames of its group, since the start.
+    pub log_reads: u64,
     /// Range reads since the start.
     pub ranges: u64,
     /// Committed write transactions since the start.
@@ -35,6 +42,7 @@ pub struct Stats {
 #[derive(Default)]
 pub(super) struct Counters {
     pub(super) ranges: AtomicU64,
+    pub(super) log_reads: AtomicU64,
     commits: AtomicU64,
     puts: AtomicU64,
     deletes: AtomicU64,
@@ -61,6 +69,9 @@ impl Counters {
             bytes: state.size(),
             log_len: state.log.len(),
             watchers: state.groups.watchers(),
+            frame_bytes: state.groups.budget.held(),
+            frames_dropped: state.groups.budget.dropped,
+            log_reads: self.log_reads.load(Ordering::Relaxed),
             ranges: self.ranges.load(Ordering::Relaxed),
             commits: self.commits.load(Ordering::Relaxed),
             events: puts + deletes,

@@ -181,8 +181,9 @@ impl Store {
         let mut dirty = Vec::new();
         let from = state.visible + 1;
         state.visible = state.visible.max(revision.min(state.current));
-        for batch in state.log.since(from).take_while(|b| b.revision <= revision) {
-            state.groups.publish(batch, &mut dirty);
+        let State { log, groups, .. } = &mut *state;
+        for batch in log.since(from).take_while(|b| b.revision <= revision) {
+            groups.publish(batch, &mut dirty);
         }
         drop(state);
         if !dirty.is_empty() {

@@ -37,6 +37,11 @@ fn watch_all(store: &Arc<Store>, start: i64) -> Watcher {
     watch(store, WatchFilter::new(KeyRange::all()), start)
 }
 
+/// Sets the budget for all frames of a store, in bytes.
+fn limit_frames(store: &Store, bytes: usize) {
+    store.state.write().groups.budget.limit(bytes);
+}
+
 /// Compacts to `revision` and frees all memory that this allows to free.
 fn compact_and_purge(store: &Store, revision: i64) {
     store.compact(revision).unwrap();

@@ -4,6 +4,7 @@ use super::group::{Group, Wake, WatchFilter};
 use super::store::Store;
 use bytes::Bytes;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Log batches that a watcher reads under one lock while it catches up.
 const CATCH_UP_BATCHES: usize = 2000;
@@ -112,6 +113,7 @@ impl Watcher {
     /// Reads the log until the group has frames for the rest.
     fn catch_up(&mut self, max: usize) -> WatchUpdate {
         let (store, group) = (Arc::clone(&self.store), Arc::clone(&self.group));
+        store.counters.log_reads.fetch_add(1, Ordering::Relaxed);
         loop {
             let read = store.state.read();
             let mut state = group.state.lock();

@@ -3,7 +3,7 @@
 use super::super::*;
 use super::message::{self, EventType};
 use super::model::{Model, Step, range, step};
-use super::{compact_and_purge, put, watch, watch_all};
+use super::{compact_and_purge, limit_frames, put, watch, watch_all};
 use proptest::prelude::*;
 use std::sync::Arc;
 
@@ -172,10 +172,16 @@ proptest! {
     fn a_watcher_sees_every_change_once_in_order_whatever_its_pace(
         steps in proptest::collection::vec(step(), 1..60), range in range(), start in 0i64..8,
         paces in proptest::collection::vec(0usize..4, 60), max in 1usize..200,
+        budget in prop_oneof![Just(64 << 20), 0usize..4000], idle in proptest::collection::vec(range(), 0..4),
     ) {
         let mut story = Story::new(range, start);
+        limit_frames(&story.store, budget);
+        let idle: Vec<_> = idle.into_iter().map(|range| watch(&story.store, WatchFilter::new(range), 0)).collect();
+        // What one revision may take beyond the budget: a frame in each group, and what shared bytes cost.
+        let one_revision = 96 + 32 * (idle.len() + 1);
         for (step, pace) in steps.iter().zip(paces) {
             story.step(step);
+            prop_assert!(story.store.stats().frame_bytes <= budget + one_revision);
             story.take(pace, max)?;
             if story.cancelled {
                 break;
@@ -190,6 +196,9 @@ proptest! {
             prop_assert_eq!(story.store.synced([&story.watcher]), synced);
         }
         prop_assert_eq!(story.observed(), story.expected());
+        let Story { store, watcher, .. } = story;
+        drop((watcher, idle));
+        prop_assert_eq!(store.stats().frame_bytes, 0);
     }
 }
 
@@ -248,4 +257,78 @@ fn a_slow_member_does_not_make_its_group_hold_more_than_the_bound() {
         events += seen(&frames).len();
     }
     assert_eq!(events, 100);
+}
+
+#[test]
+fn idle_watchers_of_many_ranges_hold_no_more_than_the_budget_and_see_every_change() {
+    const BUDGET: usize = 1 << 20;
+    let store = Store::new();
+    limit_frames(&store, BUDGET);
+    let ranges = (0..50).map(|i| KeyRange::prefix(format!("p/{i:02}/")));
+    let mut watchers: Vec<_> = ranges.map(|range| watch(&store, WatchFilter::new(range), 0)).collect();
+    let big = "x".repeat(50_000);
+    for i in 0..200 {
+        put(&store, &format!("p/{:02}/{i}", i % 50), &big);
+        assert!(store.stats().frame_bytes <= BUDGET);
+    }
+    let stats = store.stats();
+    assert!(
+        stats.frames_dropped > 150 && stats.frame_bytes > BUDGET / 4,
+        "{stats:?}"
+    );
+    assert_eq!(stats.log_reads, 0);
+    for watcher in &mut watchers {
+        let mut events = 0;
+        while let WatchUpdate::Events { frames, .. } = watcher.take(1) {
+            events += seen(&frames).len();
+        }
+        assert_eq!(events, 4);
+    }
+    assert!(store.stats().log_reads > 30);
+    drop(watchers);
+    assert_eq!(store.stats().frame_bytes, 0);
+}
+
+#[test]
+fn watchers_of_nested_ranges_share_the_bytes_of_a_frame() {
+    let store = Store::new();
+    let range = |i: usize| KeyRange::new(format!("a{i:04}"), format!("b{i:04}"));
+    let mut watchers: Vec<_> = (0..1000)
+        .map(|i| watch(&store, WatchFilter::new(range(i)), 0))
+        .collect();
+    put(&store, "a9999", &"x".repeat(100_000));
+    let bytes = store.stats().frame_bytes;
+    assert!((100_000..200_000).contains(&bytes), "{bytes}");
+    let puts: Vec<_> = ["a9", "c", "a99", "b"]
+        .map(|key| Write::Put(key.into(), "v".into()))
+        .into();
+    store.apply(&puts);
+    for watcher in &mut watchers {
+        let WatchUpdate::Events { frames, revision: 3 } = watcher.take(usize::MAX) else {
+            panic!("no events")
+        };
+        let keys: Vec<_> = seen(&frames).into_iter().map(|event| event.key).collect();
+        assert_eq!(keys, [&b"a9999"[..], b"a9", b"a99", b"b"]);
+    }
+}
+
+#[test]
+fn a_revision_that_is_longer_than_all_frames_may_be_is_read_from_the_log() {
+    let store = Store::new();
+    let filter = WatchFilter {
+        prev_kv: true,
+        ..WatchFilter::new(KeyRange::all())
+    };
+    let mut watcher = watch(&store, filter, 0);
+    let big = "x".repeat(3 << 20);
+    for _ in 0..2 {
+        put(&store, "a", &big);
+        put(&store, "b", "small");
+    }
+    assert!(store.stats().frame_bytes < 1000, "the last revision alone");
+    let mut keys = vec![];
+    while let WatchUpdate::Events { frames, .. } = watcher.take(1) {
+        keys.extend(seen(&frames).into_iter().map(|event| event.key));
+    }
+    assert_eq!(keys, [b"a", b"b", b"a", b"b"]);
 }

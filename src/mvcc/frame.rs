@@ -1,0 +1,239 @@
+//! Frames: the events of one revision as the watchers of a group see them, encoded once and kept while a member of the
+//! group may need them.
+//!
+//! Groups that see the same events of a revision share the encoded bytes. All frames of a store together have one
+//! budget. When the budget is exceeded, the oldest frames go first: watchers that keep up have taken these already, and
+//! the others read the revision log instead.
+
+use super::encoded::{put_varint, varint_len};
+use super::log::{Event, EventKind};
+use bytes::Bytes;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Most bytes of frames that one group keeps.
+pub(super) const FRAMES_MAX: usize = 4 << 20;
+/// Most bytes of frames that all groups of a store keep together: 64 MiB. Enough for sixteen groups with a slow member
+/// each, and for a second or more of the traffic that one machine can publish.
+const BUDGET: usize = 64 << 20;
+/// Memory that a frame takes in a group, shared bytes not counted.
+const FRAME_COST: usize = 32;
+/// Memory that shared bytes take beside themselves.
+const BODY_COST: usize = 96;
+
+/// The events of one revision that a group sees.
+pub(super) struct Frame {
+    pub(super) revision: i64,
+    body: Arc<Body>,
+}
+
+/// Encoded `WatchResponse.events` fields. Frames of several groups may share them.
+pub(super) struct Body {
+    bytes: Bytes,
+    memory: Arc<Memory>,
+}
+
+/// The bytes of all frames of a store.
+#[derive(Default)]
+struct Memory(AtomicUsize);
+
+/// What the frames of a store may take and do take.
+pub(super) struct Budget {
+    limit: usize,
+    memory: Arc<Memory>,
+    /// What was made last, oldest first: about half the limit.
+    recent: VecDeque<Made>,
+    recent_bytes: usize,
+    /// The last revision that is older than `recent`.
+    old: i64,
+    /// Bytes and frames made for the revision that is being published.
+    making: usize,
+    /// The number of frames dropped, or never made, because of the budget.
+    pub(super) dropped: u64,
+}
+
+/// The frames made for some successive revisions.
+struct Made {
+    last: i64,
+    bytes: usize,
+}
+
+/// How watchers of a group see an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct View {
+    pub(super) prev_kv: bool,
+    pub(super) no_put: bool,
+    pub(super) no_delete: bool,
+}
+
+// === impl Frame ===
+
+impl Frame {
+    /// The encoded events.
+    pub(super) fn bytes(&self) -> &Bytes {
+        &self.body.bytes
+    }
+}
+
+impl Drop for Frame {
+    fn drop(&mut self) {
+        self.body.memory.sub(FRAME_COST);
+    }
+}
+
+impl Drop for Body {
+    fn drop(&mut self) {
+        self.memory.sub(BODY_COST + self.bytes.len());
+    }
+}
+
+impl Memory {
+    fn add(&self, bytes: usize) {
+        self.0.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn sub(&self, bytes: usize) {
+        self.0.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+// === impl Budget ===
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self {
+            limit: BUDGET,
+            memory: Arc::default(),
+            recent: VecDeque::new(),
+            recent_bytes: 0,
+            old: 0,
+            making: 0,
+            dropped: 0,
+        }
+    }
+}
+
+impl Budget {
+    /// The bytes of all frames.
+    pub(super) fn held(&self) -> usize {
+        self.memory.0.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn is_exceeded(&self) -> bool {
+        self.held() > self.limit
+    }
+
+    /// Whether the frames of the revision that is being published may share `bytes` more.
+    pub(super) fn has_room(&self, bytes: usize) -> bool {
+        self.making + bytes <= self.limit / 4
+    }
+
+    /// Bytes for the frames of the revision that is being published.
+    pub(super) fn body(&mut self, bytes: Bytes) -> Arc<Body> {
+        let cost = BODY_COST + bytes.len();
+        self.making += cost;
+        self.memory.add(cost);
+        let memory = Arc::clone(&self.memory);
+        Arc::new(Body { bytes, memory })
+    }
+
+    pub(super) fn frame(&mut self, revision: i64, body: &Arc<Body>) -> Frame {
+        self.making += FRAME_COST;
+        self.memory.add(FRAME_COST);
+        let body = Arc::clone(body);
+        Frame { revision, body }
+    }
+
+    /// Notes that all frames of `revision` were made.
+    pub(super) fn made(&mut self, last: i64) {
+        let bytes = std::mem::take(&mut self.making);
+        if bytes == 0 {
+            return;
+        }
+        self.recent_bytes += bytes;
+        match self.recent.back_mut().filter(|made| made.bytes < self.limit / 128) {
+            Some(made) => {
+                made.last = last;
+                made.bytes += bytes;
+            }
+            None => self.recent.push_back(Made { last, bytes }),
+        }
+        while let Some(made) = self.recent.front()
+            && self.recent_bytes - made.bytes >= self.limit / 2
+        {
+            self.recent_bytes -= made.bytes;
+            self.old = made.last;
+            self.recent.pop_front();
+        }
+    }
+
+    /// The revision up to which frames go when the budget is exceeded. The frames after it take about half the budget.
+    pub(super) fn old(&self) -> i64 {
+        self.old
+    }
+
+    #[cfg(test)]
+    pub(super) fn limit(&mut self, bytes: usize) {
+        self.limit = bytes;
+    }
+}
+
+// === impl View ===
+
+impl View {
+    fn shows(self, event: &Event) -> bool {
+        match event.kind {
+            EventKind::Put => !self.no_put,
+            EventKind::Delete => !self.no_delete,
+        }
+    }
+
+    /// Length of the encoded `events`, in bytes; 0 if the view shows none of them.
+    pub(super) fn len<'a>(self, events: impl Iterator<Item = &'a Event>) -> usize {
+        let shown = events.filter(|event| self.shows(event));
+        shown.map(|event| field(event_len(event, self.prev_kv))).sum()
+    }
+
+    /// Encodes the events that the view shows, each as one `WatchResponse.events` field (11); `None` if there are none.
+    pub(super) fn encode<'a, I: Iterator<Item = &'a Event>>(self, events: impl Fn() -> I) -> Option<Bytes> {
+        let len = self.len(events());
+        let mut body = Vec::with_capacity(len);
+        for event in events().filter(|event| self.shows(event)) {
+            encode_event(&mut body, event, self.prev_kv);
+        }
+        debug_assert_eq!(body.len(), len);
+        (len > 0).then(|| body.into())
+    }
+
+    /// The view of events whose previous key-values cannot be read any more.
+    pub(super) fn without_prev(self) -> Self {
+        Self { prev_kv: false, ..self }
+    }
+}
+
+fn field(len: usize) -> usize {
+    1 + varint_len(len as u64) + len
+}
+
+fn event_len(event: &Event, with_prev: bool) -> usize {
+    let kind = if event.kind == EventKind::Delete { 2 } else { 0 };
+    let prev = event.prev.as_ref().filter(|_| with_prev);
+    kind + field(event.kv.as_bytes().len()) + prev.map_or(0, |prev| field(prev.as_bytes().len()))
+}
+
+fn encode_event(body: &mut Vec<u8>, event: &Event, with_prev: bool) {
+    body.push(11 << 3 | 2);
+    put_varint(body, event_len(event, with_prev) as u64);
+    if event.kind == EventKind::Delete {
+        body.extend_from_slice(&[1 << 3, 1]);
+    }
+    let prev = event.prev.as_ref().filter(|_| with_prev);
+    for (tag, kv) in [(2 << 3 | 2, Some(&event.kv)), (3 << 3 | 2, prev)] {
+        if let Some(kv) = kv {
+            body.push(tag);
+            put_varint(body, kv.as_bytes().len() as u64);
+            body.extend_from_slice(kv.as_bytes());
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! All groups of a store: which groups want to see a revision, and what their frames take together.
+
+use super::frame::{Body, Budget, FRAMES_MAX, View};
+use super::group::{Group, Wake, WatchFilter};
+use super::log::Batch;
+use crate::util::interval::IntervalMap;
+use bytes::Bytes;
+use smallvec::SmallVec;
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// All groups of a store.
+#[derive(Default)]
+pub(super) struct Groups {
+    by_filter: HashMap<WatchFilter, Arc<Group>>,
+    by_key: HashMap<Bytes, Vec<Arc<Group>>>,
+    by_range: IntervalMap<ById>,
+    /// The number of the last member.
+    members: u64,
+    pub(super) budget: Budget,
+}
+
+/// A group compared by identity.
+#[derive(Clone)]
+struct ById(Arc<Group>);
+
+impl PartialEq for ById {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+/// Makes the frames of one batch.
+struct Publishing<'a> {
+    batch: &'a Batch,
+    /// Keys and places of the events, in key order.
+    events: SmallVec<[(&'a [u8], usize); 4]>,
+    /// What was encoded so far. The events that a group sees are next to each other in key order.
+    made: HashMap<(Range<usize>, View), Encoded>,
+    budget: &'a mut Budget,
+}
+
+/// The events of a batch that some groups see.
+#[derive(Clone)]
+enum Encoded {
+    /// The groups see no event.
+    Nothing,
+    Body(Arc<Body>),
+    /// More bytes than frames may take.
+    TooLong,
+}
+
+// === impl Groups ===
+
+impl Groups {
+    /// Adds a member that reads from revision `next`; returns its group and its number.
+    pub(super) fn join(
+        &mut self,
+        filter: WatchFilter,
+        current: i64,
+        next: i64,
+        wake: Arc<dyn Wake>,
+    ) -> (Arc<Group>, u64) {
+        let group = match self.by_filter.get(&filter) {
+            Some(group) => Arc::clone(group),
+            None => self.create(filter, current),
+        };
+        self.members += 1;
+        group.state.lock().join(self.members, next, wake);
+        (group, self.members)
+    }
+
+    /// Removes a member, and the group with its last one.
+    pub(super) fn leave(&mut self, group: &Arc<Group>, member: u64) {
+        if group.state.lock().leave(member) > 0 {
+            return;
+        }
+        let filter = &group.filter;
+        self.by_filter.remove(filter);
+        if filter.range.is_single() {
+            if let Some(groups) = self.by_key.get_mut(filter.range.start()) {
+                groups.retain(|g| !Arc::ptr_eq(g, group));
+                if groups.is_empty() {
+                    self.by_key.remove(filter.range.start());
+                }
+            }
+        } else {
+            let (start, end) = filter.range.bounds();
+            self.by_range.remove(start, end, &ById(Arc::clone(group)));
+        }
+    }
+
+    fn create(&mut self, filter: WatchFilter, current: i64) -> Arc<Group> {
+        let group = Arc::new(Group::new(filter, current));
+        let range = &group.filter.range;
+        let (start, end) = range.bounds();
+        if range.is_single() {
+            self.by_key.entry(start.clone()).or_default().push(Arc::clone(&group));
+        } else {
+            self.by_range
+                .insert(start.clone(), end.cloned(), ById(Arc::clone(&group)));
+        }
+        self.by_filter.insert(group.filter.clone(), Arc::clone(&group));
+        group
+    }
+
+    /// Leaves a frame of `batch` in each interested group; appends to `dirty` the groups that do not wait to be woken
+    /// already.
+    pub(super) fn publish(&mut self, batch: &Batch, dirty: &mut Vec<Arc<Group>>) {
+        if self.by_filter.is_empty() {
+            return;
+        }
+        self.make_frames(batch, dirty);
+        self.budget.made(batch.revision);
+        if self.budget.is_exceeded() {
+            let old = self.budget.old();
+            let drop_old = |group: &Arc<Group>| group.state.lock().drop_through(old) as u64;
+            self.budget.dropped += self.by_filter.values().map(drop_old).sum::<u64>();
+        }
+    }
+
+    fn make_frames(&mut self, batch: &Batch, dirty: &mut Vec<Arc<Group>>) {
+        let mut publishing = Publishing::new(batch, &mut self.budget);
+        let keys: SmallVec<[&[u8]; 4]> = publishing.events.iter().map(|(key, _)| *key).collect();
+        let mut publish = |group: &Arc<Group>, events: Range<usize>| {
+            if publishing.publish(group, events) && group.mark_dirty() {
+                dirty.push(Arc::clone(group));
+            }
+        };
+        self.by_range.containing(&keys, |group, of| publish(&group.0, of));
+        if !self.by_key.is_empty() {
+            let mut from = 0;
+            for run in keys.chunk_by(|a, b| a == b) {
+                let of = from..from + run.len();
+                from = of.end;
+                let groups = self.by_key.get(run[0]).into_iter().flatten();
+                groups.for_each(|group| publish(group, of.clone()));
+            }
+        }
+    }
+
+    /// Number of watchers in all groups.
+    pub(super) fn watchers(&self) -> usize {
+        self.by_filter.values().map(|g| g.state.lock().members()).sum()
+    }
+}
+
+// === impl Publishing ===
+
+impl<'a> Publishing<'a> {
+    fn new(batch: &'a Batch, budget: &'a mut Budget) -> Self {
+        let events = batch.events.iter().enumerate();
+        let mut events: SmallVec<[_; 4]> = events.map(|(at, event)| (event.kv.key(), at)).collect();
+        events.sort_unstable();
+        Self {
+            batch,
+            events,
+            made: HashMap::new(),
+            budget,
+        }
+    }
+
+    /// Leaves a frame in `group`, in whose range are `events`; false if the group sees none of them.
+    fn publish(&mut self, group: &Group, events: Range<usize>) -> bool {
+        let revision = self.batch.revision;
+        match self.encoded(events, group.filter.view()) {
+            Encoded::Nothing => return false,
+            Encoded::Body(body) => group.state.lock().push(self.budget.frame(revision, &body)),
+            Encoded::TooLong => self.budget.dropped += group.state.lock().skip(revision) as u64 + 1,
+        }
+        true
+    }
+
+    fn encoded(&mut self, events: Range<usize>, view: View) -> Encoded {
+        if let Some(encoded) = self.made.get(&(events.clone(), view)) {
+            return encoded.clone();
+        }
+        let mut places: SmallVec<[usize; 4]> = self.events[events.clone()].iter().map(|(_, at)| *at).collect();
+        places.sort_unstable();
+        let passing = || places.iter().map(|at| &self.batch.events[*at]);
+        let encoded = match view.len(passing()) {
+            0 => Encoded::Nothing,
+            n if n > FRAMES_MAX || !self.budget.has_room(n) => Encoded::TooLong,
+            _ => view
+                .encode(passing)
+                .map_or(Encoded::Nothing, |bytes| Encoded::Body(self.budget.body(bytes))),
+        };
+        self.made.insert((events, view), encoded.clone());
+        encoded
+    }
+}
