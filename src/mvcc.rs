@@ -42,6 +42,7 @@ mod store;
 #[cfg(test)]
 mod tests;
 mod txn;
+mod waking;
 mod walk;
 mod watcher;
 mod write_txn;

@@ -6,7 +6,6 @@
 //! process, so that nothing that a reader or watcher has seen ever changes.
 
 use super::Error;
-use super::group::Group;
 use super::hooks::Hooks;
 use super::journal::{Change, Journal};
 use super::pages::Pages;
@@ -15,6 +14,7 @@ use super::range::KeyRange;
 use super::state::State;
 use super::stats::Counters;
 use super::txn::{DeleteResult, Put, PutResult, Txn, TxnResult};
+use super::waking::Waking;
 use super::write_txn::{self, Committed, WriteTxn};
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
@@ -26,8 +26,7 @@ pub(super) const READ_CHUNK: usize = 2000;
 /// An MVCC store. A new store is empty and at revision 1.
 pub struct Store {
     pub(super) state: RwLock<State>,
-    /// Groups with new frames whose members have not been woken yet.
-    dirty: Mutex<Vec<Arc<Group>>>,
+    waking: Waking,
     published: Box<dyn Fn() + Send + Sync>,
     journal: Option<Arc<dyn Journal>>,
     pub(super) pins: Pins,
@@ -71,8 +70,8 @@ impl Store {
             journal,
         } = hooks;
         Arc::new(Self {
+            waking: Waking::new(state.visible),
             state: RwLock::new(state),
-            dirty: Mutex::default(),
             published,
             journal,
             pins: Pins::new(unpinned),
@@ -185,20 +184,32 @@ impl Store {
         for batch in log.since(from).take_while(|b| b.revision <= revision) {
             groups.publish(batch, &mut dirty);
         }
+        let wanted = !dirty.is_empty();
+        self.waking.add(state.visible, dirty);
         drop(state);
-        if !dirty.is_empty() {
-            self.dirty.lock().append(&mut dirty);
+        if wanted {
             (self.published)();
         }
     }
 
-    /// Wakes the members of every group with new frames; returns the number of those groups.
+    /// Wakes the members of every group with new frames; returns the number of those groups. Calls wake one after
+    /// another, so a [`Wake`](super::Wake) must not call this.
     pub fn wake_watchers(&self) -> usize {
-        let dirty = std::mem::take(&mut *self.dirty.lock());
-        for group in &dirty {
-            group.wake();
-        }
-        dirty.len()
+        self.waking.wake()
+    }
+
+    /// The revision up to which every watcher was woken that has events to take.
+    ///
+    /// For each event of a revision up to this one, and for each watcher that wanted the event and existed when the
+    /// revision was published: since the event could be taken, the watcher's [`Wake`](super::Wake) was called, and
+    /// that call has returned. So a watcher that has taken everything ([`WatchUpdate::Nothing`](super::WatchUpdate))
+    /// after each call of its `Wake`, and once when it was made, has taken every event up to this revision. An owner of
+    /// several watchers that reads `woken` first and then finds none of them woken, or left in the middle, knows that
+    /// all of them have taken everything up to there, except watchers that begin after it.
+    ///
+    /// Never above [`Store::revision`]. Revisions that no watcher wants count at once.
+    pub fn woken(&self) -> i64 {
+        self.waking.woken()
     }
 
     /// Makes revisions before `revision` unreadable. [`Store::purge`] frees their memory.

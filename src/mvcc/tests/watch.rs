@@ -6,6 +6,7 @@ use super::model::{Model, Step, range, step};
 use super::{compact_and_purge, limit_frames, put, watch, watch_all};
 use proptest::prelude::*;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// An event, with the fields by which the property orders and compares events.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -331,4 +332,89 @@ fn a_revision_that_is_longer_than_all_frames_may_be_is_read_from_the_log() {
         keys.extend(seen(&frames).into_iter().map(|event| event.key));
     }
     assert_eq!(keys, [b"a", b"b", b"a", b"b"]);
+}
+
+/// Counts calls, and calls something else as well.
+struct Count<F>(AtomicUsize, F);
+
+impl<F: Fn() + Send + Sync> Wake for Count<F> {
+    fn wake(&self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        (self.1)();
+    }
+}
+
+#[test]
+fn a_revision_is_woken_once_every_watcher_that_wants_it_was_woken() {
+    let store = Store::new();
+    assert_eq!(store.woken(), 1);
+    put(&store, "a", "");
+    assert_eq!(store.woken(), 2, "no watcher wants the revision");
+    let during = {
+        let store = Arc::downgrade(&store);
+        move || {
+            let store = store.upgrade().unwrap();
+            assert_eq!(store.woken(), 3);
+            put(&store, "b", "while the first watcher is being woken");
+        }
+    };
+    let (a, b) = (
+        Arc::new(Count(AtomicUsize::new(0), during)),
+        Arc::new(Count(AtomicUsize::new(0), || {})),
+    );
+    let _watchers = [
+        store.watch(WatchFilter::new(KeyRange::key("a")), 0, Arc::clone(&a) as _),
+        store.watch(WatchFilter::new(KeyRange::key("b")), 0, Arc::clone(&b) as _),
+    ];
+    put(&store, "c", "");
+    assert_eq!(store.woken(), 3);
+    put(&store, "a", "");
+    put(&store, "c", "");
+    assert_eq!((store.woken(), store.revision()), (3, 5));
+    assert_eq!(store.wake_watchers(), 1);
+    assert_eq!((store.woken(), store.revision()), (5, 6));
+    assert_eq!((a.0.load(Ordering::SeqCst), b.0.load(Ordering::SeqCst)), (1, 0));
+    assert_eq!(store.wake_watchers(), 1);
+    assert_eq!((store.woken(), b.0.load(Ordering::SeqCst)), (6, 1));
+    assert_eq!((store.wake_watchers(), store.woken()), (0, 6));
+}
+
+#[test]
+fn a_watcher_that_was_not_woken_has_nothing_to_take_up_to_the_woken_revision() {
+    const WRITES: i64 = 500;
+    let store = Store::new();
+    let woken = Arc::new(AtomicBool::new(false));
+    let wake = Arc::clone(&woken);
+    let wake = Count(AtomicUsize::new(0), move || wake.store(true, Ordering::SeqCst));
+    let mut watcher = store.watch(WatchFilter::new(KeyRange::prefix("k")), 0, Arc::new(wake));
+    let last = 1 + 3 * WRITES;
+    std::thread::scope(|scope| {
+        for key in ["k1", "k2", "other"] {
+            let store = &store;
+            scope.spawn(move || {
+                for _ in 0..WRITES {
+                    put(store, key, "");
+                }
+            });
+        }
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while store.woken() < last {
+                    store.wake_watchers();
+                    std::thread::yield_now();
+                }
+            });
+        }
+        let mut events = 0;
+        while events < 2 * WRITES {
+            let revision = store.woken();
+            let was_woken = woken.swap(false, Ordering::SeqCst);
+            while let WatchUpdate::Events { frames, .. } = watcher.take(100) {
+                let seen = seen(&frames);
+                assert!(was_woken || seen[0].revision > revision, "{revision}: {:?}", seen[0]);
+                events += seen.len() as i64;
+            }
+        }
+        assert_eq!(events, 2 * WRITES);
+    });
 }
