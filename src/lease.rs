@@ -151,7 +151,8 @@ impl Lessor {
             StoreError::LeaseNotFound
             | StoreError::Compacted
             | StoreError::FutureRevision
-            | StoreError::KeyNotFound => Error::NotFound,
+            | StoreError::KeyNotFound
+            | StoreError::Stopped => Error::NotFound,
         })
     }
 

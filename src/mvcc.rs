@@ -20,6 +20,7 @@
 //! # Ok::<(), isthmus::mvcc::Error>(())
 //! ```
 
+mod branches;
 mod encoded;
 mod frame;
 mod group;
@@ -34,6 +35,8 @@ mod log;
 mod pages;
 mod pins;
 mod range;
+mod read_txn;
+mod reader;
 mod reads;
 mod recovery;
 mod state;
@@ -77,4 +80,7 @@ pub enum Error {
     /// A put keeps the value or the lease of a key that does not exist.
     #[error("key not found")]
     KeyNotFound,
+    /// The caller has stopped a long read.
+    #[error("the read was stopped")]
+    Stopped,
 }

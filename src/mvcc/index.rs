@@ -1,8 +1,8 @@
 //! The ordered index: every key with its history, and the number of live keys in any range.
 //!
-//! The index has leaves of up to [`LEAF_MAX`] histories in key order, and a Fenwick tree over the live counts of the
-//! leaves. Finding a key takes a binary search over the leaves and another inside a leaf. Counting a range takes two
-//! ranks, O(log n), however many keys the range holds. So a paginated list takes linear time, while etcd walks the
+//! The index has leaves of up to [`LEAF_MAX`] histories in key order, and Fenwick trees over the sizes and the live counts
+//! of the leaves. Finding a key takes a binary search over the leaves and another inside a leaf. Counting a range takes
+//! two ranks, O(log n), however many keys the range holds. So a paginated list takes linear time, while etcd walks the
 //! rest of the prefix on every page to fill `count`.
 
 use super::key_history::{KeyHistory, Version};
@@ -19,6 +19,8 @@ struct Leaf {
 pub(super) struct Index {
     leaves: Vec<Leaf>,
     live: Fenwick,
+    /// Over all histories, those of deleted keys included.
+    sizes: Fenwick,
     keys: usize,
 }
 
@@ -41,6 +43,7 @@ impl Index {
                 live: 0,
             }],
             live: Fenwick(vec![0]),
+            sizes: Fenwick(vec![0]),
             keys: 0,
         }
     }
@@ -95,6 +98,7 @@ impl Index {
             Err(at) => {
                 let is = !version.tombstone;
                 entries.insert(at, KeyHistory::from(version));
+                self.sizes.add(leaf, 1);
                 self.keys += 1;
                 (false, is)
             }
@@ -114,6 +118,7 @@ impl Index {
         if entries[pos].is_empty() {
             // The last version was a tombstone, so live counts do not change.
             entries.remove(pos);
+            self.sizes.add(leaf, usize::MAX); // minus one, wrapping
             self.keys -= 1;
             self.merge(leaf);
         }
@@ -138,6 +143,16 @@ impl Index {
             None => self.live(),
         };
         to.saturating_sub(self.rank(range.start()))
+    }
+
+    /// Number of keys in `range` that a read visits, tombstoned ones included.
+    pub(super) fn visited(&self, range: &KeyRange) -> usize {
+        let before = |key: &[u8]| {
+            let (leaf, at) = self.find(key);
+            self.sizes.before(leaf) + at.unwrap_or_else(|at| at)
+        };
+        let to = range.end().map_or(self.keys, before);
+        to.saturating_sub(before(range.start()))
     }
 
     /// Number of live keys before `key`.
@@ -209,6 +224,7 @@ impl Index {
 
     fn recount(&mut self) {
         self.live = Fenwick::of(self.leaves.iter().map(|l| l.live));
+        self.sizes = Fenwick::of(self.leaves.iter().map(|l| l.entries.len()));
     }
 }
 
@@ -288,12 +304,19 @@ mod tests {
                 }
                 prop_assert_eq!(index.live(), model.len());
                 prop_assert_eq!(index.keys(), model.len());
+                // Tombstones count among the visited keys until they are compacted.
+                let all = KeyRange::all();
+                index.push_at(index.place(b"z"), version(b"z", main, false));
+                index.push_at(index.place(b"z"), version(b"z", main + 1, true));
+                prop_assert_eq!((index.count(&all), index.visited(&all)), (model.len(), model.len() + 1));
+                index.compact(b"z", main + 2);
             }
             for (from, len) in probes {
                 let range = KeyRange::new(key(from), key(from + len));
                 let expected: Vec<_> = model.range(key(from)..key(from + len)).map(|(k, _)| k.clone()).collect();
                 let found: Vec<_> = index.range(&range).map(|h| h.key().to_vec()).collect();
                 prop_assert_eq!(index.count(&range), expected.len());
+                prop_assert_eq!(index.visited(&range), expected.len());
                 prop_assert_eq!(found, expected);
                 prop_assert_eq!(index.get(&key(from)).is_some(), model.contains_key(&key(from)));
             }

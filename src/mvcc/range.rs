@@ -141,6 +141,14 @@ impl KeyRange {
         self.end.as_ref().is_none_or(|end| key < &end[..])
     }
 
+    /// The part of this range from `key` on.
+    pub(super) fn from(&self, key: &[u8]) -> Self {
+        Self {
+            start: Bytes::copy_from_slice(key),
+            end: self.end.clone(),
+        }
+    }
+
     /// The rest of this range after `key`.
     pub(super) fn after(&self, key: &[u8]) -> Self {
         let mut start = key.to_vec();

@@ -1,16 +1,15 @@
 //! Reads of a store in short locks: ranges, single keys, sizes.
 //!
-//! A read holds the lock for at most [`READ_CHUNK`] keys at a time. A longer read continues at the revision at
-//! which it began, which a pin keeps readable, so a list of millions of keys never stalls a writer.
+//! A long read continues under several locks (`reader`), so a list of millions of keys never stalls a writer.
 
 use super::Error;
 use super::encoded::Kv;
 use super::lease_book::GrantedLease;
 use super::log::Batch;
-use super::pages::Rest;
 use super::range::{RangeOptions, RangeResult};
+use super::reader::Reader;
 use super::stats::Stats;
-use super::store::{READ_CHUNK, Store};
+use super::store::Store;
 use bytes::Bytes;
 use std::sync::atomic::Ordering;
 
@@ -37,49 +36,25 @@ impl Store {
 
     /// Reads a range at one revision.
     pub fn range(&self, options: &RangeOptions) -> Result<RangeResult, Error> {
+        self.range_while(options, &mut || true)
+    }
+
+    /// Reads a range at one revision, in short locks. Asks `keep_going` after every few thousand keys, outside of the
+    /// lock; fails with [`Error::Stopped`] if the answer is false. A long read takes as long as it takes, so an
+    /// asynchronous caller runs it on a blocking thread.
+    pub fn range_while(
+        &self,
+        options: &RangeOptions,
+        keep_going: &mut dyn FnMut() -> bool,
+    ) -> Result<RangeResult, Error> {
         self.counters.ranges.fetch_add(1, Ordering::Relaxed);
         let state = self.state.read();
-        let (current, revision) = (state.visible, state.readable(options.revision)?);
-        let page = Rest {
-            range: options.range.clone(),
-            revision,
-        };
-        let known = self.pages.lock().get(&page);
-        let count = known.unwrap_or_else(|| state.count(&options.range, revision, &[]));
-        let mut result = RangeResult {
-            count,
+        let (current, at) = (state.visible, state.readable(options.revision)?);
+        let result = Reader::new(self, state, at, keep_going).range(options, at)?;
+        Ok(RangeResult {
             revision: current,
-            ..RangeResult::default()
-        };
-        if options.count_only {
-            return Ok(result);
-        }
-        let needed = options.needed().unwrap_or(usize::MAX);
-        let mut kvs = Vec::with_capacity(needed.min(count).min(READ_CHUNK));
-        let mut rest = options.range.clone();
-        let mut state = Some(state);
-        let mut pin = None;
-        loop {
-            let locked = state.take().unwrap_or_else(|| self.state.read());
-            let chunk = READ_CHUNK.min(needed - kvs.len());
-            let before = kvs.len();
-            let live = locked.index.range(&rest).filter_map(|h| h.at(revision));
-            kvs.extend(live.take(chunk).cloned());
-            let full = kvs.len() - before == chunk;
-            if !full || kvs.len() >= needed.min(count) {
-                break;
-            }
-            pin.get_or_insert_with(|| self.pins.pin(revision));
-            let last = kvs.last().map(|kv| kv.key().to_vec()).unwrap_or_default();
-            rest = rest.after(&last);
-        }
-        (result.kvs, result.more) = options.finish(kvs);
-        if let Some(last) = result.kvs.last().filter(|_| result.more && options.needed().is_some()) {
-            let range = options.range.after(last.key());
-            let count = count - result.kvs.len();
-            self.pages.lock().put(Rest { range, revision }, count);
-        }
-        Ok(result)
+            ..result
+        })
     }
 
     /// The key-value at the last published revision.

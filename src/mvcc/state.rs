@@ -87,22 +87,23 @@ impl State {
 
     /// Keys in `range` that were live at revision `at`: the keys live now, corrected by the changes since.
     pub(super) fn count(&self, range: &KeyRange, at: i64, pending: &[Event]) -> usize {
-        let now = self.index.count(range);
-        let since = self.log.since(at + 1).flat_map(|b| b.events.iter());
         let pending = if at > self.current { &[] } else { pending };
         // Either undo the changes since, or look at each key, whichever is less work.
-        if self.log.events_after(at) + pending.len() as u64 > now as u64 {
+        let changes = self.log.events_after(at) + pending.len() as u64;
+        if changes > 0 && changes > self.index.visited(range) as u64 {
             return self.index.range(range).filter(|h| h.at(at).is_some()).count();
         }
-        let mut delta = 0i64;
-        for event in since.chain(pending).filter(|e| range.contains(e.kv.key())) {
-            match event.kind {
-                EventKind::Put if event.created => delta -= 1,
-                EventKind::Put => {}
-                EventKind::Delete => delta += 1,
-            }
+        let since = self.log.since(at + 1).map(|batch| undone(&batch.events, range));
+        let delta = since.sum::<i64>() + undone(pending, range);
+        usize::try_from(self.index.count(range) as i64 + delta).unwrap_or(0)
+    }
+
+    /// The number of changes or keys that [`State::count`] looks at.
+    pub(super) fn work_of_count(&self, range: &KeyRange, at: i64) -> usize {
+        match usize::try_from(self.log.events_after(at)).unwrap_or(usize::MAX) {
+            0 => 0,
+            changes => changes.min(self.index.visited(range)),
         }
-        usize::try_from(now as i64 + delta).unwrap_or(0)
     }
 
     /// Makes revisions before `revision` unreadable. [`State::purge`] frees their memory.
@@ -145,4 +146,14 @@ impl State {
         self.purged = to;
         to < target
     }
+}
+
+/// What undoing `events` adds to the number of live keys in `range`.
+pub(super) fn undone(events: &[Event], range: &KeyRange) -> i64 {
+    let undo = |event: &Event| match event.kind {
+        EventKind::Put if event.created => -1,
+        EventKind::Put => 0,
+        EventKind::Delete => 1,
+    };
+    events.iter().filter(|e| range.contains(e.kv.key())).map(undo).sum()
 }

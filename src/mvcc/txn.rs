@@ -109,12 +109,24 @@ pub struct DeleteResult {
 // === impl Txn ===
 
 impl Txn {
-    /// Whether the transaction only reads, so that a read lock is enough.
+    /// Whether the transaction only reads, at every depth, so that a read lock is enough.
     pub fn is_read_only(&self) -> bool {
-        self.success
-            .iter()
-            .chain(&self.failure)
-            .all(|op| matches!(op, Op::Range(_)))
+        self.ops().all(|op| match op {
+            Op::Range(_) => true,
+            Op::Txn(nested) => nested.is_read_only(),
+            Op::Put(_) | Op::Delete(_) => false,
+        })
+    }
+
+    /// Whether every operation is a range. Only such a transaction does not go through etcd's log: for etcd, a nested
+    /// transaction is a write, whatever it does (etcd: server/etcdserver/txn/util.go, IsTxnReadonly).
+    pub fn has_only_ranges(&self) -> bool {
+        self.ops().all(|op| matches!(op, Op::Range(_)))
+    }
+
+    /// The operations of both branches.
+    pub(super) fn ops(&self) -> impl Iterator<Item = &Op> {
+        self.success.iter().chain(&self.failure)
     }
 }
 

@@ -5,14 +5,14 @@
 //! changes share one main revision.
 
 use super::Error;
+use super::branches::{branch, check_range, path};
 use super::encoded::{Fields, Kv};
 use super::index::Place;
 use super::key_history::Version;
 use super::log::{Batch, Event, EventKind};
 use super::range::KeyRange;
 use super::state::State;
-use super::txn::{Compare, CompareResult, DeleteResult, Op, OpResult, Put, PutResult, Target, Txn, TxnResult};
-use std::cmp::Ordering;
+use super::txn::{Compare, DeleteResult, Op, OpResult, Put, PutResult, Txn, TxnResult};
 use std::sync::Arc;
 
 /// An open write transaction under the store's lock. [`WriteTxn::finish`] makes its changes one batch.
@@ -36,75 +36,32 @@ pub(super) struct Committed {
     pub(super) revoked: Option<i64>,
 }
 
-// === impl Compare ===
-
-impl Compare {
-    fn holds(&self, state: &State) -> bool {
-        if self.range.is_single() {
-            let kv = state.index.get(self.range.start()).and_then(|h| h.live());
-            return self.holds_for(kv);
-        }
-        let mut live = state.index.range(&self.range).filter_map(|h| h.live()).peekable();
-        match live.peek() {
-            None => self.holds_for(None),
-            Some(_) => live.all(|kv| self.holds_for(Some(kv))),
-        }
-    }
-
-    fn holds_for(&self, kv: Option<&Kv>) -> bool {
-        let f = kv.map(Kv::fields).unwrap_or_default();
-        let ordering = match &self.target {
-            Target::Value(_) if kv.is_none() => return false,
-            Target::Value(v) => f.value.cmp(v),
-            Target::Version(n) => f.version.cmp(n),
-            Target::Create(n) => f.create_revision.cmp(n),
-            Target::Mod(n) => f.mod_revision.cmp(n),
-            Target::Lease(n) => f.lease.cmp(n),
-        };
-        match self.result {
-            CompareResult::Equal => ordering == Ordering::Equal,
-            CompareResult::Greater => ordering == Ordering::Greater,
-            CompareResult::Less => ordering == Ordering::Less,
-            CompareResult::NotEqual => ordering != Ordering::Equal,
-            CompareResult::Unknown => true,
-        }
-    }
-}
-
-/// Evaluates the compares of a transaction and of the nested transactions in the branches to take. `taken` gets one
-/// result for each, in order of evaluation.
-fn path(txn: &Txn, state: &State, taken: &mut Vec<bool>) {
-    let succeeded = txn.compares.iter().all(|c| c.holds(state));
-    taken.push(succeeded);
-    for op in branch(txn, succeeded) {
-        if let Op::Txn(nested) = op {
-            path(nested, state, taken);
-        }
-    }
-}
-
-fn branch(txn: &Txn, succeeded: bool) -> &[Op] {
-    if succeeded { &txn.success } else { &txn.failure }
-}
-
 fn check(txn: &Txn, state: &State, taken: &mut impl Iterator<Item = bool>) -> Result<(), Error> {
     let succeeded = taken.next().unwrap_or_default();
     for op in branch(txn, succeeded) {
         match op {
-            // Parity: inside a transaction, a negative revision does not mean "now".
-            Op::Range(r) if r.revision > state.current => return Err(Error::FutureRevision),
-            Op::Range(r) if r.revision != 0 && r.revision < state.compacted => {
-                return Err(Error::Compacted);
-            }
+            Op::Range(options) => check_range(options, state.current, state.compacted)?,
             Op::Put(put) => {
                 check_key(put, state)?;
                 check_lease(put, state)?;
             }
             Op::Txn(nested) => check(nested, state, taken)?,
-            Op::Range(_) | Op::Delete(_) => {}
+            Op::Delete(_) => {}
         }
     }
     Ok(())
+}
+
+fn holds(compare: &Compare, state: &State) -> bool {
+    if compare.range.is_single() {
+        let kv = state.index.get(compare.range.start()).and_then(|h| h.live());
+        return compare.holds_for(kv);
+    }
+    let mut live = state.index.range(&compare.range).filter_map(|h| h.live()).peekable();
+    match live.peek() {
+        None => compare.holds_for(None),
+        Some(_) => live.all(|kv| compare.holds_for(Some(kv))),
+    }
 }
 
 fn check_key(put: &Put, state: &State) -> Result<(), Error> {
@@ -120,25 +77,6 @@ fn check_lease(put: &Put, state: &State) -> Result<(), Error> {
         return Err(Error::LeaseNotFound);
     }
     Ok(())
-}
-
-/// Runs a transaction that only reads.
-pub(super) fn read_only(txn: &Txn, state: &State) -> Result<TxnResult, Error> {
-    let mut taken = Vec::new();
-    path(txn, state, &mut taken);
-    check(txn, state, &mut taken.iter().copied())?;
-    let succeeded = taken[0];
-    let mut results = Vec::new();
-    for op in branch(txn, succeeded) {
-        if let Op::Range(options) = op {
-            results.push(OpResult::Range(state.range(options, state.current, &[])));
-        }
-    }
-    Ok(TxnResult {
-        succeeded,
-        results,
-        revision: state.current,
-    })
 }
 
 // === impl WriteTxn ===
@@ -167,7 +105,7 @@ impl<'a> WriteTxn<'a> {
     /// Runs `txn`. After an error nothing has changed.
     pub(super) fn run(&mut self, txn: &Txn) -> Result<TxnResult, Error> {
         let mut taken = Vec::new();
-        path(txn, self.state, &mut taken);
+        path(txn, &mut |compare| Ok(holds(compare, self.state)), &mut taken)?;
         check(txn, self.state, &mut taken.iter().copied())?;
         Ok(self.branch(txn, &mut taken.into_iter()))
     }

@@ -48,6 +48,7 @@ impl From<mvcc::Error> for Status {
             mvcc::Error::FutureRevision => future_revision(),
             mvcc::Error::LeaseNotFound => lease::Error::NotFound.into(),
             mvcc::Error::KeyNotFound => key_not_found(),
+            mvcc::Error::Stopped => Self::cancelled("etcdserver: the read was stopped"),
         }
     }
 }

@@ -2,8 +2,9 @@
 
 use super::super::*;
 use super::model::{Entry, Model, range, step};
-use super::put;
+use super::{compact_and_purge, put, put_of};
 use proptest::prelude::*;
+use std::sync::Arc;
 
 fn rows(result: &RangeResult) -> Vec<(Vec<u8>, Entry)> {
     let row = |kv: &Kv| {
@@ -46,9 +47,154 @@ proptest! {
                 let cut = if limit > 0 { expected.len().min(limit as usize) } else { expected.len() };
                 prop_assert_eq!(read.more, cut < expected.len());
                 prop_assert_eq!(rows(&read), &expected[..cut]);
+                // A transaction reads the same, and a nested one as well.
+                let inner = Txn::from(vec![Op::Range(options)]);
+                let outer = Txn::from(vec![Op::Txn(inner.clone())]);
+                for txn in [inner, outer] {
+                    prop_assert!(txn.is_read_only());
+                    prop_assert_eq!(ranges_of(store.txn(&txn).unwrap()), [read.clone()]);
+                }
             }
         }
     }
+
+    #[test]
+    fn compares_of_a_read_and_of_a_write_agree(
+        steps in proptest::collection::vec(step(), 1..40), range in range(), version in 0i64..4, result in 0..4usize,
+    ) {
+        let store = Store::new();
+        steps.iter().for_each(|step| step.apply(&store));
+        let result = [CompareResult::Equal, CompareResult::NotEqual, CompareResult::Less, CompareResult::Greater][result];
+        let compare = Compare { range, target: Target::Version(version), result };
+        let mut txn = Txn { compares: vec![compare], ..Txn::default() };
+        let read = store.txn(&txn).unwrap().succeeded;
+        let nested = Txn::from(vec![Op::Txn(txn.clone())]);
+        let OpResult::Txn(nested) = store.txn(&nested).unwrap().results.remove(0) else { panic!("a transaction") };
+        // Deletes nothing, but makes the transaction a write.
+        txn.failure = vec![Op::Delete(KeyRange::key("z"))];
+        prop_assert!(!txn.is_read_only());
+        prop_assert_eq!((read, nested.succeeded), (store.txn(&txn).unwrap().succeeded, read));
+    }
+}
+
+/// The results of the ranges in a transaction, nested ones included.
+fn ranges_of(result: TxnResult) -> Vec<RangeResult> {
+    let of = |result| match result {
+        OpResult::Range(result) => vec![result],
+        OpResult::Txn(nested) => ranges_of(nested),
+        OpResult::Put(_) | OpResult::Delete(_) => vec![],
+    };
+    result.results.into_iter().flat_map(of).collect()
+}
+
+fn options(range: KeyRange) -> RangeOptions {
+    RangeOptions::new(range)
+}
+
+/// A store with the keys `k000` to `k199`, put one by one.
+fn two_hundred() -> Arc<Store> {
+    let store = Store::new();
+    (0..200).for_each(|i| drop(store.put(put_of(&format!("k{i:03}"), "v"))));
+    store
+}
+
+#[test]
+fn a_long_read_sees_one_revision_whatever_is_written_compacted_and_purged_meanwhile() {
+    let store = two_hundred();
+    let whole = Txn {
+        compares: vec![Compare {
+            range: KeyRange::all(),
+            target: Target::Version(1),
+            result: CompareResult::Equal,
+        }],
+        success: vec![
+            Op::Range(options(KeyRange::all())),
+            Op::Range(RangeOptions {
+                revision: 101,
+                ..options(KeyRange::all())
+            }),
+        ],
+        failure: vec![],
+    };
+    let mut asked = 0;
+    let mut disturb = || {
+        asked += 1;
+        put(&store, &format!("k{:03}", asked * 7 % 200), "later");
+        store.delete(&KeyRange::key(format!("k{:03}", asked * 11 % 200)));
+        compact_and_purge(&store, store.revision());
+        true
+    };
+    let result = store.txn_while(&whole, &mut disturb).unwrap();
+    assert!(result.succeeded && result.revision == 201);
+    assert!(asked > 50, "{asked}");
+    let [now, then] = &ranges_of(result)[..] else {
+        panic!("two ranges")
+    };
+    assert_eq!(
+        (now.count, now.kvs.len(), then.count, then.kvs.len()),
+        (200, 200, 100, 100)
+    );
+    assert!(now.kvs.iter().all(|kv| kv.value() == b"v"));
+    // Nothing is pinned any more.
+    let last = put(&store, "a", "");
+    compact_and_purge(&store, last);
+    let live = store.range(&options(KeyRange::all())).unwrap().count;
+    let versions = store.versions(0).unwrap().all;
+    assert!(versions.len() <= live + 1, "{} versions of {live} keys", versions.len());
+}
+
+#[test]
+fn a_read_stops_when_it_is_told_to() {
+    let store = two_hundred();
+    let stop_after = |n: usize| {
+        let mut asked = 0;
+        move || {
+            asked += 1;
+            asked <= n
+        }
+    };
+    let all = options(KeyRange::all());
+    assert_eq!(store.range_while(&all, &mut stop_after(5)), Err(Error::Stopped));
+    assert_eq!(store.range_while(&all, &mut stop_after(99)).unwrap().count, 200);
+    let old = RangeOptions {
+        revision: 50,
+        count_only: true,
+        ..all.clone()
+    };
+    assert_eq!(store.range_while(&old, &mut stop_after(5)), Err(Error::Stopped));
+    assert_eq!(store.range_while(&old, &mut stop_after(99)).unwrap().count, 49);
+    let few = RangeOptions {
+        limit: 3,
+        ..all.clone()
+    };
+    assert_eq!(store.range_while(&few, &mut || false).unwrap().kvs.len(), 3);
+    store.delete(&KeyRange::prefix("k1"));
+    let after = RangeOptions {
+        limit: 1,
+        ..options(KeyRange::prefix("k1"))
+    };
+    assert_eq!(
+        store.range_while(&after, &mut || false).unwrap().count,
+        0,
+        "no key to look for"
+    );
+    put(&store, "k1a", "behind a hundred deleted keys");
+    assert_eq!(store.range_while(&after, &mut stop_after(5)), Err(Error::Stopped));
+    let compares = (0..30).map(|_| Compare {
+        range: KeyRange::key("k000"),
+        target: Target::Version(1),
+        result: CompareResult::Equal,
+    });
+    let many = Txn {
+        compares: compares.collect(),
+        ..Txn::default()
+    };
+    let nested = Txn::from(vec![Op::Txn(many)]);
+    assert_eq!(
+        store.txn_while(&nested, &mut stop_after(2)).unwrap_err(),
+        Error::Stopped
+    );
+    assert!(store.txn_while(&nested, &mut stop_after(9)).unwrap().succeeded);
 }
 
 #[test]

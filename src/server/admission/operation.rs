@@ -231,7 +231,7 @@ impl Operation {
         let growth = txn_growth(txn);
         let call = match growth {
             Some(_) => Call::TxnWithPuts,
-            None if txn.is_read_only() => Call::ReadOnlyTxn,
+            None if txn.has_only_ranges() => Call::ReadOnlyTxn,
             None => Call::TxnWithoutPuts,
         };
         let mut grants = Grants::new();

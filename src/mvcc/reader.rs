@@ -1,0 +1,197 @@
+//! Reads that give way to writers and can be stopped.
+//!
+//! A read visits at most [`READ_CHUNK`] keys under one lock. A longer read continues under the next lock at the revision
+//! at which it began, which a pin keeps readable. Between two locks the caller is asked whether the read shall go on.
+
+use super::Error;
+use super::key_history::KeyHistory;
+use super::log::Batch;
+use super::pages::Rest;
+use super::pins::Pin;
+use super::range::{KeyRange, RangeOptions, RangeResult};
+use super::state::{State, undone};
+use super::store::{READ_CHUNK, Store};
+use super::txn::Compare;
+use parking_lot::RwLockReadGuard;
+
+/// One read, which may consist of several ranges and compares.
+pub(super) struct Reader<'a> {
+    store: &'a Store,
+    /// The lock, unless the reader pauses.
+    lock: Option<RwLockReadGuard<'a, State>>,
+    /// Keys that may still be visited under this lock.
+    left: usize,
+    /// The oldest revision that the read looks at.
+    oldest: i64,
+    /// Protects `oldest` once the reader has paused.
+    pin: Option<Pin<'a>>,
+    keep_going: &'a mut dyn FnMut() -> bool,
+}
+
+impl<'a> Reader<'a> {
+    /// A read of revisions from `oldest` on, which are readable under `lock`.
+    pub(super) fn new(
+        store: &'a Store,
+        lock: RwLockReadGuard<'a, State>,
+        oldest: i64,
+        keep_going: &'a mut dyn FnMut() -> bool,
+    ) -> Self {
+        Self {
+            store,
+            lock: Some(lock),
+            left: READ_CHUNK,
+            oldest,
+            pin: None,
+            keep_going,
+        }
+    }
+
+    /// Reads a range at revision `at`. The caller has checked the revision, and fills in the revision of the result.
+    pub(super) fn range(&mut self, options: &RangeOptions, at: i64) -> Result<RangeResult, Error> {
+        let mut result = RangeResult {
+            count: self.count(&options.range, at)?,
+            ..RangeResult::default()
+        };
+        let needed = options.needed().unwrap_or(usize::MAX).min(result.count);
+        if options.count_only || needed == 0 {
+            return Ok(result);
+        }
+        let mut kvs = Vec::with_capacity(needed.min(READ_CHUNK));
+        self.visit(&options.range, |history| {
+            kvs.extend(history.at(at).cloned());
+            kvs.len() < needed
+        })?;
+        if kvs.len() > READ_CHUNK {
+            // Sorting takes a while, too.
+            self.pause()?;
+        }
+        (result.kvs, result.more) = options.finish(kvs);
+        if let Some(last) = result.kvs.last().filter(|_| result.more && options.needed().is_some()) {
+            let rest = Rest {
+                range: options.range.after(last.key()),
+                revision: at,
+            };
+            self.store.pages.lock().put(rest, result.count - result.kvs.len());
+        }
+        Ok(result)
+    }
+
+    /// Whether a compare holds at revision `at`.
+    pub(super) fn holds(&mut self, compare: &Compare, at: i64) -> Result<bool, Error> {
+        if compare.range.is_single() {
+            self.step()?;
+            let kv = self.state().index.get(compare.range.start()).and_then(|h| h.at(at));
+            return Ok(compare.holds_for(kv));
+        }
+        let (mut any, mut all) = (false, true);
+        self.visit(&compare.range, |history| {
+            if let Some(kv) = history.at(at) {
+                any = true;
+                all = compare.holds_for(Some(kv));
+            }
+            all
+        })?;
+        Ok(if any { all } else { compare.holds_for(None) })
+    }
+
+    /// Keys in `range` that were live at revision `at`.
+    fn count(&mut self, range: &KeyRange, at: i64) -> Result<usize, Error> {
+        self.step()?;
+        let page = Rest {
+            range: range.clone(),
+            revision: at,
+        };
+        let known = self.store.pages.lock().get(&page);
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let left = self.left;
+        let state = self.state();
+        let work = state.work_of_count(range, at);
+        if work <= left {
+            let count = state.count(range, at, &[]);
+            self.left -= work;
+            return Ok(count);
+        }
+        if state.log.events_after(at) > work as u64 {
+            let mut count = 0;
+            self.visit(range, |history| {
+                count += usize::from(history.at(at).is_some());
+                true
+            })?;
+            return Ok(count);
+        }
+        let (now, current) = (state.index.count(range), state.current);
+        let (mut next, mut delta) = (at + 1, 0);
+        while next <= current {
+            let mut events = 0;
+            let batches = self
+                .state()
+                .log
+                .since(next)
+                .take_while(|batch| batch.revision <= current);
+            let few = |batch: &&Batch| {
+                let first = events == 0;
+                events += batch.events.len();
+                first || events <= READ_CHUNK
+            };
+            let batches: Vec<Batch> = batches.take_while(few).cloned().collect();
+            self.pause()?;
+            if batches.is_empty() {
+                break;
+            }
+            delta += batches.iter().map(|batch| undone(&batch.events, range)).sum::<i64>();
+            next += batches.len() as i64;
+        }
+        Ok(usize::try_from(now as i64 + delta).unwrap_or(0))
+    }
+
+    /// Calls `f` for the keys in `range`, in order, until `f` returns false.
+    fn visit(&mut self, range: &KeyRange, mut f: impl FnMut(&KeyHistory) -> bool) -> Result<(), Error> {
+        self.step()?;
+        let mut rest = None;
+        loop {
+            let mut left = self.left;
+            let mut next = None;
+            let range = rest.as_ref().unwrap_or(range);
+            for history in self.state().index.range(range) {
+                if left == 0 {
+                    next = Some(range.from(history.key()));
+                    break;
+                }
+                left -= 1;
+                if !f(history) {
+                    break;
+                }
+            }
+            self.left = left;
+            let Some(next) = next else { return Ok(()) };
+            rest = Some(next);
+            self.pause()?;
+        }
+    }
+
+    fn state(&mut self) -> &State {
+        self.lock.get_or_insert_with(|| self.store.state.read())
+    }
+
+    /// Counts one look-up.
+    fn step(&mut self) -> Result<(), Error> {
+        if self.left == 0 {
+            self.pause()?;
+        }
+        self.left -= 1;
+        Ok(())
+    }
+
+    /// Lets writers run.
+    fn pause(&mut self) -> Result<(), Error> {
+        self.pin.get_or_insert_with(|| self.store.pins.pin(self.oldest));
+        self.lock = None;
+        self.left = READ_CHUNK;
+        match (self.keep_going)() {
+            true => Ok(()),
+            false => Err(Error::Stopped),
+        }
+    }
+}
