@@ -48,6 +48,7 @@ mod txn;
 mod waking;
 mod walk;
 mod watcher;
+mod work;
 mod write_txn;
 
 pub use encoded::{Fields, Kv, put_varint, take_varint, varint_len};
@@ -65,6 +66,7 @@ pub use store::{RevokeResult, Store, Write};
 pub use txn::{Compare, CompareResult, DeleteResult, Op, OpResult, Put, PutResult, Target, Txn, TxnResult};
 pub use walk::Frozen;
 pub use watcher::{WatchUpdate, Watcher};
+pub use work::Work;
 
 /// Why the store refuses a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

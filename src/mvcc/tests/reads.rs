@@ -198,6 +198,47 @@ fn a_read_stops_when_it_is_told_to() {
 }
 
 #[test]
+fn work_is_known_before_it_is_done() {
+    let store = two_hundred();
+    let all = options(KeyRange::all());
+    let work = |options: &RangeOptions| store.work_of_range(options);
+    let limit = |limit| RangeOptions { limit, ..all.clone() };
+    let old = |revision, limit| RangeOptions {
+        revision,
+        limit,
+        ..all.clone()
+    };
+    assert_eq!(work(&all), 200);
+    assert_eq!(work(&options(KeyRange::key("k000"))), 1);
+    assert_eq!((work(&limit(10)), work(&limit(1000))), (11, 200));
+    let sorted = RangeOptions {
+        order: SortOrder::Descend,
+        ..limit(10)
+    };
+    assert_eq!(work(&sorted), 200, "everything is sorted before the limit cuts");
+    let count = RangeOptions {
+        count_only: true,
+        ..all.clone()
+    };
+    assert_eq!(work(&count), 1);
+    assert_eq!((work(&old(191, 10)), work(&old(2, 10))), (10 + 11, 199 + 11));
+    store.delete(&KeyRange::prefix("k1"));
+    assert_eq!((work(&all), work(&limit(10))), (200, 111), "tombstones may come first");
+    let reads = Txn {
+        compares: vec![Compare {
+            range: KeyRange::prefix("k0"),
+            target: Target::Version(1),
+            result: CompareResult::Equal,
+        }],
+        success: vec![Op::Range(all), Op::Put(put_of("a", ""))],
+        failure: vec![Op::Delete(KeyRange::prefix("k00"))],
+    };
+    assert_eq!(store.work_of_txn(&reads), Work { keys: 311, ops: 4 });
+    let twice = Txn::from(vec![Op::Txn(reads.clone()), Op::Txn(reads)]);
+    assert_eq!(store.work_of_txn(&twice), Work { keys: 624, ops: 10 });
+}
+
+#[test]
 fn the_pages_of_a_large_list_and_their_counts_agree_with_the_whole_list() {
     let store = Store::new();
     let writes: Vec<_> = (0..10_000)
