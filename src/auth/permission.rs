@@ -129,6 +129,26 @@ impl Ranges {
     pub fn may_write(&self, span: Span<'_>) -> bool {
         covers(&self.write, span)
     }
+
+    /// The readable span around `key`; `None` if the key may not be read. Spans neither overlap nor touch.
+    pub fn readable_around(&self, key: &[u8]) -> Option<Span<'_>> {
+        around(&self.read, key)
+    }
+
+    /// The writable span around `key`; `None` if the key may not be written.
+    pub fn writable_around(&self, key: &[u8]) -> Option<Span<'_>> {
+        around(&self.write, key)
+    }
+}
+
+fn around<'a>(ranges: &'a [Allowed], key: &[u8]) -> Option<Span<'a>> {
+    let at = ranges.partition_point(|range| &range.start[..] <= key);
+    let range = &ranges[at.checked_sub(1)?];
+    let span = Span {
+        start: &range.start,
+        end: range.end.as_deref(),
+    };
+    span.end.is_none_or(|end| key < end).then_some(span)
 }
 
 /// Joins overlapping and adjacent ranges; the result is sorted.
@@ -196,6 +216,20 @@ mod tests {
         assert!(!r.may_write(Span::new(b"b", b"d")));
         assert!(r.may_write(Span::new(b"x", b"x\0")));
         assert!(!r.may_read(Span::new(b"x", b"x\0")));
+    }
+
+    #[test]
+    fn the_span_around_a_key_is_the_whole_union() {
+        let r = ranges(&[
+            (Access::Read, "a", "c"),
+            (Access::Read, "b", "e"),
+            (Access::Write, "x", "\0"),
+        ]);
+        let around = |key: &[u8]| r.readable_around(key).map(|span| (span.start, span.end));
+        assert_eq!(around(b"d"), Some((&b"a"[..], Some(&b"e"[..]))));
+        assert_eq!((around(b"A"), around(b"e")), (None, None));
+        assert!(r.writable_around(b"z").is_some_and(|span| span.end.is_none()));
+        assert!(r.writable_around(b"w").is_none());
     }
 
     #[test]

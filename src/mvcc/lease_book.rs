@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
+use std::ops::Bound;
 
 /// Lease id → lease. A granted lease is present, with or without keys.
 #[derive(Default)]
@@ -53,6 +54,24 @@ impl LeaseBook {
         self.0.get(&lease).map(|held| &held.keys)
     }
 
+    /// Whether every key of a lease is in a granted range. `granted_until` gives the end of the granted range that
+    /// contains a key, and `None` for a key in no granted range. Asks once for each range that has keys of the lease.
+    pub(super) fn is_within<'a>(&self, lease: i64, granted_until: impl Fn(&[u8]) -> Option<Bound<&'a [u8]>>) -> bool {
+        let Some(Held { keys, .. }) = self.0.get(&lease) else {
+            return true;
+        };
+        let mut next = keys.first();
+        while let Some(key) = next {
+            next = match granted_until(key) {
+                None => return false,
+                Some(Bound::Unbounded) => return true,
+                Some(Bound::Excluded(end)) => keys.range::<[u8], _>((Bound::Included(end), Bound::Unbounded)).next(),
+                Some(Bound::Included(end)) => keys.range::<[u8], _>((Bound::Excluded(end), Bound::Unbounded)).next(),
+            };
+        }
+        true
+    }
+
     /// Every lease, in no order.
     pub(super) fn granted(&self) -> Vec<GrantedLease> {
         let granted = |(&id, held): (&i64, &Held)| GrantedLease {
@@ -72,6 +91,37 @@ impl LeaseBook {
         }
         if let Some(held) = self.0.get_mut(&to) {
             held.keys.insert(Bytes::copy_from_slice(key));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::cell::Cell;
+
+    proptest! {
+        #[test]
+        fn a_lease_is_within_granted_ranges_if_each_key_is(
+            keys in proptest::collection::btree_set(0u8..60, 0..12), cuts in proptest::collection::btree_set(0u8..60, 0..8),
+        ) {
+            let cuts: Vec<_> = cuts.into_iter().map(|cut| [cut]).collect();
+            let ranges: Vec<_> = cuts.chunks(2).map(|cut| (cut[0], cut.get(1))).collect();
+            let mut book = LeaseBook::default();
+            book.grant(7, 60);
+            keys.iter().for_each(|key| book.attach(&[*key], 0, 7));
+            let asked = Cell::new(0);
+            let until = |key: &[u8]| {
+                asked.set(asked.get() + 1);
+                let found = ranges.iter().find(|(start, end)| start[..] <= *key && end.is_none_or(|end| *key < end[..]));
+                found.map(|(_, end)| end.map_or(Bound::Unbounded, |end| Bound::Excluded(&end[..])))
+            };
+            let expected = keys.iter().all(|key| until(&[*key]).is_some());
+            asked.set(0);
+            prop_assert_eq!(book.is_within(7, until), expected);
+            prop_assert!(asked.get() <= ranges.len() + 1);
+            prop_assert!(book.is_within(8, until), "an unknown lease has no keys");
         }
     }
 }

@@ -11,6 +11,7 @@ use super::reader::Reader;
 use super::stats::Stats;
 use super::store::Store;
 use bytes::Bytes;
+use std::ops::Bound;
 use std::sync::atomic::Ordering;
 
 impl Store {
@@ -66,6 +67,14 @@ impl Store {
     /// The keys attached to a lease, in order; `None` if the lease is unknown.
     pub fn lease_keys(&self, lease: i64) -> Option<Vec<Bytes>> {
         Some(self.state.read().leases.keys(lease)?.iter().cloned().collect())
+    }
+
+    /// Whether every key of a lease is in a granted range; an unknown lease has no keys. `granted_until` gives the end of
+    /// the granted range that contains a key, and `None` for a key in no granted range.
+    ///
+    /// Takes O(log n) for each granted range that has keys of the lease, however many keys these are.
+    pub fn lease_is_within<'a>(&self, lease: i64, granted_until: impl Fn(&[u8]) -> Option<Bound<&'a [u8]>>) -> bool {
+        self.state.read().leases.is_within(lease, granted_until)
     }
 
     /// Every lease, in no order.

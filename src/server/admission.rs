@@ -25,6 +25,7 @@ use crate::durable::Refused;
 use crate::mvcc::{KeyRange, Store};
 use crate::pb::etcdserverpb::AlarmType;
 use bytes::Bytes;
+use std::ops::Bound;
 use std::sync::Arc;
 use tonic::Status;
 
@@ -186,6 +187,10 @@ fn span(range: &KeyRange) -> Span<'_> {
     }
 }
 
+fn end(span: Span<'_>) -> Bound<&[u8]> {
+    span.end.map_or(Bound::Unbounded, Bound::Excluded)
+}
+
 fn require(met: bool, refusal: impl FnOnce() -> Refusal) -> Result<(), Refusal> {
     match met {
         true => Ok(()),
@@ -303,14 +308,15 @@ impl Admission {
         };
         let may_read = |key: Bytes| granted.may_read(span(&KeyRange::key(key)));
         let may_write = |key: Bytes| granted.may_write(span(&KeyRange::key(key)));
-        let keys_of = |lease: i64| self.store.lease_keys(lease).unwrap_or_default().into_iter();
+        let readable = |key: &[u8]| granted.readable_around(key).map(end);
+        let writable = |key: &[u8]| granted.writable_around(key).map(end);
         let is_granted = |grant: &Grant| match grant {
             Grant::Read(range) => granted.may_read(span(range)),
             Grant::ReadKey(key) => may_read(key.clone()),
-            Grant::ReadLease(lease) => keys_of(*lease).all(may_read),
+            Grant::ReadLease(lease) => self.store.lease_is_within(*lease, readable),
             Grant::Write(range) => granted.may_write(span(range)),
             Grant::WriteKey(key) => may_write(key.clone()),
-            Grant::WriteLease(lease) => keys_of(*lease).all(may_write),
+            Grant::WriteLease(lease) => self.store.lease_is_within(*lease, writable),
         };
         match grants.iter().all(is_granted) {
             true => Ok(()),
