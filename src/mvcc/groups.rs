@@ -92,6 +92,10 @@ impl Groups {
     }
 
     fn create(&mut self, filter: WatchFilter, current: i64) -> Arc<Group> {
+        let filter = WatchFilter {
+            range: filter.range.detached(),
+            ..filter
+        };
         let group = Arc::new(Group::new(filter, current));
         let range = &group.filter.range;
         let (start, end) = range.bounds();
@@ -188,5 +192,34 @@ impl<'a> Publishing<'a> {
         };
         self.made.insert((events, view), encoded.clone());
         encoded
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mvcc::tests::NoWake;
+    use crate::mvcc::{KeyRange, RangeOptions, Store, Write};
+
+    #[test]
+    fn watchers_and_pages_do_not_keep_the_buffer_of_their_request() {
+        let buffer = Bytes::from(b"a-c-".repeat(1 << 14));
+        let ranges = [
+            KeyRange::key(buffer.slice(0..1)),
+            KeyRange::new(buffer.slice(0..1), buffer.slice(2..3)),
+        ];
+        let store = Store::new();
+        let watch = |range: &KeyRange| store.watch(WatchFilter::new(range.clone()), 0, Arc::new(NoWake));
+        let watchers: Vec<_> = ranges.iter().map(watch).collect();
+        let puts = ["a", "b", "bb"].map(|key| Write::Put(key.into(), "v".into()));
+        store.apply(&puts);
+        let first = RangeOptions {
+            limit: 1,
+            ..RangeOptions::new(ranges[1].clone())
+        };
+        assert!(store.range(&first).unwrap().more);
+        drop((ranges, first));
+        assert!(buffer.is_unique());
+        drop(watchers);
     }
 }

@@ -1,10 +1,13 @@
 //! Counts of paginated lists: the number of keys left after a page, so that the next page need not count.
 
 use super::range::KeyRange;
+use bytes::Bytes;
 use std::collections::{HashMap, VecDeque};
 
 /// Remembered counts; the oldest is forgotten first.
 const MAX: usize = 256;
+/// Bytes of the two keys of a range whose count is remembered. Longer keys are counted again.
+const MAX_KEYS: usize = 4 << 10;
 
 /// The rest of a list after one of its pages.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -23,7 +26,15 @@ pub(super) struct Pages {
 }
 
 impl Pages {
-    pub(super) fn put(&mut self, rest: Rest, count: usize) {
+    pub(super) fn put(&mut self, rest: &Rest, count: usize) {
+        let (start, end) = rest.range.bounds();
+        if start.len() + end.map_or(0, Bytes::len) > MAX_KEYS {
+            return;
+        }
+        let rest = Rest {
+            range: rest.range.detached(),
+            revision: rest.revision,
+        };
         if self.counts.insert(rest.clone(), count).is_none() {
             self.order.push_back(rest);
         }

@@ -141,6 +141,15 @@ impl KeyRange {
         self.end.as_ref().is_none_or(|end| key < &end[..])
     }
 
+    /// The same range in memory of its own. The keys of a request are slices of the connection's buffer and keep all of
+    /// that buffer in memory, so whatever outlives the request copies them.
+    pub(super) fn detached(&self) -> Self {
+        Self {
+            start: Bytes::copy_from_slice(&self.start),
+            end: self.end.as_deref().map(Bytes::copy_from_slice),
+        }
+    }
+
     /// The part of this range from `key` on.
     pub(super) fn from(&self, key: &[u8]) -> Self {
         Self {

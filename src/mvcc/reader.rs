@@ -71,7 +71,7 @@ impl<'a> Reader<'a> {
                 range: options.range.after(last.key()),
                 revision: at,
             };
-            self.store.pages.lock().put(rest, result.count - result.kvs.len());
+            self.store.pages.lock().put(&rest, result.count - result.kvs.len());
         }
         Ok(result)
     }
