@@ -1,13 +1,14 @@
 //! Watchers: a filter and a cursor in the revision log, without a queue of their own.
 
 use super::group::{Group, Wake, WatchFilter};
+use super::log::Batch;
 use super::store::Store;
 use bytes::Bytes;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// Log batches that a watcher reads under one lock while it catches up.
-const CATCH_UP_BATCHES: usize = 2000;
+/// Events that a watcher copies from the log under one lock while it catches up. A revision is never split.
+const CATCH_UP_EVENTS: usize = if cfg!(test) { 7 } else { 2000 };
 
 /// A cursor in the revision log; made by [`Store::watch`].
 pub struct Watcher {
@@ -110,46 +111,56 @@ impl Watcher {
         self.catch_up(max)
     }
 
-    /// Reads the log until the group has frames for the rest.
+    /// Reads the log until the group has frames for the rest. Filters and encodes outside of the store's lock.
     fn catch_up(&mut self, max: usize) -> WatchUpdate {
         let (store, group) = (Arc::clone(&self.store), Arc::clone(&self.group));
         store.counters.log_reads.fetch_add(1, Ordering::Relaxed);
         loop {
             let read = store.state.read();
-            let mut state = group.state.lock();
+            let state = group.state.lock();
             self.next = self.next.max(state.next_of(self.member));
-            if self.next < read.compacted {
-                return WatchUpdate::Compacted(read.compacted);
+            let (compacted, complete_after) = (read.compacted, state.complete_after);
+            drop(state);
+            if self.next < compacted {
+                return WatchUpdate::Compacted(compacted);
             }
+            let mut events = 0;
+            let few = |batch: &&Batch| {
+                let first = events == 0;
+                events += batch.events.len();
+                first || events <= CATCH_UP_EVENTS
+            };
+            let missed = read
+                .visible_since(self.next)
+                .take_while(|b| b.revision <= complete_after);
+            let batches: Vec<Batch> = missed.take_while(few).cloned().collect();
+            drop(read);
+
             let (mut frames, mut bytes) = (Vec::new(), 0);
-            let from = self.next;
-            let mut batches = read.visible_since(from).take(CATCH_UP_BATCHES);
-            let more = loop {
-                let Some(batch) = batches.next() else {
-                    break self.next - from >= CATCH_UP_BATCHES as i64;
-                };
-                if self.next > state.complete_after || bytes > max {
-                    break true;
+            let mut all = batches.last().is_none_or(|batch| batch.revision == complete_after);
+            for batch in &batches {
+                if bytes > max {
+                    all = false;
+                    break;
                 }
-                if let Some(body) = group.filter.encode(batch, read.compacted) {
+                if let Some(body) = group.filter.encode(batch, compacted) {
                     bytes += body.len();
                     frames.push(body);
                 }
                 self.next = batch.revision + 1;
-            };
-            drop(batches);
-            if !more {
-                // Revision 1 and purged revisions have no batch.
-                self.next = self.next.max(read.visible + 1);
             }
+            if all {
+                // Revision 1 and purged revisions have no batch.
+                self.next = self.next.max(complete_after + 1);
+            }
+            let mut state = group.state.lock();
             state.moved(self.member, self.next);
+            let joined = self.next > state.complete_after;
+            drop(state);
             if !frames.is_empty() {
                 let revision = self.next - 1;
                 return WatchUpdate::Events { frames, revision };
             }
-            let joined = self.next > state.complete_after;
-            drop(state);
-            drop(read);
             if joined {
                 return self.take(max);
             }
