@@ -18,7 +18,7 @@
 //! generation. The key leaves the index when a compaction has removed all versions.
 
 use super::encoded::Kv;
-use super::log::EventKind;
+use super::log::{Event, EventKind};
 use smallvec::SmallVec;
 
 /// One stored change of one key.
@@ -51,6 +51,30 @@ impl Version {
     }
 }
 
+impl Event {
+    /// The event that a change of a key at main revision `main` makes. `before` has the versions of the key before the
+    /// change; a deletion needs a live key.
+    pub(super) fn after(before: &[Version], main: i64, kind: EventKind, kv: Kv) -> Self {
+        let existed = before.last().is_some_and(|v| !v.tombstone);
+        // Parity: a key that this revision has created has no previous key-value, even if the revision has deleted an
+        // older one.
+        let has_prev = existed && (kind == EventKind::Delete || kv.fields().create_revision < main);
+        let prev = has_prev.then(|| at(before, main - 1)).flatten().cloned();
+        Self {
+            kind,
+            kv,
+            prev,
+            created: kind == EventKind::Put && !existed,
+        }
+    }
+}
+
+/// The key-value at main revision `revision`, unless absent or deleted then.
+fn at(versions: &[Version], revision: i64) -> Option<&Kv> {
+    let newest = versions.iter().rev().find(|v| v.main <= revision);
+    newest.filter(|v| !v.tombstone).map(|v| &v.kv)
+}
+
 impl From<Version> for KeyHistory {
     fn from(first: Version) -> Self {
         Self(smallvec::smallvec![first])
@@ -69,12 +93,7 @@ impl KeyHistory {
 
     /// The key-value at main revision `revision`, unless absent or deleted then.
     pub(super) fn at(&self, revision: i64) -> Option<&Kv> {
-        self.0
-            .iter()
-            .rev()
-            .find(|v| v.main <= revision)
-            .filter(|v| !v.tombstone)
-            .map(|v| &v.kv)
+        at(&self.0, revision)
     }
 
     /// All versions, in order.

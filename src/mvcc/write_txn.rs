@@ -151,15 +151,8 @@ impl<'a> WriteTxn<'a> {
     /// Puts one key without checks; returns the previous key-value.
     pub(super) fn put(&mut self, put: &Put) -> Option<Kv> {
         let place = self.state.index.place(&put.key);
-        let history = self.state.index.get_at(place);
-        let prev = history.and_then(|h| h.live()).cloned();
+        let prev = self.state.index.get_at(place).and_then(|h| h.live()).cloned();
         let was = prev.as_ref().map(Kv::fields).unwrap_or_default();
-        // Parity: a key that this transaction has created has no previous key-value, even if the transaction has
-        // deleted an older one.
-        let before = history
-            .filter(|_| prev.is_some() && was.create_revision < self.main)
-            .and_then(|h| h.at(self.main - 1))
-            .cloned();
         let lease = if put.ignore_lease { was.lease } else { put.lease };
         let kv = Kv::new(&Fields {
             key: &put.key,
@@ -170,13 +163,7 @@ impl<'a> WriteTxn<'a> {
             lease,
         });
         self.state.leases.attach(&put.key, was.lease, lease);
-        let event = Event {
-            kind: EventKind::Put,
-            kv,
-            prev: before,
-            created: prev.is_none(),
-        };
-        self.change(place, event);
+        self.change(place, EventKind::Put, kv);
         prev
     }
 
@@ -201,20 +188,8 @@ impl<'a> WriteTxn<'a> {
         for kv in &gone {
             let key = kv.key();
             let place = self.state.index.place(key);
-            let before = self
-                .state
-                .index
-                .get_at(place)
-                .and_then(|h| h.at(self.main - 1))
-                .cloned();
             self.state.leases.attach(key, kv.lease(), 0);
-            let event = Event {
-                kind: EventKind::Delete,
-                kv: Kv::tombstone(key, self.main),
-                prev: before,
-                created: false,
-            };
-            self.change(place, event);
+            self.change(place, EventKind::Delete, Kv::tombstone(key, self.main));
         }
         gone
     }
@@ -226,7 +201,9 @@ impl<'a> WriteTxn<'a> {
         Ok(keys.into_iter().map(|key| self.delete(&KeyRange::key(key)).len()).sum())
     }
 
-    fn change(&mut self, place: Place, event: Event) {
+    fn change(&mut self, place: Place, kind: EventKind, kv: Kv) {
+        let before = self.state.index.get_at(place).map_or(&[][..], |h| h.versions());
+        let event = Event::after(before, self.main, kind, kv);
         let sub = u32::try_from(self.events.len()).expect("a txn has fewer than 2^32 changes");
         self.state.bytes += event.kv.as_bytes().len();
         let version = Version {
@@ -248,16 +225,8 @@ impl<'a> WriteTxn<'a> {
         if key.is_empty() || kv.fields().mod_revision != self.main || (kind == EventKind::Delete && !existed) {
             return false;
         }
-        let before = self.state.index.get_at(place).and_then(|h| h.at(self.main - 1));
-        let before = before.filter(|_| existed).cloned();
         self.state.leases.attach(key, was, kv.lease());
-        let event = Event {
-            kind,
-            kv,
-            prev: before,
-            created: !existed,
-        };
-        self.change(place, event);
+        self.change(place, kind, kv);
         true
     }
 
