@@ -56,7 +56,7 @@ impl<'a> Reader<'a> {
         if options.count_only || needed == 0 {
             return Ok(result);
         }
-        let mut kvs = Vec::with_capacity(needed.min(READ_CHUNK));
+        let mut kvs = Vec::with_capacity(needed);
         self.visit(&options.range, |history| {
             kvs.extend(history.at(at).cloned());
             kvs.len() < needed
