@@ -14,8 +14,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Most bytes of frames that one group keeps.
 pub(super) const FRAMES_MAX: usize = 4 << 20;
-/// Most bytes of frames that all groups of a store keep together: 64 MiB. Enough for sixteen groups with a slow member
-/// each, and for a second or more of the traffic that one machine can publish.
+/// Most bytes of frames that all groups of a store keep together: 64 MiB, as much as sixteen groups may keep that have a
+/// slow member and share nothing.
 const BUDGET: usize = 64 << 20;
 /// Memory that a frame takes in a group, shared bytes not counted.
 const FRAME_COST: usize = 32;
@@ -49,7 +49,7 @@ pub(super) struct Budget {
     old: i64,
     /// Bytes and frames made for the revision that is being published.
     making: usize,
-    /// The number of frames dropped, or never made, because of the budget.
+    /// The number of frames that were dropped, or never made, because of the budget or because of their length.
     pub(super) dropped: u64,
 }
 

@@ -20,8 +20,8 @@ pub struct Stats {
     pub watchers: usize,
     /// Bytes of all frames that groups of watchers hold.
     pub frame_bytes: usize,
-    /// Frames that groups dropped before every member had read them, or never made, because all frames together would
-    /// have taken too much memory, since the start.
+    /// Frames that groups dropped or never made since the start, because all frames together, or those of one revision,
+    /// would have taken too much memory. Their watchers read the log.
     pub frames_dropped: u64,
     /// How many times a watcher has read the log, because it was behind the frames of its group, since the start.
     pub log_reads: u64,

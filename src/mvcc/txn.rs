@@ -119,7 +119,7 @@ impl Txn {
     }
 
     /// Whether every operation is a range. Only such a transaction does not go through etcd's log: for etcd, a nested
-    /// transaction is a write, whatever it does (etcd: server/etcdserver/txn/util.go, IsTxnReadonly).
+    /// transaction is a write, whatever it does (etcd: server/etcdserver/txn/txn.go, IsTxnReadonly).
     pub fn has_only_ranges(&self) -> bool {
         self.ops().all(|op| matches!(op, Op::Range(_)))
     }

@@ -151,7 +151,6 @@ fn visit<T>(
     found: &mut impl FnMut(&T, Range<usize>),
 ) {
     while let Some(node) = tree {
-        // A single key is by far the most frequent case, and the search below compares no more than needed for that.
         of.end = of.start + keys[of.clone()].partition_point(|key| !node.reach.is_before(key));
         if of.is_empty() {
             return;
