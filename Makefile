@@ -1,6 +1,6 @@
 # Every target first installs missing build tools (`make setup`). Targets that compare with peers also need Go.
 .PHONY: demo test check bench fuzz setup build fmt lint doc deny interop kubernetes interop-kubernetes interop-publisher \
-	interop-cilium peers crash load publish mesh image
+	interop-cilium peers crash load publish mesh adversary image
 
 CARGO ?= cargo
 TARGET ?= $(or $(CARGO_TARGET_DIR),target)
@@ -118,6 +118,10 @@ crash: peers ## kill the store at random and drop unsynced writes, then check th
 load: peers ## measure durable writes beside etcd: throughput, CPU, latency; LOAD="-fill 1000000 -value 400 -churn 1h" for sizes
 	$(CARGO) build --locked --profile dist
 	go run -C tests/interop ./load -bin $(abspath $(TARGET))/dist/clustermesh-apiserver -etcd $(PEERS)/etcd $(LOAD)
+
+adversary: peers ## attack Isthmus and etcd beside an honest client; ADVERSARY="-scale full -only http2", "-only random -minutes 60"
+	$(CARGO) build --locked --release
+	go run -C tests/adversary . -isthmus $(abspath $(TARGET))/release/clustermesh-apiserver -etcd $(PEERS)/etcd $(ADVERSARY)
 
 image: ## build the container image
 	docker build -t isthmus .

@@ -19,6 +19,8 @@ const (
 	// stallBound and growthBound are the bounds of rows that state no other.
 	stallBound  = 250 * time.Millisecond
 	growthBound = 256 << 20
+	// guard is the growth of a server at which an attack is stopped: the bound is broken, and the machine must survive.
+	guard = 4 << 30
 	// noisy is the stall of the machine from which a broken bound is tried again.
 	noisy = 60 * time.Millisecond
 )
@@ -145,11 +147,14 @@ func (a *arena) measure(res *result, r row, t *target, attack *assault, in *inno
 	t.resetPeak()
 	res.Before = t.Memory().RSS
 	cpu, begin := t.CPU(), time.Now()
-	memory := sampleMemory(t)
+	memory := sampleMemory(t, func(rss int64) {
+		if rss-res.Before > guard {
+			attack.stop("attack stopped: memory grew over 4 GiB")
+		}
+	})
 	out := attack.release(limit + 20*time.Second)
 	peak := max(t.Memory().Peak, res.Before)
 	samples := memory()
-	res.Wall, res.CPU = time.Since(begin), t.CPU()-cpu
 	res.Growth = peak - res.Before
 	res.Notes = out.Notes
 	// The end of an attack costs the server, too: connections are closed, calls are cancelled.
@@ -157,6 +162,8 @@ func (a *arena) measure(res *result, r row, t *target, attack *assault, in *inno
 	spreads, broken := in.finish(begin)
 	res.Growth = max(res.Growth, t.Memory().Peak-res.Before)
 	res.After = t.Memory().RSS
+	// Work that the attack left behind counts, too. The figure of a process that has ended is gone.
+	res.Wall, res.CPU = time.Since(begin), max(0, t.CPU()-cpu)
 	for _, s := range spreads {
 		if s.Kind == "machine" {
 			res.Machine = s.Longest
@@ -222,7 +229,7 @@ func serves(t *target) error {
 }
 
 // sampleMemory samples the resident memory until the returned function is called.
-func sampleMemory(t *target) (end func() []int64) {
+func sampleMemory(t *target, each func(int64)) (end func() []int64) {
 	stop, got := make(chan struct{}), make(chan []int64)
 	go func() {
 		var samples []int64
@@ -231,7 +238,9 @@ func sampleMemory(t *target) (end func() []int64) {
 		for {
 			select {
 			case <-tick.C:
-				samples = append(samples, t.Memory().RSS)
+				rss := t.Memory().RSS
+				samples = append(samples, rss)
+				each(rss)
 			case <-stop:
 				got <- samples
 				return

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -218,13 +219,15 @@ type assault struct {
 	cmd   *exec.Cmd
 	in    io.WriteCloser
 	lines *bufio.Reader
-	ended chan struct{}
+
+	mu      sync.Mutex
+	stopped string // why the attack was stopped
 }
 
 // startAssault starts the attacking process and waits until its preparations are done. The process has a low priority: on a
 // real network, attackers do not take the CPU of the server and of honest clients.
 func startAssault(self string, o order) (*assault, error) {
-	s := &assault{cmd: exec.Command("nice", "-n", "10", self, "-attack"), ended: make(chan struct{})}
+	s := &assault{cmd: exec.Command("nice", "-n", "10", self, "-attack")}
 	s.cmd.Stderr = os.Stderr
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	var err error
@@ -258,17 +261,27 @@ func startAssault(self string, o order) (*assault, error) {
 // release lets the attack begin and waits for its outcome. An attacker that does not end in time is killed.
 func (s *assault) release(limit time.Duration) (out outcome) {
 	_, _ = s.in.Write([]byte("\n"))
-	watchdog := time.AfterFunc(limit, func() { _ = s.cmd.Process.Kill() })
+	watchdog := time.AfterFunc(limit, func() { s.stop("attacker killed at its time limit") })
 	defer watchdog.Stop()
 	line, err := s.lines.ReadBytes('\n')
 	if err == nil {
 		err = json.Unmarshal(line, &out)
 	}
 	if err != nil {
-		out.Notes = append(out.Notes, "attacker killed at its time limit")
+		s.mu.Lock()
+		out.Notes = append(out.Notes, cmp.Or(s.stopped, "the attacker ended: "+err.Error()))
+		s.mu.Unlock()
 	}
 	s.kill()
 	return out
+}
+
+// stop ends the attack before its time.
+func (s *assault) stop(why string) {
+	s.mu.Lock()
+	s.stopped = cmp.Or(s.stopped, why)
+	s.mu.Unlock()
+	_ = s.cmd.Process.Kill()
 }
 
 func (s *assault) kill() {

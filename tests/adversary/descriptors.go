@@ -15,18 +15,20 @@ var descriptorRows = []row{
 	{
 		name: "descriptors-tcp", what: "1,500 idle TCP connections on a server with 1,024 descriptors, then writes that need a new file",
 		fixture: fixture{descriptors: 1024, isthmus: "--checkpoint-bytes=1000000"},
+		seconds: [2]float64{3, 10},
 		attack:  func(a *attacker) error { return a.exhaust(1500, "") },
 	},
 	{
 		name: "descriptors-tls", what: "the same, with idle TLS connections of a certificate that is no user",
 		fixture: fixture{descriptors: 1024, isthmus: "--checkpoint-bytes=1000000"},
-		seconds: [2]float64{4, 10},
+		seconds: [2]float64{3, 10},
 		attack:  func(a *attacker) error { return a.exhaust(1500, "nobody") },
 	},
 	{
 		name: "descriptors-health", what: "1,135 idle connections to the health port of `serve` with 1,024 descriptors",
 		fixture:  fixture{descriptors: 1024, serve: true},
 		oursOnly: true,
+		seconds:  [2]float64{3, 10},
 		attack: func(a *attacker) error {
 			a.begin()
 			a.hold(1135, func() (net.Conn, error) { return net.DialTimeout("tcp", a.Health, 3*time.Second) })

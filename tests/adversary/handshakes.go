@@ -10,7 +10,7 @@ import (
 var handshakeRows = []row{
 	{
 		name: "handshakes-silent", what: "8,300 TCP connections that say nothing",
-		seconds: [2]float64{3, 15},
+		seconds: [2]float64{2, 15},
 		attack: func(a *attacker) error {
 			a.begin()
 			conns := a.hold(a.Scale.of(4000, 8300), a.tcp)
@@ -21,7 +21,7 @@ var handshakeRows = []row{
 	},
 	{
 		name: "handshakes-half", what: "8,300 connections that send a ClientHello and nothing more",
-		seconds: [2]float64{3, 15},
+		seconds: [2]float64{2, 15},
 		attack: func(a *attacker) error {
 			hello := clientHello()
 			a.begin()
@@ -39,7 +39,7 @@ var handshakeRows = []row{
 	},
 	{
 		name: "handshakes-slow", what: "1,000 connections that send a ClientHello, one byte a second",
-		seconds: [2]float64{3, 15},
+		seconds: [2]float64{2, 15},
 		attack: func(a *attacker) error {
 			hello := clientHello()
 			a.begin()

@@ -11,7 +11,7 @@ import (
 // hoardingRows make the server keep what is never finished.
 var hoardingRows = []row{
 	{
-		name: "hoard-calls", what: "200,000 calls without a message, opened on one connection, then on 20",
+		name: "hoard-calls", what: "200,000 calls without a message on each of 20 connections",
 		attack: func(a *attacker) error {
 			a.begin()
 			return a.hoard("nobody", a.Scale.of(20_000, 200_000), func(c *h2, _ int) error {
@@ -31,7 +31,7 @@ var hoardingRows = []row{
 	},
 	{
 		name: "hoard-messages", what: "1,000 messages of 1.9 MB that lack their last byte, on 20 connections",
-		seconds: [2]float64{4, 20},
+		seconds: [2]float64{2, 20},
 		attack: func(a *attacker) error {
 			a.begin()
 			text := framed(noise(1, 1_900_000))
@@ -46,7 +46,7 @@ var hoardingRows = []row{
 	},
 	{
 		name: "hoard-range-ends", what: "1,000 watches with range ends of 1.9 MB, on 20 connections",
-		seconds: [2]float64{4, 20},
+		seconds: [2]float64{2, 20},
 		attack: func(a *attacker) error {
 			return a.bigWatches(func(i int) *pb.WatchRequest {
 				// The last byte keeps the range inside the reader's prefix.
@@ -56,7 +56,7 @@ var hoardingRows = []row{
 	},
 	{
 		name: "hoard-watch-keys", what: "1,000 watches of keys of 0.9 MB, on 20 connections",
-		seconds: [2]float64{4, 20},
+		seconds: [2]float64{2, 20},
 		attack: func(a *attacker) error {
 			return a.bigWatches(func(i int) *pb.WatchRequest {
 				return createWatch(append(fmt.Appendf(nil, "big/%d", i), noise(i, 900_000)...), nil)
@@ -73,7 +73,7 @@ var hoardingRows = []row{
 	},
 }
 
-// hoard opens n streams on one connection, then on each of 20 connections, and keeps them until the attack is over.
+// hoard opens n streams on each of 20 connections, and keeps them until the attack is over.
 func (a *attacker) hoard(common string, n int, open func(c *h2, i int) error, settings ...http2.Setting) error {
 	a.each(floods, func(w int) error {
 		c, err := a.h2(common, h2options{settings: settings, stingy: len(settings) > 0})

@@ -20,7 +20,7 @@ const idleBound = 90 * time.Second
 
 var idleRows = []row{{
 	name: "idle", what: "connections that stop after TCP, TLS, the HTTP/2 preface, an HTTP/1 request, or amid headers: when are they closed?",
-	seconds: [2]float64{3, 100},
+	seconds: [2]float64{2, 100},
 	attack:  idle,
 }}
 

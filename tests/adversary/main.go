@@ -27,7 +27,7 @@ var (
 	etcd    = flag.String("etcd", "", "path of etcd; empty: Isthmus alone")
 	only    = flag.String("only", "", "comma-separated beginnings of the names of attacks; empty: all")
 	scale   = flag.String("scale", "small", "counts of the attacks: small or full")
-	seconds = flag.Float64("seconds", 0, "duration of each attack, in seconds; 0: 2 in small scale, 10 in full scale")
+	seconds = flag.Float64("seconds", 0, "duration of each attack, in seconds; 0: 1 in small scale, 10 in full scale")
 	minutes = flag.Float64("minutes", 0, "duration of the random attack, in minutes; 0: as -seconds")
 	seed    = flag.Uint64("seed", 0, "seed of the random attack; 0: from the clock")
 	retries = flag.Int("retries", 2, "repetitions of an attack on Isthmus whose bound broke while the machine stalled, too")
@@ -161,7 +161,7 @@ func (r row) duration() time.Duration {
 		least = r.seconds[1]
 	}
 	if s == 0 {
-		s = 2
+		s = 1
 		if full {
 			s = 10
 		}

@@ -94,6 +94,10 @@ func startTarget(bin string, etcd bool, f fixture, certs, dir string, n scaled) 
 
 // prepare waits until the server answers, then makes the users and keys.
 func (t *target) prepare(n scaled) error {
+	// gRPC would wait a second after a connection that was refused.
+	if err := t.Listening(t.address, time.Minute); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	go func() {
