@@ -2,6 +2,7 @@
 
 pub mod alive;
 pub mod backoff;
+pub mod descriptors;
 pub mod follow_dir;
 pub mod interval;
 pub mod lifecycle;
