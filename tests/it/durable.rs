@@ -201,6 +201,7 @@ async fn a_full_disk_refuses_writes_until_space_is_free() {
         .watch("k", Some(WatchOptions::new().with_prefix()))
         .await
         .unwrap();
+    assert!(watch.message().await.unwrap().unwrap().created());
     let (mut written, mut refused) = (0, None);
     while refused.is_none() && written < 1000 {
         match client.put(format!("k{written}"), vec![7; 20_000], None).await {
