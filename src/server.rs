@@ -6,28 +6,41 @@
 mod admission;
 mod alarm;
 mod auth;
+mod bodies;
+mod budgets;
 mod cluster;
 mod commit;
 mod compaction;
 mod concurrency;
 mod config;
+mod connection;
+mod connections;
 mod descriptors;
+mod frames;
 mod gateway;
 pub mod http;
+mod io;
 mod kv;
 mod lease;
 pub mod listen;
+mod logins;
 mod maintenance;
 mod metrics;
 mod observe;
 pub mod peer;
+mod refusals;
+mod shares;
 mod status;
 #[cfg(test)]
 mod tests;
 pub mod tls;
+mod transport;
+mod turns;
+mod unknown;
 mod wakers;
 mod watch;
 
+pub use budgets::Budgets;
 pub use config::{Config, MemberIdentity};
 pub use wakers::Wakers;
 
@@ -39,25 +52,27 @@ use crate::pb::etcdserverpb as pb;
 use crate::pb::v3electionpb::election_server::ElectionServer;
 use crate::pb::v3lockpb::lock_server::LockServer;
 use crate::util::lifecycle::Lifecycle;
-use crate::util::net::Keepalive;
 use admission::{Admission, Admitted, Caller, Limits, Operation};
 use alarm::Alarms;
 use commit::{Cause, Durability};
+use connections::Connections;
 use listen::Listener;
+use logins::Logins;
 use parking_lot::RwLock;
+use refusals::Refusals;
+use shares::Shares;
 use std::sync::Arc;
-use tokio::sync::{Notify, Semaphore, mpsc};
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::service::Routes;
+use transport::Transport;
+use turns::Turns;
 
 /// The etcd version that is reported to clients.
 pub const ETCD_VERSION: &str = "3.6.16";
 /// etcd's storage version for [`ETCD_VERSION`].
 pub const STORAGE_VERSION: &str = "3.6.0";
-/// Accepted connections that wait for the transport.
-const CONNECTIONS_WAITING: usize = 64;
 
 /// The protocols that a listener serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +96,12 @@ pub struct Core {
     admission: Admission,
     durability: Durability,
     metrics: metrics::Metrics,
+    connections: Arc<Connections>,
+    refusals: Arc<Refusals>,
+    turns: Turns,
+    logins: Logins,
+    shares: Arc<Shares>,
+    life: Lifecycle,
     /// The peer URLs in the member list.
     peer_urls: RwLock<Vec<String>>,
     config: Config,
@@ -91,6 +112,8 @@ pub struct Core {
     compacted: Arc<Notify>,
     /// Notified when watchers have news.
     published: Arc<Notify>,
+    /// Notified when all watchers with news have been woken.
+    woken: Notify,
 }
 
 impl Core {
@@ -107,16 +130,20 @@ impl Core {
     ) -> Arc<Self> {
         let stop = life.stop_token().clone();
         let Wakers { published, compacted } = wakers;
-        let metrics = metrics::Metrics::new(
+        let mut metrics = metrics::Metrics::new(
             Arc::clone(&store),
             Arc::clone(&lessor),
             Arc::clone(&auth),
             durable.as_deref(),
             &config,
         );
+        let refusals: Arc<Refusals> = Arc::default();
+        metrics.register(&refusals);
+        let connections = Connections::new(config.budgets.clone(), Arc::clone(&refusals));
         let durability = Durability::new(durable);
         let alarms = Arc::new(Alarms::new(&config.alarms, durability.clone()));
         let admission = Admission {
+            refusals: Arc::clone(&refusals),
             store: Arc::clone(&store),
             auth: Arc::clone(&auth),
             alarms: Arc::clone(&alarms),
@@ -135,17 +162,25 @@ impl Core {
             admission,
             durability,
             metrics,
+            connections,
+            refusals,
+            turns: Turns::new(config.budgets.long_answer_bytes),
+            logins: Logins::default(),
+            shares: Shares::new(&config.budgets),
+            life: life.clone(),
             peer_urls: RwLock::new(config.peer_urls.clone()),
             config,
             stop,
             snapshots: Arc::new(Semaphore::new(1)),
             compacted,
             published,
+            woken: Notify::new(),
         });
         let (expiry, purge, wake) = (Arc::clone(&core), Arc::clone(&core), Arc::clone(&core));
         life.spawn_forever("lease expiry", async move { expiry.lessor.expire().await });
         life.spawn_forever("purge", async move { purge.purge_when_compacted().await });
         life.spawn_forever("watchers", async move { wake.wake_watchers().await });
+        life.spawn_forever("connections", Arc::clone(&core.connections).watch_over());
         core
     }
 
@@ -181,6 +216,7 @@ impl Core {
         loop {
             self.published.notified().await;
             self.store.wake_watchers();
+            self.woken.notify_waiters();
         }
     }
 
@@ -190,25 +226,17 @@ impl Core {
         listeners: Vec<Listener>,
         what: Serve,
         life: Lifecycle,
-    ) -> Result<(), tonic::transport::Error> {
-        let (sender, connections) = mpsc::channel(CONNECTIONS_WAITING);
-        for listener in listeners {
-            let (sender, stop, parts) = (sender.clone(), self.stop.clone(), life.clone());
-            let spawn = move |task| parts.spawn_part("handshake", task);
-            life.spawn_part("accept", listener.accept(sender, spawn, stop));
-        }
-        drop(sender);
-        let stop = self.stop.clone();
-        let Keepalive { interval, timeout } = self.config.keepalive;
-        let pings = !interval.is_zero() && !timeout.is_zero();
-        tonic::transport::Server::builder()
-            .accept_http1(true)
-            .max_concurrent_streams(self.config.max_concurrent_streams)
-            .http2_keepalive_interval(pings.then_some(interval))
-            .http2_keepalive_timeout(pings.then_some(timeout))
-            .add_routes(Routes::from(self.router(what)))
-            .serve_with_incoming_shutdown(ReceiverStream::new(connections), stop.cancelled_owned())
-            .await
+    ) -> Result<(), std::convert::Infallible> {
+        let transport = Arc::new(Transport::new(
+            self.router(what),
+            Arc::clone(&self.connections),
+            self.config.max_concurrent_streams,
+            self.config.keepalive,
+        ));
+        let accept =
+            |listener: Listener| listener.accept(Arc::clone(&transport), Arc::clone(&self.connections), life.clone());
+        futures::future::join_all(listeners.into_iter().map(accept)).await;
+        Ok(())
     }
 
     /// The routes of a listener, without sockets.
@@ -220,7 +248,7 @@ impl Core {
         };
         match what {
             Serve::All => self.grpc().merge(self.http(gateway())),
-            Serve::Grpc => self.grpc(),
+            Serve::Grpc => self.grpc().fallback(self.unknown()),
             Serve::Http => self.http(gateway()),
             Serve::Metrics => self.health_and_metrics(),
         }

@@ -67,6 +67,15 @@ pub struct RangeResult {
     pub revision: i64,
 }
 
+// === impl RangeResult ===
+
+impl RangeResult {
+    /// Bytes of the key-values.
+    pub fn bytes(&self) -> usize {
+        self.kvs.iter().map(|kv| kv.as_bytes().len()).sum()
+    }
+}
+
 // === impl KeyRange ===
 
 impl KeyRange {
@@ -143,7 +152,7 @@ impl KeyRange {
 
     /// The same range in memory of its own. The keys of a request are slices of the connection's buffer and keep all of
     /// that buffer in memory, so whatever outlives the request copies them.
-    pub(super) fn detached(&self) -> Self {
+    pub fn detached(&self) -> Self {
         Self {
             start: Bytes::copy_from_slice(&self.start),
             end: self.end.as_deref().map(Bytes::copy_from_slice),

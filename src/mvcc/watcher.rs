@@ -80,6 +80,11 @@ impl Watcher {
         &self.group.filter
     }
 
+    /// Whether no other watcher has the same filter.
+    pub fn is_alone(&self) -> bool {
+        self.group.state.lock().members() == 1
+    }
+
     /// The first revision that the watcher asked for.
     pub fn start(&self) -> i64 {
         self.start

@@ -19,6 +19,7 @@ pub(super) use operation::{Call, Operation, PrevKv, Subject};
 
 use super::alarm::Alarms;
 use super::commit::{Cause, Durability};
+use super::refusals::{Budget, Refusals};
 use super::status;
 use crate::auth::{self, AuthStore, AuthVersion, Principal, Span};
 use crate::durable::Refused;
@@ -62,6 +63,7 @@ pub(super) struct Admission {
     pub(super) auth: Arc<AuthStore>,
     pub(super) alarms: Arc<Alarms>,
     pub(super) durability: Durability,
+    pub(super) refusals: Arc<Refusals>,
     pub(super) limits: Limits,
 }
 
@@ -219,7 +221,13 @@ impl Admission {
             _ => caller.principal(&self.auth),
         };
         for check in checks {
-            self.run(*check, operation, &principal)?;
+            let checked = self.run(*check, operation, &principal);
+            if checked.is_err() && self.is_unknown(caller, &principal) {
+                // Any certificate of the CA opens a connection. Whoever is no user has no use for the connection.
+                self.refusals.note(Budget::UnknownUser, caller.peer());
+                caller.peer().connection.close();
+            }
+            checked?;
         }
         let user = principal.ok().flatten().map(|principal| principal.user);
         Ok(Admitted {
@@ -237,6 +245,14 @@ impl Admission {
         self.auth.version()
     }
 
+    /// Whether the call rests on a certificate that names no user.
+    fn is_unknown(&self, caller: &Caller, principal: &Result<Option<Principal>, auth::Error>) -> bool {
+        match principal {
+            Ok(Some(principal)) if !caller.has_token() => !self.auth.state().users.contains_key(&*principal.user),
+            _ => false,
+        }
+    }
+
     fn run(
         &self,
         check: Check,
@@ -250,8 +266,14 @@ impl Admission {
             }),
             Check::Token => Ok(principal().map(drop)?),
             Check::Authenticated => {
-                let known = principal()?.is_some() || !self.auth.state().enabled;
-                require(known, || auth::Error::UserEmpty.into())
+                let state = self.auth.state();
+                match principal()? {
+                    None => require(!state.enabled, || auth::Error::UserEmpty.into()),
+                    // etcd takes a certificate of any name here, which lets strangers fill the store with leases.
+                    Some(user) => require(state.users.contains_key(&*user.user), || {
+                        auth::Error::PermissionDenied.into()
+                    }),
+                }
             }
             Check::Root => Ok(self.auth.check_root(principal()?)?),
             Check::RootOrOwn => Ok(self.check_root_or_own(principal()?, operation.subject.as_ref())?),

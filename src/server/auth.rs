@@ -2,6 +2,7 @@
 
 use super::Core;
 use super::admission::{Call, Caller, Operation, Subject};
+use super::peer::Peer;
 use crate::auth::Error;
 use crate::pb::authpb;
 use crate::pb::etcdserverpb as pb;
@@ -11,12 +12,6 @@ use tonic::{Request, Response, Status};
 
 /// Serves `etcdserverpb.Auth`.
 pub(super) struct AuthService(pub(super) Arc<Core>);
-
-/// Runs work that may hash a password on a thread that may block.
-async fn blocking<T: Send + 'static>(f: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Status> {
-    let done = tokio::task::spawn_blocking(f).await;
-    Ok(done.map_err(|e| Status::internal(e.to_string()))??)
-}
 
 /// The permission that RoleGet shows for the role `root`, which needs no permissions.
 fn everything() -> authpb::Permission {
@@ -53,8 +48,9 @@ macro_rules! auth_service {
                 request: Request<pb::$request>,
             ) -> Result<Response<pb::$response>, Status> {
                 self.admit(&request, &Operation::new(Call::AuthChange)).await?;
+                let peer = Peer::of(&request);
                 let ($auth, $r) = (Arc::clone(&self.0.auth), request.into_inner());
-                self.commit(blocking(move || $do).await).await?;
+                self.commit(self.0.log_in(&peer, move || $do).await).await?;
                 Ok(Response::new(pb::$response { header: self.header() }))
             })*
 
@@ -73,8 +69,9 @@ macro_rules! auth_service {
                 request: Request<pb::AuthenticateRequest>,
             ) -> Result<Response<pb::AuthenticateResponse>, Status> {
                 self.admit(&request, &Operation::new(Call::AuthOpen)).await?;
+                let peer = Peer::of(&request);
                 let (auth, r) = (Arc::clone(&self.0.auth), request.into_inner());
-                let token = blocking(move || auth.authenticate(&r.name, &r.password)).await;
+                let token = self.0.log_in(&peer, move || auth.authenticate(&r.name, &r.password)).await;
                 let token = self.commit(token).await?;
                 Ok(Response::new(pb::AuthenticateResponse { header: self.header(), token }))
             }

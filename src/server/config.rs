@@ -1,5 +1,6 @@
 //! The server's configuration.
 
+use super::budgets::Budgets;
 use super::http::BrowserAccess;
 use crate::pb::etcdserverpb as pb;
 use crate::util::net::Keepalive;
@@ -37,6 +38,8 @@ pub struct Config {
     pub keepalive: Keepalive,
     /// The most concurrent calls on one connection.
     pub max_concurrent_streams: u32,
+    /// What clients may make the server hold.
+    pub budgets: Budgets,
     /// Whether the JSON gateway serves `/v3/`.
     pub gateway: bool,
     /// The browsers that may use HTTP.
@@ -75,7 +78,8 @@ impl Config {
                 interval: Duration::from_secs(300),
                 timeout: Duration::from_secs(20),
             },
-            max_concurrent_streams: u32::MAX,
+            max_concurrent_streams: 1000,
+            budgets: Budgets::default(),
             gateway: true,
             access: BrowserAccess::default(),
             extensive_metrics: false,

@@ -140,10 +140,12 @@ async fn call(grpc: Router, method: Arc<MethodDescriptor>, limit: usize, request
             headers.insert(header::AUTHORIZATION, token.clone());
         }
     }
-    let address = parts.extensions.get::<Peer>().and_then(|p| p.address);
+    // As in etcd, the caller's certificate does not name a user here.
+    let peer = parts.extensions.get::<Peer>().cloned().unwrap_or_default();
     let peer = Peer {
-        address,
-        ..Peer::default()
+        common_name: None,
+        secure: false,
+        ..peer
     };
     let Ok(inner) = inner.extension(peer).body(frames) else {
         return Failure::internal("no request").into_response();

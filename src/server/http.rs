@@ -66,6 +66,12 @@ impl Core {
         router
     }
 
+    /// The handler of requests that no route takes.
+    pub(super) fn unknown(&self) -> axum::routing::MethodRouter {
+        let life = self.life.clone();
+        any(move |request: Request| super::unknown::answer(request, life.clone()))
+    }
+
     /// All routes but gRPC. `gateway` serves `/v3/`.
     pub(super) fn http(self: &Arc<Self>, gateway: Option<Router>) -> Router {
         let version = |_: &Core, _: &str| {
@@ -86,9 +92,7 @@ impl Core {
             let core = Arc::clone(&core);
             async move { core.gate(request, next).await }
         };
-        router
-            .fallback(any(|| async { (StatusCode::NOT_FOUND, "404 page not found\n") }))
-            .layer(middleware::from_fn(gate))
+        router.fallback(self.unknown()).layer(middleware::from_fn(gate))
     }
 
     /// Refuses requests with unknown hosts, answers preflight requests, and adds the CORS headers.

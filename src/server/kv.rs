@@ -5,8 +5,9 @@ mod txn;
 
 use super::admission::{Call, Caller, Operation, PrevKv};
 use super::commit::Cause;
+use super::refusals::Budget;
 use super::{Core, status};
-use crate::mvcc::{DeleteResult, KeyRange, PutResult, RangeOptions, RangeResult, SortOrder, SortTarget};
+use crate::mvcc::{DeleteResult, KeyRange, PutResult, RangeOptions, RangeResult, SortOrder, SortTarget, Txn};
 use crate::pb::etcdserverpb as pb;
 use bytes::Bytes;
 use prost::Message;
@@ -32,9 +33,12 @@ impl pb::kv_server::Kv for KvService {
         let options = range_options(request.into_inner())?;
         let operation = Operation::read(Call::Range, options.range.clone());
         self.0.admit(&caller, &operation).await?;
-        let result = self.0.store.range(&options);
+        let keys = self.0.store.work_of_range(&options);
+        let read = move |core: &Core, go_on: &mut dyn FnMut() -> bool| core.store.range_while(&options, go_on);
+        let (result, done) = self.0.take_turn(caller.peer(), keys, read).await?.take();
         let result = self.0.commit(result, |_| Cause::Published).await?;
-        Ok(Response::new(self.range_response(result)))
+        let bytes = result.bytes();
+        self.0.answer(done, bytes, self.range_response(result)).await
     }
 
     type RangeStreamStream = Pin<Box<dyn Stream<Item = Result<pb::RangeStreamResponse, Status>> + Send>>;
@@ -55,7 +59,7 @@ impl pb::kv_server::Kv for KvService {
         if options.has_revision_bounds() {
             return Err(Status::unimplemented("RangeStream does not support revision filters"));
         }
-        Ok(Response::new(Box::pin(self.chunks(options))))
+        Ok(Response::new(Box::pin(self.chunks(&caller, options))))
     }
 
     async fn put(&self, request: Request<pb::PutRequest>) -> Result<Response<pb::PutResponse>, Status> {
@@ -87,20 +91,25 @@ impl pb::kv_server::Kv for KvService {
         let range = KeyRange::new(request.key, request.range_end);
         let operation = Operation::delete(range.clone(), prev_kv, bytes);
         self.0.admit(&caller, &operation).await?;
-        let outcome = Ok::<_, Status>(self.0.store.delete(&range));
+        let keys = self.0.store.work_of_range(&RangeOptions::new(range.clone()));
+        let delete = move |core: &Core, _: &mut dyn FnMut() -> bool| core.store.delete(&range);
+        let (deleted, done) = self.0.take_turn(caller.peer(), keys, delete).await?.take();
         let outcome = self
             .0
-            .commit(outcome, |deleted| Cause::Revision(deleted.revision))
+            .commit(Ok::<_, Status>(deleted), |deleted| Cause::Revision(deleted.revision))
             .await;
         let DeleteResult { prev, revision } = outcome?;
-        Ok(Response::new(pb::DeleteRangeResponse {
+        let (count, prev) = match prev_kv {
+            PrevKv::Returned => (prev.len(), prev),
+            PrevKv::NotReturned => (prev.len(), vec![]),
+        };
+        let bytes = prev.iter().map(|kv| kv.as_bytes().len()).sum();
+        let message = pb::DeleteRangeResponse {
             header: Some(self.0.header(revision)),
-            deleted: prev.len() as i64,
-            prev_kvs: match prev_kv {
-                PrevKv::Returned => prev.into_iter().map(Into::into).collect(),
-                PrevKv::NotReturned => vec![],
-            },
-        }))
+            deleted: count as i64,
+            prev_kvs: prev.into_iter().map(Into::into).collect(),
+        };
+        self.0.answer(done, bytes, message).await
     }
 
     async fn txn(&self, request: Request<pb::TxnRequest>) -> Result<Response<pb::TxnResponse>, Status> {
@@ -109,16 +118,20 @@ impl pb::kv_server::Kv for KvService {
         check_txn(&request, self.0.config.max_txn_ops)?;
         let txn = to_txn(request.clone());
         self.0.admit(&caller, &txn::operation(&request, &txn)).await?;
-        let outcome = self.0.store.txn(&txn);
+        let keys = self.check_work(&caller, &txn)?;
+        let run = move |core: &Core, go_on: &mut dyn FnMut() -> bool| core.store.txn_while(&txn, go_on);
+        let (outcome, done) = self.0.take_turn(caller.peer(), keys, run).await?.take();
         let result = self
             .0
             .commit(outcome, |result| Cause::Revision(result.revision))
             .await?;
         let header = Some(self.0.header(result.revision));
-        Ok(Response::new(pb::TxnResponse {
+        let message = pb::TxnResponse {
             header,
             ..txn_response(&request, result)
-        }))
+        };
+        let bytes = message.encoded_len();
+        self.0.answer(done, bytes, message).await
     }
 
     async fn compact(
@@ -141,6 +154,16 @@ impl pb::kv_server::Kv for KvService {
 }
 
 impl KvService {
+    /// The keys that a transaction visits. A transaction that writes runs under one lock, so these have a limit.
+    fn check_work(&self, caller: &Caller, txn: &Txn) -> Result<usize, Status> {
+        let (keys, most) = (self.0.store.work_of_txn(txn).keys, self.0.config.budgets.txn_keys);
+        if txn.is_read_only() || keys <= most {
+            return Ok(keys);
+        }
+        self.0.refusals.note(Budget::Transaction, caller.peer());
+        Err(status::too_much_work(keys, most))
+    }
+
     fn range_response(&self, result: RangeResult) -> pb::RangeResponse {
         let header = Some(self.0.header(result.revision));
         pb::RangeResponse {
@@ -153,15 +176,21 @@ impl KvService {
     /// the counts.
     fn chunks(
         &self,
+        caller: &Caller,
         options: RangeOptions,
     ) -> impl Stream<Item = Result<pb::RangeStreamResponse, Status>> + Send + use<> {
         let core = Arc::clone(&self.0);
+        let peer = caller.peer().clone();
         async_stream::try_stream! {
             let mut rest = options.clone();
             let (mut first, mut sent, mut chunk) = (None, 0, FIRST_CHUNK);
             loop {
                 rest.limit = if options.limit > 0 { chunk.min(options.limit - sent) } else { chunk };
-                let mut result = core.commit(core.store.range(&rest), |_| Cause::Published).await?;
+                let (keys, next) = (core.store.work_of_range(&rest), rest.clone());
+                let read = move |core: &Core, go_on: &mut dyn FnMut() -> bool| core.store.range_while(&next, go_on);
+                // The client's pace bounds the chunks in memory, so that a chunk is held by nothing.
+                let (result, _) = core.take_turn(&peer, keys, read).await?.take();
+                let mut result = core.commit(result, |_| Cause::Published).await?;
                 let (revision, count) = *first.get_or_insert((result.revision, result.count));
                 if rest.revision <= 0 {
                     rest.revision = revision;
@@ -169,7 +198,7 @@ impl KvService {
                 sent += result.kvs.len() as i64;
                 let cut = options.limit > 0 && sent >= options.limit;
                 let last = !result.more || cut || options.count_only;
-                let bytes: usize = result.kvs.iter().map(|kv| kv.as_bytes().len()).sum();
+                let bytes = result.bytes();
                 if let Some(kv) = result.kvs.last() {
                     rest.range = KeyRange::new([kv.key(), &[0]].concat(), match options.range.end() {
                         None => Bytes::from_static(&[0]),

@@ -1,8 +1,9 @@
 //! The Lease service.
 
-use super::Core;
 use super::admission::{Call, Caller, Operation};
 use super::commit::Cause;
+use super::refusals::Budget;
+use super::{Core, status};
 use crate::pb::etcdserverpb as pb;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -27,7 +28,14 @@ impl pb::lease_server::Lease for LeaseService {
         let caller = Caller::of(&request);
         self.0.admit(&caller, &Operation::lease_grant()).await?;
         let request = request.into_inner();
+        if !self.0.shares.may_grant(caller.peer(), &self.0.lessor) {
+            self.0.refusals.note(Budget::Leases, caller.peer());
+            return Err(status::too_many_leases());
+        }
         let granted = self.0.lessor.grant(request.id, request.ttl);
+        if let Ok(granted) = &granted {
+            self.0.shares.granted(caller.peer(), granted.id);
+        }
         let granted = self.0.commit(granted, |_| Cause::EveryChange).await?;
         let header = self.header();
         Ok(Response::new(pb::LeaseGrantResponse {
@@ -46,6 +54,7 @@ impl pb::lease_server::Lease for LeaseService {
         let caller = Caller::of(&request);
         self.0.admit(&caller, &Operation::lease(Call::LeaseRevoke, id)).await?;
         let revoked = self.0.lessor.revoke(id);
+        self.0.shares.revoked(caller.peer(), id);
         let revoked = self.0.commit(revoked, |_| Cause::EveryChange).await?;
         let header = Some(self.0.header(revoked.revision));
         Ok(Response::new(pb::LeaseRevokeResponse { header }))
@@ -63,7 +72,7 @@ impl pb::lease_server::Lease for LeaseService {
         let stream = async_stream::try_stream! {
             loop {
                 let message = tokio::select! {
-                    () = core.stop.cancelled() => Err(super::status::stopped()),
+                    () = core.stop.cancelled() => Err(status::stopped()),
                     message = inbound.message() => message,
                 };
                 let Some(request) = message? else { break };

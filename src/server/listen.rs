@@ -1,35 +1,35 @@
 //! Sockets: bind, accept, TLS handshake. A failing connection does not affect the others.
 
+use super::connection::Connection;
+use super::connections::{Connections, Place, Trust};
+use super::io::{Io, Stream};
 use super::peer::{self, Peer, UserSource};
-use super::tls::TlsConfig;
+use super::refusals::Budget;
+use super::tls::{Identity, TlsConfig};
+use super::transport::Transport;
+use crate::util::lifecycle::Lifecycle;
 use parking_lot::Mutex;
 use rustls::server::Acceptor;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::ready;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_rustls::LazyConfigAcceptor;
-use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
-use tokio_util::sync::CancellationToken;
-use tonic::transport::server::Connected;
+use tokio_util::sync::PollSemaphore;
 
-/// The longest time for a handshake.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// The most handshakes that are computed at once, so that many new connections do not starve watches. Clients that
-/// have not sent anything yet do not count.
-const HANDSHAKES_MAX: usize = 256;
-/// The most connections with an unfinished handshake. Further connections wait in the kernel's queue.
-const UNFINISHED_MAX: usize = 8192;
-
+/// The most handshakes that are computed at once, so that many new connections do not starve watches. A computation
+/// takes up to a few milliseconds and does not wait for the client.
+const COMPUTED_AT_ONCE: usize = 4;
+/// The wait after the system had no file descriptor for a new connection.
+const NO_DESCRIPTOR: Duration = Duration::from_millis(10);
 /// The time between two warnings of rejected connections.
 const QUIET: Duration = Duration::from_secs(1);
 
@@ -52,17 +52,6 @@ pub struct Listener {
 enum Socket {
     Tcp(TcpListener),
     Unix(UnixListener, PathBuf),
-}
-
-/// A connection before its handshake, over TCP or a Unix socket.
-pub type Stream = Either<TcpStream, UnixStream>;
-
-/// An accepted connection.
-pub enum Io {
-    /// Without TLS.
-    Plain(Stream, Peer),
-    /// With TLS.
-    Tls(Box<TlsStream<Stream>>, Peer),
 }
 
 /// Logs why connections are rejected, at most once per [`QUIET`], because a rejected client may try often.
@@ -144,23 +133,13 @@ impl Listener {
         }
     }
 
-    /// Accepts connections until `stop`, and sends those whose handshake succeeded to `connections`. Handshakes run
-    /// on tasks made by `spawn`.
-    pub async fn accept(
-        self,
-        connections: mpsc::Sender<io::Result<Io>>,
-        spawn: impl Fn(Pin<Box<dyn Future<Output = ()> + Send>>),
-        stop: CancellationToken,
-    ) {
-        let unfinished = Arc::new(Semaphore::new(UNFINISHED_MAX));
-        let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    /// Accepts connections until `stop`, and serves each on a task of its own.
+    pub(super) async fn accept(self, transport: Arc<Transport>, connections: Arc<Connections>, life: Lifecycle) {
+        let stop = life.stop_token().clone();
+        let computing = Arc::new(Semaphore::new(COMPUTED_AT_ONCE));
         let rejections = Arc::new(Rejections::default());
+        let mut last_warning = None;
         loop {
-            let permit = tokio::select! {
-                () = stop.cancelled() => return,
-                permit = Arc::clone(&unfinished).acquire_owned() => permit,
-            };
-            let Ok(permit) = permit else { return };
             let accepted = tokio::select! {
                 () = stop.cancelled() => return,
                 accepted = self.socket.accept() => accepted,
@@ -168,135 +147,124 @@ impl Listener {
             let (stream, address) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    // The likely cause is a lack of file descriptors: wait until connections end.
-                    tracing::warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    no_descriptor(&connections, &error, &mut last_warning);
+                    tokio::time::sleep(NO_DESCRIPTOR).await;
                     continue;
                 }
             };
-            let (tls, users) = (self.tls.clone(), self.users);
-            let (connections, stop, rejections) = (connections.clone(), stop.clone(), Arc::clone(&rejections));
-            let computing = Arc::clone(&handshakes);
-            spawn(Box::pin(async move {
-                let _permit = permit;
-                let handshake =
-                    tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(stream, address, tls, users, &computing));
-                let done = tokio::select! {
+            let handshake = Handshake {
+                place: connections.enter(address),
+                connections: Arc::clone(&connections),
+                tls: self.tls.clone(),
+                users: self.users,
+                computing: PollSemaphore::new(Arc::clone(&computing)),
+                address,
+            };
+            let (transport, rejections, stop) = (Arc::clone(&transport), Arc::clone(&rejections), stop.clone());
+            life.spawn_part("connection", async move {
+                let evicted = handshake.place.evicted.clone();
+                let shaken = tokio::select! {
                     () = stop.cancelled() => return,
-                    done = handshake => done,
+                    () = evicted.cancelled() => return,
+                    shaken = handshake.run(stream) => shaken,
                 };
-                match done {
-                    Ok(Ok(io)) => {
-                        tokio::select! {
-                            _ = connections.send(Ok(io)) => {}
-                            () = stop.cancelled() => {}
-                        }
-                    }
-                    Ok(Err(error)) => rejections.say(address, &error),
-                    Err(_) => tracing::debug!(?address, "handshake timed out"),
+                match shaken {
+                    Ok(Accepted {
+                        io,
+                        peer,
+                        place: _place,
+                    }) => transport.serve(io, peer, &stop).await,
+                    Err(error) => rejections.say(address, &error),
                 }
-            }));
+            });
         }
     }
 }
 
-async fn handshake(
-    stream: Stream,
-    address: Option<SocketAddr>,
+/// Frees a descriptor, and says so, at most once per [`QUIET`].
+fn no_descriptor(connections: &Connections, error: &io::Error, last: &mut Option<Instant>) {
+    connections.give_way();
+    if last.is_none_or(|last| last.elapsed() >= QUIET) {
+        *last = Some(Instant::now());
+        tracing::warn!(
+            %error,
+            connections = connections.len(),
+            "cannot accept a connection: an idle connection is closed to make room; raise the limit of open files"
+        );
+    }
+}
+
+/// A connection before its handshake.
+struct Handshake {
+    place: Place,
+    connections: Arc<Connections>,
     tls: Option<Arc<TlsConfig>>,
     users: UserSource,
-    computing: &Semaphore,
-) -> io::Result<Io> {
-    let Some(tls) = tls else {
-        return Ok(Io::Plain(
-            stream,
-            Peer {
-                address,
-                ..Peer::default()
-            },
-        ));
-    };
-    let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
-    let mut accept = pin!(hello.into_stream(tls.current()));
-    // The first answer is the expensive part. The permit is returned before the client's reply is awaited.
-    let first = {
-        let _permit = computing.acquire().await.map_err(io::Error::other)?;
-        futures::poll!(accept.as_mut())
-    };
-    let stream = match first {
-        Poll::Ready(done) => done?,
-        Poll::Pending => accept.await?,
-    };
-    let certificates = stream.get_ref().1.peer_certificates();
-    let leaf = certificates.and_then(|c| c.first());
-    let leaf = leaf.filter(|_| users == UserSource::TokenOrCertificate);
-    let common_name = leaf.and_then(|der| peer::common_name(der));
-    let peer = Peer {
-        address,
-        secure: true,
-        common_name,
-    };
-    Ok(Io::Tls(Box::new(stream), peer))
+    computing: PollSemaphore,
+    address: Option<SocketAddr>,
 }
 
-// === impl Io ===
+/// A connection after its handshake.
+struct Accepted {
+    io: Io,
+    peer: Peer,
+    /// The connection's place in the table.
+    place: Place,
+}
 
-impl Connected for Io {
-    type ConnectInfo = Peer;
-
-    fn connect_info(&self) -> Peer {
-        match self {
-            Self::Plain(_, peer) | Self::Tls(_, peer) => peer.clone(),
+impl Handshake {
+    async fn run(mut self, stream: Stream) -> io::Result<Accepted> {
+        let connection = Arc::new(Connection::new(&self.connections.budgets));
+        let mut peer = Peer {
+            address: self.address,
+            secure: self.tls.is_some(),
+            common_name: None,
+            connection,
+        };
+        let Some(tls) = self.tls.take() else {
+            self.place.opened(peer.clone(), None);
+            return Ok(Accepted {
+                io: Io::plain(stream),
+                peer,
+                place: self.place,
+            });
+        };
+        let limit = self.connections.budgets.handshake_timeout;
+        let late = |peer: &Peer, connections: &Connections| {
+            connections.refusals.note(Budget::Handshake, peer);
+            io::Error::from(io::ErrorKind::UnexpectedEof)
+        };
+        let hello = LazyConfigAcceptor::new(Acceptor::default(), stream);
+        let hello = tokio::time::timeout(limit, hello).await;
+        let hello = hello.map_err(|_| late(&peer, &self.connections))??;
+        self.place.computing();
+        let loaded = tls.current();
+        // Making the answer to the hello is part of the computation, too.
+        let accept = async move { hello.into_stream(loaded.config).await };
+        let done = tokio::time::timeout(2 * limit, computed(accept, self.computing)).await;
+        let stream = done.map_err(|_| late(&peer, &self.connections))??;
+        let identity = Identity::of(stream.get_ref().1.peer_certificates(), loaded.generation);
+        if self.users == UserSource::TokenOrCertificate {
+            peer.common_name = identity
+                .as_ref()
+                .and_then(|identity| peer::common_name(identity.leaf()));
         }
+        let trust = identity.map(|identity| Trust { identity, tls });
+        self.place.opened(peer.clone(), trust);
+        Ok(Accepted {
+            io: Io::tls(stream),
+            peer,
+            place: self.place,
+        })
     }
 }
 
-impl AsyncRead for Io {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(io, _) => Pin::new(io).poll_read(cx, buf),
-            Self::Tls(io, _) => Pin::new(io).poll_read(cx, buf),
-        }
-    }
-}
-
-impl AsyncWrite for Io {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(io, _) => Pin::new(io).poll_write(cx, buf),
-            Self::Tls(io, _) => Pin::new(io).poll_write(cx, buf),
-        }
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(io, _) => Pin::new(io).poll_write_vectored(cx, bufs),
-            Self::Tls(io, _) => Pin::new(io).poll_write_vectored(cx, bufs),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        match self {
-            Self::Plain(io, _) => io.is_write_vectored(),
-            Self::Tls(io, _) => io.is_write_vectored(),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(io, _) => Pin::new(io).poll_flush(cx),
-            Self::Tls(io, _) => Pin::new(io).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(io, _) => Pin::new(io).poll_shutdown(cx),
-            Self::Tls(io, _) => Pin::new(io).poll_shutdown(cx),
-        }
-    }
+/// Polls `work` with a permit only. The permit is returned whenever `work` waits for the client.
+async fn computed<T>(work: impl Future<Output = T>, mut permits: PollSemaphore) -> T {
+    let mut work = pin!(work);
+    std::future::poll_fn(|cx| {
+        let _permit = ready!(permits.poll_acquire(cx));
+        work.as_mut().poll(cx)
+    })
+    .await
 }

@@ -6,6 +6,7 @@ mod zeros;
 
 pub(super) use methods::Method;
 
+use super::refusals::Refusals;
 use super::{Config, Core, ETCD_VERSION, STORAGE_VERSION};
 use crate::auth::AuthStore;
 use crate::durable::{self, Durable};
@@ -116,6 +117,11 @@ impl Metrics {
             received_bytes,
             sent_bytes,
         }
+    }
+
+    /// Registers the counters of what clients were refused.
+    pub(super) fn register(&mut self, refusals: &Refusals) {
+        refusals.register(&mut self.registry);
     }
 
     /// The metrics of a method, found by its path `/package.Service/Method`.

@@ -1,5 +1,6 @@
 //! Counts gRPC calls, their messages and their bytes. Replaces errors of the transport by grpc-go's texts.
 
+use super::frames::Frames;
 use super::metrics::{Method, Metrics};
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::Request;
@@ -10,6 +11,7 @@ use prometheus_client::metrics::counter::Counter;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 use tokio::time::Instant;
 use tonic::Code;
 
@@ -34,40 +36,6 @@ struct Call {
     code: Option<Code>,
 }
 
-/// Finds the beginnings of gRPC messages in a stream of bytes.
-#[derive(Default)]
-struct Frames {
-    /// Bytes left of the current message.
-    left: usize,
-    header: Vec<u8>,
-}
-
-impl Frames {
-    /// The number of messages that begin in `data`.
-    fn count(&mut self, mut data: &[u8]) -> u64 {
-        let mut messages = 0;
-        while !data.is_empty() {
-            if self.left > 0 {
-                let skip = self.left.min(data.len());
-                self.left -= skip;
-                data = &data[skip..];
-                continue;
-            }
-            let take = (5 - self.header.len()).min(data.len());
-            self.header.extend_from_slice(&data[..take]);
-            data = &data[take..];
-            if let [_, len @ ..] = &self.header[..]
-                && let Ok(len) = <[u8; 4]>::try_from(len)
-            {
-                messages += 1;
-                self.left = u32::from_be_bytes(len) as usize;
-                self.header.clear();
-            }
-        }
-        messages
-    }
-}
-
 impl Drop for Call {
     fn drop(&mut self) {
         let code = self.code.unwrap_or(Code::Cancelled);
@@ -87,7 +55,8 @@ impl HttpBody for Counted {
         let mut polled = Pin::new(&mut this.inner).poll_frame(cx);
         if let Poll::Ready(Some(Ok(frame))) = &mut polled {
             if let Some(data) = frame.data_ref() {
-                let messages = this.frames.count(data);
+                let mut messages = 0;
+                this.frames.read(data, |_| messages += 1);
                 this.bytes.inc_by(data.len() as u64);
                 match &this.direction {
                     Direction::Request(method) => method.received(messages),
@@ -129,6 +98,25 @@ fn code_of(headers: &mut HeaderMap) -> Option<Code> {
     Some(Code::ResourceExhausted)
 }
 
+/// The time that the client gives the call (gRPC over HTTP2: `Timeout` is up to eight digits and a unit).
+fn deadline(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 {
+        return None;
+    }
+    let n: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(n * 3600),
+        "M" => Duration::from_secs(n * 60),
+        "S" => Duration::from_secs(n),
+        "m" => Duration::from_millis(n),
+        "u" => Duration::from_micros(n),
+        "n" => Duration::from_nanos(n),
+        _ => return None,
+    })
+}
+
 /// The middleware of the gRPC services.
 pub(super) async fn observe(metrics: &Metrics, request: Request, next: Next) -> Response {
     let Some(method) = metrics.method(request.uri().path()) else {
@@ -151,7 +139,14 @@ pub(super) async fn observe(metrics: &Metrics, request: Request, next: Next) -> 
             direction: Direction::Request(method),
         })
     });
-    let mut response = next.run(request).await;
+    let mut response = match deadline(request.headers()) {
+        None => next.run(request).await,
+        Some(time) => match tokio::time::timeout(time, next.run(request)).await {
+            Ok(response) => response,
+            // The client has given up. Its work ends here.
+            Err(_) => tonic::Status::deadline_exceeded("context deadline exceeded").into_http(),
+        },
+    };
     // An answer without a body has its status in the headers.
     call.code = code_of(response.headers_mut());
     let sent = metrics.sent_bytes.clone();
@@ -170,14 +165,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn messages_are_counted_in_chunks_of_any_size() {
-        let message = |n: u8| [&[0, 0, 0, 0, n][..], &vec![7; n.into()]].concat();
-        let stream = [message(3), message(0), message(9)].concat();
-        for size in 1..stream.len() {
-            let mut frames = Frames::default();
-            let counted: u64 = stream.chunks(size).map(|chunk| frames.count(chunk)).sum();
-            assert_eq!(counted, 3, "in chunks of {size}");
-        }
+    fn deadlines_have_a_unit() {
+        let of = |text: &'static str| {
+            deadline(&HeaderMap::from_iter([(
+                "grpc-timeout".parse().unwrap(),
+                HeaderValue::from_static(text),
+            )]))
+        };
+        assert_eq!(of("5S"), Some(Duration::from_secs(5)));
+        assert_eq!(of("20m"), Some(Duration::from_millis(20)));
+        assert_eq!([of("5"), of("S"), of("123456789S"), of("5x"), of("")], [None; 5]);
     }
 
     #[test]

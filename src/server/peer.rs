@@ -1,5 +1,6 @@
 //! The other end of a connection.
 
+use super::connection::Connection;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tonic::Request;
@@ -14,6 +15,8 @@ pub struct Peer {
     pub secure: bool,
     /// The common name in the subject of the verified client certificate, if certificates name users on this listener.
     pub common_name: Option<Arc<str>>,
+    /// What the connection holds.
+    pub(super) connection: Arc<Connection>,
 }
 
 /// The credentials that may name the user of a call on a listener.

@@ -31,6 +31,9 @@ statuses! {
     no_inflight_downgrade = FailedPrecondition, "no inflight downgrade job";
     no_space = ResourceExhausted, "mvcc: database space exceeded";
     too_many_requests = ResourceExhausted, "too many requests";
+    too_many_leases = ResourceExhausted, "too many leases of one user";
+    too_many_watchers = ResourceExhausted, "too many watchers of one connection";
+    too_many_ranges = ResourceExhausted, "too many different ranges watched by one user";
     corrupt = DataLoss, "corrupt cluster";
     unhealthy = Unavailable, "unhealthy cluster";
     stopped = Unavailable, "server stopped";
@@ -39,6 +42,13 @@ statuses! {
     compacted = OutOfRange, "mvcc: required revision has been compacted";
     // etcd maps this error to the client-side error, which has no code on the wire.
     not_enough_members = Unknown, "re-configuration failed due to not enough started members";
+}
+
+/// The refusal of a transaction that visits too many keys.
+pub(super) fn too_much_work(keys: usize, most: usize) -> Status {
+    Status::resource_exhausted(format!(
+        "etcdserver: the transaction would visit {keys} keys, and may visit {most}; read them before, and compare less"
+    ))
 }
 
 impl From<mvcc::Error> for Status {

@@ -4,18 +4,22 @@
 //! changes of all files, by modification time and size, at most once a second.
 
 mod client_verifier;
+mod identity;
 mod protocol;
 
+pub(super) use identity::Identity;
 pub use protocol::{TlsProtocol, TlsVersion};
 
 use client_verifier::ClientVerifier;
 use parking_lot::Mutex;
 use rustls::ServerConfig;
+use rustls::pki_types::UnixTime;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::danger::ClientCertVerifier;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::time::Instant;
 
 /// How often new connections look for changed files.
@@ -64,7 +68,7 @@ pub enum Error {
 /// A TLS configuration that follows its files.
 pub struct TlsConfig {
     files: TlsFiles,
-    loaded: Mutex<Loaded>,
+    state: Mutex<State>,
 }
 
 /// The metadata by which a changed file is recognised.
@@ -74,9 +78,21 @@ struct FileStamp {
     bytes: u64,
 }
 
-struct Loaded {
-    config: Arc<ServerConfig>,
+/// A configuration, and how to verify certificates with it.
+#[derive(Clone)]
+pub(super) struct Loaded {
+    pub(super) config: Arc<ServerConfig>,
+    /// Verifies client certificates; `None` if clients need none.
+    verifier: Option<Arc<ClientVerifier>>,
+    /// Counts the configurations since the start of the process.
+    pub(super) generation: u64,
+}
+
+struct State {
+    loaded: Loaded,
     stamps: Vec<Option<FileStamp>>,
+    /// The error of the present files, which was logged.
+    failed: Option<String>,
     checked: Instant,
 }
 
@@ -92,19 +108,21 @@ impl TlsFiles {
             .map(|p| &**p)
     }
 
-    /// The stamps of all files; `None` for a missing file.
-    fn stamps(&self) -> Vec<Option<FileStamp>> {
-        let of = |path: &Path| {
-            let meta = std::fs::metadata(path).ok()?;
-            Some(FileStamp {
-                modified: meta.modified().ok()?,
+    /// The stamps of all files; `None` for a missing file. Fails if the system cannot say, for example because the
+    /// process has no free file descriptor: that is no change of a file.
+    fn stamps(&self) -> std::io::Result<Vec<Option<FileStamp>>> {
+        let of = |path: &Path| match std::fs::metadata(path) {
+            Ok(meta) => Ok(Some(FileStamp {
+                modified: meta.modified()?,
                 bytes: meta.len(),
-            })
+            })),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
         };
         self.paths().map(of).collect()
     }
 
-    fn load(&self) -> Result<Arc<ServerConfig>, Error> {
+    fn load(&self, generation: u64) -> Result<Loaded, Error> {
         let chain = certificates(&self.cert)?;
         let key = PrivateKeyDer::from_pem_file(&self.key).map_err(|source| Error::Read {
             what: "private key",
@@ -115,9 +133,13 @@ impl TlsFiles {
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_protocol_versions(&self.protocol.versions()?)
             .map_err(|e| Error::Protocol(e.to_string()))?;
-        let builder = match &self.client_ca {
+        let verifier = match &self.client_ca {
+            None => None,
+            Some(path) => Some(Arc::new(ClientVerifier::new(self, path, provider)?)),
+        };
+        let builder = match verifier.clone() {
             None => builder.with_no_client_auth(),
-            Some(path) => builder.with_client_cert_verifier(Arc::new(ClientVerifier::new(self, path, provider)?)),
+            Some(verifier) => builder.with_client_cert_verifier(verifier),
         };
         let mut config = builder.with_single_cert(chain, key).map_err(|source| Error::Pair {
             cert: self.cert.clone(),
@@ -127,7 +149,11 @@ impl TlsFiles {
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         // Go clients do not resume sessions, so tickets would only slow down handshakes.
         config.send_tls13_tickets = 0;
-        Ok(Arc::new(config))
+        Ok(Loaded {
+            config: Arc::new(config),
+            verifier,
+            generation,
+        })
     }
 }
 
@@ -146,41 +172,83 @@ pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> 
     }
 }
 
+// === impl Loaded ===
+
+impl Loaded {
+    /// Whether the client with `identity` would be accepted by this configuration.
+    fn accepts(&self, identity: &Identity, now: SystemTime) -> bool {
+        if identity.is_expired(now) {
+            return false;
+        }
+        let Some(verifier) = self
+            .verifier
+            .as_ref()
+            .filter(|_| !identity.is_verified_by(self.generation))
+        else {
+            return true;
+        };
+        let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = UnixTime::since_unix_epoch(since);
+        let accepted = verifier.verify_client_cert(identity.leaf(), identity.intermediates(), now);
+        identity.set_verified_by(self.generation);
+        accepted.is_ok()
+    }
+}
+
 // === impl TlsConfig ===
 
 impl TlsConfig {
     /// Loads the files. An error names the file at fault.
     pub fn load(files: TlsFiles) -> Result<Self, Error> {
-        let stamps = files.stamps();
-        let loaded = Loaded {
-            config: files.load()?,
+        let stamps = files.stamps().unwrap_or_default();
+        let state = State {
+            loaded: files.load(0)?,
             stamps,
+            failed: None,
             checked: Instant::now(),
         };
         Ok(Self {
             files,
-            loaded: Mutex::new(loaded),
+            state: Mutex::new(state),
         })
     }
 
-    /// The configuration for a new connection. Changed files that cannot be used are logged, once for each change,
-    /// and the configuration loaded before stays in use.
-    pub fn current(&self) -> Arc<ServerConfig> {
-        let mut loaded = self.loaded.lock();
-        if loaded.checked.elapsed() >= RECHECK {
-            loaded.checked = Instant::now();
-            let stamps = self.files.stamps();
-            if stamps != loaded.stamps {
-                match self.files.load() {
-                    Ok(config) => {
-                        loaded.config = config;
-                        tracing::info!(cert = %self.files.cert.display(), "TLS files changed and were loaded");
-                    }
-                    Err(error) => tracing::error!(%error, "changed TLS files cannot be used"),
-                }
-                loaded.stamps = stamps;
+    /// The configuration for a new connection. Changed files that cannot be used are logged, once for each error, and
+    /// looked at again; the configuration loaded before stays in use.
+    pub(super) fn current(&self) -> Loaded {
+        let mut state = self.state.lock();
+        if state.checked.elapsed() >= RECHECK {
+            state.checked = Instant::now();
+            if let Ok(stamps) = self.files.stamps()
+                && (stamps != state.stamps || state.failed.is_some())
+            {
+                self.reload(&mut state, stamps);
             }
         }
-        Arc::clone(&loaded.config)
+        state.loaded.clone()
+    }
+
+    fn reload(&self, state: &mut State, stamps: Vec<Option<FileStamp>>) {
+        match self.files.load(state.loaded.generation + 1) {
+            Ok(loaded) => {
+                state.loaded = loaded;
+                state.failed = None;
+                tracing::info!(cert = %self.files.cert.display(), "TLS files changed and were loaded");
+            }
+            Err(error) => {
+                let error = error.to_string();
+                if state.failed.as_ref() != Some(&error) {
+                    tracing::error!(error, "changed TLS files cannot be used; the former ones stay in use");
+                }
+                state.failed = Some(error);
+            }
+        }
+        state.stamps = stamps;
+    }
+
+    /// Whether a connecting client with `identity` would still be accepted: its certificates are neither expired nor
+    /// revoked, and are signed by a CA of the present files.
+    pub(super) fn still_trusts(&self, identity: &Identity, now: SystemTime) -> bool {
+        self.current().accepts(identity, now)
     }
 }

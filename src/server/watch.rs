@@ -13,6 +13,8 @@ mod tests;
 use super::Core;
 use super::admission::Caller;
 use super::commit::Cause;
+use super::connection::WatcherCount;
+use super::shares::WatchShare;
 use super::status;
 use crate::auth::AuthVersion;
 use crate::durable::Point;
@@ -25,7 +27,7 @@ use pb::watch_request::RequestUnion;
 use rand::RngExt;
 use ready::{ReadyList, WatcherWake};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use tokio::time::{Interval, MissedTickBehavior};
 use tokio_stream::Stream;
@@ -34,6 +36,12 @@ use tonic::{Request, Response, Status, Streaming};
 /// Bytes of events in one message. Small enough for clients that decode at most 4 MiB, as Rust's do; large
 /// enough that catching up takes few messages.
 const MESSAGE_BYTES: usize = 1 << 20;
+
+/// Requests that a stream takes before it sends something. Clients create watchers in bursts, and the transport takes
+/// an unread burst for a flood.
+const REQUESTS_AT_ONCE: usize = 256;
+/// Answers that may wait while further requests are taken.
+const ANSWERS_WAITING: usize = 4096;
 
 /// Serves `etcdserverpb.Watch`.
 pub(super) struct WatchService(pub(super) Arc<Core>);
@@ -52,6 +60,10 @@ struct WatchSession {
     ready: Arc<ReadyList>,
     ticker: Interval,
     next_id: i64,
+    /// The client asked for progress at this revision or a later one, and had no answer yet.
+    progress_from: Option<i64>,
+    /// The last start of a watcher that was created to begin in the future.
+    last_start: i64,
     /// The version of users and roles at which all watchers were allowed.
     allowed_at: AuthVersion,
     ended: bool,
@@ -71,10 +83,18 @@ struct Entry {
     wake: Arc<WatcherWake>,
     /// The reader whose permission is checked again when users or roles change.
     reader: Option<Reader>,
+    /// What the watcher takes of the budgets.
+    _shares: Shared,
     fragment: bool,
     progress: bool,
     /// Whether events were sent since the last progress tick.
     busy: bool,
+}
+
+/// A place among the watchers of the connection, and a share of the user if nobody else watched the range before.
+struct Shared {
+    _count: WatcherCount,
+    _range: Option<WatchShare>,
 }
 
 /// A user whom a certificate names, and the range that the user must be allowed to read.
@@ -119,6 +139,8 @@ impl WatchSession {
             ready: Arc::default(),
             ticker,
             next_id: 0,
+            progress_from: None,
+            last_start: 0,
             ended: false,
         }
     }
@@ -135,10 +157,7 @@ impl WatchSession {
             }
             self.end_forbidden();
             // Requests come before events: otherwise a flood of events would delay a cancel request for ever.
-            if let Some(inbound) = &mut self.inbound
-                && let Some(message) = inbound.message().now_or_never()
-                && let Err(status) = self.received(message)
-            {
+            if let Err(status) = self.take_requests() {
                 return self.end(status);
             }
             if let Some(durable_at) = self.answers.front().map(|answer| answer.durable_at) {
@@ -158,6 +177,13 @@ impl WatchSession {
             if !self.answers.is_empty() || !self.ready.is_empty() {
                 continue;
             }
+            let core = Arc::clone(&self.core);
+            let mut woken = pin!(core.woken.notified());
+            woken.as_mut().enable();
+            if self.report_progress() {
+                continue;
+            }
+            let asked = self.progress_from.is_some();
             let inbound = async {
                 match &mut self.inbound {
                     Some(inbound) => inbound.message().await,
@@ -167,6 +193,7 @@ impl WatchSession {
             let message = tokio::select! {
                 () = self.core.stop.cancelled() => continue,
                 () = self.ready.woken() => continue,
+                () = woken, if asked => continue,
                 _ = self.ticker.tick() => None,
                 message = inbound => Some(message),
             };
@@ -179,6 +206,21 @@ impl WatchSession {
                 }
             }
         }
+    }
+
+    /// Takes the requests that are there.
+    fn take_requests(&mut self) -> Result<(), Status> {
+        for _ in 0..REQUESTS_AT_ONCE {
+            if self.answers.len() >= ANSWERS_WAITING {
+                break;
+            }
+            let Some(inbound) = &mut self.inbound else { break };
+            let Some(message) = inbound.message().now_or_never() else {
+                break;
+            };
+            self.received(message)?;
+        }
+        Ok(())
     }
 
     fn end(&mut self, status: Status) -> Option<Result<WatchResponse, Status>> {
@@ -196,7 +238,7 @@ impl WatchSession {
         match request.request_union {
             Some(RequestUnion::CreateRequest(create)) => self.create(create),
             Some(RequestUnion::CancelRequest(cancel)) => self.cancel(cancel.watch_id),
-            Some(RequestUnion::ProgressRequest(_)) => self.progress(),
+            Some(RequestUnion::ProgressRequest(_)) => self.ask_progress(),
             None => {}
         }
         Ok(())

@@ -44,6 +44,11 @@ impl Caller {
         Ok(user.map(|user| Principal { user, revision }))
     }
 
+    /// The other end of the connection.
+    pub(in crate::server) fn peer(&self) -> &Peer {
+        &self.peer
+    }
+
     /// Whether a token rather than a certificate names the user.
     pub(super) fn has_token(&self) -> bool {
         self.token.is_some()

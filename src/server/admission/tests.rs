@@ -187,6 +187,7 @@ impl World {
                 auth: Arc::new(auth),
                 alarms: Arc::new(alarms),
                 durability,
+                refusals: Arc::default(),
                 limits: Limits {
                     max_request_bytes: 10,
                     quota_bytes: 0,

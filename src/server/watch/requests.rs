@@ -1,15 +1,17 @@
 //! The requests of a client on a watch stream: create, cancel, progress.
 
 use super::ready::WatcherWake;
-use super::{Answer, Entry, Reader, WatchSession};
-use crate::mvcc::{KeyRange, Wake, WatchFilter};
+use super::{Answer, Entry, Reader, Shared, WatchSession};
+use crate::mvcc::{KeyRange, Wake, WatchFilter, Watcher};
 use crate::pb::etcdserverpb as pb;
 use crate::pb::{WatchHead, WatchResponse};
 use crate::server::admission::{Call, Operation};
 use crate::server::commit::Cause;
+use crate::server::refusals::Budget;
 use crate::server::status;
 use bytes::Bytes;
 use std::sync::Arc;
+use tonic::Status;
 
 /// Why a watcher was not created, and the state on which that decision rests.
 struct Rejected {
@@ -40,22 +42,13 @@ impl WatchSession {
         let id = request.watch_id;
         let certificate_user = match self.check_create(id, request.start_revision, &range) {
             Ok(certificate_user) => certificate_user,
-            Err(Rejected { reason, cause }) => {
-                let head = WatchHead {
-                    watch_id: -1,
-                    created: true,
-                    canceled: true,
-                    cancel_reason: reason,
-                    ..WatchHead::default()
-                };
-                return self.answer(self.core.store.revision(), head, cause);
-            }
+            Err(Rejected { reason, cause }) => return self.refuse(reason, cause),
         };
         let id = if id == 0 { self.free_id() } else { id };
         let wake = WatcherWake::new(id, &self.ready);
         let reader = certificate_user.map(|user| Reader {
             user,
-            range: range.clone(),
+            range: range.detached(),
         });
         let filter = WatchFilter {
             range,
@@ -65,14 +58,20 @@ impl WatchSession {
         };
         let start = request.start_revision;
         let watcher = self.core.store.watch(filter, start, Arc::clone(&wake) as _);
+        let shares = match self.share(&watcher) {
+            Ok(shares) => shares,
+            Err(refused) => return self.refuse(refused.message().to_owned(), Cause::Published),
+        };
         let revision = watcher.created_at();
         // The watcher may have history to read.
         wake.wake();
+        self.last_start = self.last_start.max(start);
         let entry = Entry {
             watcher,
             start,
             wake,
             reader,
+            _shares: shares,
             fragment: request.fragment,
             progress: request.progress_notify,
             busy: false,
@@ -84,6 +83,42 @@ impl WatchSession {
             ..WatchHead::default()
         };
         self.answer(revision, head, Cause::Published);
+    }
+
+    /// Answers that a watcher was not created.
+    fn refuse(&mut self, reason: String, cause: Cause) {
+        let head = WatchHead {
+            watch_id: -1,
+            created: true,
+            canceled: true,
+            cancel_reason: reason,
+            ..WatchHead::default()
+        };
+        self.answer(self.core.store.revision(), head, cause);
+    }
+
+    /// What a new watcher takes of the budgets of its connection and user.
+    fn share(&self, watcher: &Watcher) -> Result<Shared, Status> {
+        let (core, peer) = (&self.core, self.caller.peer());
+        let refused = |status: Status| {
+            core.refusals.note(Budget::Watchers, peer);
+            status
+        };
+        let count = peer.connection.add_watcher(core.config.budgets.watchers);
+        let count = count.ok_or_else(|| refused(status::too_many_watchers()))?;
+        let range = match watcher.is_alone() {
+            true => {
+                let range = &watcher.filter().range;
+                let bytes = range.start().len() + range.end().map_or(0, <[u8]>::len);
+                let share = core.shares.watch(peer, bytes);
+                Some(share.ok_or_else(|| refused(status::too_many_ranges()))?)
+            }
+            false => None,
+        };
+        Ok(Shared {
+            _count: count,
+            _range: range,
+        })
     }
 
     /// etcd's checks of a create request, in etcd's order (v3rpc/watch.go, recvLoop; mvcc/watcher.go). Returns
@@ -165,19 +200,35 @@ impl WatchSession {
         }
     }
 
-    /// Answers a progress request if every watcher has taken all events so far. As in etcd, there is no answer
-    /// otherwise, nor for a stream without watchers.
-    pub(super) fn progress(&mut self) {
-        let synced = self.core.store.synced(self.watchers.values().map(|e| &e.watcher));
-        if let Some(revision) = synced
-            && !self.watchers.is_empty()
-            && self.watchers.values().all(|e| revision >= e.start)
-        {
-            let head = WatchHead {
-                watch_id: -1,
-                ..WatchHead::default()
-            };
-            self.answer(revision, head, Cause::Published);
+    /// Notes that the client wants to know the progress of the stream. Several requests may share an answer.
+    pub(super) fn ask_progress(&mut self) {
+        // As in etcd, a stream without watchers has no progress.
+        if !self.watchers.is_empty() {
+            self.progress_from = Some(self.core.store.revision());
         }
+    }
+
+    /// Answers progress requests, if every watcher has taken all events. To be called when no watcher is ready. Asks
+    /// no single watcher, because a stream may have tens of thousands.
+    pub(super) fn report_progress(&mut self) -> bool {
+        let Some(from) = self.progress_from else {
+            return false;
+        };
+        let revision = self.core.store.woken();
+        if revision < from || !self.ready.is_empty() {
+            return false;
+        }
+        self.progress_from = None;
+        // As in etcd, there is no answer while a watcher waits for a revision in the future.
+        let begun = revision >= self.last_start || self.watchers.values().all(|e| revision >= e.start);
+        if self.watchers.is_empty() || !begun {
+            return false;
+        }
+        let head = WatchHead {
+            watch_id: -1,
+            ..WatchHead::default()
+        };
+        self.answer(revision, head, Cause::Published);
+        true
     }
 }

@@ -1,0 +1,250 @@
+//! The bodies of calls, within the budgets of their connection.
+//!
+//! A request message takes its whole length from the connection's budget before its first byte is passed on, so that
+//! messages that have begun can always be completed. An answer is produced while the connection's answers are within
+//! their budget; a single long one is handed to the transport in pieces, so that progress can be seen.
+
+use super::connection::{OpenCall, UNIT};
+use super::frames::Frames;
+use super::peer::Peer;
+use super::refusals::{Budget, Refusals};
+use axum::body::{Body, Bytes, HttpBody};
+use http_body::Frame;
+use parking_lot::Mutex;
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Sleep;
+use tokio_util::sync::PollSemaphore;
+
+/// Messages up to this length are not counted: the number of calls of a connection bounds them.
+const SMALL: usize = 4 << 10;
+/// Answers are handed to the transport in pieces of at most this many bytes.
+const PIECE: usize = 64 << 10;
+
+/// What is held until the client has taken an answer; attached to a response as an extension.
+#[derive(Clone)]
+pub(super) struct Held(#[allow(dead_code, reason = "held, not read")] pub(super) Arc<Vec<OwnedSemaphorePermit>>);
+
+/// A call with everything that it holds of its connection's budgets.
+pub(super) struct Budgeted {
+    call: OpenCall,
+    /// The bytes of requests.
+    requests: Mutex<Vec<OwnedSemaphorePermit>>,
+}
+
+/// The limits of a request body.
+pub(super) struct RequestLimits {
+    pub(super) timeout: Duration,
+    /// Whether the client sends many messages, each of which is done with when the next is read.
+    pub(super) streaming: bool,
+    /// Whether the body consists of gRPC messages. Any other body is counted by its bytes.
+    pub(super) grpc: bool,
+}
+
+/// A request body.
+pub(super) struct RequestBody {
+    inner: Body,
+    call: Arc<Budgeted>,
+    limits: RequestLimits,
+    peer: Peer,
+    refusals: Arc<Refusals>,
+    budget: PollSemaphore,
+    frames: Frames,
+    /// A frame that waits until the budget has room for the messages that begin in the frame.
+    waiting: Option<Waiting>,
+    /// Ends the call if a long message stays incomplete.
+    deadline: Option<Pin<Box<Sleep>>>,
+}
+
+struct Waiting {
+    frame: Frame<Bytes>,
+    units: u32,
+}
+
+/// An answer body.
+pub(super) struct AnswerBody {
+    inner: Body,
+    call: Arc<Budgeted>,
+    /// The rest of a long frame.
+    rest: VecDeque<Bytes>,
+    #[allow(dead_code, reason = "held, not read")]
+    held: Option<Held>,
+}
+
+/// A part of an answer, which counts as held by the connection until the transport has written and dropped the part.
+struct Piece {
+    bytes: Bytes,
+    call: Arc<Budgeted>,
+}
+
+impl AsRef<[u8]> for Piece {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Piece {
+    fn drop(&mut self) {
+        self.call.call.connection().answers.release(self.bytes.len());
+    }
+}
+
+impl Budgeted {
+    pub(super) fn new(call: OpenCall) -> Arc<Self> {
+        Arc::new(Self {
+            call,
+            requests: Mutex::default(),
+        })
+    }
+}
+
+// === impl RequestBody ===
+
+impl RequestBody {
+    pub(super) fn new(
+        inner: Body,
+        call: Arc<Budgeted>,
+        limits: RequestLimits,
+        peer: Peer,
+        refusals: Arc<Refusals>,
+    ) -> Self {
+        let budget = PollSemaphore::new(Arc::clone(&call.call.connection().requests));
+        Self {
+            inner,
+            call,
+            limits,
+            peer,
+            refusals,
+            budget,
+            frames: Frames::default(),
+            waiting: None,
+            deadline: None,
+        }
+    }
+
+    /// The units of the budget that the messages which begin in `data` take.
+    fn units(&mut self, data: &[u8]) -> u32 {
+        let mut bytes = 0;
+        match self.limits.grpc {
+            true => self.frames.read(data, |len| bytes += if len > SMALL { len } else { 0 }),
+            false => bytes = data.len(),
+        }
+        let units = u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX);
+        units.min(self.call.call.connection().request_units)
+    }
+
+    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(deadline) = &mut self.deadline else {
+            return Poll::Pending;
+        };
+        ready!(deadline.as_mut().poll(cx));
+        self.refusals.note(Budget::Request, &self.peer);
+        Poll::Ready(())
+    }
+}
+
+impl HttpBody for RequestBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let this = &mut *self;
+        if this.waiting.is_none() {
+            let between = this.limits.grpc && this.frames.is_between();
+            if between && this.limits.streaming {
+                this.call.requests.lock().clear();
+            }
+            if between {
+                this.deadline = None;
+            }
+            let frame = match Pin::new(&mut this.inner).poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => frame,
+                Poll::Pending if this.poll_deadline(cx).is_ready() => {
+                    return Poll::Ready(Some(Err(axum::Error::new("the request was incomplete for too long"))));
+                }
+                other => return other,
+            };
+            let units = frame.data_ref().cloned().map_or(0, |data| this.units(&data));
+            if units == 0 {
+                return Poll::Ready(Some(Ok(frame)));
+            }
+            let timeout = this.limits.timeout;
+            this.deadline
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
+            this.waiting = Some(Waiting { frame, units });
+        }
+        if let Some(waiting) = &this.waiting {
+            match this.budget.poll_acquire_many(cx, waiting.units) {
+                Poll::Ready(permit) => this.call.requests.lock().extend(permit),
+                Poll::Pending if this.poll_deadline(cx).is_ready() => {
+                    return Poll::Ready(Some(Err(axum::Error::new("too many long requests on this connection"))));
+                }
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        Poll::Ready(this.waiting.take().map(|waiting| Ok(waiting.frame)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.waiting.is_none() && self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+// === impl AnswerBody ===
+
+impl AnswerBody {
+    pub(super) fn new(inner: Body, call: Arc<Budgeted>, held: Option<Held>) -> Self {
+        Self {
+            inner,
+            call,
+            rest: VecDeque::new(),
+            held,
+        }
+    }
+
+    /// Cuts a frame into pieces, all of which count as held.
+    fn cut(&mut self, mut data: Bytes) {
+        self.call.call.connection().answers.hold(data.len());
+        while !data.is_empty() {
+            let piece = Piece {
+                bytes: data.split_to(PIECE.min(data.len())),
+                call: Arc::clone(&self.call),
+            };
+            self.rest.push_back(Bytes::from_owner(piece));
+        }
+    }
+}
+
+impl HttpBody for AnswerBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let this = &mut *self;
+        if this.rest.is_empty() {
+            ready!(this.call.call.connection().answers.poll_room(cx));
+            let frame = ready!(Pin::new(&mut this.inner).poll_frame(cx));
+            let data = match frame.map(|frame| frame.map(Frame::into_data)) {
+                Some(Ok(Ok(data))) if data.len() > SMALL => data,
+                Some(Ok(Ok(data))) => return Poll::Ready(Some(Ok(Frame::data(data)))),
+                Some(Ok(Err(trailers))) => return Poll::Ready(Some(Ok(trailers))),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => return Poll::Ready(None),
+            };
+            this.cut(data);
+        }
+        Poll::Ready(this.rest.pop_front().map(|piece| Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty() && self.inner.is_end_stream()
+    }
+}

@@ -1,0 +1,57 @@
+//! Budgets: the most that one connection, one user and all clients together may make the server hold.
+//!
+//! A budget that is used up makes its own user wait, or refuses, or closes the connection at fault; see
+//! docs/security.md for the effect of each. The defaults are at least ten times what the clients of a large mesh use.
+
+use crate::util::descriptors;
+use std::time::Duration;
+
+/// The limits of a server. All sizes are in bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Budgets {
+    /// Open connections on all listeners of the server, unfinished handshakes included. When the budget is used up, a
+    /// new connection replaces the oldest unfinished handshake or the connection that has been idle for longest.
+    pub connections: usize,
+    /// A client has to say hello, and to finish its handshake, within this time.
+    pub handshake_timeout: Duration,
+    /// A connection that has never made a call is closed after this time.
+    pub first_call_timeout: Duration,
+    /// A connection without calls is closed, gracefully, after this time.
+    pub idle_timeout: Duration,
+    /// A request has to be complete this long after its first byte, or the call ends.
+    pub request_timeout: Duration,
+    /// Requests of one connection that are incomplete or whose call has not ended.
+    pub request_bytes: usize,
+    /// Answers and events of one connection that the client has not taken yet.
+    pub answer_bytes: usize,
+    /// Long answers of all connections that clients have not taken yet.
+    pub long_answer_bytes: usize,
+    /// Watchers of one connection.
+    pub watchers: usize,
+    /// Distinct ranges that one user watches, each with its keys and about 1 KiB more. Many agents that watch the same
+    /// prefixes share their ranges.
+    pub watch_bytes: usize,
+    /// Leases of one user.
+    pub leases: usize,
+    /// Keys that the compares and ranges of a transaction that writes may visit.
+    pub txn_keys: usize,
+}
+
+impl Default for Budgets {
+    fn default() -> Self {
+        Self {
+            connections: descriptors::connections(),
+            handshake_timeout: Duration::from_secs(5),
+            first_call_timeout: Duration::from_secs(30),
+            idle_timeout: Duration::from_secs(300),
+            request_timeout: Duration::from_secs(30),
+            request_bytes: 8 << 20,
+            answer_bytes: 8 << 20,
+            long_answer_bytes: 192 << 20,
+            watchers: 50_000,
+            watch_bytes: 128 << 20,
+            leases: 100_000,
+            txn_keys: 500_000,
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! All connections of a server: a bounded table. A new connection always gets a place; if the table is full, the
+//! connection that is least useful gives way: first the oldest unfinished handshake, then the connection that has been
+//! idle for longest.
+
+use super::budgets::Budgets;
+use super::connection::Idle;
+use super::peer::Peer;
+use super::refusals::{Budget, Refusals};
+use super::tls::{Identity, TlsConfig};
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+/// The most connections whose client has not finished its handshake and is waited for. Clients of a large mesh that
+/// connect together need a round trip each, during which they count.
+const UNFINISHED_MAX: usize = 2048;
+/// How often connections are checked.
+const CHECK: Duration = Duration::from_secs(1);
+/// How often the certificates of live connections are checked, in checks.
+const CERTIFICATES_EVERY: u32 = 10;
+/// A client that takes nothing of more than [`STALLED_BYTES`] for this long loses its connection.
+const STALLED: Duration = Duration::from_secs(60);
+/// The same, while all clients together hold more than the budget for long answers.
+const STALLED_UNDER_PRESSURE: Duration = Duration::from_secs(5);
+/// Untaken bytes that are worth a closed connection.
+const STALLED_BYTES: usize = 256 << 10;
+
+/// The table of connections.
+pub(super) struct Connections {
+    pub(super) budgets: Budgets,
+    pub(super) refusals: Arc<Refusals>,
+    table: Mutex<Table>,
+}
+
+#[derive(Default)]
+struct Table {
+    next: u64,
+    /// Connections whose client is waited for during the handshake, oldest first.
+    unfinished: BTreeMap<u64, Unfinished>,
+    /// Connections whose handshake is being computed.
+    computing: usize,
+    open: BTreeMap<u64, Open>,
+}
+
+struct Unfinished {
+    address: Option<SocketAddr>,
+    evict: CancellationToken,
+}
+
+struct Open {
+    peer: Peer,
+    /// The verified certificate, with the configuration that verified it.
+    trust: Option<Arc<Trust>>,
+}
+
+/// Why a client was trusted.
+pub(super) struct Trust {
+    pub(super) identity: Identity,
+    pub(super) tls: Arc<TlsConfig>,
+}
+
+/// The place of a connection in the table, until it is dropped.
+pub(super) struct Place {
+    connections: Arc<Connections>,
+    id: u64,
+    stage: Stage,
+    /// Cancelled when an unfinished connection gives way.
+    pub(super) evicted: CancellationToken,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Unfinished,
+    Computing,
+    Open,
+}
+
+impl Table {
+    fn len(&self) -> usize {
+        self.unfinished.len() + self.computing + self.open.len()
+    }
+
+    /// The connection that has been idle for longest.
+    fn idlest(&self) -> Option<&Open> {
+        let idle = self.open.values().filter_map(|open| match open.peer.connection.idle() {
+            Idle::Busy => None,
+            Idle::Since { since, .. } => Some((since, open)),
+        });
+        idle.min_by_key(|(since, _)| *since).map(|(_, open)| open)
+    }
+}
+
+impl Connections {
+    pub(super) fn new(budgets: Budgets, refusals: Arc<Refusals>) -> Arc<Self> {
+        Arc::new(Self {
+            budgets,
+            refusals,
+            table: Mutex::default(),
+        })
+    }
+
+    /// Open connections, unfinished ones included.
+    pub(super) fn len(&self) -> usize {
+        self.table.lock().len()
+    }
+
+    /// Gives a new connection a place. Another connection may have to give way.
+    pub(super) fn enter(self: &Arc<Self>, address: Option<SocketAddr>) -> Place {
+        let mut table = self.table.lock();
+        let full = table.len() >= self.budgets.connections;
+        if full || table.unfinished.len() >= UNFINISHED_MAX.min(self.budgets.connections) {
+            self.make_room(&mut table, full);
+        }
+        table.next += 1;
+        let (id, evicted) = (table.next, CancellationToken::new());
+        let evict = evicted.clone();
+        table.unfinished.insert(id, Unfinished { address, evict });
+        Place {
+            connections: Arc::clone(self),
+            id,
+            stage: Stage::Unfinished,
+            evicted,
+        }
+    }
+
+    /// Frees a place at once, for a listener that has no file descriptor left.
+    pub(super) fn give_way(&self) {
+        self.make_room(&mut self.table.lock(), true);
+    }
+
+    fn make_room(&self, table: &mut Table, full: bool) {
+        if let Some((_, oldest)) = table.unfinished.pop_first() {
+            oldest.evict.cancel();
+            let peer = Peer {
+                address: oldest.address,
+                ..Peer::default()
+            };
+            self.refusals.note(Budget::Connections, &peer);
+        } else if let Some(idlest) = table.idlest().filter(|_| full) {
+            idlest.peer.connection.kill();
+            self.refusals.note(Budget::Connections, &idlest.peer);
+        }
+    }
+
+    /// Closes stalled connections, and connections whose certificate is no longer good. Never returns.
+    pub(super) async fn watch_over(self: Arc<Self>) {
+        let mut tick = tokio::time::interval(CHECK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        for n in 1u32.. {
+            tick.tick().await;
+            self.end_stalled();
+            if n.is_multiple_of(CERTIFICATES_EVERY) {
+                self.end_untrusted(SystemTime::now()).await;
+            }
+        }
+    }
+
+    fn end_stalled(&self) {
+        let mut stalled = vec![];
+        let mut total = 0;
+        for open in self.table.lock().open.values() {
+            let (held, since) = open.peer.connection.answers.stalled();
+            total += held;
+            if held > STALLED_BYTES && since > STALLED_UNDER_PRESSURE {
+                stalled.push((since, open.peer.clone()));
+            }
+        }
+        let pressure = total > self.budgets.long_answer_bytes / 2;
+        for (since, peer) in stalled {
+            if pressure || since > STALLED {
+                peer.connection.kill();
+                self.refusals.note(Budget::Answers, &peer);
+            }
+        }
+    }
+
+    async fn end_untrusted(&self, now: SystemTime) {
+        let of = |open: &Open| Some((Arc::clone(open.trust.as_ref()?), open.peer.clone()));
+        let open: Vec<_> = self.table.lock().open.values().filter_map(of).collect();
+        for (trust, peer) in open {
+            if !trust.tls.still_trusts(&trust.identity, now) {
+                peer.connection.kill();
+                self.refusals.note(Budget::Certificate, &peer);
+            }
+            // To verify thousands of certificates again takes seconds.
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+impl Place {
+    /// Notes that the server is computing, and the client is not waited for.
+    pub(super) fn computing(&mut self) {
+        let mut table = self.connections.table.lock();
+        if self.stage == Stage::Unfinished && table.unfinished.remove(&self.id).is_some() {
+            table.computing += 1;
+            self.stage = Stage::Computing;
+        }
+    }
+
+    /// Notes that the handshake succeeded.
+    pub(super) fn opened(&mut self, peer: Peer, trust: Option<Trust>) {
+        let mut table = self.connections.table.lock();
+        match self.stage {
+            Stage::Unfinished => drop(table.unfinished.remove(&self.id)),
+            Stage::Computing => table.computing -= 1,
+            Stage::Open => {}
+        }
+        let trust = trust.map(Arc::new);
+        table.open.insert(self.id, Open { peer, trust });
+        self.stage = Stage::Open;
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut table = self.connections.table.lock();
+        match self.stage {
+            Stage::Unfinished => drop(table.unfinished.remove(&self.id)),
+            Stage::Computing => table.computing -= 1,
+            Stage::Open => drop(table.open.remove(&self.id)),
+        }
+    }
+}
+
+/// How long a connection may stay without calls, from its idle state.
+pub(super) fn idle_deadline(budgets: &Budgets, idle: Idle) -> Option<Instant> {
+    match idle {
+        Idle::Busy => None,
+        Idle::Since { since, called: true } => Some(since + budgets.idle_timeout),
+        Idle::Since { since, called: false } => Some(since + budgets.first_call_timeout),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn connections(max: usize) -> Arc<Connections> {
+        let budgets = Budgets {
+            connections: max,
+            ..Budgets::default()
+        };
+        Connections::new(budgets, Arc::default())
+    }
+
+    fn open(place: &mut Place) -> Peer {
+        let peer = Peer::default();
+        place.opened(peer.clone(), None);
+        peer
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_full_table_gives_up_the_oldest_handshake_and_then_the_idlest_connection() {
+        let table = connections(3);
+        let mut places: Vec<_> = (0..3).map(|_| table.enter(None)).collect();
+        let peers: Vec<_> = places.iter_mut().take(2).map(open).collect();
+        let fourth = table.enter(None);
+        assert!(places[2].evicted.is_cancelled() && !fourth.evicted.is_cancelled());
+        let mut fourth = fourth;
+        drop(places.pop());
+        let fourth_peer = open(&mut fourth);
+        let busy = peers[0].connection.begin_call();
+        tokio::time::advance(Duration::from_secs(1)).await;
+        let fifth = table.enter(None);
+        let killed = |peer: &Peer| peer.connection.is_killed();
+        assert!(!killed(&peers[0]) && killed(&peers[1]) && !killed(&fourth_peer));
+        drop((busy, fifth, places, fourth));
+        assert_eq!(table.len(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_clients_that_take_nothing_lose_their_connection() {
+        let table = connections(10);
+        let mut places = [table.enter(None), table.enter(None)];
+        let [stalled, slow] = places.each_mut().map(open);
+        stalled.connection.answers.hold(2 * STALLED_BYTES);
+        slow.connection.answers.hold(3 * STALLED_BYTES);
+        tokio::time::advance(STALLED).await;
+        slow.connection.answers.release(1);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        table.end_stalled();
+        assert!(stalled.connection.is_killed() && !slow.connection.is_killed());
+        slow.connection.answers.hold(table.budgets.long_answer_bytes);
+        tokio::time::advance(STALLED_UNDER_PRESSURE * 2).await;
+        table.end_stalled();
+        assert!(slow.connection.is_killed());
+    }
+}

@@ -1,0 +1,100 @@
+//! Password checks, which cost tens of milliseconds each on purpose. A connection has one check at a time, so that
+//! connections take turns; too many that wait are refused; and a wrong password delays the next check of the connection.
+
+use super::Core;
+use super::peer::Peer;
+use super::refusals::Budget;
+use super::status;
+use crate::auth::Error;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::available_parallelism;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+use tonic::Status;
+
+/// Checks of all connections that may wait.
+const WAITING_MAX: usize = 256;
+/// Checks of one connection that may wait.
+const WAITING_OF_CONNECTION: usize = 32;
+/// The delay after a wrong password.
+const DELAY: Duration = Duration::from_secs(1);
+
+/// The slots for password checks.
+pub(super) struct Logins {
+    slots: Semaphore,
+    waiting: AtomicUsize,
+}
+
+/// Counts a waiting call until it is dropped.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn begin(count: &'a AtomicUsize, max: usize) -> Option<Self> {
+        let fits = |n: usize| (n < max).then_some(n + 1);
+        count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).ok()?;
+        Some(Self(count))
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Default for Logins {
+    fn default() -> Self {
+        let cores = available_parallelism().map_or(1, usize::from);
+        Self {
+            // At least one core stays free for everything else.
+            slots: Semaphore::new((cores / 2).max(1)),
+            waiting: AtomicUsize::new(0),
+        }
+    }
+}
+
+impl Core {
+    /// Runs `check`, which may hash a password, on a thread that may block, when its turn has come.
+    pub(super) async fn log_in<T: Send + 'static>(
+        &self,
+        peer: &Peer,
+        check: impl FnOnce() -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Status> {
+        let (connection, logins) = (&peer.connection, &self.logins);
+        let own = Waiting::begin(&connection.logins_waiting, WAITING_OF_CONNECTION);
+        let all = own.and_then(|own| Some((own, Waiting::begin(&logins.waiting, WAITING_MAX)?)));
+        let Some(waiting) = all else {
+            self.refusals.note(Budget::Passwords, peer);
+            return Err(status::too_many_requests());
+        };
+        let turn = Arc::clone(&connection.login).acquire_owned().await;
+        let turn = turn.map_err(|_| status::stopped())?;
+        let slot = logins.slots.acquire().await.map_err(|_| status::stopped())?;
+        let done = tokio::task::spawn_blocking(check).await;
+        drop((slot, waiting));
+        let done = done.map_err(|e| Status::internal(e.to_string()))?;
+        if matches!(done, Err(Error::AuthFailed)) {
+            // The answer is not delayed: a client learns of a mistyped password at once.
+            self.life.spawn_part("delay after a wrong password", async move {
+                tokio::time::sleep(DELAY).await;
+                drop(turn);
+            });
+        }
+        Ok(done?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_so_many_calls_wait() {
+        let count = AtomicUsize::new(0);
+        let first = Waiting::begin(&count, 1);
+        assert!(first.is_some() && Waiting::begin(&count, 1).is_none());
+        drop(first);
+        assert!(Waiting::begin(&count, 1).is_some());
+    }
+}

@@ -1,0 +1,147 @@
+//! Turns for reads and transactions that look at many keys, so that they stall nobody else.
+//!
+//! Short work runs at once. Work on more keys waits for the turn of its connection and then for one of a few slots of
+//! the process, so that connections take turns however many calls each of them makes. Long work runs on a blocking
+//! thread, in steps, and stops when its client goes away. Long answers have a budget of their own, which they hold until
+//! the client has taken them.
+
+use super::bodies::Held;
+use super::connection::UNIT;
+use super::peer::Peer;
+use super::{Core, status};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::available_parallelism;
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
+use tonic::{Response, Status};
+
+/// Work on at most this many keys takes some microseconds and needs no turn.
+const SHORT_KEYS: usize = 100;
+/// Work on more keys than this is long.
+const LONG_KEYS: usize = 2000;
+/// Answers from this length on take from the budget of long answers.
+const LONG_ANSWER: usize = 512 << 10;
+
+/// The slots of a process for work on many keys.
+pub(super) struct Turns {
+    /// Slots for work that runs on the threads of the runtime.
+    medium: Arc<Semaphore>,
+    /// Slots for work that runs on blocking threads. At least one core stays free for everything else.
+    long: Arc<Semaphore>,
+    /// Bytes of long answers, in units of [`UNIT`].
+    answers: Arc<Semaphore>,
+    answer_units: u32,
+}
+
+/// Permits that a call has collected: for its read, and for its answer.
+#[derive(Default)]
+pub(super) struct Permits(Vec<OwnedSemaphorePermit>);
+
+/// A result, and what has to be held until its answer is taken.
+pub(super) struct Done<T> {
+    pub(super) value: T,
+    /// The turn of the connection, which is returned once the answer is within its budget.
+    turn: Permits,
+    /// What is held until the client has taken the answer.
+    held: Permits,
+}
+
+/// Says whether the caller of a long read still waits. The caller has gone once this is dropped.
+struct Waiting(Arc<AtomicBool>);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
+async fn acquire(semaphore: &Arc<Semaphore>, units: u32) -> Result<OwnedSemaphorePermit, Status> {
+    let closed = |_: AcquireError| status::stopped();
+    Arc::clone(semaphore).acquire_many_owned(units).await.map_err(closed)
+}
+
+impl Turns {
+    pub(super) fn new(long_answer_bytes: usize) -> Self {
+        let cores = available_parallelism().map_or(1, usize::from);
+        let units = (long_answer_bytes / UNIT).max(1);
+        Self {
+            medium: Arc::new(Semaphore::new(2 * cores)),
+            long: Arc::new(Semaphore::new((cores / 2).max(1))),
+            answers: Arc::new(Semaphore::new(units)),
+            answer_units: u32::try_from(units).unwrap_or(u32::MAX),
+        }
+    }
+
+    /// Waits until an answer of `bytes` is within the budget of long answers.
+    async fn answer(&self, bytes: usize) -> Result<Option<OwnedSemaphorePermit>, Status> {
+        if bytes < LONG_ANSWER {
+            return Ok(None);
+        }
+        let units = u32::try_from(bytes / UNIT).unwrap_or(u32::MAX).min(self.answer_units);
+        acquire(&self.answers, units).await.map(Some)
+    }
+}
+
+impl<T> Done<T> {
+    /// Splits the value off; the rest goes to [`Core::answer`].
+    pub(super) fn take(self) -> (T, Done<()>) {
+        let Self { value, turn, held } = self;
+        (value, Done { value: (), turn, held })
+    }
+}
+
+impl Core {
+    /// Runs `work`, which visits about `keys` keys. `work` gets a function to ask whether to go on.
+    pub(super) async fn take_turn<T: Send + 'static>(
+        self: &Arc<Self>,
+        peer: &Peer,
+        keys: usize,
+        work: impl FnOnce(&Self, &mut dyn FnMut() -> bool) -> T + Send + 'static,
+    ) -> Result<Done<T>, Status> {
+        let connection = &peer.connection;
+        if keys <= SHORT_KEYS {
+            return Ok(Done {
+                value: work(self, &mut || true),
+                turn: Permits::default(),
+                held: Permits::default(),
+            });
+        }
+        if keys <= LONG_KEYS {
+            let turn = acquire(&connection.turn, 1).await?;
+            let _slot = acquire(&self.turns.medium, 1).await?;
+            return Ok(Done {
+                value: work(self, &mut || true),
+                turn: Permits(vec![turn]),
+                held: Permits::default(),
+            });
+        }
+        let held = acquire(&connection.long_read, 1).await?;
+        let slot = acquire(&self.turns.long, 1).await?;
+        let waits = Arc::new(AtomicBool::new(true));
+        let waiting = Waiting(Arc::clone(&waits));
+        let core = Arc::clone(self);
+        let run = tokio::task::spawn_blocking(move || {
+            let _slot = slot;
+            work(&core, &mut || waits.load(Ordering::Relaxed))
+        });
+        let value = run.await.map_err(|e| Status::internal(e.to_string()))?;
+        drop(waiting);
+        Ok(Done {
+            value,
+            turn: Permits::default(),
+            held: Permits(vec![held]),
+        })
+    }
+
+    /// Makes an answer of about `bytes`, once that is within the budget of long answers.
+    pub(super) async fn answer<T>(&self, done: Done<()>, bytes: usize, message: T) -> Result<Response<T>, Status> {
+        let mut held = done.held;
+        held.0.extend(self.turns.answer(bytes).await?);
+        let mut response = Response::new(message);
+        if !held.0.is_empty() {
+            response.extensions_mut().insert(Held(Arc::new(held.0)));
+        }
+        drop(done.turn);
+        Ok(response)
+    }
+}
