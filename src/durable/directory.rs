@@ -12,6 +12,7 @@ use super::damage::Damage;
 use super::engines::EngineKind;
 use super::error::Error;
 use super::files::{new_file, sync_directory};
+use super::obstacle::Obstacle;
 use super::{FORMAT, Mode};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -148,7 +149,15 @@ impl Directory {
             fs::rename(&new, self.store())?;
             sync_directory(&self.path)
         };
-        made().map_err(|e| Error::io(format!("cannot create a store in {}", self.path.display()), e))
+        made().map_err(|e| {
+            let full = Obstacle::of(&e).is_some_and(Obstacle::is_full);
+            let needs = if full {
+                ": a new store takes 2 MiB and grows with use"
+            } else {
+                ""
+            };
+            Error::io(format!("cannot create a store in {}{needs}", self.path.display()), e)
+        })
     }
 
     fn write_identity(&self, store: &Path, identity: &StoreIdentity) -> io::Result<()> {

@@ -56,6 +56,11 @@ pub(super) trait Engine: Send {
     /// Whether the next few megabytes of groups certainly fit.
     fn has_room(&self) -> bool;
 
+    /// Whether space is so scarce that a checkpoint, which frees the log, should not wait.
+    fn is_tight(&self) -> bool {
+        false
+    }
+
     /// Begins a checkpoint of all groups up to `number`, the last group appended.
     fn begin(&mut self, number: u64) -> io::Result<()>;
 

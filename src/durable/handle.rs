@@ -3,7 +3,8 @@
 use super::directory::Directory;
 use super::engine::Engine;
 use super::metrics::Metrics;
-use super::queue::{Point, Refused, Waiting, WriteQueue};
+use super::obstacle::Obstacle;
+use super::queue::{Patience, Point, Refused, Waiting, WriteQueue};
 use super::record::Record;
 use super::writer::Writer;
 use super::{Config, Loaded};
@@ -63,14 +64,14 @@ impl Durable {
     pub fn admit(&self) -> Result<(), Refused> {
         #[cfg(test)]
         if self.queue.faults.refusing.load(std::sync::atomic::Ordering::Acquire) {
-            return Err(Refused::NoSpace);
+            return Err(Obstacle::NoSpace.into());
         }
         self.queue.admit()
     }
 
-    /// Whether there is room on the disk.
-    pub fn has_room(&self) -> bool {
-        self.queue.has_room()
+    /// Why the data directory takes no writes at present; `None` if it does.
+    pub fn obstacle(&self) -> Option<Obstacle> {
+        self.queue.obstacle()
     }
 
     /// The last change of any kind.
@@ -93,9 +94,15 @@ impl Durable {
         self.reached(self.last_change()).await
     }
 
-    /// Returns when everything up to `point` is durable.
+    /// Returns when everything up to `point` is durable, however long an obstacle lasts.
     pub async fn reached(&self, point: Point) -> Result<(), Refused> {
-        self.queue.reached(point).await
+        self.queue.reached(point, Patience::Unlimited).await
+    }
+
+    /// Like [`Durable::reached`], but fails as soon as an obstacle keeps the writer from writing. The changes are
+    /// written once the obstacle is gone.
+    pub async fn reached_or_refused(&self, point: Point) -> Result<(), Refused> {
+        self.queue.reached(point, Patience::UntilObstacle).await
     }
 
     /// Records a change of users and roles.

@@ -9,15 +9,20 @@
 //! ```
 //!
 //! A log file has its full length from the beginning. So syncing an append need not write metadata, and a full disk
-//! is noticed while accepted writes still fit.
+//! is noticed while accepted writes still fit. The first file is short, and each next file is twice as long, up to a
+//! limit: a small store takes little space. The spare file stays open, so that a change to the next file needs no file
+//! descriptor.
+//!
+//! An error leaves every operation as one that can be repeated: the data directory may be full, or the process out of
+//! descriptors, for a while.
 
 mod read;
 
 use super::damage::Damage;
 use super::engine::{Engine, LoadError, LoadOptions, Sizes, Visit};
-use super::files::{new_file, sync_directory};
+use super::files::{Step, allocate, new_file, step};
 use super::frame::{self, Kind};
-use nix::fcntl::{FallocateFlags, fallocate};
+use super::obstacle::Obstacle;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
@@ -28,18 +33,38 @@ const AHEAD: u64 = 2;
 /// The disk counts as full once less than this fraction (1/n) of the current file is left and no next file can be
 /// made.
 const ROOM: u64 = 8;
+/// Length of the first log file, and of the shortest file on a disk that is nearly full.
+const FIRST: u64 = 1 << 20;
 /// Bytes of a checkpoint between syncs, so that the log never waits for a long sync.
 const SYNC_EVERY: u64 = 8 << 20;
 
 pub(super) struct LogEngine {
     directory: PathBuf,
+    /// The open directory, once it is needed.
+    handle: Option<File>,
     salt: u64,
-    /// Length of a log file, in bytes, unless one group needs more.
+    /// Length of the longest log file, in bytes, unless one group needs more.
     length: u64,
     current: Option<Segment>,
-    /// Whether the file `spare` is ready.
-    spare: bool,
+    /// The next current file, which has its name already, until the switch is complete.
+    switching: Option<Switch>,
+    spare: Option<Spare>,
+    /// The last spare file had to be shorter than wanted, because the disk is nearly full.
+    tight: bool,
     checkpoint: Option<Checkpoint>,
+}
+
+/// The file `spare`.
+struct Spare {
+    file: File,
+    length: u64,
+}
+
+/// A switch to the next log file that has not been completed.
+struct Switch {
+    /// The first group of the next file.
+    first: u64,
+    segment: Segment,
 }
 
 /// The current log file.
@@ -48,6 +73,8 @@ struct Segment {
     length: u64,
     end: u64,
     last: LastGroup,
+    /// Whether a group was written after the last sync.
+    dirty: bool,
 }
 
 /// The group appended last.
@@ -75,16 +102,20 @@ struct Files {
 impl LogEngine {
     pub(super) fn create(directory: &Path, salt: u64, length: u64) -> io::Result<()> {
         let mut engine = Self::open(directory, salt, length);
-        engine.rotate(1, length)
+        engine.make_spare(engine.shortest())?;
+        engine.rotate(1, 0)
     }
 
     pub(super) fn open(directory: &Path, salt: u64, length: u64) -> Self {
         Self {
             directory: directory.to_owned(),
+            handle: None,
             salt,
             length,
             current: None,
-            spare: false,
+            switching: None,
+            spare: None,
+            tight: false,
             checkpoint: None,
         }
     }
@@ -114,7 +145,7 @@ impl LogEngine {
     fn clean(&self) -> io::Result<()> {
         let files = self.files()?;
         let mut old = vec![self.directory.join("spare.tmp")];
-        if !self.spare {
+        if self.spare.is_none() {
             old.push(self.directory.join("spare"));
         }
         if let Some((newest, older)) = files.checkpoints.split_last() {
@@ -132,47 +163,106 @@ impl LogEngine {
         Ok(())
     }
 
-    /// Makes the file `spare`, which becomes the next log file, with a length of `length` bytes.
-    fn make_spare(&mut self, length: u64) -> io::Result<()> {
-        let path = self.directory.join("spare.tmp");
-        let made = allocate(&path, length).and_then(|()| fs::rename(&path, self.directory.join("spare")));
-        if made.is_err() {
-            let _ = fs::remove_file(&path);
-        }
-        self.spare |= made.is_ok();
-        made
+    /// Length of the shortest log file, in bytes.
+    fn shortest(&self) -> u64 {
+        FIRST.min(self.length)
     }
 
-    /// Continues in a new log file that begins with group `first` and has at least `length` bytes.
-    fn rotate(&mut self, first: u64, length: u64) -> io::Result<()> {
-        if !self.spare || length > self.length {
-            self.make_spare(length.max(self.length))?;
+    /// Makes the entries of the directory durable. Keeps the directory open, so that a later call needs no descriptor.
+    fn sync_directory(&mut self) -> io::Result<()> {
+        step(Step::SyncDirectory)?;
+        match &self.handle {
+            Some(handle) => handle.sync_all(),
+            None => self.handle.insert(File::open(&self.directory)?).sync_all(),
         }
-        let spare = self.directory.join("spare");
-        let file = OpenOptions::new().read(true).write(true).open(&spare)?;
-        let length = file.metadata()?.len();
+    }
+
+    /// Makes the file `spare`, which becomes the next log file: twice as long as the current file, or shorter if the
+    /// disk is nearly full, but with at least `least` bytes.
+    fn make_spare(&mut self, least: u64) -> io::Result<()> {
+        let next = self.current.as_ref().map_or(least, |segment| segment.length * 2);
+        let least = least.max(self.shortest());
+        let mut length = next.min(self.length).max(least);
+        self.tight = false;
+        loop {
+            match self.try_spare(length) {
+                Err(error) if length > least && Obstacle::of(&error).is_some_and(Obstacle::is_full) => {
+                    self.tight = true;
+                    length = (length / 2).max(least);
+                }
+                made => return made,
+            }
+        }
+    }
+
+    fn try_spare(&mut self, length: u64) -> io::Result<()> {
+        step(Step::CreateSpare)?;
+        let path = self.directory.join("spare.tmp");
+        let made = allocate(&path, length).and_then(|file| {
+            fs::rename(&path, self.directory.join("spare"))?;
+            Ok(file)
+        });
+        match made {
+            Ok(file) => self.spare = Some(Spare { file, length }),
+            Err(error) => {
+                let _ = fs::remove_file(&path);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Continues in a new log file that begins with group `first` and has at least `least` bytes.
+    fn rotate(&mut self, first: u64, least: u64) -> io::Result<()> {
+        if self.switching.is_none() {
+            if self.spare.as_ref().is_none_or(|spare| spare.length < least) {
+                self.make_spare(least)?;
+            }
+            self.begin_switch(first)?;
+        }
+        self.finish_switch()
+    }
+
+    /// Gives the spare file its name as log file.
+    fn begin_switch(&mut self, first: u64) -> io::Result<()> {
+        let path = self.segment_path(first);
+        let Some(Spare { file, length }) = &self.spare else {
+            return Err(io::Error::other("there is no spare log file"));
+        };
         let mut head = vec![];
         let payload = length.to_le_bytes();
         frame::write(&mut head, self.salt, Kind::Segment, first, |out| {
             out.extend_from_slice(&payload);
         });
+        step(Step::WriteHead)?;
         file.write_all_at(&head, 0)?;
+        step(Step::SyncHead)?;
         file.sync_all()?;
-        // From here on an error leaves a state that only a restart repairs, so the error must not look retryable.
-        let fatal = |e: io::Error| io::Error::other(format!("cannot switch to a new log file: {e}"));
-        fs::rename(&spare, self.segment_path(first)).map_err(fatal)?;
-        self.spare = false;
-        sync_directory(&self.directory).map_err(fatal)?;
-        if let Some(old) = &mut self.current {
-            // The old file must announce the new one before a group is written to the new one.
-            old.mark(self.salt, Kind::Seal, first).map_err(fatal)?;
-        }
-        self.current = Some(Segment {
-            file,
-            length,
-            end: head.len() as u64,
-            last: LastGroup::default(),
+        step(Step::Rename)?;
+        fs::rename(self.directory.join("spare"), path)?;
+        self.switching = self.spare.take().map(|Spare { file, length }| Switch {
+            first,
+            segment: Segment {
+                file,
+                length,
+                end: head.len() as u64,
+                last: LastGroup::default(),
+                dirty: false,
+            },
         });
+        Ok(())
+    }
+
+    /// Completes a switch that was begun: the old file announces the new one before a group is written to the new one.
+    fn finish_switch(&mut self) -> io::Result<()> {
+        let Some(Switch { first, .. }) = self.switching else {
+            return Ok(());
+        };
+        self.sync_directory()?;
+        if let Some(old) = &mut self.current {
+            old.mark(self.salt, Kind::Seal, first)?;
+        }
+        self.current = self.switching.take().map(|switch| switch.segment);
         Ok(())
     }
 }
@@ -182,22 +272,6 @@ fn useless(firsts: &[u64], checkpoint: u64) -> usize {
     firsts
         .partition_point(|first| *first <= checkpoint + 1)
         .saturating_sub(1)
-}
-
-/// Makes a file of zeros, with all of its blocks allocated.
-fn allocate(path: &Path, length: u64) -> io::Result<()> {
-    let file = new_file().truncate(true).open(path)?;
-    reserve(&file, length)?;
-    file.sync_all()
-}
-
-fn reserve(file: &File, length: u64) -> io::Result<()> {
-    let len = i64::try_from(length).map_err(io::Error::other)?;
-    match fallocate(file, FallocateFlags::empty(), 0, len) {
-        // On a file system without fallocate, a full disk is noticed later.
-        Err(nix::errno::Errno::EOPNOTSUPP | nix::errno::Errno::ENOSYS) => file.set_len(length),
-        done => Ok(done?),
-    }
 }
 
 impl Segment {
@@ -215,6 +289,7 @@ impl Segment {
             length,
             end,
             last: LastGroup::default(),
+            dirty: false,
         })
     }
 
@@ -222,9 +297,13 @@ impl Segment {
     fn mark(&mut self, salt: u64, kind: Kind, number: u64) -> io::Result<()> {
         let mut mark = vec![];
         frame::write(&mut mark, salt, kind, number, |_| {});
+        step(Step::WriteSeal)?;
         self.file.write_all_at(&mark, self.end)?;
-        self.end += mark.len() as u64;
-        self.file.sync_data()
+        match step(Step::SyncSeal).and_then(|()| self.file.sync_data()) {
+            // The kernel may have dropped groups that were not synced yet, and that nobody can write again.
+            Err(error) if self.dirty => Err(io::Error::other(format!("cannot sync a log file: {error}"))),
+            synced => synced,
+        }
     }
 
     fn left(&self) -> u64 {
@@ -237,6 +316,7 @@ impl Engine for LogEngine {
     fn load(&mut self, options: LoadOptions, visit: &mut Visit<'_>) -> Result<Sizes, LoadError> {
         if options.repair {
             self.clean()?;
+            self.sync_directory()?;
         }
         let files = self.files()?;
         let checkpoint = match files.checkpoints.last() {
@@ -252,6 +332,7 @@ impl Engine for LogEngine {
 
     fn append(&mut self, number: u64, frame: &[u8]) -> io::Result<()> {
         let len = frame.len() as u64;
+        self.finish_switch()?;
         if let Some(segment) = self.current.as_mut().filter(|s| s.last.number == number) {
             // A retry after a failed sync: the kernel may have dropped the first attempt.
             segment.end = segment.last.start;
@@ -260,37 +341,53 @@ impl Engine for LogEngine {
             self.rotate(number, len + 4 * frame::HEADER as u64)?;
         }
         let segment = self.current.as_mut().ok_or_else(|| io::Error::other("no log file"))?;
+        step(Step::WriteGroup)?;
         segment.file.write_all_at(frame, segment.end)?;
         segment.last = LastGroup {
             number,
             start: segment.end,
         };
         segment.end += len;
+        segment.dirty = true;
         Ok(())
     }
 
     fn sync(&mut self) -> io::Result<()> {
-        self.current.as_ref().map_or(Ok(()), |segment| segment.file.sync_data())
+        let Some(segment) = &mut self.current else {
+            return Ok(());
+        };
+        step(Step::SyncGroup)?;
+        segment.file.sync_data()?;
+        segment.dirty = false;
+        Ok(())
     }
 
     fn reserve(&mut self) -> io::Result<()> {
-        match self.current.as_ref().is_some_and(|s| s.left() < self.length / AHEAD) && !self.spare {
-            true => self.make_spare(self.length),
+        let is_due = |s: &Segment| s.left() < s.length / AHEAD;
+        match self.spare.is_none() && self.current.as_ref().is_some_and(is_due) {
+            true => self.make_spare(0),
             false => Ok(()),
         }
     }
 
     fn has_room(&self) -> bool {
-        self.spare || self.current.as_ref().is_some_and(|s| s.left() >= self.length / ROOM)
+        let has_room = |s: &Segment| s.left() >= s.length / ROOM;
+        self.spare.is_some() || self.current.as_ref().is_some_and(has_room)
+    }
+
+    fn is_tight(&self) -> bool {
+        self.tight
     }
 
     fn begin(&mut self, number: u64) -> io::Result<()> {
+        self.finish_switch()?;
         // A file with room left stays the current one, or checkpoints that fail repeatedly would fill the disk. But
         // the file must hold the checkpoint's last group, or the log would look complete without the checkpoint.
         let goes_on = |s: &Segment| s.end < s.length / 4 && s.last.number == number;
         if !self.current.as_ref().is_some_and(goes_on) {
-            self.rotate(number + 1, self.length)?;
+            self.rotate(number + 1, 0)?;
         }
+        step(Step::CreateCheckpoint)?;
         let path = self.directory.join("checkpoint.tmp");
         let file = new_file().truncate(true).open(path)?;
         self.checkpoint = Some(Checkpoint {
@@ -305,6 +402,7 @@ impl Engine for LogEngine {
         let Some(checkpoint) = &mut self.checkpoint else {
             return Err(io::Error::other("no checkpoint was begun"));
         };
+        step(Step::WriteCheckpoint)?;
         checkpoint.file.write_all(frame)?;
         checkpoint.unsynced += frame.len() as u64;
         if checkpoint.unsynced >= SYNC_EVERY {
@@ -320,7 +418,7 @@ impl Engine for LogEngine {
         };
         file.sync_all()?;
         fs::rename(self.directory.join("checkpoint.tmp"), self.checkpoint_path(number))?;
-        sync_directory(&self.directory)?;
+        self.sync_directory()?;
         self.clean()
     }
 

@@ -1,6 +1,8 @@
 //! Metrics of the data directory, under etcd's names where etcd has the same metric.
 
+use super::obstacle::Obstacle;
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
@@ -26,14 +28,15 @@ pub struct Metrics {
     /// Bytes of groups since the checkpoint.
     pub log_bytes: Gauge,
     pub checkpoint_bytes: Gauge,
-    pub(super) full: Gauge,
+    full: Gauge,
+    refusing: Family<[(&'static str, &'static str); 1], Gauge>,
 }
 
 impl Default for Metrics {
     fn default() -> Self {
         // etcd: server/storage/wal/metrics.go.
         let seconds = || Histogram::new(exponential_buckets(0.001, 2.0, 14));
-        Self {
+        let metrics = Self {
             sync: seconds(),
             write: seconds(),
             bytes: Counter::default(),
@@ -44,7 +47,10 @@ impl Default for Metrics {
             log_bytes: Gauge::default(),
             checkpoint_bytes: Gauge::default(),
             full: Gauge::default(),
-        }
+            refusing: Family::default(),
+        };
+        metrics.refusing(None);
+        metrics
     }
 }
 
@@ -52,6 +58,15 @@ impl Metrics {
     /// Whether this room has the metric `name`.
     pub fn has(name: &str) -> bool {
         [SYNC_SECONDS, WRITE_SECONDS, WRITTEN_BYTES].contains(&name)
+    }
+
+    /// Notes why writes are refused, or that they are accepted.
+    pub(super) fn refusing(&self, obstacle: Option<Obstacle>) {
+        self.full.set(i64::from(obstacle.is_some_and(Obstacle::is_full)));
+        for each in Obstacle::ALL {
+            let refusing = self.refusing.get_or_create(&[("cause", each.label())]);
+            refusing.set(i64::from(obstacle == Some(each)));
+        }
     }
 
     pub fn register(&self, registry: &mut Registry) {
@@ -72,6 +87,11 @@ impl Metrics {
             "disk_full",
             "1 while writes are refused because the disk is full",
             self.full.clone(),
+        );
+        ours.register(
+            "writes_refused",
+            "1 while writes are refused because of an obstacle, by cause",
+            self.refusing.clone(),
         );
     }
 }

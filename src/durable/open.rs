@@ -50,6 +50,15 @@ impl Recovered {
 /// Opens the store of a data directory, or makes a new one, and keeps all changes there from now on. The journal of
 /// `hooks` is set here. Reading millions of keys takes seconds: call from a thread that may block.
 pub fn open(config: &Config, hooks: Hooks) -> Result<(Durable, Loaded), Error> {
+    open_with(config, hooks, |engine| engine)
+}
+
+/// Like [`open`], with the engine that `wrap` makes of the directory's engine.
+pub(super) fn open_with(
+    config: &Config,
+    hooks: Hooks,
+    wrap: impl FnOnce(Box<dyn Engine>) -> Box<dyn Engine>,
+) -> Result<(Durable, Loaded), Error> {
     let directory = Directory::lock(&config.directory)?;
     let recovered = match load(&directory, config) {
         Err(Error::Damaged(damage)) if config.on_corruption == OnCorruption::Rebuild => {
@@ -73,7 +82,7 @@ pub fn open(config: &Config, hooks: Hooks) -> Result<(Durable, Loaded), Error> {
         journal: Some(Arc::clone(&queue) as _),
         ..hooks
     });
-    let durable = Durable::start(config, directory, engine, &loaded, queue);
+    let durable = Durable::start(config, directory, wrap(engine), &loaded, queue);
     Ok((durable, loaded))
 }
 

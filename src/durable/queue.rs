@@ -1,11 +1,14 @@
 //! The queue between the threads that change something and the thread that writes the changes.
 
 use super::metrics::Metrics;
+use super::obstacle::Obstacle;
 use super::record::Record;
 use crate::mvcc::{Change, Journal};
 use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+#[cfg(test)]
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 
@@ -15,8 +18,9 @@ const WAITING_MAX: usize = 64 << 20;
 /// Why a change is not accepted, or not answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
-    #[error("the disk of the data directory is full")]
-    NoSpace,
+    /// The data directory takes no writes at present; a change that waited for the disk may still become durable.
+    #[error(transparent)]
+    Obstacle(#[from] Obstacle),
     #[error("too many writes wait for the disk of the data directory")]
     Busy,
     /// The writer has ended; the change may or may not be in the log.
@@ -36,7 +40,6 @@ pub(super) struct WriteQueue {
     written: AtomicU64,
     /// The number of records queued when metadata (users, alarms, term, members) changed last.
     metadata: AtomicU64,
-    no_room: AtomicBool,
     metrics: Arc<Metrics>,
     /// Faults of the disk that tests ask for.
     #[cfg(test)]
@@ -62,6 +65,10 @@ struct Pending {
     waiters: Vec<Waiter>,
     /// Number of waiters at which to look for waiters that gave up.
     prune_at: usize,
+    /// Why new changes are refused.
+    obstacle: Option<Obstacle>,
+    /// Why a group that was taken off the queue cannot be written at present.
+    stuck: Option<Obstacle>,
     closing: bool,
     ended: bool,
 }
@@ -74,7 +81,17 @@ pub(super) enum Waiting {
 
 struct Waiter {
     point: Point,
-    tell: oneshot::Sender<()>,
+    patience: Patience,
+    tell: oneshot::Sender<Result<(), Refused>>,
+}
+
+/// How long a caller waits for the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Patience {
+    /// Until the change is durable, however long an obstacle lasts.
+    Unlimited,
+    /// Until the change is durable, or an obstacle keeps the writer from writing.
+    UntilObstacle,
 }
 
 /// A point in the sequence of changes, which callers can wait for.
@@ -120,7 +137,8 @@ impl WriteQueue {
         let mut pending = self.pending.lock();
         pending.bytes += waiting.size();
         pending.count += 1;
-        if matches!(waiting, Waiting::Record(_)) {
+        // No answer rests on the term.
+        if matches!(&waiting, Waiting::Record(record) if !matches!(record, Record::Term(_))) {
             self.metadata.store(pending.count, Ordering::Release);
         }
         pending.records.push(waiting);
@@ -131,10 +149,11 @@ impl WriteQueue {
 
     /// Whether another change can be accepted.
     pub(super) fn admit(&self) -> Result<(), Refused> {
-        if !self.has_room() {
-            return Err(Refused::NoSpace);
+        let pending = self.pending.lock();
+        if let Some(obstacle) = pending.obstacle {
+            return Err(obstacle.into());
         }
-        match self.pending.lock().bytes < WAITING_MAX {
+        match pending.bytes < WAITING_MAX {
             true => Ok(()),
             false => Err(Refused::Busy),
         }
@@ -151,7 +170,7 @@ impl WriteQueue {
     }
 
     /// Returns when everything up to `point` is durable.
-    pub(super) async fn reached(&self, point: Point) -> Result<(), Refused> {
+    pub(super) async fn reached(&self, point: Point, patience: Patience) -> Result<(), Refused> {
         if self.is_done(point) {
             return Ok(());
         }
@@ -164,14 +183,17 @@ impl WriteQueue {
             if pending.ended {
                 return Err(Refused::Ended);
             }
+            if let (Some(obstacle), Patience::UntilObstacle) = (pending.stuck, patience) {
+                return Err(obstacle.into());
+            }
             if pending.waiters.len() >= pending.prune_at {
                 // While the disk hangs, waiters that gave up would pile up.
                 pending.waiters.retain(|waiter| !waiter.tell.is_closed());
                 pending.prune_at = (pending.waiters.len() * 2).max(1024);
             }
-            pending.waiters.push(Waiter { point, tell });
+            pending.waiters.push(Waiter { point, patience, tell });
         }
-        told.await.map_err(|_| Refused::Ended)
+        told.await.unwrap_or(Err(Refused::Ended))
     }
 
     fn is_done(&self, point: Point) -> bool {
@@ -194,8 +216,9 @@ impl WriteQueue {
         failed.ok().and_then(|f| f.clone()).unwrap_or_default()
     }
 
-    pub(super) fn has_room(&self) -> bool {
-        !self.no_room.load(Ordering::Acquire)
+    /// Why new changes are refused; `None` if they are accepted.
+    pub(super) fn obstacle(&self) -> Option<Obstacle> {
+        self.pending.lock().obstacle
     }
 
     #[cfg(test)]
@@ -253,6 +276,7 @@ impl WriteQueue {
         self.revision.fetch_max(revision, Ordering::AcqRel);
         let done = {
             let mut pending = self.pending.lock();
+            pending.stuck = None;
             pending
                 .waiters
                 .extract_if(.., |waiter| self.is_done(waiter.point))
@@ -260,13 +284,29 @@ impl WriteQueue {
         };
         for waiter in done {
             // A waiter that gave up has no receiver.
-            let _ = waiter.tell.send(());
+            let _ = waiter.tell.send(Ok(()));
         }
     }
 
-    /// Notes whether the disk has room; returns whether that has changed.
-    pub(super) fn set_room(&self, room: bool) -> bool {
-        self.no_room.swap(!room, Ordering::AcqRel) == room
+    /// Notes why new changes are refused, or that they are accepted; returns the obstacle before.
+    pub(super) fn set_obstacle(&self, obstacle: Option<Obstacle>) -> Option<Obstacle> {
+        std::mem::replace(&mut self.pending.lock().obstacle, obstacle)
+    }
+
+    /// Notes that the present group cannot be written for now, and tells those who do not wait for so long.
+    pub(super) fn stuck(&self, obstacle: Obstacle) {
+        let impatient = {
+            let mut pending = self.pending.lock();
+            pending.stuck = Some(obstacle);
+            pending
+                .waiters
+                .extract_if(.., |waiter| waiter.patience == Patience::UntilObstacle)
+                .collect::<Vec<_>>()
+        };
+        for waiter in impatient {
+            // A waiter that gave up has no receiver.
+            let _ = waiter.tell.send(Err(obstacle.into()));
+        }
     }
 
     /// Ends all waiting: nothing will be written any more, because of `failure` or because the queue was closed.

@@ -1,3 +1,5 @@
+mod obstacles;
+
 use super::engine::LoadOptions;
 use super::frame::{Frame, Kind};
 use super::replay::{Replayed, Replayer};

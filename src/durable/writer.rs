@@ -5,11 +5,11 @@ use super::directory::Directory;
 use super::engine::Engine;
 use super::frame::{self, Kind};
 use super::metrics::Metrics;
+use super::obstacle::Obstacle;
 use super::queue::{Waiting, Work, WriteQueue};
 use super::record::{Entry, Group, Metadata, Record};
 use super::{Config, Loaded, Mode};
 use crate::mvcc::{Change, Store};
-use nix::errno::Errno;
 use prost::Message;
 use std::io;
 use std::sync::Arc;
@@ -21,8 +21,8 @@ use tokio::time::Instant;
 const PACE: Duration = Duration::from_millis(1);
 /// A group with at least this many changes counts as a group of many writers.
 const MANY: u64 = 8;
-/// Time between attempts to write to a full disk.
-const RETRY: Duration = Duration::from_millis(500);
+/// Time between attempts to write while an obstacle lasts.
+const RETRY: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 500 });
 /// Time between a failed checkpoint and the next attempt.
 const CHECKPOINT_RETRY: Duration = Duration::from_secs(30);
 
@@ -62,14 +62,6 @@ struct Checkpoint {
 }
 
 // === impl Writer ===
-
-/// Whether the disk is full, so that the write may succeed later.
-fn is_full(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error().map(Errno::from_raw),
-        Some(Errno::ENOSPC | Errno::EDQUOT)
-    )
-}
 
 impl Writer {
     pub(super) fn new(
@@ -141,7 +133,7 @@ impl Writer {
         }
         let unsynced = self.unsynced.filter(|_| self.mode == Mode::Interval);
         let sync = unsynced.map(|since| self.interval.saturating_sub(since.elapsed()));
-        let retry = (!self.queue.has_room()).then_some(RETRY);
+        let retry = self.queue.obstacle().map(|_| RETRY);
         sync.into_iter().chain(retry).min()
     }
 
@@ -188,7 +180,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Brings the frame to the disk, and waits while the disk is full.
+    /// Brings the frame to the disk, and tries again while an obstacle lasts.
     fn persist(&mut self) -> io::Result<()> {
         #[cfg(test)]
         self.queue.wait_while_stalled();
@@ -201,32 +193,46 @@ impl Writer {
                 Mode::Interval | Mode::None => written,
             };
             match synced {
-                // Write again, not only sync again: the kernel drops pages that it could not write.
-                Err(error) if is_full(&error) => self.wait_for_room(error)?,
+                Err(error) => match Obstacle::of(&error) {
+                    // Write again, not only sync again: the kernel drops pages that it could not write.
+                    Some(obstacle) => self.wait_for_end_of(obstacle, error)?,
+                    None => return Err(error),
+                },
                 Ok(()) if self.mode != Mode::Sync => {
                     self.unsynced.get_or_insert_with(Instant::now);
                     return Ok(());
                 }
-                synced => return synced,
+                Ok(()) => return Ok(()),
             }
         }
     }
 
-    fn wait_for_room(&self, error: io::Error) -> io::Result<()> {
-        self.report_room(false);
+    /// Waits before the next attempt to write; fails with `error` once the queue is closing.
+    fn wait_for_end_of(&self, obstacle: Obstacle, error: io::Error) -> io::Result<()> {
+        self.report(Some(obstacle));
+        self.queue.stuck(obstacle);
         match self.queue.pause(RETRY) {
             true => Ok(()),
             false => Err(error),
         }
     }
 
-    fn report_room(&self, room: bool) {
-        self.metrics.full.set(i64::from(!room));
-        if self.queue.set_room(room) {
-            match room {
-                true => tracing::warn!("the disk has free space again; accepting writes"),
-                false => tracing::error!("THE DISK IS FULL: writes are refused until space is free"),
+    /// Refuses new changes because of an obstacle, or accepts them.
+    fn report(&self, obstacle: Option<Obstacle>) {
+        let before = self.queue.set_obstacle(obstacle);
+        if before == obstacle {
+            return;
+        }
+        self.metrics.refusing(obstacle);
+        match obstacle {
+            Some(why) if why.is_full() => {
+                tracing::error!(%why, "THE DISK IS FULL: writes are refused until space is free");
             }
+            Some(why) => tracing::error!(%why, "THE DATA DIRECTORY TAKES NO WRITES: writes are refused until it does"),
+            None if before.is_some_and(Obstacle::is_full) => {
+                tracing::warn!("the disk has free space again; accepting writes");
+            }
+            None => tracing::warn!("the data directory takes writes again; accepting writes"),
         }
     }
 
@@ -248,16 +254,22 @@ impl Writer {
 
     /// Reserves space ahead, so that new writes are refused while accepted writes still fit.
     fn reserve(&mut self) -> io::Result<()> {
-        match self.engine.reserve() {
-            Err(error) if !is_full(&error) => return Err(error),
-            Err(_) | Ok(()) => self.report_room(self.engine.has_room()),
-        }
+        let obstacle = match self.engine.reserve() {
+            Ok(()) => None,
+            Err(error) => Some(Obstacle::of(&error).ok_or(error)?),
+        };
+        self.report(obstacle.filter(|_| !self.engine.has_room()));
         Ok(())
     }
 
     fn is_checkpoint_due(&self) -> bool {
-        let enough = (self.checkpoint_bytes as i64).max(self.metrics.checkpoint_bytes.get() / 2);
-        self.metrics.log_bytes.get() >= enough && self.next_checkpoint.is_none_or(|at| Instant::now() >= at)
+        let (log, checkpoint) = (self.metrics.log_bytes.get(), self.metrics.checkpoint_bytes.get());
+        let enough = match self.engine.is_tight() {
+            // A checkpoint about as large as the last one frees the log.
+            true => checkpoint * 2 + PIECE as i64,
+            false => (self.checkpoint_bytes as i64).max(checkpoint / 2),
+        };
+        log >= enough && self.next_checkpoint.is_none_or(|at| Instant::now() >= at)
     }
 
     fn begin_checkpoint(&mut self) -> io::Result<()> {
@@ -266,7 +278,7 @@ impl Writer {
         let (frozen, work) = self.store.freeze(|| self.queue.take());
         self.group(work)?;
         match self.engine.begin(self.groups) {
-            Err(error) if is_full(&error) => {
+            Err(error) if Obstacle::of(&error).is_some() => {
                 self.give_up_checkpoint(&error);
                 return Ok(());
             }

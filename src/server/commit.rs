@@ -58,11 +58,16 @@ impl Durability {
         outcome.map_err(Into::into)
     }
 
-    /// Waits until `cause` is durable. Fails if the disk takes longer than [`REQUEST_TIMEOUT`]; as in etcd, the
-    /// change may still become durable later.
+    /// Waits until `cause` is durable. Fails at once while the data directory takes no writes, and if the disk takes
+    /// longer than [`REQUEST_TIMEOUT`]; as in etcd, the change may still become durable later.
     pub(super) async fn wait(&self, cause: Cause) -> Result<(), Status> {
-        let waited = tokio::time::timeout(REQUEST_TIMEOUT, self.reached(self.point(cause)));
-        waited.await.unwrap_or_else(|_| Err(status::timed_out()))
+        let (Some(durable), Some(point)) = (&self.0, self.point(cause)) else {
+            return Ok(());
+        };
+        let waited = tokio::time::timeout(REQUEST_TIMEOUT, durable.reached_or_refused(point));
+        waited
+            .await
+            .map_or_else(|_| Err(status::timed_out()), |reached| Ok(reached?))
     }
 
     /// The point at which the present state of `cause` is durable; `None` if it is durable already.

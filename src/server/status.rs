@@ -66,7 +66,17 @@ impl From<mvcc::Error> for Status {
 impl From<durable::Refused> for Status {
     fn from(error: durable::Refused) -> Self {
         match error {
-            durable::Refused::NoSpace => no_space(),
+            // etcd has no such error. The text must not sound like etcd's quota, which another remedy helps against.
+            durable::Refused::Obstacle(obstacle) => {
+                use durable::Obstacle as O;
+                let code = match obstacle {
+                    O::NoSpace | O::DiskQuota | O::FileSize | O::ProcessFiles | O::SystemFiles | O::Memory => {
+                        Code::ResourceExhausted
+                    }
+                    O::Busy | O::ReadOnly | O::Denied => Code::Unavailable,
+                };
+                Self::new(code, format!("etcdserver: {obstacle}"))
+            }
             durable::Refused::Busy => too_many_requests(),
             durable::Refused::Ended => stopped(),
         }

@@ -3,7 +3,6 @@
 use super::{Files, LogEngine, Segment, useless};
 use crate::durable::damage::Damage;
 use crate::durable::engine::{LoadError, LoadOptions, Sizes, Visit};
-use crate::durable::files::sync_directory;
 use crate::durable::frame::{self, Kind, Parsed};
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -159,7 +158,7 @@ impl LogEngine {
                 fs::remove_file(path)?;
             }
             self.current = Some(Segment::reopen(&path, end, sizes.torn)?);
-            sync_directory(&self.directory)?;
+            self.sync_directory()?;
         }
         Ok(sizes)
     }

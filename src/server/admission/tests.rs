@@ -110,7 +110,10 @@ impl Fault {
             Anonymous => "etcdserver: user name is empty",
             NoRole => "etcdserver: permission denied",
             CorruptAlarm => "etcdserver: corrupt cluster",
-            SpaceAlarm | Quota | FullDisk => "etcdserver: mvcc: database space exceeded",
+            SpaceAlarm | Quota => "etcdserver: mvcc: database space exceeded",
+            FullDisk => {
+                "etcdserver: no room on the disk of the data directory (ENOSPC); free space there, or enlarge the volume"
+            }
             UnknownMember => "etcdserver: member not found",
         }
     }
