@@ -3,6 +3,7 @@
 //! The paths and texts are etcd's (server/etcdserver/api/etcdhttp, server/embed/serve.go).
 
 use super::{Core, ETCD_VERSION, STORAGE_VERSION};
+use crate::durable::Durable;
 use crate::mvcc::{KeyRange, RangeOptions};
 use crate::pb::etcdserverpb::AlarmType;
 use crate::server::peer::Peer;
@@ -35,6 +36,9 @@ impl Default for BrowserAccess {
     }
 }
 
+/// The check of ours that etcd does not have; mentioned only when the check fails.
+const DATA_DIRECTORY: &str = "data_directory";
+
 /// The checks of `/livez` or `/readyz`.
 fn checks(kind: &str) -> &'static [&'static str] {
     match kind {
@@ -44,6 +48,7 @@ fn checks(kind: &str) -> &'static [&'static str] {
             "serializable_read",
             "linearizable_read",
             "non_learner",
+            DATA_DIRECTORY,
         ],
     }
 }
@@ -163,10 +168,11 @@ impl Core {
             .iter()
             .map(|a| a.alarm().as_str_name())
             .find(|name| !excluded.contains(name));
-        let reason = match (alarm, self.check_read()) {
-            (Some(alarm), _) => format!("ALARM {alarm}"),
-            (None, Err(error)) => format!("RANGE ERROR:{error}"),
-            (None, Ok(())) => String::new(),
+        let reason = match (alarm, self.check_read(), self.check_data_directory()) {
+            (Some(alarm), ..) => format!("ALARM {alarm}"),
+            (None, Err(error), _) => format!("RANGE ERROR:{error}"),
+            (None, Ok(()), Err(obstacle)) => obstacle,
+            (None, Ok(()), Ok(())) => String::new(),
         };
         let healthy = reason.is_empty();
         self.metrics.health(healthy);
@@ -186,6 +192,7 @@ impl Core {
             let result = self.check(name);
             self.metrics.check(kind, name, result.is_ok());
             match result {
+                Ok(()) if name == DATA_DIRECTORY => {}
                 Ok(()) => text.push_str(&format!("[+]{name} ok\n")),
                 Err(error) => {
                     failed = true;
@@ -210,8 +217,15 @@ impl Core {
             "data_corruption" if self.alarms.has(AlarmType::Corrupt) => Err("alarm activated: CORRUPT".to_owned()),
             // Every read of a single member is linearizable, and a single member is never a learner.
             "serializable_read" | "linearizable_read" => self.check_read(),
+            DATA_DIRECTORY => self.check_data_directory(),
             _ => Ok(()),
         }
+    }
+
+    /// Whether the data directory takes writes.
+    fn check_data_directory(&self) -> Result<(), String> {
+        let obstacle = self.durability.disk().and_then(Durable::obstacle);
+        obstacle.map_or(Ok(()), |obstacle| Err(obstacle.to_string()))
     }
 
     fn check_read(&self) -> Result<(), String> {

@@ -6,11 +6,12 @@ use crate::support::files::example;
 use crate::support::process::BINARY;
 use crate::support::store::{next, plain_client, prefix};
 use crate::support::tls::etcd;
-use crate::support::{CommandLine, Process, Tls, eventually, isthmus};
+use crate::support::{CommandLine, Process, Tls, eventually, http, isthmus};
 use etcd_client::*;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 fn data_dir(path: &Path) -> String {
     format!("--data-dir={}", path.display())
@@ -178,24 +179,92 @@ async fn damaged_data_is_set_aside_or_refused_and_a_directory_in_use_is_refused(
     anew.terminate().await;
 }
 
-#[tokio::test]
-async fn a_full_disk_refuses_writes_until_space_is_free() {
-    let dir = tempfile::tempdir().unwrap();
-    let disk = dir.path().display().to_string();
-    // A small file system in a mount namespace of the server's own, most of it occupied.
+/// `etcd` with a data directory on a file system of 8 MiB, `occupied` KiB of which are taken by the file `other`.
+/// `None` if this machine does not allow mount namespaces.
+fn on_small_disk(disk: &Path, occupied: u32) -> Option<Process> {
+    let disk = disk.display();
     let script = format!(
-        "mount -t tmpfs -o size=8m tmpfs {disk} && fallocate -l 5m {disk}/other && \
+        "mount -t tmpfs -o size=8m tmpfs {disk} && fallocate -l {occupied}k {disk}/other && \
          exec {BINARY} etcd --data-dir={disk}/data --checkpoint-bytes=1000000 \
          --listen-client-urls=http://127.0.0.1:0 --advertise-client-urls=http://127.0.0.1:1"
     );
     let probe = Command::new("unshare").args(["-rm", "true"]).status();
     if !probe.is_ok_and(|status| status.success()) {
         eprintln!("skipped: this machine does not allow user namespaces");
-        return;
+        return None;
     }
     let mut command = Command::new("unshare");
     command.args(["-rm", "sh", "-c", &script]);
-    let server = Process::spawn(command);
+    Some(Process::spawn(command))
+}
+
+#[tokio::test]
+async fn a_write_that_no_longer_fits_is_refused_at_once_and_everything_says_that_the_disk_is_full() {
+    let dir = tempfile::tempdir().unwrap();
+    // Room for the first log file, and not for a file that the write fits into.
+    let Some(server) = on_small_disk(dir.path(), 6800) else {
+        return;
+    };
+    let address = server.address().await;
+    let mut client = plain_client(&address).await;
+    client.put("before", "1", None).await.unwrap();
+    let begun = Instant::now();
+    let refused = client
+        .put("large", vec![7; 1_200_000], None)
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    let full = "no room on the disk of the data directory (ENOSPC)";
+    assert!(
+        refused.contains(full) && !refused.contains("database space exceeded"),
+        "{refused}"
+    );
+    let again = client.put("small", "1", None).await.unwrap_err().to_string();
+    assert!(again.contains(full), "{again}");
+    // Reads and lists of alarms answer.
+    assert_eq!(client.get("before", None).await.unwrap().kvs()[0].value(), b"1");
+    let alarms = client.alarm(AlarmAction::Get, AlarmType::None, None).await.unwrap();
+    assert!(alarms.alarms().is_empty());
+    for path in ["health", "readyz"] {
+        let response = http::get(&format!("http://{address}/{path}")).await.unwrap();
+        assert_eq!(response.status.as_u16(), 503, "{path}");
+        assert!(response.body.contains(full), "{path}: {}", response.body);
+    }
+    fs::remove_file(format!("/proc/{}/root{}/other", server.id(), dir.path().display())).unwrap();
+    eventually("writes are accepted again", async || {
+        client.put("small", "1", None).await.ok()
+    })
+    .await;
+    // The refused write was made, and is on the disk now.
+    assert_eq!(
+        client.get("large", None).await.unwrap().kvs()[0].value().len(),
+        1_200_000
+    );
+    for path in ["health", "readyz?verbose"] {
+        let response = http::get(&format!("http://{address}/{path}")).await.unwrap();
+        assert_eq!(response.status.as_u16(), 200, "{path}: {}", response.body);
+        assert!(!response.body.contains("data_directory"));
+    }
+}
+
+#[tokio::test]
+async fn a_store_on_a_small_disk_starts_and_names_the_space_that_it_needs() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(server) = on_small_disk(dir.path(), 7800) else {
+        return;
+    };
+    assert_eq!(server.ended().await.code(), Some(1));
+    server.line("a new store takes 2 MiB and grows with use").await;
+}
+
+#[tokio::test]
+async fn a_full_disk_refuses_writes_until_space_is_free() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = dir.path().display();
+    let Some(server) = on_small_disk(dir.path(), 5120) else {
+        return;
+    };
     let mut client = plain_client(&server.address().await).await;
     let mut watch = client
         .watch("k", Some(WatchOptions::new().with_prefix()))
@@ -211,7 +280,7 @@ async fn a_full_disk_refuses_writes_until_space_is_free() {
     }
     let refused = refused.unwrap();
     assert!(
-        refused.contains("etcdserver: mvcc: database space exceeded"),
+        refused.contains("etcdserver: no room on the disk of the data directory"),
         "{refused}"
     );
     server.line("THE DISK IS FULL").await;
