@@ -6,7 +6,7 @@
 use crate::mvcc::{Error as StoreError, GrantedLease, RevokeResult, Store};
 use parking_lot::Mutex;
 use rand::RngExt;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -20,8 +20,11 @@ pub const MAX_TTL_SECS: i64 = 9_000_000_000;
 const TICK: Duration = Duration::from_millis(500);
 /// A longer time between two ticks means that the process did not run.
 const PAUSE: Duration = Duration::from_secs(5);
-/// Leases revoked per tick, so that a mass expiry does not stall writers. As in etcd.
-const REVOKED_PER_TICK: usize = 500;
+/// How long the task looks for expired leases and revokes them before other tasks run, so that a mass expiry does not
+/// stall writers.
+const TURN: Duration = Duration::from_millis(2);
+/// Deadlines looked at under one lock.
+const LOOKED_AT: usize = 500;
 
 /// Why a lease request failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -47,7 +50,7 @@ pub struct LeaseInfo {
 pub struct Lessor {
     store: Arc<Store>,
     min_ttl_secs: i64,
-    leases: Mutex<HashMap<i64, Lease>>,
+    leases: Mutex<Leases>,
     counters: Counters,
 }
 
@@ -73,14 +76,68 @@ struct Counters {
 struct Lease {
     ttl_secs: i64,
     deadline: Instant,
+    /// When the lease is looked at: not after the deadline.
+    look: Instant,
+}
+
+/// The leases, with a queue of the times at which to look at them.
+///
+/// A renewal moves only the deadline of a lease. A lease that is looked at before its deadline is looked at again at
+/// the deadline. So a renewal costs no more than finding the lease, and expiry costs nothing for leases that live.
+#[derive(Default)]
+struct Leases {
+    by_id: HashMap<i64, Lease>,
+    /// For each lease, when to look at it, and its id.
+    looks: BTreeSet<(Instant, i64)>,
+}
+
+fn deadline(ttl_secs: i64) -> Instant {
+    // At most a century: an `Instant` cannot hold the longest TTL.
+    let secs = ttl_secs.clamp(0, 100 * 365 * 86_400);
+    Instant::now() + Duration::from_secs(secs.unsigned_abs())
+}
+
+impl Leases {
+    fn insert(&mut self, id: i64, ttl_secs: i64) {
+        let deadline = deadline(ttl_secs);
+        let lease = Lease {
+            ttl_secs,
+            deadline,
+            look: deadline,
+        };
+        self.by_id.insert(id, lease);
+        self.looks.insert((deadline, id));
+    }
+
+    fn remove(&mut self, id: i64) {
+        if let Some(lease) = self.by_id.remove(&id) {
+            self.looks.remove(&(lease.look, id));
+        }
+    }
+
+    /// Looks at up to [`LOOKED_AT`] leases that are due. Appends the expired leases to `expired`, in the order in which
+    /// they are due, and returns whether more may be due. An expired lease stays due until it is removed.
+    fn expired(&mut self, now: Instant, expired: &mut Vec<i64>) -> bool {
+        let due: Vec<_> = self.looks.range(..=(now, i64::MAX)).take(LOOKED_AT).copied().collect();
+        for (look, id) in &due {
+            match self.by_id.get_mut(id) {
+                Some(lease) if lease.deadline > now => {
+                    lease.look = lease.deadline;
+                    let next = (lease.look, *id);
+                    self.looks.remove(&(*look, *id));
+                    self.looks.insert(next);
+                }
+                Some(_) => expired.push(*id),
+                None => drop(self.looks.remove(&(*look, *id))),
+            }
+        }
+        due.len() == LOOKED_AT
+    }
 }
 
 impl Lease {
-    fn new(ttl_secs: i64) -> Self {
-        // At most a century: an `Instant` cannot hold the longest TTL.
-        let secs = ttl_secs.clamp(0, 100 * 365 * 86_400);
-        let deadline = Instant::now() + Duration::from_secs(secs.unsigned_abs());
-        Self { ttl_secs, deadline }
+    fn renew(&mut self) {
+        self.deadline = deadline(self.ttl_secs);
     }
 }
 
@@ -88,8 +145,11 @@ impl Lessor {
     /// Takes over the leases of the store, each with its full TTL. New leases get at least `min_ttl_secs`; see
     /// [`MIN_TTL_SECS`].
     pub fn new(store: Arc<Store>, min_ttl_secs: i64) -> Self {
-        let leases = store.leases().into_iter();
-        let leases = leases.map(|lease| (lease.id, Lease::new(lease.ttl_secs))).collect();
+        let mut leases = Leases::default();
+        store
+            .leases()
+            .iter()
+            .for_each(|lease| leases.insert(lease.id, lease.ttl_secs));
         Self {
             store,
             min_ttl_secs,
@@ -118,16 +178,16 @@ impl Lessor {
         let id = match id {
             0 => loop {
                 let id = rand::rng().random_range(1..=i64::MAX);
-                if !leases.contains_key(&id) {
+                if !leases.by_id.contains_key(&id) {
                     break id;
                 }
             },
             id => id,
         };
-        if leases.contains_key(&id) || !self.store.grant(id, ttl_secs) {
+        if leases.by_id.contains_key(&id) || !self.store.grant(id, ttl_secs) {
             return Err(Error::Exists);
         }
-        leases.insert(id, Lease::new(ttl_secs));
+        leases.insert(id, ttl_secs);
         self.counters.granted.fetch_add(1, Ordering::Relaxed);
         Ok(GrantedLease { id, ttl_secs })
     }
@@ -143,10 +203,10 @@ impl Lessor {
     /// its keys or keys without their lease.
     fn revoke_if(&self, id: i64, wanted: impl FnOnce(&Lease) -> bool) -> Result<RevokeResult, Error> {
         let mut leases = self.leases.lock();
-        if !leases.get(&id).is_some_and(wanted) {
+        if !leases.by_id.get(&id).is_some_and(wanted) {
             return Err(Error::NotFound);
         }
-        leases.remove(&id);
+        leases.remove(id);
         self.store.revoke(id).map_err(|e| match e {
             StoreError::LeaseNotFound
             | StoreError::Compacted
@@ -162,9 +222,9 @@ impl Lessor {
         let now = Instant::now();
         {
             let mut leases = self.leases.lock();
-            let lease = leases.get_mut(&id)?;
+            let lease = leases.by_id.get_mut(&id)?;
             if lease.deadline > now {
-                *lease = Lease::new(lease.ttl_secs);
+                lease.renew();
                 self.counters.renewed.fetch_add(1, Ordering::Relaxed);
                 return Some(lease.ttl_secs);
             }
@@ -175,7 +235,7 @@ impl Lessor {
 
     /// The lifetime of a lease; `None` if the lease does not exist.
     pub fn info(&self, id: i64) -> Option<LeaseInfo> {
-        let lease = *self.leases.lock().get(&id)?;
+        let lease = *self.leases.lock().by_id.get(&id)?;
         let left = lease.deadline.saturating_duration_since(Instant::now());
         Some(LeaseInfo {
             granted_secs: lease.ttl_secs,
@@ -186,7 +246,9 @@ impl Lessor {
     /// All lease ids, in the order of their deadlines.
     pub fn ids(&self) -> Vec<i64> {
         let leases = self.leases.lock();
-        let mut ids: Vec<_> = leases.iter().map(|(id, l)| (l.deadline, *id)).collect();
+        let mut ids: Vec<_> = leases.by_id.iter().map(|(id, l)| (l.deadline, *id)).collect();
+        // Sorting a million ids takes a while, and renewals should not wait.
+        drop(leases);
         ids.sort_unstable();
         ids.into_iter().map(|(_, id)| id).collect()
     }
@@ -196,8 +258,11 @@ impl Lessor {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut last = Instant::now();
+        let mut more = false;
         loop {
-            tick.tick().await;
+            if !more {
+                tick.tick().await;
+            }
             let now = Instant::now();
             if now.duration_since(last) > PAUSE {
                 // Clients could not keep their leases alive, so every lease gets its full TTL again.
@@ -205,16 +270,31 @@ impl Lessor {
                     secs = now.duration_since(last).as_secs(),
                     "the process was paused; every lease gets its full TTL again"
                 );
-                self.leases
-                    .lock()
-                    .values_mut()
-                    .for_each(|l| *l = Lease::new(l.ttl_secs));
+                self.leases.lock().by_id.values_mut().for_each(Lease::renew);
             }
             last = now;
-            for id in self.expired(now) {
+            more = self.expire_until(now).await;
+        }
+    }
+
+    /// Revokes leases whose deadline is not after `now`, for a second at most, so that a mass expiry does not look like
+    /// a pause of the process. Returns whether more may be due. Other tasks run in between.
+    async fn expire_until(&self, now: Instant) -> bool {
+        let mut turn = Instant::now();
+        loop {
+            let mut expired = vec![];
+            let more = self.leases.lock().expired(now, &mut expired);
+            for id in expired {
                 self.expire_one(id, now);
-                tokio::task::yield_now().await;
+                if turn.elapsed() >= TURN {
+                    tokio::task::yield_now().await;
+                    turn = Instant::now();
+                }
             }
+            if !more || now.elapsed() >= Duration::from_secs(1) {
+                return more;
+            }
+            tokio::task::yield_now().await;
         }
     }
 
@@ -223,12 +303,6 @@ impl Lessor {
             self.counters.expired.fetch_add(1, Ordering::Relaxed);
             tracing::debug!(lease_id = id, keys = revoked.deleted, "lease expired");
         }
-    }
-
-    fn expired(&self, now: Instant) -> Vec<i64> {
-        let leases = self.leases.lock();
-        let expired = leases.iter().filter(|(_, l)| l.deadline <= now);
-        expired.map(|(id, _)| *id).take(REVOKED_PER_TICK).collect()
     }
 }
 
@@ -306,5 +380,53 @@ mod tests {
             assert_eq!(lessor.keep_alive(7), Some(2));
         };
         tokio::select! { () = task => unreachable!(), () = drive => {} }
+    }
+
+    /// Runs the expiry of leases beside `drive`.
+    async fn beside_expiry(lessor: &Lessor, drive: impl Future<Output = ()>) {
+        tokio::select! { () = lessor.expire() => unreachable!(), () = drive => {} }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_short_lease_expires_in_time_among_a_million() {
+        let lessor = Lessor::new(Store::new(), MIN_TTL_SECS);
+        for id in 1..=1_000_000 {
+            lessor.grant(id, 60 + id % 3600).unwrap();
+        }
+        lessor.grant(2_000_000, 5).unwrap();
+        beside_expiry(&lessor, async {
+            tokio::time::sleep(Duration::from_secs(4)).await;
+            assert!(lessor.info(2_000_000).is_some());
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            assert_eq!((lessor.info(2_000_000), lessor.counts().expired), (None, 1));
+            // The ids are in the order of the deadlines.
+            assert_eq!((lessor.ids().len(), lessor.ids()[0]), (1_000_000, 3600));
+            // A tenth of all leases expires, and no more.
+            tokio::time::sleep(Duration::from_millis(414_900)).await;
+            assert_eq!(lessor.counts().expired, 1 + 277 + 360 * 278);
+        })
+        .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_renewed_lease_lives_and_a_revoked_lease_leaves_nothing_to_look_at() {
+        let lessor = Lessor::new(Store::new(), MIN_TTL_SECS);
+        lessor.grant(1, 10).unwrap();
+        beside_expiry(&lessor, async {
+            for _ in 0..5 {
+                tokio::time::sleep(Duration::from_secs(6)).await;
+                assert_eq!(lessor.keep_alive(1), Some(10));
+                assert_eq!(lessor.leases.lock().looks.len(), 1);
+            }
+            lessor.revoke(1).unwrap();
+            assert!(lessor.leases.lock().looks.is_empty());
+            // The id is free, and the new lease has its own time.
+            lessor.grant(1, 30).unwrap();
+            tokio::time::sleep(Duration::from_secs(29)).await;
+            assert!(lessor.info(1).is_some());
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            assert_eq!(lessor.info(1), None);
+        })
+        .await;
     }
 }
