@@ -53,7 +53,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Format version of new data directories. Older formats are read, newer ones are refused.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 /// Length of a log file, in bytes, unless checkpoints are wanted sooner.
 const SEGMENT_MAX: u64 = 64 << 20;
 const SEGMENT_MIN: u64 = 64 << 10;

@@ -60,6 +60,11 @@ impl Metrics {
         [SYNC_SECONDS, WRITE_SECONDS, WRITTEN_BYTES].contains(&name)
     }
 
+    #[cfg(test)]
+    pub(super) fn groups(&self) -> u64 {
+        self.groups.get()
+    }
+
     /// Notes why writes are refused, or that they are accepted.
     pub(super) fn refusing(&self, obstacle: Option<Obstacle>) {
         self.full.set(i64::from(obstacle.is_some_and(Obstacle::is_full)));

@@ -9,7 +9,7 @@ use super::handle::Durable;
 use super::queue::WriteQueue;
 use super::record::Metadata;
 use super::replay::{Replayed, Replayer};
-use super::{Config, Loaded, Mode, OnCorruption, SEGMENT_MAX, wipe};
+use super::{Config, FORMAT, Loaded, Mode, OnCorruption, SEGMENT_MAX, wipe};
 use crate::auth::AuthState;
 use crate::mvcc::{Hooks, Store};
 use crate::pb::etcdserverpb::AlarmMember;
@@ -163,6 +163,15 @@ fn load(directory: &Directory, config: &Config) -> Result<Recovered, Error> {
         tracing::warn!(
             bytes = recovered.sizes.torn,
             "the last group was written only in part, and its writes were not answered: the group is cut off"
+        );
+    }
+    if identity.format < FORMAT {
+        // Earlier versions must not take the frames that follow for damage.
+        recovered.identity.format = FORMAT;
+        directory.change_identity(&recovered.identity)?;
+        tracing::info!(
+            format = FORMAT,
+            "the data directory has a new format: earlier versions do not read it"
         );
     }
     if lenient {

@@ -119,7 +119,7 @@ impl Journal for WriteQueue {
 
 impl Waiting {
     /// Estimated bytes.
-    fn size(&self) -> usize {
+    pub(super) fn size(&self) -> usize {
         match self {
             Self::Change(Change::Commit { batch, .. }) => {
                 let events = batch.iter().flat_map(|b| b.events.iter());

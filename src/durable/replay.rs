@@ -49,7 +49,7 @@ impl Replayer {
     pub(super) fn take(&mut self, frame: Frame<'_>) -> Result<(), Damage> {
         match (frame.kind, &mut self.loading) {
             (Kind::Head, None) if self.recovered.is_none() => {
-                let (loader, metadata) = Head::read(frame.payload)?;
+                let (loader, metadata) = Head::read(&frame.payload)?;
                 self.groups = frame.number;
                 self.loading = Some(Loading {
                     loader,
@@ -59,7 +59,7 @@ impl Replayer {
             }
             (Kind::Chunk, Some(loading)) if frame.number == loading.chunks => {
                 loading.chunks += 1;
-                record::read_chunk(frame.payload, &mut loading.loader)?;
+                record::read_chunk(&frame.payload, &mut loading.loader)?;
             }
             (Kind::End, Some(loading)) if frame.number == loading.chunks => {
                 let Some(Loading { loader, metadata, .. }) = self.loading.take() else {
@@ -72,7 +72,7 @@ impl Replayer {
             (Kind::Group, None) if frame.number <= self.groups => {}
             (Kind::Group, None) if frame.number == self.groups + 1 => {
                 let recovered = self.recovered.get_or_insert_with(Recovered::empty);
-                Group::read(frame.payload)?.apply(&mut recovered.store, &mut recovered.metadata)?;
+                Group::read(&frame.payload)?.apply(&mut recovered.store, &mut recovered.metadata)?;
                 self.groups = frame.number;
             }
             (Kind::Group, None) => {

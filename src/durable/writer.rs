@@ -21,6 +21,8 @@ use tokio::time::Instant;
 const PACE: Duration = Duration::from_millis(1);
 /// A group with at least this many changes counts as a group of many writers.
 const MANY: u64 = 8;
+/// Bytes of changes from which a group takes no further change. A group has at least one change, however large.
+const GROUP_BYTES: usize = 16 << 20;
 /// Time between attempts to write while an obstacle lasts.
 const RETRY: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 500 });
 /// Time between a failed checkpoint and the next attempt.
@@ -39,7 +41,7 @@ pub(super) struct Writer {
     interval: Duration,
     checkpoint_bytes: u64,
     /// The number of the last group.
-    groups: u64,
+    last_group: u64,
     /// The last revision in a group.
     revision: i64,
     frame: Vec<u8>,
@@ -85,7 +87,7 @@ impl Writer {
             mode: config.mode,
             interval: config.interval,
             checkpoint_bytes: config.checkpoint_bytes,
-            groups: loaded.groups,
+            last_group: loaded.groups,
             revision: loaded.store.revision(),
             frame: vec![],
             unsynced: None,
@@ -112,7 +114,7 @@ impl Writer {
             }
             let work = self.queue.wait(self.patience());
             let ends = work.closing && work.records.is_empty();
-            self.group(work)?;
+            self.write_groups(work)?;
             if ends {
                 return Ok(());
             }
@@ -137,15 +139,33 @@ impl Writer {
         sync.into_iter().chain(retry).min()
     }
 
-    /// Writes the queued records as one group, publishes its revisions, and releases the answers.
-    fn group(&mut self, work: Work) -> io::Result<()> {
-        if work.records.is_empty() {
-            return Ok(());
-        }
+    /// Writes the queued records, publishes their revisions, and releases the answers.
+    fn write_groups(&mut self, work: Work) -> io::Result<()> {
         let records = work.records.len() as u64;
-        self.next_group = (records >= MANY).then(|| Instant::now() + PACE);
-        let mut entries = Vec::with_capacity(work.records.len());
-        for waiting in work.records {
+        if records > 0 {
+            self.next_group = (records >= MANY).then(|| Instant::now() + PACE);
+        }
+        let mut count = work.count - records;
+        let mut records = work.records.into_iter().peekable();
+        while records.peek().is_some() {
+            let mut bytes = 0;
+            let group: Vec<_> = std::iter::from_fn(|| {
+                let next = records.next_if(|_| bytes < GROUP_BYTES)?;
+                bytes += next.size();
+                Some(next)
+            })
+            .collect();
+            count += group.len() as u64;
+            self.group(group, count)?;
+        }
+        Ok(())
+    }
+
+    /// Writes `records`, the last of the first `count` that were ever queued, as one group.
+    fn group(&mut self, records: Vec<Waiting>, count: u64) -> io::Result<()> {
+        self.metrics.records.inc_by(records.len() as u64);
+        let mut entries = Vec::with_capacity(records.len());
+        for waiting in records {
             let record = match waiting {
                 Waiting::Change(change) => {
                     if let Change::Commit { batch: Some(batch), .. } = &change {
@@ -160,23 +180,22 @@ impl Writer {
             };
             entries.push(Entry::from(record));
         }
-        self.groups += 1;
+        self.last_group += 1;
         let group = Group { entries };
         self.frame.clear();
-        frame::write(&mut self.frame, self.salt, Kind::Group, self.groups, |out| {
+        frame::write(&mut self.frame, self.salt, Kind::Group, self.last_group, |out| {
             group.encode_raw(out);
         });
         self.persist()?;
         let bytes = self.frame.len() as u64;
         self.metrics.groups.inc();
-        self.metrics.records.inc_by(records);
         self.metrics.bytes.inc_by(bytes);
         self.metrics.log_bytes.inc_by(bytes as i64);
         if self.frame.capacity() > 4 * PIECE {
             self.frame = vec![];
         }
         self.store.publish(self.revision);
-        self.queue.done(work.count, self.revision);
+        self.queue.done(count, self.revision);
         Ok(())
     }
 
@@ -186,7 +205,7 @@ impl Writer {
         self.queue.wait_while_stalled();
         loop {
             let begun = Instant::now();
-            let written = self.engine.append(self.groups, &self.frame);
+            let written = self.engine.append(self.last_group, &self.frame);
             self.metrics.write.observe(begun.elapsed().as_secs_f64());
             let synced = match self.mode {
                 Mode::Sync => written.and_then(|()| self.sync()),
@@ -276,8 +295,8 @@ impl Writer {
         let begun = Instant::now();
         // Nothing is committed between the frozen revision and the last group before the checkpoint.
         let (frozen, work) = self.store.freeze(|| self.queue.take());
-        self.group(work)?;
-        match self.engine.begin(self.groups) {
+        self.write_groups(work)?;
+        match self.engine.begin(self.last_group) {
             Err(error) if Obstacle::of(&error).is_some() => {
                 self.give_up_checkpoint(&error);
                 return Ok(());
@@ -285,7 +304,7 @@ impl Writer {
             begun => begun?,
         }
         self.checkpoint = Some(Checkpoint {
-            pieces: Pieces::new(frozen, self.metadata.clone(), self.groups, self.salt),
+            pieces: Pieces::new(frozen, self.metadata.clone(), self.last_group, self.salt),
             begun,
             bytes: 0,
             replaces: self.metrics.log_bytes.get(),
@@ -311,7 +330,7 @@ impl Writer {
                 self.metrics.checkpoint_bytes.set(checkpoint.bytes as i64);
                 self.metrics.log_bytes.dec_by(checkpoint.replaces);
                 tracing::info!(
-                    group = self.groups,
+                    group = self.last_group,
                     bytes = checkpoint.bytes,
                     secs,
                     "checkpoint written"
@@ -338,7 +357,7 @@ impl Writer {
             self.engine.abandon();
         }
         self.engine.sync()?;
-        self.engine.close(self.groups + 1)?;
+        self.engine.close(self.last_group + 1)?;
         self.directory.end_run()
     }
 }

@@ -42,8 +42,9 @@ impl LogEngine {
             if frame.kind == Kind::Head && frame.number != number {
                 return Err(bad("the file is named after another checkpoint"));
             }
+            let is_last = frame.kind == Kind::End;
             visit(frame).map_err(|d| d.at(&path))?;
-            if frame.kind == Kind::End {
+            if is_last {
                 break;
             }
         }
@@ -70,7 +71,7 @@ impl LogEngine {
                     match frame.kind {
                         Kind::Segment if at == 0 && frame.number == first => {
                             begun = true;
-                            if frame.payload != (bytes.len() as u64).to_le_bytes() {
+                            if *frame.payload != (bytes.len() as u64).to_le_bytes() {
                                 return Err(bad("the file does not have the length with which it was made"));
                             }
                         }
