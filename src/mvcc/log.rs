@@ -34,6 +34,20 @@ pub struct Batch {
     pub events: Arc<[Event]>,
 }
 
+impl Batch {
+    /// Encoded bytes of the versions that this batch replaced, and of its tombstones.
+    fn replaced(&self) -> usize {
+        let of = |event: &Event| {
+            let tombstone = match event.kind {
+                EventKind::Put => 0,
+                EventKind::Delete => event.kv.as_bytes().len(),
+            };
+            event.prev.as_ref().map_or(0, |prev| prev.as_bytes().len()) + tombstone
+        };
+        self.events.iter().map(of).sum()
+    }
+}
+
 /// Batches with consecutive revisions.
 pub(super) struct Log {
     batches: VecDeque<Batch>,
@@ -41,6 +55,8 @@ pub(super) struct Log {
     totals: VecDeque<u64>,
     /// The number of events ever committed.
     total: u64,
+    /// Encoded bytes of the versions that the batches replaced, and of their tombstones.
+    replaced: usize,
     /// Revision of the first batch, or of the next batch if the log is empty.
     first: i64,
 }
@@ -51,6 +67,7 @@ impl Log {
             batches: VecDeque::new(),
             totals: VecDeque::new(),
             total: 0,
+            replaced: 0,
             first,
         }
     }
@@ -58,6 +75,7 @@ impl Log {
     pub(super) fn push(&mut self, batch: Batch) {
         assert_eq!(batch.revision, self.next(), "revisions are dense");
         self.total += batch.events.len() as u64;
+        self.replaced += batch.replaced();
         self.totals.push_back(self.total);
         self.batches.push_back(batch);
     }
@@ -88,10 +106,17 @@ impl Log {
     /// Drops the batches before `revision`.
     pub(super) fn truncate_before(&mut self, revision: i64) {
         while self.batches.front().is_some_and(|b| b.revision < revision) {
-            self.batches.pop_front();
+            if let Some(batch) = self.batches.pop_front() {
+                self.replaced -= batch.replaced();
+            }
             self.totals.pop_front();
             self.first += 1;
         }
+    }
+
+    /// Encoded bytes of the versions that the batches replaced, and of their tombstones.
+    pub(super) fn replaced(&self) -> usize {
+        self.replaced
     }
 
     pub(super) fn len(&self) -> usize {

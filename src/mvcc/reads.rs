@@ -30,6 +30,12 @@ impl Store {
         self.state.read().size()
     }
 
+    /// Encoded bytes of history: of the versions that changes since the purge have replaced, and of tombstones. A
+    /// compaction to now would free them.
+    pub fn history_bytes(&self) -> usize {
+        self.state.read().log.replaced()
+    }
+
     /// Sizes and counts.
     pub fn stats(&self) -> Stats {
         self.counters.stats(&self.state.read())

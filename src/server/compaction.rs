@@ -7,6 +7,12 @@ use tokio::time::MissedTickBehavior;
 
 /// How often history is compacted to a number of revisions. As in etcd.
 const REVISION_COMPACTION: Duration = Duration::from_secs(300);
+/// How often the size of the history is looked at.
+const SIZE_TICK: Duration = Duration::from_secs(1);
+/// Ticks whose revisions a compaction by size keeps, so that clients resume their watches.
+const KEPT_TICKS: usize = 10;
+/// Ticks whose revisions are kept once the history has twice the size.
+const KEPT_TICKS_WHEN_LARGE: usize = 1;
 /// The longest time between two periodic compactions. As in etcd.
 const PERIOD_MAX: Duration = Duration::from_secs(3600);
 
@@ -61,6 +67,39 @@ impl Core {
             if revision > 0 && self.store.compact(revision).is_ok() {
                 tracing::debug!(revision, "compacted");
                 self.purge().await;
+            }
+        }
+    }
+
+    /// Compacts once the history has more than `most` bytes, to the revision of [`KEPT_TICKS`] seconds ago. Never
+    /// returns.
+    pub async fn compact_by_size(&self, most: usize) {
+        let mut tick = tokio::time::interval(SIZE_TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut revisions = VecDeque::new();
+        loop {
+            tick.tick().await;
+            let bytes = self.store.history_bytes();
+            let kept = match bytes > 2 * most {
+                true => KEPT_TICKS_WHEN_LARGE,
+                false => KEPT_TICKS,
+            };
+            // The last `KEPT_TICKS` revisions, the latest at the front.
+            let revision = revisions.get(kept - 1).copied();
+            revisions.push_front(self.store.revision());
+            revisions.truncate(KEPT_TICKS);
+            let Some(revision) = revision.filter(|_| bytes > most) else {
+                continue;
+            };
+            if self.store.compact(revision).is_ok() {
+                self.purge().await;
+                let left = self.store.history_bytes();
+                tracing::info!(
+                    revision,
+                    bytes,
+                    left,
+                    "the history is over its limit of bytes: compacted"
+                );
             }
         }
     }

@@ -84,3 +84,26 @@ fn ignore_value_keeps_the_value_and_needs_the_key() {
     let kv = store.get(b"k").unwrap();
     assert_eq!((kv.value(), kv.fields().version), (&b"v"[..], 2));
 }
+
+#[test]
+fn the_bytes_of_history_are_those_of_replaced_versions_and_tombstones() {
+    let store = Store::new();
+    let put = |value: &str| store.apply(&[Write::Put("k".into(), value.to_owned().into())]);
+    let size = || store.get(b"k").unwrap().as_bytes().len();
+    put("1");
+    assert_eq!(store.history_bytes(), 0, "nothing was replaced");
+    let first = size();
+    put("another");
+    let second = size();
+    assert_eq!(store.history_bytes(), first);
+    store.delete(&KeyRange::key("k"));
+    assert!(store.history_bytes() > first + second);
+    store.compact(store.revision()).unwrap();
+    while store.purge() {}
+    put("again");
+    // The batch at the compact revision stays in the log.
+    assert!(store.history_bytes() <= second + 64);
+    store.compact(store.revision()).unwrap();
+    while store.purge() {}
+    assert_eq!(store.history_bytes(), 0);
+}
