@@ -52,6 +52,15 @@ pub struct StoredKey {
     pub value: Bytes,
 }
 
+/// The ends of a store's history.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HistoryMark {
+    /// The last revision.
+    pub revision: i64,
+    /// The history before this revision is gone.
+    pub compacted: i64,
+}
+
 /// A store to write to. Each key has one writer.
 #[async_trait::async_trait]
 pub trait Backend: Send + Sync {
@@ -95,6 +104,11 @@ pub trait Backend: Send + Sync {
 
     /// The duration and the reason of the store's present outage; `None` if no outage is known.
     fn outage(&self) -> Option<Outage> {
+        None
+    }
+
+    /// How far the history of the store reaches; `None` if the store does not say.
+    fn history(&self) -> Option<HistoryMark> {
         None
     }
 

@@ -22,6 +22,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
+/// The share (1/n) of the quota that remote clusters cannot use up.
+const NOT_FOR_MIRROR: usize = 8;
+
 /// A socket for etcd clients.
 #[derive(Clone, Debug)]
 pub struct ListenConfig {
@@ -49,6 +52,8 @@ pub struct EtcdConfig {
     pub listen_metrics: Vec<ListenConfig>,
     /// Which revisions are compacted without a client's request.
     pub auto_compaction: AutoCompaction,
+    /// Bytes of history from which it is compacted, whatever `auto_compaction` says; `None` for no limit.
+    pub history_max: Option<usize>,
     /// The data directory; `None` keeps data in memory only.
     pub data: Option<durable::Config>,
     /// Creates the users and roles of this cluster and enables authentication.
@@ -71,6 +76,7 @@ pub struct Etcd {
     pub store: Arc<Store>,
     auth: Arc<AuthStore>,
     durable: Option<Arc<Durable>>,
+    quota_bytes: usize,
     /// The bound network addresses for clients, in the order of the configuration.
     pub addresses: Vec<SocketAddr>,
     /// The bound network addresses for health and metrics.
@@ -88,6 +94,7 @@ impl EtcdConfig {
             listen_http: vec![],
             listen_metrics: vec![],
             auto_compaction: AutoCompaction::Off,
+            history_max: None,
             data: None,
             users_of: None,
         }
@@ -113,6 +120,7 @@ impl Etcd {
         if server.client_urls.is_empty() {
             server.client_urls = urls(&sockets.clients)?;
         }
+        let quota_bytes = usize::try_from(server.quota_bytes).unwrap_or(usize::MAX);
         let lessor = Arc::new(Lessor::new(Arc::clone(&store), config.min_lease_ttl_secs));
         let core = Core::start(
             Arc::clone(&store),
@@ -124,23 +132,38 @@ impl Etcd {
             life,
         );
         compact(&core, config.auto_compaction, life);
+        if let Some(most) = config.history_max {
+            let core = Arc::clone(&core);
+            life.spawn_forever("compaction by size", async move { core.compact_by_size(most).await });
+        }
         sockets.serve(&core, life);
         Ok(Self {
             store,
             auth,
             durable,
+            quota_bytes,
             addresses,
             metrics_addresses,
         })
     }
 
-    /// A backend for writers in this process.
+    /// A backend for the publisher.
     pub fn backend(&self) -> Arc<dyn Backend> {
+        self.backend_within(self.quota_bytes)
+    }
+
+    /// A backend for the mirror, which leaves a part of the quota to the publisher and to clients.
+    pub fn mirror_backend(&self) -> Arc<dyn Backend> {
+        self.backend_within(self.quota_bytes - self.quota_bytes / NOT_FOR_MIRROR)
+    }
+
+    fn backend_within(&self, quota_bytes: usize) -> Arc<dyn Backend> {
         let store = Arc::clone(&self.store);
-        match self.durable.clone() {
-            Some(durable) => Arc::new(LocalBackend::durable(store, Arc::new(OnDisk(durable)))),
-            None => Arc::new(LocalBackend::new(store)),
-        }
+        let backend = match self.durable.clone() {
+            Some(durable) => LocalBackend::durable(store, Arc::new(OnDisk(durable))),
+            None => LocalBackend::new(store),
+        };
+        Arc::new(backend.with_quota(quota_bytes))
     }
 
     /// Administration of the store's users in this process.

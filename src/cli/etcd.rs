@@ -349,6 +349,7 @@ impl EtcdArgs {
             listen_http: tls.listeners(&self.listen_client_http_urls)?,
             listen_metrics: tls.listeners(&self.listen_metrics_urls)?,
             auto_compaction: auto_compaction(&self.auto_compaction_mode, &self.auto_compaction_retention)?,
+            history_max: None,
             data: self.data_config(),
             users_of: None,
         })

@@ -64,6 +64,15 @@ pub struct ServeArgs {
     #[arg(long, env = "CILIUM_HISTORY", default_value = "10m", value_parser = duration, value_name = "DURATION",
           help_heading = SERVER)]
     history: Duration,
+    /// Bytes of history, that is, of replaced and deleted versions, from which revisions older than 10 seconds are
+    /// compacted although --history keeps them; 0 for no limit. Lower it where memory is scarce.
+    #[arg(long, env = "CILIUM_HISTORY_MAX_BYTES", default_value_t = 256 << 20, value_name = "BYTES",
+          help_heading = SERVER)]
+    history_max_bytes: usize,
+    /// Size of the data, with its history, in bytes, from which the store takes deletions only; 0 for no limit.
+    #[arg(long, env = "CILIUM_QUOTA_BACKEND_BYTES", default_value_t = 2 << 30, value_name = "BYTES",
+          help_heading = SERVER)]
+    quota_backend_bytes: u64,
     #[command(flatten)]
     observe: ObserveArgs,
 }
@@ -85,6 +94,8 @@ impl ServeArgs {
             trusted_ca_file,
             client_cert_auth,
             history,
+            history_max_bytes,
+            quota_backend_bytes,
             observe,
         } = self;
         let (cluster, mode) = (cluster.info()?, service.clustermesh_service_v2);
@@ -103,6 +114,10 @@ impl ServeArgs {
         let server = server::Config {
             name: cluster.name.to_string(),
             client_urls: listen_client_urls.clone(),
+            quota_bytes: match quota_backend_bytes {
+                0 => -1,
+                bytes => i64::try_from(bytes).unwrap_or(i64::MAX),
+            },
             ..server::Config::new(MemberIdentity::random())
         };
         let config = EtcdConfig {
@@ -111,6 +126,7 @@ impl ServeArgs {
             } else {
                 AutoCompaction::Periodic(history)
             },
+            history_max: (history_max_bytes > 0).then_some(history_max_bytes),
             data: data.config(),
             // Without client certificates, users cannot be told apart.
             users_of: client_cert_auth.then(|| cluster.name.clone()),
@@ -133,7 +149,7 @@ impl ServeArgs {
         if let Some(config) = mesh.config(cluster, mode) {
             let api = app::start_mesh_api(&mesh.api_serve_addr, &metrics, life).await;
             api.context("--api-serve-addr")?;
-            app::start_mesh(config, etcd.backend(), &metrics, &ready, life);
+            app::start_mesh(config, etcd.mirror_backend(), &metrics, &ready, life);
         }
         starting.complete();
         Ok(())

@@ -1,6 +1,6 @@
 //! The store of this process as a [`Backend`]: without sockets, leases and limits.
 
-use super::{Backend, Class, Error, StoredKey, Write};
+use super::{Backend, Class, Error, HistoryMark, StoredKey, Write};
 use crate::mvcc::{KeyRange, RangeOptions, Store, Wake, WatchFilter, WatchUpdate};
 use crate::util::outage::Outage;
 use bytes::Bytes;
@@ -12,6 +12,8 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+/// Bytes that a put takes beside its key and value, as for a client's put.
+const PUT_OVERHEAD: usize = 256;
 /// A write that is not durable after this time is reported as failed.
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -19,7 +21,9 @@ pub struct LocalBackend {
     store: Arc<Store>,
     /// `None`: the store is kept in memory only, and writes wait for nothing.
     durability: Option<Arc<dyn LocalDisk>>,
-    /// Since when [`LocalDisk::admit`] has been failing.
+    /// Bytes that the store may take.
+    quota_bytes: usize,
+    /// Since when writes have been refused.
     refused_since: Mutex<Option<Instant>>,
 }
 
@@ -45,6 +49,7 @@ impl LocalBackend {
         Self {
             store,
             durability: None,
+            quota_bytes: usize::MAX,
             refused_since: Mutex::default(),
         }
     }
@@ -55,6 +60,32 @@ impl LocalBackend {
             durability: Some(durability),
             ..Self::new(store)
         }
+    }
+
+    /// Refuses puts that the store has no quota for. The alarm of the quota is left to clients: the keys of a remote
+    /// cluster must not raise it.
+    pub fn with_quota(self, bytes: usize) -> Self {
+        Self {
+            quota_bytes: bytes,
+            ..self
+        }
+    }
+
+    /// Whether `growth` more bytes are within the quota.
+    fn admit_growth(&self, growth: usize) -> Result<(), Error> {
+        match self.store.size().saturating_add(growth) < self.quota_bytes {
+            true => Ok(()),
+            false => Err(Error::Full(format!(
+                "the store is over its quota of {} bytes (--quota-backend-bytes); raise the quota, or delete keys",
+                self.quota_bytes
+            ))),
+        }
+    }
+
+    /// Why puts or all writes are refused.
+    fn refusal(&self) -> Option<String> {
+        let disk = self.durability.as_ref().and_then(|durability| durability.admit().err());
+        disk.or_else(|| self.admit_growth(0).err().map(|full| full.to_string()))
     }
 
     /// Runs `write`, which returns its revision, and waits until that is durable.
@@ -92,6 +123,14 @@ impl Backend for LocalBackend {
     }
 
     async fn write(&self, _: Class, writes: &[Write]) -> Result<(), Error> {
+        let growth = writes.iter().map(|write| match write {
+            Write::Put(key, value) => PUT_OVERHEAD + key.len() + value.len(),
+            Write::Delete(_) => 0,
+        });
+        match growth.sum() {
+            0 => {}
+            growth => self.admit_growth(growth)?,
+        }
         self.commit(|store| store.apply(writes)).await
     }
 
@@ -114,7 +153,7 @@ impl Backend for LocalBackend {
     }
 
     fn outage(&self) -> Option<Outage> {
-        let refused = self.durability.as_ref().map(|durability| durability.admit())?.err();
+        let refused = self.refusal();
         let since = &mut *self.refused_since.lock();
         let Some(why) = refused else {
             *since = None;
@@ -126,7 +165,48 @@ impl Backend for LocalBackend {
         })
     }
 
+    fn history(&self) -> Option<HistoryMark> {
+        Some(HistoryMark {
+            revision: self.store.revision(),
+            compacted: self.store.compacted(),
+        })
+    }
+
     fn describe(&self) -> String {
         "local store".to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_store_over_its_quota_takes_deletions_only_and_says_so() {
+        let store = Store::new();
+        let backend = LocalBackend::new(Arc::clone(&store)).with_quota(store.size() + 2000);
+        let put = |key: &str| [Write::Put(key.to_owned().into(), vec![7; 500].into())];
+        backend.write(Class::Live, &put("a")).await.unwrap();
+        assert!(backend.outage().is_none());
+        backend.write(Class::Live, &put("b")).await.unwrap();
+        let refused = backend.write(Class::Live, &put("c")).await;
+        assert!(
+            matches!(&refused, Err(Error::Full(why)) if why.contains("--quota-backend-bytes")),
+            "{refused:?}"
+        );
+        store
+            .put(crate::mvcc::Put {
+                key: "client".into(),
+                value: vec![7; 1000].into(),
+                ..Default::default()
+            })
+            .unwrap();
+        assert!(backend.outage().unwrap().reason.contains("over its quota of"));
+        let delete = ["a", "b", "client"].map(|key| Write::Delete(key.into()));
+        backend.write(Class::Live, &delete).await.unwrap();
+        store.compact(store.revision()).unwrap();
+        while store.purge() {}
+        backend.write(Class::Live, &put("c")).await.unwrap();
+        assert!(backend.outage().is_none());
     }
 }
