@@ -22,7 +22,7 @@ mod witness;
 
 use crate::kvstore::client::Options;
 use crate::kvstore::dial::Dialer;
-use crate::kvstore::sync_store::SyncStore;
+use crate::kvstore::sync_store::{ChangeLimits, ReachedLimit, SyncStore};
 use crate::kvstore::{self, Backend};
 use crate::model::cluster::{ClusterInfo, ClusterName};
 use crate::model::keys::Scope;
@@ -38,6 +38,7 @@ use removal::{MirrorLock, Removal};
 use slots::Limits;
 use status::RemoteCluster;
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -68,6 +69,8 @@ pub struct Config {
     pub legacy_services: bool,
     /// Largest number of keys of one scope of one cluster; the mirror of a scope with more keys is stopped.
     pub keys_max: usize,
+    /// Limits of the changes of one remote cluster.
+    pub changes: ChangeLimits,
     /// Options of the clients of the remotes.
     pub remotes: Options,
 }
@@ -252,7 +255,8 @@ impl Mesh {
         let mut prefixes = Scope::ALL.map(|s| s.cache_prefix(name)).to_vec();
         prefixes.push(crate::model::keys::synced_prefix(name));
         let writer = format!("mirror of {name}");
-        let sync = Arc::new(SyncStore::new(writer.clone(), Arc::clone(&self.backend), prefixes));
+        let sync = SyncStore::new(writer.clone(), Arc::clone(&self.backend), prefixes);
+        let sync = Arc::new(sync.limited(self.config.changes));
         self.metrics.follow(name.as_str(), &sync);
         let stop_writes = self.life.stop_token().child_token();
         let (writes, stop, write_lock) = (Arc::clone(&sync), stop_writes.clone(), Arc::clone(&lock));
@@ -403,6 +407,15 @@ fn mirrors(members: &BTreeMap<ClusterName, Member>) -> impl Iterator<Item = (&Cl
 // === impl Snapshot ===
 
 impl Snapshot {
+    /// The flag of the limit that holds the changes of the cluster up.
+    fn slowed_by(&self) -> Option<&'static str> {
+        self.sync.slowed_by().map(|limit| match limit {
+            ReachedLimit::Keys => "--clustermesh-max-changes",
+            ReachedLimit::Bytes => "--clustermesh-max-change-bytes",
+            ReachedLimit::History => "--clustermesh-max-history-bytes",
+        })
+    }
+
     fn status(&self) -> RemoteCluster {
         let count = |scope: Scope| {
             let prefix = scope.cache_prefix(self.cluster.name());
@@ -412,7 +425,11 @@ impl Snapshot {
                 _ => self.sync.desired(&prefix).keys,
             }
         };
-        RemoteCluster::of(&self.cluster, self.conflict.as_deref(), Instant::now(), count)
+        let mut status = RemoteCluster::of(&self.cluster, self.conflict.as_deref(), Instant::now(), count);
+        if let Some(flag) = self.slowed_by() {
+            let _ = write!(status.status, "; its changes are slowed down: more than {flag} allows");
+        }
+        status
     }
 }
 

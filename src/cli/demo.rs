@@ -221,6 +221,7 @@ fn run(cluster: Cluster, life: &Lifecycle) -> Running {
         drain: true,
         legacy_services: true,
         keys_max: 1_000_000,
+        changes: Default::default(),
         remotes: Default::default(),
     };
     let source = ObjectSource::Manifests(cluster.manifests.clone());

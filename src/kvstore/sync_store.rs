@@ -5,10 +5,11 @@
 //! prefixes are listed first: after a restart only real changes are written, and keys of an earlier run are deleted
 //! once the first list of the source is complete.
 //!
-//! Files: `entry` is one key, `table` all keys with their counters, `batches` the queue, `run` the loop that writes,
+//! Files: `budget` limits changes, `entry` is one key, `table` all keys with their counters, `batches` the queue, `run` the loop that writes,
 //! `stats` the statistics for metrics.
 
 mod batches;
+mod budget;
 mod entry;
 mod run;
 mod stats;
@@ -28,9 +29,11 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+pub use budget::{ChangeLimits, ReachedLimit};
 pub use stats::{PrefixStats, WriterStats};
 pub use table::PrefixSize;
 
+use budget::Budget;
 use entry::{Digest, WrittenValues};
 use table::Table;
 
@@ -70,6 +73,17 @@ struct State {
     stats: WriterStats,
     /// The store had no room for the last put.
     full: bool,
+    /// `None`: changes are not limited.
+    budget: Option<Budget>,
+    slowed: Slowed,
+}
+
+/// Whether the writer waits for its budget.
+#[derive(Default)]
+struct Slowed {
+    /// The limit, when to look again, and since when.
+    now: Option<(ReachedLimit, Duration, Instant)>,
+    before: Duration,
 }
 
 /// How far one prefix is.
@@ -122,10 +136,18 @@ impl SyncStore {
                 generation: 0,
                 stats: WriterStats::default(),
                 full: false,
+                budget: None,
+                slowed: Slowed::default(),
             }),
             wake: Notify::new(),
             progress: Notify::new(),
         }
+    }
+
+    /// Limits the changes of keys that the store holds.
+    pub fn limited(mut self, limits: ChangeLimits) -> Self {
+        self.state.get_mut().budget = Some(Budget::new(limits, Instant::now()));
+        self
     }
 
     fn digest(&self, value: &[u8]) -> Digest {
@@ -169,12 +191,16 @@ impl SyncStore {
             table,
             queue,
             generation,
+            stats,
             ..
         } = &mut *state;
         if desired.is_none() && table.get(&key).is_none() {
             return;
         }
         let is_queued = table.insert(&key, |entry| {
+            if entry.queued && entry.desired != desired {
+                stats.coalesced_bytes += u64::from(entry.size);
+            }
             entry.set_desired(desired, value);
             (entry.generation, entry.always) = (*generation, mode == WriteMode::Always);
             if entry.is_as_desired() && !entry.always {
@@ -258,6 +284,29 @@ impl SyncStore {
 
     fn is_full(&self) -> bool {
         self.state.lock().full
+    }
+}
+
+impl Slowed {
+    fn begin(&mut self, limit: ReachedLimit, wait: Duration) {
+        self.now = Some((limit, wait, Instant::now()));
+    }
+
+    fn end(&mut self) {
+        self.before = self.total();
+        self.now = None;
+    }
+
+    fn total(&self) -> Duration {
+        self.before + self.now.map_or(Duration::ZERO, |(.., since)| since.elapsed())
+    }
+
+    fn limit(&self) -> Option<ReachedLimit> {
+        self.now.map(|(limit, ..)| limit)
+    }
+
+    fn wait(&self) -> Option<Duration> {
+        self.now.map(|(_, wait, _)| wait)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::cluster::Cluster;
 use super::{Mesh, Snapshot};
+use crate::kvstore::sync_store::WriterStats;
 use crate::util::metrics::{Labels, Page};
 use parking_lot::Mutex;
 use prometheus_client::collector::Collector;
@@ -102,6 +103,12 @@ fn gauges(page: &mut Page<'_>, all: &[Snapshot]) -> fmt::Result {
     let help = "Number of kinds that are not mirrored because they have too many keys";
     gauge("remote_cluster_kinds_stopped", help, |s| {
         s.cluster.stopped().count() as f64
+    })?;
+    let help = "Whether the changes of the remote cluster are slowed down by a limit";
+    gauge("remote_cluster_changes_slowed", help, |s| flag(s.slowed_by().is_some()))?;
+    let help = "Time for which limits have held the changes of the remote cluster up, in seconds";
+    gauge("remote_cluster_changes_slowed_seconds", help, |s| {
+        s.sync.stats().slowed.as_secs_f64()
     })
 }
 
@@ -126,6 +133,14 @@ fn counters(page: &mut Page<'_>, all: &[Snapshot]) -> fmt::Result {
     })?;
     let help = "Bytes of the keys and values mirrored";
     counter("remote_cluster_bytes_read", help, |c| c.read_counters().bytes)?;
+    let mut of_writer = |name, help, value: fn(&WriterStats) -> u64| {
+        let values = all.iter().map(|s| (label(s), value(&s.sync.stats())));
+        page.counters(name, help, values.collect())
+    };
+    let help = "Bytes of mirrored values that were replaced or deleted, with their keys";
+    of_writer("remote_cluster_bytes_replaced", help, |stats| stats.replaced_bytes)?;
+    let help = "Bytes of values that were not written because a newer value came first";
+    of_writer("remote_cluster_bytes_coalesced", help, |stats| stats.coalesced_bytes)?;
     let mut refused = vec![];
     for snapshot in all {
         for (why, keys) in snapshot.cluster.refusals().iter() {

@@ -32,6 +32,7 @@ fn start(store: &Arc<Store>, directory: &std::path::Path, former: Duration, life
         drain: true,
         legacy_services: true,
         keys_max: 1000,
+        changes: Default::default(),
         remotes: Options::default(),
     };
     let backend = Arc::new(LocalBackend::new(Arc::clone(store)));

@@ -2,6 +2,7 @@
 
 use super::{boolean, duration};
 use crate::clustermesh::publisher::ServiceMode;
+use crate::kvstore::sync_store::ChangeLimits;
 use crate::kvstoremesh;
 use crate::model::cluster::ClusterInfo;
 use clap::{ArgAction, Args};
@@ -40,6 +41,33 @@ pub struct MeshArgs {
         value_name = "N"
     )]
     clustermesh_max_keys: usize,
+    /// Changes per second of keys of one remote cluster that the store holds already; 0 for no limit. When the limit is
+    /// reached, changes wait and only the newest value of each key is written. Keys that are new are not limited.
+    #[arg(
+        long,
+        env = "CILIUM_CLUSTERMESH_MAX_CHANGES",
+        default_value_t = 10_000,
+        value_name = "N"
+    )]
+    clustermesh_max_changes: u64,
+    /// Bytes per second of values, with their keys, that changes of one remote cluster replace or delete; 0 for no
+    /// limit.
+    #[arg(
+        long,
+        env = "CILIUM_CLUSTERMESH_MAX_CHANGE_BYTES",
+        default_value_t = 20 << 20,
+        value_name = "BYTES"
+    )]
+    clustermesh_max_change_bytes: u64,
+    /// Bytes of history that changes of one remote cluster may leave in the store of this process until a compaction; 0
+    /// for no limit. An etcd has no such limit, since an etcd does not say when it compacts.
+    #[arg(
+        long,
+        env = "CILIUM_CLUSTERMESH_MAX_HISTORY_BYTES",
+        default_value_t = 128 << 20,
+        value_name = "BYTES"
+    )]
+    clustermesh_max_history_bytes: u64,
     /// Listen address of the status API, which kvstoremesh-dbg reads. Empty: no status API.
     #[arg(
         long,
@@ -64,6 +92,11 @@ impl MeshArgs {
             former_grace: Duration::from_secs(900),
             drain: !self.disable_drain_on_disconnection,
             keys_max: self.clustermesh_max_keys,
+            changes: ChangeLimits {
+                keys_per_second: self.clustermesh_max_changes,
+                bytes_per_second: self.clustermesh_max_change_bytes,
+                history_bytes: self.clustermesh_max_history_bytes,
+            },
             remotes: Default::default(),
             legacy_services: mode != ServiceMode::OnlyEndpointSlice,
         })

@@ -3,35 +3,65 @@
 //! Invariant: a canary is written after everything that was queued before it. So keys that failed or were lost go to the
 //! front of the queue, not behind the canary.
 
-use super::entry::{Digest, Next};
+use super::budget::{self, ReachedLimit};
+use super::entry::{Digest, Next, size_of};
 use super::{State, SyncStore, is_delete, key_of};
 use crate::kvstore::{StoredKey, Write};
 use bytes::Bytes;
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// Bytes of values in one batch: below etcd's largest request.
 const BATCH_BYTES: usize = 1 << 20;
 
 impl SyncStore {
-    /// Takes the next writes off the queue.
+    /// Takes the next writes off the queue; none if the queue is empty, or begins with a change that the budget does not
+    /// allow yet.
     pub(super) fn next_batch(&self) -> Vec<Write> {
+        let history = self.backend.history();
         let mut state = self.state.lock();
-        let State { table, queue, full, .. } = &mut *state;
+        let State {
+            table,
+            queue,
+            full,
+            budget,
+            slowed,
+            ..
+        } = &mut *state;
+        let is_limited = budget.is_some();
+        let reached = budget.as_mut().and_then(|b| b.reached(Instant::now(), history));
         let (mut batch, mut bytes, mut any_settled) = (Vec::new(), 0, false);
+        slowed.end();
         let most = self.backend.batch_max();
         while batch.len() < most && bytes < BATCH_BYTES {
             let Some(key) = queue.pop_front() else { break };
-            if *full && !batch.is_empty() && table.get(&key).is_some_and(|e| e.desired.is_some()) {
+            // Finding the entry twice is worth it only for writers with limits.
+            let entry = (is_limited || *full).then(|| table.get(&key)).flatten();
+            let is_put = entry.is_some_and(|e| e.desired.is_some());
+            if *full && !batch.is_empty() && is_put {
                 // A full store takes a batch of deletions only.
                 queue.push_front(key);
                 break;
             }
+            let replaces = entry.filter(|e| e.written.is_some() && !e.is_as_desired());
+            if let (Some((limit, wait)), Some(_)) = (reached, replaces)
+                && (is_put || !*full)
+            {
+                queue.push_front(key);
+                slowed.begin(limit, wait);
+                break;
+            }
+            let history = replaces.map_or(0, |e| budget::cost(&key, e.written_size));
             match table.update(&key, |entry| entry.dequeue(self.written_values)) {
                 Some(Next::Put(value)) => {
-                    bytes += key.len() + value.len();
+                    bytes += (key.len() + value.len()).max(usize::try_from(history).unwrap_or(usize::MAX));
                     batch.push(Write::Put(key, value));
                 }
-                Some(Next::Delete) => batch.push(Write::Delete(key)),
+                Some(Next::Delete) => {
+                    bytes += usize::try_from(history).unwrap_or(usize::MAX);
+                    batch.push(Write::Delete(key));
+                }
                 Some(Next::Nothing) | None => {
                     table.remove_if_idle(&key);
                     any_settled = true;
@@ -45,23 +75,42 @@ impl SyncStore {
         batch
     }
 
+    /// How long to wait for the budget; `None` if the writer waits for nothing but changes.
+    pub(super) fn wait_for_budget(&self) -> Option<Duration> {
+        self.state.lock().slowed.wait()
+    }
+
+    /// The limit because of which the writer waits.
+    pub fn slowed_by(&self) -> Option<ReachedLimit> {
+        self.state.lock().slowed.limit()
+    }
+
     /// The store has applied `batch`. A key that changed in the meantime is queued again.
     pub(super) fn done(&self, batch: &[Write]) {
+        let history = self.backend.history();
         let mut state = self.state.lock();
         let State {
             table,
             queue,
             stats,
             full,
+            budget,
             ..
         } = &mut *state;
+        let (mut replaced, mut replaced_bytes) = (0, 0);
         stats.writes += batch.len() as u64;
         *full &= batch.iter().all(is_delete);
         for write in batch {
             let (key, written) = match write {
-                Write::Put(key, value) => (key, Some(self.digest(value))),
+                Write::Put(key, value) => (key, Some((self.digest(value), size_of(value)))),
                 Write::Delete(key) => (key, None),
             };
+            if budget.is_some()
+                && let Some(entry) = table.get(key).filter(|e| e.written.is_some())
+            {
+                replaced += 1;
+                replaced_bytes += budget::cost(key, entry.written_size);
+            }
             let since = table.update(key, |entry| {
                 entry.set_written(written);
                 if entry.queued {
@@ -80,6 +129,10 @@ impl SyncStore {
             if written.is_none() {
                 table.remove_if_idle(key);
             }
+        }
+        stats.replaced_bytes += replaced_bytes;
+        if let Some(budget) = budget {
+            budget.charge(Instant::now(), history, replaced, replaced_bytes);
         }
         drop(state);
         self.progress.notify_waiters();
@@ -151,7 +204,8 @@ impl SyncStore {
     /// The store holds exactly the keys `found` under the owned prefixes. Queues, before everything else, the keys that
     /// the store has lost and those that a completed list did not contain.
     pub(super) fn adopted(&self, found: Vec<StoredKey>) {
-        let mut found: HashMap<Bytes, Digest> = found.into_iter().map(|f| (f.key, self.digest(&f.value))).collect();
+        let of = |value: &Bytes| (self.digest(value), size_of(value));
+        let mut found: HashMap<Bytes, (Digest, u32)> = found.into_iter().map(|f| (f.key, of(&f.value))).collect();
         let mut state = self.state.lock();
         let State {
             table, queue, progress, ..

@@ -24,10 +24,17 @@ pub(super) struct Entry {
     pub(super) generation: u32,
     /// Bytes of the desired value.
     pub(super) size: u32,
+    /// Bytes of the value that the key has in the store.
+    pub(super) written_size: u32,
     /// The value to write. Dropped after the write, unless [`WrittenValues::Keep`].
     pub(super) value: Option<Bytes>,
     /// When the change that is not written yet was received: microseconds since the writer's start, plus one.
     pub(super) since: Option<NonZeroU64>,
+}
+
+/// The size of a value in an entry.
+pub(super) fn size_of(value: &[u8]) -> u32 {
+    u32::try_from(value.len()).unwrap_or(u32::MAX)
 }
 
 /// The treatment of values after they are written.
@@ -56,6 +63,7 @@ impl Default for Entry {
             always: false,
             generation: 0,
             size: 0,
+            written_size: 0,
             value: None,
             since: None,
         }
@@ -72,12 +80,14 @@ impl Entry {
         self.desired.is_none() && self.is_as_desired() && !self.queued
     }
 
-    pub(super) fn set_written(&mut self, written: Option<Digest>) {
-        (self.written, self.is_known) = (written, true);
+    /// The value that the key has in the store, and its size in bytes.
+    pub(super) fn set_written(&mut self, written: Option<(Digest, u32)>) {
+        (self.written, self.is_known) = (written.map(|(digest, _)| digest), true);
+        self.written_size = written.map_or(0, |(_, size)| size);
     }
 
     pub(super) fn set_desired(&mut self, desired: Option<Digest>, value: Option<Bytes>) {
-        self.size = value.as_ref().map_or(0, |v| u32::try_from(v.len()).unwrap_or(u32::MAX));
+        self.size = value.as_deref().map_or(0, size_of);
         (self.desired, self.value) = (desired, value);
     }
 

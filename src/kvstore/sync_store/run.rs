@@ -53,6 +53,15 @@ impl SyncStore {
                 self.adopt(&mut expiry).await;
             }
             let batch = self.next_batch();
+            if batch.is_empty()
+                && let Some(wait) = self.wait_for_budget()
+            {
+                tokio::select! {
+                    () = tokio::time::sleep(wait) => {}
+                    () = expiry.wait() => {}
+                }
+                continue;
+            }
             if batch.is_empty() {
                 tokio::select! {
                     () = self.wake.notified() => {}

@@ -15,6 +15,12 @@ pub struct WriterStats {
     pub rejected: u64,
     /// Keys in the queue.
     pub queued: usize,
+    /// Bytes of values that were replaced or deleted in the store, with their keys.
+    pub replaced_bytes: u64,
+    /// Bytes of values that were replaced by a newer one before they were written.
+    pub coalesced_bytes: u64,
+    /// Time for which the limits of changes have held the writer up.
+    pub slowed: Duration,
 }
 
 /// The state of one owned prefix.
@@ -44,6 +50,7 @@ impl SyncStore {
         let state = self.state.lock();
         WriterStats {
             queued: state.queue.len(),
+            slowed: state.slowed.total(),
             ..state.stats
         }
     }

@@ -1,4 +1,5 @@
 mod counters;
+mod limits;
 
 use super::entry::Entry;
 use super::*;
@@ -234,7 +235,7 @@ async fn failed_writes_are_retried_in_order_and_a_refused_key_does_not_hold_up_t
             writes: 4,
             failures: 3,
             rejected: 1,
-            queued: 0
+            ..WriterStats::default()
         }
     );
 }
