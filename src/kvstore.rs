@@ -112,6 +112,9 @@ pub trait Backend: Send + Sync {
         None
     }
 
+    /// Asks the store to compact its history soon, because a writer waits for that.
+    fn request_compaction(&self) {}
+
     /// The store's name in status texts.
     fn describe(&self) -> String;
 }

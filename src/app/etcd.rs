@@ -19,6 +19,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -77,6 +78,8 @@ pub struct Etcd {
     auth: Arc<AuthStore>,
     durable: Option<Arc<Durable>>,
     quota_bytes: usize,
+    /// Set when a writer of this process waits for a compaction.
+    compaction_wanted: Arc<AtomicBool>,
     /// The bound network addresses for clients, in the order of the configuration.
     pub addresses: Vec<SocketAddr>,
     /// The bound network addresses for health and metrics.
@@ -120,6 +123,7 @@ impl Etcd {
         if server.client_urls.is_empty() {
             server.client_urls = urls(&sockets.clients)?;
         }
+        let compaction_wanted = Arc::<AtomicBool>::default();
         let quota_bytes = usize::try_from(server.quota_bytes).unwrap_or(usize::MAX);
         let lessor = Arc::new(Lessor::new(Arc::clone(&store), config.min_lease_ttl_secs));
         let core = Core::start(
@@ -133,8 +137,10 @@ impl Etcd {
         );
         compact(&core, config.auto_compaction, life);
         if let Some(most) = config.history_max {
-            let core = Arc::clone(&core);
-            life.spawn_forever("compaction by size", async move { core.compact_by_size(most).await });
+            let (core, wanted) = (Arc::clone(&core), Arc::clone(&compaction_wanted));
+            life.spawn_forever("compaction by size", async move {
+                core.compact_by_size(most, &wanted).await
+            });
         }
         sockets.serve(&core, life);
         Ok(Self {
@@ -142,6 +148,7 @@ impl Etcd {
             auth,
             durable,
             quota_bytes,
+            compaction_wanted,
             addresses,
             metrics_addresses,
         })
@@ -163,7 +170,8 @@ impl Etcd {
             Some(durable) => LocalBackend::durable(store, Arc::new(OnDisk(durable))),
             None => LocalBackend::new(store),
         };
-        Arc::new(backend.with_quota(quota_bytes))
+        let wanted = Arc::clone(&self.compaction_wanted);
+        Arc::new(backend.with_quota(quota_bytes).with_compaction(wanted))
     }
 
     /// Administration of the store's users in this process.

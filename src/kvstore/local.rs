@@ -8,6 +8,7 @@ use futures::future::BoxFuture;
 use futures::stream::{BoxStream, StreamExt};
 use parking_lot::Mutex;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -23,6 +24,8 @@ pub struct LocalBackend {
     durability: Option<Arc<dyn LocalDisk>>,
     /// Bytes that the store may take.
     quota_bytes: usize,
+    /// Set when a writer waits for a compaction.
+    compaction_wanted: Arc<AtomicBool>,
     /// Since when writes have been refused.
     refused_since: Mutex<Option<Instant>>,
 }
@@ -50,6 +53,7 @@ impl LocalBackend {
             store,
             durability: None,
             quota_bytes: usize::MAX,
+            compaction_wanted: Arc::default(),
             refused_since: Mutex::default(),
         }
     }
@@ -67,6 +71,14 @@ impl LocalBackend {
     pub fn with_quota(self, bytes: usize) -> Self {
         Self {
             quota_bytes: bytes,
+            ..self
+        }
+    }
+
+    /// Sets `wanted` when a writer waits for a compaction.
+    pub fn with_compaction(self, wanted: Arc<AtomicBool>) -> Self {
+        Self {
+            compaction_wanted: wanted,
             ..self
         }
     }
@@ -170,6 +182,10 @@ impl Backend for LocalBackend {
             revision: self.store.revision(),
             compacted: self.store.compacted(),
         })
+    }
+
+    fn request_compaction(&self) {
+        self.compaction_wanted.store(true, Ordering::Relaxed);
     }
 
     fn describe(&self) -> String {

@@ -2,6 +2,7 @@
 
 use super::Core;
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::time::MissedTickBehavior;
 
@@ -71,9 +72,9 @@ impl Core {
         }
     }
 
-    /// Compacts once the history has more than `most` bytes, to the revision of [`KEPT_TICKS`] seconds ago. Never
-    /// returns.
-    pub async fn compact_by_size(&self, most: usize) {
+    /// Compacts once the history has more than `most` bytes, or `wanted` is set, to the revision of [`KEPT_TICKS`]
+    /// seconds ago. Never returns.
+    pub async fn compact_by_size(&self, most: usize, wanted: &AtomicBool) {
         let mut tick = tokio::time::interval(SIZE_TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut revisions = VecDeque::new();
@@ -88,7 +89,8 @@ impl Core {
             let revision = revisions.get(kept - 1).copied();
             revisions.push_front(self.store.revision());
             revisions.truncate(KEPT_TICKS);
-            let Some(revision) = revision.filter(|_| bytes > most) else {
+            let is_due = bytes > most || wanted.swap(false, Ordering::Relaxed);
+            let Some(revision) = revision.filter(|_| is_due) else {
                 continue;
             };
             if self.store.compact(revision).is_ok() {

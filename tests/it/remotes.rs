@@ -1,11 +1,13 @@
 //! Proves that the mirror copies remote clusters correctly when their stores restart, lose or swap their data, misbehave
 //! or claim the id of another cluster, and when a second mirror waits for the leader lock.
 
+use crate::support::admin::Admin;
 use crate::support::files::copy_directory;
-use crate::support::mesh::{Mirror, Mirrored, RemoteStore, mirror_of, mirrored};
+use crate::support::mesh::{Mirror, Mirrored, RemoteStore, mirror_of, mirrored, write_client_files};
 use crate::support::store::message;
-use crate::support::{Tls, eventually};
-use etcd_client::{EventType, WatchOptions};
+use crate::support::{Tls, eventually, isthmus};
+use etcd_client::{AlarmAction, AlarmType, EventType, WatchOptions};
+use std::time::{Duration, Instant};
 
 /// An event that a watcher of the mirrored keys sees: its kind, and the last part of the key.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -252,4 +254,75 @@ async fn of_two_mirrors_one_is_leader_and_the_other_takes_over() {
         (nodes["n0"] == "changed" && nodes.len() == before.len()).then_some(())
     })
     .await;
+}
+
+/// A remote that changes large values as fast as it can, beside an honest one.
+#[tokio::test]
+async fn a_remote_that_floods_the_mirror_is_slowed_down_and_delays_no_other() {
+    const LIMIT: i64 = 4 << 20;
+    let tls = Tls::new();
+    let (hostile, honest) = (
+        RemoteStore::start(&tls, "bad").await,
+        RemoteStore::start(&tls, "good").await,
+    );
+    let (mut flood, mut good) = (hostile.fill(&tls, 1).await, honest.fill(&tls, 2).await);
+    let remotes = write_client_files(&tls, &[&hostile, &honest]);
+    let admin = Admin::new();
+    let serve = isthmus(["serve", "--cluster-name=local", "--cluster-id=9"])
+        .arg(format!("--manifests={}", tls.path("").display()))
+        .arg(format!("--clustermesh-config={}", remotes.display()))
+        .arg(format!("--clustermesh-max-history-bytes={LIMIT}"))
+        .args([admin.health_flag(), admin.metrics_flag(), admin.api_flag()])
+        .args(tls.flags())
+        .start();
+    let mut local = tls.client(&serve.address().await, "admin-local").await;
+    eventually("both remotes are mirrored", async || {
+        let all = mirrored(&mut local, "nodes", "").await;
+        (all.len() == 20).then_some(())
+    })
+    .await;
+    let begun = Instant::now();
+    let key = "cilium/state/nodes/v1/bad/n0";
+    let mut largest = 0;
+    let mut slowest = Duration::ZERO;
+    let mut last = String::new();
+    for n in 0.. {
+        if begun.elapsed() > Duration::from_secs(8) {
+            break;
+        }
+        last = format!("{n:060000}");
+        let put = flood.put(key, last.clone(), None).await.unwrap();
+        if n % 50 == 0 {
+            let revision = put.header().unwrap().revision();
+            flood.compact(revision, None).await.unwrap();
+            largest = largest.max(local.status().await.unwrap().db_size());
+            let (asked, value) = (Instant::now(), n.to_string());
+            good.put("cilium/state/nodes/v1/good/n0", value.clone(), None)
+                .await
+                .unwrap();
+            eventually("the honest remote is mirrored", async || {
+                let nodes = mirrored(&mut local, "nodes", "good/").await;
+                (nodes["n0"] == value).then_some(())
+            })
+            .await;
+            slowest = slowest.max(asked.elapsed());
+        }
+    }
+    eprintln!("largest store {largest} bytes, slowest change of the honest remote {slowest:?}");
+    // The limit, one batch more, and the changes of the seconds that a compaction keeps.
+    assert!(largest > LIMIT / 2 && largest < 4 * LIMIT, "{largest}");
+    assert!(slowest < Duration::from_secs(1), "{slowest:?}");
+    let slowed = "cilium_kvstoremesh_remote_cluster_changes_slowed_seconds{target_cluster=\"bad\"}";
+    assert!(admin.metric(slowed).await.unwrap() > 1.0);
+    let other = slowed.replace("bad", "good");
+    assert_eq!(admin.metric(&other).await, Some(0.0));
+    eventually("the newest value is mirrored", async || {
+        let nodes = mirrored(&mut local, "nodes", "bad/").await;
+        (nodes["n0"] == last).then_some(())
+    })
+    .await;
+    // Clients are not affected.
+    local.put("client", "1", None).await.unwrap();
+    let alarms = local.alarm(AlarmAction::Get, AlarmType::None, None).await.unwrap();
+    assert!(alarms.alarms().is_empty());
 }

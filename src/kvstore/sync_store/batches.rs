@@ -68,7 +68,11 @@ impl SyncStore {
                 }
             }
         }
+        let waits_for = slowed.limit();
         drop(state);
+        if waits_for == Some(ReachedLimit::History) {
+            self.backend.request_compaction();
+        }
         if any_settled {
             self.progress.notify_waiters();
         }
