@@ -60,6 +60,15 @@ pub struct ServeArgs {
     #[arg(long, env = "CILIUM_CLIENT_CERT_AUTH", num_args = 0..=1, require_equals = true, help_heading = SERVER,
           default_missing_value = "true", default_value = "true", value_parser = boolean, action = ArgAction::Set)]
     client_cert_auth: bool,
+    #[command(flatten)]
+    sizes: SizeArgs,
+    #[command(flatten)]
+    observe: ObserveArgs,
+}
+
+/// How much the store keeps.
+#[derive(Args, Debug)]
+struct SizeArgs {
     /// Age up to which revisions are kept, so that clients can resume watches and page through lists; 0 keeps all.
     #[arg(long, env = "CILIUM_HISTORY", default_value = "10m", value_parser = duration, value_name = "DURATION",
           help_heading = SERVER)]
@@ -73,8 +82,29 @@ pub struct ServeArgs {
     #[arg(long, env = "CILIUM_QUOTA_BACKEND_BYTES", default_value_t = 2 << 30, value_name = "BYTES",
           help_heading = SERVER)]
     quota_backend_bytes: u64,
-    #[command(flatten)]
-    observe: ObserveArgs,
+}
+
+impl SizeArgs {
+    /// The automatic compaction by time.
+    fn auto_compaction(&self) -> AutoCompaction {
+        match self.history.is_zero() {
+            true => AutoCompaction::Off,
+            false => AutoCompaction::Periodic(self.history),
+        }
+    }
+
+    /// Bytes of history from which it is compacted; `None` for no limit.
+    fn history_max(&self) -> Option<usize> {
+        (self.history_max_bytes > 0).then_some(self.history_max_bytes)
+    }
+
+    /// The quota in the form of etcd's flag: negative for no limit.
+    fn quota_bytes(&self) -> i64 {
+        match self.quota_backend_bytes {
+            0 => -1,
+            bytes => i64::try_from(bytes).unwrap_or(i64::MAX),
+        }
+    }
 }
 
 impl ServeArgs {
@@ -93,9 +123,7 @@ impl ServeArgs {
             key_file,
             trusted_ca_file,
             client_cert_auth,
-            history,
-            history_max_bytes,
-            quota_backend_bytes,
+            sizes,
             observe,
         } = self;
         let (cluster, mode) = (cluster.info()?, service.clustermesh_service_v2);
@@ -114,19 +142,12 @@ impl ServeArgs {
         let server = server::Config {
             name: cluster.name.to_string(),
             client_urls: listen_client_urls.clone(),
-            quota_bytes: match quota_backend_bytes {
-                0 => -1,
-                bytes => i64::try_from(bytes).unwrap_or(i64::MAX),
-            },
+            quota_bytes: sizes.quota_bytes(),
             ..server::Config::new(MemberIdentity::random())
         };
         let config = EtcdConfig {
-            auto_compaction: if history.is_zero() {
-                AutoCompaction::Off
-            } else {
-                AutoCompaction::Periodic(history)
-            },
-            history_max: (history_max_bytes > 0).then_some(history_max_bytes),
+            auto_compaction: sizes.auto_compaction(),
+            history_max: sizes.history_max(),
             data: data.config(),
             // Without client certificates, users cannot be told apart.
             users_of: client_cert_auth.then(|| cluster.name.clone()),

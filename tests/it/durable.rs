@@ -11,7 +11,8 @@ use etcd_client::*;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 fn data_dir(path: &Path) -> String {
     format!("--data-dir={}", path.display())

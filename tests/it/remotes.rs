@@ -7,7 +7,8 @@ use crate::support::mesh::{Mirror, Mirrored, RemoteStore, mirror_of, mirrored, w
 use crate::support::store::message;
 use crate::support::{Tls, eventually, isthmus};
 use etcd_client::{AlarmAction, AlarmType, EventType, WatchOptions};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// An event that a watcher of the mirrored keys sees: its kind, and the last part of the key.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -285,7 +286,7 @@ async fn a_remote_that_floods_the_mirror_is_slowed_down_and_delays_no_other() {
     let key = "cilium/state/nodes/v1/bad/n0";
     let mut largest = 0;
     let mut slowest = Duration::ZERO;
-    let mut last = String::new();
+    let (mut last, mut is_said) = (String::new(), false);
     for n in 0.. {
         if begun.elapsed() > Duration::from_secs(8) {
             break;
@@ -306,12 +307,18 @@ async fn a_remote_that_floods_the_mirror_is_slowed_down_and_delays_no_other() {
             })
             .await;
             slowest = slowest.max(asked.elapsed());
+            let said = "its changes are slowed down: more than --clustermesh-max-history-bytes allows";
+            let clusters = admin.clusters().await;
+            is_said |= clusters
+                .iter()
+                .any(|c| c["name"] == "bad" && c["status"].as_str().unwrap().contains(said));
         }
     }
     eprintln!("largest store {largest} bytes, slowest change of the honest remote {slowest:?}");
     // The limit, one batch more, and the changes of the seconds that a compaction keeps.
     assert!(largest > LIMIT / 2 && largest < 4 * LIMIT, "{largest}");
     assert!(slowest < Duration::from_secs(1), "{slowest:?}");
+    assert!(is_said, "the status does not say that the remote is slowed down");
     let slowed = "cilium_kvstoremesh_remote_cluster_changes_slowed_seconds{target_cluster=\"bad\"}";
     assert!(admin.metric(slowed).await.unwrap() > 1.0);
     let other = slowed.replace("bad", "good");

@@ -150,7 +150,7 @@ fn refused(running: &Running, case: &str) -> Refused {
 }
 
 fn eventually(case: &str, done: impl Fn() -> bool) {
-    let begun = std::time::Instant::now();
+    let begun = tokio::time::Instant::now();
     while !done() {
         assert!(begun.elapsed() < Duration::from_secs(20), "{case}: did not happen");
         std::thread::yield_now();

@@ -114,8 +114,9 @@ impl Budget {
     /// The limit that the writer has reached, and when to look again; `None` if it may change keys.
     pub(super) fn reached(&mut self, now: Instant, store: Option<HistoryMark>) -> Option<(ReachedLimit, Duration)> {
         let compacted = store.map_or(i64::MIN, |mark| mark.compacted);
-        while let Some(freed) = self.history.pop_front_if(|left| left.revision <= compacted) {
+        while let Some(freed) = self.history.front().filter(|left| left.revision <= compacted) {
             self.history_bytes -= freed.bytes;
+            self.history.pop_front();
         }
         if self.history_max > 0 && self.history_bytes >= self.history_max {
             return Some((ReachedLimit::History, LOOK));
