@@ -106,3 +106,57 @@ impl Core {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::{self, AuthStore};
+    use crate::lease::Lessor;
+    use crate::mvcc::{Store, Write};
+    use crate::server::{Config, MemberIdentity, Wakers};
+    use crate::util::lifecycle::Lifecycle;
+    use std::sync::Arc;
+
+    /// Puts one key `times` per second with 1000 bytes; returns the largest history.
+    async fn change(store: &Store, seconds: usize, times: usize) -> usize {
+        let mut largest = 0;
+        for _ in 0..seconds {
+            for _ in 0..times {
+                store.apply(&[Write::Put("k".into(), vec![7; 1000].into())]);
+            }
+            largest = largest.max(store.history_bytes());
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        largest
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_history_over_its_size_is_compacted_and_the_last_seconds_are_kept() {
+        let (wakers, life) = (Wakers::default(), Lifecycle::default());
+        let store = Store::with_hooks(wakers.hooks());
+        let lessor = Arc::new(Lessor::new(Arc::clone(&store), 2));
+        let auth = Arc::new(AuthStore::new(auth::Config::default()).unwrap());
+        let config = Config::new(MemberIdentity::random());
+        let core = Core::start(Arc::clone(&store), lessor, auth, None, wakers, config, &life);
+        let wanted = AtomicBool::new(false);
+        let drive = async {
+            let largest = change(&store, 60, 10).await;
+            assert!((140_000..190_000).contains(&largest), "{largest}");
+            assert!(
+                store.revision() - store.compacted() >= 90,
+                "less than ten seconds are left"
+            );
+            // Too fast for ten seconds of history.
+            let largest = change(&store, 30, 100).await;
+            assert!(largest < 500_000, "{largest}");
+            change(&store, 15, 1).await;
+            let compacted = store.compacted();
+            change(&store, 2, 1).await;
+            assert_eq!(store.compacted(), compacted);
+            wanted.store(true, Ordering::Relaxed);
+            change(&store, 2, 1).await;
+            assert!(store.compacted() > compacted, "a writer asked for a compaction");
+        };
+        tokio::select! { () = core.compact_by_size(150_000, &wanted) => {}, () = drive => {} }
+    }
+}
