@@ -46,6 +46,8 @@ pub struct SyncStore {
     written_values: WrittenValues,
     hasher: RandomState,
     begun: Instant,
+    /// Whether the changes of keys have a budget.
+    is_limited: bool,
     state: Mutex<State>,
     /// Notified when keys are queued.
     wake: Notify,
@@ -129,6 +131,7 @@ impl SyncStore {
             prefixes: prefixes.iter().map(prefix).collect(),
             hasher: RandomState::new(),
             begun: Instant::now(),
+            is_limited: false,
             state: Mutex::new(State {
                 progress: prefixes.iter().map(|_| Progress::default()).collect(),
                 table: Table::new(prefixes),
@@ -147,6 +150,7 @@ impl SyncStore {
     /// Limits the changes of keys that the store holds.
     pub fn limited(mut self, limits: ChangeLimits) -> Self {
         self.state.get_mut().budget = Some(Budget::new(limits, Instant::now()));
+        self.is_limited = true;
         self
     }
 

@@ -6,7 +6,7 @@
 use super::budget::{self, ReachedLimit};
 use super::entry::{Digest, Next, size_of};
 use super::{State, SyncStore, is_delete, key_of};
-use crate::kvstore::{StoredKey, Write};
+use crate::kvstore::{HistoryMark, StoredKey, Write};
 use bytes::Bytes;
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Duration;
@@ -19,7 +19,7 @@ impl SyncStore {
     /// Takes the next writes off the queue; none if the queue is empty, or begins with a change that the budget does not
     /// allow yet.
     pub(super) fn next_batch(&self) -> Vec<Write> {
-        let history = self.backend.history();
+        let history = self.history();
         let mut state = self.state.lock();
         let State {
             table,
@@ -29,7 +29,6 @@ impl SyncStore {
             slowed,
             ..
         } = &mut *state;
-        let is_limited = budget.is_some();
         let reached = budget.as_mut().and_then(|b| b.reached(Instant::now(), history));
         let (mut batch, mut bytes, mut any_settled) = (Vec::new(), 0, false);
         slowed.end();
@@ -37,7 +36,7 @@ impl SyncStore {
         while batch.len() < most && bytes < BATCH_BYTES {
             let Some(key) = queue.pop_front() else { break };
             // Finding the entry twice is worth it only for writers with limits.
-            let entry = (is_limited || *full).then(|| table.get(&key)).flatten();
+            let entry = (self.is_limited || *full).then(|| table.get(&key)).flatten();
             let is_put = entry.is_some_and(|e| e.desired.is_some());
             if *full && !batch.is_empty() && is_put {
                 // A full store takes a batch of deletions only.
@@ -79,6 +78,11 @@ impl SyncStore {
         batch
     }
 
+    /// How far the history of the store reaches, for the budget.
+    fn history(&self) -> Option<HistoryMark> {
+        self.is_limited.then(|| self.backend.history()).flatten()
+    }
+
     /// How long to wait for the budget; `None` if the writer waits for nothing but changes.
     pub(super) fn wait_for_budget(&self) -> Option<Duration> {
         self.state.lock().slowed.wait()
@@ -91,7 +95,7 @@ impl SyncStore {
 
     /// The store has applied `batch`. A key that changed in the meantime is queued again.
     pub(super) fn done(&self, batch: &[Write]) {
-        let history = self.backend.history();
+        let history = self.history();
         let mut state = self.state.lock();
         let State {
             table,
