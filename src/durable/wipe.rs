@@ -97,7 +97,7 @@ fn is_known(directory: &Path, name: &str) -> io::Result<bool> {
 /// Whether a file belongs to a store, for stores whose identity is lost.
 fn is_of_store(name: &str) -> bool {
     let begins = ["log-", "checkpoint-"].iter().any(|p| name.starts_with(p));
-    begins || name == "running" || name.ends_with(".tmp")
+    begins || name == "running" || name == "spare" || name.ends_with(".tmp")
 }
 
 /// Whether `name` is like `damaged-20261123T031034Z` or `damaged-20261123T031034Z-1`.
