@@ -1,5 +1,6 @@
 //! The publisher compared with what Cilium wrote for the same objects, and single rules.
 
+mod invalid;
 mod sequence;
 
 use super::publisher::{Action, Options, Publisher, ServiceMode};

@@ -22,7 +22,7 @@ pub(super) struct Addresses {
 }
 
 impl Addresses {
-    /// Replaces the keys of `object` by `entries`.
+    /// Replaces the keys of `object` by `entries`, once `namespace` exists.
     pub(super) fn set(
         &mut self,
         object: &ObjectKey,
@@ -31,11 +31,11 @@ impl Addresses {
         namespaces: &Namespaces,
         out: &mut Effects,
     ) {
-        let published = match namespaces.is_global(namespace) {
-            true => &entries[..],
-            false => &[],
-        };
-        claim(&mut self.claims, object, published, out);
+        match namespaces.known(namespace) {
+            Some(true) => claim(&mut self.claims, object, &entries, out),
+            Some(false) => claim(&mut self.claims, object, &[], out),
+            None => {}
+        }
         self.objects.insert((namespace.clone(), object.clone()), entries.into());
     }
 

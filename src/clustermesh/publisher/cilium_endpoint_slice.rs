@@ -21,6 +21,11 @@ impl Resource for CiliumEndpointSlices {
     }
 
     fn apply(state: &mut State, key: &ObjectKey, slice: k8s::CiliumEndpointSlice, out: &mut Effects) {
+        if slice.namespace.is_empty() {
+            // As in Cilium, the slice is ignored: its pods may still run where they were.
+            out.problem("the slice has no namespace: its last valid endpoints, if any, stay published".to_owned());
+            return;
+        }
         let endpoints = slice.endpoints.iter().map(|endpoint| Endpoint {
             namespace: &slice.namespace,
             pod: &endpoint.name,
@@ -31,9 +36,6 @@ impl Resource for CiliumEndpointSlices {
             named_ports: &endpoint.named_ports,
         });
         let entries = endpoints.flat_map(|e| e.entries(&mut out.problems)).collect();
-        if slice.namespace.is_empty() {
-            out.problem("the slice has no namespace".to_owned());
-        }
         let namespace = Name::from(&*slice.namespace);
         let before = state
             .cilium_endpoint_slices

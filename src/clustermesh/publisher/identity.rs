@@ -42,15 +42,19 @@ impl Resource for Identities {
     fn apply(state: &mut State, key: &ObjectKey, identity: k8s::CiliumIdentity, out: &mut Effects) {
         let labels = &identity.security_labels;
         let Some(namespace) = labels.get(NAMESPACE_LABEL).filter(|n| !n.is_empty()) else {
-            // Parity: Cilium never exports an identity without a namespace.
-            out.problem(format!("the identity has no label {NAMESPACE_LABEL}"));
-            return Self::delete(state, key, out);
+            // Parity: Cilium never exports an identity without a namespace. The key with the last valid labels stays:
+            // without the key, other clusters would drop the traffic of pods that still run.
+            out.problem(format!(
+                "the identity has no label {NAMESPACE_LABEL}: its last valid labels, if any, stay published"
+            ));
+            return;
         };
         let (value, namespace) = (value(labels), Name::from(&**namespace));
         state.identities.insert(&key.name, &namespace, value.clone());
-        match state.namespaces.is_global(&namespace) {
-            true => out.upsert(Scope::Identities, &key.name, value),
-            false => out.delete(Scope::Identities, &key.name),
+        match state.namespaces.known(&namespace) {
+            Some(true) => out.upsert(Scope::Identities, &key.name, value),
+            Some(false) => out.delete(Scope::Identities, &key.name),
+            None => {}
         }
     }
 

@@ -18,7 +18,13 @@ pub(super) struct Namespaces {
 impl Namespaces {
     /// A namespace that does not exist is not global.
     pub(super) fn is_global(&self, namespace: &str) -> bool {
-        self.is_global.get(namespace).copied().unwrap_or(false)
+        self.known(namespace).unwrap_or(false)
+    }
+
+    /// Whether a namespace is global; `None` if it does not exist. An object that moves to such a namespace keeps its
+    /// keys, as in Cilium, until the namespace exists or the object is deleted.
+    pub(super) fn known(&self, namespace: &str) -> Option<bool> {
+        self.is_global.get(namespace).copied()
     }
 }
 
