@@ -3,6 +3,9 @@
 use std::error::Error as _;
 use std::time::Duration;
 
+/// etcd's error if a permission is missing.
+const PERMISSION_DENIED: &str = "etcdserver: permission denied";
+
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("cannot read {path}: {source}")]
@@ -47,6 +50,18 @@ impl Error {
     /// Whether the requested revision is compacted or in the future.
     pub fn is_out_of_range(&self) -> bool {
         self.status().is_some_and(|s| s.code() == tonic::Code::OutOfRange) && !self.is_too_large()
+    }
+
+    /// Whether the store refuses the request because its user lacks a permission.
+    pub fn is_permission_denied(&self) -> bool {
+        // A refused watch is cancelled with the text of the error.
+        let is_denied = |text: &str| text.contains(PERMISSION_DENIED);
+        match self {
+            Self::Cancelled(reason) | Self::Etcd(etcd_client::Error::WatchError(reason)) => is_denied(reason),
+            _ => self
+                .status()
+                .is_some_and(|s| s.code() == tonic::Code::PermissionDenied && is_denied(s.message())),
+        }
     }
 
     /// Whether the store sent a message that is larger than this client accepts.
@@ -122,5 +137,20 @@ mod tests {
         let other = of("etcdserver: no leader");
         assert_eq!(other.to_string(), "etcdserver: no leader");
         assert!(!other.is_connection_lost());
+    }
+
+    #[test]
+    fn a_missing_permission_is_recognized_in_an_answer_and_in_a_cancelled_watch() {
+        let answer = |status| Error::from(etcd_client::Error::GRpcStatus(status));
+        let denied = tonic::Status::permission_denied(PERMISSION_DENIED);
+        assert!(answer(denied).is_permission_denied());
+        assert!(
+            Error::Cancelled("rpc error: code = PermissionDenied desc = etcdserver: permission denied".to_owned())
+                .is_permission_denied()
+        );
+        assert!(!answer(tonic::Status::unavailable("etcdserver: no leader")).is_permission_denied());
+        // A proxy's refusal of the whole connection.
+        assert!(!answer(tonic::Status::permission_denied("RBAC: access denied")).is_permission_denied());
+        assert!(!Error::Ended.is_permission_denied());
     }
 }

@@ -49,7 +49,8 @@ pub enum Phase {
     Connecting,
     /// The store of the remote answers; the cluster configuration has not been read.
     WaitingForConfiguration,
-    /// The cluster configuration is known. The mirror of at least one scope has never been complete, or is stopped.
+    /// The cluster configuration is known. The mirror of at least one scope has never been complete, is stopped, or is
+    /// forbidden to read.
     Listing,
     /// The mirror of every enabled scope is complete, and is kept up to date.
     Following,
@@ -143,6 +144,8 @@ pub struct Cluster {
     first_sync: Option<Duration>,
     counters: Counters,
     refusals: Refusals,
+    /// Why the canaries cannot be read.
+    canaries_forbidden: Option<String>,
     reflectors: BTreeMap<Scope, Reflector>,
 }
 
@@ -168,6 +171,7 @@ impl Cluster {
             first_sync: None,
             counters: Counters::default(),
             refusals: Refusals::default(),
+            canaries_forbidden: None,
             reflectors: Scope::ALL.map(|scope| (scope, Reflector::default())).into(),
         }
     }
@@ -361,16 +365,34 @@ impl Cluster {
         self.reflector(scope).forget_position();
     }
 
-    /// The mirror of a scope is complete. After the last scope, the phase is `Following`.
-    pub(super) fn reflector_synced(&mut self, scope: Scope) {
-        self.reflector(scope).synced();
+    /// The mirror of a scope is complete. After the last scope, the phase is `Following`. Returns whether reading the
+    /// scope was forbidden before.
+    pub(super) fn reflector_synced(&mut self, scope: Scope) -> bool {
+        let was_forbidden = self.reflector(scope).synced();
         self.settle();
+        was_forbidden
     }
 
     /// The remote holds more of a scope than the limits allow: the mirror of that scope stops, the others continue.
     pub(super) fn reflector_stopped(&mut self, scope: Scope, reason: String) {
         self.reflector(scope).stopped(reason);
         self.settle();
+    }
+
+    /// The store forbids reading a scope: the scope is tried again alone, the others continue. Returns whether the reason
+    /// is new.
+    pub(super) fn reflector_forbidden(&mut self, scope: Scope, reason: String) -> bool {
+        let is_new = self.reflector(scope).forbidden(reason);
+        self.settle();
+        is_new
+    }
+
+    /// The store forbids reading the canaries, or (`None`) allows it again. Without canaries no scope is read for the
+    /// first time. Returns whether this is new.
+    pub(super) fn canaries_forbidden(&mut self, reason: Option<String>) -> bool {
+        let is_new = self.canaries_forbidden != reason;
+        self.canaries_forbidden = reason;
+        is_new
     }
 
     /// The canary of a scope has been written to the local store.
@@ -443,11 +465,11 @@ impl Cluster {
     /// Sets the phase of a registered cluster: `Following` if every enabled mirror is complete, `Listing` otherwise.
     fn settle(&mut self) {
         if self.is_registered() {
-            let incomplete =
-                |r: &Reflector| matches!(r.completeness(), Completeness::Incomplete | Completeness::Stopped(_));
-            self.phase = match self.reflectors.values().any(incomplete) {
-                true => Phase::Listing,
-                false => Phase::Following,
+            let is_complete =
+                |r: &Reflector| matches!(r.completeness(), Completeness::Complete | Completeness::Disabled);
+            self.phase = match self.reflectors.values().all(is_complete) {
+                true => Phase::Following,
+                false => Phase::Listing,
             };
         }
     }

@@ -6,7 +6,7 @@
 
 use super::error::Error;
 use super::exports::Exports;
-use super::reflect::{Connected, is_there, reflect};
+use super::reflect::{Connected, forbidden_backoff, is_there, reflect};
 use super::remote::Remote;
 use crate::kvstore::client::{EtcdClient, Event};
 use crate::kvstore::config::ClientConfig;
@@ -60,7 +60,8 @@ async fn connect(remote: &Remote) -> Result<(EtcdClient, i64), Error> {
     let config = ClientConfig::read(&remote.client_file)?;
     state.transition(|cluster| cluster.file_read(config.endpoints.join(",")));
     let client = EtcdClient::connect_with(&config, &remote.options).await?;
-    let (heartbeat, revision) = client.get_with_revision(keys::HEARTBEAT).await?;
+    let read = client.get_with_revision(keys::HEARTBEAT).await;
+    let (heartbeat, revision) = read.map_err(|e| Error::of(keys::HEARTBEAT, e))?;
     let last = state.read(|cluster| cluster.last_heartbeat().cloned());
     let has_same_past = match last {
         Some(last) => is_there(&last, &client, last.mod_revision()).await?,
@@ -101,7 +102,8 @@ impl Connection<'_> {
     /// The cluster configuration, or the reason why it is not usable. The outer error ends the connection.
     async fn read_config(&self) -> Result<Result<ClusterConfig, Error>, Error> {
         let (key, name) = (keys::cluster_config(&self.remote.name), self.remote.name.clone());
-        let Some(kv) = self.client.get(&key).await? else {
+        let read = self.client.get(&key).await;
+        let Some(kv) = read.map_err(|e| Error::of(&key, e))? else {
             return Ok(Err(Error::NoClusterConfig { key, name }));
         };
         let bytes = kv.value.len();
@@ -145,13 +147,37 @@ impl Connection<'_> {
         let scopes = Scope::ALL.map(|scope| reflect(&connected, scope));
         tokio::select! {
             (ended, ..) = select_all(scopes.map(Box::pin)) => ended,
-            ended = self.follow_canaries(seen) => ended,
+            ended = self.follow_canaries(seen, exports.has_canaries) => ended,
             ended = self.follow_config(config) => ended,
             ended = self.follow_heartbeat(revision) => ended,
         }
     }
 
-    async fn follow_canaries(&self, seen: watch::Sender<BTreeSet<String>>) -> Result<Infallible, Error> {
+    /// Follows the canaries. If the store forbids reading them, tries again alone: what is mirrored already is followed.
+    async fn follow_canaries(
+        &self,
+        seen: watch::Sender<BTreeSet<String>>,
+        are_needed: bool,
+    ) -> Result<Infallible, Error> {
+        let (name, state) = (&self.remote.name, &self.remote.state);
+        let prefix = keys::synced_prefix(name);
+        let mut backoff = forbidden_backoff();
+        loop {
+            let error = match self.read_canaries(&seen).await {
+                Err(Error::Client(source)) if source.is_permission_denied() => Error::of(&prefix, source),
+                ended => return ended,
+            };
+            if !are_needed {
+                return Ok(std::future::pending().await);
+            }
+            if state.transition(|cluster| cluster.canaries_forbidden(Some(error.to_string()))) {
+                tracing::warn!(cluster_name = %name, prefix, %error, "the remote cluster forbids reading its canaries; no kind of keys is mirrored before its canary is read");
+            }
+            backoff.wait().await;
+        }
+    }
+
+    async fn read_canaries(&self, seen: &watch::Sender<BTreeSet<String>>) -> Result<Infallible, Error> {
         let name = &self.remote.name;
         let prefix = keys::synced_prefix(name);
         let canaries: BTreeSet<String> = Scope::ALL
@@ -174,6 +200,8 @@ impl Connection<'_> {
             }
         }
         let mut watch = self.client.watch(&prefix, pages.revision + 1).await?;
+        let state = &self.remote.state;
+        state.transition(|cluster| cluster.canaries_forbidden(None));
         loop {
             let changes = watch.next().await?;
             // The deletion of a canary is ignored: the remote's first state was complete.

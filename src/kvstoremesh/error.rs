@@ -12,6 +12,11 @@ pub(super) enum Error {
     Config(#[from] config::Error),
     #[error(transparent)]
     Client(#[from] client::Error),
+    /// The store answers, and forbids reading these keys.
+    #[error(
+        "the remote forbids reading {keys}: {source}; grant the role of this client certificate's user read access"
+    )]
+    Forbidden { keys: String, source: client::Error },
     #[error("cannot write to the local store: {0}")]
     Backend(#[from] kvstore::Error),
     #[error("{key} is missing; is the cluster called {name}?")]
@@ -34,6 +39,17 @@ pub(super) enum Error {
 }
 
 impl Error {
+    /// An error of a request for `keys`, which are named if the store forbids reading them.
+    pub(super) fn of(keys: &str, source: client::Error) -> Self {
+        match source.is_permission_denied() {
+            true => Self::Forbidden {
+                keys: keys.to_owned(),
+                source,
+            },
+            false => Self::Client(source),
+        }
+    }
+
     /// The cause, as the state machine distinguishes causes.
     pub(super) fn cause(&self) -> Cause {
         match self {

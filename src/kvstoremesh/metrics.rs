@@ -3,6 +3,7 @@
 use super::cluster::Cluster;
 use super::{Mesh, Snapshot};
 use crate::kvstore::sync_store::WriterStats;
+use crate::model::keys::Scope;
 use crate::util::metrics::{Labels, Page};
 use parking_lot::Mutex;
 use prometheus_client::collector::Collector;
@@ -109,7 +110,17 @@ fn gauges(page: &mut Page<'_>, all: &[Snapshot]) -> fmt::Result {
     let help = "Time for which limits have held the changes of the remote cluster up, in seconds";
     gauge("remote_cluster_changes_slowed_seconds", help, |s| {
         s.sync.stats().slowed.as_secs_f64()
-    })
+    })?;
+    let mut forbidden = vec![];
+    for snapshot in all {
+        for scope in Scope::ALL {
+            let mut labels = label(snapshot);
+            labels.push(("scope", format!("{}/v1", scope.word())));
+            forbidden.push((labels, flag(snapshot.cluster.is_forbidden(scope))));
+        }
+    }
+    let help = "Whether the remote cluster forbids reading the keys of this kind";
+    page.gauges("remote_cluster_kind_forbidden", help, forbidden)
 }
 
 fn flag(is_set: bool) -> f64 {

@@ -18,6 +18,9 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+/// The first and the longest wait before a prefix that the store forbids to read is tried again.
+const FORBIDDEN_WAITS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
 /// Limit for one list.
 const LIST_MAX: Duration = Duration::from_secs(600);
 
@@ -78,10 +81,19 @@ impl Reflection<'_> {
     async fn mirror(&self) -> Result<Infallible, Error> {
         self.wait_until_readable().await;
         let mut backoff = Backoff::connect();
+        let mut permission = forbidden_backoff();
         loop {
             let began = Instant::now();
             let Err(error) = self.mirror_once().await;
             match &error {
+                Error::Client(source) if source.is_permission_denied() => {
+                    if began.elapsed() >= STEADY {
+                        permission.reset();
+                    }
+                    self.forbidden(error);
+                    permission.wait().await;
+                    continue;
+                }
                 Error::TooMuch { .. } => {
                     self.stop(&error);
                     tokio::time::sleep(TOO_MUCH_WAIT).await;
@@ -124,6 +136,21 @@ impl Reflection<'_> {
         self.release_addresses();
     }
 
+    /// The store forbids reading the prefix. Mirrored keys stay, the other scopes continue, and readiness waits for no
+    /// more keys of this scope.
+    fn forbidden(&self, error: Error) {
+        let error = match error {
+            Error::Client(source) => Error::of(&self.prefixes.remote, source),
+            other => other,
+        };
+        let (state, prefix) = (&self.remote.state, &self.prefixes.remote);
+        if state.transition(|cluster| cluster.reflector_forbidden(self.scope, error.to_string())) {
+            tracing::warn!(cluster_name = %self.remote.name, prefix, %error, "the remote cluster forbids reading a prefix; trying that prefix again, the others are mirrored");
+        }
+        self.remote.sync.initial_read_pending(&self.prefixes.mirror);
+        self.release_addresses();
+    }
+
     fn release_addresses(&self) {
         if self.scope == Scope::Identities {
             self.connected.identities_queued.send_replace(true);
@@ -138,7 +165,9 @@ impl Reflection<'_> {
         // The canary is queued after all keys of the list.
         self.write_canary();
         let state = &self.remote.state;
-        state.transition(|cluster| cluster.reflector_synced(self.scope));
+        if state.transition(|cluster| cluster.reflector_synced(self.scope)) {
+            tracing::info!(cluster_name = %self.remote.name, prefix = self.prefixes.remote, "the remote cluster allows reading the prefix again");
+        }
         self.remote.sync.initial_read_done(&self.prefixes.mirror);
         self.release_addresses();
         self.follow(from + 1).await
@@ -263,6 +292,11 @@ impl Reflection<'_> {
         state.transition(|cluster| cluster.reflector_written(self.scope, Instant::now()));
         std::future::pending().await
     }
+}
+
+/// Waits between attempts to read what the store forbids.
+pub(super) fn forbidden_backoff() -> Backoff {
+    Backoff::new(FORBIDDEN_WAITS.0, FORBIDDEN_WAITS.1)
 }
 
 /// Whether the store has the same key-value at `revision`.

@@ -37,6 +37,9 @@ pub(super) enum Completeness {
     Complete,
     /// The prefix exceeds the limits; the text is the reason. The mirror stays as it is, until a later list fits.
     Stopped(String),
+    /// The store forbids reading the prefix; the text is the reason. The mirror stays as it is, until a later attempt
+    /// is allowed.
+    Forbidden(String),
 }
 
 /// Counts of reads from a remote cluster.
@@ -140,7 +143,7 @@ impl Reflector {
 
     /// Whether readiness need not wait for this mirror any more.
     pub(super) fn is_settled(&self) -> bool {
-        self.is_written || matches!(self.completeness, Completeness::Stopped(_))
+        self.is_written || matches!(self.completeness, Completeness::Stopped(_) | Completeness::Forbidden(_))
     }
 
     pub(super) fn is_written(&self) -> bool {
@@ -185,15 +188,23 @@ impl Reflector {
         self.position = Some(position);
     }
 
-    /// The mirror is complete, and its canary is queued behind it.
-    pub(super) fn synced(&mut self) {
-        self.completeness = Completeness::Complete;
+    /// The mirror is complete, and its canary is queued behind it. Returns whether reading was forbidden before.
+    pub(super) fn synced(&mut self) -> bool {
+        let before = std::mem::replace(&mut self.completeness, Completeness::Complete);
+        matches!(before, Completeness::Forbidden(_))
     }
 
     /// The prefix exceeds the limits.
     pub(super) fn stopped(&mut self, reason: String) {
         self.completeness = Completeness::Stopped(reason);
         self.position = None;
+    }
+
+    /// The store forbids reading the prefix. Returns whether the reason is new.
+    pub(super) fn forbidden(&mut self, reason: String) -> bool {
+        self.position = None;
+        let now = Completeness::Forbidden(reason);
+        std::mem::replace(&mut self.completeness, now.clone()) != now
     }
 
     /// The canary, and so everything before it, is in the local store.

@@ -94,7 +94,7 @@ impl RemoteCluster {
     pub(super) fn of(cluster: &Cluster, conflict: Option<&str>, now: Instant, count: impl Fn(Scope) -> usize) -> Self {
         let complete = |scope| match cluster.completeness(scope) {
             Completeness::Disabled => None,
-            Completeness::Incomplete | Completeness::Stopped(_) => Some(false),
+            Completeness::Incomplete | Completeness::Stopped(_) | Completeness::Forbidden(_) => Some(false),
             Completeness::Complete => Some(true),
         };
         Self {
@@ -169,7 +169,7 @@ fn text(cluster: &Cluster, conflict: Option<&str>, now: Instant) -> String {
         let silent = now.saturating_duration_since(since);
         let _ = write!(text, "; no heartbeat for {} s", silent.as_secs());
     }
-    for what in cluster.stopped().chain(conflict) {
+    for what in cluster.forbidden().chain(cluster.stopped()).chain(conflict) {
         let _ = write!(text, "; {what}");
     }
     for (why, Refused { count, last_key }) in cluster.refusals().iter() {
@@ -285,7 +285,9 @@ mod tests {
         cluster.file_read("https://foo:2379".to_owned());
         cluster.connected(0xab);
         cluster.configured(config.clone(), &Exports::of(&config, true));
-        complete.iter().for_each(|scope| cluster.reflector_synced(*scope));
+        for scope in complete {
+            cluster.reflector_synced(*scope);
+        }
         cluster
     }
 

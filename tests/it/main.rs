@@ -17,6 +17,7 @@ mod durable;
 mod etcd_api;
 mod etcd_flags;
 mod etcdctl;
+mod forbidden;
 mod kubernetes;
 mod layers;
 mod membership;

@@ -332,6 +332,48 @@ fn too_many_keys_stop_one_scope_alone() {
     assert_eq!(life.phase(), Phase::Following);
 }
 
+/// Case D1 from the field: the other scopes continue, also on the next connection, and readiness does not wait.
+#[test]
+fn a_forbidden_scope_is_named_and_stops_alone() {
+    let mut life = Life::new();
+    life.follow();
+    assert!(life.cluster.reflector_forbidden(Scope::Nodes, "denied".to_owned()));
+    assert!(!life.cluster.reflector_forbidden(Scope::Nodes, "denied".to_owned()));
+    assert_eq!(life.phase(), Phase::Listing);
+    assert!(life.cluster.is_registered() && life.cluster.is_forbidden(Scope::Nodes));
+    assert_eq!(life.cluster.forbidden().collect::<Vec<_>>(), ["denied"]);
+    assert_eq!(
+        (life.resumes_at(Scope::Nodes), life.resumes_at(Scope::Services)),
+        (None, Some(9))
+    );
+    life.fail(Cause::Other, "broken");
+    life.connect();
+    life.configure();
+    assert!(life.cluster.is_forbidden(Scope::Nodes));
+    for scope in Scope::ALL.into_iter().filter(|scope| *scope != Scope::Nodes) {
+        assert!(!life.cluster.is_mirrored());
+        life.cluster.reflector_written(scope, life.now);
+    }
+    assert!(life.cluster.is_mirrored());
+    life.list(Scope::Nodes);
+    assert_eq!(life.cluster.forbidden().count(), 0);
+    assert_eq!(life.phase(), Phase::Following);
+    assert!(!life.cluster.reflector_synced(Scope::Nodes));
+}
+
+#[test]
+fn forbidden_canaries_are_named_until_they_are_read() {
+    let mut life = Life::new();
+    life.connect();
+    life.configure();
+    assert!(life.cluster.canaries_forbidden(Some("denied".to_owned())));
+    assert!(!life.cluster.canaries_forbidden(Some("denied".to_owned())));
+    assert_eq!(life.cluster.forbidden().collect::<Vec<_>>(), ["denied"]);
+    assert!(life.cluster.is_registered());
+    assert!(life.cluster.canaries_forbidden(None));
+    assert_eq!(life.cluster.forbidden().count(), 0);
+}
+
 #[test]
 fn a_store_with_another_past_is_listed_and_the_same_resumes() {
     let mut life = Life::new();

@@ -45,7 +45,7 @@ impl Cluster {
         matches!(self.phase, Phase::Listing | Phase::Following)
     }
 
-    /// Whether the initial mirror is finished: every scope was written once, or is stopped.
+    /// Whether the initial mirror is finished: every scope was written once, is stopped, or is forbidden to read.
     pub fn is_mirrored(&self) -> bool {
         self.reflectors.values().all(Reflector::is_settled)
     }
@@ -54,6 +54,20 @@ impl Cluster {
         self.reflectors
             .get(&scope)
             .map_or(&Completeness::Disabled, Reflector::completeness)
+    }
+
+    /// The reasons why the store's keys, or keys of scopes, cannot be read.
+    pub fn forbidden(&self) -> impl Iterator<Item = &str> {
+        let scopes = self.reflectors.values().filter_map(|r| match r.completeness() {
+            Completeness::Forbidden(reason) => Some(&**reason),
+            _ => None,
+        });
+        self.canaries_forbidden.as_deref().into_iter().chain(scopes)
+    }
+
+    /// Whether the store forbids reading a scope.
+    pub fn is_forbidden(&self, scope: Scope) -> bool {
+        matches!(self.completeness(scope), Completeness::Forbidden(_))
     }
 
     /// The reasons why mirrors of scopes are stopped.
