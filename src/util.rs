@@ -2,6 +2,7 @@
 
 pub mod alive;
 pub mod backoff;
+pub mod causes;
 pub mod descriptors;
 pub mod follow_dir;
 pub mod interval;
@@ -10,6 +11,7 @@ pub mod metrics;
 pub mod net;
 pub mod outage;
 pub mod readiness;
+pub mod trust;
 pub mod wait;
 
 /// The CPU architecture, by its name in Go.

@@ -9,6 +9,7 @@
 use super::client_error::Error;
 use super::config::ClientConfig;
 use crate::util::net::Keepalive;
+use crate::util::trust::{self, ServerVerifier};
 use futures::future::join_all;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
@@ -17,7 +18,7 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls::{ClientConfig as TlsConfig, InconsistentKeys, RootCertStore};
+use rustls::{ClientConfig as TlsConfig, InconsistentKeys};
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -224,14 +225,6 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
     }
 }
 
-/// The CAs to trust: those given, or else the system's. Unusable certificates are left out.
-pub fn roots(given: Option<Vec<CertificateDer<'static>>>) -> RootCertStore {
-    let mut roots = RootCertStore::empty();
-    let all = given.unwrap_or_else(|| rustls_native_certs::load_native_certs().certs);
-    roots.add_parsable_certificates(all);
-    roots
-}
-
 /// A client's certificate with its key. Fails if the key is unusable or does not belong to the certificate. The server
 /// checks the rest of the certificate, which may be an X.509 v1 certificate.
 pub fn key_pair(
@@ -248,8 +241,9 @@ pub fn key_pair(
 
 /// The TLS configuration, with the files read now.
 fn tls(config: &ClientConfig) -> Result<TlsConfig, Error> {
-    let roots = roots(config.trusted_ca_file.as_deref().map(certificates).transpose()?);
+    let trusted = config.trusted_ca_file.as_deref().map(certificates).transpose()?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let verifier = ServerVerifier::new(trusted.unwrap_or_else(trust::of_system), Arc::clone(&provider));
     let builder = TlsConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions();
     let of = |path: &Path, why: String| Error::Tls {
         path: path.display().to_string(),
@@ -258,7 +252,8 @@ fn tls(config: &ClientConfig) -> Result<TlsConfig, Error> {
     let nothing = Path::new("TLS");
     let builder = builder
         .map_err(|e| of(nothing, e.to_string()))?
-        .with_root_certificates(roots);
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier));
     let mut tls = match (&config.cert_file, &config.key_file) {
         (Some(cert), Some(key)) => {
             let secret = PrivateKeyDer::from_pem_slice(&read(key)?).map_err(|e| of(key, e.to_string()))?;

@@ -3,7 +3,7 @@
 use super::words;
 use crate::kvstore::config::ClientConfig;
 use crate::kvstore::dial;
-use rustls::RootCertStore;
+use crate::util::trust;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -64,9 +64,9 @@ impl Material {
         })
     }
 
-    /// The trusted CAs: those of the file, or else those of the system. Unusable CAs are left out.
-    pub(super) fn trusted(&self) -> Arc<RootCertStore> {
-        Arc::new(dial::roots(self.roots.clone()))
+    /// The trusted certificates: those of the file, or else those of the system.
+    pub(super) fn trusted(&self) -> Vec<CertificateDer<'static>> {
+        self.roots.clone().unwrap_or_else(trust::of_system)
     }
 }
 

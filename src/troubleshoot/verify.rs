@@ -1,10 +1,10 @@
 //! Verification during a TLS handshake, as in the etcd client, with a record of what the server sent.
 
 use super::files::Material;
+use crate::util::trust;
 use parking_lot::Mutex;
+use rustls::client::ResolvesClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{ResolvesClientCert, WebPkiServerVerifier};
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::sign::CertifiedKey;
@@ -15,9 +15,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 /// Verifies the server, and records the certificates that it presented.
 #[derive(Debug)]
 pub(super) struct ServerVerifier {
-    /// `None` if no CA is trusted.
-    verifier: Option<Arc<WebPkiServerVerifier>>,
-    provider: Arc<CryptoProvider>,
+    verifier: trust::ServerVerifier,
     presented: Mutex<Vec<CertificateDer<'static>>>,
 }
 
@@ -49,7 +47,13 @@ pub(super) fn client(material: &Material, chain: &[CertificateDer<'_>]) -> Resul
         return Ok(());
     };
     let provider = Arc::clone(&material.provider);
-    let Ok(verifier) = WebPkiClientVerifier::builder_with_provider(material.trusted(), provider).build() else {
+    let trusted = material.trusted();
+    // Servers accept a certificate that they trust itself.
+    if trusted.contains(leaf) {
+        return Ok(());
+    }
+    let roots = Arc::new(trust::roots(trusted));
+    let Ok(verifier) = WebPkiClientVerifier::builder_with_provider(roots, provider).build() else {
         return Err(CertificateError::UnknownIssuer);
     };
     match verifier.verify_client_cert(leaf, intermediates, UnixTime::now()) {
@@ -63,11 +67,8 @@ pub(super) fn client(material: &Material, chain: &[CertificateDer<'_>]) -> Resul
 impl ServerVerifier {
     pub(super) fn new(material: &Material) -> Arc<Self> {
         let provider = Arc::clone(&material.provider);
-        let builder = WebPkiServerVerifier::builder_with_provider(material.trusted(), Arc::clone(&provider));
         Arc::new(Self {
-            // Building fails only without any CA.
-            verifier: builder.build().ok(),
-            provider,
+            verifier: trust::ServerVerifier::new(material.trusted(), provider),
             presented: Mutex::default(),
         })
     }
@@ -89,10 +90,8 @@ impl ServerCertVerifier for ServerVerifier {
     ) -> Result<ServerCertVerified, Error> {
         let owned = |der: &CertificateDer<'_>| der.clone().into_owned();
         *self.presented.lock() = std::iter::once(end_entity).chain(intermediates).map(owned).collect();
-        match &self.verifier {
-            Some(verifier) => verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now),
-            None => Err(CertificateError::UnknownIssuer.into()),
-        }
+        let verifier = &self.verifier;
+        verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
     }
 
     fn verify_tls12_signature(
@@ -101,7 +100,7 @@ impl ServerCertVerifier for ServerVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+        self.verifier.verify_tls12_signature(message, cert, dss)
     }
 
     fn verify_tls13_signature(
@@ -110,11 +109,11 @@ impl ServerCertVerifier for ServerVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+        self.verifier.verify_tls13_signature(message, cert, dss)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        self.verifier.supported_verify_schemes()
     }
 }
 
