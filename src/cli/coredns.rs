@@ -5,6 +5,7 @@ use super::ignored::IgnoredFlags;
 use crate::coredns::Domains;
 use crate::coredns::apply::{Done, Names, apply};
 use crate::k8s::api::ApiConfig;
+use crate::k8s::client::ProxyVariables;
 use anyhow::ensure;
 use clap::{ArgAction, Args};
 
@@ -97,6 +98,7 @@ impl K8sArgs {
         Ok(ApiConfig {
             kubeconfig: (!self.k8s_kubeconfig_path.is_empty()).then(|| self.k8s_kubeconfig_path.into()),
             urls: self.k8s_api_server_urls,
+            proxies: ProxyVariables::read(|name| std::env::var(name).ok()),
             ..ApiConfig::default()
         })
     }

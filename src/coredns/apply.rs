@@ -1,6 +1,7 @@
 //! Applies the change to a Kubernetes cluster, once.
 
 use super::{Domains, Plan, Version, plan, version};
+use crate::k8s::client::describe;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{Patch, PatchParams, PostParams};
@@ -30,7 +31,7 @@ pub struct Names {
 /// Why CoreDNS was not changed, or not restarted.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("cannot {action} {kind} {namespace}/{name}: {source}")]
+    #[error("cannot {action} {kind} {namespace}/{name}: {}", describe(source))]
     Api {
         action: &'static str,
         kind: &'static str,

@@ -1,5 +1,6 @@
 //! A Kubernetes API as the source of objects: the connection, its probe, and one watch per kind.
 
+use super::client::{self, ProxyVariables, Settings, Source, describe};
 use super::definitions;
 use super::events::Received;
 use super::status::Status;
@@ -7,8 +8,7 @@ use super::types::{self, Kind};
 use super::watch::{Connection, KindWatch, ListMode};
 use crate::util::backoff::Backoff;
 use crate::util::lifecycle::Lifecycle;
-use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Client, Config};
+use kube::Client;
 use rand::RngExt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -31,6 +31,8 @@ pub struct ApiConfig {
     /// Publishes only services with this value of the label `service.kubernetes.io/service-proxy-name`
     /// (`--k8s-service-proxy-name`); if empty, only services without the label.
     pub service_proxy_name: String,
+    /// The proxies for requests to the API, unless the kubeconfig names one.
+    pub proxies: ProxyVariables,
     /// Limit for establishing a connection; zero selects the client library's limit.
     pub connect_timeout: Duration,
     /// Time between two probes of the API, and limit for the answer to a probe; zero disables probes.
@@ -45,6 +47,7 @@ impl Default for ApiConfig {
             kubeconfig: None,
             urls: vec![],
             service_proxy_name: String::new(),
+            proxies: ProxyVariables::default(),
             connect_timeout: Duration::from_secs(30),
             heartbeat: Duration::from_secs(30),
             crd_wait: Duration::from_secs(300),
@@ -55,18 +58,8 @@ impl Default for ApiConfig {
 /// Why the API cannot be a source.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("cannot use the kubeconfig {}: {source}", path.display())]
-    Kubeconfig {
-        path: PathBuf,
-        source: kube::config::KubeconfigError,
-    },
-    /// Neither a kubeconfig, nor URLs, nor a service account.
-    #[error("Kubernetes client not configured, cannot continue: {0}")]
-    NotConfigured(#[from] kube::config::InferConfigError),
-    #[error("{url:?} is not a URL of a Kubernetes API server")]
-    Url { url: String },
-    #[error("cannot make a Kubernetes client: {0}")]
-    Client(#[from] kube::Error),
+    #[error(transparent)]
+    Client(#[from] client::Error),
     /// Cilium is not installed.
     #[error("the definition of {names} did not appear in {} s (--crd-wait-timeout)", wait.as_secs())]
     Definitions { names: String, wait: Duration },
@@ -91,39 +84,17 @@ impl ApiConfig {
     /// A client for this API. If there are several URLs, attempt `n` uses the URL at `n` modulo their number. Sends
     /// nothing yet.
     pub async fn client(&self, attempt: usize) -> Result<Client, Error> {
-        let mut config = match (&self.kubeconfig, self.urls.len()) {
-            (Some(path), _) => {
-                let wrap = |source| Error::Kubeconfig {
-                    path: path.clone(),
-                    source,
-                };
-                let file = Kubeconfig::read_from(path).map_err(wrap)?;
-                Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
-                    .await
-                    .map_err(wrap)?
-            }
-            (None, 0) => Config::infer().await?,
-            (None, urls) => {
-                let url = &self.urls[attempt % urls];
-                let full = match url.contains("://") {
-                    true => url.clone(),
-                    false => format!("https://{url}"),
-                };
-                let url = full.parse().map_err(|_| Error::Url { url: url.clone() })?;
-                // In a pod, its service account and CA.
-                match Config::incluster() {
-                    Ok(mut config) => {
-                        config.cluster_url = url;
-                        config
-                    }
-                    Err(_) => Config::new(url),
-                }
-            }
+        let source = match (&self.kubeconfig, self.urls.len()) {
+            (Some(path), _) => Source::Kubeconfig(path.clone()),
+            (None, 0) => Source::Inferred,
+            (None, urls) => Source::Url(self.urls[attempt % urls].clone()),
         };
-        if !self.connect_timeout.is_zero() {
-            config.connect_timeout = Some(self.connect_timeout);
-        }
-        Ok(Client::try_from(config)?)
+        let settings = Settings {
+            source,
+            proxies: self.proxies.clone(),
+            connect_timeout: self.connect_timeout,
+        };
+        Ok(settings.client().await?)
     }
 
     /// The label selector for a kind. Parity: the same as of Cilium's informers.
@@ -216,10 +187,11 @@ impl ApiConfig {
                     return Ok(Connection { client, lists });
                 }
                 Err(error) => {
+                    let error = describe(&error);
                     if backoff.attempts().is_multiple_of(5) {
-                        tracing::warn!(%error, "cannot reach the Kubernetes API, trying again");
+                        tracing::warn!(error, "cannot reach the Kubernetes API, trying again");
                     }
-                    status.probed(Err(error.to_string()));
+                    status.probed(Err(error));
                     *attempt += 1;
                 }
             }
@@ -237,8 +209,8 @@ impl ApiConfig {
             // The API answers that it is not ready.
             Ok(Err(kube::Error::Api(refusal))) => (Err(refusal.to_string()), Probe::Keep),
             // Another API server may answer. With only one, the watches notice a closed connection themselves.
-            Ok(Err(error)) if self.urls.len() > 1 => (Err(error.to_string()), Probe::Reconnect),
-            Ok(Err(error)) => (Err(error.to_string()), Probe::Keep),
+            Ok(Err(error)) if self.urls.len() > 1 => (Err(describe(&error)), Probe::Reconnect),
+            Ok(Err(error)) => (Err(describe(&error)), Probe::Keep),
             // Watches cannot notice a connection that silently drops all packets.
             Err(_) => (
                 Err(format!("no answer in {} s", self.heartbeat.as_secs())),

@@ -4,6 +4,7 @@ pub mod admin;
 pub mod files;
 pub mod http;
 pub mod kubernetes_api;
+pub mod kubernetes_client;
 pub mod mesh;
 pub mod process;
 pub mod store;

@@ -4,6 +4,7 @@ use super::{boolean, duration};
 use crate::app::ObjectSource;
 use crate::clustermesh::publisher::{Options, ServiceMode};
 use crate::k8s::api::ApiConfig;
+use crate::k8s::client::ProxyVariables;
 use crate::model::cluster::ClusterInfo;
 use anyhow::bail;
 use clap::{ArgAction, Args};
@@ -112,6 +113,7 @@ impl PublisherArgs {
             kubeconfig: (!self.k8s_kubeconfig_path.is_empty()).then(|| (&*self.k8s_kubeconfig_path).into()),
             urls,
             service_proxy_name: self.k8s_service_proxy_name.clone(),
+            proxies: ProxyVariables::read(|name| std::env::var(name).ok()),
             connect_timeout: self.k8s_client_connection_timeout,
             heartbeat: self.k8s_heartbeat_timeout,
             crd_wait: self.crd_wait_timeout,

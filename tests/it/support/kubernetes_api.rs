@@ -1,15 +1,19 @@
 //! A Kubernetes API server inside the test. It serves lists and watches of whole collections, and can be told to
-//! fail, to forget the past of its watches, and to lack the definition of a custom resource.
+//! fail, to forget the past of its watches, to be restored from a backup, and to lack the definition of a custom
+//! resource.
 
+use crate::support::kubernetes_client::{SelfSigned, TlsListener};
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use axum::serve::Listener;
 use futures::StreamExt;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::broadcast;
@@ -22,6 +26,9 @@ pub const NODES: &str = "/apis/cilium.io/v2/ciliumnodes";
 pub const IDENTITIES: &str = "/apis/cilium.io/v2/ciliumidentities";
 pub const ENDPOINTS: &str = "/apis/cilium.io/v2/ciliumendpoints";
 pub const EXPORTS: &str = "/apis/multicluster.x-k8s.io/v1alpha1/serviceexports";
+
+/// The newest version of a restored backup.
+const RESTORED_VERSION: u64 = 3;
 
 /// A running server.
 #[derive(Clone)]
@@ -40,13 +47,27 @@ struct Cluster {
     undefined: Mutex<BTreeSet<String>>,
     /// Whether every request is answered with an error.
     failing: AtomicBool,
+    /// The only token that requests may bear; `None` for all.
+    token: Mutex<Option<String>>,
+    /// The answer to watches of versions that a restored backup does not have yet.
+    restored: Mutex<Option<TooLarge>>,
+}
+
+/// How a watch of a version that the API server does not have yet is refused.
+#[derive(Clone, Copy, Debug)]
+pub enum TooLarge {
+    /// As the answer to the request.
+    Status,
+    /// As an event of the watch.
+    Event,
 }
 
 /// A line for all watches of one collection.
 #[derive(Clone)]
 struct Event {
     collection: String,
-    line: String,
+    /// `None` ends the watches.
+    line: Option<String>,
 }
 
 impl KubernetesApi {
@@ -58,12 +79,28 @@ impl KubernetesApi {
             requests: Mutex::default(),
             undefined: Mutex::default(),
             failing: AtomicBool::new(false),
+            token: Mutex::default(),
+            restored: Mutex::default(),
         });
         let router = Router::new().fallback(answer).with_state(state.clone());
         Self {
             url: serve(router).await,
             state,
         }
+    }
+
+    /// Serves the same objects over TLS, too. Returns the address.
+    pub async fn serve_tls(&self, certificate: &SelfSigned) -> SocketAddr {
+        let listener = TlsListener::new(certificate).await;
+        let address = Listener::local_addr(&listener).unwrap();
+        let router = Router::new().fallback(answer).with_state(self.state.clone());
+        tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+        address
+    }
+
+    /// Answers 401 to requests that do not bear this token.
+    pub fn require_token(&self, token: &str) {
+        *self.state.token.lock() = Some(token.to_owned());
     }
 
     /// Starts a server that holds the objects of the golden fixture.
@@ -117,8 +154,17 @@ impl KubernetesApi {
         self.send(collection, "ERROR", &gone);
     }
 
+    /// Restores a backup: the newest version is older than the versions that clients have seen, and open watches end.
+    pub fn restore(&self, collection: &str, answer: TooLarge) {
+        *self.state.restored.lock() = Some(answer);
+        self.send_line(collection, None);
+    }
+
     fn send(&self, collection: &str, kind: &str, object: &Value) {
-        let line = json!({"type": kind, "object": object}).to_string() + "\n";
+        self.send_line(collection, Some(event_line(kind, object)));
+    }
+
+    fn send_line(&self, collection: &str, line: Option<String>) {
         // Sending fails if no watch is open.
         let _ = self.state.events.send(Event {
             collection: collection.to_owned(),
@@ -176,6 +222,13 @@ async fn answer(State(cluster): State<Arc<Cluster>>, request: Request) -> Respon
     let path = request.uri().path().to_owned();
     let query = request.uri().query().unwrap_or_default().to_owned();
     cluster.requests.lock().push(format!("{path}?{query}"));
+    let token = cluster.token.lock().clone();
+    if let Some(token) = token {
+        let authorization = request.headers().get("authorization");
+        if authorization.is_none_or(|value| *value != format!("Bearer {token}")) {
+            return failure(StatusCode::UNAUTHORIZED, "Unauthorized", "Unauthorized");
+        }
+    }
     if cluster.failing.load(Ordering::Relaxed) {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
     }
@@ -196,14 +249,24 @@ async fn answer(State(cluster): State<Arc<Cluster>>, request: Request) -> Respon
         let message = "sendInitialEvents is forbidden";
         return failure(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message);
     }
+    let restored = *cluster.restored.lock();
     if query.contains("watch=true") {
-        return watch(&cluster, path);
+        let version = query.split('&').find_map(|part| part.strip_prefix("resourceVersion="));
+        let is_too_large = version.is_some_and(|version| version.parse::<u64>().unwrap() > RESTORED_VERSION);
+        return match restored.filter(|_| is_too_large) {
+            Some(TooLarge::Status) => (StatusCode::GATEWAY_TIMEOUT, too_large().to_string()).into_response(),
+            Some(TooLarge::Event) => event_line("ERROR", &too_large()).into_response(),
+            None => watch(&cluster, path),
+        };
     }
     let items: Vec<Value> = match cluster.objects.lock().get(&path) {
         Some(objects) => objects.values().cloned().collect(),
         None => vec![],
     };
-    json_response(&json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": "10"}, "items": items}))
+    let version = restored.map_or("10".to_owned(), |_| RESTORED_VERSION.to_string());
+    json_response(
+        &json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": version}, "items": items}),
+    )
 }
 
 fn definition(cluster: &Cluster, name: &str) -> Response {
@@ -220,8 +283,22 @@ fn watch(cluster: &Cluster, collection: String) -> Response {
     let events = BroadcastStream::new(cluster.events.subscribe());
     let lines = events.filter_map(move |event| {
         let event = event.unwrap();
-        let line = (event.collection == collection).then(|| Ok::<_, std::io::Error>(Bytes::from(event.line)));
+        let line = (event.collection == collection).then_some(event.line);
         async move { line }
     });
+    let lines = lines.take_while(|line| std::future::ready(line.is_some()));
+    let lines = lines.map(|line| Ok::<_, std::io::Error>(Bytes::from(line.unwrap_or_default())));
     Body::from_stream(lines).into_response()
+}
+
+fn event_line(kind: &str, object: &Value) -> String {
+    json!({"type": kind, "object": object}).to_string() + "\n"
+}
+
+/// The answer of an API server (Kubernetes 1.36) to a request for a version that it does not have yet.
+fn too_large() -> Value {
+    json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "reason": "Timeout", "code": 504,
+        "message": "Timeout: Too large resource version: 10, current: 3",
+        "details": {"causes": [{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}],
+            "retryAfterSeconds": 1}})
 }
