@@ -1,15 +1,16 @@
 //! The list and watch of one kind of objects, repeated for ever: after an error, on a new connection, and when the
 //! kind's definition appears.
 
+use super::client::describe;
 use super::definitions;
 use super::events::Received;
 use super::known::{KnownObjects, Step};
-use super::status::{Failure, Status};
+use super::status::{self, Failure};
 use super::types::{ApiName, HasMeta, Kind, Object};
 use crate::util::backoff::Backoff;
 use futures::StreamExt;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::core::{ApiResource, DynamicResourceScope};
+use kube::core::{ApiResource, DynamicResourceScope, Status};
 use kube::runtime::watcher;
 use kube::{Api, Client};
 use serde::{Deserialize, Deserializer};
@@ -17,9 +18,14 @@ use std::borrow::Cow;
 use std::fmt::Debug;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 /// Time between two requests for the definition of a kind that the API does not have.
 const UNDEFINED_RETRY: Duration = Duration::from_secs(10);
+/// The first and the longest wait before all objects are listed anew because their watch cannot continue, and the time
+/// after which the waits begin again. The values are client-go's.
+const RELIST_WAITS: (Duration, Duration) = (Duration::from_millis(800), Duration::from_secs(30));
+const RELIST_STEADY: Duration = Duration::from_secs(120);
 /// Pause after the API answered that a defined kind does not exist.
 const NOT_FOUND_RETRY: Duration = Duration::from_secs(1);
 /// The API versions of an optional kind that can be read, in the order of preference: Cilium 1.20 installs the first,
@@ -49,7 +55,7 @@ pub(super) struct KindWatch {
     pub(super) selector: Option<String>,
     pub(super) connections: watch::Receiver<Connection>,
     pub(super) events: mpsc::Sender<Received>,
-    pub(super) status: Status,
+    pub(super) status: status::Status,
 }
 
 /// Why a stream of events ended.
@@ -62,6 +68,19 @@ enum StreamEnd {
     NoStreamedLists,
     /// The API does not have the kind.
     Undefined,
+    /// The version that was reached is of no use any more: all objects must be listed.
+    Lost,
+}
+
+/// What follows from an error of a watch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Remedy {
+    /// The same request again.
+    Repeat,
+    /// A list of all objects, because the version to continue from is too old, which is usual.
+    List,
+    /// A list of all objects, and a report of the failure.
+    ReportAndList,
 }
 
 /// An object as received: the metadata that the watcher of `kube` needs, beside the fields that we keep.
@@ -120,7 +139,9 @@ impl KindWatch {
     pub(super) async fn run<T: Watchable>(mut self) {
         let mut known = KnownObjects::new(self.kind);
         let mut can_stream = true;
+        let mut relists = Backoff::new(RELIST_WAITS.0, RELIST_WAITS.1);
         loop {
+            let begun = Instant::now();
             let connection = self.connections.borrow_and_update().clone();
             let Some(version) = self.served_version(&connection.client).await else {
                 match self.wait_while_undefined(&mut known).await {
@@ -138,6 +159,12 @@ impl KindWatch {
                 StreamEnd::Reconnected => {}
                 StreamEnd::NoStreamedLists => can_stream = false,
                 StreamEnd::Undefined => tokio::time::sleep(NOT_FOUND_RETRY).await,
+                StreamEnd::Lost => {
+                    if begun.elapsed() >= RELIST_STEADY {
+                        relists.reset();
+                    }
+                    relists.wait().await;
+                }
             }
         }
     }
@@ -174,9 +201,15 @@ impl KindWatch {
                     match http_code(&error) {
                         Some(422) if lists == ListMode::Streamed => return StreamEnd::NoStreamedLists,
                         Some(404) if self.kind.is_optional() => return StreamEnd::Undefined,
-                        // The resource version is too old to resume from. A new list follows by itself.
-                        Some(410) => {}
-                        _ => self.failed(&error.to_string()),
+                        _ => {}
+                    }
+                    match remedy(&error) {
+                        Remedy::List => return StreamEnd::Lost,
+                        Remedy::ReportAndList => {
+                            self.failed(&describe(&error));
+                            return StreamEnd::Lost;
+                        }
+                        Remedy::Repeat => self.failed(&describe(&error)),
                     }
                     backoff.wait().await;
                     continue;
@@ -260,7 +293,7 @@ impl KindWatch {
                 }
                 // Reading definitions is forbidden. The kind may be defined all the same.
                 Err(kube::Error::Api(status)) if status.code == 403 => return Some(default),
-                Err(error) => self.failed(&error.to_string()),
+                Err(error) => self.failed(&describe(&error)),
             }
             backoff.wait().await;
         }
@@ -287,6 +320,32 @@ impl KindWatch {
     }
 }
 
+/// What follows from an error, as in client-go. The API refuses to continue from the version that was reached with 410
+/// (the version is too old) and, after its store was restored from a backup, with 504 (too new). `kube` lists only after
+/// the event 410.
+fn remedy(error: &watcher::Error) -> Remedy {
+    use watcher::Error;
+    let status = match error {
+        Error::WatchStartFailed(kube::Error::Api(status)) | Error::WatchError(status) => status,
+        _ => return Remedy::Repeat,
+    };
+    match status.code {
+        410 => Remedy::List,
+        504 if is_version_too_large(status) => Remedy::ReportAndList,
+        // The version stays of use: the server is busy or on its way down, or the permission is missing.
+        401 | 403 | 429 | 500 | 502..=504 => Remedy::Repeat,
+        _ => Remedy::ReportAndList,
+    }
+}
+
+/// Whether the API does not have the version yet. Old servers say so in the message alone.
+fn is_version_too_large(status: &Status) -> bool {
+    let is_named = |text: &str| text.contains("Too large resource version");
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    let mut causes = causes.map(|cause| cause.reason == "ResourceVersionTooLarge" || is_named(&cause.message));
+    causes.any(|is_cause| is_cause) || is_named(&status.message)
+}
+
 /// The status code of the API's answer to a list or watch that failed.
 fn http_code(error: &watcher::Error) -> Option<u16> {
     use watcher::Error;
@@ -296,5 +355,55 @@ fn http_code(error: &watcher::Error) -> Option<u16> {
         | Error::WatchFailed(kube::Error::Api(status))
         | Error::WatchError(status) => Some(status.code),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(code: u16, message: &str, cause: Option<&str>) -> Box<Status> {
+        let causes: Vec<_> = cause
+            .iter()
+            .map(|reason| serde_json::json!({"reason": reason}))
+            .collect();
+        let status = serde_json::json!({
+            "status": "Failure", "code": code, "message": message, "reason": "", "details": {"causes": causes},
+        });
+        serde_json::from_value(status).unwrap()
+    }
+
+    /// Case B1 from the field: all objects are listed, whether the API answers with a status or with an event.
+    #[test]
+    fn a_version_that_the_api_does_not_take_leads_to_a_list() {
+        use watcher::Error;
+        let too_large = "Too large resource version: 10, current: 3";
+        let cases = [
+            (410, "too old resource version", None, Remedy::List),
+            (
+                504,
+                "Timeout: x",
+                Some("ResourceVersionTooLarge"),
+                Remedy::ReportAndList,
+            ),
+            (504, too_large, None, Remedy::ReportAndList),
+            (400, "invalid resource version", None, Remedy::ReportAndList),
+            (404, "not found", None, Remedy::ReportAndList),
+            (504, "gateway timeout", None, Remedy::Repeat),
+            (500, "internal", Some("x"), Remedy::Repeat),
+            (503, "shutting down", None, Remedy::Repeat),
+            (429, "too many requests", None, Remedy::Repeat),
+            (403, "forbidden", None, Remedy::Repeat),
+            (401, "unauthorized", None, Remedy::Repeat),
+        ];
+        for (code, message, cause, expected) in cases {
+            let status = || status(code, message, cause);
+            let started = Error::WatchStartFailed(kube::Error::Api(status()));
+            assert_eq!(remedy(&started), expected, "{code} {message}");
+            assert_eq!(remedy(&Error::WatchError(status())), expected, "{code} {message}");
+            // A list has no version to continue from.
+            let listed = Error::InitialListFailed(kube::Error::Api(status()));
+            assert_eq!(remedy(&listed), Remedy::Repeat);
+        }
     }
 }

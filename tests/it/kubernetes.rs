@@ -2,7 +2,7 @@
 //! outages of either side, restarts, rate limits, and its metrics.
 
 use crate::support::admin::Admin;
-use crate::support::kubernetes_api::{ENDPOINTS, EXPORTS, IDENTITIES, KubernetesApi, NAMESPACES, NODES};
+use crate::support::kubernetes_api::{ENDPOINTS, EXPORTS, IDENTITIES, KubernetesApi, NAMESPACES, NODES, TooLarge};
 use crate::support::store::{message, names};
 use crate::support::tls::etcd;
 use crate::support::{Process, Signal, Tls, eventually, isthmus};
@@ -93,6 +93,35 @@ async fn objects_of_a_kubernetes_api_are_published_and_followed() {
         (names("cilium/state/ip/").await.is_empty() && names("cilium/state/services/").await.is_empty()).then_some(())
     })
     .await;
+}
+
+/// Case B1 from the field.
+#[tokio::test]
+async fn objects_are_listed_anew_after_the_api_was_restored_from_a_backup() {
+    for answer in [TooLarge::Status, TooLarge::Event] {
+        let api = KubernetesApi::with_golden_objects().await;
+        let tls = Tls::new();
+        let store = etcd(&tls).start();
+        let publisher = Publisher::start(&tls, &store.address().await, &api.url, &[]);
+        publisher.admin.ready().await;
+        let mut client = tls.client(&store.address().await, "any").await;
+        api.delete_without_event(NODES, "n2");
+        api.restore(NODES, answer);
+        let begun = tokio::time::Instant::now();
+        eventually("the objects of the backup are published", async || {
+            (names(&mut client, "cilium/state/nodes/v1/c3/").await == ["n1"]).then_some(())
+        })
+        .await;
+        assert!(begun.elapsed().as_secs() < 5, "{answer:?}: {:?}", begun.elapsed());
+        api.apply(
+            NODES,
+            json!({"metadata": {"name": "n3", "resourceVersion": "4"}, "spec": {}}),
+        );
+        eventually("changes are followed", async || {
+            (names(&mut client, "cilium/state/nodes/v1/c3/").await == ["n1", "n3"]).then_some(())
+        })
+        .await;
+    }
 }
 
 #[tokio::test]
