@@ -17,6 +17,9 @@ use tokio::time::Instant;
 pub struct RemoteCluster {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config: Option<RemoteConfig>,
+    /// Why agents refuse the cluster because of its cluster id. Cilium has no such field.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conflict: Option<String>,
     #[serde(default, skip_serializing_if = "is_default")]
     pub connected: bool,
     /// RFC 3339 with milliseconds; a time in the year 1 means never.
@@ -106,6 +109,7 @@ impl RemoteCluster {
                 }),
                 Some(config) => Some(RemoteConfig::of(config)),
             },
+            conflict: conflict.map(str::to_owned),
             connected: cluster.is_connected(),
             last_failure: cluster
                 .last_failure()
@@ -202,6 +206,8 @@ pub fn format(clusters: &[RemoteCluster], verbose: bool) -> String {
             let _ = writeln!(out, "   └  {}", c.status);
             let _ = writeln!(out, "   └  remote configuration: {}", config(c.config.as_ref()));
             let _ = writeln!(out, "   └  synchronization status: {}", synced(&c.synced));
+        } else if let Some(conflict) = &c.conflict {
+            let _ = writeln!(out, "   └  {conflict}: agents refuse the cluster");
         }
     }
     out
@@ -318,6 +324,19 @@ mod tests {
         );
         assert_eq!(text.lines().count(), 2);
         assert!(format(&[cluster], true).contains("expected=true, retrieved=true, cluster-id=7"));
+    }
+
+    #[test]
+    fn a_conflict_of_ids_is_shown_for_a_ready_cluster_too() {
+        let cluster = configured("foo", &Scope::ALL);
+        let conflict = Some("cluster id 7 is also that of bar");
+        let cluster = RemoteCluster::of(&cluster, conflict, Instant::now(), |_| 0);
+        let read: RemoteCluster = serde_json::from_str(&serde_json::to_string(&cluster).unwrap()).unwrap();
+        let text = format(&[read], false);
+        assert_eq!(
+            text.lines().nth(2),
+            Some("   └  cluster id 7 is also that of bar: agents refuse the cluster")
+        );
     }
 
     #[test]
