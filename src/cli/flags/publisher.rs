@@ -16,7 +16,8 @@ use std::time::Duration;
 #[command(next_help_heading = "Publisher")]
 pub struct PublisherArgs {
     /// Directory of Kubernetes manifests (.yaml, .yml, .json) to publish instead of the objects of a Kubernetes API.
-    /// Changes of its files are followed.
+    /// Changes of its files are followed. The kinds that are published: Namespace, Service, EndpointSlice, CiliumNode,
+    /// CiliumIdentity, CiliumEndpoint, CiliumEndpointSlice, ServiceExport.
     #[arg(long, env = "CILIUM_MANIFESTS", value_name = "DIR")]
     pub manifests: Option<PathBuf>,
     /// Kubeconfig file with the address and credentials of the Kubernetes API. Overrides --k8s-api-server-urls;

@@ -3,6 +3,7 @@
 use super::defaults::set_defaults;
 use crate::k8s::types::{Kind, ObjectKey};
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::time::SystemTime;
 
 /// The content of a manifest.
@@ -12,6 +13,8 @@ pub(super) struct Documents {
     pub(super) objects: Vec<Manifest>,
     /// Why some documents cannot be read.
     pub(super) errors: Vec<String>,
+    /// Kinds that are not published, with their API versions.
+    pub(super) ignored: BTreeSet<String>,
 }
 
 /// One object, with defaults, not yet checked against its type.
@@ -61,8 +64,12 @@ impl Documents {
             self.errors.push(format!("the document at line {line} has no kind"));
             return;
         };
-        // Other kinds are not published.
-        let Some(kind) = Kind::of(&kind, text("/apiVersion").as_deref()) else {
+        let version = text("/apiVersion");
+        let Some(kind) = Kind::of(&kind, version.as_deref()) else {
+            self.ignored.insert(match version {
+                Some(version) => format!("{kind} ({version})"),
+                None => kind,
+            });
             return;
         };
         let Some(name) = text("/metadata/name").filter(|n| !n.is_empty()) else {

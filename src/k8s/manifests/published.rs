@@ -19,6 +19,8 @@ pub(super) struct Manifests {
     implied: BTreeSet<String>,
     /// Warnings already given.
     warned: BTreeSet<String>,
+    /// Kinds that are not published and that a warning has named.
+    ignored: BTreeSet<String>,
 }
 
 /// The state of an object when it was last published.
@@ -53,6 +55,11 @@ impl Manifests {
     }
 
     #[cfg(test)]
+    pub(super) fn ignored_kinds(&self) -> Vec<&str> {
+        self.ignored.iter().map(String::as_str).collect()
+    }
+
+    #[cfg(test)]
     pub(super) fn has_warned(&self, part: &str) -> bool {
         self.warned.iter().any(|warning| warning.contains(part))
     }
@@ -60,6 +67,17 @@ impl Manifests {
     fn warn(&mut self, text: String) {
         if self.warned.insert(text.clone()) {
             tracing::warn!("{text}");
+        }
+    }
+
+    /// Warns once of each kind.
+    fn warn_of_kind(&mut self, kind: &str, file: &Path) {
+        if self.ignored.insert(kind.to_owned()) {
+            let published: Vec<_> = Kind::ALL.iter().map(|kind| kind.name()).collect();
+            tracing::warn!(
+                kind, file = %file.display(), published = published.join(", "),
+                "manifests of this kind are not published"
+            );
         }
     }
 
@@ -78,6 +96,9 @@ impl Manifests {
         // The changed file may contain the same mistake again, which is then worth another warning.
         let prefix = format!("{}: ", path.display());
         self.warned.retain(|warning| !warning.starts_with(&prefix));
+        for kind in &documents.ignored {
+            self.warn_of_kind(kind, &path);
+        }
         for error in &documents.errors {
             self.warn(format!("{prefix}{error}"));
         }

@@ -186,3 +186,16 @@ async fn a_directory_is_listed_once_and_must_be_readable_at_the_start() {
         told = told => assert_eq!(told, ["+CiliumNode n1", "listed CiliumNode", "listed Service"]),
     }
 }
+
+#[test]
+fn kinds_that_are_not_published_are_named_once() {
+    let mut dir = Dir::default();
+    dir.write(
+        "a.yaml",
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\n---\nkind: CiliumNodez\nmetadata: {name: n}\n",
+    );
+    assert_eq!(dir.scan(), Vec::<String>::new());
+    dir.write("b.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {name: q}\n");
+    dir.scan();
+    assert_eq!(dir.manifests.ignored_kinds(), ["CiliumNodez", "Pod (v1)"]);
+}
