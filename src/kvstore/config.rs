@@ -1,7 +1,8 @@
 //! The etcd client's YAML file, as Go's clientv3/yaml reads it: endpoints and TLS files.
 
 use serde::Deserialize;
-use std::collections::BTreeSet;
+use serde::de::IgnoredAny;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// The endpoints and credentials of a client. As in clientv3/yaml, unknown keys are ignored.
@@ -99,7 +100,7 @@ impl ClientConfig {
     pub fn parse(text: &str) -> Result<Self, String> {
         let config: Self = serde_saphyr::from_str(text).map_err(|e| first_line(&e.to_string()))?;
         if config.endpoints.is_empty() {
-            return Err("it has no endpoints".to_owned());
+            return Err(no_endpoints(text));
         }
         config.check_aliases().map_err(|e| e.to_string())?;
         if config.insecure_skip_tls_verify {
@@ -128,6 +129,45 @@ impl ClientConfig {
         [&self.trusted_ca_file, &self.cert_file, &self.key_file]
             .into_iter()
             .flatten()
+    }
+}
+
+/// The fields of a client's file.
+const FIELDS: [&str; 9] = [
+    "endpoints",
+    "trusted-ca-file",
+    "cert-file",
+    "key-file",
+    "username",
+    "password",
+    "cilium-host-aliases",
+    "insecure-transport",
+    "insecure-skip-tls-verify",
+];
+/// What authors write in place of these fields.
+const MISTAKEN: [&str; 5] = ["endpoint", "Endpoints", "ca-file", "cacert", "trusted-ca"];
+
+/// Whether a file without endpoints looks like a client configuration, so that its author should be told.
+pub fn is_meant_as_configuration(text: &str) -> bool {
+    // User and password alone may belong to anything.
+    let is_general = |name: &str| ["username", "password"].contains(&name);
+    let is_known = |name: &str| (FIELDS.contains(&name) && !is_general(name)) || MISTAKEN.contains(&name);
+    names(text).iter().any(|name| is_known(name))
+}
+
+/// The names of the fields in a file, which may have any value.
+fn names(text: &str) -> Vec<String> {
+    let fields = serde_saphyr::from_str::<BTreeMap<String, IgnoredAny>>(text);
+    fields.map_or_else(|_| vec![], |fields| fields.into_keys().collect())
+}
+
+fn no_endpoints(text: &str) -> String {
+    let names = names(text);
+    let unknown: Vec<_> = names.into_iter().filter(|name| !FIELDS.contains(&&**name)).collect();
+    let missing = "the field `endpoints:` is missing or empty";
+    match unknown.is_empty() {
+        true => missing.to_owned(),
+        false => format!("{missing}; unknown fields: {}", unknown.join(", ")),
     }
 }
 
@@ -168,6 +208,12 @@ mod tests {
             let error = ClientConfig::read(&path).unwrap_err().to_string();
             assert!(error.contains("hk-cluster"), "{error}");
         }
+        std::fs::write(&path, "endpoint: [x]\nca-file: /ca\nkey-file: /k\n").unwrap();
+        let error = ClientConfig::read(&path).unwrap_err().to_string();
+        assert!(
+            error.ends_with("the field `endpoints:` is missing or empty; unknown fields: ca-file, endpoint"),
+            "{error}"
+        );
         let error = ClientConfig::read(&dir.path().join("absent")).unwrap_err().to_string();
         assert!(error.contains("absent"), "{error}");
     }

@@ -1,9 +1,11 @@
 //! The directory of remote clusters: one etcd client file each, named after the cluster.
 //!
-//! As in Cilium, a file is a cluster configuration if it contains the text `endpoints:`, and only its content matters.
+//! As in Cilium, a file is a cluster configuration if it contains the text `endpoints:`, and only its content matters. A
+//! file that has other fields of one is reported as a broken cluster configuration, where Cilium ignores it, or takes it
+//! for a cluster that left.
 //! The TLS files that a configuration names count as its content: a new certificate makes a new connection.
 
-use crate::kvstore::config::ClientConfig;
+use crate::kvstore::config::{ClientConfig, is_meant_as_configuration};
 use crate::model::cluster::ClusterName;
 use crate::util::follow_dir::{Config, FileChange, Follower, Inspected, Removal, Scope};
 use std::collections::BTreeSet;
@@ -85,7 +87,7 @@ fn name(path: &Path) -> Option<&str> {
 /// Whether a file is a cluster configuration, and which files it names.
 fn inspect(content: &[u8]) -> Inspected {
     let text = String::from_utf8_lossy(content);
-    if !text.contains("endpoints:") {
+    if !text.contains("endpoints:") && !is_meant_as_configuration(&text) {
         return Inspected::Ignored;
     }
     let config = ClientConfig::parse(&text);
@@ -220,6 +222,22 @@ mod tests {
         dir.write("hk", &config);
         assert_eq!(dir.scan(), []);
         assert_eq!(dir.next, NextLook::AfterPeriod);
+    }
+
+    #[test]
+    fn a_mistyped_configuration_is_a_cluster_and_no_removal() {
+        let mut dir = Fixture::new();
+        dir.write("hk", "endpoint: [\"https://x:2379\"]\nca-file: /ca.crt\n");
+        dir.write(
+            "ca.crt",
+            "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n",
+        );
+        dir.write("notes", "name: value\n");
+        assert_eq!(dir.scan(), [dir.set("hk")]);
+        dir.write("hk", "endpoints: [\"https://x:2379\"]\n");
+        assert_eq!(dir.scan(), [dir.set("hk")]);
+        dir.write("hk", "endpoint: [\"https://x:2379\"]\ncert-file: /tls.crt\n");
+        assert_eq!(dir.scan(), [dir.set("hk")]);
     }
 
     #[test]
