@@ -218,7 +218,7 @@ mod tests {
         ] {
             for name in ["127.0.0.1", "hk.mesh.example"] {
                 let mut params = params(name);
-                params.is_ca = is_ca.clone();
+                params.is_ca = is_ca;
                 let certificate = self_signed(&params);
                 assert_eq!(verify(&certificate, &certificate, name), Ok(()), "{is_ca:?} {name}");
                 // The same names with another key.
@@ -233,7 +233,7 @@ mod tests {
         let ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let with = |change: &dyn Fn(&mut CertificateParams)| {
             let mut params = params("hk.example");
-            params.is_ca = ca.clone();
+            params.is_ca = ca;
             change(&mut params);
             let certificate = self_signed(&params);
             verify(&certificate, &certificate, "hk.example")
