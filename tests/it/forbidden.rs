@@ -133,6 +133,25 @@ async fn a_forbidden_prefix_is_named_and_tried_again_while_the_others_are_mirror
         (mirrored(&mut local, "nodes", "hk/").await["n0"] == "changed").then_some(())
     })
     .await;
+
+    // A permission that is lost while the prefix is watched. The store cancels the watch with its next event.
+    reader.forbid("cilium/state/nodes/").await;
+    let key = "cilium/state/nodes/v1/hk/n0";
+    reader.root.put(key, "hidden", None).await.unwrap();
+    eventually("the nodes are named", async || {
+        let cluster = status(&mirror).await?;
+        let is_named = cluster["status"]
+            .as_str()?
+            .contains("forbids reading cilium/state/nodes/v1/hk/");
+        (is_named && cluster["connected"] == true).then_some(())
+    })
+    .await;
+    assert_eq!(mirrored(&mut local, "nodes", "hk/").await["n0"], "changed");
+    reader.allow("cilium/state/nodes/").await;
+    eventually("the nodes are followed again", async || {
+        (mirrored(&mut local, "nodes", "hk/").await["n0"] == "hidden").then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
