@@ -18,6 +18,8 @@ import (
 //     whole service; Isthmus may omit it;
 //   - labels of an identity that differ only in their source: the original takes one by chance;
 //   - the owner of an address that several pods claim, where the publishers may have seen the pods in different orders;
+//   - an identity or a slice that turned invalid keeps its last valid keys, which a publisher that has just started does
+//     not know; Isthmus withdraws them with their namespace, the original does not;
 //   - compressed slices: the decoded contents are compared.
 
 const (
@@ -80,7 +82,7 @@ func (w *mesh) allowed(key, mine, other string, here, there bool, of pair) bool 
 		return here
 	}
 	if !here || !there {
-		return there && w.isExternal(key)
+		return there && w.isExternal(key) || (there || of.anew) && w.isInvalid(key)
 	}
 	switch {
 	case strings.HasPrefix(key, stateSlices):
@@ -118,6 +120,25 @@ func (w *mesh) isExternal(key string) bool {
 	object := w.objects["/api/v1/namespaces/"+namespace+"/services/"+name]
 	spec, _ := object["spec"].(dict)
 	return strings.HasPrefix(key, stateServices) && spec["type"] == "ExternalName"
+}
+
+// isInvalid says whether the key may be the last valid one of an object that turned invalid: its namespace is missing.
+func (w *mesh) isInvalid(key string) bool {
+	missing := func(namespace any) bool {
+		name, _ := namespace.(string)
+		return !w.exists(name)
+	}
+	if name, found := strings.CutPrefix(key, stateIdentities); found {
+		object := w.objects["/apis/cilium.io/v2/ciliumidentities/"+name]
+		labels, _ := object["security-labels"].(dict)
+		return object != nil && missing(labels[podNamespace])
+	}
+	for path, object := range w.objects {
+		if strings.HasPrefix(key, stateIP) && strings.Contains(path, "/ciliumendpointslices/") && missing(object["namespace"]) {
+			return true
+		}
+	}
+	return false
 }
 
 // owns says whether the value belongs to one of the claims.
