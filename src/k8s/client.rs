@@ -81,9 +81,11 @@ pub enum Error {
 
 /// The text of an error of a client, with its causes.
 pub fn describe(error: &(dyn std::error::Error + 'static)) -> String {
-    // The layers of the client say nothing about the failure.
     let text = causes(error);
-    ["ServiceError: ", "client error (Connect): "]
+    // A status of the API is followed by all its fields, which repeat the text.
+    let text = text.split(" (Status {").next().unwrap_or_default().to_owned();
+    // The layers of the client say nothing about the failure.
+    ["ServiceError: ", "ApiError: ", "client error (Connect): "]
         .iter()
         .fold(text, |text, layer| text.replace(layer, ""))
 }
@@ -227,5 +229,37 @@ impl<T> Policy<Request<Body>, Response<T>, BoxError> for Retry {
 
     fn clone_request(&mut self, request: &Request<Body>) -> Option<Request<Body>> {
         Policy::<_, Response<T>, BoxError>::clone_request(&mut self.0, request)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Case B4 from the field.
+    #[tokio::test]
+    async fn errors_are_described_by_their_cause_and_once() {
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = closed.local_addr().unwrap();
+        drop(closed);
+        let settings = Settings {
+            source: Source::Url(format!("http://{address}")),
+            proxies: ProxyVariables::default(),
+            connect_timeout: Duration::ZERO,
+        };
+        let client = settings.client().await.unwrap();
+        let error = client.apiserver_version().await.unwrap_err();
+        let error = kube::runtime::watcher::Error::InitialListFailed(error);
+        let text = describe(&error);
+        let expected = format!("failed to perform initial object list: cannot connect to {address}: ");
+        assert!(
+            text.starts_with(&expected) && text.contains("Connection refused"),
+            "{text}"
+        );
+        let status = serde_json::json!({
+            "status": "Failure", "code": 403, "message": "nodes is forbidden", "reason": "Forbidden",
+        });
+        let error = kube::Error::Api(serde_json::from_value(status).unwrap());
+        assert_eq!(describe(&error), "nodes is forbidden: Forbidden");
     }
 }
