@@ -145,7 +145,12 @@ func flood(name, what string, frames func(*h2) error, ways ...func(int, *h2optio
 // flood writes the frames again and again on each of the connections, and connects again where the server ends one.
 func (a *attacker) flood(frames func(*h2) error, ways ...func(int, *h2options)) {
 	a.each(floods, func(i int) error {
-		o := h2options{}
+		// The resets show that a server meets the attack, and does not only end the connection.
+		o := h2options{on: func(f http2.Frame) {
+			if _, ok := f.(*http2.RSTStreamFrame); ok {
+				a.count("resets by the server", 1)
+			}
+		}}
 		for _, way := range ways {
 			way(i, &o)
 		}

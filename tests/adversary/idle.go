@@ -53,7 +53,7 @@ func idle(a *attacker) error {
 				a.set("ms until closed after "+name, int(time.Since(began).Milliseconds()))
 				return
 			}
-			a.set("closed of 1 after "+name, 0)
+			a.set("still open after "+name, 1)
 			if a.Scale.Full && time.Duration(a.Seconds*float64(time.Second)) > idleBound {
 				a.fail("a connection that stopped after %s was still open after %v", name, idleBound)
 			}

@@ -26,6 +26,9 @@ type fixture struct {
 	descriptors int
 	// big fills the prefix big/ with 500-byte values: 50 MB in full scale.
 	big bool
+	// leased attaches 100,000 keys (small: 20,000) to the lease `leasedID`. The keys are attached before authentication is on,
+	// because the check of all keys at each put would take minutes.
+	leased bool
 	// plain serves without TLS and authentication.
 	plain bool
 	// serve starts the subcommand `serve` of Isthmus instead of `etcd`.
@@ -44,7 +47,10 @@ type target struct {
 	admin           string // common name of the administrator
 }
 
-const password = "correct horse"
+const (
+	password = "correct horse"
+	leasedID = 4242
+)
 
 // startTarget starts a server on an empty data directory and prepares the fixture. `bin` is etcd if `etcd` is true.
 func startTarget(bin string, etcd bool, f fixture, certs, dir string, n scaled) (*target, error) {
@@ -98,7 +104,7 @@ func (t *target) prepare(n scaled) error {
 	if err := t.Listening(t.address, time.Minute); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
 	defer cancel()
 	go func() {
 		select {
@@ -121,6 +127,11 @@ func (t *target) prepare(n scaled) error {
 	if t.big {
 		if err := fill(ctx, conn, "big/", n.of(20_000, 100_000), 500); err != nil {
 			return fmt.Errorf("cannot fill the server: %w", err)
+		}
+	}
+	if t.leased {
+		if err := leaseKeys(ctx, conn, n.of(20_000, 100_000)); err != nil {
+			return fmt.Errorf("cannot attach keys to a lease: %w", err)
 		}
 	}
 	if t.plain {

@@ -37,7 +37,8 @@ var workRows = []row{
 	},
 	{
 		name: "work-lease-puts", what: "512 puts at once on a lease with 100,000 keys, again and again",
-		attack: leasePuts,
+		fixture: fixture{leased: true},
+		attack:  leasePuts,
 	},
 	{
 		name: "work-ranges-cancelled", what: "64 ranges of everything at once, cancelled at random, again and again",
@@ -178,18 +179,10 @@ func createWatch(key, end []byte) *pb.WatchRequest {
 }
 
 func leasePuts(a *attacker) error {
-	conn := a.grpc("writer")
-	kv := pb.NewKVClient(conn)
-	lease, err := pb.NewLeaseClient(conn).LeaseGrant(a.ctx, &pb.LeaseGrantRequest{TTL: 3600})
-	if err != nil {
-		return err
-	}
-	if err := leaseKeys(a.ctx, conn, lease.ID, a.Scale.of(20_000, 100_000)); err != nil {
-		return err
-	}
+	kv := pb.NewKVClient(a.grpc("writer"))
 	a.begin()
 	a.each(512, func(i int) error {
-		_, err := kv.Put(a.ctx, &pb.PutRequest{Key: fmt.Appendf(nil, "w/leased/%d", i), Lease: lease.ID})
+		_, err := kv.Put(a.ctx, &pb.PutRequest{Key: fmt.Appendf(nil, "w/leased/%d", i), Lease: leasedID})
 		if err == nil {
 			a.count("answers", 1)
 		}
@@ -198,14 +191,16 @@ func leasePuts(a *attacker) error {
 	return nil
 }
 
-// leaseKeys attaches n keys to the lease.
-func leaseKeys(ctx context.Context, conn *grpc.ClientConn, lease int64, n int) error {
+// leaseKeys attaches n keys to a new lease.
+func leaseKeys(ctx context.Context, conn *grpc.ClientConn, n int) error {
+	if _, err := pb.NewLeaseClient(conn).LeaseGrant(ctx, &pb.LeaseGrantRequest{ID: leasedID, TTL: 36_000}); err != nil {
+		return err
+	}
 	kv := pb.NewKVClient(conn)
-	// The first transactions are the cheapest: the servers check the permission for all keys of the lease.
 	for start := 0; start < n; start += 128 {
 		txn := &pb.TxnRequest{}
 		for i := start; i < min(n, start+128); i++ {
-			put := &pb.PutRequest{Key: fmt.Appendf(nil, "w/lease/%08d", i), Value: []byte("x"), Lease: lease}
+			put := &pb.PutRequest{Key: fmt.Appendf(nil, "w/lease/%08d", i), Value: []byte("x"), Lease: leasedID}
 			txn.Success = append(txn.Success, &pb.RequestOp{Request: &pb.RequestOp_RequestPut{RequestPut: put}})
 		}
 		if _, err := kv.Txn(ctx, txn); err != nil {
