@@ -29,17 +29,17 @@ var honestRows = []row{
 	},
 	{
 		name: "honest-authority", what: "calls without TLS whose :authority is a URL, a socket's path, a list, or empty",
-		fixture: fixture{plain: true}, attack: authorities,
+		fixture: fixture{plain: true}, seconds: [2]float64{5, 20}, attack: authorities,
 	},
 	{
-		name: "honest-cancels", what: "25 and 1,000 ranges cancelled 50 µs after their start, on a connection with a watch", attack: cancels,
+		name: "honest-cancels", what: "25 and 1,000 ranges cancelled 50 µs after their start, on a connection with a watch", seconds: [2]float64{5, 20}, attack: cancels,
 	},
 	{
 		name: "honest-unknown-service", what: "a stream to a service that does not exist, with messages, on a connection with a watch",
-		attack: unknownService,
+		seconds: [2]float64{5, 20}, attack: unknownService,
 	},
 	{
-		name: "honest-metadata", what: "20 KiB and 200 KiB of request metadata", attack: metadataSizes,
+		name: "honest-metadata", what: "20 KiB and 200 KiB of request metadata", seconds: [2]float64{5, 20}, attack: metadataSizes,
 	},
 }
 
