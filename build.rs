@@ -8,6 +8,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .file_descriptor_set_path(out.join("descriptors.bin"))
         // Clients use the etcd-client crate.
         .build_client(false)
+        .codec_path("crate::pb::Codec")
         .bytes(".")
         .btree_map(".endpointslice")
         .extern_path(".mvccpb.KeyValue", "crate::pb::KeyValue")

@@ -11,7 +11,6 @@ use prometheus_client::registry::Registry;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 
 /// `/readyz` and `/healthz`. Parity: bodies and accepted methods (any) are Cilium's. `/readyz?verbose` also lists the
 /// steps and conditions.
@@ -68,12 +67,4 @@ pub async fn bind(address: &str) -> std::io::Result<(TcpListener, SocketAddr)> {
     let listener = crate::util::net::bind(address).await.map_err(named)?;
     let bound = listener.local_addr().map_err(named)?;
     Ok((listener, bound))
-}
-
-/// Serves `router` until `stop` is cancelled.
-pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) -> std::io::Result<()> {
-    tokio::select! {
-        () = stop.cancelled() => Ok(()),
-        ended = axum::serve(listener, router).into_future() => ended,
-    }
 }

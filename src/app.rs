@@ -22,6 +22,7 @@ use crate::kvstore::{self, Backend, keeper};
 use crate::kvstoremesh::{self, Mesh};
 use crate::model::cluster::ClusterName;
 use crate::users::Users;
+use crate::util::http;
 use crate::util::lifecycle::Lifecycle;
 use crate::util::readiness::{Block, Ready};
 use metrics::DaemonMetrics;
@@ -154,6 +155,6 @@ pub async fn start_health(address: &str, ready: Ready, life: &Lifecycle) -> anyh
 
 async fn start_http(name: &str, address: &str, router: axum::Router, life: &Lifecycle) -> anyhow::Result<SocketAddr> {
     let (listener, bound) = admin::bind(address).await?;
-    life.spawn(name, admin::serve(listener, router, life.stop_token().clone()));
+    life.spawn(name, http::serve(listener, router, life.clone()));
     Ok(bound)
 }

@@ -7,6 +7,10 @@ use bytes::{Buf, BufMut, Bytes};
 use prost::DecodeError;
 use prost::encoding::{DecodeContext, WireType, skip_field};
 
+mod codec;
+
+pub use codec::Codec;
+
 pub mod mvccpb {
     tonic::include_proto!("mvccpb");
 }

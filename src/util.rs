@@ -5,6 +5,7 @@ pub mod backoff;
 pub mod causes;
 pub mod descriptors;
 pub mod follow_dir;
+pub mod http;
 pub mod interval;
 pub mod lifecycle;
 pub mod metrics;

@@ -39,7 +39,7 @@ pub(super) struct Budgeted {
 /// The limits of a request body.
 pub(super) struct RequestLimits {
     pub(super) timeout: Duration,
-    /// Whether the client sends many messages, each of which is done with when the next is read.
+    /// Whether the client sends many messages, one at a time.
     pub(super) streaming: bool,
     /// Whether the body consists of gRPC messages. Any other body is counted by its bytes.
     pub(super) grpc: bool,
@@ -54,6 +54,8 @@ pub(super) struct RequestBody {
     refusals: Arc<Refusals>,
     budget: PollSemaphore,
     frames: Frames,
+    /// Units of the budget that a stream of messages has taken.
+    taken: u32,
     /// A frame that waits until the budget has room for the messages that begin in the frame.
     waiting: Option<Waiting>,
     /// Ends the call if a long message stays incomplete.
@@ -121,6 +123,7 @@ impl RequestBody {
             refusals,
             budget,
             frames: Frames::default(),
+            taken: 0,
             waiting: None,
             deadline: None,
         }
@@ -154,11 +157,7 @@ impl HttpBody for RequestBody {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let this = &mut *self;
         if this.waiting.is_none() {
-            let between = this.limits.grpc && this.frames.is_between();
-            if between && this.limits.streaming {
-                this.call.requests.lock().clear();
-            }
-            if between {
+            if this.limits.grpc && this.frames.is_between() {
                 this.deadline = None;
             }
             let frame = match Pin::new(&mut this.inner).poll_frame(cx) {
@@ -168,7 +167,13 @@ impl HttpBody for RequestBody {
                 }
                 other => return other,
             };
-            let units = frame.data_ref().cloned().map_or(0, |data| this.units(&data));
+            let mut units = frame.data_ref().cloned().map_or(0, |data| this.units(&data));
+            if this.limits.streaming {
+                // The next message reuses the memory of the last one, which stays allocated in between.
+                let more = units.saturating_sub(this.taken);
+                this.taken += more;
+                units = more;
+            }
             if units == 0 {
                 return Poll::Ready(Some(Ok(frame)));
             }

@@ -6,6 +6,9 @@
 use crate::util::descriptors;
 use std::time::Duration;
 
+/// Connections of a server that may open more files. A connection takes about 50 KiB.
+const CONNECTIONS_MAX: usize = 65_536;
+
 /// The limits of a server. All sizes are in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Budgets {
@@ -24,10 +27,12 @@ pub struct Budgets {
     pub request_bytes: usize,
     /// Answers and events of one connection that the client has not taken yet.
     pub answer_bytes: usize,
-    /// Long answers of all connections that clients have not taken yet.
+    /// Long answers of all connections that clients have not taken yet. A longer single answer is refused.
     pub long_answer_bytes: usize,
     /// Watchers of one connection.
     pub watchers: usize,
+    /// The key and the range end of a watch, together. Watched keys stay in memory, and are compared at each write.
+    pub watch_key_bytes: usize,
     /// Distinct ranges that one user watches, each with its keys and about 1 KiB more. Many agents that watch the same
     /// prefixes share their ranges.
     pub watch_bytes: usize,
@@ -40,16 +45,17 @@ pub struct Budgets {
 impl Default for Budgets {
     fn default() -> Self {
         Self {
-            connections: descriptors::connections(),
+            connections: descriptors::connections().min(CONNECTIONS_MAX),
             handshake_timeout: Duration::from_secs(5),
             first_call_timeout: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(300),
             request_timeout: Duration::from_secs(30),
-            request_bytes: 8 << 20,
-            answer_bytes: 8 << 20,
-            long_answer_bytes: 192 << 20,
+            request_bytes: 4 << 20,
+            answer_bytes: 4 << 20,
+            long_answer_bytes: 128 << 20,
             watchers: 50_000,
-            watch_bytes: 128 << 20,
+            watch_key_bytes: 32 << 10,
+            watch_bytes: 64 << 20,
             leases: 100_000,
             txn_keys: 500_000,
         }

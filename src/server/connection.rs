@@ -143,7 +143,6 @@ impl Connection {
         self.kill.cancel();
     }
 
-    #[cfg(test)]
     pub(super) fn is_killed(&self) -> bool {
         self.kill.is_cancelled()
     }

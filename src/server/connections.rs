@@ -1,6 +1,6 @@
 //! All connections of a server: a bounded table. A new connection always gets a place; if the table is full, the
-//! connection that is least useful gives way: first the oldest unfinished handshake, then the connection that has been
-//! idle for longest.
+//! connection that is least useful gives way: the oldest unfinished handshake, or the connection that has been idle for
+//! longer than that.
 
 use super::budgets::Budgets;
 use super::connection::Idle;
@@ -48,6 +48,7 @@ struct Table {
 
 struct Unfinished {
     address: Option<SocketAddr>,
+    since: Instant,
     evict: CancellationToken,
 }
 
@@ -85,12 +86,12 @@ impl Table {
     }
 
     /// The connection that has been idle for longest.
-    fn idlest(&self) -> Option<&Open> {
+    fn idlest(&self) -> Option<(Instant, &Open)> {
         let idle = self.open.values().filter_map(|open| match open.peer.connection.idle() {
-            Idle::Busy => None,
-            Idle::Since { since, .. } => Some((since, open)),
+            Idle::Since { since, .. } if !open.peer.connection.is_killed() => Some((since, open)),
+            Idle::Busy | Idle::Since { .. } => None,
         });
-        idle.min_by_key(|(since, _)| *since).map(|(_, open)| open)
+        idle.min_by_key(|(since, _)| *since)
     }
 }
 
@@ -118,7 +119,12 @@ impl Connections {
         table.next += 1;
         let (id, evicted) = (table.next, CancellationToken::new());
         let evict = evicted.clone();
-        table.unfinished.insert(id, Unfinished { address, evict });
+        let unfinished = Unfinished {
+            address,
+            since: Instant::now(),
+            evict,
+        };
+        table.unfinished.insert(id, unfinished);
         Place {
             connections: Arc::clone(self),
             id,
@@ -132,17 +138,30 @@ impl Connections {
         self.make_room(&mut self.table.lock(), true);
     }
 
+    /// Ends the oldest handshake, or, if the table is `full`, the idlest connection when that is idle for longer than
+    /// the oldest handshake has taken.
     fn make_room(&self, table: &mut Table, full: bool) {
-        if let Some((_, oldest)) = table.unfinished.pop_first() {
-            oldest.evict.cancel();
-            let peer = Peer {
-                address: oldest.address,
-                ..Peer::default()
-            };
-            self.refusals.note(Budget::Connections, &peer);
-        } else if let Some(idlest) = table.idlest().filter(|_| full) {
-            idlest.peer.connection.kill();
-            self.refusals.note(Budget::Connections, &idlest.peer);
+        let oldest = table
+            .unfinished
+            .first_key_value()
+            .map(|(_, unfinished)| unfinished.since);
+        let idlest = table.idlest().filter(|_| full);
+        match idlest {
+            Some((since, idle)) if oldest.is_none_or(|oldest| since < oldest) => {
+                idle.peer.connection.kill();
+                self.refusals.note(Budget::Connections, &idle.peer);
+            }
+            _ => {
+                let Some((_, oldest)) = table.unfinished.pop_first() else {
+                    return;
+                };
+                oldest.evict.cancel();
+                let peer = Peer {
+                    address: oldest.address,
+                    ..Peer::default()
+                };
+                self.refusals.note(Budget::Connections, &peer);
+            }
         }
     }
 

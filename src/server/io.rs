@@ -9,7 +9,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
 
 /// Bytes that one connection may read in a turn. A turn of small frames is much work.
-const TURN_BYTES: usize = 16 << 10;
+const TURN_BYTES: usize = 4 << 10;
 
 /// A connection before its handshake, over TCP or a Unix socket.
 pub(super) type Stream = Either<TcpStream, UnixStream>;

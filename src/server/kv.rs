@@ -38,7 +38,9 @@ impl pb::kv_server::Kv for KvService {
         let (result, done) = self.0.take_turn(caller.peer(), keys, read).await?.take();
         let result = self.0.commit(result, |_| Cause::Published).await?;
         let bytes = result.bytes();
-        self.0.answer(done, bytes, self.range_response(result)).await
+        self.0
+            .answer(caller.peer(), done, bytes, self.range_response(result))
+            .await
     }
 
     type RangeStreamStream = Pin<Box<dyn Stream<Item = Result<pb::RangeStreamResponse, Status>> + Send>>;
@@ -109,7 +111,7 @@ impl pb::kv_server::Kv for KvService {
             deleted: count as i64,
             prev_kvs: prev.into_iter().map(Into::into).collect(),
         };
-        self.0.answer(done, bytes, message).await
+        self.0.answer(caller.peer(), done, bytes, message).await
     }
 
     async fn txn(&self, request: Request<pb::TxnRequest>) -> Result<Response<pb::TxnResponse>, Status> {
@@ -131,7 +133,7 @@ impl pb::kv_server::Kv for KvService {
             ..txn_response(&request, result)
         };
         let bytes = message.encoded_len();
-        self.0.answer(done, bytes, message).await
+        self.0.answer(caller.peer(), done, bytes, message).await
     }
 
     async fn compact(

@@ -29,6 +29,8 @@ pub(super) enum Budget {
     Request,
     /// A client did not take its answers.
     Answers,
+    /// An answer was too long.
+    LongAnswer,
     /// A watcher was not created.
     Watchers,
     /// A lease was not granted.
@@ -56,12 +58,13 @@ struct Said {
 }
 
 impl Budget {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Connections,
         Self::Handshake,
         Self::Idle,
         Self::Request,
         Self::Answers,
+        Self::LongAnswer,
         Self::Watchers,
         Self::Leases,
         Self::Transaction,
@@ -77,6 +80,7 @@ impl Budget {
             Self::Idle => "idle",
             Self::Request => "request",
             Self::Answers => "answers",
+            Self::LongAnswer => "long-answer",
             Self::Watchers => "watchers",
             Self::Leases => "leases",
             Self::Transaction => "transaction",
@@ -94,7 +98,10 @@ impl Budget {
             Self::Idle => "closed an idle connection",
             Self::Request => "ended a call whose request was incomplete for too long",
             Self::Answers => "closed a connection whose client does not take its answers",
-            Self::Watchers => "refused a watcher: the client has too many watchers",
+            Self::LongAnswer => "refused an answer that is too long for the budget of long answers",
+            Self::Watchers => {
+                "refused a watcher: too many watchers, too many different ranges, or a key that is too long"
+            }
             Self::Leases => "refused a lease: the user has too many leases",
             Self::Transaction => "refused a transaction that would visit too many keys",
             Self::Passwords => "refused a login: too many passwords wait to be checked",

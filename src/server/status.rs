@@ -33,6 +33,7 @@ statuses! {
     too_many_requests = ResourceExhausted, "too many requests";
     too_many_leases = ResourceExhausted, "too many leases of one user";
     too_many_watchers = ResourceExhausted, "too many watchers of one connection";
+    too_long_key = InvalidArgument, "the key and range end of a watch are too long";
     too_many_ranges = ResourceExhausted, "too many different ranges watched by one user";
     corrupt = DataLoss, "corrupt cluster";
     unhealthy = Unavailable, "unhealthy cluster";
@@ -42,6 +43,13 @@ statuses! {
     compacted = OutOfRange, "mvcc: required revision has been compacted";
     // etcd maps this error to the client-side error, which has no code on the wire.
     not_enough_members = Unknown, "re-configuration failed due to not enough started members";
+}
+
+/// The refusal of an answer that is too long.
+pub(super) fn too_long_answer(bytes: usize, most: usize) -> Status {
+    Status::resource_exhausted(format!(
+        "etcdserver: the answer would have {bytes} bytes, and may have {most}; read in parts with a limit"
+    ))
 }
 
 /// The refusal of a transaction that visits too many keys.

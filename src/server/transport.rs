@@ -19,11 +19,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
-/// Bytes that a stream may send before its call reads them: a request of etcd's usual limit, nearly.
-const STREAM_WINDOW: u32 = 1 << 20;
-/// Bytes that all streams of a connection may send before their calls read them. The library's budget for small
-/// frames is derived from this window.
-const CONNECTION_WINDOW: u32 = 4 << 20;
+/// Bytes that a stream may send before its call reads them. A burst of small messages within this window does not
+/// exhaust the library's budget for small frames, which is derived from the window of the connection.
+const STREAM_WINDOW: u32 = 128 << 10;
+/// Bytes that all streams of a connection may send before their calls read them.
+const CONNECTION_WINDOW: u32 = 8 << 20;
 /// Bytes of the headers of a request. grpc-go takes more; tokens with many claims need tens of kilobytes.
 const HEADERS_MAX: u32 = 256 << 10;
 /// Streams that a client resets before the server has looked at them. Go clients cancel in bursts.

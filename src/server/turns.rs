@@ -8,6 +8,7 @@
 use super::bodies::Held;
 use super::connection::UNIT;
 use super::peer::Peer;
+use super::refusals::Budget;
 use super::{Core, status};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -77,8 +78,10 @@ impl Turns {
         if bytes < LONG_ANSWER {
             return Ok(None);
         }
-        let units = u32::try_from(bytes / UNIT).unwrap_or(u32::MAX).min(self.answer_units);
-        acquire(&self.answers, units).await.map(Some)
+        match u32::try_from(bytes / UNIT) {
+            Ok(units) if units <= self.answer_units => acquire(&self.answers, units).await.map(Some),
+            _ => Err(status::too_long_answer(bytes, self.answer_units as usize * UNIT)),
+        }
     }
 }
 
@@ -134,9 +137,17 @@ impl Core {
     }
 
     /// Makes an answer of about `bytes`, once that is within the budget of long answers.
-    pub(super) async fn answer<T>(&self, done: Done<()>, bytes: usize, message: T) -> Result<Response<T>, Status> {
+    pub(super) async fn answer<T>(
+        &self,
+        peer: &Peer,
+        done: Done<()>,
+        bytes: usize,
+        message: T,
+    ) -> Result<Response<T>, Status> {
         let mut held = done.held;
-        held.0.extend(self.turns.answer(bytes).await?);
+        held.0.extend(self.turns.answer(bytes).await.inspect_err(|_| {
+            self.refusals.note(Budget::LongAnswer, peer);
+        })?);
         let mut response = Response::new(message);
         if !held.0.is_empty() {
             response.extensions_mut().insert(Held(Arc::new(held.0)));

@@ -18,7 +18,7 @@ use super::shares::WatchShare;
 use super::status;
 use crate::auth::AuthVersion;
 use crate::durable::Point;
-use crate::mvcc::{KeyRange, Wake, WatchUpdate, Watcher};
+use crate::mvcc::{Wake, WatchUpdate, Watcher};
 use crate::pb::etcdserverpb as pb;
 use crate::pb::{WatchHead, WatchResponse};
 use fragment::fragments;
@@ -81,8 +81,8 @@ struct Entry {
     /// The start revision that the client asked for; 0 means now.
     start: i64,
     wake: Arc<WatcherWake>,
-    /// The reader whose permission is checked again when users or roles change.
-    reader: Option<Reader>,
+    /// The user whom a certificate names, and whose permission is checked again when users or roles change.
+    reader: Option<Arc<str>>,
     /// What the watcher takes of the budgets.
     _shares: Shared,
     fragment: bool,
@@ -95,12 +95,6 @@ struct Entry {
 struct Shared {
     _count: WatcherCount,
     _range: Option<WatchShare>,
-}
-
-/// A user whom a certificate names, and the range that the user must be allowed to read.
-struct Reader {
-    user: Arc<str>,
-    range: KeyRange,
 }
 
 #[tonic::async_trait]

@@ -1,8 +1,13 @@
 //! Network settings that clients and servers share: listening as Go does, and gRPC keepalive.
 
 use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
+
+/// Connections that the kernel keeps until they are accepted. All agents of a cluster may connect at once, and a client
+/// that finds the queue full waits a second before the next attempt.
+const BACKLOG: u32 = 4096;
 
 /// gRPC keepalive of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,13 +22,34 @@ pub struct Keepalive {
 pub async fn bind(address: &str) -> io::Result<TcpListener> {
     let port = address.strip_prefix("0.0.0.0:").or_else(|| address.strip_prefix(':'));
     let Some(port) = port else {
-        return TcpListener::bind(address).await;
+        return listen(address).await;
     };
-    match TcpListener::bind(format!("[::]:{port}")).await {
+    match listen(&format!("[::]:{port}")).await {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(error),
-        Err(_) => TcpListener::bind(format!("0.0.0.0:{port}")).await,
+        Err(_) => listen(&format!("0.0.0.0:{port}")).await,
         listener => listener,
     }
+}
+
+/// Listens at the first address of `host:port` that can be bound.
+async fn listen(address: &str) -> io::Result<TcpListener> {
+    let mut failed = None;
+    for address in tokio::net::lookup_host(address).await? {
+        let bound = match address {
+            SocketAddr::V4(_) => TcpSocket::new_v4(),
+            SocketAddr::V6(_) => TcpSocket::new_v6(),
+        };
+        let bound = bound.and_then(|socket| {
+            socket.set_reuseaddr(true)?;
+            socket.bind(address)?;
+            socket.listen(BACKLOG)
+        });
+        match bound {
+            Ok(listener) => return Ok(listener),
+            Err(error) => failed = Some(error),
+        }
+    }
+    Err(failed.unwrap_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, format!("{address} has no address"))))
 }
 
 #[cfg(test)]

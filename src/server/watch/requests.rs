@@ -1,7 +1,7 @@
 //! The requests of a client on a watch stream: create, cancel, progress.
 
 use super::ready::WatcherWake;
-use super::{Answer, Entry, Reader, Shared, WatchSession};
+use super::{Answer, Entry, Shared, WatchSession};
 use crate::mvcc::{KeyRange, Wake, WatchFilter, Watcher};
 use crate::pb::etcdserverpb as pb;
 use crate::pb::{WatchHead, WatchResponse};
@@ -17,6 +17,10 @@ use tonic::Status;
 struct Rejected {
     reason: String,
     cause: Cause,
+}
+
+fn key_bytes(range: &KeyRange) -> usize {
+    range.start().len() + range.end().map_or(0, <[u8]>::len)
 }
 
 impl WatchSession {
@@ -40,16 +44,12 @@ impl WatchSession {
         };
         let range = KeyRange::new(key, request.range_end);
         let id = request.watch_id;
-        let certificate_user = match self.check_create(id, request.start_revision, &range) {
-            Ok(certificate_user) => certificate_user,
+        let reader = match self.check_create(id, request.start_revision, &range) {
+            Ok(reader) => reader,
             Err(Rejected { reason, cause }) => return self.refuse(reason, cause),
         };
         let id = if id == 0 { self.free_id() } else { id };
         let wake = WatcherWake::new(id, &self.ready);
-        let reader = certificate_user.map(|user| Reader {
-            user,
-            range: range.detached(),
-        });
         let filter = WatchFilter {
             range,
             prev_kv: request.prev_kv,
@@ -108,9 +108,7 @@ impl WatchSession {
         let count = count.ok_or_else(|| refused(status::too_many_watchers()))?;
         let range = match watcher.is_alone() {
             true => {
-                let range = &watcher.filter().range;
-                let bytes = range.start().len() + range.end().map_or(0, <[u8]>::len);
-                let share = core.shares.watch(peer, bytes);
+                let share = core.shares.watch(peer, key_bytes(&watcher.filter().range));
                 Some(share.ok_or_else(|| refused(status::too_many_ranges()))?)
             }
             false => None,
@@ -140,6 +138,10 @@ impl WatchSession {
         if range.is_empty() {
             return Err(rejected("mvcc: watcher range is empty"));
         }
+        if key_bytes(range) > self.core.config.budgets.watch_key_bytes {
+            self.core.refusals.note(Budget::Watchers, self.caller.peer());
+            return Err(rejected(status::too_long_key().message()));
+        }
         if id != 0 && self.is_used(id) {
             return Err(rejected("mvcc: duplicate watch ID provided on the WatchStream"));
         }
@@ -156,8 +158,9 @@ impl WatchSession {
         }
         let core = &self.core;
         let forbidden = |entry: &mut Entry| {
+            let range = &entry.watcher.filter().range;
             let reader = entry.reader.as_ref();
-            reader.is_some_and(|reader| !core.admission.may_still_read(&reader.user, &reader.range))
+            reader.is_some_and(|reader| !core.admission.may_still_read(reader, range))
         };
         let ended: Vec<i64> = self
             .watchers
