@@ -3,6 +3,7 @@
 //! A daemon runs until a signal asks it to stop or one of its tasks fails, and then ends within five seconds.
 
 mod arguments;
+mod budgets;
 pub mod clustermesh;
 mod completion;
 mod coredns;
@@ -20,6 +21,7 @@ pub mod serve;
 mod snapshot;
 mod usage;
 mod users;
+mod variables;
 
 use crate::app::signal;
 use crate::util::lifecycle::Lifecycle;
@@ -112,7 +114,9 @@ fn command_line() -> clap::Command {
         .long("version")
         .help("Print the version of this program.")
         .action(ArgAction::Version);
-    help::complete(data::with_variables(Cli::command())).arg(version)
+    let shared = [data::VARIABLES, budgets::VARIABLES];
+    let command = shared.into_iter().fold(Cli::command(), variables::set);
+    help::complete(command).arg(version)
 }
 
 /// Runs the command line `args`; returns the exit code.

@@ -1,25 +1,19 @@
 //! Flags of the data directory, shared by `etcd` and `serve`; `check` and `dump`, which read one.
 
 use super::flags::duration;
+use super::variables::Variables;
 use crate::durable::{self, EngineKind, Mode, OnCorruption};
 use anyhow::Context;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{Args, Command};
 use serde_json::{Value as Json, json};
 use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// The environment variables of one flag, which differ between the subcommands.
-struct Variables {
-    flag: &'static str,
-    etcd: &'static str,
-    serve: &'static str,
-}
-
-const VARIABLES: &[Variables] = &[
+pub const VARIABLES: &[Variables] = &[
     Variables {
         flag: "data_dir",
         etcd: "ETCD_DATA_DIR",
@@ -109,18 +103,6 @@ impl DataArgs {
             checkpoint_bytes: self.checkpoint_bytes,
         })
     }
-}
-
-/// Gives the flags the environment variables of each subcommand.
-pub fn with_variables(command: Command) -> Command {
-    let set = |command: Command, name: &str, of: fn(&Variables) -> &'static str| {
-        command.mut_subcommand(name, |sub| {
-            VARIABLES.iter().fold(sub, |sub, variables| {
-                sub.mut_arg(variables.flag, |arg| arg.env(of(variables)))
-            })
-        })
-    };
-    set(set(command, "etcd", |v| v.etcd), "serve", |v| v.serve)
 }
 
 impl InspectArgs {

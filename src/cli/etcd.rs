@@ -6,6 +6,7 @@ mod without_effect;
 
 pub use without_effect::IGNORED;
 
+use super::budgets::BudgetArgs;
 use super::data::DataArgs;
 use super::flags::{boolean, duration};
 use super::logging::{self, Format, Output};
@@ -147,9 +148,6 @@ pub struct EtcdArgs {
     /// negative number for no quota.
     #[arg(long, env = "ETCD_QUOTA_BACKEND_BYTES", default_value_t = 0, allow_negative_numbers = true, value_name = "BYTES", help_heading = heading::LIMITS)]
     quota_backend_bytes: i64,
-    /// Largest number of concurrent calls on one connection.
-    #[arg(long, env = "ETCD_MAX_CONCURRENT_STREAMS", default_value_t = u32::MAX, value_name = "N", help_heading = heading::LIMITS)]
-    max_concurrent_streams: u32,
     /// Time without traffic after which the server pings a client.
     #[arg(long, env = "ETCD_GRPC_KEEPALIVE_INTERVAL", default_value = "5m", value_parser = duration, value_name = "DURATION", help_heading = heading::LIMITS)]
     grpc_keepalive_interval: Duration,
@@ -159,6 +157,8 @@ pub struct EtcdArgs {
     /// Interval of progress notifications to idle watchers that asked for them.
     #[arg(long, env = "ETCD_WATCH_PROGRESS_NOTIFY_INTERVAL", default_value = "10m", value_parser = duration, value_name = "DURATION", help_heading = heading::LIMITS)]
     watch_progress_notify_interval: Duration,
+    #[command(flatten)]
+    budgets: BudgetArgs,
     /// Level of the log: debug, info, warn or error.
     #[arg(long, env = "ETCD_LOG_LEVEL", default_value = "info", value_name = "LEVEL", help_heading = heading::LOGGING)]
     log_level: String,
@@ -325,7 +325,8 @@ impl EtcdArgs {
                     interval: self.grpc_keepalive_interval,
                     timeout: self.grpc_keepalive_timeout,
                 },
-                max_concurrent_streams: self.max_concurrent_streams,
+                max_concurrent_streams: self.budgets.max_concurrent_streams,
+                budgets: self.budgets.budgets(),
                 gateway: self.enable_grpc_gateway,
                 access: BrowserAccess {
                     cors: set(&self.cors),

@@ -1,5 +1,6 @@
 //! `serve`: store, publisher and mirror in one process.
 
+use super::budgets::BudgetArgs;
 use super::data::DataArgs;
 use super::etcd::listen::Tls;
 use super::flags::{ClusterArgs, LogArgs, MeshArgs, ObserveArgs, PublisherArgs, ServiceArgs, boolean, duration};
@@ -63,6 +64,8 @@ pub struct ServeArgs {
     #[command(flatten)]
     sizes: SizeArgs,
     #[command(flatten)]
+    budgets: BudgetArgs,
+    #[command(flatten)]
     observe: ObserveArgs,
 }
 
@@ -124,6 +127,7 @@ impl ServeArgs {
             trusted_ca_file,
             client_cert_auth,
             sizes,
+            budgets,
             observe,
         } = self;
         let (cluster, mode) = (cluster.info()?, service.clustermesh_service_v2);
@@ -143,6 +147,8 @@ impl ServeArgs {
             name: cluster.name.to_string(),
             client_urls: listen_client_urls.clone(),
             quota_bytes: sizes.quota_bytes(),
+            max_concurrent_streams: budgets.max_concurrent_streams,
+            budgets: budgets.budgets(),
             ..server::Config::new(MemberIdentity::random())
         };
         let config = EtcdConfig {
