@@ -138,8 +138,8 @@ impl Core {
             &config,
         );
         let refusals: Arc<Refusals> = Arc::default();
-        metrics.register(&refusals);
         let connections = Connections::new(config.budgets.clone(), Arc::clone(&refusals));
+        metrics.register(&connections);
         let durability = Durability::new(durable);
         let alarms = Arc::new(Alarms::new(&config.alarms, durability.clone()));
         let admission = Admission {

@@ -58,6 +58,16 @@ struct Open {
     trust: Option<Arc<Trust>>,
 }
 
+/// What all connections of a server hold together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Totals {
+    pub(super) open: usize,
+    /// Connections that have not finished their handshake.
+    pub(super) handshakes: usize,
+    /// Bytes of answers that clients have not taken yet.
+    pub(super) answer_bytes: usize,
+}
+
 /// Why a client was trusted.
 pub(super) struct Trust {
     pub(super) identity: Identity,
@@ -107,6 +117,17 @@ impl Connections {
     /// Open connections, unfinished ones included.
     pub(super) fn len(&self) -> usize {
         self.table.lock().len()
+    }
+
+    /// What all connections hold now.
+    pub(super) fn totals(&self) -> Totals {
+        let table = self.table.lock();
+        let held = |open: &Open| open.peer.connection.answers.stalled().0;
+        Totals {
+            open: table.open.len(),
+            handshakes: table.unfinished.len() + table.computing,
+            answer_bytes: table.open.values().map(held).sum(),
+        }
     }
 
     /// Gives a new connection a place. Another connection may have to give way.
@@ -288,6 +309,13 @@ mod tests {
         let fifth = table.enter(None);
         let killed = |peer: &Peer| peer.connection.is_killed();
         assert!(!killed(&peers[0]) && killed(&peers[1]) && !killed(&fourth_peer));
+        fourth_peer.connection.answers.hold(7);
+        let totals = Totals {
+            open: 3,
+            handshakes: 1,
+            answer_bytes: 7,
+        };
+        assert_eq!(table.totals(), totals);
         drop((busy, fifth, places, fourth));
         assert_eq!(table.len(), 0);
     }

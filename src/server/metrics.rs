@@ -1,12 +1,13 @@
 //! Metrics under the names of etcd and grpc-prometheus, so that etcd's dashboards and alerts work.
 
+mod budgets;
 mod methods;
 mod sizes;
 mod zeros;
 
 pub(super) use methods::Method;
 
-use super::refusals::Refusals;
+use super::connections::Connections;
 use super::{Config, Core, ETCD_VERSION, STORAGE_VERSION};
 use crate::auth::AuthStore;
 use crate::durable::{self, Durable};
@@ -119,9 +120,11 @@ impl Metrics {
         }
     }
 
-    /// Registers the counters of what clients were refused.
-    pub(super) fn register(&mut self, refusals: &Refusals) {
-        refusals.register(&mut self.registry);
+    /// Registers what clients hold, and the counters of what they were refused.
+    pub(super) fn register(&mut self, connections: &Arc<Connections>) {
+        connections.refusals.register(&mut self.registry);
+        let held = budgets::Held(Arc::clone(connections));
+        self.registry.register_collector(Box::new(held));
     }
 
     /// The metrics of a method, found by its path `/package.Service/Method`.

@@ -80,6 +80,10 @@ async fn a_unix_socket_serves_clients_and_metrics_have_a_listener_of_their_own()
         "etcd_debugging_mvcc_current_revision 2",
         "etcd_mvcc_put_total 1",
         "etcd_disk_wal_fsync_duration_seconds_count 0",
+        r#"isthmus_server_connections{state="handshake"} 0.0"#,
+        "isthmus_server_answer_bytes 0.0",
+        "isthmus_mvcc_frames_dropped_total 0",
+        "isthmus_mvcc_log_reads_total 0",
         r#"grpc_server_handled_total{grpc_code="OK",grpc_method="Put",grpc_service="etcdserverpb.KV",grpc_type="unary"} 1"#,
         r#"grpc_server_started_total{grpc_method="Watch",grpc_service="etcdserverpb.Watch",grpc_type="bidi_stream"} 0"#,
     ] {
@@ -194,4 +198,36 @@ async fn compaction_by_revisions_wants_a_number_of_revisions() {
     let mut client = plain_client(&server.address().await).await;
     client.put("a", "1", None).await.unwrap();
     refused(retaining("1h"), "not a number of revisions");
+}
+
+#[tokio::test]
+async fn budgets_of_clients_can_be_set_and_refusals_are_counted_and_logged() {
+    let server = plain_etcd()
+        .args(["--max-leases-per-user=1", "--max-connections=40"])
+        .env("ETCD_MAX_WATCHERS_PER_CONNECTION", "1")
+        .start();
+    let address = server.address().await;
+    let mut client = plain_client(&address).await;
+    client.lease_grant(60, None).await.unwrap();
+    let error = client.lease_grant(60, None).await.unwrap_err().to_string();
+    assert!(error.contains("etcdserver: too many leases of one user"), "{error}");
+    let first = client.watch("a", None).await.unwrap();
+    let mut second = client.watch("b", None).await.unwrap();
+    let refused = second.message().await.unwrap().unwrap();
+    let reason = refused.cancel_reason();
+    assert!(
+        refused.canceled() && reason.contains("too many watchers of one connection"),
+        "{reason}"
+    );
+    server.line("refused a watcher: the client has too many watchers").await;
+    let metrics = http::get(&format!("http://{address}/metrics")).await.unwrap().body;
+    for name in [
+        r#"isthmus_server_refusals_total{budget="leases"} 1"#,
+        r#"isthmus_server_refusals_total{budget="watchers"} 1"#,
+        r#"isthmus_server_refusals_total{budget="answers"} 0"#,
+        "isthmus_server_connections_max 40.0",
+    ] {
+        assert!(metrics.contains(&format!("\n{name}\n")), "no {name} in:\n{metrics}");
+    }
+    drop(first);
 }

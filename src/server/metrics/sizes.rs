@@ -4,8 +4,8 @@ use super::zeros::{ZERO_COUNTERS, ZERO_GAUGES};
 use crate::auth::AuthStore;
 use crate::durable;
 use crate::lease::Lessor;
-use crate::mvcc::Store;
-use crate::util::metrics::Process;
+use crate::mvcc::{Stats, Store};
+use crate::util::metrics::{Page, Process};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
@@ -79,6 +79,26 @@ impl Collector for Sizes {
             counter.encode(encoder.encode_descriptor(name, "See etcd", None, counter.metric_type())?)?;
         }
         let cpu = ConstCounter::new(process.cpu_seconds);
-        cpu.encode(encoder.encode_descriptor("process_cpu_seconds", "CPU time", None, cpu.metric_type())?)
+        cpu.encode(encoder.encode_descriptor("process_cpu_seconds", "CPU time", None, cpu.metric_type())?)?;
+        watches(Page(encoder), &stats)
     }
+}
+
+/// What watches cost, which etcd has no metrics for.
+fn watches(mut page: Page<'_>, stats: &Stats) -> fmt::Result {
+    page.gauges(
+        "isthmus_mvcc_frame_bytes",
+        "Bytes of encoded events that are kept for watchers, at most 64 MiB",
+        vec![(vec![], stats.frame_bytes as f64)],
+    )?;
+    page.counters(
+        "isthmus_mvcc_frames_dropped",
+        "Frames of events that were dropped or never made because they take too much memory; their watchers read the log",
+        vec![(vec![], stats.frames_dropped)],
+    )?;
+    page.counters(
+        "isthmus_mvcc_log_reads",
+        "Reads of the revision log by watchers that are behind the frames of their group",
+        vec![(vec![], stats.log_reads)],
+    )
 }
