@@ -1,4 +1,5 @@
-//! Proves that the vulnerabilities in etcd's security advisories do not exist here. Each test names its advisory.
+//! Proves that the vulnerabilities in etcd's security advisories do not exist here. Each test names its advisory. The
+//! last test keeps docs/advisories.md up to date.
 
 use crate::support::store::{add_user, denied, plain_client, plain_etcd};
 use crate::support::tls::etcd;
@@ -169,5 +170,41 @@ async fn nested_puts_count_towards_the_quota() {
     assert!(
         refused.contains("etcdserver: mvcc: database space exceeded"),
         "{refused}"
+    );
+}
+
+#[test]
+fn the_table_of_advisories_names_the_versions_that_are_built_and_they_have_every_fix() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |file: &str| std::fs::read_to_string(root.join(file)).unwrap();
+    let (document, lock) = (read("docs/advisories.md"), read("Cargo.lock"));
+    let numbers = |version: &str| version.split('.').map(|n| n.parse().unwrap()).collect::<Vec<u64>>();
+    let (mut version, mut crates, mut fixes) = (String::new(), 0, 0);
+    let table = document.split("\n## Crates\n").nth(1).unwrap();
+    let rows = table.lines().take_while(|line| !line.starts_with("## "));
+    for cells in rows.map(|row| row.split('|').map(str::trim).collect::<Vec<_>>()) {
+        let ["", name, named, _, fixed, _, ""] = cells[..] else {
+            continue;
+        };
+        if name.starts_with('`') {
+            version = named.to_owned();
+            crates += 1;
+            let package = format!("name = \"{}\"\nversion = \"{version}\"\n", name.trim_matches('`'));
+            assert!(
+                lock.contains(&package),
+                "docs/advisories.md: {name} {version} is not in Cargo.lock"
+            );
+        }
+        if fixed.starts_with(|c: char| c.is_ascii_digit()) {
+            fixes += 1;
+            assert!(
+                numbers(&version) >= numbers(fixed),
+                "{name} {version} lacks the fix in {fixed}"
+            );
+        }
+    }
+    assert!(
+        crates >= 15 && fixes >= crates,
+        "{crates} crates, {fixes} fixes: the table was not understood"
     );
 }
