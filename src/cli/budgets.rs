@@ -69,8 +69,9 @@ pub const VARIABLES: &[Variables] = &[
 #[command(next_help_heading = "Budgets of clients")]
 pub struct BudgetArgs {
     /// Largest number of open connections of all clients, handshakes included; 0 for as many as the limit of open files
-    /// allows, less a reserve of 64 to 1024 files. When the number is reached, the oldest unfinished handshake or the
-    /// connection that has been idle for longest is closed. Lower the number where memory is scarce.
+    /// allows, less a reserve of 64 to 1024 files, and at most 65536. When the number is reached, the oldest unfinished
+    /// handshake or the connection that has been idle for longest is closed. One user has at most three quarters of the
+    /// connections. Lower the number where memory is scarce.
     #[arg(long, default_value_t = 0, value_name = "N")]
     max_connections: usize,
     /// Largest number of concurrent calls on one connection; a client waits with further calls. A watch stream is one
@@ -82,20 +83,21 @@ pub struct BudgetArgs {
     max_watchers_per_connection: u64,
     /// Bytes of the requests of one connection that are incomplete or not answered yet; further requests wait. Raise the
     /// number for clients that write many large values at once.
-    #[arg(long, default_value_t = 8 * MIB, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 4 * MIB, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..))]
     max_request_bytes_per_connection: u64,
     /// Bytes of answers and events of one connection that the client has not taken yet; further answers of the
     /// connection wait. Raise the number for clients far away that read much over one connection.
-    #[arg(long, default_value_t = 8 * MIB, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 4 * MIB, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..))]
     max_answer_bytes_per_connection: u64,
     /// Bytes of the answers from 512 KiB on of all connections that clients have not taken yet; further long answers
-    /// wait. Lower the number where memory is scarce, and raise the number if many clients list everything at once.
-    #[arg(long, default_value_t = 192 * MIB, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..))]
+    /// wait, and a single answer that is longer is refused. Lower the number where memory is scarce, and raise the number
+    /// if clients read more than this in one answer, without a limit.
+    #[arg(long, default_value_t = 128 * MIB, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..))]
     max_long_answer_bytes: u64,
     /// Bytes of the different ranges that one user watches: their keys and 1 KiB for each range. A range that is watched
-    /// already costs nothing. Further watchers are refused. Raise the number if a user watches more than 100,000 single
+    /// already costs nothing. Further watchers are refused. Raise the number if a user watches more than 50,000 single
     /// keys.
-    #[arg(long, default_value_t = 128 * MIB, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 64 * MIB, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..))]
     max_watch_bytes_per_user: u64,
     /// Largest number of leases of one user; further ones are refused. Leases from before a restart do not count. Raise
     /// the number if one user grants leases for many clients.
@@ -117,7 +119,7 @@ impl BudgetArgs {
         let size = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
         Budgets {
             connections: match self.max_connections {
-                0 => descriptors::connections(),
+                0 => Budgets::default().connections,
                 n => n.min(descriptors::connections()),
             },
             idle_timeout: self.idle_timeout.max(IDLE_MIN),

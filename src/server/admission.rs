@@ -229,6 +229,7 @@ impl Admission {
             }
             checked?;
         }
+        caller.peer().connection.admitted();
         let user = principal.ok().flatten().map(|principal| principal.user);
         Ok(Admitted {
             certificate_user: user.filter(|_| !caller.has_token()),

@@ -40,6 +40,8 @@ pub(super) struct Connection {
 struct Activity {
     calls: usize,
     called: bool,
+    /// Whether a call was admitted. Before that, open calls do not make a connection busy.
+    admitted: bool,
     /// When the last call ended, or when the connection was made.
     since: Instant,
 }
@@ -107,6 +109,7 @@ impl Connection {
             activity: Mutex::new(Activity {
                 calls: 0,
                 called: false,
+                admitted: false,
                 since: Instant::now(),
             }),
             close: CancellationToken::new(),
@@ -122,14 +125,19 @@ impl Connection {
         OpenCall(Arc::clone(self))
     }
 
+    /// Notes that a call was admitted.
+    pub(super) fn admitted(&self) {
+        self.activity.lock().admitted = true;
+    }
+
     pub(super) fn idle(&self) -> Idle {
         let activity = self.activity.lock();
-        match activity.calls {
-            0 => Idle::Since {
+        match activity.calls > 0 && activity.admitted {
+            true => Idle::Busy,
+            false => Idle::Since {
                 since: activity.since,
                 called: activity.called,
             },
-            _ => Idle::Busy,
         }
     }
 
@@ -247,6 +255,8 @@ mod tests {
         let idle = |since, called| Idle::Since { since, called };
         assert_eq!(connection.idle(), idle(made, false));
         let call = connection.begin_call();
+        assert_eq!(connection.idle(), idle(made, true), "a call that nobody admitted");
+        connection.admitted();
         assert_eq!(connection.idle(), Idle::Busy);
         tokio::time::advance(Duration::from_secs(5)).await;
         drop(call);

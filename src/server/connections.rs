@@ -8,7 +8,7 @@ use super::peer::Peer;
 use super::refusals::{Budget, Refusals};
 use super::tls::{Identity, TlsConfig};
 use parking_lot::Mutex;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -44,6 +44,8 @@ struct Table {
     /// Connections whose handshake is being computed.
     computing: usize,
     open: BTreeMap<u64, Open>,
+    /// Open connections of each user.
+    owners: HashMap<Arc<str>, usize>,
 }
 
 struct Unfinished {
@@ -54,6 +56,7 @@ struct Unfinished {
 
 struct Open {
     peer: Peer,
+    owner: Arc<str>,
     /// The verified certificate, with the configuration that verified it.
     trust: Option<Arc<Trust>>,
 }
@@ -134,11 +137,21 @@ impl Connections {
     pub(super) fn enter(self: &Arc<Self>, address: Option<SocketAddr>) -> Place {
         let mut table = self.table.lock();
         let full = table.len() >= self.budgets.connections;
+        let (mut has_place, evicted) = (true, CancellationToken::new());
         if full || table.unfinished.len() >= UNFINISHED_MAX.min(self.budgets.connections) {
-            self.make_room(&mut table, full);
+            has_place = self.make_room(&mut table, full);
+        }
+        if !has_place {
+            // Everybody else is busy.
+            evicted.cancel();
+            let peer = Peer {
+                address,
+                ..Peer::default()
+            };
+            self.refusals.note(Budget::Connections, &peer);
         }
         table.next += 1;
-        let (id, evicted) = (table.next, CancellationToken::new());
+        let id = table.next;
         let evict = evicted.clone();
         let unfinished = Unfinished {
             address,
@@ -160,8 +173,8 @@ impl Connections {
     }
 
     /// Ends the oldest handshake, or, if the table is `full`, the idlest connection when that is idle for longer than
-    /// the oldest handshake has taken.
-    fn make_room(&self, table: &mut Table, full: bool) {
+    /// the oldest handshake has taken. Returns false if there is neither.
+    fn make_room(&self, table: &mut Table, full: bool) -> bool {
         let oldest = table
             .unfinished
             .first_key_value()
@@ -174,7 +187,7 @@ impl Connections {
             }
             _ => {
                 let Some((_, oldest)) = table.unfinished.pop_first() else {
-                    return;
+                    return false;
                 };
                 oldest.evict.cancel();
                 let peer = Peer {
@@ -184,6 +197,7 @@ impl Connections {
                 self.refusals.note(Budget::Connections, &peer);
             }
         }
+        true
     }
 
     /// Closes stalled connections, and connections whose certificate is no longer good. Never returns.
@@ -250,9 +264,28 @@ impl Place {
             Stage::Computing => table.computing -= 1,
             Stage::Open => {}
         }
-        let trust = trust.map(Arc::new);
-        table.open.insert(self.id, Open { peer, trust });
+        let (trust, owner) = (trust.map(Arc::new), peer.owner());
+        let own = table.owners.entry(Arc::clone(&owner)).or_default();
+        *own += 1;
+        if *own > self.connections.budgets.connections.div_ceil(4) * 3 {
+            // The last quarter is for other users.
+            peer.connection.kill();
+            self.connections.refusals.note(Budget::Connections, &peer);
+        }
+        table.open.insert(self.id, Open { peer, owner, trust });
         self.stage = Stage::Open;
+    }
+}
+
+impl Table {
+    fn close(&mut self, id: u64) {
+        let Some(closed) = self.open.remove(&id) else { return };
+        if let Some(own) = self.owners.get_mut(&closed.owner) {
+            *own -= 1;
+            if *own == 0 {
+                self.owners.remove(&closed.owner);
+            }
+        }
     }
 }
 
@@ -262,7 +295,7 @@ impl Drop for Place {
         match self.stage {
             Stage::Unfinished => drop(table.unfinished.remove(&self.id)),
             Stage::Computing => table.computing -= 1,
-            Stage::Open => drop(table.open.remove(&self.id)),
+            Stage::Open => table.close(self.id),
         }
     }
 }
@@ -304,6 +337,7 @@ mod tests {
         let mut fourth = fourth;
         drop(places.pop());
         let fourth_peer = open(&mut fourth);
+        peers[0].connection.admitted();
         let busy = peers[0].connection.begin_call();
         tokio::time::advance(Duration::from_secs(1)).await;
         let fifth = table.enter(None);
@@ -318,6 +352,38 @@ mod tests {
         assert_eq!(table.totals(), totals);
         drop((busy, fifth, places, fourth));
         assert_eq!(table.len(), 0);
+    }
+
+    #[tokio::test]
+    async fn one_user_cannot_have_all_connections() {
+        let table = connections(8);
+        let mut places: Vec<_> = (0..8).map(|_| table.enter(None)).collect();
+        let mut of = |name: &str, place: usize| {
+            let peer = Peer {
+                common_name: Some(name.into()),
+                ..Peer::default()
+            };
+            peer.connection.admitted();
+            places[place].opened(peer.clone(), None);
+            peer
+        };
+        let many: Vec<_> = (0..7).map(|place| of("many", place)).collect();
+        assert_eq!(many.iter().filter(|peer| peer.connection.is_killed()).count(), 1);
+        assert!(many[6].connection.is_killed() && !of("one", 7).connection.is_killed());
+        drop(places);
+        assert!(table.table.lock().owners.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_new_connection_has_no_place_while_all_others_are_busy() {
+        let table = connections(1);
+        let mut first = table.enter(None);
+        let peer = open(&mut first);
+        peer.connection.admitted();
+        let busy = peer.connection.begin_call();
+        assert!(table.enter(None).evicted.is_cancelled());
+        drop(busy);
+        assert!(!table.enter(None).evicted.is_cancelled() && peer.connection.is_killed());
     }
 
     #[tokio::test(start_paused = true)]

@@ -4,6 +4,7 @@
 //! The paths are the `google.api.http` options of etcd's rpc.proto. The JSON is grpc-gateway's: proto field names,
 //! 64-bit integers as strings, bytes in base64, default values left out.
 
+use crate::server::bodies::Held;
 use crate::server::peer::Peer;
 use axum::Router;
 use axum::body::{Body, BodyDataStream, Bytes};
@@ -150,7 +151,17 @@ async fn call(grpc: Router, method: Arc<MethodDescriptor>, limit: usize, request
     let Ok(inner) = inner.extension(peer).body(frames) else {
         return Failure::internal("no request").into_response();
     };
-    let Ok(response) = grpc.oneshot(inner).await;
+    let Ok(mut response) = grpc.oneshot(inner).await;
+    let held = response.extensions_mut().remove::<Held>();
+    let mut answer = translated(response, &method).await;
+    if let Some(held) = held {
+        answer.extensions_mut().insert(held);
+    }
+    answer
+}
+
+/// The answer of a gRPC service as JSON.
+async fn translated(response: Response, method: &MethodDescriptor) -> Response {
     if let Some(failure) = Failure::of(response.headers()) {
         return failure.into_response();
     }

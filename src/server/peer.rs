@@ -29,6 +29,15 @@ pub enum UserSource {
 }
 
 impl Peer {
+    /// The name under which everything that the client holds is counted: the user of the certificate, or the address.
+    pub(super) fn owner(&self) -> Arc<str> {
+        match (&self.common_name, self.address) {
+            (Some(name), _) => Arc::clone(name),
+            (None, Some(address)) => address.ip().to_string().into(),
+            (None, None) => "".into(),
+        }
+    }
+
     pub fn of<T>(request: &Request<T>) -> Self {
         request.extensions().get::<Self>().cloned().unwrap_or_default()
     }

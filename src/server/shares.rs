@@ -28,14 +28,6 @@ pub(super) struct WatchShare {
     bytes: usize,
 }
 
-fn owner(peer: &Peer) -> Owner {
-    match (&peer.common_name, peer.address) {
-        (Some(name), _) => Arc::clone(name),
-        (None, Some(address)) => address.ip().to_string().into(),
-        (None, None) => "".into(),
-    }
-}
-
 impl Shares {
     pub(super) fn new(budgets: &Budgets) -> Arc<Self> {
         Arc::new(Self {
@@ -49,7 +41,7 @@ impl Shares {
     /// Whether the user of `peer` may have another lease. Leases from before a restart count for nobody.
     pub(super) fn may_grant(&self, peer: &Peer, lessor: &Lessor) -> bool {
         let mut leases = self.leases.lock();
-        let Some(own) = leases.get_mut(&owner(peer)) else {
+        let Some(own) = leases.get_mut(&peer.owner()) else {
             return true;
         };
         if own.len() >= self.leases_max {
@@ -60,18 +52,18 @@ impl Shares {
     }
 
     pub(super) fn granted(&self, peer: &Peer, lease: i64) {
-        self.leases.lock().entry(owner(peer)).or_default().insert(lease);
+        self.leases.lock().entry(peer.owner()).or_default().insert(lease);
     }
 
     pub(super) fn revoked(&self, peer: &Peer, lease: i64) {
-        if let Some(own) = self.leases.lock().get_mut(&owner(peer)) {
+        if let Some(own) = self.leases.lock().get_mut(&peer.owner()) {
             own.remove(&lease);
         }
     }
 
     /// Takes a share for a range that nobody else watches, with keys of `key_bytes`; `None` if the user has too many.
     pub(super) fn watch(self: &Arc<Self>, peer: &Peer, key_bytes: usize) -> Option<WatchShare> {
-        let (owner, bytes) = (owner(peer), RANGE_BYTES + key_bytes);
+        let (owner, bytes) = (peer.owner(), RANGE_BYTES + key_bytes);
         let mut watched = self.watched.lock();
         let held = watched.entry(Arc::clone(&owner)).or_default();
         if *held + bytes > self.watch_bytes_max {
