@@ -6,6 +6,7 @@
 mod admission;
 mod alarm;
 mod auth;
+mod authority;
 mod bodies;
 mod budgets;
 mod cluster;

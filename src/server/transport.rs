@@ -1,5 +1,6 @@
 //! HTTP over one accepted connection, within the connection's budgets and with every limit of HTTP/2 set.
 
+use super::authority::AnyAuthority;
 use super::bodies::{AnswerBody, Budgeted, Held, RequestBody, RequestLimits};
 use super::connections::{Connections, idle_deadline};
 use super::io::Io;
@@ -83,7 +84,7 @@ impl Transport {
     pub(super) async fn serve(&self, io: Io, peer: Peer, stop: &CancellationToken) {
         let connection = Arc::clone(&peer.connection);
         let service = hyper::service::service_fn(|request| self.call(request, peer.clone()));
-        let io = TokioIo::new(io);
+        let io = TokioIo::new(AnyAuthority::new(io));
         let mut serving = pin!(self.builder.serve_connection(io, service));
         let mut closing = false;
         let budgets = &self.connections.budgets;

@@ -9,6 +9,7 @@
 
 mod advisories;
 mod auth_mtls;
+mod authority;
 mod bad_input;
 mod command_line;
 mod coredns;
