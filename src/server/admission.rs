@@ -204,7 +204,12 @@ impl Admission {
     /// Admits the operation, or returns the error of the first check that fails, once the state on which the error
     /// rests is durable.
     pub(super) async fn admit(&self, caller: &Caller, operation: &Operation) -> Result<Admitted, Status> {
-        match self.check(caller, operation) {
+        self.settle(self.check(caller, operation)).await
+    }
+
+    /// Returns the result of a check, a refusal once the state on which it rests is durable.
+    pub(super) async fn settle(&self, checked: Result<Admitted, Refusal>) -> Result<Admitted, Status> {
+        match checked {
             Ok(admitted) => Ok(admitted),
             Err(Refusal { status, cause }) => {
                 self.durability.wait(cause).await?;

@@ -178,8 +178,7 @@ impl RecipeClient {
             return Ok(lease);
         }
         self.core.admit(&self.caller, &Operation::lease_grant()).await?;
-        let granted = self.core.lessor.grant(0, LEASE_TTL_SECS);
-        Ok(self.core.commit(granted, |_| Cause::EveryChange).await?.id)
+        Ok(self.core.grant(&self.caller, 0, LEASE_TTL_SECS).await?.id)
     }
 
     /// Joins the queue for `name`, unless the lease has a key in the queue already.

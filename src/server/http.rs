@@ -17,6 +17,9 @@ use axum::routing::{any, get};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+/// A page takes as long as work on so many keys.
+const PAGE_KEYS: usize = 1000;
+
 /// The browsers that may use HTTP.
 #[derive(Clone, Debug)]
 pub struct BrowserAccess {
@@ -250,9 +253,16 @@ fn answer(
         let allow = [(header::ALLOW, "GET")];
         (StatusCode::METHOD_NOT_ALLOWED, allow, "Method Not Allowed\n")
     };
-    let handler = move |RawQuery(query): RawQuery| {
-        let response = f(&core, &query.unwrap_or_default());
-        async move { response }
+    let handler = move |RawQuery(query): RawQuery, request: Request| {
+        let (core, f) = (Arc::clone(&core), f.clone());
+        async move {
+            let peer = request.extensions().get::<Peer>().cloned().unwrap_or_default();
+            let page = move |core: &Core, _: &mut dyn FnMut() -> bool| f(core, &query.unwrap_or_default());
+            match core.take_turn(&peer, PAGE_KEYS, page).await {
+                Ok(done) => done.take().0,
+                Err(status) => (StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", status.message())).into_response(),
+            }
+        }
     };
     get(handler).head(not_allowed).fallback(not_allowed)
 }

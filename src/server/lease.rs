@@ -3,17 +3,40 @@
 use super::admission::{Call, Caller, Operation};
 use super::commit::Cause;
 use super::refusals::Budget;
+use super::turns::Done;
 use super::{Core, status};
+use crate::mvcc::GrantedLease;
 use crate::pb::etcdserverpb as pb;
+use prost::Message;
 use std::pin::Pin;
 use std::sync::Arc;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
+/// The keys of a lease, and the leases of a store, count as work on so many keys. There is no limit.
+const MANY: usize = 1_000_000;
+
 /// Serves `etcdserverpb.Lease`.
 pub(super) struct LeaseService(pub(super) Arc<Core>);
 
 impl LeaseService {
+    /// Reads something of which there may be a million, and whose parts the caller must be allowed to see.
+    async fn show<T: Send + 'static>(
+        &self,
+        caller: &Caller,
+        read: impl FnOnce(&Core) -> (Operation, T) + Send + 'static,
+    ) -> Result<(T, Done<()>), Status> {
+        let asking = caller.clone();
+        let checked = move |core: &Core, _: &mut dyn FnMut() -> bool| {
+            let (operation, shown) = read(core);
+            (core.admission.check(&asking, &operation), shown)
+        };
+        let ((checked, shown), done) = self.0.take_turn(caller.peer(), MANY, checked).await?.take();
+        let shown = self.0.commit(Ok::<_, Status>(shown), |_| Cause::EveryChange).await?;
+        self.0.admission.settle(checked).await?;
+        Ok((shown, done))
+    }
+
     fn header(&self) -> Option<pb::ResponseHeader> {
         Some(self.0.header(self.0.store.revision()))
     }
@@ -28,15 +51,7 @@ impl pb::lease_server::Lease for LeaseService {
         let caller = Caller::of(&request);
         self.0.admit(&caller, &Operation::lease_grant()).await?;
         let request = request.into_inner();
-        if !self.0.shares.may_grant(caller.peer(), &self.0.lessor) {
-            self.0.refusals.note(Budget::Leases, caller.peer());
-            return Err(status::too_many_leases());
-        }
-        let granted = self.0.lessor.grant(request.id, request.ttl);
-        if let Ok(granted) = &granted {
-            self.0.shares.granted(caller.peer(), granted.id);
-        }
-        let granted = self.0.commit(granted, |_| Cause::EveryChange).await?;
+        let granted = self.0.grant(&caller, request.id, request.ttl).await?;
         let header = self.header();
         Ok(Response::new(pb::LeaseGrantResponse {
             header,
@@ -99,10 +114,6 @@ impl pb::lease_server::Lease for LeaseService {
         self.0.admit(&caller, &Operation::new(Call::LeaseTimeToLive)).await?;
         let pb::LeaseTimeToLiveRequest { id, keys } = *request.get_ref();
         let info = self.0.lessor.info(id);
-        let attached = match keys {
-            true => self.0.store.lease_keys(id).unwrap_or_default(),
-            false => vec![],
-        };
         let info = self.0.commit(Ok::<_, Status>(info), |_| Cause::EveryChange).await?;
         let header = self.header();
         let Some(info) = info else {
@@ -114,16 +125,24 @@ impl pb::lease_server::Lease for LeaseService {
             };
             return Ok(Response::new(unknown));
         };
-        if keys {
-            self.0.admit(&caller, &Operation::show(attached.clone())).await?;
-        }
-        Ok(Response::new(pb::LeaseTimeToLiveResponse {
+        let mut answer = pb::LeaseTimeToLiveResponse {
             header,
             id,
             ttl: info.left_secs,
             granted_ttl: info.granted_secs,
-            keys: attached,
-        }))
+            keys: vec![],
+        };
+        if !keys {
+            return Ok(Response::new(answer));
+        }
+        let show = move |core: &Core| {
+            let keys = core.store.lease_keys(id).unwrap_or_default();
+            (Operation::show(keys.clone()), keys)
+        };
+        let (keys, done) = self.show(&caller, show).await?;
+        answer.keys = keys;
+        let bytes = answer.encoded_len();
+        self.0.answer(caller.peer(), done, bytes, answer).await
     }
 
     async fn lease_leases(
@@ -132,13 +151,30 @@ impl pb::lease_server::Lease for LeaseService {
     ) -> Result<Response<pb::LeaseLeasesResponse>, Status> {
         let caller = Caller::of(&request);
         self.0.admit(&caller, &Operation::new(Call::LeaseLeases)).await?;
-        let ids = Ok::<_, Status>(self.0.lessor.ids());
-        let ids = self.0.commit(ids, |_| Cause::EveryChange).await?;
-        self.0.admit(&caller, &Operation::show_leases(&ids)).await?;
+        let show = |core: &Core| {
+            let ids = core.lessor.ids();
+            (Operation::show_leases(&ids), ids)
+        };
+        let (ids, done) = self.show(&caller, show).await?;
         let leases = ids.into_iter().map(|id| pb::LeaseStatus { id }).collect();
-        Ok(Response::new(pb::LeaseLeasesResponse {
-            header: self.header(),
-            leases,
-        }))
+        let header = self.header();
+        let answer = pb::LeaseLeasesResponse { header, leases };
+        let bytes = answer.encoded_len();
+        self.0.answer(caller.peer(), done, bytes, answer).await
+    }
+}
+
+impl Core {
+    /// Grants a lease, within the budget of the caller's user. The call has been admitted.
+    pub(super) async fn grant(&self, caller: &Caller, id: i64, ttl_secs: i64) -> Result<GrantedLease, Status> {
+        if !self.shares.may_grant(caller.peer(), &self.lessor) {
+            self.refusals.note(Budget::Leases, caller.peer());
+            return Err(status::too_many_leases());
+        }
+        let granted = self.lessor.grant(id, ttl_secs);
+        if let Ok(granted) = &granted {
+            self.shares.granted(caller.peer(), granted.id);
+        }
+        self.commit(granted, |_| Cause::EveryChange).await
     }
 }
