@@ -219,7 +219,7 @@ async fn budgets_of_clients_can_be_set_and_refusals_are_counted_and_logged() {
         refused.canceled() && reason.contains("too many watchers of one connection"),
         "{reason}"
     );
-    server.line("refused a watcher: the client has too many watchers").await;
+    server.line("refused a watcher: too many watchers").await;
     let metrics = http::get(&format!("http://{address}/metrics")).await.unwrap().body;
     for name in [
         r#"isthmus_server_refusals_total{budget="leases"} 1"#,
