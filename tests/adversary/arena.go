@@ -21,8 +21,6 @@ const (
 	growthBound = 256 << 20
 	// guard is the growth of a server at which an attack is stopped: the bound is broken, and the machine must survive.
 	guard = 4 << 30
-	// noisy is the stall of the machine from which a broken bound is tried again.
-	noisy = 60 * time.Millisecond
 )
 
 // arena has what all rows share.
@@ -105,7 +103,7 @@ func (a *arena) repeat(r row, s server) result {
 	for try := 0; ; try++ {
 		got := a.run(r, s)
 		got.Retried = try
-		if got.OK() || s.etcd || got.Machine < noisy || try == *retries {
+		if got.OK() || s.etcd || got.Machine < *noisy || try == *retries {
 			return got
 		}
 		fmt.Fprintln(os.Stderr, "again, the machine stalled:", got.line())
