@@ -17,6 +17,7 @@ mod help;
 mod ignored;
 pub mod kvstoremesh;
 mod logging;
+mod print;
 pub mod serve;
 mod snapshot;
 mod usage;
@@ -24,11 +25,13 @@ mod users;
 mod variables;
 
 use crate::app::signal;
+use crate::util::blocking;
 use crate::util::lifecycle::Lifecycle;
 use anyhow::bail;
 use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use ignored::IgnoredSetting;
 use logging::{Format, Output};
+use nix::sys::signal::{SigSet, Signal};
 use std::time::Duration;
 use tracing::Level;
 
@@ -121,6 +124,15 @@ fn command_line() -> clap::Command {
 
 /// Runs the command line `args`; returns the exit code.
 pub fn run(args: Vec<String>) -> u8 {
+    // A file that reaches the limit of `ulimit -f` is an obstacle (EFBIG), and no reason to be killed. Every later
+    // thread inherits the mask. Blocking a signal does not fail.
+    let _ = SigSet::from(Signal::SIGXFSZ).thread_block();
+    let code = run_subcommand(args);
+    logging::finish();
+    code
+}
+
+fn run_subcommand(args: Vec<String>) -> u8 {
     let prepared = match arguments::prepare(args, command_line()) {
         Ok(prepared) => prepared,
         Err(error) => {
@@ -165,16 +177,19 @@ fn execute(invocation: Invocation) -> u8 {
 }
 
 /// Prints the answer to a command line that clap refused; returns the exit code.
-#[allow(clippy::print_stderr, clippy::print_stdout, reason = "as cobra does")]
 fn print_answer(answer: &usage::Answer) -> u8 {
-    eprint!("{}", answer.err);
-    print!("{}", answer.out);
-    answer.code
+    logging::complain(&answer.err);
+    match print::answer(&answer.out) {
+        Ok(()) => answer.code,
+        Err(error) => {
+            print_error(&error);
+            1
+        }
+    }
 }
 
-#[allow(clippy::print_stderr, reason = "logging may not have been started")]
 fn print_error(error: &anyhow::Error) {
-    eprintln!("Error: {}", with_causes(error));
+    logging::complain(&format!("Error: {}\n", with_causes(error)));
 }
 
 /// The text of `error` and its causes. Some libraries' errors contain the text of their cause, which is then not
@@ -234,7 +249,6 @@ fn start_etcd_log(args: &etcd::EtcdArgs, ignored: &[IgnoredSetting]) {
     }
 }
 
-#[allow(clippy::print_stdout, reason = "answers, not logs")]
 fn dispatch(invocation: Invocation) -> Result<(), Failure> {
     let Invocation {
         command,
@@ -254,7 +268,7 @@ fn dispatch(invocation: Invocation) -> Result<(), Failure> {
             start_log(&args.log, &settings, &ignored);
             daemon(async |life| args.start(&life).await)?;
         }
-        Command::Etcd(args) if args.wants_version() => println!("{}", etcd::version()),
+        Command::Etcd(args) if args.wants_version() => print::answer(&(etcd::version() + "\n"))?,
         Command::Etcd(args) => {
             start_etcd_log(&args, &ignored);
             daemon(async |life| args.start(&life).await)?;
@@ -266,14 +280,17 @@ fn dispatch(invocation: Invocation) -> Result<(), Failure> {
         Command::ClustermeshDbg(command) => command.run()?,
         Command::KvstoremeshDbg(dbg::KvstoremeshDbg::Troubleshoot(args)) => args.run()?,
         Command::KvstoremeshDbg(dbg::KvstoremeshDbg::Ask(args)) => match args.run() {
-            Ok(text) => print!("{text}"),
+            Ok(text) => print::answer(&text)?,
             Err(error) => {
-                println!("Failed to retrieve status information: {}", with_causes(&error));
+                print::answer(&format!(
+                    "Failed to retrieve status information: {}\n",
+                    with_causes(&error)
+                ))?;
                 return Err(Failure::Printed);
             }
         },
-        Command::Snapshot(command) => print!("{}", command.run()?),
-        Command::Check(args) => print!("{}", args.check()?),
+        Command::Snapshot(command) => print::answer(&command.run()?)?,
+        Command::Check(args) => print::answer(&args.check()?)?,
         Command::Dump(args) => args.dump()?,
         Command::Demo(args) => daemon(async |life| args.start(&life).await)?,
         Command::McsapiCorednsCfg(args) => {
@@ -282,7 +299,7 @@ fn dispatch(invocation: Invocation) -> Result<(), Failure> {
             args.run()?;
         }
         Command::Completion(shell) => shell.print(command_line())?,
-        Command::Version => print!("{}", version()),
+        Command::Version => print::answer(&version())?,
     }
     Ok(())
 }
@@ -296,7 +313,7 @@ fn version() -> String {
 
 /// Runs `start`, then waits for the stop signal. Fails if `start` or a task failed.
 fn daemon(start: impl AsyncFnOnce(Lifecycle) -> anyhow::Result<()>) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = blocking::runtime()?;
     let done = runtime.block_on(run_until_stopped(start));
     // Does not wait for long computations on blocking threads: snapshots, hashes.
     runtime.shutdown_background();
@@ -306,6 +323,7 @@ fn daemon(start: impl AsyncFnOnce(Lifecycle) -> anyhow::Result<()>) -> anyhow::R
 async fn run_until_stopped(start: impl AsyncFnOnce(Lifecycle) -> anyhow::Result<()>) -> anyhow::Result<()> {
     let life = Lifecycle::default();
     signal::stop_on_signals(&life)?;
+    life.spawn_forever("a thread for blocking work", blocking::keep_a_thread());
     tokio::select! {
         started = start(life.clone()) => started?,
         // A signal, or a failed task, ends an incomplete start.

@@ -2,6 +2,7 @@
 
 pub mod alive;
 pub mod backoff;
+pub mod blocking;
 pub mod causes;
 pub mod descriptors;
 pub mod follow_dir;
@@ -12,6 +13,7 @@ pub mod metrics;
 pub mod net;
 pub mod outage;
 pub mod readiness;
+pub mod resolve;
 pub mod trust;
 pub mod wait;
 

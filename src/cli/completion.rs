@@ -1,8 +1,8 @@
 //! `completion`: scripts for the completion of commands and flags in a shell.
 
+use super::print;
 use clap::{Command, Subcommand};
 use clap_complete::{Shell, generate};
-use std::io::{self, Write};
 
 /// The shells.
 #[derive(Clone, Copy, Debug, Subcommand)]
@@ -19,7 +19,7 @@ pub enum Completion {
 
 impl Completion {
     /// Prints the script for `command`.
-    pub fn print(self, mut command: Command) -> io::Result<()> {
+    pub fn print(self, mut command: Command) -> anyhow::Result<()> {
         let shell = match self {
             Self::Bash => Shell::Bash,
             Self::Fish => Shell::Fish,
@@ -29,10 +29,6 @@ impl Completion {
         let name = command.get_name().to_owned();
         let mut script = vec![];
         generate(shell, &mut command, name, &mut script);
-        match io::stdout().write_all(&script) {
-            // The reader, such as `head`, has closed the pipe.
-            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-            written => written,
-        }
+        print::answer(&String::from_utf8_lossy(&script))
     }
 }

@@ -1,6 +1,7 @@
 //! `demo`: a mesh of two clusters on this machine, connected over mutual TLS on loopback.
 
 use super::logging::{self, Format, Output};
+use super::print;
 use crate::app::certs::{Ca, Pair};
 use crate::app::{self, AutoCompaction, Etcd, EtcdConfig, ListenConfig, ObjectSource};
 use crate::clustermesh::publisher::{Options, ServiceMode};
@@ -66,7 +67,6 @@ struct Running {
     mirrored: Ready,
 }
 
-#[allow(clippy::print_stdout, reason = "the demo's output")]
 impl DemoArgs {
     /// Starts both clusters, waits until they are in sync and prints their status; then prints changes.
     pub async fn start(self, life: &Lifecycle) -> anyhow::Result<()> {
@@ -87,7 +87,7 @@ impl DemoArgs {
         let timeout = Duration::from_secs(self.timeout_secs);
         let in_sync = tokio::time::timeout(timeout, all_in_sync(&running)).await.is_ok();
         let took = started.elapsed().as_millis();
-        println!("{}", running.iter().map(status).collect::<Vec<_>>().join("\n"));
+        print::answer(&(running.iter().map(status).collect::<Vec<_>>().join("\n") + "\n"))?;
         if !in_sync {
             bail!(
                 "the clusters are not in sync after {} s; unfinished: {}. Use --debug to see the log, or a longer \
@@ -96,18 +96,17 @@ impl DemoArgs {
                 running.iter().flat_map(pending).collect::<Vec<_>>().join(", ")
             );
         }
-        println!("Both clusters are in sync, {took} ms after the start.");
+        print::answer(&format!("Both clusters are in sync, {took} ms after the start.\n"))?;
         if self.once {
             life.stop();
             return Ok(());
         }
-        println!("\n{}", instructions(&running, &ca));
+        print::answer(&format!("\n{}\n", instructions(&running, &ca)))?;
         tokio::select! {
             () = life.stop_token().cancelled() => {}
             () = print_changes(&running) => {}
         }
-        println!("\nStopping.");
-        Ok(())
+        print::answer("\nStopping.\n")
     }
 
     async fn cluster(&self, name: &str, id: u32, ca: &Ca, work: &Path, life: &Lifecycle) -> anyhow::Result<Cluster> {
@@ -349,7 +348,6 @@ impl Wake for Changed {
     }
 }
 
-#[allow(clippy::print_stdout, reason = "the demo's output")]
 async fn print_changes_of(cluster: &Cluster) {
     let changed = Arc::new(Changed::default());
     let filter = WatchFilter::new(KeyRange::prefix(MIRRORED));
@@ -367,7 +365,8 @@ async fn print_changes_of(cluster: &Cluster) {
                 .iter()
                 .filter(|e| e.kv.key().starts_with(MIRRORED.as_bytes()))
             {
-                println!("{}", change(cluster, batch.revision, event));
+                // The demo goes on for those who use it with other tools.
+                let _ = print::answer(&(change(cluster, batch.revision, event) + "\n"));
             }
         }
     }

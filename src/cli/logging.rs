@@ -1,7 +1,12 @@
 //! Log lines in the formats that operators' tools parse: Cilium's logfmt and JSON, etcd's JSON.
 
+mod sink;
+
+use sink::{Lines as SinkLines, Sink};
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fmt::{self, Write as _};
 use std::sync::OnceLock;
+use std::time::Duration;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::EnvFilter;
@@ -40,15 +45,76 @@ pub fn init(format: Format, level: Level, output: Output) {
         level.as_str().to_ascii_lowercase()
     ));
     let _ = STARTED.set((format, output));
-    let builder = tracing_subscriber::fmt()
+    let sink = output.sink();
+    let started = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(false)
-        .event_format(Lines(format));
+        .event_format(Lines(format))
+        .with_writer(move || SinkLines(sink))
+        .try_init();
     // Fails if a subscriber exists, which happens in tests only.
-    let _ = match output {
-        Output::Stdout => builder.with_writer(std::io::stdout).try_init(),
-        Output::Stderr => builder.with_writer(std::io::stderr).try_init(),
+    if started.is_ok() {
+        std::panic::set_hook(Box::new(|panic| {
+            let thread = std::thread::current();
+            let backtrace = Backtrace::capture();
+            let name = thread.name().unwrap_or("without a name");
+            let mut text = format!("thread {name:?}: {panic}\n");
+            if backtrace.status() == BacktraceStatus::Captured {
+                text += &backtrace.to_string();
+            }
+            STDERR.write(text.as_bytes());
+        }));
+    }
+}
+
+static STDOUT: Sink = Sink::new(sink::stdout, lost);
+static STDERR: Sink = Sink::new(sink::stderr, lost);
+
+/// The wait at the end of the process for a reader of the log that is late.
+const LAST_LINES: Duration = Duration::from_secs(1);
+
+impl Output {
+    fn sink(self) -> &'static Sink {
+        match self {
+            Self::Stdout => &STDOUT,
+            Self::Stderr => &STDERR,
+        }
+    }
+}
+
+/// Writes `text` as an output that no failure of the output ends: to standard error, as the log is written.
+pub fn complain(text: &str) {
+    STDERR.write(text.as_bytes());
+}
+
+/// Waits for the last lines to be written, for a limited time.
+pub fn finish() {
+    STDOUT.finish(LAST_LINES);
+    STDERR.finish(LAST_LINES);
+}
+
+/// The line that reports `count` lost lines.
+fn lost(count: u64) -> String {
+    let format = STARTED.get().map_or(Format::Text, |(format, _)| *format);
+    let fields = Fields {
+        message: "lines of the log were lost: the log was not read in time, or could not be written".to_owned(),
+        rest: vec![("lines", count.to_string())],
     };
+    line(format, "warn", &fields)
+}
+
+/// A line without a place in the sources.
+fn line(format: Format, level: &str, fields: &Fields) -> String {
+    let mut line = String::new();
+    // Writing to a string does not fail.
+    let _ = log_line(
+        &mut Writer::new(&mut line),
+        format,
+        level,
+        SourceLine::default(),
+        fields,
+    );
+    line
 }
 
 /// The options of `--log-opt`.
@@ -65,7 +131,6 @@ static STARTED: OnceLock<(Format, Output)> = OnceLock::new();
 
 /// Logs `message`, the reason why the process ends, at level fatal, which `tracing` does not have. Returns false
 /// if logging was not started.
-#[allow(clippy::print_stdout, clippy::print_stderr, reason = "this is the log")]
 pub fn fatal(message: &str) -> bool {
     let Some((format, output)) = STARTED.get() else {
         return false;
@@ -74,19 +139,8 @@ pub fn fatal(message: &str) -> bool {
         message: message.to_owned(),
         rest: vec![],
     };
-    let mut line = String::new();
-    let written = log_line(
-        &mut Writer::new(&mut line),
-        *format,
-        "fatal",
-        SourceLine::default(),
-        &fields,
-    );
-    match output {
-        Output::Stdout => print!("{line}"),
-        Output::Stderr => eprint!("{line}"),
-    }
-    written.is_ok()
+    output.sink().write(line(*format, "fatal", &fields).as_bytes());
+    true
 }
 
 /// The level with and without `--debug`.

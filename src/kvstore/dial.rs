@@ -9,6 +9,7 @@
 use super::client_error::Error;
 use super::config::ClientConfig;
 use crate::util::net::Keepalive;
+use crate::util::resolve;
 use crate::util::trust::{self, ServerVerifier};
 use futures::future::join_all;
 use hyper_util::rt::TokioIo;
@@ -190,8 +191,8 @@ impl Connector {
             return Ok(at.into_iter().map(address).collect());
         }
         // The system's resolver knows which address family works: its order stays.
-        let found = tokio::net::lookup_host((target.host.as_str(), target.port)).await?;
-        Ok(found.map(address).collect())
+        let found = resolve::lookup(&target.host, target.port).await?;
+        Ok(found.into_iter().map(address).collect())
     }
 
     async fn connect_to(&self, address: &Address) -> io::Result<Either<TcpStream, TlsStream<TcpStream>>> {

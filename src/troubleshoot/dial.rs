@@ -2,6 +2,7 @@
 
 use super::words;
 use crate::kvstore::config::HostAlias;
+use crate::util::resolve;
 use rand::seq::SliceRandom;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -53,8 +54,8 @@ impl Host<'_> {
             host: self.name.to_owned(),
             why,
         };
-        match timeout_at(self.deadline, tokio::net::lookup_host((self.name, 0))).await {
-            Ok(Ok(found)) => Ok(found.map(|address| address.ip()).collect()),
+        match timeout_at(self.deadline, resolve::lookup(self.name, 0)).await {
+            Ok(Ok(found)) => Ok(found.into_iter().map(|address| address.ip()).collect()),
             Ok(Err(error)) => Err(failed(not_found(&error.to_string()))),
             Err(_) => Err(failed("i/o timeout".to_owned())),
         }
