@@ -10,7 +10,6 @@ use anyhow::{Context, bail};
 use clap::{ArgAction, Args, Subcommand, ValueEnum};
 use std::io::ErrorKind;
 use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -140,7 +139,7 @@ impl DbgArgs {
 
 /// The body of the answer to a GET request, up to the end of the connection.
 fn get(host: &str, path: &str) -> anyhow::Result<String> {
-    let connected = TcpStream::connect(host);
+    let connected = crate::util::net::connect(host);
     let mut stream = connected.with_context(|| format!("is KVStoreMesh running and serving the API on {host}?"))?;
     stream.set_read_timeout(Some(Duration::from_secs(30)))?;
     write!(

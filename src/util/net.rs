@@ -19,14 +19,30 @@ pub struct Keepalive {
 }
 
 /// Binds `host:port`. Without a host, or with `0.0.0.0`, the listener accepts IPv4 and IPv6 if the machine has IPv6.
+/// `localhost` is a loopback address that the machine has, whatever its resolver says.
 pub async fn bind(address: &str) -> io::Result<TcpListener> {
     let port = address.strip_prefix("0.0.0.0:").or_else(|| address.strip_prefix(':'));
-    let Some(port) = port else {
-        return listen(address).await;
-    };
-    match listen(&format!("[::]:{port}")).await {
+    if let Some(port) = port {
+        return either(format!("[::]:{port}"), format!("0.0.0.0:{port}")).await;
+    }
+    let bound = listen(address).await;
+    match (bound, address.strip_prefix("localhost:")) {
+        (Err(error), Some(port)) if error.kind() != io::ErrorKind::AddrInUse => {
+            either(format!("127.0.0.1:{port}"), format!("[::1]:{port}")).await
+        }
+        (Err(error), _) if error.kind() == io::ErrorKind::AddrNotAvailable => {
+            let text = format!("{error}; choose an address of this machine, or `:PORT` for all of them");
+            Err(io::Error::new(error.kind(), text))
+        }
+        (bound, _) => bound,
+    }
+}
+
+/// Binds `first`, or `second` if the machine does not have the first address.
+async fn either(first: String, second: String) -> io::Result<TcpListener> {
+    match listen(&first).await {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(error),
-        Err(_) => listen(&format!("0.0.0.0:{port}")).await,
+        Err(_) => listen(&second).await,
         listener => listener,
     }
 }
