@@ -21,6 +21,7 @@ use prost::Message;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io;
+use std::path::Path;
 
 /// The content of a snapshot to write.
 pub struct Snapshot {
@@ -56,9 +57,9 @@ type Entries = Vec<(Vec<u8>, Vec<u8>)>;
 
 impl Snapshot {
     /// Writes the snapshot into a temporary file without a name; returns the file, at its start, and its length in
-    /// bytes.
-    pub fn write(self) -> io::Result<(File, u64)> {
-        let mut out = bolt::Writer::new(tempfile::tempfile()?)?;
+    /// bytes. The file is in the system's directory for temporary files, or in `fallback` if that directory takes none.
+    pub fn write(self, fallback: Option<&Path>) -> io::Result<(File, u64)> {
+        let mut out = bolt::Writer::new(temporary(fallback)?)?;
         let compacted = self.versions.compacted;
         let leases = leases(&self.leases, &self.versions);
         let versions = self.versions.all.into_iter();
@@ -83,6 +84,20 @@ impl Snapshot {
         out.bucket("authRoles", roles(&self.auth))?;
         out.finish()
     }
+}
+
+/// A temporary file without a name. Containers often have a read-only root and no `/tmp`.
+fn temporary(fallback: Option<&Path>) -> io::Result<File> {
+    tempfile::tempfile().or_else(|error| match fallback {
+        Some(directory) => tempfile::tempfile_in(directory),
+        None => {
+            let text = format!(
+                "no temporary file in {}: {error}; set TMPDIR to a writable directory",
+                std::env::temp_dir().display()
+            );
+            Err(io::Error::new(error.kind(), text))
+        }
+    })
 }
 
 fn sorted(entries: impl Iterator<Item = (Vec<u8>, Vec<u8>)>) -> Entries {

@@ -222,6 +222,7 @@ async fn open(
             durable: None,
         });
     };
+    server.scratch = Some(data.directory.clone());
     let (durable, loaded) = load(data, wakers.hooks(), life).await?;
     resume(server, &loaded);
     let journal = Arc::clone(&durable);

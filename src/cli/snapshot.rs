@@ -105,7 +105,7 @@ impl SaveArgs {
         options.write(true).create(true).truncate(true).mode(0o600);
         let mut out = options.open(&part).with_context(failed)?;
         let saved = match &self.data_dir {
-            Some(directory) => save_directory(directory, &mut out),
+            Some(directory) => save_directory(directory, &mut out, &part),
             None => {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
                 runtime.block_on(self.save_running(&mut out))
@@ -158,8 +158,8 @@ impl SaveArgs {
     }
 }
 
-/// Writes a snapshot of a data directory, with its SHA-256.
-fn save_directory(directory: &Path, out: &mut File) -> anyhow::Result<()> {
+/// Writes a snapshot of a data directory, with its SHA-256. `beside` is the path of `out`.
+fn save_directory(directory: &Path, out: &mut File, beside: &Path) -> anyhow::Result<()> {
     let loaded = durable::read(directory)?;
     let store = &loaded.store;
     let leases = store.leases().into_iter().map(|granted| {
@@ -184,7 +184,8 @@ fn save_directory(directory: &Path, out: &mut File) -> anyhow::Result<()> {
             version: server::STORAGE_VERSION.to_owned(),
         },
     };
-    let (mut file, mut left) = snapshot.write()?;
+    let folder = beside.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let (mut file, mut left) = snapshot.write(Some(folder.unwrap_or(Path::new("."))))?;
     let (mut sum, mut piece) = (Sha256::new(), vec![0; PIECE]);
     while left > 0 {
         let n = file.read(&mut piece)?;

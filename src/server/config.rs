@@ -4,6 +4,7 @@ use super::budgets::Budgets;
 use super::http::BrowserAccess;
 use crate::pb::etcdserverpb as pb;
 use crate::util::net::Keepalive;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// The identity of the store, which the header of every answer carries.
@@ -46,6 +47,8 @@ pub struct Config {
     pub access: BrowserAccess,
     /// Whether metrics contain histograms of the duration of calls.
     pub extensive_metrics: bool,
+    /// Directory for the temporary file of a snapshot if the system's directory for temporary files takes none.
+    pub scratch: Option<PathBuf>,
     /// Alarms that are active from the start.
     pub alarms: Vec<pb::AlarmMember>,
 }
@@ -83,6 +86,7 @@ impl Config {
             gateway: true,
             access: BrowserAccess::default(),
             extensive_metrics: false,
+            scratch: None,
             alarms: vec![],
         }
     }

@@ -197,7 +197,10 @@ impl Core {
                 version: STORAGE_VERSION.to_owned(),
             },
         };
-        let written = blocking(move || snapshot.write()).await?;
+        let written = {
+            let fallback = config.scratch.clone();
+            blocking(move || snapshot.write(fallback.as_deref())).await?
+        };
         written.map_err(|e| Status::internal(format!("cannot write the snapshot: {e}")))
     }
 }
