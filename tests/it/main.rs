@@ -15,6 +15,7 @@ mod command_line;
 mod coredns;
 mod demo;
 mod durable;
+mod environments;
 mod etcd_api;
 mod etcd_flags;
 mod etcdctl;

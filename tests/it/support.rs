@@ -1,6 +1,7 @@
 //! Helpers of the black-box tests, one concept per file.
 
 pub mod admin;
+pub mod environment;
 pub mod files;
 pub mod http;
 pub mod kubernetes_api;
