@@ -39,7 +39,11 @@ impl Durable {
             let _ending = PanicEnds(ending);
             writer.run();
         });
-        let thread = thread.map_err(|e| queue.end(Some(format!("cannot start the thread of the data directory: {e}; raise the limit of threads (ulimit -u)"))));
+        let thread = thread.map_err(|e| {
+            queue.end(Some(format!(
+                "cannot start the thread of the data directory: {e}; raise the limit of threads (ulimit -u)"
+            )))
+        });
         Self {
             queue,
             thread: Mutex::new(thread.ok()),

@@ -19,8 +19,14 @@ use tokio::time::Instant;
 
 /// Sets limits of a running process with `prlimit`.
 fn limit(process: &Process, limit: &str) {
-    let done = Command::new("prlimit")
-        .args(["--pid", &process.id().to_string(), limit])
+    limit_as(&["env"], process, limit);
+}
+
+/// Sets limits of a running process, with a wrapper that makes `prlimit` run as the user of that process.
+fn limit_as(wrapper: &[&str], process: &Process, limit: &str) {
+    let done = Command::new(wrapper[0])
+        .args(&wrapper[1..])
+        .args(["prlimit", "--pid", &process.id().to_string(), limit])
         .status();
     assert!(done.unwrap().success());
 }
@@ -41,7 +47,10 @@ async fn count(client: &mut Client) -> i64 {
 /// and unless writes are accepted after `end`.
 async fn refused_until(client: &mut Client, address: &str, obstacle: &str, end: impl FnOnce()) {
     let refused = eventually("a write is refused", async || {
-        client.put("refused", vec![7; 100_000], None).await.err()
+        client
+            .put(format!("refused {obstacle}"), vec![7; 100_000], None)
+            .await
+            .err()
     })
     .await
     .to_string();
@@ -52,7 +61,7 @@ async fn refused_until(client: &mut Client, address: &str, obstacle: &str, end: 
     assert!(health.body.contains(obstacle), "{}", health.body);
     end();
     eventually("writes are accepted again", async || {
-        client.put("accepted", "1", None).await.ok()
+        client.put(format!("accepted {obstacle}"), "1", None).await.ok()
     })
     .await;
     assert!(count(client).await > before);
@@ -100,7 +109,7 @@ async fn a_store_without_further_threads_does_all_blocking_work_on_those_that_it
     let server = etcd_in(&nobody, &[]);
     let (mut client, address) = client(&server).await;
     client.user_add("root", "secret", None).await.unwrap();
-    limit(&server, "--nproc=1");
+    limit_as(&nobody, &server, "--nproc=1");
     // Hashes of passwords and of the store are blocking work.
     let work = (0..20).map(|n| {
         let mut client = client.clone();
@@ -112,7 +121,10 @@ async fn a_store_without_further_threads_does_all_blocking_work_on_those_that_it
     tokio::time::timeout(PATIENCE, futures::future::join_all(work))
         .await
         .unwrap();
-    assert_eq!(http::get(&format!("http://{address}/health")).await.unwrap().status, 200);
+    assert_eq!(
+        http::get(&format!("http://{address}/health")).await.unwrap().status,
+        200
+    );
 }
 
 #[tokio::test]
@@ -126,7 +138,12 @@ async fn a_process_without_memory_ends_and_keeps_every_write_that_it_has_answere
     let kib: u64 = size.trim().trim_end_matches(" kB").parse().unwrap();
     limit(&server, &format!("--as={}", (kib << 10) + (16 << 20)));
     let mut answered = 0;
-    while answered < 2000 && client.put(format!("k{answered}"), vec![7; 1_000_000], None).await.is_ok() {
+    while answered < 2000
+        && client
+            .put(format!("k{answered}"), vec![7; 1_000_000], None)
+            .await
+            .is_ok()
+    {
         answered += 1;
     }
     assert!(answered < 2000, "the limit had no effect");
@@ -204,13 +221,22 @@ async fn a_disk_that_takes_seconds_for_a_sync_delays_writes_and_nothing_else() {
     while !put.is_finished() {
         let read = Instant::now();
         client.get("k", None).await.unwrap();
-        assert_eq!(http::get(&format!("http://{address}/health")).await.unwrap().status, 200);
+        assert_eq!(
+            http::get(&format!("http://{address}/health")).await.unwrap().status,
+            200
+        );
         assert!(read.elapsed() < Duration::from_secs(1), "{:?}", read.elapsed());
         reads += 1;
     }
     put.await.unwrap().unwrap();
     assert!(begun.elapsed() >= Duration::from_secs(3) && reads > 10, "{reads}");
-    assert_eq!(watch.message().await.unwrap().unwrap().events()[0].kv().unwrap().value(), b"slow");
+    assert_eq!(
+        watch.message().await.unwrap().unwrap().events()[0]
+            .kv()
+            .unwrap()
+            .value(),
+        b"slow"
+    );
     faults.clear("sync");
     assert!(server.terminate().await.success());
 }

@@ -97,7 +97,10 @@ fn an_answer_that_cannot_be_printed_is_an_error_unless_its_reader_has_enough() {
     let full = File::options().write(true).open("/dev/full").unwrap();
     let (code, text) = run(full.into());
     assert_eq!(code, Some(1));
-    assert!(text.contains("cannot write to standard output: No space left"), "{text}");
+    assert!(
+        text.contains("cannot write to standard output: No space left"),
+        "{text}"
+    );
     let (reader, writer) = pipe().unwrap();
     drop(reader);
     assert_eq!(run(writer.into()), (Some(0), String::new()));

@@ -5,7 +5,7 @@ use crate::support::Process;
 use crate::support::environment::{allows, etcd_in, wrapped};
 use crate::support::files::{example, free_port};
 use crate::support::store::plain_client;
-use crate::support::{PATIENCE, eventually, isthmus};
+use crate::support::{PATIENCE, Tls, eventually, isthmus};
 use std::fs;
 use std::process::Command;
 
@@ -76,21 +76,20 @@ async fn manifests_are_followed_without_inotify() {
     if !allows(&["unshare", "-rm"]) {
         return;
     }
-    let dir = tempfile::tempdir().unwrap();
+    let tls = Tls::new();
+    let manifests = tls.path("manifests");
+    fs::create_dir(&manifests).unwrap();
     let script = "echo 0 > /proc/sys/user/max_inotify_instances; exec \"$@\"";
-    let arguments = [
-        "serve".to_owned(),
-        "--cluster-name=hk-cluster".to_owned(),
-        "--cluster-id=2".to_owned(),
-        "--health-port=0".to_owned(),
-        "--listen-client-urls=http://127.0.0.1:0".to_owned(),
-        format!("--manifests={}", dir.path().display()),
-    ];
-    let server = Process::spawn(wrapped(&shell("-rm", script), &arguments.each_ref().map(|a| &**a)));
-    let mut client = plain_client(&server.address().await).await;
+    let mut arguments = tls.flags();
+    arguments.extend(["--cluster-name=hk-cluster", "--cluster-id=2", "--health-port=0"].map(str::to_owned));
+    arguments.push(format!("--manifests={}", manifests.display()));
+    let mut command = wrapped(&shell("-rm", script), &["serve"]);
+    command.args(arguments);
+    let server = Process::spawn(command);
+    let mut client = tls.client(&server.address().await, "admin-hk-cluster").await;
     server.line("raise the sysctl fs.inotify.max_user_instances").await;
     let manifest = fs::read_dir(example("hk-cluster")).unwrap().next().unwrap().unwrap();
-    fs::copy(manifest.path(), dir.path().join("late.yaml")).unwrap();
+    fs::copy(manifest.path(), manifests.join("late.yaml")).unwrap();
     eventually("a late manifest is published", async || {
         let found = crate::support::store::names(&mut client, "cilium/state/").await;
         (!found.is_empty()).then_some(())
@@ -102,17 +101,24 @@ const IPV6_ONLY: &str = "ip link set lo up; ip addr del 127.0.0.1/8 dev lo; exec
 
 #[tokio::test]
 async fn a_host_with_ipv6_only_is_served_and_an_address_that_it_lacks_is_named() {
-    let probe = shell("-rn", "ip link set lo up; ip addr show dev lo | grep -q ::1; exec \"$@\"");
+    let probe = shell(
+        "-rn",
+        "ip link set lo up; ip addr show dev lo | grep -q ::1; exec \"$@\"",
+    );
     if !allows(&probe) {
         return;
     }
+    let ipv6_only = |url: &str| {
+        let advertised = "--advertise-client-urls=http://127.0.0.1:1";
+        Process::spawn(wrapped(&shell("-rn", IPV6_ONLY), &["etcd", url, advertised]))
+    };
     for (host, bound) in [("localhost", "[::1]:"), ("0.0.0.0", "[::]:"), ("", "[::]:")] {
         let url = format!("--listen-client-urls=http://{host}:0");
-        let server = etcd_in(&shell("-rn", IPV6_ONLY), &[&url]);
+        let server = ipv6_only(&url);
         let line = server.line("serving client traffic").await;
         assert!(line.contains(bound), "{host}: {line}");
     }
-    let server = etcd_in(&shell("-rn", IPV6_ONLY), &["--listen-client-urls=http://127.0.0.1:0"]);
+    let server = ipv6_only("--listen-client-urls=http://127.0.0.1:0");
     assert_eq!(server.ended().await.code(), Some(1));
     server.line("choose an address of this machine").await;
 }
