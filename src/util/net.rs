@@ -68,6 +68,17 @@ async fn listen(address: &str) -> io::Result<TcpListener> {
     Err(failed.unwrap_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, format!("{address} has no address"))))
 }
 
+/// Connects to `host:port` and blocks meanwhile. `localhost` is also tried as the addresses that [`bind`] tries.
+pub fn connect(address: &str) -> io::Result<std::net::TcpStream> {
+    let connect = |address: &str| std::net::TcpStream::connect(address);
+    connect(address).or_else(|error| match address.strip_prefix("localhost:") {
+        Some(port) => connect(&format!("127.0.0.1:{port}"))
+            .or_else(|_| connect(&format!("[::1]:{port}")))
+            .map_err(|_| error),
+        None => Err(error),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
