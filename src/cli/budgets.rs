@@ -81,9 +81,9 @@ pub struct BudgetArgs {
     /// Largest number of watchers of one connection; further ones are refused. Raise the number for a proxy.
     #[arg(long, default_value_t = 50_000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     max_watchers_per_connection: u64,
-    /// Bytes of the requests of one connection that are incomplete or not answered yet; further requests wait. Raise the
-    /// number for clients that write many large values at once.
-    #[arg(long, default_value_t = 4 * MIB, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..))]
+    /// Bytes of the requests of one connection that are incomplete or not answered yet; 48 further requests wait, and
+    /// more are refused. Raise the number for clients that write many large values at once.
+    #[arg(long, default_value_t = 8 * MIB, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..))]
     max_request_bytes_per_connection: u64,
     /// Bytes of answers and events of one connection that the client has not taken yet; further answers of the
     /// connection wait. Raise the number for clients far away that read much over one connection.

@@ -10,9 +10,10 @@ use super::log::Batch;
 use super::range::KeyRange;
 use bytes::Bytes;
 use parking_lot::Mutex;
+use std::any::Any;
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// Bytes of frames up to which a group does not look for frames that no member needs.
 const FRAMES_RELAXED: usize = 16 << 10;
@@ -42,6 +43,8 @@ pub struct Group {
     pub(super) state: Mutex<GroupState>,
     /// Whether the group waits for its members to be woken.
     dirty: AtomicBool,
+    /// Dropped with the group.
+    pub(super) attachment: OnceLock<Box<dyn Any + Send + Sync>>,
 }
 
 #[derive(Default)]
@@ -107,6 +110,7 @@ impl Group {
             filter,
             state: Mutex::new(state),
             dirty: AtomicBool::new(false),
+            attachment: OnceLock::new(),
         }
     }
 

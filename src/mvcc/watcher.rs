@@ -4,6 +4,7 @@ use super::group::{Group, Wake, WatchFilter};
 use super::log::Batch;
 use super::store::Store;
 use bytes::Bytes;
+use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -80,9 +81,16 @@ impl Watcher {
         &self.group.filter
     }
 
-    /// Whether no other watcher has the same filter.
-    pub fn is_alone(&self) -> bool {
-        self.group.state.lock().members() == 1
+    /// Whether something is attached to the watchers of this filter.
+    pub fn has_attachment(&self) -> bool {
+        self.group.attachment.get().is_some()
+    }
+
+    /// Attaches something to all watchers of this filter, which is dropped with the last of them. Of two attachments
+    /// the first stays.
+    pub fn attach(&self, attachment: Box<dyn Any + Send + Sync>) {
+        // Fails if something is attached already.
+        let _ = self.group.attachment.set(attachment);
     }
 
     /// The first revision that the watcher asked for.

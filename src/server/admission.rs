@@ -5,8 +5,8 @@
 //! fails, so the order of the checks is part of etcd's API. Admission does not check single fields: as in etcd, the
 //! services check them while they translate a request.
 //!
-//! Of gRPC, admission uses only the caller's metadata and the status codes. Limits for a connection or a user belong
-//! here as well: as a new [`Check`], with resources that are held during the call in [`Admitted`].
+//! Of gRPC, admission uses only the caller's metadata and the status codes. What a call may hold and for how long it may
+//! work is decided elsewhere: see [`super::budgets`].
 
 mod caller;
 mod operation;
@@ -211,10 +211,15 @@ impl Admission {
     pub(super) async fn settle(&self, checked: Result<Admitted, Refusal>) -> Result<Admitted, Status> {
         match checked {
             Ok(admitted) => Ok(admitted),
-            Err(Refusal { status, cause }) => {
-                self.durability.wait(cause).await?;
-                Err(status)
-            }
+            Err(refusal) => Err(self.refused(refusal).await),
+        }
+    }
+
+    /// The error of a refusal, once the state on which the refusal rests is durable.
+    pub(super) async fn refused(&self, Refusal { status, cause }: Refusal) -> Status {
+        match self.durability.wait(cause).await {
+            Ok(()) => status,
+            Err(late) => late,
         }
     }
 
@@ -234,7 +239,9 @@ impl Admission {
             }
             checked?;
         }
-        caller.peer().connection.admitted();
+        if !checks.is_empty() && self.is_user(&principal) {
+            caller.peer().connection.admitted();
+        }
         let user = principal.ok().flatten().map(|principal| principal.user);
         Ok(Admitted {
             certificate_user: user.filter(|_| !caller.has_token()),
@@ -249,6 +256,13 @@ impl Admission {
     /// Changes whenever [`Admission::may_still_read`] may answer differently than before.
     pub(super) fn auth_version(&self) -> AuthVersion {
         self.auth.version()
+    }
+
+    /// Whether the caller is a user, or authentication is off.
+    fn is_user(&self, principal: &Result<Option<Principal>, auth::Error>) -> bool {
+        let state = self.auth.state();
+        let named = principal.as_ref().ok().and_then(Option::as_ref);
+        !state.enabled || named.is_some_and(|principal| state.users.contains_key(&*principal.user))
     }
 
     /// Whether the call rests on a certificate that names no user.

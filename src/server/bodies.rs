@@ -4,28 +4,36 @@
 //! messages that have begun can always be completed. An answer is produced while the connection's answers are within
 //! their budget; a single long one is handed to the transport in pieces, so that progress can be seen.
 
-use super::connection::{OpenCall, UNIT};
+use super::connection::{Length, OpenCall, UNIT};
 use super::frames::Frames;
 use super::peer::Peer;
 use super::refusals::{Budget, Refusals};
+use super::status;
 use axum::body::{Body, Bytes, HttpBody};
 use http_body::Frame;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Sleep;
 use tokio_util::sync::PollSemaphore;
 
-/// Messages up to this length are not counted: the number of calls of a connection bounds them.
+/// Request messages up to this length, and the first bytes of each answer, are not counted: the number of calls of a
+/// connection bounds them.
 const SMALL: usize = 4 << 10;
+/// Bytes that a frame takes in the transport, beside its own.
+const FRAME: usize = 256;
+/// Request bodies of a connection that may wait for the budget. The rest of a waiting body fills the window of the
+/// connection, which the bodies that have begun need as well.
+const WAITING_MAX: usize = 48;
 /// Answers are handed to the transport in pieces of at most this many bytes.
 const PIECE: usize = 64 << 10;
 
-/// What is held until the client has taken an answer; attached to a response as an extension.
+/// What is held until the transport has been given all of an answer; attached to a response as an extension.
 #[derive(Clone)]
 pub(super) struct Held(#[allow(dead_code, reason = "held, not read")] pub(super) Arc<Vec<OwnedSemaphorePermit>>);
 
@@ -65,6 +73,29 @@ pub(super) struct RequestBody {
 struct Waiting {
     frame: Frame<Bytes>,
     units: u32,
+    _count: WaitingCount,
+}
+
+/// Counts a waiting body of a connection until it is dropped.
+struct WaitingCount(Arc<Budgeted>);
+
+impl WaitingCount {
+    fn begin(call: &Arc<Budgeted>) -> Option<Self> {
+        let waiting = &call.call.connection().requests_waiting;
+        let fits = |n: usize| (n < WAITING_MAX).then_some(n + 1);
+        let counted = waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits);
+        counted.ok().map(|_| Self(Arc::clone(call)))
+    }
+}
+
+impl Drop for WaitingCount {
+    fn drop(&mut self) {
+        self.0
+            .call
+            .connection()
+            .requests_waiting
+            .fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// An answer body.
@@ -73,13 +104,17 @@ pub(super) struct AnswerBody {
     call: Arc<Budgeted>,
     /// The rest of a long frame.
     rest: VecDeque<Bytes>,
-    #[allow(dead_code, reason = "held, not read")]
+    /// Bytes of the answer that are not counted.
+    free: usize,
+    urgent: bool,
     held: Option<Held>,
 }
 
 /// A part of an answer, which counts as held by the connection until the transport has written and dropped the part.
 struct Piece {
     bytes: Bytes,
+    counted: usize,
+    length: Length,
     call: Arc<Budgeted>,
 }
 
@@ -91,7 +126,7 @@ impl AsRef<[u8]> for Piece {
 
 impl Drop for Piece {
     fn drop(&mut self) {
-        self.call.call.connection().answers.release(self.bytes.len());
+        self.call.call.connection().answers.release(self.counted, self.length);
     }
 }
 
@@ -163,7 +198,7 @@ impl HttpBody for RequestBody {
             let frame = match Pin::new(&mut this.inner).poll_frame(cx) {
                 Poll::Ready(Some(Ok(frame))) => frame,
                 Poll::Pending if this.poll_deadline(cx).is_ready() => {
-                    return Poll::Ready(Some(Err(axum::Error::new("the request was incomplete for too long"))));
+                    return Poll::Ready(Some(Err(axum::Error::new(status::incomplete_request()))));
                 }
                 other => return other,
             };
@@ -177,16 +212,30 @@ impl HttpBody for RequestBody {
             if units == 0 {
                 return Poll::Ready(Some(Ok(frame)));
             }
-            let timeout = this.limits.timeout;
-            this.deadline
-                .get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
-            this.waiting = Some(Waiting { frame, units });
+            if this.limits.grpc || !this.limits.streaming {
+                let timeout = this.limits.timeout;
+                this.deadline
+                    .get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
+            }
+            if let Ok(permit) = this.budget.clone_inner().try_acquire_many_owned(units) {
+                this.call.requests.lock().push(permit);
+                return Poll::Ready(Some(Ok(frame)));
+            }
+            let Some(count) = WaitingCount::begin(&this.call) else {
+                this.refusals.note(Budget::Request, &this.peer);
+                return Poll::Ready(Some(Err(axum::Error::new(status::too_many_requests()))));
+            };
+            this.waiting = Some(Waiting {
+                frame,
+                units,
+                _count: count,
+            });
         }
         if let Some(waiting) = &this.waiting {
             match this.budget.poll_acquire_many(cx, waiting.units) {
                 Poll::Ready(permit) => this.call.requests.lock().extend(permit),
                 Poll::Pending if this.poll_deadline(cx).is_ready() => {
-                    return Poll::Ready(Some(Err(axum::Error::new("too many long requests on this connection"))));
+                    return Poll::Ready(Some(Err(axum::Error::new(status::too_many_requests()))));
                 }
                 Poll::Pending => return Poll::Pending,
             }
@@ -206,21 +255,31 @@ impl HttpBody for RequestBody {
 // === impl AnswerBody ===
 
 impl AnswerBody {
-    pub(super) fn new(inner: Body, call: Arc<Budgeted>, held: Option<Held>) -> Self {
+    pub(super) fn new(inner: Body, call: Arc<Budgeted>, urgent: bool, held: Option<Held>) -> Self {
         Self {
             inner,
             call,
             rest: VecDeque::new(),
+            free: SMALL,
+            urgent,
             held,
         }
     }
 
     /// Cuts a frame into pieces, all of which count as held.
     fn cut(&mut self, mut data: Bytes) {
-        self.call.call.connection().answers.hold(data.len());
+        let length = match self.held {
+            Some(_) => Length::Long,
+            None => Length::Usual,
+        };
         while !data.is_empty() {
+            let bytes = data.split_to(PIECE.min(data.len()));
+            let counted = bytes.len() + FRAME;
+            self.call.call.connection().answers.hold(counted, length);
             let piece = Piece {
-                bytes: data.split_to(PIECE.min(data.len())),
+                bytes,
+                counted,
+                length,
                 call: Arc::clone(&self.call),
             };
             self.rest.push_back(Bytes::from_owner(piece));
@@ -235,11 +294,16 @@ impl HttpBody for AnswerBody {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let this = &mut *self;
         if this.rest.is_empty() {
-            ready!(this.call.call.connection().answers.poll_room(cx));
+            if !this.urgent {
+                ready!(this.call.call.connection().answers.poll_room(cx));
+            }
             let frame = ready!(Pin::new(&mut this.inner).poll_frame(cx));
             let data = match frame.map(|frame| frame.map(Frame::into_data)) {
-                Some(Ok(Ok(data))) if data.len() > SMALL => data,
-                Some(Ok(Ok(data))) => return Poll::Ready(Some(Ok(Frame::data(data)))),
+                Some(Ok(Ok(data))) if data.len() > this.free => data,
+                Some(Ok(Ok(data))) => {
+                    this.free -= data.len();
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
                 Some(Ok(Err(trailers))) => return Poll::Ready(Some(Ok(trailers))),
                 Some(Err(error)) => return Poll::Ready(Some(Err(error))),
                 None => return Poll::Ready(None),

@@ -21,7 +21,7 @@ pub struct Budgets {
     pub first_call_timeout: Duration,
     /// A connection without calls is closed, gracefully, after this time.
     pub idle_timeout: Duration,
-    /// A request has to be complete this long after its first byte, or the call ends.
+    /// A message of a request has to be complete this long after its first byte, or the call ends.
     pub request_timeout: Duration,
     /// Requests of one connection that are incomplete or whose call has not ended.
     pub request_bytes: usize,
@@ -50,7 +50,7 @@ impl Default for Budgets {
             first_call_timeout: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(300),
             request_timeout: Duration::from_secs(30),
-            request_bytes: 4 << 20,
+            request_bytes: 8 << 20,
             answer_bytes: 4 << 20,
             long_answer_bytes: 128 << 20,
             watchers: 50_000,

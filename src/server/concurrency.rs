@@ -164,8 +164,14 @@ impl RecipeClient {
     async fn range(&self, options: &RangeOptions) -> Result<Found, Status> {
         let operation = Operation::read(Call::Range, options.range.clone());
         self.core.admit(&self.caller, &operation).await?;
-        let result = self.core.store.range(options);
-        let result = self.core.commit(result, |_| Cause::Published).await?;
+        // A queue is sorted by age, for which all of its keys are read.
+        let (keys, options) = (self.core.store.work_of_range(options), options.clone());
+        let read = move |core: &Core, go_on: &mut dyn FnMut() -> bool| core.store.range_while(&options, go_on);
+        let done = self
+            .core
+            .take_admitted_turn(&self.caller, operation, keys, read)
+            .await?;
+        let result = self.core.commit(done.take().0, |_| Cause::Published).await?;
         Ok(Found {
             kv: result.kvs.into_iter().next(),
             revision: result.revision,
@@ -245,6 +251,7 @@ impl RecipeClient {
             let notify = Arc::new(Notify::new());
             let wake = Arc::new(Notified(Arc::clone(&notify)));
             let mut watcher = self.core.store.watch(filter, older.revision + 1, wake);
+            let _place = self.core.take_place(self.caller.peer(), &watcher)?;
             // The watcher sees deletions alone.
             while matches!(watcher.take(usize::MAX), WatchUpdate::Nothing) {
                 tokio::select! {
@@ -404,6 +411,7 @@ fn observe(client: RecipeClient, name: Bytes) -> impl Stream<Item = Result<epb::
             client.core.store.watch(WatchFilter::new(candidates(&name)), 0, wake)
         };
         let (mut watcher, mut shown) = (join(), 0);
+        let mut _place = client.core.take_place(client.caller.peer(), &watcher)?;
         loop {
             let leader = client.range(&first_created(&name)).await?;
             if let Some(kv) = leader.kv {
@@ -419,6 +427,7 @@ fn observe(client: RecipeClient, name: Bytes) -> impl Stream<Item = Result<epb::
                     WatchUpdate::Events { .. } => break,
                     WatchUpdate::Compacted(_) => {
                         watcher = join();
+                        _place = client.core.take_place(client.caller.peer(), &watcher)?;
                         break;
                     }
                     WatchUpdate::Nothing => {}

@@ -27,7 +27,11 @@ pub(super) struct Connection {
     pub(super) long_read: Arc<Semaphore>,
     /// Permits one password check at a time.
     pub(super) login: Arc<Semaphore>,
-    pub(super) logins_waiting: AtomicUsize,
+    pub(super) logins_waiting: Arc<AtomicUsize>,
+    /// Permits a few answers of the JSON gateway at a time, which are made as a whole.
+    pub(super) documents: Arc<Semaphore>,
+    /// Request bodies that wait for the budget.
+    pub(super) requests_waiting: AtomicUsize,
     watchers: AtomicUsize,
     activity: Mutex<Activity>,
     /// Cancelled when the connection should end after its present calls.
@@ -56,11 +60,41 @@ pub(super) struct AnswerMeter {
 
 #[derive(Debug)]
 struct Answers {
+    /// Bytes of answers and events, for which others wait.
     held: usize,
-    /// When the client last took something while bytes were held.
+    /// Bytes of long answers, which have a budget of their own.
+    long: usize,
+    /// When the client last took something, or had nothing to take.
     progress: Instant,
+    /// When the present period of [`SLOW_AFTER`] began, and the bytes that were taken since.
+    period: Instant,
+    taken: usize,
+    slow: bool,
     waiting: VecDeque<Waker>,
 }
+
+/// Whether an answer has a budget of its own, so that others of its connection do not wait for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Length {
+    Usual,
+    Long,
+}
+
+/// How a client takes its answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stalled {
+    /// Bytes that the client has not taken.
+    pub(super) held: usize,
+    /// For how long the client has taken nothing.
+    pub(super) since: Duration,
+    /// Whether the client took less than [`SLOW_BYTES`] in the last period.
+    pub(super) slow: bool,
+}
+
+/// The period over which the pace of a client is measured.
+pub(super) const SLOW_AFTER: Duration = Duration::from_secs(15);
+/// A client that takes fewer bytes in a period is slow: 17 KiB/s.
+const SLOW_BYTES: usize = 256 << 10;
 
 /// How an idle connection stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,7 +138,9 @@ impl Connection {
             turn: Arc::new(Semaphore::new(1)),
             long_read: Arc::new(Semaphore::new(1)),
             login: Arc::new(Semaphore::new(1)),
-            logins_waiting: AtomicUsize::new(0),
+            logins_waiting: Arc::default(),
+            documents: Arc::new(Semaphore::new(4)),
+            requests_waiting: AtomicUsize::new(0),
             watchers: AtomicUsize::new(0),
             activity: Mutex::new(Activity {
                 calls: 0,
@@ -195,7 +231,11 @@ impl AnswerMeter {
             budget,
             state: Mutex::new(Answers {
                 held: 0,
+                long: 0,
                 progress: Instant::now(),
+                period: Instant::now(),
+                taken: 0,
+                slow: false,
                 waiting: VecDeque::new(),
             }),
         }
@@ -212,19 +252,27 @@ impl AnswerMeter {
     }
 
     /// Notes that the transport holds `bytes` more.
-    pub(super) fn hold(&self, bytes: usize) {
+    pub(super) fn hold(&self, bytes: usize, length: Length) {
         let mut state = self.state.lock();
-        if state.held == 0 {
-            state.progress = Instant::now();
+        if state.held + state.long == 0 {
+            let now = Instant::now();
+            (state.progress, state.period, state.taken, state.slow) = (now, now, 0, false);
         }
-        state.held += bytes;
+        match length {
+            Length::Usual => state.held += bytes,
+            Length::Long => state.long += bytes,
+        }
     }
 
-    /// Notes that the client has taken `bytes`.
-    pub(super) fn release(&self, bytes: usize) {
+    /// Notes that the client has taken `bytes`: they are in the socket, or the call has ended.
+    pub(super) fn release(&self, bytes: usize, length: Length) {
         let woken = {
             let mut state = self.state.lock();
-            state.held -= bytes;
+            match length {
+                Length::Usual => state.held -= bytes,
+                Length::Long => state.long -= bytes,
+            }
+            state.taken += bytes;
             state.progress = Instant::now();
             match state.held < self.budget {
                 true => std::mem::take(&mut state.waiting),
@@ -234,12 +282,31 @@ impl AnswerMeter {
         woken.into_iter().for_each(Waker::wake);
     }
 
-    /// The bytes held, and for how long the client has taken nothing of them.
-    pub(super) fn stalled(&self) -> (usize, Duration) {
+    /// Bytes that the client has not taken.
+    pub(super) fn held(&self) -> usize {
         let state = self.state.lock();
-        match state.held {
-            0 => (0, Duration::ZERO),
-            held => (held, state.progress.elapsed()),
+        state.held + state.long
+    }
+
+    /// How the client takes its answers. To be asked often.
+    pub(super) fn stalled(&self) -> Stalled {
+        let mut state = self.state.lock();
+        let held = state.held + state.long;
+        if held == 0 {
+            return Stalled {
+                held,
+                since: Duration::ZERO,
+                slow: false,
+            };
+        }
+        if state.period.elapsed() >= SLOW_AFTER {
+            state.slow = state.taken < SLOW_BYTES;
+            (state.period, state.taken) = (Instant::now(), 0);
+        }
+        Stalled {
+            held,
+            since: state.progress.elapsed(),
+            slow: state.slow,
         }
     }
 }
@@ -268,13 +335,20 @@ mod tests {
         let meter = AnswerMeter::new(10);
         let room = || std::future::poll_fn(|cx| meter.poll_room(cx));
         room().await;
-        meter.hold(25);
+        meter.hold(7, Length::Long);
+        room().await;
+        meter.hold(25, Length::Usual);
         assert!(futures::poll!(std::pin::pin!(room())).is_pending());
         tokio::time::advance(Duration::from_secs(3)).await;
-        assert_eq!(meter.stalled(), (25, Duration::from_secs(3)));
+        let stalled = |held, secs| Stalled {
+            held,
+            since: Duration::from_secs(secs),
+            slow: false,
+        };
+        assert_eq!(meter.stalled(), stalled(32, 3));
         let waits = room();
-        tokio::join!(waits, async { meter.release(20) });
-        assert_eq!(meter.stalled(), (5, Duration::ZERO));
+        tokio::join!(waits, async { meter.release(20, Length::Usual) });
+        assert_eq!(meter.stalled(), stalled(12, 0));
     }
 
     #[tokio::test]

@@ -3,7 +3,7 @@
 //! longer than that.
 
 use super::budgets::Budgets;
-use super::connection::Idle;
+use super::connection::{Idle, Stalled};
 use super::peer::Peer;
 use super::refusals::{Budget, Refusals};
 use super::tls::{Identity, TlsConfig};
@@ -24,8 +24,6 @@ const CHECK: Duration = Duration::from_secs(1);
 const CERTIFICATES_EVERY: u32 = 10;
 /// A client that takes nothing of more than [`STALLED_BYTES`] for this long loses its connection.
 const STALLED: Duration = Duration::from_secs(60);
-/// The same, while all clients together hold more than the budget for long answers.
-const STALLED_UNDER_PRESSURE: Duration = Duration::from_secs(5);
 /// Untaken bytes that are worth a closed connection.
 const STALLED_BYTES: usize = 256 << 10;
 
@@ -81,6 +79,8 @@ pub(super) struct Trust {
 pub(super) struct Place {
     connections: Arc<Connections>,
     id: u64,
+    address: Option<SocketAddr>,
+    since: Instant,
     stage: Stage,
     /// Cancelled when an unfinished connection gives way.
     pub(super) evicted: CancellationToken,
@@ -125,7 +125,7 @@ impl Connections {
     /// What all connections hold now.
     pub(super) fn totals(&self) -> Totals {
         let table = self.table.lock();
-        let held = |open: &Open| open.peer.connection.answers.stalled().0;
+        let held = |open: &Open| open.peer.connection.answers.held();
         Totals {
             open: table.open.len(),
             handshakes: table.unfinished.len() + table.computing,
@@ -151,20 +151,18 @@ impl Connections {
             self.refusals.note(Budget::Connections, &peer);
         }
         table.next += 1;
-        let id = table.next;
-        let evict = evicted.clone();
-        let unfinished = Unfinished {
+        let place = Place {
+            connections: Arc::clone(self),
+            id: table.next,
             address,
             since: Instant::now(),
-            evict,
-        };
-        table.unfinished.insert(id, unfinished);
-        Place {
-            connections: Arc::clone(self),
-            id,
             stage: Stage::Unfinished,
             evicted,
+        };
+        if has_place {
+            table.unfinished.insert(place.id, place.unfinished());
         }
+        place
     }
 
     /// Frees a place at once, for a listener that has no file descriptor left.
@@ -179,7 +177,7 @@ impl Connections {
             .unfinished
             .first_key_value()
             .map(|(_, unfinished)| unfinished.since);
-        let idlest = table.idlest().filter(|_| full);
+        let idlest = full.then(|| table.idlest()).flatten();
         match idlest {
             Some((since, idle)) if oldest.is_none_or(|oldest| since < oldest) => {
                 idle.peer.connection.kill();
@@ -217,15 +215,15 @@ impl Connections {
         let mut stalled = vec![];
         let mut total = 0;
         for open in self.table.lock().open.values() {
-            let (held, since) = open.peer.connection.answers.stalled();
+            let Stalled { held, since, slow } = open.peer.connection.answers.stalled();
             total += held;
-            if held > STALLED_BYTES && since > STALLED_UNDER_PRESSURE {
-                stalled.push((since, open.peer.clone()));
+            if held > STALLED_BYTES && !open.peer.connection.is_killed() {
+                stalled.push((since, slow, open.peer.clone()));
             }
         }
         let pressure = total > self.budgets.long_answer_bytes / 2;
-        for (since, peer) in stalled {
-            if pressure || since > STALLED {
+        for (since, slow, peer) in stalled {
+            if pressure && slow || since > STALLED {
                 peer.connection.kill();
                 self.refusals.note(Budget::Answers, &peer);
             }
@@ -247,6 +245,25 @@ impl Connections {
 }
 
 impl Place {
+    fn unfinished(&self) -> Unfinished {
+        Unfinished {
+            address: self.address,
+            since: self.since,
+            evict: self.evicted.clone(),
+        }
+    }
+
+    /// Notes that the client is waited for again.
+    pub(super) fn waiting(&mut self) {
+        let mut table = self.connections.table.lock();
+        if self.stage == Stage::Computing {
+            table.computing -= 1;
+            table.unfinished.insert(self.id, self.unfinished());
+            drop(table);
+            self.stage = Stage::Unfinished;
+        }
+    }
+
     /// Notes that the server is computing, and the client is not waited for.
     pub(super) fn computing(&mut self) {
         let mut table = self.connections.table.lock();
@@ -312,6 +329,7 @@ pub(super) fn idle_deadline(budgets: &Budgets, idle: Idle) -> Option<Instant> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::server::connection::{Length, SLOW_AFTER};
 
     fn connections(max: usize) -> Arc<Connections> {
         let budgets = Budgets {
@@ -343,7 +361,7 @@ mod tests {
         let fifth = table.enter(None);
         let killed = |peer: &Peer| peer.connection.is_killed();
         assert!(!killed(&peers[0]) && killed(&peers[1]) && !killed(&fourth_peer));
-        fourth_peer.connection.answers.hold(7);
+        fourth_peer.connection.answers.hold(7, Length::Usual);
         let totals = Totals {
             open: 3,
             handshakes: 1,
@@ -391,16 +409,24 @@ mod tests {
         let table = connections(10);
         let mut places = [table.enter(None), table.enter(None)];
         let [stalled, slow] = places.each_mut().map(open);
-        stalled.connection.answers.hold(2 * STALLED_BYTES);
-        slow.connection.answers.hold(3 * STALLED_BYTES);
+        stalled.connection.answers.hold(2 * STALLED_BYTES, Length::Usual);
+        slow.connection.answers.hold(3 * STALLED_BYTES, Length::Long);
         tokio::time::advance(STALLED).await;
-        slow.connection.answers.release(1);
+        slow.connection.answers.release(STALLED_BYTES, Length::Long);
         tokio::time::advance(Duration::from_secs(1)).await;
         table.end_stalled();
         assert!(stalled.connection.is_killed() && !slow.connection.is_killed());
-        slow.connection.answers.hold(table.budgets.long_answer_bytes);
-        tokio::time::advance(STALLED_UNDER_PRESSURE * 2).await;
+        slow.connection
+            .answers
+            .hold(table.budgets.long_answer_bytes, Length::Long);
         table.end_stalled();
-        assert!(slow.connection.is_killed());
+        assert!(!slow.connection.is_killed(), "the client had no time yet");
+        tokio::time::advance(SLOW_AFTER).await;
+        slow.connection.answers.release(1, Length::Long);
+        table.end_stalled();
+        assert!(
+            slow.connection.is_killed(),
+            "a byte is no progress while memory is scarce"
+        );
     }
 }

@@ -148,15 +148,25 @@ async fn call(grpc: Router, method: Arc<MethodDescriptor>, limit: usize, request
         secure: false,
         ..peer
     };
+    let documents = Arc::clone(&peer.connection.documents);
     let Ok(inner) = inner.extension(peer).body(frames) else {
         return Failure::internal("no request").into_response();
     };
-    let Ok(mut response) = grpc.oneshot(inner).await;
-    let held = response.extensions_mut().remove::<Held>();
-    let mut answer = translated(response, &method).await;
-    if let Some(held) = held {
-        answer.extensions_mut().insert(held);
+    if method.is_server_streaming() {
+        let Ok(response) = grpc.oneshot(inner).await;
+        return translated(response, &method).await;
     }
+    // The document of an answer is made as a whole.
+    let Ok(document) = documents.acquire_owned().await else {
+        return Failure::internal("the server stops").into_response();
+    };
+    let Ok(mut response) = grpc.oneshot(inner).await;
+    let mut held = vec![document];
+    if let Some(Held(permits)) = response.extensions_mut().remove::<Held>() {
+        held.extend(Arc::into_inner(permits).unwrap_or_default());
+    }
+    let mut answer = translated(response, &method).await;
+    answer.extensions_mut().insert(Held(Arc::new(held)));
     answer
 }
 

@@ -35,7 +35,8 @@ impl pb::kv_server::Kv for KvService {
         self.0.admit(&caller, &operation).await?;
         let keys = self.0.store.work_of_range(&options);
         let read = move |core: &Core, go_on: &mut dyn FnMut() -> bool| core.store.range_while(&options, go_on);
-        let (result, done) = self.0.take_turn(caller.peer(), keys, read).await?.take();
+        let done = self.0.take_admitted_turn(&caller, operation, keys, read).await?;
+        let (result, done) = done.take();
         let result = self.0.commit(result, |_| Cause::Published).await?;
         let bytes = result.bytes();
         self.0
@@ -95,7 +96,8 @@ impl pb::kv_server::Kv for KvService {
         self.0.admit(&caller, &operation).await?;
         let keys = self.0.store.work_of_range(&RangeOptions::new(range.clone()));
         let delete = move |core: &Core, _: &mut dyn FnMut() -> bool| core.store.delete(&range);
-        let (deleted, done) = self.0.take_turn(caller.peer(), keys, delete).await?.take();
+        let done = self.0.take_admitted_turn(&caller, operation, keys, delete).await?;
+        let (deleted, done) = done.take();
         let outcome = self
             .0
             .commit(Ok::<_, Status>(deleted), |deleted| Cause::Revision(deleted.revision))
@@ -119,10 +121,12 @@ impl pb::kv_server::Kv for KvService {
         let request = request.into_inner();
         check_txn(&request, self.0.config.max_txn_ops)?;
         let txn = to_txn(request.clone());
-        self.0.admit(&caller, &txn::operation(&request, &txn)).await?;
+        let operation = txn::operation(&request, &txn);
+        self.0.admit(&caller, &operation).await?;
         let keys = self.check_work(&caller, &txn)?;
         let run = move |core: &Core, go_on: &mut dyn FnMut() -> bool| core.store.txn_while(&txn, go_on);
-        let (outcome, done) = self.0.take_turn(caller.peer(), keys, run).await?.take();
+        let done = self.0.take_admitted_turn(&caller, operation, keys, run).await?;
+        let (outcome, done) = done.take();
         let result = self
             .0
             .commit(outcome, |result| Cause::Revision(result.revision))
@@ -152,6 +156,20 @@ impl pb::kv_server::Kv for KvService {
         self.0.commit(compacted, |()| Cause::EveryChange).await?;
         let header = Some(self.0.header(self.0.store.revision()));
         Ok(Response::new(pb::CompactionResponse { header }))
+    }
+}
+
+/// Shortens a chunk whose key-values turned out to be larger than those of the chunks before.
+fn cut(chunk: &mut RangeResult) {
+    let mut bytes = 0;
+    let fits = chunk.kvs.iter().take_while(|kv| {
+        bytes += kv.as_bytes().len();
+        bytes <= 2 * CHUNK_BYTES
+    });
+    let fits = fits.count().max(1);
+    if fits < chunk.kvs.len() {
+        chunk.kvs.truncate(fits);
+        chunk.more = true;
     }
 }
 
@@ -193,6 +211,7 @@ impl KvService {
                 // The client's pace bounds the chunks in memory, so that a chunk is held by nothing.
                 let (result, _) = core.take_turn(&peer, keys, read).await?.take();
                 let mut result = core.commit(result, |_| Cause::Published).await?;
+                cut(&mut result);
                 let (revision, count) = *first.get_or_insert((result.revision, result.count));
                 if rest.revision <= 0 {
                     rest.revision = revision;

@@ -146,6 +146,7 @@ impl Listener {
             };
             let (stream, address) = match accepted {
                 Ok(accepted) => accepted,
+                Err(error) if is_peers(&error) => continue,
                 Err(error) => {
                     no_descriptor(&connections, &error, &mut last_warning);
                     tokio::time::sleep(NO_DESCRIPTOR).await;
@@ -179,6 +180,15 @@ impl Listener {
             });
         }
     }
+}
+
+/// Whether a client that went away before it was accepted caused the error.
+fn is_peers(error: &io::Error) -> bool {
+    use io::ErrorKind as K;
+    matches!(
+        error.kind(),
+        K::ConnectionAborted | K::ConnectionReset | K::ConnectionRefused | K::Interrupted
+    )
 }
 
 /// Frees a descriptor, and says so, at most once per [`QUIET`].
@@ -237,11 +247,10 @@ impl Handshake {
         let hello = LazyConfigAcceptor::new(Acceptor::default(), stream);
         let hello = tokio::time::timeout(limit, hello).await;
         let hello = hello.map_err(|_| late(&peer, &self.connections))??;
-        self.place.computing();
         let loaded = tls.current();
         // Making the answer to the hello is part of the computation, too.
         let accept = async move { hello.into_stream(loaded.config).await };
-        let done = tokio::time::timeout(2 * limit, computed(accept, self.computing)).await;
+        let done = tokio::time::timeout(2 * limit, computed(accept, self.computing, &mut self.place)).await;
         let stream = done.map_err(|_| late(&peer, &self.connections))??;
         let identity = Identity::of(stream.get_ref().1.peer_certificates(), loaded.generation);
         if self.users == UserSource::TokenOrCertificate {
@@ -259,12 +268,18 @@ impl Handshake {
     }
 }
 
-/// Polls `work` with a permit only. The permit is returned whenever `work` waits for the client.
-async fn computed<T>(work: impl Future<Output = T>, mut permits: PollSemaphore) -> T {
+/// Polls `work` with a permit only. The permit is returned whenever `work` waits for the client, who may lose the place
+/// then.
+async fn computed<T>(work: impl Future<Output = T>, mut permits: PollSemaphore, place: &mut Place) -> T {
     let mut work = pin!(work);
     std::future::poll_fn(|cx| {
+        place.computing();
         let _permit = ready!(permits.poll_acquire(cx));
-        work.as_mut().poll(cx)
+        let polled = work.as_mut().poll(cx);
+        if polled.is_pending() {
+            place.waiting();
+        }
+        polled
     })
     .await
 }

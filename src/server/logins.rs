@@ -1,5 +1,6 @@
 //! Password checks, which cost tens of milliseconds each on purpose. A connection has one check at a time, so that
 //! connections take turns; too many that wait are refused; and a wrong password delays the next check of the connection.
+//! A check that has begun cannot be stopped, so it keeps its places when its client goes away.
 
 use super::Core;
 use super::peer::Peer;
@@ -13,7 +14,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tonic::Status;
 
-/// Checks of all connections that may wait.
+/// Connections whose next check may wait.
 const WAITING_MAX: usize = 256;
 /// Checks of one connection that may wait.
 const WAITING_OF_CONNECTION: usize = 32;
@@ -22,22 +23,22 @@ const DELAY: Duration = Duration::from_secs(1);
 
 /// The slots for password checks.
 pub(super) struct Logins {
-    slots: Semaphore,
-    waiting: AtomicUsize,
+    slots: Arc<Semaphore>,
+    waiting: Arc<AtomicUsize>,
 }
 
 /// Counts a waiting call until it is dropped.
-struct Waiting<'a>(&'a AtomicUsize);
+struct Waiting(Arc<AtomicUsize>);
 
-impl<'a> Waiting<'a> {
-    fn begin(count: &'a AtomicUsize, max: usize) -> Option<Self> {
+impl Waiting {
+    fn begin(count: &Arc<AtomicUsize>, max: usize) -> Option<Self> {
         let fits = |n: usize| (n < max).then_some(n + 1);
         count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).ok()?;
-        Some(Self(count))
+        Some(Self(Arc::clone(count)))
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for Waiting {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
@@ -48,8 +49,8 @@ impl Default for Logins {
         let cores = available_parallelism().map_or(1, usize::from);
         Self {
             // At least one core stays free for everything else.
-            slots: Semaphore::new((cores / 2).max(1)),
-            waiting: AtomicUsize::new(0),
+            slots: Arc::new(Semaphore::new((cores / 2).max(1))),
+            waiting: Arc::default(),
         }
     }
 }
@@ -62,26 +63,31 @@ impl Core {
         check: impl FnOnce() -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Status> {
         let (connection, logins) = (&peer.connection, &self.logins);
-        let own = Waiting::begin(&connection.logins_waiting, WAITING_OF_CONNECTION);
-        let all = own.and_then(|own| Some((own, Waiting::begin(&logins.waiting, WAITING_MAX)?)));
-        let Some(waiting) = all else {
+        let refused = || {
             self.refusals.note(Budget::Passwords, peer);
-            return Err(status::too_many_requests());
+            status::too_many_requests()
         };
+        let own = Waiting::begin(&connection.logins_waiting, WAITING_OF_CONNECTION).ok_or_else(refused)?;
         let turn = Arc::clone(&connection.login).acquire_owned().await;
         let turn = turn.map_err(|_| status::stopped())?;
-        let slot = logins.slots.acquire().await.map_err(|_| status::stopped())?;
-        let done = tokio::task::spawn_blocking(check).await;
-        drop((slot, waiting));
-        let done = done.map_err(|e| Status::internal(e.to_string()))?;
-        if matches!(done, Err(Error::AuthFailed)) {
-            // The answer is not delayed: a client learns of a mistyped password at once.
-            self.life.spawn_part("delay after a wrong password", async move {
-                tokio::time::sleep(DELAY).await;
-                drop(turn);
-            });
-        }
-        Ok(done?)
+        // Now the connection waits once, however many of its checks wait for their turn.
+        let all = Waiting::begin(&logins.waiting, WAITING_MAX).ok_or_else(refused)?;
+        let slot = Arc::clone(&logins.slots).acquire_owned().await;
+        let slot = slot.map_err(|_| status::stopped())?;
+        let life = self.life.clone();
+        let done = tokio::task::spawn_blocking(move || {
+            let done = check();
+            drop((slot, all, own));
+            if matches!(done, Err(Error::AuthFailed)) {
+                // The answer is not delayed: a client learns of a mistyped password at once.
+                life.spawn_part("delay after a wrong password", async move {
+                    tokio::time::sleep(DELAY).await;
+                    drop(turn);
+                });
+            }
+            done
+        });
+        Ok(done.await.map_err(|e| Status::internal(e.to_string()))??)
     }
 }
 
@@ -91,7 +97,7 @@ mod tests {
 
     #[test]
     fn only_so_many_calls_wait() {
-        let count = AtomicUsize::new(0);
+        let count = Arc::default();
         let first = Waiting::begin(&count, 1);
         assert!(first.is_some() && Waiting::begin(&count, 1).is_none());
         drop(first);

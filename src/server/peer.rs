@@ -1,7 +1,7 @@
 //! The other end of a connection.
 
 use super::connection::Connection;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use tonic::Request;
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -29,11 +29,20 @@ pub enum UserSource {
 }
 
 impl Peer {
-    /// The name under which everything that the client holds is counted: the user of the certificate, or the address.
+    /// The name under which everything that the client holds is counted: the user of the certificate, or the address, or
+    /// the network of an IPv6 address.
     pub(super) fn owner(&self) -> Arc<str> {
-        match (&self.common_name, self.address) {
-            (Some(name), _) => Arc::clone(name),
-            (None, Some(address)) => address.ip().to_string().into(),
+        match (
+            &self.common_name,
+            self.address.map(|address| address.ip().to_canonical()),
+        ) {
+            (Some(name), _) => format!("user {name}").into(),
+            (None, Some(IpAddr::V4(address))) => address.to_string().into(),
+            // Whoever has one address of a network of this size usually has all.
+            (None, Some(IpAddr::V6(address))) => {
+                let [a, b, c, d, ..] = address.segments();
+                format!("{a:x}:{b:x}:{c:x}:{d:x}::/64").into()
+            }
             (None, None) => "".into(),
         }
     }

@@ -1,14 +1,24 @@
 //! What single users hold of the store beside their keys: leases, and distinct watched ranges.
 
 use super::budgets::Budgets;
+use super::connection::WatcherCount;
 use super::peer::Peer;
+use super::refusals::Budget;
+use super::{Core, status};
 use crate::lease::Lessor;
+use crate::mvcc::Watcher;
 use parking_lot::Mutex;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+use tonic::Status;
 
 /// Estimated bytes of a watched range, beside its keys.
 const RANGE_BYTES: usize = 1024;
+
+/// The time between two looks for ended leases of a user who has too many. A look at all of them takes milliseconds.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// A user, for the purpose of shares: a user of certificates by name, any other client by its address.
 type Owner = Arc<str>;
@@ -17,8 +27,14 @@ type Owner = Arc<str>;
 pub(super) struct Shares {
     leases_max: usize,
     watch_bytes_max: usize,
-    leases: Mutex<HashMap<Owner, HashSet<i64>>>,
+    leases: Mutex<HashMap<Owner, OwnLeases>>,
     watched: Mutex<HashMap<Owner, usize>>,
+}
+
+/// The leases of one user. Ended leases are counted until the next look.
+struct OwnLeases {
+    ids: HashSet<i64>,
+    looked: Instant,
 }
 
 /// The share that one distinct watched range takes, until it is dropped.
@@ -44,24 +60,33 @@ impl Shares {
         let Some(own) = leases.get_mut(&peer.owner()) else {
             return true;
         };
-        if own.len() >= self.leases_max {
-            // Ended leases are still counted.
-            own.retain(|id| lessor.info(*id).is_some());
+        if own.ids.len() >= self.leases_max && own.looked.elapsed() >= LOOK_EVERY {
+            own.looked = Instant::now();
+            own.ids.retain(|id| lessor.info(*id).is_some());
         }
-        own.len() < self.leases_max
+        own.ids.len() < self.leases_max
     }
 
     pub(super) fn granted(&self, peer: &Peer, lease: i64) {
-        self.leases.lock().entry(peer.owner()).or_default().insert(lease);
+        let mut leases = self.leases.lock();
+        let new = || OwnLeases {
+            ids: HashSet::new(),
+            looked: Instant::now(),
+        };
+        leases.entry(peer.owner()).or_insert_with(new).ids.insert(lease);
     }
 
     pub(super) fn revoked(&self, peer: &Peer, lease: i64) {
-        if let Some(own) = self.leases.lock().get_mut(&peer.owner()) {
-            own.remove(&lease);
+        let mut leases = self.leases.lock();
+        let owner = peer.owner();
+        let Some(own) = leases.get_mut(&owner) else { return };
+        own.ids.remove(&lease);
+        if own.ids.is_empty() {
+            leases.remove(&owner);
         }
     }
 
-    /// Takes a share for a range that nobody else watches, with keys of `key_bytes`; `None` if the user has too many.
+    /// Takes a share for a range that nobody watched before, with keys of `key_bytes`; `None` if the user has too many.
     pub(super) fn watch(self: &Arc<Self>, peer: &Peer, key_bytes: usize) -> Option<WatchShare> {
         let (owner, bytes) = (peer.owner(), RANGE_BYTES + key_bytes);
         let mut watched = self.watched.lock();
@@ -75,6 +100,29 @@ impl Shares {
             owner,
             bytes,
         })
+    }
+}
+
+impl Core {
+    /// Takes a place for a new watcher among those of its connection, and, for a range that nobody watched before, a
+    /// share of the user, which lasts as long as anybody watches the range.
+    pub(super) fn take_place(&self, peer: &Peer, watcher: &Watcher) -> Result<WatcherCount, Status> {
+        let refused = |status: Status| {
+            self.refusals.note(Budget::Watchers, peer);
+            status
+        };
+        let range = &watcher.filter().range;
+        let key_bytes = range.start().len() + range.end().map_or(0, <[u8]>::len);
+        if key_bytes > self.config.budgets.watch_key_bytes {
+            return Err(refused(status::too_long_key()));
+        }
+        let place = peer.connection.add_watcher(self.config.budgets.watchers);
+        let place = place.ok_or_else(|| refused(status::too_many_watchers()))?;
+        if !watcher.has_attachment() {
+            let share = self.shares.watch(peer, key_bytes);
+            watcher.attach(Box::new(share.ok_or_else(|| refused(status::too_many_ranges()))?));
+        }
+        Ok(place)
     }
 }
 
@@ -103,7 +151,7 @@ mod tests {
         }
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn the_leases_of_a_user_are_bounded_and_ended_leases_do_not_count() {
         let budgets = Budgets {
             leases: 2,
@@ -118,9 +166,11 @@ mod tests {
         }
         assert!(!shares.may_grant(&a, &lessor) && shares.may_grant(&b, &lessor));
         lessor.revoke(1).unwrap();
+        assert!(!shares.may_grant(&a, &lessor), "a look a second");
+        tokio::time::advance(LOOK_EVERY).await;
         assert!(shares.may_grant(&a, &lessor));
         shares.revoked(&a, 2);
-        assert!(shares.leases.lock()["a"].is_empty());
+        assert!(shares.leases.lock().is_empty());
     }
 
     #[tokio::test]

@@ -39,6 +39,7 @@ statuses! {
     unhealthy = Unavailable, "unhealthy cluster";
     stopped = Unavailable, "server stopped";
     timed_out = Unavailable, "request timed out";
+    incomplete_request = DeadlineExceeded, "the request was incomplete for too long";
     future_revision = OutOfRange, "mvcc: required revision is a future revision";
     compacted = OutOfRange, "mvcc: required revision has been compacted";
     // etcd maps this error to the client-side error, which has no code on the wire.

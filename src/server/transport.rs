@@ -2,9 +2,11 @@
 
 use super::authority::AnyAuthority;
 use super::bodies::{AnswerBody, Budgeted, Held, RequestBody, RequestLimits};
+use super::connection::Idle;
 use super::connections::{Connections, idle_deadline};
 use super::io::Io;
 use super::peer::Peer;
+use super::refusals::Budget;
 use crate::util::net::Keepalive;
 use axum::Router;
 use axum::body::Body;
@@ -32,9 +34,9 @@ const PENDING_RESETS_MAX: usize = 2048;
 /// Streams that the server resets because of errors of the client, in the life of a connection (CVE-2025-8671).
 const ERROR_RESETS_MAX: usize = 1024;
 /// Bytes that the transport takes of a body in advance.
-const SEND_BUFFER: usize = 400 << 10;
-/// The longest time for the headers of an HTTP/1 request.
-const HEADERS_TIMEOUT: Duration = Duration::from_secs(10);
+const SEND_BUFFER: usize = 64 << 10;
+/// The longest time for the headers of an HTTP/1 request, and between two requests.
+const HEADERS_TIMEOUT: Duration = Duration::from_secs(60);
 /// The time that a closing connection has for its last calls.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -86,7 +88,7 @@ impl Transport {
         let service = hyper::service::service_fn(|request| self.call(request, peer.clone()));
         let io = TokioIo::new(AnyAuthority::new(io));
         let mut serving = pin!(self.builder.serve_connection(io, service));
-        let mut closing = false;
+        let (mut closing, mut idle) = (false, false);
         let budgets = &self.connections.budgets;
         let mut deadline = pin!(tokio::time::sleep_until(Instant::now() + budgets.first_call_timeout));
         loop {
@@ -101,12 +103,21 @@ impl Transport {
                 () = stop.cancelled(), if !closing => true,
                 () = connection.closing(), if !closing => true,
                 () = &mut deadline => {
+                    let now = Instant::now();
+                    if closing && idle && connection.idle() == Idle::Busy {
+                        // A call that began before the client knew of the end goes on.
+                        deadline.as_mut().reset(now + GRACE);
+                        continue;
+                    }
                     if closing {
                         return;
                     }
-                    let now = Instant::now();
                     match idle_deadline(budgets, connection.idle()) {
-                        Some(at) if at <= now => true,
+                        Some(at) if at <= now => {
+                            self.connections.refusals.note(Budget::Idle, &peer);
+                            idle = true;
+                            true
+                        }
                         Some(at) => {
                             deadline.as_mut().reset(at);
                             false
@@ -135,9 +146,13 @@ impl Transport {
         let call = Budgeted::new(peer.connection.begin_call());
         let kind = request.headers().get(header::CONTENT_TYPE);
         let path = request.uri().path();
+        // Leases must be renewed, whatever else the client reads.
+        let urgent = path.ends_with("/LeaseKeepAlive");
+        // The last two are those of the JSON gateway.
+        let streaming = ["/Watch", "/watch", "/keepalive"].iter().any(|end| path.ends_with(end));
         let limits = RequestLimits {
             timeout: self.connections.budgets.request_timeout,
-            streaming: path.ends_with("/Watch") || path.ends_with("/LeaseKeepAlive"),
+            streaming: streaming || urgent,
             grpc: kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc")),
         };
         let (refusals, router) = (Arc::clone(&self.connections.refusals), self.router.clone());
@@ -149,7 +164,7 @@ impl Transport {
             let answer = answer.unwrap_or_else(|never| match never {});
             let (mut parts, body) = answer.into_parts();
             let held = parts.extensions.remove::<Held>();
-            Ok(Response::from_parts(parts, AnswerBody::new(body, call, held)))
+            Ok(Response::from_parts(parts, AnswerBody::new(body, call, urgent, held)))
         }
     }
 }

@@ -5,11 +5,14 @@
 //! thread, in steps, and stops when its client goes away. Long answers have a budget of their own, which they hold until
 //! the client has taken them.
 
+use super::admission::{Caller, Operation};
 use super::bodies::Held;
 use super::connection::UNIT;
 use super::peer::Peer;
 use super::refusals::Budget;
 use super::{Core, status};
+use parking_lot::Mutex;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::available_parallelism;
@@ -32,7 +35,12 @@ pub(super) struct Turns {
     /// Bytes of long answers, in units of [`UNIT`].
     answers: Arc<Semaphore>,
     answer_units: u32,
+    /// The part of `answers` that each user may have at a time: half.
+    owners: Mutex<HashMap<Arc<str>, Arc<Semaphore>>>,
 }
+
+/// Users whose part is remembered. The parts of users without long answers are forgotten then.
+const OWNERS_MAX: usize = 1024;
 
 /// Permits that a call has collected: for its read, and for its answer.
 #[derive(Default)]
@@ -70,18 +78,35 @@ impl Turns {
             long: Arc::new(Semaphore::new((cores / 2).max(1))),
             answers: Arc::new(Semaphore::new(units)),
             answer_units: u32::try_from(units).unwrap_or(u32::MAX),
+            owners: Mutex::default(),
         }
     }
 
+    /// The part of one user.
+    fn of_owner(&self, owner: Arc<str>) -> Arc<Semaphore> {
+        let mut owners = self.owners.lock();
+        if owners.len() >= OWNERS_MAX {
+            owners.retain(|_, part| Arc::strong_count(part) > 1);
+        }
+        let new = || Arc::new(Semaphore::new(self.half() as usize));
+        Arc::clone(owners.entry(owner).or_insert_with(new))
+    }
+
+    fn half(&self) -> u32 {
+        self.answer_units.div_ceil(2)
+    }
+
     /// Waits until an answer of `bytes` is within the budget of long answers.
-    async fn answer(&self, bytes: usize) -> Result<Option<OwnedSemaphorePermit>, Status> {
+    async fn answer(&self, peer: &Peer, bytes: usize) -> Result<Vec<OwnedSemaphorePermit>, Status> {
         if bytes < LONG_ANSWER {
-            return Ok(None);
+            return Ok(vec![]);
         }
-        match u32::try_from(bytes / UNIT) {
-            Ok(units) if units <= self.answer_units => acquire(&self.answers, units).await.map(Some),
-            _ => Err(status::too_long_answer(bytes, self.answer_units as usize * UNIT)),
-        }
+        let units = u32::try_from(bytes / UNIT)
+            .ok()
+            .filter(|units| *units <= self.answer_units);
+        let units = units.ok_or_else(|| status::too_long_answer(bytes, self.answer_units as usize * UNIT))?;
+        let part = acquire(&self.of_owner(peer.owner()), units.min(self.half())).await?;
+        Ok(vec![part, acquire(&self.answers, units).await?])
     }
 }
 
@@ -136,6 +161,29 @@ impl Core {
         })
     }
 
+    /// Like [`Core::take_turn`], for a call that was admitted. The call is admitted once more when its turn comes:
+    /// permissions may have been revoked while the call waited.
+    pub(super) async fn take_admitted_turn<T: Send + 'static>(
+        self: &Arc<Self>,
+        caller: &Caller,
+        operation: Operation,
+        keys: usize,
+        work: impl FnOnce(&Self, &mut dyn FnMut() -> bool) -> T + Send + 'static,
+    ) -> Result<Done<T>, Status> {
+        let again = (keys > SHORT_KEYS).then(|| (caller.clone(), operation));
+        let admitted = move |core: &Self, go_on: &mut dyn FnMut() -> bool| {
+            if let Some((caller, operation)) = again {
+                core.admission.check(&caller, &operation)?;
+            }
+            Ok(work(core, go_on))
+        };
+        let Done { value, turn, held } = self.take_turn(caller.peer(), keys, admitted).await?;
+        match value {
+            Ok(value) => Ok(Done { value, turn, held }),
+            Err(refusal) => Err(self.admission.refused(refusal).await),
+        }
+    }
+
     /// Makes an answer of about `bytes`, once that is within the budget of long answers.
     pub(super) async fn answer<T>(
         &self,
@@ -145,7 +193,7 @@ impl Core {
         message: T,
     ) -> Result<Response<T>, Status> {
         let mut held = done.held;
-        held.0.extend(self.turns.answer(bytes).await.inspect_err(|_| {
+        held.0.extend(self.turns.answer(peer, bytes).await.inspect_err(|_| {
             self.refusals.note(Budget::LongAnswer, peer);
         })?);
         let mut response = Response::new(message);

@@ -14,7 +14,6 @@ use super::Core;
 use super::admission::Caller;
 use super::commit::Cause;
 use super::connection::WatcherCount;
-use super::shares::WatchShare;
 use super::status;
 use crate::auth::AuthVersion;
 use crate::durable::Point;
@@ -40,6 +39,8 @@ const MESSAGE_BYTES: usize = 1 << 20;
 /// Requests that a stream takes before it sends something. Clients create watchers in bursts, and the transport takes
 /// an unread burst for a flood.
 const REQUESTS_AT_ONCE: usize = 256;
+/// Cancelled watchers whose ids are remembered.
+const ENDED_MAX: usize = 10_000;
 /// Answers that may wait while further requests are taken.
 const ANSWERS_WAITING: usize = 4096;
 
@@ -83,18 +84,12 @@ struct Entry {
     wake: Arc<WatcherWake>,
     /// The user whom a certificate names, and whose permission is checked again when users or roles change.
     reader: Option<Arc<str>>,
-    /// What the watcher takes of the budgets.
-    _shares: Shared,
+    /// The place among the watchers of the connection.
+    _place: WatcherCount,
     fragment: bool,
     progress: bool,
     /// Whether events were sent since the last progress tick.
     busy: bool,
-}
-
-/// A place among the watchers of the connection, and a share of the user if nobody else watched the range before.
-struct Shared {
-    _count: WatcherCount,
-    _range: Option<WatchShare>,
 }
 
 #[tonic::async_trait]
@@ -217,6 +212,14 @@ impl WatchSession {
         Ok(())
     }
 
+    /// Remembers that the server has cancelled a watcher.
+    fn ended(&mut self, id: i64) {
+        self.ended_ids.insert(id);
+        if self.ended_ids.len() > ENDED_MAX {
+            self.ended_ids.pop_first();
+        }
+    }
+
     fn end(&mut self, status: Status) -> Option<Result<WatchResponse, Status>> {
         self.ended = true;
         self.watchers.clear();
@@ -296,7 +299,7 @@ impl WatchSession {
                 }
                 WatchUpdate::Compacted(compact_revision) => {
                     self.watchers.remove(&id);
-                    self.ended_ids.insert(id);
+                    self.ended(id);
                     let head = WatchHead {
                         watch_id: id,
                         canceled: true,

@@ -1,26 +1,20 @@
 //! The requests of a client on a watch stream: create, cancel, progress.
 
 use super::ready::WatcherWake;
-use super::{Answer, Entry, Shared, WatchSession};
-use crate::mvcc::{KeyRange, Wake, WatchFilter, Watcher};
+use super::{Answer, Entry, WatchSession};
+use crate::mvcc::{KeyRange, Wake, WatchFilter};
 use crate::pb::etcdserverpb as pb;
 use crate::pb::{WatchHead, WatchResponse};
 use crate::server::admission::{Call, Operation};
 use crate::server::commit::Cause;
-use crate::server::refusals::Budget;
 use crate::server::status;
 use bytes::Bytes;
 use std::sync::Arc;
-use tonic::Status;
 
 /// Why a watcher was not created, and the state on which that decision rests.
 struct Rejected {
     reason: String,
     cause: Cause,
-}
-
-fn key_bytes(range: &KeyRange) -> usize {
-    range.start().len() + range.end().map_or(0, <[u8]>::len)
 }
 
 impl WatchSession {
@@ -58,8 +52,8 @@ impl WatchSession {
         };
         let start = request.start_revision;
         let watcher = self.core.store.watch(filter, start, Arc::clone(&wake) as _);
-        let shares = match self.share(&watcher) {
-            Ok(shares) => shares,
+        let place = match self.core.take_place(self.caller.peer(), &watcher) {
+            Ok(place) => place,
             Err(refused) => return self.refuse(refused.message().to_owned(), Cause::Published),
         };
         let revision = watcher.created_at();
@@ -71,7 +65,7 @@ impl WatchSession {
             start,
             wake,
             reader,
-            _shares: shares,
+            _place: place,
             fragment: request.fragment,
             progress: request.progress_notify,
             busy: false,
@@ -97,28 +91,6 @@ impl WatchSession {
         self.answer(self.core.store.revision(), head, cause);
     }
 
-    /// What a new watcher takes of the budgets of its connection and user.
-    fn share(&self, watcher: &Watcher) -> Result<Shared, Status> {
-        let (core, peer) = (&self.core, self.caller.peer());
-        let refused = |status: Status| {
-            core.refusals.note(Budget::Watchers, peer);
-            status
-        };
-        let count = peer.connection.add_watcher(core.config.budgets.watchers);
-        let count = count.ok_or_else(|| refused(status::too_many_watchers()))?;
-        let range = match watcher.is_alone() {
-            true => {
-                let share = core.shares.watch(peer, key_bytes(&watcher.filter().range));
-                Some(share.ok_or_else(|| refused(status::too_many_ranges()))?)
-            }
-            false => None,
-        };
-        Ok(Shared {
-            _count: count,
-            _range: range,
-        })
-    }
-
     /// etcd's checks of a create request, in etcd's order (v3rpc/watch.go, recvLoop; mvcc/watcher.go). Returns
     /// the user, if a certificate names the user.
     fn check_create(&self, id: i64, start: i64, range: &KeyRange) -> Result<Option<Arc<str>>, Rejected> {
@@ -137,10 +109,6 @@ impl WatchSession {
         })?;
         if range.is_empty() {
             return Err(rejected("mvcc: watcher range is empty"));
-        }
-        if key_bytes(range) > self.core.config.budgets.watch_key_bytes {
-            self.core.refusals.note(Budget::Watchers, self.caller.peer());
-            return Err(rejected(status::too_long_key().message()));
         }
         if id != 0 && self.is_used(id) {
             return Err(rejected("mvcc: duplicate watch ID provided on the WatchStream"));
@@ -168,7 +136,7 @@ impl WatchSession {
             .map(|(id, _)| id)
             .collect();
         for watch_id in ended {
-            self.ended_ids.insert(watch_id);
+            self.ended(watch_id);
             let head = WatchHead {
                 watch_id,
                 canceled: true,
