@@ -4,7 +4,7 @@ use crate::support::environment::wrapped;
 use crate::support::files::free_port;
 use crate::support::store::plain_client;
 use crate::support::{eventually, isthmus};
-use etcd_client::Client;
+use etcd_client::{AlarmAction, AlarmType, Client};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::File;
@@ -38,8 +38,9 @@ async fn ends_well(mut child: Child) {
 
 /// Makes the store log.
 async fn log_something(client: &mut Client) {
-    client.user_add("root", "secret", None).await.unwrap();
-    client.defragment().await.unwrap();
+    for action in [AlarmAction::Activate, AlarmAction::Deactivate] {
+        client.alarm(action, AlarmType::Nospace, None).await.unwrap();
+    }
     client.put("k", "v", None).await.unwrap();
 }
 
@@ -50,7 +51,6 @@ async fn a_log_that_nobody_reads_stops_nothing_and_is_complete_once_it_is_read()
     let (child, mut client) = etcd_logging_to(writer).await;
     fill(filler);
     for _ in 0..3 {
-        let _ = client.user_delete("root").await;
         log_something(&mut client).await;
     }
     let log = std::thread::spawn(move || read_all(&mut reader));
