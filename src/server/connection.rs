@@ -106,6 +106,8 @@ pub(super) enum Idle {
         since: Instant,
         /// Whether there ever was a call.
         called: bool,
+        /// Whether a call was ever admitted.
+        admitted: bool,
     },
 }
 
@@ -173,6 +175,7 @@ impl Connection {
             false => Idle::Since {
                 since: activity.since,
                 called: activity.called,
+                admitted: activity.admitted,
             },
         }
     }
@@ -319,15 +322,23 @@ mod tests {
     async fn a_connection_is_idle_between_its_calls() {
         let connection = Arc::new(Connection::default());
         let made = Instant::now();
-        let idle = |since, called| Idle::Since { since, called };
-        assert_eq!(connection.idle(), idle(made, false));
+        let idle = |since, called, admitted| Idle::Since {
+            since,
+            called,
+            admitted,
+        };
+        assert_eq!(connection.idle(), idle(made, false, false));
         let call = connection.begin_call();
-        assert_eq!(connection.idle(), idle(made, true), "a call that nobody admitted");
+        assert_eq!(
+            connection.idle(),
+            idle(made, true, false),
+            "a call that nobody admitted"
+        );
         connection.admitted();
         assert_eq!(connection.idle(), Idle::Busy);
         tokio::time::advance(Duration::from_secs(5)).await;
         drop(call);
-        assert_eq!(connection.idle(), idle(made + Duration::from_secs(5), true));
+        assert_eq!(connection.idle(), idle(made + Duration::from_secs(5), true, true));
     }
 
     #[tokio::test(start_paused = true)]

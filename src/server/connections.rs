@@ -1,6 +1,6 @@
 //! All connections of a server: a bounded table. A new connection always gets a place; if the table is full, the
-//! connection that is least useful gives way: the oldest unfinished handshake, or the connection that has been idle for
-//! longer than that.
+//! connection that is least useful gives way: the oldest unfinished handshake, or a connection without an admitted call
+//! that has been idle for longer, or else the idlest connection.
 
 use super::budgets::Budgets;
 use super::connection::{Idle, Stalled};
@@ -98,13 +98,14 @@ impl Table {
         self.unfinished.len() + self.computing + self.open.len()
     }
 
-    /// The connection that has been idle for longest.
-    fn idlest(&self) -> Option<(Instant, &Open)> {
+    /// The connection that has been idle for longest: among those that never made a call that was admitted, if there
+    /// are any, so that strangers do not drive out clients that pause.
+    fn idlest(&self) -> Option<(bool, Instant, &Open)> {
         let idle = self.open.values().filter_map(|open| match open.peer.connection.idle() {
-            Idle::Since { since, .. } if !open.peer.connection.is_killed() => Some((since, open)),
+            Idle::Since { since, admitted, .. } if !open.peer.connection.is_killed() => Some((admitted, since, open)),
             Idle::Busy | Idle::Since { .. } => None,
         });
-        idle.min_by_key(|(since, _)| *since)
+        idle.min_by_key(|(admitted, since, _)| (*admitted, *since))
     }
 }
 
@@ -170,8 +171,8 @@ impl Connections {
         self.make_room(&mut self.table.lock(), true);
     }
 
-    /// Ends the oldest handshake, or, if the table is `full`, the idlest connection when that is idle for longer than
-    /// the oldest handshake has taken. Returns false if there is neither.
+    /// Ends the oldest handshake, or, if the table is `full`, the idlest connection when that never made an admitted call
+    /// and is idle for longer than the oldest handshake has taken. Returns false if there is neither.
     fn make_room(&self, table: &mut Table, full: bool) -> bool {
         let oldest = table
             .unfinished
@@ -179,7 +180,7 @@ impl Connections {
             .map(|(_, unfinished)| unfinished.since);
         let idlest = full.then(|| table.idlest()).flatten();
         match idlest {
-            Some((since, idle)) if oldest.is_none_or(|oldest| since < oldest) => {
+            Some((admitted, since, idle)) if oldest.is_none_or(|oldest| !admitted && since < oldest) => {
                 idle.peer.connection.kill();
                 self.refusals.note(Budget::Connections, &idle.peer);
             }
@@ -321,8 +322,12 @@ impl Drop for Place {
 pub(super) fn idle_deadline(budgets: &Budgets, idle: Idle) -> Option<Instant> {
     match idle {
         Idle::Busy => None,
-        Idle::Since { since, called: true } => Some(since + budgets.idle_timeout),
-        Idle::Since { since, called: false } => Some(since + budgets.first_call_timeout),
+        Idle::Since {
+            since, called: true, ..
+        } => Some(since + budgets.idle_timeout),
+        Idle::Since {
+            since, called: false, ..
+        } => Some(since + budgets.first_call_timeout),
     }
 }
 
