@@ -61,7 +61,7 @@ pub fn metrics(registry: Arc<Registry>) -> Router {
     Router::new().route("/metrics", get(page))
 }
 
-/// Binds `address` for [`serve`]. The error names the address.
+/// Binds `address`. The error names the address.
 pub async fn bind(address: &str) -> std::io::Result<(TcpListener, SocketAddr)> {
     let named = |e: std::io::Error| std::io::Error::new(e.kind(), format!("cannot listen on {address}: {e}"));
     let listener = crate::util::net::bind(address).await.map_err(named)?;

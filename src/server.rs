@@ -30,6 +30,7 @@ mod metrics;
 mod observe;
 pub mod peer;
 mod refusals;
+mod settings;
 mod shares;
 mod status;
 #[cfg(test)]

@@ -156,8 +156,12 @@ impl Backend for LocalBackend {
         let filter = WatchFilter::new(KeyRange::key(key.to_owned()));
         let watcher = self.store.watch(filter, 0, Arc::clone(&wake) as _);
         let stream = futures::stream::unfold((watcher, wake), |(mut watcher, wake)| async move {
-            while watcher.take(usize::MAX) == WatchUpdate::Nothing {
-                wake.0.notified().await;
+            loop {
+                match watcher.take(usize::MAX) {
+                    WatchUpdate::Nothing => wake.0.notified().await,
+                    WatchUpdate::Later => tokio::task::yield_now().await,
+                    WatchUpdate::Events { .. } | WatchUpdate::Compacted(_) => break,
+                }
             }
             Some(((), (watcher, wake)))
         });

@@ -236,7 +236,7 @@ mod tests {
         // A watch from the compact revision itself sees only the events of that revision that purging has kept.
         let mut watcher = store.watch(filter, from + 1, Arc::new(NoWake));
         let mut events = Vec::new();
-        while let WatchUpdate::Events { frames, revision } = watcher.take(1) {
+        while let WatchUpdate::Events { frames, revision } = watcher.take_now(1) {
             events.push(format!("{revision}: {frames:?}"));
         }
         let mut leases: Vec<_> = store.leases().into_iter().map(|lease| lease.id).collect();
@@ -339,14 +339,14 @@ mod tests {
         );
         assert_eq!((first, second.revision, store.revision()), (2, 3, 1));
         assert!(store.get(b"a").is_none());
-        assert_eq!(watcher.take(1), WatchUpdate::Nothing);
+        assert_eq!(watcher.take_now(1), WatchUpdate::Nothing);
         store.publish(2);
         assert_eq!(store.range(&RangeOptions::new(KeyRange::all())).unwrap().count, 1);
         assert!(matches!(watcher.take(1 << 20), WatchUpdate::Events { revision: 2, .. }));
         let mut late = store.watch(WatchFilter::new(KeyRange::key("a")), 2, Arc::new(NoWake));
         assert_eq!(late.created_at(), 2);
         assert!(matches!(late.take(1 << 20), WatchUpdate::Events { revision: 2, .. }));
-        assert_eq!(late.take(1 << 20), WatchUpdate::Nothing);
+        assert_eq!(late.take_now(1 << 20), WatchUpdate::Nothing);
         store.publish(3);
         assert!(matches!(late.take(1 << 20), WatchUpdate::Events { revision: 3, .. }));
         assert!(matches!(watcher.take(1 << 20), WatchUpdate::Events { revision: 3, .. }));

@@ -29,6 +29,8 @@ pub struct Watcher {
 pub enum WatchUpdate {
     /// No new events.
     Nothing,
+    /// No event yet: the watcher has read a part of the log, and goes on when it is taken from again.
+    Later,
     /// Encoded `WatchResponse.events` fields, whole revisions in order. The watcher has now taken all of its events up
     /// to and including `revision`.
     Events {
@@ -124,59 +126,69 @@ impl Watcher {
         self.catch_up(max)
     }
 
-    /// Reads the log until the group has frames for the rest. Filters and encodes outside of the store's lock.
+    /// Like [`Watcher::take`], but reads on where that would return [`WatchUpdate::Later`].
+    #[cfg(test)]
+    pub(crate) fn take_now(&mut self, max: usize) -> WatchUpdate {
+        loop {
+            match self.take(max) {
+                WatchUpdate::Later => {}
+                update => return update,
+            }
+        }
+    }
+
+    /// Reads a part of the log. Filters and encodes outside of the store's lock.
     fn catch_up(&mut self, max: usize) -> WatchUpdate {
         let (store, group) = (Arc::clone(&self.store), Arc::clone(&self.group));
         store.counters.log_reads.fetch_add(1, Ordering::Relaxed);
-        loop {
-            let read = store.state.read();
-            let state = group.state.lock();
-            self.next = self.next.max(state.next_of(self.member));
-            let (compacted, complete_after) = (read.compacted, state.complete_after);
-            drop(state);
-            if self.next < compacted {
-                return WatchUpdate::Compacted(compacted);
-            }
-            let mut events = 0;
-            let few = |batch: &&Batch| {
-                let first = events == 0;
-                events += batch.events.len();
-                first || events <= CATCH_UP_EVENTS
-            };
-            let missed = read
-                .visible_since(self.next)
-                .take_while(|b| b.revision <= complete_after);
-            let batches: Vec<Batch> = missed.take_while(few).cloned().collect();
-            drop(read);
+        let read = store.state.read();
+        let state = group.state.lock();
+        self.next = self.next.max(state.next_of(self.member));
+        let (compacted, complete_after) = (read.compacted, state.complete_after);
+        drop(state);
+        if self.next < compacted {
+            return WatchUpdate::Compacted(compacted);
+        }
+        let mut events = 0;
+        let few = |batch: &&Batch| {
+            let first = events == 0;
+            events += batch.events.len();
+            first || events <= CATCH_UP_EVENTS
+        };
+        let missed = read
+            .visible_since(self.next)
+            .take_while(|b| b.revision <= complete_after);
+        let batches: Vec<Batch> = missed.take_while(few).cloned().collect();
+        drop(read);
 
-            let (mut frames, mut bytes) = (Vec::new(), 0);
-            let mut all = batches.last().is_none_or(|batch| batch.revision == complete_after);
-            for batch in &batches {
-                if bytes > max {
-                    all = false;
-                    break;
-                }
-                if let Some(body) = group.filter.encode(batch, compacted) {
-                    bytes += body.len();
-                    frames.push(body);
-                }
-                self.next = batch.revision + 1;
+        let (mut frames, mut bytes) = (Vec::new(), 0);
+        let mut all = batches.last().is_none_or(|batch| batch.revision == complete_after);
+        for batch in &batches {
+            if bytes > max {
+                all = false;
+                break;
             }
-            if all {
-                // Revision 1 and purged revisions have no batch.
-                self.next = self.next.max(complete_after + 1);
+            if let Some(body) = group.filter.encode(batch, compacted) {
+                bytes += body.len();
+                frames.push(body);
             }
-            let mut state = group.state.lock();
-            state.moved(self.member, self.next);
-            let joined = self.next > state.complete_after;
-            drop(state);
-            if !frames.is_empty() {
-                let revision = self.next - 1;
-                return WatchUpdate::Events { frames, revision };
-            }
-            if joined {
-                return self.take(max);
-            }
+            self.next = batch.revision + 1;
+        }
+        if all {
+            // Revision 1 and purged revisions have no batch.
+            self.next = self.next.max(complete_after + 1);
+        }
+        let mut state = group.state.lock();
+        state.moved(self.member, self.next);
+        let joined = self.next > state.complete_after;
+        drop(state);
+        if !frames.is_empty() {
+            let revision = self.next - 1;
+            return WatchUpdate::Events { frames, revision };
+        }
+        match joined {
+            true => self.take(max),
+            false => WatchUpdate::Later,
         }
     }
 

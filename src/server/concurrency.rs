@@ -253,7 +253,15 @@ impl RecipeClient {
             let mut watcher = self.core.store.watch(filter, older.revision + 1, wake);
             let _place = self.core.take_place(self.caller.peer(), &watcher)?;
             // The watcher sees deletions alone.
-            while matches!(watcher.take(usize::MAX), WatchUpdate::Nothing) {
+            loop {
+                match watcher.take(usize::MAX) {
+                    WatchUpdate::Nothing => {}
+                    WatchUpdate::Later => {
+                        tokio::task::yield_now().await;
+                        continue;
+                    }
+                    WatchUpdate::Events { .. } | WatchUpdate::Compacted(_) => break,
+                }
                 tokio::select! {
                     () = notify.notified() => {}
                     () = self.core.stop.cancelled() => return Err(status::stopped()),
@@ -431,6 +439,10 @@ fn observe(client: RecipeClient, name: Bytes) -> impl Stream<Item = Result<epb::
                         break;
                     }
                     WatchUpdate::Nothing => {}
+                    WatchUpdate::Later => {
+                        tokio::task::yield_now().await;
+                        continue;
+                    }
                 }
                 let stopped = tokio::select! {
                     () = notify.notified() => false,

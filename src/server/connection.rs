@@ -14,6 +14,10 @@ use tokio_util::sync::CancellationToken;
 /// Request bytes are counted in units of this size.
 pub(super) const UNIT: usize = 1024;
 
+/// Open calls of a connection until a call was admitted. A client that begins with a burst has its first call admitted
+/// before the burst is read.
+const STRANGER_CALLS: usize = 200;
+
 /// The state of one connection.
 #[derive(Debug)]
 pub(super) struct Connection {
@@ -28,7 +32,7 @@ pub(super) struct Connection {
     /// Permits one password check at a time.
     pub(super) login: Arc<Semaphore>,
     pub(super) logins_waiting: Arc<AtomicUsize>,
-    /// Permits a few answers of the JSON gateway at a time, which are made as a whole.
+    /// Permits a few pages, range streams and answers of the JSON gateway at a time, whose parts are made as a whole.
     pub(super) documents: Arc<Semaphore>,
     /// Request bodies that wait for the budget.
     pub(super) requests_waiting: AtomicUsize,
@@ -161,6 +165,12 @@ impl Connection {
         activity.calls += 1;
         activity.called = true;
         OpenCall(Arc::clone(self))
+    }
+
+    /// Whether the client, of whom no call was admitted yet, has more open calls than a stranger may have.
+    pub(super) fn is_crowded(&self) -> bool {
+        let activity = self.activity.lock();
+        !activity.admitted && activity.calls > STRANGER_CALLS
     }
 
     /// Notes that a call was admitted.

@@ -98,6 +98,14 @@ impl Table {
         self.unfinished.len() + self.computing + self.open.len()
     }
 
+    /// Connections that are about to end.
+    fn ending(&self) -> usize {
+        self.open
+            .values()
+            .filter(|open| open.peer.connection.is_killed())
+            .count()
+    }
+
     /// The connection that has been idle for longest: among those that never made a call that was admitted, if there
     /// are any, so that strangers do not drive out clients that pause.
     fn idlest(&self) -> Option<(bool, Instant, &Open)> {
@@ -137,7 +145,8 @@ impl Connections {
     /// Gives a new connection a place. Another connection may have to give way.
     pub(super) fn enter(self: &Arc<Self>, address: Option<SocketAddr>) -> Place {
         let mut table = self.table.lock();
-        let full = table.len() >= self.budgets.connections;
+        let most = self.budgets.connections;
+        let full = table.len() >= most && table.len() - table.ending() >= most;
         let (mut has_place, evicted) = (true, CancellationToken::new());
         if full || table.unfinished.len() >= UNFINISHED_MAX.min(self.budgets.connections) {
             has_place = self.make_room(&mut table, full);
@@ -168,7 +177,10 @@ impl Connections {
 
     /// Frees a place at once, for a listener that has no file descriptor left.
     pub(super) fn give_way(&self) {
-        self.make_room(&mut self.table.lock(), true);
+        let mut table = self.table.lock();
+        if table.ending() == 0 {
+            self.make_room(&mut table, true);
+        }
     }
 
     /// Ends the oldest handshake, or, if the table is `full`, the idlest connection when that never made an admitted call

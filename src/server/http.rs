@@ -6,6 +6,7 @@ use super::{Core, ETCD_VERSION, STORAGE_VERSION};
 use crate::durable::Durable;
 use crate::mvcc::{KeyRange, RangeOptions};
 use crate::pb::etcdserverpb::AlarmType;
+use crate::server::bodies::Held;
 use crate::server::peer::Peer;
 use axum::Router;
 use axum::extract::{RawQuery, Request};
@@ -258,8 +259,16 @@ fn answer(
         async move {
             let peer = request.extensions().get::<Peer>().cloned().unwrap_or_default();
             let page = move |core: &Core, _: &mut dyn FnMut() -> bool| f(core, &query.unwrap_or_default());
+            let Ok(document) = Arc::clone(&peer.connection.documents).acquire_owned().await else {
+                return StatusCode::SERVICE_UNAVAILABLE.into_response();
+            };
             match core.take_turn(&peer, PAGE_KEYS, page).await {
-                Ok(done) => done.take().0,
+                Ok(done) => {
+                    let mut page = done.take().0;
+                    // Until the client has taken the page.
+                    page.extensions_mut().insert(Held(Arc::new(vec![document])));
+                    page
+                }
                 Err(status) => (StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", status.message())).into_response(),
             }
         }

@@ -1,5 +1,6 @@
 //! The bytes of an accepted connection.
 
+use super::settings::SettingsCount;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -19,6 +20,7 @@ pub(super) type Stream = Either<TcpStream, UnixStream>;
 pub(super) struct Io {
     io: Either<Stream, Box<TlsStream<Stream>>>,
     read: usize,
+    settings: SettingsCount,
 }
 
 impl Io {
@@ -26,6 +28,7 @@ impl Io {
         Self {
             io: Either::Left(stream),
             read: 0,
+            settings: SettingsCount::default(),
         }
     }
 
@@ -33,6 +36,7 @@ impl Io {
         Self {
             io: Either::Right(Box::new(stream)),
             read: 0,
+            settings: SettingsCount::default(),
         }
     }
 }
@@ -49,6 +53,9 @@ impl AsyncRead for Io {
         match polled {
             Poll::Pending => self.read = 0,
             Poll::Ready(_) => self.read += buf.filled().len() - before,
+        }
+        if !self.settings.read(&buf.filled()[before..]) {
+            return Poll::Ready(Err(io::Error::other("too many SETTINGS frames")));
         }
         polled
     }

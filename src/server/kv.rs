@@ -16,12 +16,12 @@ use std::sync::Arc;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 use translate::{check_put, range_options, to_put, to_range_response};
-use txn::{check_txn, to_txn, txn_response};
+use txn::{check_txn, count_ops, to_txn, txn_response};
 
 /// Keys in the first chunk of a range stream.
 const FIRST_CHUNK: i64 = 10;
 /// Bytes of key-values that a later chunk should have.
-const CHUNK_BYTES: usize = 512 << 10;
+const CHUNK_BYTES: usize = 256 << 10;
 
 /// Serves `etcdserverpb.KV`.
 pub(super) struct KvService(pub(super) Arc<Core>);
@@ -119,11 +119,14 @@ impl pb::kv_server::Kv for KvService {
     async fn txn(&self, request: Request<pb::TxnRequest>) -> Result<Response<pb::TxnResponse>, Status> {
         let caller = Caller::of(&request);
         let request = request.into_inner();
+        // A request of many tiny operations is work before it is a transaction.
+        let turn = self.0.turn(caller.peer(), count_ops(&request)).await?;
         check_txn(&request, self.0.config.max_txn_ops)?;
         let txn = to_txn(request.clone());
         let operation = txn::operation(&request, &txn);
         self.0.admit(&caller, &operation).await?;
         let keys = self.check_work(&caller, &txn)?;
+        drop(turn);
         let run = move |core: &Core, go_on: &mut dyn FnMut() -> bool| core.store.txn_while(&txn, go_on);
         let done = self.0.take_admitted_turn(&caller, operation, keys, run).await?;
         let (outcome, done) = done.take();
@@ -201,7 +204,9 @@ impl KvService {
     ) -> impl Stream<Item = Result<pb::RangeStreamResponse, Status>> + Send + use<> {
         let core = Arc::clone(&self.0);
         let peer = caller.peer().clone();
+        let documents = Arc::clone(&peer.connection.documents);
         async_stream::try_stream! {
+            let _document = documents.acquire_owned().await.map_err(|_| status::stopped())?;
             let mut rest = options.clone();
             let (mut first, mut sent, mut chunk) = (None, 0, FIRST_CHUNK);
             loop {

@@ -16,6 +16,7 @@ use crate::mvcc::Store;
 use crate::util::metrics::Labels;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
+use parking_lot::Mutex;
 use prometheus_client::encoding::text;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -23,9 +24,12 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use sizes::Sizes;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use zeros::ZERO_HISTOGRAMS;
+
+/// Versions of clients that have a label. Each has two series.
+const VERSIONS_MAX: usize = 32;
 
 /// The metrics of a server, and the registry that shows them.
 pub(super) struct Metrics {
@@ -36,6 +40,8 @@ pub(super) struct Metrics {
     check: Family<Labels, Gauge>,
     checks: Family<Labels, Counter>,
     requests: Family<Labels, Counter>,
+    /// The versions that are labels of `requests`.
+    versions: Mutex<HashSet<String>>,
     pub(super) received_bytes: Counter,
     pub(super) sent_bytes: Counter,
 }
@@ -62,7 +68,7 @@ impl Metrics {
             "Health checks failed",
             health_failures.clone(),
         );
-        let (check, checks) = (Family::default(), Family::default());
+        let (check, checks, requests) = (Family::default(), Family::default(), Family::default());
         registry.register(
             "etcd_server_healthcheck",
             "Result of each check, 1 is good",
@@ -73,7 +79,6 @@ impl Metrics {
             "Results of each check",
             Family::clone(&checks),
         );
-        let requests = Family::default();
         registry.register(
             "etcd_server_client_requests",
             "Requests by kind and version of the client",
@@ -115,6 +120,7 @@ impl Metrics {
             check,
             checks,
             requests,
+            versions: Mutex::default(),
             received_bytes,
             sent_bytes,
         }
@@ -137,12 +143,18 @@ impl Metrics {
         // The number of labels must be bounded, whatever clients send.
         let short = |n: &str| (1..=2).contains(&n.len()) && n.bytes().all(|b| b.is_ascii_digit());
         let plain = |v: &&str| v.split_once('.').is_some_and(|(a, b)| short(a) && short(b));
-        let version = version.filter(plain).unwrap_or("unknown");
+        let version = version.filter(plain).filter(|v| self.is_known(v)).unwrap_or("unknown");
         let labels = vec![
             ("client_api_version", version.to_owned()),
             ("type", method.kind.to_owned()),
         ];
         self.requests.get_or_create(&labels).inc();
+    }
+
+    /// Whether the version is among the first [`VERSIONS_MAX`] that clients named.
+    fn is_known(&self, version: &str) -> bool {
+        let mut versions = self.versions.lock();
+        versions.contains(version) || versions.len() < VERSIONS_MAX && versions.insert(version.to_owned())
     }
 
     pub(super) fn health(&self, healthy: bool) {

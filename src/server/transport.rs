@@ -7,6 +7,7 @@ use super::connections::{Connections, idle_deadline};
 use super::io::Io;
 use super::peer::Peer;
 use super::refusals::Budget;
+use super::status;
 use crate::util::net::Keepalive;
 use axum::Router;
 use axum::body::Body;
@@ -153,10 +154,16 @@ impl Transport {
         let limits = RequestLimits {
             timeout: self.connections.budgets.request_timeout,
             streaming: streaming || urgent,
-            grpc: kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc")),
+            grpc: !path.starts_with("/v3") && kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc")),
         };
         let (refusals, router) = (Arc::clone(&self.connections.refusals), self.router.clone());
+        let crowded = peer.connection.is_crowded();
         async move {
+            if crowded {
+                refusals.note(Budget::UnknownUser, &peer);
+                let refused = status::too_many_requests().into_http::<Body>();
+                return Ok(refused.map(|body| AnswerBody::new(body, call, urgent, None)));
+            }
             let (mut parts, body) = request.into_parts();
             parts.extensions.insert(peer.clone());
             let body = RequestBody::new(Body::new(body), Arc::clone(&call), limits, peer, refusals);

@@ -119,6 +119,14 @@ impl<T> Done<T> {
 }
 
 impl Core {
+    /// The turn of the connection, for `steps` of work that is not short.
+    pub(super) async fn turn(&self, peer: &Peer, steps: usize) -> Result<Option<OwnedSemaphorePermit>, Status> {
+        match steps > SHORT_KEYS {
+            true => acquire(&peer.connection.turn, 1).await.map(Some),
+            false => Ok(None),
+        }
+    }
+
     /// Runs `work`, which visits about `keys` keys. `work` gets a function to ask whether to go on.
     pub(super) async fn take_turn<T: Send + 'static>(
         self: &Arc<Self>,

@@ -34,15 +34,15 @@ use tonic::{Request, Response, Status, Streaming};
 
 /// Bytes of events in one message. Small enough for clients that decode at most 4 MiB, as Rust's do; large
 /// enough that catching up takes few messages.
-const MESSAGE_BYTES: usize = 1 << 20;
+const MESSAGE_BYTES: usize = 256 << 10;
 
 /// Requests that a stream takes before it sends something. Clients create watchers in bursts, and the transport takes
 /// an unread burst for a flood.
-const REQUESTS_AT_ONCE: usize = 256;
+const REQUESTS_AT_ONCE: usize = 64;
 /// Cancelled watchers whose ids are remembered.
 const ENDED_MAX: usize = 10_000;
 /// Answers that may wait while further requests are taken.
-const ANSWERS_WAITING: usize = 4096;
+const ANSWERS_WAITING: usize = 256;
 
 /// Serves `etcdserverpb.Watch`.
 pub(super) struct WatchService(pub(super) Arc<Core>);
@@ -61,6 +61,8 @@ struct WatchSession {
     ready: Arc<ReadyList>,
     ticker: Interval,
     next_id: i64,
+    /// A watcher has read a part of the log, without an event, and goes on later.
+    reads_history: bool,
     /// The client asked for progress at this revision or a later one, and had no answer yet.
     progress_from: Option<i64>,
     /// The last start of a watcher that was created to begin in the future.
@@ -129,6 +131,7 @@ impl WatchSession {
             ticker,
             next_id: 0,
             progress_from: None,
+            reads_history: false,
             last_start: 0,
             ended: false,
         }
@@ -140,6 +143,8 @@ impl WatchSession {
             return None;
         }
         loop {
+            // The transport asks for messages until it has enough for a large frame.
+            tokio::task::coop::consume_budget().await;
             if self.core.stop.is_cancelled() {
                 // After any other code, or a clean end, a Go client would not watch again.
                 return self.end(status::stopped());
@@ -162,6 +167,11 @@ impl WatchSession {
             }
             if let Some(events) = self.take_ready() {
                 return Some(Ok(events));
+            }
+            if std::mem::take(&mut self.reads_history) {
+                // A watcher may have a long way to go.
+                tokio::task::yield_now().await;
+                continue;
             }
             if !self.answers.is_empty() || !self.ready.is_empty() {
                 continue;
@@ -275,6 +285,11 @@ impl WatchSession {
             entry.wake.reset();
             match entry.watcher.take(MESSAGE_BYTES) {
                 WatchUpdate::Nothing => {}
+                WatchUpdate::Later => {
+                    entry.wake.wake();
+                    self.reads_history = true;
+                    return None;
+                }
                 WatchUpdate::Events { frames, revision } => {
                     entry.busy = true;
                     let fragment = entry.fragment;

@@ -8,6 +8,8 @@ use tokio::runtime::Runtime;
 
 /// The runtime ends an idle blocking thread after ten seconds; work at half that interval keeps one.
 const INTERVAL: Duration = Duration::from_secs(5);
+/// Tasks that a thread of the runtime polls before it looks for network events. A poll may take a millisecond.
+const EVENT_INTERVAL: u32 = 16;
 /// Threads beside those of the runtime: one for the data directory, and two for blocking work while the directory is
 /// opened.
 const OTHERS: usize = 3;
@@ -34,7 +36,10 @@ pub fn runtime() -> io::Result<Runtime> {
         );
         io::Error::new(error.kind(), text)
     })?;
-    let made = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let made = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .event_interval(EVENT_INTERVAL)
+        .build();
     made.map_err(|error| {
         let text = format!("cannot make the runtime: {error}; raise the limit of open files (ulimit -n)");
         io::Error::new(error.kind(), text)

@@ -78,6 +78,7 @@ impl Story {
         for _ in 0..times {
             match self.watcher.take(max) {
                 WatchUpdate::Nothing => break,
+                WatchUpdate::Later => {}
                 WatchUpdate::Compacted(compacted) => {
                     prop_assert!(self.delivered < compacted);
                     self.cancelled = true;
@@ -211,7 +212,7 @@ fn a_tombstone_at_the_compact_revision_survives_and_an_older_one_does_not() {
     store.delete(&KeyRange::key("a"));
     let revision = store.delete(&KeyRange::key("b")).revision;
     compact_and_purge(&store, revision);
-    let WatchUpdate::Events { frames, .. } = watch_all(&store, revision).take(1 << 20) else {
+    let WatchUpdate::Events { frames, .. } = watch_all(&store, revision).take_now(1 << 20) else {
         panic!("no events")
     };
     let deleted = Seen {
@@ -254,7 +255,7 @@ fn a_slow_member_does_not_make_its_group_hold_more_than_the_bound() {
         assert!(matches!(fast.take(usize::MAX), WatchUpdate::Events { .. }));
     }
     let mut events = 0;
-    while let WatchUpdate::Events { frames, .. } = slow.take(1 << 20) {
+    while let WatchUpdate::Events { frames, .. } = slow.take_now(1 << 20) {
         events += seen(&frames).len();
     }
     assert_eq!(events, 100);
@@ -280,7 +281,7 @@ fn idle_watchers_of_many_ranges_hold_no_more_than_the_budget_and_see_every_chang
     assert_eq!(stats.log_reads, 0);
     for watcher in &mut watchers {
         let mut events = 0;
-        while let WatchUpdate::Events { frames, .. } = watcher.take(1) {
+        while let WatchUpdate::Events { frames, .. } = watcher.take_now(1) {
             events += seen(&frames).len();
         }
         assert_eq!(events, 4);
@@ -305,7 +306,7 @@ fn watchers_of_nested_ranges_share_the_bytes_of_a_frame() {
         .into();
     store.apply(&puts);
     for watcher in &mut watchers {
-        let WatchUpdate::Events { frames, revision: 3 } = watcher.take(usize::MAX) else {
+        let WatchUpdate::Events { frames, revision: 3 } = watcher.take_now(usize::MAX) else {
             panic!("no events")
         };
         let keys: Vec<_> = seen(&frames).into_iter().map(|event| event.key).collect();
@@ -328,7 +329,7 @@ fn a_revision_that_is_longer_than_all_frames_may_be_is_read_from_the_log() {
     }
     assert!(store.stats().frame_bytes < 1000, "the last revision alone");
     let mut keys = vec![];
-    while let WatchUpdate::Events { frames, .. } = watcher.take(1) {
+    while let WatchUpdate::Events { frames, .. } = watcher.take_now(1) {
         keys.extend(seen(&frames).into_iter().map(|event| event.key));
     }
     assert_eq!(keys, [b"a", b"b", b"a", b"b"]);
@@ -409,7 +410,7 @@ fn a_watcher_that_was_not_woken_has_nothing_to_take_up_to_the_woken_revision() {
         while events < 2 * WRITES {
             let revision = store.woken();
             let was_woken = woken.swap(false, Ordering::SeqCst);
-            while let WatchUpdate::Events { frames, .. } = watcher.take(100) {
+            while let WatchUpdate::Events { frames, .. } = watcher.take_now(100) {
                 let seen = seen(&frames);
                 assert!(was_woken || seen[0].revision > revision, "{revision}: {:?}", seen[0]);
                 events += seen.len() as i64;

@@ -13,8 +13,26 @@ use tonic::Status;
 
 type Ops = Vec<pb::RequestOp>;
 
+/// The compares and operations on all levels of a transaction together. etcd limits each level alone, so that a request
+/// of a megabyte may have hundreds of thousands.
+const OPS_MAX: usize = 10_000;
+
+/// The compares and operations on all levels.
+pub(super) fn count_ops(request: &pb::TxnRequest) -> usize {
+    use pb::request_op::Request as R;
+    let ops = request.success.iter().chain(&request.failure);
+    let of = |op: &pb::RequestOp| match &op.request {
+        Some(R::RequestTxn(nested)) => 1 + count_ops(nested),
+        _ => 1,
+    };
+    request.compare.len() + ops.map(of).sum::<usize>()
+}
+
 /// etcd's checks before a transaction runs: sizes, fields, and keys changed twice.
 pub(super) fn check_txn(request: &pb::TxnRequest, budget: usize) -> Result<(), Status> {
+    if count_ops(request) > OPS_MAX {
+        return Err(status::too_many_ops());
+    }
     check_fields(request, budget)?;
     check_intervals(&request.success)?;
     check_intervals(&request.failure)?;
