@@ -109,7 +109,12 @@ impl Table {
     /// The connection that has been idle for longest: among those that never made a call that was admitted, if there
     /// are any, so that strangers do not drive out clients that pause.
     fn idlest(&self) -> Option<(bool, Instant, &Open)> {
-        let idle = self.open.values().filter_map(|open| match open.peer.connection.idle() {
+        self.idlest_of(|_| true)
+    }
+
+    fn idlest_of(&self, wanted: impl Fn(&Open) -> bool) -> Option<(bool, Instant, &Open)> {
+        let open = self.open.values().filter(|open| wanted(open));
+        let idle = open.filter_map(|open| match open.peer.connection.idle() {
             Idle::Since { since, admitted, .. } if !open.peer.connection.is_killed() => Some((admitted, since, open)),
             Idle::Busy | Idle::Since { .. } => None,
         });
@@ -299,8 +304,10 @@ impl Place {
         *own += 1;
         if *own > self.connections.budgets.connections.div_ceil(4) * 3 {
             // The last quarter is for other users.
-            peer.connection.kill();
-            self.connections.refusals.note(Budget::Connections, &peer);
+            let idle = table.idlest_of(|open| open.owner == owner);
+            let last = idle.map_or(&peer, |(_, _, idle)| &idle.peer);
+            last.connection.kill();
+            self.connections.refusals.note(Budget::Connections, last);
         }
         table.open.insert(self.id, Open { peer, owner, trust });
         self.stage = Stage::Open;
@@ -403,8 +410,9 @@ mod tests {
             peer
         };
         let many: Vec<_> = (0..7).map(|place| of("many", place)).collect();
-        assert_eq!(many.iter().filter(|peer| peer.connection.is_killed()).count(), 1);
-        assert!(many[6].connection.is_killed() && !of("one", 7).connection.is_killed());
+        let ended: Vec<_> = many.iter().map(|peer| peer.connection.is_killed()).collect();
+        assert_eq!(ended, [true, false, false, false, false, false, false], "the idlest");
+        assert!(!of("one", 7).connection.is_killed());
         drop(places);
         assert!(table.table.lock().owners.is_empty());
     }

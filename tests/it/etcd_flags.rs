@@ -211,7 +211,8 @@ async fn budgets_of_clients_can_be_set_and_refusals_are_counted_and_logged() {
     client.lease_grant(60, None).await.unwrap();
     let error = client.lease_grant(60, None).await.unwrap_err().to_string();
     assert!(error.contains("etcdserver: too many leases of one user"), "{error}");
-    let first = client.watch("a", None).await.unwrap();
+    let mut first = client.watch("a", None).await.unwrap();
+    assert!(first.message().await.unwrap().unwrap().created());
     let mut second = client.watch("b", None).await.unwrap();
     let refused = second.message().await.unwrap().unwrap();
     let reason = refused.cancel_reason();
