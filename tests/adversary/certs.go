@@ -15,8 +15,9 @@ import (
 	"time"
 )
 
-// commonNames are the certificates of a run. "nobody" is trusted by the CA and is the name of no user.
-var commonNames = []string{"server", "root", "reader", "writer", "innocent", "roleless", "nobody", "admin-isthmus"}
+// commonNames are the certificates of a run. "nobody" is trusted by the CA and is the name of no user. The empty name is for the
+// gateway, which refuses certificates that name a user.
+var commonNames = []string{"server", "root", "reader", "writer", "innocent", "roleless", "nobody", "admin-isthmus", ""}
 
 // issueAll makes a CA and all certificates in the directory.
 func issueAll(dir string) error {

@@ -3,6 +3,7 @@ package main
 import (
 	"crypto/tls"
 	"errors"
+	"io"
 	"net"
 	"sync"
 	"time"
@@ -116,7 +117,8 @@ func dropped(conns []net.Conn) (n int) {
 	for _, conn := range conns {
 		_ = conn.SetReadDeadline(time.Now().Add(time.Millisecond))
 		var timeout net.Error
-		if _, err := conn.Read(make([]byte, 1)); err != nil && !(errors.As(err, &timeout) && timeout.Timeout()) {
+		// A server that closed may have answered before.
+		if _, err := io.Copy(io.Discard, conn); !(errors.As(err, &timeout) && timeout.Timeout()) {
 			n++
 		}
 	}

@@ -24,8 +24,9 @@ type h2 struct {
 	enc *hpack.Encoder
 	hdr bytes.Buffer
 
-	write sync.Mutex // guards out, fr, enc, hdr and last
+	write sync.Mutex // guards out, fr, enc, hdr, last and flips
 	last  uint32     // the last stream that was opened
+	flips uint32     // changes of the initial window
 
 	mu      sync.Mutex
 	change  *sync.Cond
@@ -207,16 +208,32 @@ func (c *h2) ended() error {
 
 // open writes the headers of a gRPC call into the buffer. It is called within do.
 func (c *h2) open(path, authority string, endStream bool, more ...hpack.HeaderField) (uint32, error) {
+	return c.headers(endStream, append([]hpack.HeaderField{
+		{Name: ":method", Value: "POST"}, {Name: ":scheme", Value: "https"}, {Name: ":path", Value: path},
+		{Name: ":authority", Value: authority}, {Name: "content-type", Value: "application/grpc"}, {Name: "te", Value: "trailers"},
+	}, more...))
+}
+
+// get asks for a page.
+func (c *h2) get(path string) error {
+	return c.do(func() error {
+		_, err := c.headers(true, []hpack.HeaderField{
+			{Name: ":method", Value: "GET"}, {Name: ":scheme", Value: "https"}, {Name: ":path", Value: path},
+			{Name: ":authority", Value: "127.0.0.1"},
+		})
+		return err
+	})
+}
+
+// headers opens a stream with these fields.
+func (c *h2) headers(endStream bool, fields []hpack.HeaderField) (uint32, error) {
 	if c.last == 0 {
 		c.last = 1
 	} else {
 		c.last += 2
 	}
 	c.hdr.Reset()
-	for _, f := range append([]hpack.HeaderField{
-		{Name: ":method", Value: "POST"}, {Name: ":scheme", Value: "https"}, {Name: ":path", Value: path},
-		{Name: ":authority", Value: authority}, {Name: "content-type", Value: "application/grpc"}, {Name: "te", Value: "trailers"},
-	}, more...) {
+	for _, f := range fields {
 		if err := c.enc.WriteField(f); err != nil {
 			return 0, err
 		}
@@ -303,11 +320,16 @@ func message(m interface{ Marshal() ([]byte, error) }) []byte {
 
 // The paths of etcd's API.
 const (
-	pathRange     = "/etcdserverpb.KV/Range"
-	pathPut       = "/etcdserverpb.KV/Put"
-	pathTxn       = "/etcdserverpb.KV/Txn"
-	pathWatch     = "/etcdserverpb.Watch/Watch"
-	pathGrant     = "/etcdserverpb.Lease/LeaseGrant"
-	pathKeepAlive = "/etcdserverpb.Lease/LeaseKeepAlive"
-	pathLogin     = "/etcdserverpb.Auth/Authenticate"
+	pathRange       = "/etcdserverpb.KV/Range"
+	pathRangeStream = "/etcdserverpb.KV/RangeStream"
+	pathPut         = "/etcdserverpb.KV/Put"
+	pathTxn         = "/etcdserverpb.KV/Txn"
+	pathWatch       = "/etcdserverpb.Watch/Watch"
+	pathGrant       = "/etcdserverpb.Lease/LeaseGrant"
+	pathKeepAlive   = "/etcdserverpb.Lease/LeaseKeepAlive"
+	pathLogin       = "/etcdserverpb.Auth/Authenticate"
+	pathLeader      = "/v3electionpb.Election/Leader"
+	pathObserve     = "/v3electionpb.Election/Observe"
+	pathCampaign    = "/v3electionpb.Election/Campaign"
+	pathHealth      = "/grpc.health.v1.Health/Watch"
 )

@@ -23,17 +23,18 @@ var handshakeRows = []row{
 		name: "handshakes-half", what: "8,300 connections that send a ClientHello and nothing more",
 		seconds: [2]float64{2, 15},
 		attack: func(a *attacker) error {
-			hello := clientHello()
-			a.begin()
-			conns := a.hold(a.Scale.of(2000, 8300), func() (net.Conn, error) {
-				conn, err := a.tcp()
-				if err == nil {
-					_, err = conn.Write(hello)
-				}
-				return conn, err
-			})
-			<-a.ctx.Done()
-			a.count("closed by the server", dropped(conns))
+			a.hellos(a.Scale.of(2000, 8300))
+			return nil
+		},
+	},
+	{
+		name: "handshakes-hello", what: "1,500 connections that send a ClientHello and nothing more, on a server with 1,024 descriptors",
+		full:    true,
+		fixture: fixture{descriptors: 1024},
+		seconds: [2]float64{8, 12},
+		attack: func(a *attacker) error {
+			// A handshake that has begun must not keep the place of one that would end.
+			a.hellos(1500)
 			return nil
 		},
 	},
@@ -80,6 +81,21 @@ var handshakeRows = []row{
 }
 
 func (a *attacker) tcp() (net.Conn, error) { return net.DialTimeout("tcp", a.Address, 3*time.Second) }
+
+// hellos holds n connections that send a ClientHello and nothing more.
+func (a *attacker) hellos(n int) {
+	hello := clientHello()
+	a.begin()
+	conns := a.hold(n, func() (net.Conn, error) {
+		conn, err := a.tcp()
+		if err == nil {
+			_, err = conn.Write(hello)
+		}
+		return conn, err
+	})
+	<-a.ctx.Done()
+	a.count("closed by the server", dropped(conns))
+}
 
 // clientHello is the first flight of a TLS client.
 func clientHello() []byte {

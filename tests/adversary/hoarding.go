@@ -1,8 +1,10 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"golang.org/x/net/http2"
@@ -71,11 +73,98 @@ var hoardingRows = []row{
 			return nil
 		},
 	},
+	{
+		name: "hoard-health", what: "1,000 health watches of a certificate that is no user on each of 100 connections",
+		full:    true,
+		seconds: [2]float64{8, 10},
+		attack: func(a *attacker) error {
+			a.begin()
+			return a.hoardOn(100, "nobody", 1000, func(c *h2, _ int) error { _, err := c.call(pathHealth, nil, true); return err })
+		},
+	},
+	{
+		name: "hoard-drip", what: "120 answers of 4 MB, taken in drips on 40 connections, and a long list of another user amid",
+		full:    true,
+		fixture: fixture{big: true},
+		seconds: [2]float64{18, 18},
+		attack:  drip,
+	},
+}
+
+// drip takes answers so slowly that they occupy the room for answers, yet too fast to be given up. Another user must still get
+// room for an answer of 0.95 MB.
+func drip(a *attacker) error {
+	kv := pb.NewKVClient(a.grpc("writer"))
+	list := func(note string) (time.Duration, error) {
+		start := time.Now()
+		ctx, cancel := context.WithTimeout(context.Background(), 8*time.Second)
+		defer cancel()
+		_, err := kv.Range(ctx, &pb.RangeRequest{Key: []byte("big/"), RangeEnd: endOf("big/"), Limit: 1900})
+		took := time.Since(start)
+		a.set("ms of a long list "+note, int(took.Milliseconds()))
+		return took, err
+	}
+	if _, err := list("before"); err != nil {
+		return err
+	}
+	a.begin()
+	request := message(&pb.RangeRequest{Key: []byte("big/"), RangeEnd: endOf("big/"), Limit: 8300})
+	go a.each(40, func(int) error { return a.dripping(3, request) })
+	a.rest(4 * time.Second)
+	switch took, err := list("amid"); {
+	case err != nil:
+		a.fail("a long list of another user failed: %s", short(err))
+	case took > stallBound:
+		a.fail("a long list of another user took %s ms", ms(took))
+	}
+	return nil
+}
+
+// dripping makes n calls on one connection and takes 140 kB of their answers every two seconds.
+func (a *attacker) dripping(n int, request []byte) error {
+	const drop = 140_000
+	c, err := a.h2("reader", h2options{stingy: true, settings: []http2.Setting{{ID: http2.SettingInitialWindowSize, Val: 1}}})
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	var ids []uint32
+	for range n {
+		id, err := c.call(pathRange, request, true)
+		if err != nil {
+			return err
+		}
+		ids = append(ids, id)
+		a.count("calls", 1)
+	}
+	for !a.over() {
+		a.rest(2 * time.Second)
+		if err := c.ended(); err != nil {
+			return err
+		}
+		err := c.do(func() error {
+			for _, id := range ids {
+				if err := c.fr.WriteWindowUpdate(id, uint32(drop/n)); err != nil {
+					return err
+				}
+			}
+			return c.fr.WriteWindowUpdate(0, drop)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // hoard opens n streams on each of 20 connections, and keeps them until the attack is over.
 func (a *attacker) hoard(common string, n int, open func(c *h2, i int) error, settings ...http2.Setting) error {
-	a.each(floods, func(w int) error {
+	return a.hoardOn(floods, common, n, open, settings...)
+}
+
+// hoardOn is hoard with another number of connections.
+func (a *attacker) hoardOn(connections int, common string, n int, open func(c *h2, i int) error, settings ...http2.Setting) error {
+	a.each(connections, func(w int) error {
 		c, err := a.h2(common, h2options{settings: settings, stingy: len(settings) > 0})
 		if err != nil {
 			return err

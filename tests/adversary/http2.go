@@ -102,7 +102,7 @@ var http2Rows = []row{
 			a.begin()
 			request := message(everything())
 			a.each(floods, func(int) error {
-				c, err := a.h2("reader", h2options{stingy: true, settings: []http2.Setting{{ID: http2.SettingInitialWindowSize, Val: 0}}})
+				c, err := a.h2("reader", h2options{stingy: true, settings: noWindows})
 				if err != nil {
 					return err
 				}
@@ -114,6 +114,24 @@ var http2Rows = []row{
 					a.count("calls", 1)
 				}
 				return a.keep(c)
+			})
+			return nil
+		},
+	},
+	{
+		name: "http2-settings-flip", what: "initial windows that change again and again while 1,000 calls are open, on 20 connections",
+		full: true,
+		attack: func(a *attacker) error {
+			a.begin()
+			// A server must visit all of its streams at each change.
+			a.flood(func(c *h2) error {
+				for c.last < 2*1000-1 {
+					if _, err := c.open(pathRange, "127.0.0.1", false); err != nil {
+						return err
+					}
+				}
+				c.flips++
+				return c.fr.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1000 + c.flips%2*1000})
 			})
 			return nil
 		},
@@ -188,6 +206,9 @@ func encoded(f hpack.HeaderField) []byte {
 	_ = hpack.NewEncoder(&b).WriteField(f)
 	return []byte(b.String())
 }
+
+// noWindows lets the server send no data.
+var noWindows = []http2.Setting{{ID: http2.SettingInitialWindowSize, Val: 0}}
 
 var wideWindows = []http2.Setting{{ID: http2.SettingInitialWindowSize, Val: 1 << 30}, {ID: http2.SettingMaxFrameSize, Val: 1 << 20}}
 

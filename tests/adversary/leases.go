@@ -18,7 +18,31 @@ var leaseRows = []row{{
 	// The budget of one user is a tenth of what this row needs.
 	fixture: fixture{isthmus: "--max-leases-per-user=2000000"},
 	attack:  leasesExpire,
+}, {
+	name: "leases-refused", what: "grants of a user who has 100,000 leases, and may have no more, 200 on each of 2 connections",
+	full:   true,
+	attack: leasesRefused,
 }}
+
+// leasesRefused asks for leases that are over the budget of the user. The refusal must not cost a search of all leases.
+func leasesRefused(a *attacker) error {
+	lease := pb.NewLeaseClient(a.grpc("roleless"))
+	request := &pb.LeaseGrantRequest{TTL: 3600}
+	var granted atomic.Int64
+	a.workers(64, func() bool {
+		if granted.Add(1) > 100_000 {
+			return false
+		}
+		_, err := lease.LeaseGrant(a.ctx, request)
+		if err == nil {
+			a.count("leases", 1)
+		}
+		return err == nil
+	})
+	a.begin()
+	a.calls(2, 200, "roleless", pathGrant, message(request))
+	return nil
+}
 
 // leasesExpire grants leases whose TTLs end in the same second, then leases of five seconds that end amid their expiry.
 func leasesExpire(a *attacker) error {

@@ -50,7 +50,11 @@ func main() {
 		err = serveEcho(*echo)
 	case *list:
 		for _, r := range rows {
-			fmt.Printf("%-28s %s\n", r.name, r.what)
+			what := r.what
+			if r.full {
+				what += " (full scale, or by name)"
+			}
+			fmt.Printf("%-28s %s\n", r.name, what)
 		}
 	default:
 		err = run()
@@ -137,17 +141,22 @@ type row struct {
 	seconds [2]float64
 	// flat demands memory that does not grow after the first tenth of the time.
 	flat bool
+	// full leaves the row out in small scale, unless -only names it.
+	full bool
 	// oursOnly is for the parts of Isthmus that etcd does not have.
 	oursOnly bool
 }
 
 var rows = slices.Concat(descriptorRows, workRows, watcherRows, http2Rows, hoardingRows, handshakeRows, honestRows,
-	passwordRows, leaseRows, idleRows, randomRows)
+	passwordRows, leaseRows, electionRows, documentRows, idleRows, randomRows)
 
 func selected() []row {
 	names := strings.FieldsFunc(*only, func(r rune) bool { return r == ',' })
 	return slices.DeleteFunc(slices.Clone(rows), func(r row) bool {
-		return len(names) > 0 && !slices.ContainsFunc(names, func(name string) bool { return strings.HasPrefix(r.name, name) })
+		if len(names) == 0 {
+			return r.full && *scale != "full"
+		}
+		return !slices.ContainsFunc(names, func(name string) bool { return strings.HasPrefix(r.name, name) })
 	})
 }
 

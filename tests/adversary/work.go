@@ -59,7 +59,46 @@ var workRows = []row{
 				SortTarget: pb.RangeRequest_VALUE, SortOrder: pb.RangeRequest_DESCEND}
 			return a.ranges(8, "reader", request)
 		},
-	}}
+	},
+	{
+		name: "work-txn-chain", what: "transactions of 160,000 puts, 48 levels deep, from a certificate that is no user",
+		full: true,
+		// A server that collects the keys of each level anew, to find keys that are put twice, works 48 times.
+		attack: func(a *attacker) error { return a.trees("nobody", 4, 2, chain(44, tree(20, 4, puts()))) },
+	},
+	{
+		name: "work-txn-chain-reader", what: "the same, from a reader, who may not put",
+		full:   true,
+		attack: func(a *attacker) error { return a.trees("reader", 4, 2, chain(44, tree(20, 4, puts()))) },
+	},
+	{
+		name: "work-txn-tiny", what: "read-only transactions of 230,000 ranges of one key, 2 on each of 10 connections",
+		full: true,
+		attack: func(a *attacker) error {
+			get := &pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: &pb.RangeRequest{Key: []byte("w")}}}
+			return a.trees("reader", 10, 2, tree(22, 4, func() *pb.RequestOp { return get }))
+		},
+	},
+	{
+		name: "work-txn-empty", what: "read-only transactions of 280,000 empty transactions, 2 on each of 10 connections",
+		full: true,
+		attack: func(a *attacker) error {
+			empty := nested(&pb.TxnRequest{})
+			return a.trees("reader", 10, 2, tree(23, 4, func() *pb.RequestOp { return empty }))
+		},
+	},
+	{
+		name: "work-stream", what: "streamed ranges of everything, 100 on each of 10 connections",
+		full:     true,
+		fixture:  fixture{big: true},
+		oursOnly: true,
+		attack: func(a *attacker) error {
+			a.begin()
+			a.calls(10, 100, "reader", pathRangeStream, message(everything()))
+			return nil
+		},
+	},
+}
 
 // everything is the range of all filled keys.
 func everything() *pb.RangeRequest {
@@ -102,7 +141,53 @@ func txnReads(a *attacker) error {
 	}
 	a.set("bytes in the request", txn.Size())
 	a.begin()
-	return a.raw(1, pathTxn, message(txn))
+	a.calls(1, 1, "reader", pathTxn, message(txn))
+	return nil
+}
+
+// nested is a transaction as an operation of another.
+func nested(txn *pb.TxnRequest) *pb.RequestOp {
+	return &pb.RequestOp{Request: &pb.RequestOp_RequestTxn{RequestTxn: txn}}
+}
+
+// tree is a transaction whose operations are transactions, down to width^depth leaves.
+func tree(width, depth int, leaf func() *pb.RequestOp) *pb.TxnRequest {
+	txn := &pb.TxnRequest{}
+	for range width {
+		if depth == 1 {
+			txn.Success = append(txn.Success, leaf())
+		} else {
+			txn.Success = append(txn.Success, nested(tree(width, depth-1, leaf)))
+		}
+	}
+	return txn
+}
+
+// chain wraps a transaction n times.
+func chain(n int, txn *pb.TxnRequest) *pb.TxnRequest {
+	for range n {
+		txn = &pb.TxnRequest{Success: []*pb.RequestOp{nested(txn)}}
+	}
+	return txn
+}
+
+// puts makes puts of distinct short keys: a transaction may put a key only once.
+func puts() func() *pb.RequestOp {
+	n := 0
+	return func() *pb.RequestOp {
+		n++
+		put := &pb.PutRequest{Key: fmt.Appendf(nil, "%05x", n)}
+		return &pb.RequestOp{Request: &pb.RequestOp_RequestPut{RequestPut: put}}
+	}
+}
+
+// trees repeats a transaction, n at once on each of the connections.
+func (a *attacker) trees(common string, connections, n int, txn *pb.TxnRequest) error {
+	request := message(txn)
+	a.set("bytes in the request", len(request))
+	a.begin()
+	a.calls(connections, n, common, pathTxn, request)
+	return nil
 }
 
 // ranges repeats a call on one connection, n at once.
@@ -244,12 +329,12 @@ func countOld(a *attacker) error {
 	return a.ranges(32, "reader", &pb.RangeRequest{Key: []byte("big/"), RangeEnd: endOf("big/"), CountOnly: true, Revision: got.Header.Revision})
 }
 
-// raw repeats a call over raw HTTP/2 on one connection, n at once, and drops the answers. The messages are not decoded, so that
-// the attacker is cheap.
-func (a *attacker) raw(n int, path string, request []byte) error {
-	a.each(1, func(int) error {
+// calls repeats a call over raw HTTP/2, n at once on each of the connections, and drops the answers. The messages are not decoded,
+// so that the attacker is cheap.
+func (a *attacker) calls(connections, n int, common, path string, request []byte) {
+	a.each(connections, func(int) error {
 		ended := make(chan struct{}, n)
-		c, err := a.h2("reader", h2options{settings: wideWindows, on: func(f http2.Frame) {
+		c, err := a.h2(common, h2options{settings: wideWindows, on: func(f http2.Frame) {
 			if endsStream(f) {
 				select {
 				case ended <- struct{}{}:
@@ -281,5 +366,4 @@ func (a *attacker) raw(n int, path string, request []byte) error {
 			}
 		}
 	})
-	return nil
 }
