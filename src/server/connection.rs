@@ -16,7 +16,7 @@ pub(super) const UNIT: usize = 1024;
 
 /// Open calls of a connection until a call was admitted. A client that begins with a burst has its first call admitted
 /// before the burst is read.
-const STRANGER_CALLS: usize = 200;
+const STRANGER_CALLS: usize = 100;
 
 /// The state of one connection.
 #[derive(Debug)]
