@@ -1,0 +1,98 @@
+{{/* The environment: where the data are, and the cluster's own settings from Cilium's ConfigMap. */}}
+{{- define "isthmus.env" -}}
+{{- $config := .Values.ciliumConfig -}}
+{{- if ne .Values.storage.type "memory" -}}
+- name: CILIUM_DATA_DIR
+  value: /var/run/etcd/data
+{{ end -}}
+- name: CILIUM_QUOTA_BACKEND_BYTES
+  value: {{ .Values.storage.quotaBackendBytes | int64 | quote }}
+- name: CILIUM_CLUSTER_NAME
+{{- if .Values.cluster.name }}
+  value: {{ .Values.cluster.name | quote }}
+{{- else }}
+  valueFrom:
+    configMapKeyRef:
+      name: {{ $config }}
+      key: cluster-name
+{{- end }}
+- name: CILIUM_CLUSTER_ID
+{{- if .Values.cluster.id }}
+  value: {{ .Values.cluster.id | quote }}
+{{- else }}
+  valueFrom:
+    configMapKeyRef:
+      name: {{ $config }}
+      key: cluster-id
+{{- end }}
+{{- if $config }}
+{{- range $pair := list
+  (list "CILIUM_MAX_CONNECTED_CLUSTERS" "max-connected-clusters")
+  (list "CILIUM_CLUSTERMESH_CACHE_TTL" "clustermesh-cache-ttl")
+  (list "CILIUM_CLUSTERMESH_ENABLE_MCS_API" "clustermesh-enable-mcs-api")
+  (list "CILIUM_CLUSTERMESH_DEFAULT_GLOBAL_NAMESPACE" "clustermesh-default-global-namespace")
+  (list "CILIUM_ENABLE_CILIUM_ENDPOINT_SLICE" "enable-cilium-endpoint-slice") }}
+- name: {{ first $pair }}
+  valueFrom:
+    configMapKeyRef:
+      name: {{ $config }}
+      key: {{ last $pair }}
+      optional: true
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "isthmus.volumes" -}}
+- name: etcd-server-secrets
+  projected:
+    defaultMode: 256
+    sources:
+    - secret:
+        name: {{ .Values.tls.secrets.server }}
+        items:
+        - key: tls.crt
+          path: tls.crt
+        - key: tls.key
+          path: tls.key
+        - key: ca.crt
+          path: ca.crt
+# One file for each remote cluster, and the certificate that their stores are read with. The directory is followed: clusters
+# join and leave without a restart.
+- name: kvstoremesh-secrets
+  projected:
+    defaultMode: 256
+    sources:
+    - secret:
+        name: cilium-kvstoremesh
+        optional: true
+    - secret:
+        name: {{ .Values.tls.secrets.remote }}
+        optional: true
+        items:
+        - key: tls.key
+          path: common-etcd-client.key
+        - key: tls.crt
+          path: common-etcd-client.crt
+        - key: ca.crt
+          path: common-etcd-client-ca.crt
+{{- if ne .Values.tls.authMode "legacy" }}
+# While the ConfigMap is missing, the store keeps the users that it has.
+- name: etcd-users-config
+  configMap:
+    name: clustermesh-remote-users
+    optional: true
+    defaultMode: 256
+{{- end }}
+{{- if eq .Values.storage.type "emptyDir" }}
+- name: etcd-data-dir
+  emptyDir:
+    {{- with .Values.storage.emptyDir.medium }}
+    medium: {{ . }}
+    {{- end }}
+    sizeLimit: {{ .Values.storage.emptyDir.sizeLimit }}
+{{- else if eq .Values.storage.type "persistent" }}
+- name: etcd-data-dir
+  persistentVolumeClaim:
+    claimName: {{ include "isthmus.claim" . }}
+{{- end }}
+{{- end -}}
