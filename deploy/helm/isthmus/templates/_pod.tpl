@@ -54,8 +54,7 @@
           path: tls.crt
         - key: tls.key
           path: tls.key
-        - key: ca.crt
-          path: ca.crt
+    {{- include "isthmus.trust" (dict "bundle" .Values.tls.caBundle "path" "ca.crt" "optional" false) | nindent 4 }}
 # One file for each remote cluster, and the certificate that their stores are read with. The directory is followed: clusters
 # join and leave without a restart.
 - name: kvstoremesh-secrets
@@ -73,8 +72,7 @@
           path: common-etcd-client.key
         - key: tls.crt
           path: common-etcd-client.crt
-        - key: ca.crt
-          path: common-etcd-client-ca.crt
+    {{- include "isthmus.trust" (dict "bundle" .Values.tls.caBundle "path" "common-etcd-client-ca.crt" "optional" true) | nindent 4 }}
 {{- if ne .Values.tls.authMode "legacy" }}
 # While the ConfigMap is missing, the store keeps the users that it has.
 - name: etcd-users-config
@@ -95,4 +93,21 @@
   persistentVolumeClaim:
     claimName: {{ include "isthmus.claim" . }}
 {{- end }}
+{{- end -}}
+
+{{/* The rest of a projected volume: the CA certificate, from the Secret that was begun before, or from the bundle. */}}
+{{- define "isthmus.trust" -}}
+{{- if .bundle.enabled -}}
+- {{ ternary "secret" "configMap" .bundle.useSecret }}:
+    name: {{ .bundle.name }}
+    {{- if .optional }}
+    optional: true
+    {{- end }}
+    items:
+    - key: {{ .bundle.key }}
+      path: {{ .path }}
+{{- else -}}
+{{/* These lines continue the list of items above. */}}
+{{- printf "    - key: ca.crt\n      path: %s" .path -}}
+{{- end -}}
 {{- end -}}

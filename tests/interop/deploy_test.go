@@ -1,0 +1,273 @@
+package interop
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"sigs.k8s.io/yaml"
+)
+
+// What deploy/ renders: the Helm chart with many values, the kustomize base with its components, and that both describe the
+// same pod. `make deploy` builds Helm and kustomize. deploy_kubernetes_test.go applies the result to a kube-apiserver.
+
+const (
+	chart     = "../../deploy/helm/isthmus"
+	kustomize = "../../deploy/kustomize"
+)
+
+// valueSets are values of the chart that must render, be accepted by Kubernetes, and run in a restricted namespace.
+var valueSets = map[string]string{
+	"existing":     `{tls: {method: existing}}`,
+	"generate":     `{cluster: {name: tokyo, id: 1}}`,
+	"bundle":       `{tls: {method: existing, caBundle: {enabled: true}}}`,
+	"cert-manager": `{cluster: {name: tokyo, id: 1}, tls: {method: certManager, certManager: {issuerRef: {kind: ClusterIssuer, name: mesh-ca}}}}`,
+	"cluster users": `{cluster: {name: tokyo, id: 1}, tls: {authMode: cluster},
+		config: {enabled: true, clusters: {hk: {ips: [10.14.1.128, "fd00::1"], port: 32379}, osaka: {address: osaka.example.org, port: 2379}, gone: {enabled: false}}}}`,
+	"legacy":                `{tls: {method: existing, authMode: legacy}}`,
+	"list":                  `{tls: {method: existing}, config: {enabled: true, clusters: [{name: hk, ips: [10.14.1.128], port: 32379, tls: {cert: Yw==, key: aw==, caCert: YQ==}}]}}`,
+	"persistent":            `{tls: {method: existing}, storage: {type: persistent, persistent: {size: 8Gi, storageClassName: fast}}}`,
+	"claim":                 `{tls: {method: existing}, storage: {type: persistent, persistent: {existingClaim: mine}}}`,
+	"memory":                `{tls: {method: existing}, storage: {type: memory}}`,
+	"tmpfs":                 `{tls: {method: existing}, storage: {emptyDir: {medium: Memory, sizeLimit: 1Gi}}}`,
+	"replicas":              `{tls: {method: existing}, replicas: 2, podDisruptionBudget: {minAvailable: 1, maxUnavailable: null}}`,
+	"balancer":              `{tls: {method: existing}, service: {type: LoadBalancer, loadBalancerClass: example.org/lb, loadBalancerSourceRanges: [10.0.0.0/8], externalTrafficPolicy: Local, annotations: {a: b}}}`,
+	"cluster IP":            `{tls: {method: existing}, service: {type: ClusterIP, internalTrafficPolicy: Local, enableSessionAffinity: Always}}`,
+	"beside":                `{fullnameOverride: isthmus, tls: {method: existing}, service: {type: ClusterIP}}`,
+	"monitoring":            `{tls: {method: existing}, metrics: {serviceMonitor: {enabled: true, labels: {release: p}}, prometheusRule: {enabled: true}}}`,
+	"no metrics":            `{tls: {method: existing}, metrics: {enabled: false}, podDisruptionBudget: {enabled: false}}`,
+	"policy":                `{tls: {method: existing}, networkPolicy: {enabled: true, from: [{ipBlock: {cidr: 10.0.0.0/8}}], egress: [{ports: [{port: 443}]}]}}`,
+	"without cilium-config": `{ciliumConfig: "", cluster: {name: tokyo, id: 1}, tls: {method: existing}}`,
+	"everything else": `{tls: {method: existing}, image: {digest: "sha256:` + strings.Repeat("0", 64) + `"}, imagePullSecrets: [{name: s}],
+		healthPort: 9999, commonLabels: {team: mesh}, commonAnnotations: {a: b}, podLabels: {x: y}, podAnnotations: {x: y}, extraArgs: [--debug],
+		extraEnv: [{name: CILIUM_HISTORY, value: 1h}], extraVolumes: [{name: tmp, emptyDir: {}}], extraVolumeMounts: [{name: tmp, mountPath: /tmp}],
+		tolerations: [{operator: Exists}], serviceAccount: {annotations: {a: b}}}`,
+}
+
+// refusals are values that the chart refuses, and words of the reason.
+var refusals = map[string]string{
+	`{tls: {method: existing}, replicas: 2, storage: {type: persistent}}`: "allows one replica",
+	`{tls: {method: existing}, storage: {typ: memory}}`:                   "typ",
+	`{tls: {method: helm}}`:             "method",
+	`{}`:                                "set cluster.name",
+	`{cluster: {name: default, id: 1}}`: "name",
+	`{ciliumConfig: "", tls: {method: existing}}`:                                                          "cluster.name and cluster.id",
+	`{cluster: {name: tokyo, id: 1}, tls: {method: certManager}}`:                                          "issuerRef",
+	`{cluster: {name: tokyo, id: 1}, tls: {ca: {cert: Yw==}}}`:                                             "tls.ca.key",
+	`{tls: {method: existing}, config: {enabled: true, clusters: {hk: {port: 2379}}}}`:                     "neither ips nor address",
+	`{tls: {method: existing}, config: {enabled: true, clusters: {hk: {ips: [10.0.0.1]}}}}`:                "no port",
+	`{tls: {method: existing}, config: {enabled: true, clusters: {hk: {ips: [lb.example.org], port: 1}}}}`: "ips",
+	`{tls: {method: existing}, config: {enabled: true, clusters: {HK: {ips: [10.0.0.1], port: 2379}}}}`:    "lower case",
+	`{tls: {method: existing}, podDisruptionBudget: {minAvailable: 1}}`:                                    "maxUnavailable=null",
+}
+
+// rendered has the objects by kind and name.
+type rendered map[string]dict
+
+func parse(t testing.TB, text []byte) rendered {
+	t.Helper()
+	all := rendered{}
+	for _, document := range regexp.MustCompile(`(?m)^---\s*$`).Split(string(text), -1) {
+		var object dict
+		if err := yaml.UnmarshalStrict([]byte(document), &object); err != nil {
+			t.Fatalf("%v:\n%s", err, document)
+		}
+		if object == nil {
+			continue
+		}
+		key := object["kind"].(string) + "/" + meta(object, "name")
+		if all[key] != nil {
+			t.Fatalf("%s is rendered twice", key)
+		}
+		all[key] = object
+	}
+	return all
+}
+
+// at is the value at a path of fields and indices.
+func at(object any, path ...any) any {
+	for _, step := range path {
+		switch step := step.(type) {
+		case string:
+			object, _ = object.(dict)[step]
+		case int:
+			object = object.([]any)[step]
+		}
+	}
+	return object
+}
+
+// renderer runs Helm or kustomize with the input.
+func renderer(t testing.TB, input, name string, args ...string) (string, error) {
+	t.Helper()
+	bin := peerBin(t, name)
+	if _, err := os.Stat(bin); err != nil {
+		t.Skipf("%v: run `make deploy`", err)
+	}
+	cmd := exec.Command(bin, args...)
+	cmd.Stdin = strings.NewReader(input)
+	var out, complaint bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &complaint
+	err := cmd.Run()
+	if err != nil {
+		return complaint.String(), err
+	}
+	return out.String(), nil
+}
+
+func render(t testing.TB, values string) rendered {
+	t.Helper()
+	out, err := renderer(t, values, "helm", "template", "mesh", chart, "--namespace=kube-system", "--values=-")
+	if err != nil {
+		t.Fatalf("values %s: %s", values, out)
+	}
+	return parse(t, []byte(out))
+}
+
+// build renders the base with components.
+func build(t testing.TB, components ...string) rendered {
+	t.Helper()
+	// kustomize takes relative paths only.
+	dir := try(os.MkdirTemp(kustomize, ".test-")).or(t)
+	defer os.RemoveAll(dir)
+	overlay := dict{"resources": []string{"../base"}}
+	var paths []string
+	for _, component := range components {
+		paths = append(paths, "../components/"+component)
+	}
+	if paths != nil {
+		overlay["components"] = paths
+	}
+	text := try(json.Marshal(overlay)).or(t)
+	if err := os.WriteFile(filepath.Join(dir, "kustomization.yaml"), text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, err := renderer(t, "", "kustomize", "build", dir)
+	if err != nil {
+		t.Fatal(out)
+	}
+	return parse(t, []byte(out))
+}
+
+func TestDeployChartRenders(t *testing.T) {
+	if out, err := renderer(t, valueSets["existing"], "helm", "lint", "--strict", chart, "--values=-"); err != nil {
+		t.Fatal(out)
+	}
+	for name, values := range valueSets {
+		t.Run(name, func(t *testing.T) {
+			for key, object := range render(t, values) {
+				if at(object, "metadata", "labels", "app.kubernetes.io/part-of") != "cilium" {
+					t.Errorf("%s has not the labels of the chart", key)
+				}
+			}
+		})
+	}
+	for values, words := range refusals {
+		out, err := renderer(t, values, "helm", "template", "mesh", chart, "--namespace=kube-system", "--values=-")
+		if err == nil || !strings.Contains(out, words) {
+			t.Errorf("values %s: %q is not in: %s", values, words, out)
+		}
+	}
+}
+
+func TestDeployChartConfiguresTheMesh(t *testing.T) {
+	got := render(t, valueSets["cluster users"])
+	text := func(object, key string) string {
+		var decoded string
+		blob := at(got[object], "data", key)
+		if err := yaml.Unmarshal([]byte(`!!binary "`+blob.(string)+`"`), &decoded); err != nil {
+			t.Fatal(err)
+		}
+		return decoded
+	}
+	const files = "trusted-ca-file: /var/lib/cilium/clustermesh/common-etcd-client-ca.crt\n" +
+		"key-file: /var/lib/cilium/clustermesh/common-etcd-client.key\n" +
+		"cert-file: /var/lib/cilium/clustermesh/common-etcd-client.crt\n"
+	want := map[[2]string]string{
+		{"Secret/cilium-kvstoremesh", "hk"}: "endpoints:\n- https://hk.mesh.cilium.io:32379\n" + files +
+			"cilium-host-aliases:\n- hostname: hk.mesh.cilium.io\n  ips:\n  - 10.14.1.128\n  - fd00::1\n",
+		{"Secret/cilium-kvstoremesh", "osaka"}: "endpoints:\n- https://osaka.example.org:2379\n" + files,
+		{"Secret/cilium-clustermesh", "hk"}: "endpoints:\n- https://clustermesh-apiserver.kube-system.svc:2379\n" +
+			strings.ReplaceAll(files, "common-", "local-"),
+	}
+	for place, content := range want {
+		if text(place[0], place[1]) != content {
+			t.Errorf("%v is\n%s, not\n%s", place, text(place[0], place[1]), content)
+		}
+	}
+	users := at(got["ConfigMap/clustermesh-remote-users"], "data", "users.yaml")
+	if users != "users:\n- name: remote-hk\n  role: remote\n- name: remote-osaka\n  role: remote\n" {
+		t.Errorf("users.yaml is %q", users)
+	}
+	if len(at(got["Secret/cilium-kvstoremesh"], "data").(dict)) != 2 {
+		t.Error("a disabled cluster is configured")
+	}
+}
+
+// comparable removes what Helm and kustomize must not agree on: the labels of a release.
+func comparable(object dict) dict {
+	text, _ := json.Marshal(object)
+	var copied dict
+	_ = json.Unmarshal(text, &copied)
+	metadata := copied["metadata"].(dict)
+	for _, label := range []string{"app.kubernetes.io/managed-by", "app.kubernetes.io/version", "helm.sh/chart"} {
+		delete(metadata["labels"].(dict), label)
+	}
+	// The same labels are on every object of the chart.
+	delete(metadata["labels"].(dict), "k8s-app")
+	delete(metadata, "annotations")
+	return copied
+}
+
+func TestDeployChartAndManifestsAgree(t *testing.T) {
+	for values, components := range map[string][]string{
+		`{tls: {method: existing}}`:                                                                              nil,
+		`{tls: {method: existing}, storage: {type: persistent}}`:                                                 {"persistent"},
+		`{tls: {method: existing}, storage: {type: memory}}`:                                                     {"memory"},
+		`{tls: {method: existing}, networkPolicy: {enabled: true}}`:                                              {"network-policy"},
+		`{tls: {method: existing}, metrics: {prometheusRule: {enabled: true}, serviceMonitor: {enabled: true}}}`: {"prometheus-rule", "service-monitor"},
+	} {
+		helm, plain := render(t, values), build(t, components...)
+		for key, object := range plain {
+			if helm[key] == nil {
+				t.Errorf("%v: the chart has no %s", components, key)
+			} else if a, b := comparable(object), comparable(helm[key]); !reflect.DeepEqual(a, b) {
+				x, y := try(yaml.Marshal(a)).or(t), try(yaml.Marshal(b)).or(t)
+				t.Errorf("%v: %s differs: kustomize\n%s\nHelm\n%s", components, key, x, y)
+			}
+		}
+		if len(plain) != len(helm) {
+			t.Errorf("%v: %d objects of kustomize, %d of Helm", components, len(plain), len(helm))
+		}
+	}
+}
+
+// Every metric of the alerts exists in a running `serve` that mirrors a cluster, or is one of those that appear with their
+// cause.
+func TestDeployAlertsUseMetricsThatExist(t *testing.T) {
+	alerts := try(os.ReadFile(filepath.Join(chart, "files/alerts.yaml"))).or(t)
+	text := strings.ReplaceAll(string(alerts), "(clustermesh_apiserver|kvstoremesh)", "clustermesh_apiserver")
+	page := mirrorMetrics(t)
+	sources := try(os.ReadFile("../../docs/operations.md")).or(t)
+	later := []string{"cilium_clustermesh_apiserver_kubernetes_up", "cilium_kvstoremesh_remote_cluster_keys_refused_total"}
+	names := regexp.MustCompile(`\bcilium_[a-z_]+`).FindAllString(text, -1)
+	if len(names) < 10 {
+		t.Fatalf("only %d metrics are named", len(names))
+	}
+	for _, name := range names {
+		short := regexp.MustCompile(`^cilium_(clustermesh_apiserver|kvstoremesh)_`).ReplaceAllString(name, "")
+		if !strings.Contains(page, "\n"+name) && !slices.Contains(later, name) {
+			t.Errorf("%s is not served", name)
+		}
+		if !strings.Contains(string(sources), short) {
+			t.Errorf("%s is not explained in docs/operations.md", short)
+		}
+	}
+}
