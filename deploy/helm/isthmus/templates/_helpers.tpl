@@ -68,8 +68,8 @@ annotations:
 {{- define "isthmus.clusters" -}}
 {{- $clusters := dict -}}
 {{- range $key, $entry := .Values.config.clusters -}}
-{{- $name := ternary $key (get $entry "name") (kindIs "string" $key) -}}
-{{- if ne (get $entry "enabled") false -}}
+{{- $name := ternary $key $entry.name (kindIs "string" $key) -}}
+{{- if ne $entry.enabled false -}}
 {{- if not (regexMatch "^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$" $name) -}}
 {{- fail (printf "config.clusters: the name %q must have at most 32 lower case letters, digits and '-'" $name) -}}
 {{- end -}}
