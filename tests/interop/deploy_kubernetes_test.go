@@ -3,12 +3,12 @@ package interop
 import (
 	"crypto/x509"
 	"encoding/base64"
-	"encoding/json"
 	"encoding/pem"
 	"io"
 	"net/http"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -268,11 +268,15 @@ func TestKubeAPIServerHelmTakesOverFromCiliumAndBack(t *testing.T) {
 		}
 		return all
 	}
-	data := func(secret string) string {
-		text, _ := json.Marshal(r.object("Secret", secret)["data"])
-		return string(text)
+	// The client file of the other cluster; its layout does not matter.
+	client := func(secret string) (file dict) {
+		text, _ := at(r.object("Secret", secret), "data", "hk").(string)
+		if err := yaml.Unmarshal(try(base64.StdEncoding.DecodeString(text)).or(t), &file); err != nil {
+			t.Fatal(err)
+		}
+		return file
 	}
-	before, client := ids(), data("cilium-kvstoremesh")
+	before, remote, local := ids(), client("cilium-kvstoremesh"), client("cilium-clustermesh")
 	if slices.Contains(before, "") {
 		t.Fatalf("Cilium's chart has not made all of %v", lasting)
 	}
@@ -291,15 +295,22 @@ func TestKubeAPIServerHelmTakesOverFromCiliumAndBack(t *testing.T) {
 	if after := ids(); !slices.Equal(before, after) {
 		t.Errorf("objects were made anew: %v, then %v", before, after)
 	}
-	if data("cilium-kvstoremesh") != client {
-		t.Errorf("the mirror's configuration differs: %s, then %s", client, data("cilium-kvstoremesh"))
+	for secret, file := range map[string]dict{"cilium-kvstoremesh": remote, "cilium-clustermesh": local} {
+		if now := client(secret); !reflect.DeepEqual(file, now) {
+			t.Errorf("Secret %s differs: %v, then %v", secret, file, now)
+		}
 	}
 	pods := at(r.object("Deployment", "clustermesh-apiserver"), "spec", "template", "spec", "containers").([]any)
 	if len(pods) != 1 {
 		t.Errorf("the Deployment has %d containers", len(pods))
 	}
 	keep()
+	// An upgrade heeds the annotation of an object, and uninstalling does not: the objects leave the release first.
+	r.helm("upgrade", "mesh", chart, "--reuse-values", "--set=config.enabled=false,service.externallyCreated=true")
 	r.helm("uninstall", "mesh")
+	if after := ids(); !slices.Equal(before, after) {
+		t.Errorf("uninstalling removed objects: %v, then %v", before, after)
+	}
 	r.helm(append([]string{"upgrade", "cilium", cilium, "--take-ownership"}, on...)...)
 	if after := ids(); !slices.Equal(before, after) {
 		t.Errorf("objects were made anew on the way back: %v, then %v", before, after)

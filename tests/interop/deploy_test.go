@@ -46,7 +46,7 @@ var valueSets = map[string]string{
 	"policy":                `{tls: {method: existing}, networkPolicy: {enabled: true, from: [{ipBlock: {cidr: 10.0.0.0/8}}], egress: [{ports: [{port: 443}]}]}}`,
 	"without cilium-config": `{ciliumConfig: "", cluster: {name: tokyo, id: 1}, tls: {method: existing}}`,
 	"everything else": `{tls: {method: existing}, image: {digest: "sha256:` + strings.Repeat("0", 64) + `"}, imagePullSecrets: [{name: s}],
-		healthPort: 9999, commonLabels: {team: mesh}, commonAnnotations: {a: b}, podLabels: {x: y}, podAnnotations: {x: y}, extraArgs: [--debug],
+		healthPort: 9999, commonLabels: {team: mesh}, commonAnnotations: {a: b}, podLabels: {x: z}, podAnnotations: {x: z}, extraArgs: [--debug],
 		extraEnv: [{name: CILIUM_HISTORY, value: 1h}], extraVolumes: [{name: tmp, emptyDir: {}}], extraVolumeMounts: [{name: tmp, mountPath: /tmp}],
 		tolerations: [{operator: Exists}], serviceAccount: {annotations: {a: b}}}`,
 }
@@ -55,7 +55,8 @@ var valueSets = map[string]string{
 var refusals = map[string]string{
 	`{tls: {method: existing}, replicas: 2, storage: {type: persistent}}`: "allows one replica",
 	`{tls: {method: existing}, storage: {typ: memory}}`:                   "typ",
-	`{tls: {method: helm}}`:             "method",
+	`{tls: {method: helm}}`:                          "method",
+	`{tls: {method: existing}, podLabels: {x: yes}}`: "podLabels",
 	`{}`:                                "set cluster.name",
 	`{cluster: {name: default, id: 1}}`: "name",
 	`{ciliumConfig: "", tls: {method: existing}}`:                                                          "cluster.name and cluster.id",
