@@ -8,8 +8,6 @@ import (
 	"net/http"
 	"os/exec"
 	"path/filepath"
-	"reflect"
-	"slices"
 	"strings"
 	"testing"
 
@@ -34,6 +32,7 @@ var paths = map[string][2]string{
 	"Pod":                   {"/api/v1", "pods"},
 	"PersistentVolumeClaim": {"/api/v1", "persistentvolumeclaims"},
 	"Deployment":            {"/apis/apps/v1", "deployments"},
+	"ReplicaSet":            {"/apis/apps/v1", "replicasets"},
 	"PodDisruptionBudget":   {"/apis/policy/v1", "poddisruptionbudgets"},
 	"NetworkPolicy":         {"/apis/networking.k8s.io/v1", "networkpolicies"},
 	"ServiceMonitor":        {"/apis/monitoring.coreos.com/v1", "servicemonitors"},
@@ -242,81 +241,5 @@ func TestKubeAPIServerHelmKeepsCertificates(t *testing.T) {
 	r.leaves(ca)
 	if r.object("Secret", "clustermesh-apiserver-ca") != nil {
 		t.Error("the chart keeps a copy of Cilium's CA")
-	}
-}
-
-// The objects that agents and other clusters use. They must stay while the charts change.
-var lasting = [][2]string{
-	{"Service", "clustermesh-apiserver"}, {"Secret", "clustermesh-apiserver-server-cert"}, {"Secret", "clustermesh-apiserver-remote-cert"},
-	{"Secret", "clustermesh-apiserver-local-cert"}, {"Secret", "cilium-clustermesh"}, {"Secret", "cilium-kvstoremesh"},
-	{"ConfigMap", "clustermesh-remote-users"},
-}
-
-func TestKubeAPIServerHelmTakesOverFromCiliumAndBack(t *testing.T) {
-	r := newRelease(t)
-	cilium := filepath.Join(moduleDir(t, ciliumModule), "install/kubernetes/cilium")
-	// Everything but the mesh is off.
-	values := []string{"--set=agent=false,operator.enabled=false,envoy.enabled=false,hubble.enabled=false,preflight.enabled=false",
-		"--set=cluster.name=tokyo,cluster.id=1",
-		`--set-json=clustermesh.config={"clusters":{"hk":{"ips":["10.14.1.128"],"port":32379}}}`}
-	on := slices.Concat(values, []string{"--set=clustermesh.useAPIServer=true,clustermesh.config.enabled=true"})
-	off := slices.Concat(values, []string{"--set=clustermesh.useAPIServer=false,clustermesh.config.enabled=false"})
-	r.helm(append([]string{"install", "cilium", cilium}, on...)...)
-	ids := func() (all []string) {
-		for _, object := range lasting {
-			all = append(all, meta(r.object(object[0], object[1]), "uid"))
-		}
-		return all
-	}
-	// The client file of the other cluster; its layout does not matter.
-	client := func(secret string) (file dict) {
-		text, _ := at(r.object("Secret", secret), "data", "hk").(string)
-		if err := yaml.Unmarshal(try(base64.StdEncoding.DecodeString(text)).or(t), &file); err != nil {
-			t.Fatal(err)
-		}
-		return file
-	}
-	before, remote, local := ids(), client("cilium-kvstoremesh"), client("cilium-clustermesh")
-	if slices.Contains(before, "") {
-		t.Fatalf("Cilium's chart has not made all of %v", lasting)
-	}
-	keep := func() {
-		for _, object := range lasting {
-			r.annotate(object[0], object[1], "helm.sh/resource-policy", "keep")
-		}
-	}
-	keep()
-	r.helm(append([]string{"upgrade", "cilium", cilium}, off...)...)
-	if r.object("Deployment", "clustermesh-apiserver") != nil {
-		t.Error("the Deployment of Cilium's chart is still there")
-	}
-	r.helm("install", "mesh", chart, "--take-ownership", "--set=tls.method=existing,config.enabled=true",
-		`--set-json=config.clusters={"hk":{"ips":["10.14.1.128"],"port":32379}}`)
-	if after := ids(); !slices.Equal(before, after) {
-		t.Errorf("objects were made anew: %v, then %v", before, after)
-	}
-	for secret, file := range map[string]dict{"cilium-kvstoremesh": remote, "cilium-clustermesh": local} {
-		if now := client(secret); !reflect.DeepEqual(file, now) {
-			t.Errorf("Secret %s differs: %v, then %v", secret, file, now)
-		}
-	}
-	pods := at(r.object("Deployment", "clustermesh-apiserver"), "spec", "template", "spec", "containers").([]any)
-	if len(pods) != 1 {
-		t.Errorf("the Deployment has %d containers", len(pods))
-	}
-	keep()
-	// An upgrade heeds the annotation of an object, and uninstalling does not: the objects leave the release first.
-	r.helm("upgrade", "mesh", chart, "--reuse-values", "--set=config.enabled=false,service.externallyCreated=true")
-	r.helm("uninstall", "mesh")
-	if after := ids(); !slices.Equal(before, after) {
-		t.Errorf("uninstalling removed objects: %v, then %v", before, after)
-	}
-	r.helm(append([]string{"upgrade", "cilium", cilium, "--take-ownership"}, on...)...)
-	if after := ids(); !slices.Equal(before, after) {
-		t.Errorf("objects were made anew on the way back: %v, then %v", before, after)
-	}
-	pods = at(r.object("Deployment", "clustermesh-apiserver"), "spec", "template", "spec", "containers").([]any)
-	if len(pods) != 3 {
-		t.Errorf("the Deployment has %d containers", len(pods))
 	}
 }
