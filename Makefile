@@ -1,6 +1,6 @@
 # Every target first installs missing build tools (`make setup`). Targets that compare with peers also need Go.
 .PHONY: demo test check bench fuzz setup build fmt lint doc deny interop kubernetes interop-kubernetes interop-publisher \
-	interop-cilium peers crash load publish mesh adversary image
+	interop-cilium peers helm deploy crash load publish mesh adversary image
 
 CARGO ?= cargo
 TARGET ?= $(or $(CARGO_TARGET_DIR),target)
@@ -64,6 +64,18 @@ peers: setup ## build etcd, etcdctl and etcdutl
 	cd tests/interop && for tool in etcd:server etcdctl:etcdctl etcdutl:etcdutl; do \
 		go build -o $(PEERS)/$${tool%%:*} go.etcd.io/etcd/$${tool##*:}/v3 || exit 1; done
 
+# Without these values, Helm takes a rendered chart for one of Kubernetes 1.20.
+HELM_FLAGS = -X helm.sh/helm/v3/internal/version.version=v3.22.0 -X helm.sh/helm/v3/pkg/chartutil.k8sVersionMajor=1 \
+	-X helm.sh/helm/v3/pkg/chartutil.k8sVersionMinor=36
+helm: ## build Helm and kustomize, in about five minutes
+	@PEERS=1 ./.ci/setup
+	go build -C tests/interop/helm -o $(PEERS)/kustomize sigs.k8s.io/kustomize/kustomize/v5
+	go build -C tests/interop/helm -ldflags "$(HELM_FLAGS)" -o $(PEERS)/helm helm.sh/helm/v3/cmd/helm
+
+deploy: helm ## render the chart and the manifests of deploy/ with many values, and compare both
+	$(CARGO) build --locked
+	$(GO_TEST) -v -run Deploy .
+
 # Checks the correctness of the mirror. `make mesh` measures.
 SMALL_MESH = go run -C tests/interop ./mesh -isthmus $(abspath $(TARGET))/debug/clustermesh-apiserver -etcd $(PEERS)/etcd \
 	-clusters 5 -ips 200 -kills 8 -seconds 5 -rate 100
@@ -71,7 +83,7 @@ SMALL_MESH = go run -C tests/interop ./mesh -isthmus $(abspath $(TARGET))/debug/
 interop: peers ## compare with etcd 3.6 call by call, and run its tools and clients; SEEDS=20 CALLS=2000 for the long walk
 	ISTHMUS_REQUIRE_PEERS=1 $(CARGO) test --locked --test it etcdctl
 	$(CARGO) build --locked
-	$(GO_TEST) -v -timeout 40m -skip "KubeAPIServer|Publisher" . -args -seeds $(SEEDS) -calls $(CALLS)
+	$(GO_TEST) -v -timeout 40m -skip "KubeAPIServer|Publisher|Deploy" . -args -seeds $(SEEDS) -calls $(CALLS)
 	$(SMALL_MESH) -run churn,kills,wiped
 	$(SMALL_MESH) -shape mirror -qps 0 -run kills
 
@@ -79,8 +91,8 @@ kubernetes: peers ## build kube-apiserver, in about ten minutes
 	cd tests/interop/kubernetes && go build -ldflags "-X k8s.io/component-base/version.gitVersion=v1.36.3" \
 		-o $(PEERS)/kube-apiserver k8s.io/kubernetes/cmd/kube-apiserver
 
-interop-kubernetes: interop kubernetes ## run kube-apiserver and Kubernetes' own storage tests on the store
-	KUBE_APISERVER=$(PEERS)/kube-apiserver $(GO_TEST) -v -timeout 20m -run KubeAPIServer .
+interop-kubernetes: interop kubernetes helm ## run kube-apiserver, Kubernetes' own storage tests, and what deploy/ applies to it
+	KUBE_APISERVER=$(PEERS)/kube-apiserver $(GO_TEST) -v -timeout 30m -run KubeAPIServer .
 	rm -rf $(PEERS)/apiserver
 	cp -r $$(cd tests/interop/kubernetes && go list -m -f '{{.Dir}}' k8s.io/apiserver) $(PEERS)/apiserver
 	chmod -R u+w $(PEERS)/apiserver
@@ -95,7 +107,7 @@ interop-publisher: kubernetes ## compare the publisher with Cilium's on one kube
 	$(CARGO) build --locked
 	./tests/interop/cilium/build $(PEERS)
 	KUBE_APISERVER=$(PEERS)/kube-apiserver CILIUM_APISERVER=$(PEERS)/clustermesh-apiserver $(GO_TEST) -v -timeout 3h \
-		-run Publisher . -args -seeds $(SEEDS) -publisher.steps $(or $(STEPS),200)
+		-run 'Publisher|Migration' . -args -seeds $(SEEDS) -publisher.steps $(or $(STEPS),200)
 
 publish: peers ## measure publishing 50,000 objects beside Cilium: memory, start, churn, outages; PUBLISH="-outage both"
 	$(CARGO) build --locked --profile dist
