@@ -84,10 +84,14 @@ type pod struct {
 	parts []*peer.Process
 }
 
-func (p *pod) end() {
+// end stops the parts, as the kubelet does. Clients stay connected until then.
+func (p *pod) end(t testing.TB) {
+	t.Helper()
+	began := time.Now()
 	for _, part := range p.parts {
 		part.Stop(syscall.SIGTERM)
 	}
+	t.Logf("the former pod ended within %.2f s", time.Since(began).Seconds())
 }
 
 // isthmusPart starts a subcommand with a health port, and waits until it is ready.
@@ -318,13 +322,13 @@ func TestMigration(t *testing.T) {
 	step("original to serve", func() {
 		pod = ourPod(t, objects.dir, data, store)
 		service.move(pod.store)
-		original.end()
+		original.end(t)
 	})
 	if read < objects.last {
 		t.Errorf("the mirror read %d keys of a new store: does this test see lists?", read)
 	}
 	step("serve restarts on its volume", func() {
-		pod.end()
+		pod.end(t)
 		pod = ourPod(t, objects.dir, data, store)
 	})
 	// The watches resumed: only changes were read, and the heartbeat. A kind without keys is listed, which reads nothing.
@@ -334,7 +338,7 @@ func TestMigration(t *testing.T) {
 	step("serve to original", func() {
 		original = originalPod(t, objects.dir)
 		service.move(original.store)
-		pod.end()
+		pod.end(t)
 	})
 	// The content is what a mirror of an undisturbed cluster has.
 	for _, m := range mirrors {
