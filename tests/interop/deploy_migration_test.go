@@ -4,9 +4,12 @@ import (
 	"encoding/base64"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"slices"
+	"strings"
 	"testing"
 
 	"sigs.k8s.io/yaml"
@@ -26,11 +29,12 @@ var lasting = [][2]string{
 // startControllers starts those controllers of Kubernetes that a Deployment needs. Without a kubelet, no pod becomes ready.
 func (r *release) startControllers() {
 	r.t.Helper()
-	bin := peerBin(r.t, "kube-controller-manager")
-	if _, err := os.Stat(bin); err != nil {
-		r.t.Skipf("%v: `make e2e-tools` builds it", err)
+	for _, name := range []string{"kube-controller-manager", "kubectl", "helm"} {
+		if _, err := os.Stat(peerBin(r.t, name)); err != nil {
+			r.t.Skipf("%v: `make helm e2e-tools` builds the tools", err)
+		}
 	}
-	p := process(r.t, "kube-controller-manager", bin, "--kubeconfig="+r.kubeconfig, "--leader-elect=false", "--secure-port=0",
+	p := process(r.t, "kube-controller-manager", peerBin(r.t, "kube-controller-manager"), "--kubeconfig="+r.kubeconfig, "--leader-elect=false", "--secure-port=0",
 		"--controllers=deployment-controller,replicaset-controller,garbage-collector-controller")
 	if err := p.Start(); err != nil {
 		r.t.Fatal(err)
@@ -78,25 +82,45 @@ func containers(object dict) (names []string) {
 	return names
 }
 
-// orphan deletes the Deployment and leaves its pods, as `kubectl delete --cascade=orphan` does.
-func (r *release) orphan() {
-	r.t.Helper()
-	r.expect(http.StatusOK, "DELETE", path(r.t, "Deployment", "kube-system")+"/clustermesh-apiserver",
-		dict{"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": "Orphan"})
-	eventually(r.t, "the Deployment is gone", func() bool { return r.object("Deployment", "clustermesh-apiserver") == nil })
+// guide runs the commands of docs/migration.md.
+type guide struct {
+	*release
+	text, dir, cilium string
+}
+
+// run executes a command with the tools of the peers, Cilium's chart from its module, and this repository's chart.
+func (g *guide) run(command string) {
+	g.t.Helper()
+	command = strings.ReplaceAll(command, "cilium/cilium", g.cilium)
+	command = strings.ReplaceAll(command, "deploy/helm/isthmus", try(filepath.Abs(chart)).or(g.t))
+	cmd := exec.Command("bash", "-c", "set -eu\n"+command)
+	cmd.Dir = g.dir
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+g.kubeconfig, "PATH="+filepath.Dir(peerBin(g.t, "helm"))+":"+os.Getenv("PATH"))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		g.t.Fatalf("%s%v: %s", command, err, out)
+	}
+}
+
+// follow executes all commands of a section, but those that need pods that run.
+func (g *guide) follow(title string) {
+	g.t.Helper()
+	for _, command := range section(g.t, g.text, title, "sh") {
+		if !strings.Contains(command, "rollout status") && !strings.Contains(command, "kubectl --namespace kube-system exec") {
+			g.run(command)
+		}
+	}
 }
 
 func TestKubeAPIServerHelmTakesOverFromCiliumAndBack(t *testing.T) {
 	r := newRelease(t)
-	cilium := filepath.Join(moduleDir(t, ciliumModule), "install/kubernetes/cilium")
-	// Everything but the mesh is off.
-	values := []string{"--set=agent=false,operator.enabled=false,envoy.enabled=false,hubble.enabled=false,preflight.enabled=false",
-		"--set=cluster.name=tokyo,cluster.id=1",
-		`--set-json=clustermesh.config={"clusters":{"hk":{"ips":["10.14.1.128"],"port":32379}}}`}
-	on := slices.Concat(values, []string{"--set=clustermesh.useAPIServer=true,clustermesh.config.enabled=true"})
-	off := slices.Concat(values, []string{"--set=clustermesh.useAPIServer=false,clustermesh.config.enabled=false"})
+	g := &guide{r, string(try(os.ReadFile("../../docs/migration.md")).or(t)), t.TempDir(),
+		filepath.Join(moduleDir(t, ciliumModule), "install/kubernetes/cilium")}
 	r.startControllers()
-	r.helm(append([]string{"install", "cilium", cilium}, on...)...)
+	// Everything but the mesh is off.
+	r.helm("install", "cilium", g.cilium, "--set=cluster.name=tokyo,cluster.id=1",
+		"--set=agent=false,operator.enabled=false,envoy.enabled=false,hubble.enabled=false,preflight.enabled=false",
+		"--set=clustermesh.useAPIServer=true,clustermesh.config.enabled=true",
+		`--set-json=clustermesh.config.clusters={"hk-cluster":{"ips":["10.14.1.128"],"port":32379}}`)
 	sets := r.rolled(nil)
 	ids := func() (all []string) {
 		for _, object := range lasting {
@@ -106,7 +130,7 @@ func TestKubeAPIServerHelmTakesOverFromCiliumAndBack(t *testing.T) {
 	}
 	// The client file of the other cluster; its layout does not matter.
 	client := func(secret string) (file dict) {
-		text, _ := at(r.object("Secret", secret), "data", "hk").(string)
+		text, _ := at(r.object("Secret", secret), "data", "hk-cluster").(string)
 		if err := yaml.Unmarshal(try(base64.StdEncoding.DecodeString(text)).or(t), &file); err != nil {
 			t.Fatal(err)
 		}
@@ -116,16 +140,16 @@ func TestKubeAPIServerHelmTakesOverFromCiliumAndBack(t *testing.T) {
 	if slices.Contains(before, "") {
 		t.Fatalf("Cilium's chart has not made all of %v", lasting)
 	}
-	keep := func() {
-		for _, object := range lasting {
-			r.annotate(object[0], object[1], "helm.sh/resource-policy", "keep")
-		}
+	values := regexp.MustCompile("`(helm [^`]* get values [^`]*)`").FindStringSubmatch(g.text)
+	g.run(values[1])
+	const there = "To one container"
+	file := section(t, g.text, there, "yaml")[0]
+	if err := os.WriteFile(filepath.Join(g.dir, "mesh-values.yaml"), []byte(file), 0o600); err != nil {
+		t.Fatal(err)
 	}
-	keep()
-	r.orphan()
-	r.helm(append([]string{"upgrade", "cilium", cilium}, off...)...)
-	r.helm("install", "mesh", chart, "--take-ownership", "--set=tls.method=existing,config.enabled=true",
-		`--set-json=config.clusters={"hk":{"ips":["10.14.1.128"],"port":32379}}`)
+	protect := section(t, g.text, there, "sh")[0]
+	release := strings.ReplaceAll(protect, "helm.sh/resource-policy=keep", "helm.sh/resource-policy-")
+	g.follow(there)
 	sets = r.rolled(sets)
 	if after := ids(); !slices.Equal(before, after) {
 		t.Errorf("objects were made anew: %v, then %v", before, after)
@@ -135,18 +159,17 @@ func TestKubeAPIServerHelmTakesOverFromCiliumAndBack(t *testing.T) {
 			t.Errorf("Secret %s differs: %v, then %v", secret, file, now)
 		}
 	}
-	keep()
-	// An upgrade heeds the annotation of an object, and uninstalling does not: the objects leave the release first.
-	r.helm("upgrade", "mesh", chart, "--reuse-values", "--set=config.enabled=false,service.externallyCreated=true")
-	// Now: an upgrade would make the Deployment again.
-	r.orphan()
-	r.helm("uninstall", "mesh")
-	if after := ids(); !slices.Equal(before, after) {
-		t.Errorf("uninstalling removed objects: %v, then %v", before, after)
-	}
-	r.helm(append([]string{"upgrade", "cilium", cilium, "--take-ownership"}, on...)...)
+	g.run(release)
+	g.run(protect)
+	g.follow("Back")
 	r.rolled(sets)
 	if after := ids(); !slices.Equal(before, after) {
 		t.Errorf("objects were made anew on the way back: %v, then %v", before, after)
+	}
+	g.run(release)
+	for _, object := range lasting {
+		if at(r.object(object[0], object[1]), "metadata", "annotations", "helm.sh/resource-policy") != nil {
+			t.Errorf("%v is still protected", object)
+		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -163,6 +164,67 @@ func TestDeployReleasesFormAMesh(t *testing.T) {
 		// The certificate for other clusters names this cluster, which is no user of its own store.
 		if _, err := r.client("clustermesh-apiserver-remote-cert", "x.mesh.cilium.io").Get(ctx(t), "cilium/state/"); err == nil {
 			t.Error("the certificate for other clusters is valid in the own store")
+		}
+	}
+}
+
+// section returns the blocks of code of a section of a document, in one language.
+func section(t testing.TB, document, title, language string) (blocks []string) {
+	t.Helper()
+	_, rest, found := strings.Cut(document, "\n## "+title+"\n")
+	if !found {
+		t.Fatalf("the document has no section %q", title)
+	}
+	body, _, _ := strings.Cut(rest, "\n## ")
+	for _, match := range regexp.MustCompile("(?s)```"+language+"\n(.*?)```").FindAllStringSubmatch(body, -1) {
+		blocks = append(blocks, match[1])
+	}
+	return blocks
+}
+
+// The commands of "Two machines" in docs/installing.md, with addresses of loopback for the machines.
+func TestDeployTwoMachines(t *testing.T) {
+	document, dir := string(try(os.ReadFile("../../docs/installing.md")).or(t)), t.TempDir()
+	bin := filepath.Join(dir, "clustermesh-apiserver")
+	if err := os.Symlink(isthmusBin(t), bin); err != nil {
+		t.Fatal(err)
+	}
+	addresses := []string{freePort(t), freePort(t)}
+	here := strings.NewReplacer("192.0.2.1:2379", addresses[0], "192.0.2.2:2379", addresses[1], "192.0.2.1", "127.0.0.1",
+		"192.0.2.2", "127.0.0.1", "\nclustermesh-apiserver serve", "\nexec clustermesh-apiserver serve")
+	blocks := section(t, here.Replace(document), "Two machines", "sh")
+	shell := func(machine, script string) *exec.Cmd {
+		cmd := exec.Command("bash", "-c", "set -eu -o pipefail\n"+script)
+		cmd.Dir = filepath.Join(dir, machine)
+		cmd.Env = append(os.Environ(), "PATH="+dir+":"+os.Getenv("PATH"))
+		return cmd
+	}
+	// The fourth argument of the function is optional.
+	if out, err := shell("", "set +u\n"+strings.Join(blocks[:3], "\n")).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	apis, names := []string{freePort(t), freePort(t)}, []string{"tokyo", "hk"}
+	for i, name := range names {
+		copied := fmt.Sprintf("mkdir %[1]s && cp ca.crt %[1]s-server.* %[1]s-admin.* remote.* %[1]s/ && cp -r %[2]s/%[1]s-cluster %[1]s/manifests",
+			name, try(filepath.Abs("../../examples/tokyo-hk")).or(t))
+		if out, err := shell("", copied).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		serve := process(t, name, "bash", "-c", "cd "+filepath.Join(dir, name)+"\n"+blocks[3+i])
+		serve.Env = []string{"PATH=" + dir + ":" + os.Getenv("PATH"), "CILIUM_LISTEN_CLIENT_URLS=https://" + addresses[i],
+			"CILIUM_HEALTH_PORT=" + peer.PortOf(freePort(t)), "CILIUM_API_SERVE_ADDR=" + apis[i]}
+		if err := serve.Start(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, name := range names {
+		status := strings.TrimSpace(blocks[5]) + " --host=" + apis[i]
+		eventually(t, name+" mirrors the other", func() bool {
+			out, _ := shell(name, status).CombinedOutput()
+			return strings.Contains(string(out), "1/1 remote clusters ready")
+		})
+		if out, err := shell(name, blocks[6]).CombinedOutput(); err != nil || strings.Contains(string(out), "❌") {
+			t.Errorf("%v: %s", err, out)
 		}
 	}
 }
