@@ -135,5 +135,11 @@ adversary: peers ## attack Isthmus and etcd beside an honest client; ADVERSARY="
 	$(CARGO) build --locked --release
 	go run -C tests/adversary . -isthmus $(abspath $(TARGET))/release/clustermesh-apiserver -etcd $(PEERS)/etcd $(ADVERSARY)
 
-image: ## build the container image
-	docker build -t isthmus .
+# The version is that of Cargo.toml.
+VERSION = $(shell sed -n '0,/^version = "\(.*\)"$$/s//\1/p' Cargo.toml)
+HOST_ARCH = $(patsubst aarch64,arm64,$(patsubst x86_64,amd64,$(shell uname -m)))
+ARCHS ?= $(HOST_ARCH)
+IMAGE ?= $(TARGET)/image/isthmus.tar
+
+image: setup ## write the image as an OCI archive, without a container engine; PROFILE=dist ARCHS="amd64 arm64" TAG=isthmus:test IMAGE=FILE
+	@CARGO="$(CARGO)" PROFILE=$(PROFILE) TAG=$(TAG) ./deploy/image/build $(IMAGE) $(ARCHS)
