@@ -1,19 +1,28 @@
-# The build stage has protoc and a C compiler. The final image has only the C library, and runs as user 65532.
-FROM rust:1.95-bookworm AS build
-RUN apt-get update && apt-get install -y --no-install-recommends protobuf-compiler libprotobuf-dev \
- && rm -rf /var/lib/apt/lists/*
+# Builds the image that `make image` makes, for those who have a container engine: docker buildx build --platform
+# linux/amd64,linux/arm64. The same scripts build the binary and list the files; docs/image.md explains both.
+FROM --platform=$BUILDPLATFORM rust:1.95-bookworm AS build
 WORKDIR /src
 COPY . .
-RUN cargo build --locked --profile dist && strip target/dist/clustermesh-apiserver \
- && mkdir -p /out/usr/bin /out/var/run/etcd /out/var/run/cilium \
- && cp target/dist/clustermesh-apiserver /out/usr/bin/ \
- # A binary called `etcd` runs the subcommand `etcd`: the sidecar of Cilium's chart starts /usr/bin/etcd.
- && ln -s clustermesh-apiserver /out/usr/bin/etcd
+ARG TARGETARCH
+ARG SOURCE_DATE_EPOCH=0
+# The caches keep the registry and compiled dependencies for the next build.
+RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/src/target,id=isthmus-$TARGETARCH \
+    ARCHS=$TARGETARCH ./.ci/setup && PROFILE=dist ./deploy/image/build --tree /out $TARGETARCH
 
-FROM gcr.io/distroless/cc-debian12:nonroot
-COPY --from=build /out/usr/bin /usr/bin
-COPY --from=build --chown=65532:65532 /out/var/run /var/run
+FROM scratch
+ARG VERSION REVISION
+COPY --from=build /out/ /
+# Docker gives files that it copies to root.
+COPY --from=build --chown=65532:65532 /out/home/nonroot /home/nonroot
+COPY --from=build --chown=65532:65532 /out/var/run/etcd /var/run/etcd
+LABEL org.opencontainers.image.title="Isthmus" \
+      org.opencontainers.image.description="etcd-v3 store, publisher and KVStoreMesh of a Cilium Cluster Mesh in one binary" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="$VERSION" \
+      org.opencontainers.image.revision="$REVISION"
+ENV PATH=/usr/bin SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt
 USER 65532:65532
-EXPOSE 2379 9880
+WORKDIR /
+EXPOSE 2379 9880 9881
 ENTRYPOINT ["/usr/bin/clustermesh-apiserver"]
 CMD ["serve"]
