@@ -1,6 +1,6 @@
 # Every target first installs missing build tools (`make setup`). Targets that compare with peers also need Go.
 .PHONY: demo test check bench fuzz setup build fmt lint doc deny interop kubernetes interop-kubernetes interop-publisher \
-	interop-cilium peers helm deploy crash load publish mesh adversary image
+	interop-cilium peers helm deploy crash load publish mesh adversary image image-test release
 
 CARGO ?= cargo
 TARGET ?= $(or $(CARGO_TARGET_DIR),target)
@@ -45,7 +45,9 @@ fmt: ## format the sources
 
 lint: setup ## check the format, and clippy without warnings
 	$(CARGO) fmt --all --check
+	$(CARGO) fmt --manifest-path deploy/image/Cargo.toml --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) clippy --locked --manifest-path deploy/image/Cargo.toml --target-dir $(TARGET)/image-tool --all-targets -- -D warnings
 
 doc: setup ## build the documentation of all items without warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
@@ -141,5 +143,15 @@ HOST_ARCH = $(patsubst aarch64,arm64,$(patsubst x86_64,amd64,$(shell uname -m)))
 ARCHS ?= $(HOST_ARCH)
 IMAGE ?= $(TARGET)/image/isthmus.tar
 
-image: setup ## write the image as an OCI archive, without a container engine; PROFILE=dist ARCHS="amd64 arm64" TAG=isthmus:test IMAGE=FILE
+image: setup ## write the image as an OCI archive, without a container engine; PROFILE=dist ARCHS="amd64 arm64" TAG=NAME IMAGE=FILE
+	@ARCHS="$(ARCHS)" ./.ci/setup
 	@CARGO="$(CARGO)" PROFILE=$(PROFILE) TAG=$(TAG) ./deploy/image/build $(IMAGE) $(ARCHS)
+
+# The packer is a crate of its own, so that Isthmus depends on nothing that packs.
+image-test: image ## test the packer, and run the image under runc as Cilium's chart does; needs root and runc
+	-@RUNC=1 ./.ci/setup
+	$(CARGO) test --locked --manifest-path deploy/image/Cargo.toml --target-dir $(TARGET)/image-tool
+	ISTHMUS_IMAGE=$(abspath $(IMAGE)) go test -C tests/interop -count=1 -v -timeout 10m ./image $(if $(ORIGINAL),-args -original $(abspath $(ORIGINAL)))
+
+release: setup ## make everything that a release needs in target/release-VERSION: see docs/releasing.md
+	@CARGO="$(CARGO)" ARCHS="$(or $(RELEASE_ARCHS),amd64 arm64)" ./deploy/release
