@@ -225,8 +225,8 @@ func TestPodOfTheChartRunsOnTheImage(t *testing.T) {
 	eventually(t, apiserver, "a log line that names the Kubernetes API", func() bool {
 		return strings.Contains(apiserver.output(t), "127.0.0.1:6443")
 	})
-	if code, body := answer("http://127.0.0.1:9880/readyz"); code == http.StatusOK {
-		t.Errorf("without a Kubernetes API the publisher is ready: %s", body)
+	if code, body := answer("http://127.0.0.1:9880/readyz?verbose"); code < 500 || !strings.Contains(body, "[-]publishing ") {
+		t.Errorf("without a Kubernetes API the readiness of the publisher is %d: %s", code, body)
 	}
 	for name, url := range map[string]string{"etcd": "http://127.0.0.1:9963/metrics", "apiserver": "http://127.0.0.1:9962/metrics", "kvstoremesh": "http://127.0.0.1:9964/metrics"} {
 		if code, body := answer(url); code != http.StatusOK || !strings.Contains(body, "# TYPE ") {
