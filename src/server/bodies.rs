@@ -175,12 +175,13 @@ impl RequestBody {
         units.min(self.call.call.connection().request_units)
     }
 
-    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Ready at the deadline, which `budget` is noted for.
+    fn poll_deadline(&mut self, cx: &mut Context<'_>, budget: Budget) -> Poll<()> {
         let Some(deadline) = &mut self.deadline else {
             return Poll::Pending;
         };
         ready!(deadline.as_mut().poll(cx));
-        self.refusals.note(Budget::Request, &self.peer);
+        self.refusals.note(budget, &self.peer);
         Poll::Ready(())
     }
 }
@@ -197,7 +198,7 @@ impl HttpBody for RequestBody {
             }
             let frame = match Pin::new(&mut this.inner).poll_frame(cx) {
                 Poll::Ready(Some(Ok(frame))) => frame,
-                Poll::Pending if this.poll_deadline(cx).is_ready() => {
+                Poll::Pending if this.poll_deadline(cx, Budget::Request).is_ready() => {
                     return Poll::Ready(Some(Err(axum::Error::new(status::incomplete_request()))));
                 }
                 other => return other,
@@ -222,7 +223,7 @@ impl HttpBody for RequestBody {
                 return Poll::Ready(Some(Ok(frame)));
             }
             let Some(count) = WaitingCount::begin(&this.call) else {
-                this.refusals.note(Budget::Request, &this.peer);
+                this.refusals.note(Budget::WaitingRequests, &this.peer);
                 return Poll::Ready(Some(Err(axum::Error::new(status::too_many_requests()))));
             };
             this.waiting = Some(Waiting {
@@ -234,7 +235,7 @@ impl HttpBody for RequestBody {
         if let Some(waiting) = &this.waiting {
             match this.budget.poll_acquire_many(cx, waiting.units) {
                 Poll::Ready(permit) => this.call.requests.lock().extend(permit),
-                Poll::Pending if this.poll_deadline(cx).is_ready() => {
+                Poll::Pending if this.poll_deadline(cx, Budget::WaitingRequests).is_ready() => {
                     return Poll::Ready(Some(Err(axum::Error::new(status::too_many_requests()))));
                 }
                 Poll::Pending => return Poll::Pending,

@@ -27,6 +27,8 @@ pub(super) enum Budget {
     Idle,
     /// A request was incomplete for too long.
     Request,
+    /// Too many requests of a connection wait for its budget of request bytes, or one waited for too long.
+    WaitingRequests,
     /// A client did not take its answers.
     Answers,
     /// An answer was too long.
@@ -41,6 +43,8 @@ pub(super) enum Budget {
     Passwords,
     /// The user that the certificate names does not exist.
     UnknownUser,
+    /// Too many calls of a connection of which no call was admitted yet.
+    StrangerCalls,
     /// The certificate of a live connection expired, was revoked, or is no longer trusted.
     Certificate,
 }
@@ -58,11 +62,12 @@ struct Said {
 }
 
 impl Budget {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 14] = [
         Self::Connections,
         Self::Handshake,
         Self::Idle,
         Self::Request,
+        Self::WaitingRequests,
         Self::Answers,
         Self::LongAnswer,
         Self::Watchers,
@@ -70,6 +75,7 @@ impl Budget {
         Self::Transaction,
         Self::Passwords,
         Self::UnknownUser,
+        Self::StrangerCalls,
         Self::Certificate,
     ];
 
@@ -79,6 +85,7 @@ impl Budget {
             Self::Handshake => "handshake",
             Self::Idle => "idle",
             Self::Request => "request",
+            Self::WaitingRequests => "waiting-requests",
             Self::Answers => "answers",
             Self::LongAnswer => "long-answer",
             Self::Watchers => "watchers",
@@ -86,6 +93,7 @@ impl Budget {
             Self::Transaction => "transaction",
             Self::Passwords => "passwords",
             Self::UnknownUser => "unknown-user",
+            Self::StrangerCalls => "stranger-calls",
             Self::Certificate => "certificate",
         }
     }
@@ -97,6 +105,9 @@ impl Budget {
             Self::Handshake => "closed a connection whose handshake took too long",
             Self::Idle => "closed an idle connection",
             Self::Request => "ended a call whose request was incomplete for too long",
+            Self::WaitingRequests => {
+                "refused a request: too many requests of its connection wait for the budget of request bytes"
+            }
             Self::Answers => "closed a connection whose client does not take its answers",
             Self::LongAnswer => "refused an answer that is too long for the budget of long answers",
             Self::Watchers => {
@@ -106,6 +117,7 @@ impl Budget {
             Self::Transaction => "refused a transaction that would visit too many keys",
             Self::Passwords => "refused a login: too many passwords wait to be checked",
             Self::UnknownUser => "closed a connection: its certificate names a user that does not exist",
+            Self::StrangerCalls => "refused a call: no call of its connection was admitted yet, and too many are open",
             Self::Certificate => "closed a connection whose certificate is not valid any more",
         }
     }

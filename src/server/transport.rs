@@ -160,7 +160,7 @@ impl Transport {
         let crowded = peer.connection.is_crowded();
         async move {
             if crowded {
-                refusals.note(Budget::UnknownUser, &peer);
+                refusals.note(Budget::StrangerCalls, &peer);
                 let refused = status::too_many_requests().into_http::<Body>();
                 return Ok(refused.map(|body| AnswerBody::new(body, call, urgent, None)));
             }
