@@ -86,7 +86,7 @@ impl EtcdinitArgs {
             subsys = SUBSYS,
             data_dir = %etcd_data_dir.display(),
             cluster_name,
-            cluster_id = %format_args!("{:x}", identity.cluster_id),
+            etcd_cluster_id = %format_args!("{:x}", identity.cluster_id),
             member_id = %format_args!("{:x}", identity.member_id),
             "etcd init completed"
         );

@@ -178,7 +178,7 @@ fn load(directory: &Directory, config: &Config) -> Result<Recovered, Error> {
         recovered.identity.cluster_id = StoreIdentity::random(identity.engine).cluster_id;
         directory.change_identity(&recovered.identity)?;
         tracing::warn!(
-            cluster_id = %format_args!("{:x}", recovered.identity.cluster_id),
+            etcd_cluster_id = %format_args!("{:x}", recovered.identity.cluster_id),
             "the machine stopped before all writes were synced: the store continues as another cluster"
         );
     }
