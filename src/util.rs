@@ -1,10 +1,12 @@
 //! Small parts that are independent of the product.
 
+pub mod access;
 pub mod alive;
 pub mod backoff;
 pub mod blocking;
 pub mod causes;
 pub mod descriptors;
+pub mod expiry;
 pub mod follow_dir;
 pub mod http;
 pub mod interval;
@@ -12,10 +14,12 @@ pub mod lifecycle;
 pub mod metrics;
 pub mod net;
 pub mod outage;
+pub mod pem;
 pub mod readiness;
 pub mod resolve;
 pub mod trust;
 pub mod wait;
+pub mod yaml;
 
 /// The CPU architecture, by its name in Go.
 pub fn arch() -> &'static str {

@@ -1,12 +1,22 @@
 //! Metrics whose values are computed at each scrape, and the metrics of this process.
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+use std::collections::HashSet;
 use std::fmt;
+
+/// The format of a page of metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Prometheus' text format 0.0.4.
+    Text,
+    OpenMetrics,
+}
 
 /// The labels of one series.
 pub type Labels = Vec<(&'static str, String)>;
@@ -20,6 +30,61 @@ struct Descriptor<'a> {
     name: &'a str,
     help: &'a str,
     kind: MetricType,
+}
+
+impl Format {
+    /// The format that a request with these values of the header `Accept` is answered in.
+    pub fn accepted<'a>(mut values: impl Iterator<Item = &'a str>) -> Self {
+        match values.any(|value| value.contains("application/openmetrics-text")) {
+            true => Self::OpenMetrics,
+            false => Self::Text,
+        }
+    }
+
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::Text => "text/plain; version=0.0.4; charset=utf-8",
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        }
+    }
+
+    /// The page of everything in `registries`.
+    pub fn page<'a>(self, registries: impl IntoIterator<Item = &'a Registry>) -> Result<String, fmt::Error> {
+        let mut body = String::new();
+        for registry in registries {
+            text::encode_registry(&mut body, registry)?;
+        }
+        match self {
+            Self::OpenMetrics => text::encode_eof(&mut body)?,
+            Self::Text => body = as_text(&body),
+        }
+        Ok(body)
+    }
+}
+
+/// Turns OpenMetrics into the text format 0.0.4, which names a counter's family like its samples, with `_total`, and has
+/// no units. A scraper of that format would not know that the samples are counters.
+fn as_text(open_metrics: &str) -> String {
+    let lines: Vec<_> = open_metrics.lines().collect();
+    let counters: HashSet<_> = lines
+        .iter()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter"))
+        .collect();
+    let mut page = String::with_capacity(open_metrics.len());
+    for line in lines {
+        let mut words = line.splitn(4, ' ');
+        let head = (words.next(), words.next(), words.next());
+        match head {
+            (Some("#"), Some("UNIT"), _) => continue,
+            (Some("#"), Some(what), Some(name)) if counters.contains(name) => {
+                let rest = words.next().unwrap_or_default();
+                page += &format!("# {what} {name}_total {rest}");
+            }
+            _ => page += line,
+        }
+        page.push('\n');
+    }
+    page
 }
 
 impl Page<'_> {
@@ -126,5 +191,33 @@ impl Process {
             open_fds: std::fs::read_dir("/proc/self/fd").map_or(0, |d| d.count() as i64),
             max_fds: number(files.and_then(|f| f.split_whitespace().next())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prometheus_client::metrics::gauge::Gauge;
+
+    #[test]
+    fn a_counter_has_its_type_in_both_formats() {
+        let (mut one, mut two) = (Registry::default(), Registry::default());
+        let counter: prometheus_client::metrics::counter::Counter = Default::default();
+        one.register("lists", "Lists begun, in total", counter);
+        two.register("keys", "Keys counter", Gauge::<i64>::default());
+        let page = |format: Format| format.page([&one, &two]).unwrap();
+        assert_eq!(
+            page(Format::Text),
+            "# HELP lists_total Lists begun, in total.\n# TYPE lists_total counter\nlists_total 0\n\
+             # HELP keys Keys counter.\n# TYPE keys gauge\nkeys 0\n"
+        );
+        let open = page(Format::OpenMetrics);
+        assert!(
+            open.contains("# TYPE lists counter\nlists_total 0\n") && open.ends_with("# EOF\n"),
+            "{open}"
+        );
+        assert_eq!(Format::accepted(["text/html"].into_iter()), Format::Text);
+        let both = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4";
+        assert_eq!(Format::accepted([both].into_iter()), Format::OpenMetrics);
     }
 }

@@ -21,6 +21,25 @@ pub struct Keepalive {
 /// Binds `host:port`. Without a host, or with `0.0.0.0`, the listener accepts IPv4 and IPv6 if the machine has IPv6.
 /// `localhost` is a loopback address that the machine has, whatever its resolver says.
 pub async fn bind(address: &str) -> io::Result<TcpListener> {
+    if !address.contains(':') {
+        let text = format!("{address:?} has no port: write HOST:PORT, or :PORT for all addresses of this machine");
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+    }
+    bind_any(address).await.map_err(with_remedy)
+}
+
+/// The error of a socket that cannot be bound, with what to do.
+fn with_remedy(error: io::Error) -> io::Error {
+    let remedy = match error.kind() {
+        io::ErrorKind::AddrInUse => "another process uses the port: stop it, or choose another port",
+        io::ErrorKind::AddrNotAvailable => "choose an address of this machine, or `:PORT` for all of them",
+        io::ErrorKind::PermissionDenied => "choose a port from 1024 on, or give the process CAP_NET_BIND_SERVICE",
+        _ => return error,
+    };
+    io::Error::new(error.kind(), format!("{error}; {remedy}"))
+}
+
+async fn bind_any(address: &str) -> io::Result<TcpListener> {
     let port = address.strip_prefix("0.0.0.0:").or_else(|| address.strip_prefix(':'));
     if let Some(port) = port {
         return either(format!("[::]:{port}"), format!("0.0.0.0:{port}")).await;
@@ -29,10 +48,6 @@ pub async fn bind(address: &str) -> io::Result<TcpListener> {
     match (bound, address.strip_prefix("localhost:")) {
         (Err(error), Some(port)) if error.kind() != io::ErrorKind::AddrInUse => {
             either(format!("127.0.0.1:{port}"), format!("[::1]:{port}")).await
-        }
-        (Err(error), _) if error.kind() == io::ErrorKind::AddrNotAvailable => {
-            let text = format!("{error}; choose an address of this machine, or `:PORT` for all of them");
-            Err(io::Error::new(error.kind(), text))
         }
         (bound, _) => bound,
     }
@@ -70,6 +85,10 @@ async fn listen(address: &str) -> io::Result<TcpListener> {
 
 /// Connects to `host:port` and blocks meanwhile. `localhost` is also tried as the addresses that [`bind`] tries.
 pub fn connect(address: &str) -> io::Result<std::net::TcpStream> {
+    if !address.contains(':') {
+        let text = format!("{address:?} has no port: write HOST:PORT");
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+    }
     let connect = |address: &str| std::net::TcpStream::connect(address);
     connect(address).or_else(|error| match address.strip_prefix("localhost:") {
         Some(port) => connect(&format!("127.0.0.1:{port}"))

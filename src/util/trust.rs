@@ -1,6 +1,6 @@
 //! Which servers a client trusts. The rules are those of Go's crypto/x509, since peers and operators expect them.
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
@@ -27,6 +27,8 @@ pub struct ServerVerifier {
     /// The file that the trusted certificates come from, if it is to be read again.
     file: Option<PathBuf>,
     provider: Arc<CryptoProvider>,
+    /// The issuer of the certificate that was refused last because no CA is known for it.
+    refused_issuer: Mutex<String>,
 }
 
 #[derive(Debug)]
@@ -101,6 +103,7 @@ impl ServerVerifier {
             trusted: RwLock::new((trusted, Instant::now())),
             file: None,
             provider,
+            refused_issuer: Mutex::default(),
         }
     }
 
@@ -112,7 +115,21 @@ impl ServerVerifier {
             trusted: RwLock::new((trusted, Instant::now())),
             file: Some(file),
             provider,
+            refused_issuer: Mutex::default(),
         })
+    }
+
+    /// The issuer of the certificate that was refused last because no CA is known for it.
+    pub fn refused_issuer(&self) -> String {
+        self.refused_issuer.lock().clone()
+    }
+
+    fn note_issuer(&self, leaf: &CertificateDer<'_>, intermediates: &[CertificateDer<'_>]) {
+        // The issuer of the last certificate that was sent is the CA that is missing.
+        let last = intermediates.last().unwrap_or(leaf);
+        if let Ok((_, certificate)) = X509Certificate::from_der(last) {
+            *self.refused_issuer.lock() = certificate.issuer().to_string();
+        }
     }
 
     fn trusted(&self) -> Arc<Trusted> {
@@ -149,6 +166,11 @@ impl ServerCertVerifier for ServerVerifier {
         if by_chain.is_err() && trusted.certificates.contains(&hash(end_entity)) {
             Trusted::verify_itself(end_entity, server_name, now)?;
             return Ok(ServerCertVerified::assertion());
+        }
+        if let Err(Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature)) =
+            by_chain
+        {
+            self.note_issuer(end_entity, intermediates);
         }
         by_chain
     }
@@ -264,7 +286,14 @@ mod tests {
         let leaf = params("hk").signed_by(&KeyPair::generate().unwrap(), &issuer).unwrap();
         assert_eq!(verify(&ca, leaf.der(), "hk"), Ok(()));
         let stranger = self_signed(&params("hk"));
-        assert!(verify(&stranger, leaf.der(), "hk").is_err());
+        let verifier = ServerVerifier::new(vec![stranger], provider());
+        let name = ServerName::try_from("hk").unwrap();
+        let refused = verifier.verify_server_cert(leaf.der(), &[], &name, &[], UnixTime::now());
+        assert!(
+            refused.is_err() && verifier.refused_issuer().contains("CN="),
+            "{}",
+            verifier.refused_issuer()
+        );
         let nothing = ServerVerifier::new(vec![], provider());
         let name = ServerName::try_from("hk").unwrap();
         assert!(
