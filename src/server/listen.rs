@@ -5,7 +5,7 @@ use super::connections::{Connections, Place, Trust};
 use super::io::{Io, Stream};
 use super::peer::{self, Peer, UserSource};
 use super::refusals::Budget;
-use super::tls::{Identity, TlsConfig};
+use super::tls::{Identity, TlsConfig, hints};
 use super::transport::Transport;
 use crate::util::lifecycle::Lifecycle;
 use parking_lot::Mutex;
@@ -72,7 +72,8 @@ impl Rejections {
             return tracing::debug!("remote-addr" = remote, %error, "rejected connection on client endpoint");
         }
         *last = Some(now);
-        tracing::warn!("remote-addr" = remote, %error, "rejected connection on client endpoint");
+        let hint = hints::of(error);
+        tracing::warn!("remote-addr" = remote, %error, hint, "rejected connection on client endpoint");
     }
 }
 

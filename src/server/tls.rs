@@ -4,12 +4,14 @@
 //! changes of all files, by modification time and size, at most once a second.
 
 mod client_verifier;
+pub(super) mod hints;
 mod identity;
 mod protocol;
 
 pub(super) use identity::Identity;
 pub use protocol::{TlsProtocol, TlsVersion};
 
+use crate::util::pem;
 use client_verifier::ClientVerifier;
 use parking_lot::Mutex;
 use rustls::ServerConfig;
@@ -44,9 +46,12 @@ pub struct TlsFiles {
 /// Why a TLS configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("cannot read {what} {}: {source}", path.display())]
+    #[error("cannot use {} as the {what}: {}", path.display(), pem::trouble(path, wanted, source))]
     Read {
+        /// What the file is for.
         what: &'static str,
+        /// What the file must hold.
+        wanted: &'static str,
         path: PathBuf,
         source: rustls::pki_types::pem::Error,
     },
@@ -57,6 +62,8 @@ pub enum Error {
     /// Versions, suites or hostnames are unknown or exclude each other.
     #[error("{0}")]
     Protocol(String),
+    #[error("the key in {} (--key-file) does not belong to the certificate in {} (--cert-file)", key.display(), cert.display())]
+    Mismatch { cert: PathBuf, key: PathBuf },
     #[error("certificate {} and key {} cannot be used: {source}", cert.display(), key.display())]
     Pair {
         cert: PathBuf,
@@ -123,9 +130,10 @@ impl TlsFiles {
     }
 
     fn load(&self, generation: u64) -> Result<Loaded, Error> {
-        let chain = certificates(&self.cert)?;
+        let chain = certificates(&self.cert, "server certificate (--cert-file)")?;
         let key = PrivateKeyDer::from_pem_file(&self.key).map_err(|source| Error::Read {
-            what: "private key",
+            what: "private key (--key-file)",
+            wanted: "a private key",
             path: self.key.clone(),
             source,
         })?;
@@ -141,10 +149,12 @@ impl TlsFiles {
             None => builder.with_no_client_auth(),
             Some(verifier) => builder.with_client_cert_verifier(verifier),
         };
-        let mut config = builder.with_single_cert(chain, key).map_err(|source| Error::Pair {
-            cert: self.cert.clone(),
-            key: self.key.clone(),
-            source,
+        let mut config = builder.with_single_cert(chain, key).map_err(|source| {
+            let (cert, key) = (self.cert.clone(), self.key.clone());
+            match source {
+                rustls::Error::InconsistentKeys(rustls::InconsistentKeys::KeyMismatch) => Error::Mismatch { cert, key },
+                source => Error::Pair { cert, key, source },
+            }
         })?;
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         // Go clients do not resume sessions, so tickets would only slow down handshakes.
@@ -157,10 +167,11 @@ impl TlsFiles {
     }
 }
 
-/// All certificates of a PEM file. A file without certificates is an error.
-pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
+/// All certificates of a PEM file. A file without certificates is an error, which says what the file is for.
+pub fn certificates(path: &Path, what: &'static str) -> Result<Vec<CertificateDer<'static>>, Error> {
     let wrap = |source| Error::Read {
-        what: "certificate",
+        what,
+        wanted: "a certificate",
         path: path.to_owned(),
         source,
     };

@@ -12,6 +12,9 @@ use std::path::Path;
 use std::sync::Arc;
 use x509_parser::prelude::{ASN1Time, CertificateRevocationList, FromDer, X509Certificate};
 
+/// What the file of trusted certificates is for.
+const CA: &str = "CA of client certificates (--trusted-ca-file)";
+
 /// Verifies the chain as rustls does, then compares the certificates with the CRL and the allowed hostnames.
 #[derive(Debug)]
 pub(super) struct ClientVerifier {
@@ -35,7 +38,7 @@ impl ClientVerifier {
                 path: ca.to_owned(),
                 why: e.to_string(),
             })?,
-            roots: certificates(ca)?.iter().map(|c| c.to_vec()).collect(),
+            roots: certificates(ca, CA)?.iter().map(|c| c.to_vec()).collect(),
             revoked: files
                 .client_crl
                 .as_deref()
@@ -141,7 +144,7 @@ fn revoked(path: &Path) -> Result<HashSet<Vec<u8>>, Error> {
 
 fn roots(path: &Path) -> Result<RootCertStore, Error> {
     let mut roots = RootCertStore::empty();
-    for certificate in certificates(path)? {
+    for certificate in certificates(path, CA)? {
         let ca = |e: rustls::Error| Error::Ca {
             path: path.to_owned(),
             why: e.to_string(),
