@@ -1,5 +1,8 @@
 //! `demo`: a mesh of two clusters on this machine, connected over mutual TLS on loopback.
 
+mod changes;
+mod sides;
+
 use super::logging::{self, Format, Output};
 use super::print;
 use crate::app::certs::{Ca, Pair};
@@ -9,7 +12,6 @@ use crate::kvstore::sync_store::SyncStore;
 use crate::kvstoremesh::{self, Mesh};
 use crate::model::cluster::ClusterInfo;
 use crate::model::keys::Scope;
-use crate::mvcc::{Event, EventKind, KeyRange, Wake, WatchFilter, WatchUpdate};
 use crate::server::listen::Address;
 use crate::server::tls::{TlsFiles, TlsProtocol};
 use crate::server::{self, MemberIdentity};
@@ -17,16 +19,18 @@ use crate::util::lifecycle::Lifecycle;
 use crate::util::readiness::Ready;
 use anyhow::{Context, bail};
 use clap::Args;
+use sides::{Side, Sides};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Notify;
 use tokio::time::Instant;
 use tracing::Level;
 
 /// Names and ids of the demo's clusters. The name is also that of the directory of a cluster's manifests.
 const CLUSTERS: [(&str, u32); 2] = [("tokyo-cluster", 1), ("hk-cluster", 2)];
+/// The address of a store that was not started before.
+const ANY_PORT: &str = "127.0.0.1:0";
 /// Prefix of all mirrored keys.
 const MIRRORED: &str = "cilium/cache/";
 
@@ -56,6 +60,8 @@ struct Cluster {
     /// The certificate of the user who may read everything.
     admin: Pair,
     manifests: PathBuf,
+    /// The tasks of this cluster, which stop without those of the other.
+    life: Lifecycle,
 }
 
 /// A cluster that publishes its objects and mirrors those of the others.
@@ -68,7 +74,8 @@ struct Running {
 }
 
 impl DemoArgs {
-    /// Starts both clusters, waits until they are in sync and prints their status; then prints changes.
+    /// Starts both clusters, waits until they are in sync and prints their status; then prints changes, and stops and
+    /// starts clusters as the user says.
     pub async fn start(self, life: &Lifecycle) -> anyhow::Result<()> {
         let level = if self.debug { Level::DEBUG } else { Level::WARN };
         logging::init(Format::Text, level, Output::Stderr);
@@ -77,13 +84,13 @@ impl DemoArgs {
         let ca = Ca::new(&work.0.join("certs"), "Isthmus demo CA").context("cannot make certificates")?;
         let mut clusters = vec![];
         for (name, id) in CLUSTERS {
-            clusters.push(self.cluster(name, id, &ca, &work.0, life).await?);
+            clusters.push(self.cluster(name, id, ANY_PORT, &ca, &work.0).await?);
+        }
+        if let Some(warning) = self.ignored_directories() {
+            print::answer(&warning)?;
         }
         connect(&clusters, &ca)?;
-        let mut running = vec![];
-        for cluster in clusters {
-            running.push(run(cluster, life));
-        }
+        let running: Vec<_> = clusters.into_iter().map(run).collect();
         let timeout = Duration::from_secs(self.timeout_secs);
         let in_sync = tokio::time::timeout(timeout, all_in_sync(&running)).await.is_ok();
         let took = started.elapsed().as_millis();
@@ -97,19 +104,46 @@ impl DemoArgs {
             );
         }
         print::answer(&format!("Both clusters are in sync, {took} ms after the start.\n"))?;
+        let instructions = instructions(&running, &ca);
+        let mut sides = Sides {
+            demo: &self,
+            ca: &ca,
+            work: &work.0,
+            sides: running.into_iter().map(Side::Up).collect(),
+        };
         if self.once {
+            sides.stop_all().await;
             life.stop();
             return Ok(());
         }
-        print::answer(&format!("\n{}\n", instructions(&running, &ca)))?;
-        tokio::select! {
-            () = life.stop_token().cancelled() => {}
-            () = print_changes(&running) => {}
-        }
+        print::answer(&format!("\n{instructions}\n"))?;
+        sides.run(life).await?;
         print::answer("\nStopping.\n")
     }
 
-    async fn cluster(&self, name: &str, id: u32, ca: &Ca, work: &Path, life: &Lifecycle) -> anyhow::Result<Cluster> {
+    /// Says which directories beside those of the two clusters are not used.
+    fn ignored_directories(&self) -> Option<String> {
+        let entries = std::fs::read_dir(&self.manifests).ok()?.flatten();
+        let is_ignored = |name: &String| !name.starts_with('.') && CLUSTERS.iter().all(|(cluster, _)| cluster != name);
+        let directories = entries.filter(|entry| entry.path().is_dir());
+        let mut ignored: Vec<_> = directories
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .filter(is_ignored)
+            .collect();
+        ignored.sort();
+        let names = CLUSTERS.map(|(name, _)| name).join(" and ");
+        (!ignored.is_empty()).then(|| {
+            format!(
+                "Not used: {} in {}. The demo has the clusters {names} only; `serve` runs a cluster of any name.\n\n",
+                ignored.join(", "),
+                self.manifests.display()
+            )
+        })
+    }
+
+    /// Starts the store of a cluster, with a lifecycle of its own.
+    async fn cluster(&self, name: &str, id: u32, address: &str, ca: &Ca, work: &Path) -> anyhow::Result<Cluster> {
+        let life = Lifecycle::default();
         let manifests = self.manifests.join(name);
         if !manifests.is_dir() {
             bail!(
@@ -134,7 +168,7 @@ impl DemoArgs {
             ..server::Config::new(MemberIdentity::random())
         };
         let listen = ListenConfig {
-            address: Address::Tcp("127.0.0.1:0".to_owned()),
+            address: Address::Tcp(address.to_owned()),
             tls: Some(tls),
             cert_auth: true,
         };
@@ -143,7 +177,7 @@ impl DemoArgs {
             users_of: Some(info.name.clone()),
             ..EtcdConfig::new(server, vec![listen])
         };
-        let etcd = Etcd::start(config, life).await?;
+        let etcd = Etcd::start(config, &life).await?;
         let remotes = work.join(name);
         std::fs::create_dir_all(&remotes)
             .with_context(|| format!("cannot make the directory {}", remotes.display()))?;
@@ -153,6 +187,7 @@ impl DemoArgs {
             remotes,
             admin,
             manifests,
+            life,
         })
     }
 }
@@ -200,7 +235,8 @@ fn connect(clusters: &[Cluster], ca: &Ca) -> anyhow::Result<()> {
 }
 
 /// Starts the publisher and the mirror of a cluster.
-fn run(cluster: Cluster, life: &Lifecycle) -> Running {
+fn run(cluster: Cluster) -> Running {
+    let life = &cluster.life;
     let (published, mirrored) = (Ready::default(), Ready::default());
     let options = Options {
         cluster: cluster.info.clone(),
@@ -227,6 +263,13 @@ fn run(cluster: Cluster, life: &Lifecycle) -> Running {
     let metrics = app::metrics::DaemonMetrics::default();
     let publisher = app::start_publisher(options, source, cluster.etcd.backend(), &metrics, &published, life);
     let mesh = app::start_mesh(config, cluster.etcd.backend(), &metrics, &mirrored, life);
+    let (name, store) = (cluster.info.name.to_string(), Arc::clone(&cluster.etcd.store));
+    let synced = mirrored.clone();
+    life.spawn_forever("changes", async move {
+        // What was there at the start is in the status.
+        synced.reached().await;
+        changes::print(&name, &store).await;
+    });
     Running {
         cluster,
         publisher,
@@ -328,65 +371,8 @@ fn instructions(running: &[Running], ca: &Ca) -> String {
     let manifests = running[0].cluster.manifests.display();
     let _ = write!(
         out,
-        "\nEdit a manifest, such as {manifests}/nodes.yaml: the change is printed here as it reaches the other cluster's mirror. Ctrl-C stops.\n"
+        "\nEdit a manifest, such as {manifests}/nodes.yaml: the change is printed here as it reaches the other cluster's mirror.\nType `stop {one}` and Enter to stop a cluster, `start {one}` to start it again. Ctrl-C stops.\n",
+        one = running[1].cluster.info.name,
     );
     out
-}
-
-/// Prints the changes of all mirrors as they are committed.
-async fn print_changes(running: &[Running]) {
-    futures::future::join_all(running.iter().map(|r| print_changes_of(&r.cluster))).await;
-}
-
-/// Wakes the task that prints changes.
-#[derive(Default)]
-struct Changed(Notify);
-
-impl Wake for Changed {
-    fn wake(&self) {
-        self.0.notify_one();
-    }
-}
-
-async fn print_changes_of(cluster: &Cluster) {
-    let changed = Arc::new(Changed::default());
-    let filter = WatchFilter::new(KeyRange::prefix(MIRRORED));
-    let store = &cluster.etcd.store;
-    let mut watcher = store.watch(filter, 0, Arc::clone(&changed) as _);
-    let mut seen = watcher.created_at();
-    loop {
-        changed.0.notified().await;
-        // Only the batches are printed; taking the encoded events keeps the watcher at the latest revision.
-        while let WatchUpdate::Events { .. } = watcher.take(usize::MAX) {}
-        for batch in store.batches(seen + 1, usize::MAX) {
-            seen = batch.revision;
-            for event in batch
-                .events
-                .iter()
-                .filter(|e| e.kv.key().starts_with(MIRRORED.as_bytes()))
-            {
-                // The demo goes on for those who use it with other tools.
-                let _ = print::answer(&(change(cluster, batch.revision, event) + "\n"));
-            }
-        }
-    }
-}
-
-fn change(cluster: &Cluster, revision: i64, event: &Event) -> String {
-    let key = String::from_utf8_lossy(event.kv.key());
-    let time = jiff::Timestamp::now().strftime("%H:%M:%S%.3f");
-    let change = match event.kind {
-        EventKind::Put => format!("put    {key}  {}", shortened(event.kv.value())),
-        EventKind::Delete => format!("delete {key}"),
-    };
-    format!("{time} {} revision {revision}: {change}", cluster.info.name)
-}
-
-/// The beginning of a value.
-fn shortened(value: &[u8]) -> String {
-    match std::str::from_utf8(value) {
-        Ok(text) if text.chars().count() <= 100 => text.to_owned(),
-        Ok(text) => text.chars().take(100).collect::<String>() + "…",
-        Err(_) => format!("({} bytes)", value.len()),
-    }
 }
