@@ -14,6 +14,8 @@ pub enum Dialect {
     Etcd,
     /// Cilium's binaries, built on cobra.
     Cobra,
+    /// Subcommands that no other program has.
+    Own,
 }
 
 /// A command line that clap can parse.
@@ -56,7 +58,11 @@ fn as_subcommand(mut args: Vec<String>) -> (Vec<String>, Dialect) {
         args.insert(1, "etcd".to_owned());
     }
     if args.get(1).is_none_or(|subcommand| subcommand != "etcd") {
-        return (args, Dialect::Cobra);
+        let dialect = match args.get(1).map(String::as_str) {
+            Some("serve" | "snapshot" | "check" | "dump" | "demo") => Dialect::Own,
+            _ => Dialect::Cobra,
+        };
+        return (args, dialect);
     }
     for arg in args.iter_mut().skip(2) {
         let long = |c: char| c.is_ascii_lowercase();

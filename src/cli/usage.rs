@@ -25,6 +25,30 @@ pub fn answer(dialect: Dialect, command: Command, args: &[String], error: &Error
     match dialect {
         Dialect::Etcd => etcd_answer(error),
         Dialect::Cobra => cobra_answer(command, args, error),
+        Dialect::Own => own_answer(command, args, error),
+    }
+}
+
+/// One line that names the mistake and what was probably meant.
+fn own_answer(command: Command, args: &[String], error: &Error) -> Answer {
+    let help = cobra_answer(command.clone(), args, error);
+    if help.code == 0 {
+        return help;
+    }
+    let mut command = command;
+    command.build();
+    let named = named(&mut command, args);
+    let message = message(named, args, error).replace("\n\nDid you mean this?\n\t", "; did you mean ");
+    let similar = texts(error, ContextKind::SuggestedArg);
+    let similar: String = similar
+        .iter()
+        .map(|flag| format!("; did you mean {}?", name(flag)))
+        .collect();
+    let path = named.get_bin_name().unwrap_or_default();
+    Answer {
+        err: format!("Error: {}{similar}; see `{path} --help`\n", message.trim_end()),
+        out: String::new(),
+        code: 1,
     }
 }
 
@@ -185,8 +209,10 @@ fn invalid(command: &Command, error: &Error) -> String {
     if value.is_empty() && error.kind() == ErrorKind::InvalidValue {
         return format!("flag needs an argument: {flag}");
     }
-    let why = match error.source() {
-        Some(why) => why.to_string(),
+    let why = match error.source().map(ToString::to_string) {
+        // The words of Rust's numbers.
+        Some(why) if why.contains("invalid digit") || why.contains("empty string") => "not a whole number".to_owned(),
+        Some(why) => why,
         None if valid.is_empty() => "not valid".to_owned(),
         None => format!("must be one of {}", valid.join(", ")),
     };
