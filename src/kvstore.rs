@@ -10,6 +10,7 @@ pub mod config;
 pub mod dial;
 pub mod election;
 pub mod etcd;
+pub mod explain;
 pub mod keeper;
 pub mod labels;
 mod leases;

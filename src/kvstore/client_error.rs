@@ -17,7 +17,10 @@ pub enum Error {
     Endpoint(String),
     /// A status of the store, or a failure of the transport that has no variant of its own.
     #[error("{}", describe(.0))]
-    Etcd(#[source] etcd_client::Error),
+    Etcd(etcd_client::Error),
+    /// A plain connection to a port that speaks TLS.
+    #[error("the store speaks TLS: use an https:// URL, and name the CA of its certificate")]
+    NotPlain,
     /// A TLS connection ended without a `close_notify` alert.
     #[error("the store closed the connection")]
     ConnectionClosed,
@@ -91,6 +94,9 @@ impl From<etcd_client::Error> for Error {
         let text = describe(&error);
         if text.contains("without sending TLS close_notify") {
             Self::ConnectionClosed
+        } else if text.contains("frame with invalid size") {
+            // A TLS alert, read as a frame.
+            Self::NotPlain
         } else if text.contains("stream closed because of a broken pipe") {
             Self::ConnectionBroken
         } else {

@@ -1,5 +1,7 @@
 //! The etcd client's YAML file, as Go's clientv3/yaml reads it: endpoints and TLS files.
 
+use crate::util::access;
+use crate::util::yaml::first_line;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use std::collections::{BTreeMap, BTreeSet};
@@ -88,7 +90,7 @@ impl ClientConfig {
     pub fn read(path: &Path) -> Result<Self, Error> {
         let text = std::fs::read_to_string(path).map_err(|source| Error::Read {
             path: path.to_owned(),
-            source,
+            source: access::explained(source, path),
         })?;
         Self::parse(&text).map_err(|why| Error::Parse {
             path: path.to_owned(),
@@ -169,12 +171,6 @@ fn no_endpoints(text: &str) -> String {
         true => missing.to_owned(),
         false => format!("{missing}; unknown fields: {}", unknown.join(", ")),
     }
-}
-
-/// The first line of a parser's error. The other lines quote the file, which may hold a password.
-pub fn first_line(why: &str) -> String {
-    let line = why.lines().next().unwrap_or_default();
-    line.trim_start_matches("error: ").to_owned()
 }
 
 #[cfg(test)]

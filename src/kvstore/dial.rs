@@ -9,17 +9,17 @@
 use super::client_error::Error;
 use super::config::ClientConfig;
 use crate::util::net::Keepalive;
-use crate::util::resolve;
 use crate::util::trust::{self, ServerVerifier};
+use crate::util::{self, access, resolve};
 use futures::future::join_all;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use rand::seq::SliceRandom;
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls::{ClientConfig as TlsConfig, InconsistentKeys};
+use rustls::{CertificateError, ClientConfig as TlsConfig, InconsistentKeys};
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -95,11 +95,18 @@ impl Target {
     }
 }
 
+/// TLS with the files of a configuration.
+struct Tls {
+    connector: TlsConnector,
+    /// Remembers the issuer of the certificate that was refused last.
+    verifier: Arc<ServerVerifier>,
+}
+
 /// Makes the connections of one channel.
 struct Connector {
     config: ClientConfig,
     targets: Vec<Target>,
-    tls: Option<TlsConnector>,
+    tls: Option<Tls>,
     dialer: Dialer,
 }
 
@@ -122,7 +129,7 @@ pub(super) fn channel(config: &ClientConfig, dialer: &Dialer, keepalive: Keepali
         .http2_keep_alive_interval(keepalive.interval)
         .keep_alive_timeout(keepalive.timeout);
     let tls = match targets.iter().any(|t| t.secure) {
-        true => Some(TlsConnector::from(Arc::new(tls(config)?))),
+        true => Some(tls(config)?),
         false => None,
     };
     let connector = Arc::new(Connector {
@@ -195,6 +202,27 @@ impl Connector {
         Ok(found.into_iter().map(address).collect())
     }
 
+    /// The error of a handshake, with what a reader needs to find the mistake.
+    fn explained(&self, tls: &Tls, error: io::Error) -> io::Error {
+        let ca = match &self.config.trusted_ca_file {
+            Some(file) => file.display().to_string(),
+            None => "the CAs of the system, since no CA file is given".to_owned(),
+        };
+        let hint = match of_rustls(&error) {
+            Some(rustls::Error::InvalidCertificate(
+                CertificateError::UnknownIssuer | CertificateError::BadSignature,
+            )) => {
+                let issuer = tls.verifier.refused_issuer();
+                format!("the server's certificate is issued by {issuer:?}, whose CA certificate is not in {ca}")
+            }
+            Some(rustls::Error::InvalidMessage(_)) => {
+                "the server does not speak TLS on this port: is it http?".to_owned()
+            }
+            _ => return error,
+        };
+        io::Error::new(error.kind(), format!("{error}; {hint}"))
+    }
+
     async fn connect_to(&self, address: &Address) -> io::Result<Either<TcpStream, TlsStream<TcpStream>>> {
         let tcp = TcpStream::connect(address.at).await?;
         tcp.set_nodelay(true)?;
@@ -202,28 +230,35 @@ impl Connector {
             return Ok(Either::Left(tcp));
         };
         let name = ServerName::try_from(address.host.clone()).map_err(io::Error::other)?;
-        Ok(Either::Right(tls.connect(name, tcp).await?))
+        let connected = tls.connector.connect(name, tcp).await;
+        Ok(Either::Right(connected.map_err(|error| self.explained(tls, error))?))
     }
+}
+
+/// The error of rustls inside an error of a connection.
+fn of_rustls(error: &io::Error) -> Option<&rustls::Error> {
+    error.get_ref()?.downcast_ref()
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Error> {
     std::fs::read(path).map_err(|source| Error::File {
         path: path.display().to_string(),
-        source,
+        source: access::explained(source, path),
     })
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
-    let bad = |why: String| Error::Tls {
-        path: path.display().to_string(),
-        why,
+    let content = read(path)?;
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&content).collect();
+    let error = match found {
+        Ok(found) if found.is_empty() => pem::Error::NoItemsFound,
+        Ok(found) => return Ok(found),
+        Err(error) => error,
     };
-    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&read(path)?).collect();
-    match found {
-        Ok(found) if found.is_empty() => Err(bad("no certificate in it".to_owned())),
-        Ok(found) => Ok(found),
-        Err(error) => Err(bad(error.to_string())),
-    }
+    Err(Error::Tls {
+        path: path.display().to_string(),
+        why: util::pem::trouble(path, "a certificate", &error),
+    })
 }
 
 /// A client's certificate with its key. Fails if the key is unusable or does not belong to the certificate. The server
@@ -240,11 +275,12 @@ pub fn key_pair(
     }
 }
 
-/// The TLS configuration, with the files read now.
-fn tls(config: &ClientConfig) -> Result<TlsConfig, Error> {
+/// TLS with the files read now.
+fn tls(config: &ClientConfig) -> Result<Tls, Error> {
     let trusted = config.trusted_ca_file.as_deref().map(certificates).transpose()?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let verifier = ServerVerifier::new(trusted.unwrap_or_else(trust::of_system), Arc::clone(&provider));
+    let verifier = Arc::new(verifier);
     let builder = TlsConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions();
     let of = |path: &Path, why: String| Error::Tls {
         path: path.display().to_string(),
@@ -254,20 +290,26 @@ fn tls(config: &ClientConfig) -> Result<TlsConfig, Error> {
     let builder = builder
         .map_err(|e| of(nothing, e.to_string()))?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier));
+        .with_custom_certificate_verifier(Arc::clone(&verifier) as _);
     let mut tls = match (&config.cert_file, &config.key_file) {
         (Some(cert), Some(key)) => {
-            let secret = PrivateKeyDer::from_pem_slice(&read(key)?).map_err(|e| of(key, e.to_string()))?;
+            let secret = PrivateKeyDer::from_pem_slice(&read(key)?)
+                .map_err(|e| of(key, util::pem::trouble(key, "a private key", &e)))?;
             let pair = key_pair(certificates(cert)?, secret, &provider).map_err(|e| match e {
                 rustls::Error::InconsistentKeys(_) => of(key, format!("the key does not belong to {}", cert.display())),
                 e => of(key, e.to_string()),
             })?;
             builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(pair)))
         }
-        _ => builder.with_no_client_auth(),
+        (Some(cert), None) => return Err(of(cert, "the certificate needs a key: name its file, too".to_owned())),
+        (None, Some(key)) => return Err(of(key, "the key needs a certificate: name its file, too".to_owned())),
+        (None, None) => builder.with_no_client_auth(),
     };
     tls.alpn_protocols = vec![b"h2".to_vec()];
-    Ok(tls)
+    Ok(Tls {
+        connector: TlsConnector::from(Arc::new(tls)),
+        verifier,
+    })
 }
 
 #[cfg(test)]
@@ -346,7 +388,7 @@ mod tests {
                 .iter()
                 .map(|e| Target::parse(e, &config).unwrap())
                 .collect(),
-            tls: Some(TlsConnector::from(Arc::new(tls(&config).unwrap()))),
+            tls: Some(tls(&config).unwrap()),
             config,
             dialer: Dialer::default(),
         };

@@ -10,6 +10,7 @@ use super::reflect::{Connected, forbidden_backoff, is_there, reflect};
 use super::remote::Remote;
 use crate::kvstore::client::{EtcdClient, Event};
 use crate::kvstore::config::ClientConfig;
+use crate::kvstore::explain::{self, Refused};
 use crate::kvstore::keeper;
 use crate::model::cluster::{ClusterConfig, ExportMode};
 use crate::model::keys::{self, Scope};
@@ -60,8 +61,10 @@ async fn connect(remote: &Remote) -> Result<(EtcdClient, i64), Error> {
     let config = ClientConfig::read(&remote.client_file)?;
     state.transition(|cluster| cluster.file_read(config.endpoints.join(",")));
     let client = EtcdClient::connect_with(&config, &remote.options).await?;
-    let read = client.get_with_revision(keys::HEARTBEAT).await;
-    let (heartbeat, revision) = read.map_err(|e| Error::of(keys::HEARTBEAT, e))?;
+    let (heartbeat, revision) = match client.get_with_revision(keys::HEARTBEAT).await {
+        Ok(read) => read,
+        Err(error) => return Err(explained(Error::of(keys::HEARTBEAT, error), &client, remote).await),
+    };
     let last = state.read(|cluster| cluster.last_heartbeat().cloned());
     let has_same_past = match last {
         Some(last) => is_there(&last, &client, last.mod_revision()).await?,
@@ -76,6 +79,26 @@ async fn connect(remote: &Remote) -> Result<(EtcdClient, i64), Error> {
         }
     });
     Ok((client, revision))
+}
+
+/// Finds the cause of a refusal: an unknown user, or the store of another cluster.
+async fn explained(error: Error, client: &EtcdClient, remote: &Remote) -> Error {
+    let Error::Forbidden { .. } = &error else { return error };
+    let Ok(config) = ClientConfig::read(&remote.client_file) else {
+        return error;
+    };
+    match Box::pin(explain::refused(client, &config)).await {
+        Some(Refused::NoUser { user }) => Error::NoUser { user },
+        Some(Refused::Allowed { keys, .. }) => match keys::only_cluster(&keys) {
+            Some(owner) if owner != remote.name.as_str() => Error::OtherCluster {
+                endpoints: config.endpoints.join(","),
+                owner: owner.to_owned(),
+                name: remote.name.clone(),
+            },
+            _ => error,
+        },
+        None => error,
+    }
 }
 
 impl Connection<'_> {
@@ -102,8 +125,11 @@ impl Connection<'_> {
     /// The cluster configuration, or the reason why it is not usable. The outer error ends the connection.
     async fn read_config(&self) -> Result<Result<ClusterConfig, Error>, Error> {
         let (key, name) = (keys::cluster_config(&self.remote.name), self.remote.name.clone());
-        let read = self.client.get(&key).await;
-        let Some(kv) = read.map_err(|e| Error::of(&key, e))? else {
+        let read = match self.client.get(&key).await {
+            Ok(read) => read,
+            Err(error) => return Err(explained(Error::of(&key, error), &self.client, self.remote).await),
+        };
+        let Some(kv) = read else {
             return Ok(Err(Error::NoClusterConfig { key, name }));
         };
         let bytes = kv.value.len();

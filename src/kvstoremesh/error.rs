@@ -17,6 +17,22 @@ pub(super) enum Error {
         "the remote forbids reading {keys}: {source}; grant the role of this client certificate's user read access"
     )]
     Forbidden { keys: String, source: client::Error },
+    /// The store answers, and does not know this client.
+    #[error(
+        "the remote has no user {user:?}, which is the name in this client's certificate: add the user to the users file of \
+         the remote (--cluster-users-config-path), or use a certificate of its user \"remote\""
+    )]
+    NoUser { user: String },
+    /// The client file has another name than the cluster.
+    #[error("the store at {endpoints} belongs to cluster {owner}, not {name}: rename the client file to {owner}")]
+    OtherCluster {
+        endpoints: String,
+        owner: String,
+        name: ClusterName,
+    },
+    /// The client's own certificate is the cause.
+    #[error("{0}")]
+    OwnCertificate(String),
     #[error("cannot write to the local store: {0}")]
     Backend(#[from] kvstore::Error),
     #[error("{key} is missing; is the cluster called {name}?")]

@@ -8,7 +8,8 @@ use super::cluster::{Loudness, REVOCABLE};
 use super::connection;
 use super::error::Error;
 use super::remote::Remote;
-use crate::kvstore::keeper;
+use crate::kvstore::config::ClientConfig;
+use crate::kvstore::{client, explain, keeper};
 use crate::model::keys::{self, Scope};
 use crate::util::backoff::Backoff;
 use futures::FutureExt;
@@ -42,9 +43,23 @@ async fn connect_again_and_again(remote: &Remote, config: &watch::Sender<Option<
                 tracing::info!(cluster_name = %remote.name, %error, "reconnecting to the remote cluster");
                 state.transition(|cluster| cluster.configuration_changed(Instant::now()))
             }
-            _ => failed(remote, &error),
+            Error::Client(error) => failed(remote, &explained(error, remote)),
+            error => failed(remote, &error),
         };
         tokio::time::sleep(wait).await;
+    }
+}
+
+/// The cause of an error, if that is this client's own certificate. What the remote does about it differs from attempt
+/// to attempt.
+fn explained(error: client::Error, remote: &Remote) -> Error {
+    let config = ClientConfig::read(&remote.client_file).ok();
+    match config.and_then(|config| explain::own_certificate(&config, &error)) {
+        Some(cause) => {
+            tracing::debug!(cluster_name = %remote.name, %error, "the remote cluster refuses this client");
+            Error::OwnCertificate(cause)
+        }
+        None => Error::Client(error),
     }
 }
 

@@ -99,6 +99,13 @@ pub fn cluster_config(cluster: &ClusterName) -> String {
     format!("{CLUSTER_CONFIGS}{cluster}")
 }
 
+/// The only cluster whose configuration is among `keys`, such as those that a role may read.
+pub fn only_cluster(keys: &[String]) -> Option<&str> {
+    let mut names = keys.iter().filter_map(|key| key.strip_prefix(CLUSTER_CONFIGS));
+    let name = names.next().filter(|name| !name.is_empty())?;
+    names.all(|other| other == name).then_some(name)
+}
+
 /// The prefix of all canaries of a cluster: `cilium/synced/<cluster>/`.
 pub fn synced_prefix(cluster: &ClusterName) -> String {
     format!("{SYNCED}{cluster}/")

@@ -1,0 +1,83 @@
+//! Why a store refuses a client, from what the client knows of itself and may ask the store.
+
+use super::client::EtcdClient;
+use super::client_error::Error;
+use super::config::ClientConfig;
+use crate::util::expiry::Validity;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+use x509_parser::prelude::{FromDer, X509Certificate, X509Version};
+
+/// Limit for the questions about a user.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// etcd's error for a user that does not exist.
+const NO_USER: &str = "user name not found";
+
+/// Why the user of a certificate may not read keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// The store has no user of the certificate's common name.
+    NoUser { user: String },
+    /// The user may read other keys.
+    Allowed { user: String, keys: Vec<String> },
+}
+
+/// What is wrong with the certificate that the client shows, if that explains why a connection ended.
+pub fn own_certificate(config: &ClientConfig, error: &Error) -> Option<String> {
+    let is_refusal = error.is_connection_lost() || error.to_string().contains("received fatal alert");
+    let path = config.cert_file.as_deref().filter(|_| is_refusal)?;
+    let (der, now) = (certificate(path)?, SystemTime::now());
+    let validity = Validity::of(&der)?;
+    let is_past = now < validity.not_before || now > validity.not_after;
+    if let Some(trouble) = validity.trouble(now).filter(|_| is_past) {
+        return Some(format!("the client certificate {} {trouble}", path.display()));
+    }
+    let (_, parsed) = X509Certificate::from_der(&der).ok()?;
+    (parsed.version() != X509Version::V3).then(|| {
+        format!(
+            "the client certificate {} is X.509 v1: issue a v3 certificate (openssl x509 -req needs -extfile)",
+            path.display()
+        )
+    })
+}
+
+/// Asks the store what the user of the client's certificate may do.
+pub async fn refused(client: &EtcdClient, config: &ClientConfig) -> Option<Refused> {
+    let user = match &config.username {
+        Some(user) => user.clone(),
+        None => common_name(&certificate(config.cert_file.as_deref()?)?)?,
+    };
+    tokio::time::timeout(TIMEOUT, ask(client, user)).await.ok()?
+}
+
+async fn ask(client: &EtcdClient, user: String) -> Option<Refused> {
+    let mut raw = client.raw();
+    let roles = match raw.user_get(&*user).await {
+        Ok(found) => found.roles().to_vec(),
+        Err(error) if error.to_string().contains(NO_USER) => return Some(Refused::NoUser { user }),
+        Err(_) => return None,
+    };
+    let mut keys = vec![];
+    for role in roles {
+        // A user may ask for its own roles.
+        let permissions = raw.role_get(role).await.ok()?.permissions();
+        keys.extend(
+            permissions
+                .iter()
+                .map(|p| String::from_utf8_lossy(p.key()).into_owned()),
+        );
+    }
+    Some(Refused::Allowed { user, keys })
+}
+
+fn certificate(path: &Path) -> Option<CertificateDer<'static>> {
+    CertificateDer::from_pem_file(path).ok()
+}
+
+fn common_name(der: &[u8]) -> Option<String> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    let name = certificate.subject().iter_common_name().last()?;
+    name.as_str().ok().map(str::to_owned)
+}
