@@ -1,15 +1,15 @@
 //! HTTP servers for operators: readiness and metrics.
 
+use crate::util::metrics::Format;
 use crate::util::readiness::Ready;
 use axum::Router;
 use axum::extract::RawQuery;
 use axum::http::header::{ACCEPT, CONTENT_TYPE};
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::{any, get};
-use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use tokio::net::TcpListener;
 
 /// `/readyz` and `/healthz`. Parity: bodies and accepted methods (any) are Cilium's. `/readyz?verbose` also lists the
@@ -37,25 +37,22 @@ pub fn health(ready: Ready) -> Router {
         .fallback(|| async { (StatusCode::NOT_FOUND, "404 page not found\n") })
 }
 
-/// The content type of a page of metrics, chosen by the request. The text is valid in both formats.
-fn metrics_content_type(headers: &HeaderMap) -> &'static str {
-    let accepts = headers.get_all(ACCEPT).iter().filter_map(|v| v.to_str().ok());
-    match accepts.into_iter().any(|v| v.contains("application/openmetrics-text")) {
-        true => "application/openmetrics-text; version=1.0.0; charset=utf-8",
-        false => "text/plain; version=0.0.4; charset=utf-8",
-    }
-}
+/// A registry that is filled once the part that it describes has started.
+pub type LateRegistry = Arc<OnceLock<Registry>>;
 
-/// `/metrics` in the OpenMetrics text format.
-pub fn metrics(registry: Arc<Registry>) -> Router {
+/// `/metrics`, in the format that the request accepts.
+pub fn metrics(registry: Arc<Registry>, late: LateRegistry) -> Router {
     let page = move |headers: HeaderMap| {
-        let registry = Arc::clone(&registry);
+        let (registry, late) = (Arc::clone(&registry), Arc::clone(&late));
         async move {
-            let mut body = String::new();
-            if let Err(error) = encode(&mut body, &registry) {
+            let accepts = headers.get_all(ACCEPT).iter().filter_map(|v| v.to_str().ok());
+            let format = Format::accepted(accepts);
+            let body = format.page([&*registry].into_iter().chain(late.get()));
+            let body = body.unwrap_or_else(|error| {
                 tracing::error!(%error, "cannot write the metrics");
-            }
-            ([(CONTENT_TYPE, metrics_content_type(&headers))], body)
+                String::new()
+            });
+            ([(CONTENT_TYPE, format.content_type())], body)
         }
     };
     Router::new().route("/metrics", get(page))

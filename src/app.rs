@@ -3,6 +3,7 @@
 pub mod certs;
 mod etcd;
 pub mod etcdinit;
+mod expiry;
 mod leader;
 pub mod metrics;
 pub mod signal;
@@ -14,21 +15,24 @@ pub use leader::lead;
 use crate::admin;
 use crate::clustermesh;
 use crate::clustermesh::publisher::{Options, Publisher};
-use crate::k8s::api::ApiConfig;
-use crate::k8s::manifests;
+use crate::k8s::api::{self, ApiConfig};
+use crate::k8s::{client, manifests};
+use crate::kvstore::config::ConfigSource;
 use crate::kvstore::sync_store::SyncStore;
 use crate::kvstore::users::UserAdmin;
 use crate::kvstore::{self, Backend, keeper};
 use crate::kvstoremesh::{self, Mesh};
 use crate::model::cluster::ClusterName;
 use crate::users::Users;
+use crate::util::access;
 use crate::util::http;
 use crate::util::lifecycle::Lifecycle;
 use crate::util::readiness::{Block, Ready};
+use anyhow::{Context, anyhow};
 use metrics::DaemonMetrics;
 use std::mem::ManuallyDrop;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
@@ -80,10 +84,25 @@ pub fn start_publisher(
 
 /// Fails if the configuration of `source` cannot work, before anything is started.
 pub async fn check_source(source: &ObjectSource) -> anyhow::Result<()> {
-    if let ObjectSource::Api(config) = source {
-        config.client(0).await?;
+    match source {
+        ObjectSource::Api(config) => {
+            let made = config.client(0).await.map(drop);
+            made.map_err(|error| match error {
+                api::Error::Client(client::Error::NotConfigured { .. }) => {
+                    anyhow!("{error}, or --manifests to a directory of manifests")
+                }
+                error => error.into(),
+            })
+        }
+        ObjectSource::Manifests(directory) => readable(directory).context("--manifests"),
     }
-    Ok(())
+}
+
+/// Fails if `directory` cannot be read.
+pub fn readable(directory: &Path) -> anyhow::Result<()> {
+    let read = std::fs::read_dir(directory).map(drop);
+    let read = read.map_err(|error| access::explained(error, directory));
+    read.with_context(|| format!("cannot read {}", directory.display()))
 }
 
 /// Starts mirroring remote clusters into `backend`.
@@ -94,15 +113,23 @@ pub fn start_mesh(
     ready: &Ready,
     life: &Lifecycle,
 ) -> Arc<Mesh> {
-    let mesh = Mesh::start(config, backend, &metrics.kvstore, ready, life);
+    let mesh = Mesh::start(config, backend, &metrics.mirror, ready, life);
     metrics.mesh.follow(&mesh);
+    let of_mesh = metrics.mesh.clone();
+    expiry::watch(metrics.expiry.clone(), "mesh", move || expiry::of_mesh(&of_mesh), life);
     mesh
+}
+
+/// Watches the certificates of the connection to the store of `source`.
+pub fn watch_store_certificates(source: ConfigSource, metrics: &DaemonMetrics, life: &Lifecycle) {
+    let files = move || expiry::of_store(&source);
+    expiry::watch(metrics.expiry.clone(), "store", files, life);
 }
 
 /// Serves the status API of the mirror at `address`; an empty address disables the API.
 pub async fn start_mesh_api(address: &str, metrics: &DaemonMetrics, life: &Lifecycle) -> anyhow::Result<()> {
     if !address.is_empty() {
-        let router = kvstoremesh::api::router(metrics.mesh.clone());
+        let router = kvstoremesh::api::router(metrics.mesh.clone(), metrics.expiry.clone());
         start_http("status API", address, router, life).await?;
     }
     Ok(())

@@ -373,6 +373,13 @@ impl Mesh {
         self.clusters().iter().map(Snapshot::status).collect()
     }
 
+    /// The names of the clusters that are not being removed, with their etcd client files.
+    pub fn client_files(&self) -> Vec<(String, PathBuf)> {
+        let members = self.members.lock();
+        let file = |name: &ClusterName| (name.to_string(), self.config.directory.join(name.as_str()));
+        mirrors(&members).map(|(name, _)| file(name)).collect()
+    }
+
     /// The present states of all clusters that are not being removed, by name.
     pub fn clusters(&self) -> Vec<Snapshot> {
         let members = self.members.lock();

@@ -16,8 +16,9 @@ mod words;
 #[cfg(test)]
 mod tests;
 
-use crate::kvstore::config::{self, AliasError, ClientConfig};
+use crate::kvstore::config::{AliasError, ClientConfig};
 use crate::model::cluster::ClusterName;
+use crate::util::yaml::first_line;
 use report::Report;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -175,7 +176,7 @@ fn parse(text: &str) -> Result<ClientConfig, Error> {
 }
 
 fn unparsed(why: &str) -> Error {
-    Error::Parse(config::first_line(why))
+    Error::Parse(first_line(why))
 }
 
 /// Checks a cluster's name by Cilium's rules and with Cilium's words.

@@ -1,6 +1,6 @@
 //! The wiring of a store, its users, its data directory and the etcd server.
 
-use super::users;
+use super::{expiry, users};
 use crate::auth::{self, AuthStore, OnChange};
 use crate::durable::{self, Durable, Loaded};
 use crate::kvstore::Backend;
@@ -14,9 +14,14 @@ use crate::server::peer::UserSource;
 use crate::server::tls::{TlsConfig, TlsFiles};
 use crate::server::{self, Core, MemberIdentity, Serve, Wakers};
 use crate::util::lifecycle::Lifecycle;
+use crate::util::metrics::Page;
 use anyhow::Context;
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::DescriptorEncoder;
+use prometheus_client::registry::Registry;
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -113,10 +118,13 @@ impl Etcd {
         if let Some(cluster) = &config.users_of {
             users::init(&auth, Some(cluster)).context("cannot set up the users")?;
         }
+        let all = [&config.listen, &config.listen_http, &config.listen_metrics];
+        let certificates = expiry::of_listeners(all.into_iter().flatten());
+        expiry::watch(server.expiry.clone(), "listeners", move || certificates.clone(), life);
         let sockets = Sockets {
-            clients: listen(config.listen).await?,
-            http: listen(config.listen_http).await?,
-            metrics: listen(config.listen_metrics).await?,
+            clients: listen(config.listen).await.context("--listen-client-urls")?,
+            http: listen(config.listen_http).await.context("--listen-client-http-urls")?,
+            metrics: listen(config.listen_metrics).await.context("--listen-metrics-urls")?,
         };
         let addresses = addresses(&sockets.clients)?;
         let metrics_addresses = self::addresses(&sockets.metrics)?;
@@ -174,12 +182,59 @@ impl Etcd {
         Arc::new(backend.with_quota(quota_bytes).with_compaction(wanted))
     }
 
+    /// What an operator must know of the store: its size, refused writes, and data that was set aside.
+    pub fn figures(&self) -> Registry {
+        let mut registry = Registry::default();
+        if let Some(durable) = &self.durable {
+            durable.metrics().register_state(&mut registry);
+        }
+        registry.register_collector(Box::new(StoreSize {
+            store: Arc::clone(&self.store),
+            quota_bytes: self.quota_bytes,
+        }));
+        registry
+    }
+
     /// Administration of the store's users in this process.
     pub fn users(&self) -> Arc<dyn UserAdmin> {
         Arc::new(users::StoreUsers {
             auth: Arc::clone(&self.auth),
             durable: self.durable.clone(),
         })
+    }
+}
+
+/// The size of the store, under etcd's names.
+struct StoreSize {
+    store: Arc<Store>,
+    quota_bytes: usize,
+}
+
+impl fmt::Debug for StoreSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("StoreSize")
+    }
+}
+
+impl Collector for StoreSize {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let (mut page, stats) = (Page(encoder), self.store.stats());
+        for (name, help, value) in [
+            (
+                "etcd_mvcc_db_total_size_in_bytes",
+                "Bytes of the store with its history",
+                stats.bytes as f64,
+            ),
+            (
+                "etcd_server_quota_backend_bytes",
+                "Bytes from which the store takes deletions only",
+                self.quota_bytes as f64,
+            ),
+            ("etcd_debugging_mvcc_keys_total", "Keys in the store", stats.keys as f64),
+        ] {
+            page.gauges(name, help, vec![(vec![], value)])?;
+        }
+        Ok(())
     }
 }
 
@@ -241,7 +296,7 @@ async fn load(config: durable::Config, hooks: Hooks, life: &Lifecycle) -> anyhow
     let (durable, loaded) = tokio::task::spawn_blocking(move || durable::open(&config, hooks)).await??;
     tracing::info!(
         data_dir = %directory.display(),
-        cluster_id = %format_args!("{:x}", loaded.identity.cluster_id),
+        etcd_cluster_id = %format_args!("{:x}", loaded.identity.cluster_id),
         revision = loaded.store.revision(),
         keys = loaded.store.stats().keys,
         secs = begun.elapsed().as_secs_f64(),

@@ -5,7 +5,7 @@ use crate::auth::{self, AuthStore};
 use crate::durable::{self, EngineKind, Import, StoreIdentity};
 use crate::model::cluster::ClusterName;
 use crate::mvcc::Store;
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use std::path::Path;
 
 /// Replaces the contents of the existing `directory` by a store with the users of `cluster` and with authentication
@@ -18,5 +18,8 @@ pub fn prepare(directory: &Path, cluster: Option<&ClusterName>) -> anyhow::Resul
         auth: &auth.state(),
         alarms: vec![],
     };
-    Ok(durable::replace(directory, EngineKind::Log, import)?)
+    durable::replace(directory, EngineKind::Log, import).map_err(|error| match directory.exists() {
+        true => error.into(),
+        false => anyhow!("{error}; make the directory first"),
+    })
 }

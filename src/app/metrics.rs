@@ -1,10 +1,11 @@
 //! Metrics and readiness conditions of a daemon.
 
-use crate::admin;
+use crate::admin::{self, LateRegistry};
 use crate::k8s::status::Status;
 use crate::kvstore::{self, Backend};
 use crate::kvstoremesh::{cluster::Counters, metrics::MeshMetrics};
 use crate::users::{self, Users};
+use crate::util::expiry::Expiries;
 use crate::util::lifecycle::Lifecycle;
 use crate::util::metrics::{Labels, Page, ProcessCollector};
 use crate::util::outage::Outage;
@@ -19,13 +20,16 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
 /// Shortest outage of the store that fails readiness.
 const STORE_AWAY: Duration = Duration::from_secs(15);
 /// Shortest outage of the Kubernetes API that fails readiness.
 const API_AWAY: Duration = Duration::from_secs(15);
+
+/// The prefix of the mirror's metrics.
+pub const MIRROR: &str = "cilium_kvstoremesh";
 
 /// Conditions that a daemon's readiness depends on (`--ready-needs`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,8 +53,14 @@ impl Default for Needs {
 #[derive(Clone, Default)]
 pub struct DaemonMetrics {
     pub kvstore: kvstore::Metrics,
+    /// The same of the mirror's writers and connections, under the prefix of Cilium's mirror.
+    pub mirror: kvstore::Metrics,
     pub kubernetes: Status,
     pub mesh: MeshMetrics,
+    /// The certificates that the process uses.
+    pub expiry: Expiries,
+    /// The store of this process, once it has started.
+    store: LateRegistry,
     bootstrap: Gauge<f64, AtomicU64>,
     users: Arc<Mutex<Option<Arc<Users>>>>,
     /// 1 while this process holds the leader lock; no series in a process without an election.
@@ -130,6 +140,21 @@ fn lasting(outage: Option<Outage>, after: Duration) -> Option<String> {
 }
 
 impl DaemonMetrics {
+    /// The metrics of a process whose names begin with `prefix`.
+    pub fn new(prefix: &str) -> Self {
+        let mut metrics = Self::default();
+        if prefix == MIRROR {
+            metrics.mirror = metrics.kvstore.clone();
+        }
+        metrics
+    }
+
+    /// Shows the store of this process.
+    pub fn follow_store(&self, figures: Registry) {
+        // A process has one store.
+        let _ = self.store.set(figures);
+    }
+
     /// Measures the time until readiness is reached.
     pub fn follow(&self, ready: &Ready, life: &Lifecycle) {
         let (bootstrap, begun) = (self.bootstrap.clone(), Instant::now());
@@ -161,6 +186,10 @@ impl DaemonMetrics {
         let store = Arc::clone(backend);
         let requirement = Requirement::required_if(needs.store);
         ready.condition("store", requirement, move || lasting(store.outage(), STORE_AWAY));
+        let expiry = self.expiry.clone();
+        ready.condition("certificates", Requirement::Informative, move || {
+            expiry.own_trouble(SystemTime::now())
+        });
     }
 
     fn kubernetes_condition(&self, needs: Needs, ready: &Ready) {
@@ -195,8 +224,13 @@ impl DaemonMetrics {
         self.kvstore.register(ours);
         ours.register_collector(Box::new(self.kubernetes.clone()));
         ours.register_collector(Box::new(Controllers(groups, self.clone())));
-        let mesh = registry.sub_registry_with_prefix("cilium_kvstoremesh");
+        let mesh = registry.sub_registry_with_prefix(MIRROR);
         mesh.register_collector(Box::new(self.mesh.clone()));
+        // In Cilium's process of the mirror alone, there is one prefix.
+        if prefix != MIRROR {
+            self.mirror.register_without_heartbeat(mesh);
+        }
+        registry.register_collector(Box::new(self.expiry.clone()));
         registry
     }
 
@@ -208,7 +242,8 @@ impl DaemonMetrics {
         groups: ControllerGroups,
         life: &Lifecycle,
     ) -> anyhow::Result<SocketAddr> {
-        let router = admin::metrics(Arc::new(self.registry(prefix, groups)));
+        let registry = Arc::new(self.registry(prefix, groups));
+        let router = admin::metrics(registry, Arc::clone(&self.store));
         super::start_http("metrics", address, router, life).await
     }
 }

@@ -51,6 +51,7 @@ impl ClustermeshArgs {
         let starting = Starting::new(&ready);
         let metrics = observe.start("cilium_clustermesh_apiserver", &ready, life).await?;
         let admin = EtcdUsers::new(store.source.clone());
+        app::watch_store_certificates(store.source.clone(), &metrics, life);
         let store = EtcdBackend::start(store, &metrics.kvstore, life);
         let backend: Arc<dyn Backend> = Arc::clone(&store) as _;
         metrics.conditions(&backend, observe.ready_needs, &ready);

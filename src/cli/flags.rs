@@ -13,10 +13,10 @@ pub use publisher::{PublisherArgs, ServiceArgs};
 use super::ignored::IgnoredFlags;
 use crate::app;
 use crate::app::metrics::{ControllerGroups, DaemonMetrics, Needs};
-use crate::model::cluster::ClusterInfo;
+use crate::model::cluster::{self, ClusterInfo};
 use crate::util::lifecycle::Lifecycle;
 use crate::util::readiness::Ready;
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use clap::{ArgAction, Args};
 use std::str::FromStr;
 use std::time::Duration;
@@ -61,11 +61,22 @@ pub struct ClusterArgs {
 impl ClusterArgs {
     /// Validates the identity.
     pub fn info(&self) -> anyhow::Result<ClusterInfo> {
-        Ok(ClusterInfo::new(
-            &self.cluster_name,
-            self.cluster_id,
-            self.max_connected_clusters,
-        )?)
+        let info = ClusterInfo::new(&self.cluster_name, self.cluster_id, self.max_connected_clusters);
+        info.map_err(|error| {
+            let most = self.max_connected_clusters;
+            let remedy = match error {
+                cluster::Error::IdZero => format!("set --cluster-id to a number from 1 to {most}, unique in the mesh"),
+                cluster::Error::IdTooLarge { id: ..=511, max: 255 } => {
+                    "--max-connected-clusters=511, in all clusters of the mesh, allows ids up to 511".to_owned()
+                }
+                cluster::Error::IdTooLarge { .. } => format!("set --cluster-id to a number from 1 to {most}"),
+                cluster::Error::MaxConnected(_) => "use the value of the other clusters of the mesh".to_owned(),
+                cluster::Error::Name { .. } | cluster::Error::DefaultName => {
+                    "set --cluster-name to a name that is unique in the mesh".to_owned()
+                }
+            };
+            anyhow!("{error}: {remedy}")
+        })
     }
 }
 
@@ -87,9 +98,11 @@ pub struct LogArgs {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Health and metrics")]
 pub struct ObserveArgs {
-    /// Port of /readyz and /healthz, on all interfaces; 0 disables both.
-    #[arg(long, env = "CILIUM_HEALTH_PORT", default_value_t = 9880, value_name = "PORT")]
-    health_port: u16,
+    /// Port of /readyz and /healthz on all interfaces, or HOST:PORT for one address, such as 127.0.0.1:9880; 0 disables
+    /// both.
+    #[arg(long, env = "CILIUM_HEALTH_PORT", default_value = "9880", value_parser = health_address,
+          value_name = "[HOST:]PORT")]
+    health_port: HealthAddress,
     /// Listen address of /metrics, for example :9962. Empty: no metrics.
     #[arg(
         long,
@@ -113,6 +126,19 @@ pub struct ObserveArgs {
     pub ready_needs: Needs,
 }
 
+/// The listen address of the health server; `None` for no server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthAddress(Option<String>);
+
+fn health_address(text: &str) -> Result<HealthAddress, String> {
+    let (host, port) = text.rsplit_once(':').unwrap_or(("", text));
+    match port.parse::<u16>() {
+        Ok(0) => Ok(HealthAddress(None)),
+        Ok(port) => Ok(HealthAddress(Some(format!("{host}:{port}")))),
+        Err(_) => Err(format!("{text:?} is neither a port from 0 to 65535 nor HOST:PORT")),
+    }
+}
+
 fn needs(text: &str) -> Result<Needs, String> {
     let mut needs = Needs {
         store: false,
@@ -131,10 +157,10 @@ fn needs(text: &str) -> Result<Needs, String> {
 impl ObserveArgs {
     /// Starts serving health and metrics; `prefix` begins the names of metrics.
     pub async fn start(&self, prefix: &str, ready: &Ready, life: &Lifecycle) -> anyhow::Result<DaemonMetrics> {
-        let metrics = DaemonMetrics::default();
+        let metrics = DaemonMetrics::new(prefix);
         metrics.follow(ready, life);
-        if self.health_port != 0 {
-            let started = app::start_health(&format!(":{}", self.health_port), ready.clone(), life).await;
+        if let HealthAddress(Some(address)) = &self.health_port {
+            let started = app::start_health(address, ready.clone(), life).await;
             started.context("--health-port")?;
         }
         if !self.prometheus_serve_addr.is_empty() {
@@ -172,6 +198,16 @@ pub const IGNORED_BY_DAEMONS: IgnoredFlags = IgnoredFlags {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn health_is_served_at_a_port_or_an_address() {
+        let at = |text: &str| health_address(text).map(|HealthAddress(address)| address);
+        assert_eq!(at("9880"), Ok(Some(":9880".to_owned())));
+        assert_eq!(at("127.0.0.1:9880"), Ok(Some("127.0.0.1:9880".to_owned())));
+        assert_eq!(at("[::1]:9880"), Ok(Some("[::1]:9880".to_owned())));
+        assert_eq!((at("0"), at("localhost:0")), (Ok(None), Ok(None)));
+        assert!(at("localhost").is_err() && at("99999").is_err());
+    }
 
     #[test]
     fn durations_and_booleans_are_gos() {

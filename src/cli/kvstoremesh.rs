@@ -53,9 +53,7 @@ impl KvstoremeshArgs {
                 "no remote clusters to mirror: set --clustermesh-config to the directory of their etcd client configurations"
             );
         };
-        let directory = config.directory.display();
-        std::fs::read_dir(&config.directory)
-            .with_context(|| format!("--clustermesh-config: cannot read {directory}"))?;
+        app::readable(&config.directory).context("--clustermesh-config")?;
         // As in Cilium, the local store's options also apply to the remote ones (pkg/clustermesh/common/factory.go).
         (config.remotes.page, config.remotes.keepalive) = (store.limits.page, store.keepalive);
         let ready = Ready::default();
@@ -63,6 +61,7 @@ impl KvstoremeshArgs {
         let metrics = observe.start("cilium_kvstoremesh", &ready, life).await?;
         metrics.set_leader(false);
         metrics.mesh.stand_by();
+        app::watch_store_certificates(store.source.clone(), &metrics, life);
         let backend = EtcdBackend::start(store, &metrics.kvstore, life);
         metrics.store_condition(&(Arc::clone(&backend) as _), observe.ready_needs, &ready);
         let connected = backend.connected().await;

@@ -133,6 +133,10 @@ impl ServeArgs {
         let (cluster, mode) = (cluster.info()?, service.clustermesh_service_v2);
         let source = publisher.source()?;
         app::check_source(&source).await?;
+        let mesh_config = mesh.config(cluster.clone(), mode);
+        if let Some(config) = &mesh_config {
+            app::readable(&config.directory).context("--clustermesh-config")?;
+        }
         let ready = Ready::default();
         let starting = Starting::new(&ready);
         let metrics = observe.start("cilium_clustermesh_apiserver", &ready, life).await?;
@@ -149,6 +153,7 @@ impl ServeArgs {
             quota_bytes: sizes.quota_bytes(),
             max_concurrent_streams: budgets.max_concurrent_streams,
             budgets: budgets.budgets(),
+            expiry: metrics.expiry.clone(),
             ..server::Config::new(MemberIdentity::random())
         };
         let config = EtcdConfig {
@@ -157,9 +162,13 @@ impl ServeArgs {
             data: data.config(),
             // Without client certificates, users cannot be told apart.
             users_of: client_cert_auth.then(|| cluster.name.clone()),
-            ..EtcdConfig::new(server, tls.listeners(&listen_client_urls)?)
+            ..EtcdConfig::new(
+                server,
+                tls.listeners(&listen_client_urls).context("--listen-client-urls")?,
+            )
         };
         let etcd = Etcd::start(config, life).await?;
+        metrics.follow_store(etcd.figures());
         metrics.conditions(&etcd.backend(), observe.ready_needs, &ready);
         for address in &etcd.addresses {
             tracing::info!(%address, cluster_name = %cluster.name, cluster_id = cluster.id, "serving etcd clients");
@@ -173,7 +182,7 @@ impl ServeArgs {
         }
         let options = publisher.options(cluster.clone(), mode);
         app::start_publisher(options, source, etcd.backend(), &metrics, &ready, life);
-        if let Some(config) = mesh.config(cluster, mode) {
+        if let Some(config) = mesh_config {
             let api = app::start_mesh_api(&mesh.api_serve_addr, &metrics, life).await;
             api.context("--api-serve-addr")?;
             app::start_mesh(config, etcd.mirror_backend(), &metrics, &ready, life);

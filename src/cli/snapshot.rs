@@ -2,12 +2,12 @@
 
 use super::data::one_of;
 use crate::durable::{self, EngineKind, Import};
-use crate::kvstore::client::EtcdClient;
+use crate::kvstore::client::{self, EtcdClient};
 use crate::kvstore::config::ClientConfig;
 use crate::lease;
 use crate::server;
 use crate::snapshot::{Content, Member, Reader, Snapshot, Status};
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use clap::{Args, Subcommand};
 use sha2::{Digest, Sha256};
 use std::fs::{self, File, OpenOptions};
@@ -129,7 +129,11 @@ impl SaveArgs {
             true => endpoint.clone(),
             false => format!("{scheme}://{endpoint}"),
         };
-        let (username, password) = self.user.as_deref().and_then(|u| u.split_once(':')).unzip();
+        let user = self.user.as_deref().map(|user| {
+            let pair = user.split_once(':');
+            pair.with_context(|| format!("--user={user} has no password: write NAME:PASSWORD"))
+        });
+        let (username, password) = user.transpose()?.unzip();
         let config = ClientConfig {
             endpoints: self.endpoints.iter().map(url).collect(),
             trusted_ca_file: self.cacert.clone(),
@@ -140,6 +144,7 @@ impl SaveArgs {
             ..ClientConfig::default()
         };
         let client = EtcdClient::connect(&config).await;
+        let client = client.map_err(remedy);
         let client = client.with_context(|| format!("cannot connect to {}", config.endpoints.join(", ")))?;
         let (mut sum, mut last) = (Sha256::new(), vec![]);
         let pieces = client.snapshot(|piece| {
@@ -149,13 +154,36 @@ impl SaveArgs {
             last = piece.to_vec();
             Ok(())
         });
-        pieces.await?;
+        let urls = config.endpoints.join(", ");
+        pieces
+            .await
+            .map_err(remedy)
+            .with_context(|| format!("cannot save a snapshot of {urls}"))?;
         ensure!(
             sum.finalize()[..] == last[..],
             "the snapshot is damaged: its SHA-256 sum does not match; save it again"
         );
         Ok(())
     }
+}
+
+/// An error of the store, with the flags that help.
+fn remedy(error: client::Error) -> anyhow::Error {
+    let text = error.to_string();
+    let remedy = match error {
+        client::Error::NotPlain => "give --cacert, and --cert with --key if the store asks for them",
+        client::Error::ConnectionClosed | client::Error::ConnectionBroken => {
+            "does the store ask for a client certificate (--cert, --key), and does it speak TLS (--cacert)?"
+        }
+        _ if text.contains("user name is empty") => {
+            "authentication is on: give --user=NAME:PASSWORD, or the certificate of a user (--cert, --key), with the role \
+             root"
+        }
+        _ if error.is_permission_denied() => "a snapshot needs a user with the role root",
+        _ if text.contains("authentication failed") => "compare the name and the password of --user",
+        _ => return error.into(),
+    };
+    anyhow!("{text}; {remedy}")
 }
 
 /// Writes a snapshot of a data directory, with its SHA-256. `beside` is the path of `out`.

@@ -14,6 +14,7 @@ use super::error::Error;
 use super::files::{new_file, sync_directory};
 use super::obstacle::Obstacle;
 use super::{FORMAT, Mode};
+use crate::util::access;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::fs::{self, File, OpenOptions};
@@ -78,6 +79,12 @@ fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     path.parent().map_or(Ok(()), sync_directory)
 }
 
+/// Whether a path is that of a damaged store that was set aside.
+fn is_damaged(path: &Path) -> bool {
+    path.file_name()
+        .is_some_and(|n| n.to_string_lossy().starts_with("damaged-"))
+}
+
 impl StoreIdentity {
     /// The identity of a new store, different from every other.
     pub(super) fn random(engine: EngineKind) -> Self {
@@ -97,7 +104,12 @@ impl Directory {
     pub(super) fn lock(path: &Path) -> Result<Self, Error> {
         let mut builder = fs::DirBuilder::new();
         let made = builder.recursive(true).mode(0o700).create(path);
-        made.map_err(|e| Error::io(format!("cannot create data directory {}", path.display()), e))?;
+        made.map_err(|e| {
+            Error::io(
+                format!("cannot create data directory {}", path.display()),
+                access::explained(e, path),
+            )
+        })?;
         let directory = Self::lock_any(path)?;
         if path.join("member").exists() && !path.join("store").exists() {
             return Err(Error::Foreign(path.to_owned()));
@@ -107,7 +119,8 @@ impl Directory {
 
     /// Locks an existing directory with any content.
     pub(super) fn lock_any(path: &Path) -> Result<Self, Error> {
-        let failed = |what: &str, e: io::Error| Error::io(format!("{what} {}", path.display()), e);
+        let failed =
+            |what: &str, e: io::Error| Error::io(format!("{what} {}", path.display()), access::explained(e, path));
         let lock = OpenOptions::new()
             .write(true)
             .create(true)
@@ -217,10 +230,7 @@ impl Directory {
             sync_directory(&self.path)?;
             let mut damaged: Vec<PathBuf> = fs::read_dir(&self.path)?
                 .filter_map(|entry| Some(entry.ok()?.path()))
-                .filter(|path| {
-                    path.file_name()
-                        .is_some_and(|n| n.to_string_lossy().starts_with("damaged-"))
-                })
+                .filter(|path| is_damaged(path))
                 .collect();
             damaged.sort();
             for old in &damaged[..damaged.len().saturating_sub(DAMAGED_KEPT)] {
@@ -231,6 +241,12 @@ impl Directory {
         };
         moved().map_err(|e| Error::io(format!("cannot set {} aside", self.store().display()), e))?;
         Ok(aside)
+    }
+
+    /// The number of damaged stores that were set aside and are still there.
+    pub(super) fn damaged(&self) -> usize {
+        let entries = fs::read_dir(&self.path).into_iter().flatten().flatten();
+        entries.filter(|entry| is_damaged(&entry.path())).count()
     }
 
     /// Whether groups may be lost: the last process did not sync every group and did not end in order, and the

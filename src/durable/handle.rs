@@ -30,6 +30,10 @@ impl Durable {
         queue: Arc<WriteQueue>,
     ) -> Self {
         queue.begin_at(loaded.store.revision());
+        queue
+            .metrics()
+            .damaged
+            .set(i64::try_from(directory.damaged()).unwrap_or(i64::MAX));
         let term = loaded.metadata.raft_term + 1;
         queue.push(Waiting::Record(Record::Term(term)));
         let writer = Writer::new(config, directory, engine, loaded, Arc::clone(&queue));

@@ -28,6 +28,8 @@ pub struct Metrics {
     /// Bytes of groups since the checkpoint.
     pub log_bytes: Gauge,
     pub checkpoint_bytes: Gauge,
+    /// Damaged stores that were set aside, as of the start.
+    pub(super) damaged: Gauge,
     full: Gauge,
     refusing: Family<[(&'static str, &'static str); 1], Gauge>,
 }
@@ -46,6 +48,7 @@ impl Default for Metrics {
             checkpoint_secs: Gauge::default(),
             log_bytes: Gauge::default(),
             checkpoint_bytes: Gauge::default(),
+            damaged: Gauge::default(),
             full: Gauge::default(),
             refusing: Family::default(),
         };
@@ -74,6 +77,7 @@ impl Metrics {
         }
     }
 
+    /// Registers everything.
     pub fn register(&self, registry: &mut Registry) {
         registry.register(SYNC_SECONDS, "How long syncing a group takes", self.sync.clone());
         registry.register(WRITE_SECONDS, "How long writing a group takes", self.write.clone());
@@ -88,6 +92,17 @@ impl Metrics {
         ours.register_with_unit("log", help, Unit::Bytes, self.log_bytes.clone());
         let help = "Size of the checkpoint";
         ours.register_with_unit("checkpoint", help, Unit::Bytes, self.checkpoint_bytes.clone());
+        self.register_state(registry);
+    }
+
+    /// Registers what an operator must act on: refused writes, and data that was set aside.
+    pub fn register_state(&self, registry: &mut Registry) {
+        let ours = registry.sub_registry_with_prefix("isthmus_durable");
+        ours.register(
+            "damaged_stores",
+            "Damaged stores that were set aside as damaged-<date>, as of the start",
+            self.damaged.clone(),
+        );
         ours.register(
             "disk_full",
             "1 while writes are refused because the disk is full",

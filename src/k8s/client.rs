@@ -14,18 +14,21 @@ mod tunnel;
 
 pub use proxy::{BadProxy, ProxyVariables};
 
+use crate::util::access;
 use crate::util::causes::causes;
 use crate::util::trust::{self, ServerVerifier};
+use crate::util::yaml;
 use connect::Connector;
 use http::{Request, Response};
 use hyper_util::rt::TokioExecutor;
 use kube::client::retry::RetryPolicy;
 use kube::client::{Body, ConfigExt, DynBody};
-use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
+use kube::config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
 use proxy::Proxy;
 use rustls::pki_types::CertificateDer;
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tower::retry::{Policy, RetryLayer};
@@ -61,12 +64,12 @@ pub(super) struct Settings {
 /// Why there is no client.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("cannot use the kubeconfig {}: {}", path.display(), causes(source))]
+    #[error("cannot use the kubeconfig {}: {}", path.display(), in_file(source, path))]
     Kubeconfig { path: PathBuf, source: KubeconfigError },
     /// Neither a kubeconfig, nor URLs, nor a service account.
     #[error(
-        "Kubernetes client not configured, cannot continue: no kubeconfig ({kubeconfig}) and no service account of a pod \
-         ({in_cluster}); set --k8s-kubeconfig-path or --k8s-api-server-urls"
+        "Kubernetes client not configured, cannot continue: {kubeconfig}, and {in_cluster}; set --k8s-kubeconfig-path or \
+         --k8s-api-server-urls"
     )]
     NotConfigured { kubeconfig: String, in_cluster: String },
     #[error("{url:?} is not a URL of a Kubernetes API server")]
@@ -127,8 +130,8 @@ impl Settings {
                 Ok(read) => read,
                 Err(kubeconfig) => {
                     let config = Config::incluster().map_err(|in_cluster| Error::NotConfigured {
-                        kubeconfig: causes(&kubeconfig),
-                        in_cluster: causes(&in_cluster),
+                        kubeconfig: no_kubeconfig(&kubeconfig),
+                        in_cluster: not_in_cluster(&in_cluster),
                     })?;
                     (config, None)
                 }
@@ -141,6 +144,38 @@ impl Settings {
             None => self.proxies.proxy(&config.cluster_url).map_err(bad("HTTPS_PROXY"))?,
         };
         Ok((config, proxy))
+    }
+}
+
+/// Why the kubeconfig at `path` cannot be used.
+fn in_file(error: &KubeconfigError, path: &Path) -> String {
+    match error {
+        KubeconfigError::ReadConfig(error, _) => access::explain(error, path),
+        // The other lines quote the file, which may hold a password.
+        error => yaml::first_line(&causes(error)),
+    }
+}
+
+/// Why the usual kubeconfig is not used.
+fn no_kubeconfig(error: &KubeconfigError) -> String {
+    match error {
+        KubeconfigError::ReadConfig(error, path) if error.kind() == io::ErrorKind::NotFound => {
+            format!("there is no kubeconfig {}", path.display())
+        }
+        KubeconfigError::ReadConfig(_, path) => {
+            format!("the kubeconfig {} fails: {}", path.display(), in_file(error, path))
+        }
+        error => format!("the kubeconfig fails: {}", yaml::first_line(&causes(error))),
+    }
+}
+
+/// Why the configuration of a pod is not used.
+fn not_in_cluster(error: &InClusterError) -> String {
+    match error {
+        InClusterError::ReadEnvironmentVariable(_) => {
+            "this is no pod of Kubernetes (KUBERNETES_SERVICE_HOST is not set)".to_owned()
+        }
+        error => format!("the service account of the pod fails: {}", causes(error)),
     }
 }
 

@@ -16,6 +16,7 @@ mod tests;
 use super::events::{Event, Received};
 use super::status::Status;
 use super::types::Kind;
+use crate::util::access;
 use crate::util::follow_dir::{self, Follower, Inspected, Removal, Scope};
 use published::Manifests;
 use std::path::{Path, PathBuf};
@@ -50,6 +51,7 @@ pub async fn follow(
         let update = match follower.next().await {
             Ok(update) => update,
             Err(source) if !is_listed => {
+                let source = access::explained(source, &directory);
                 return Err(Error {
                     path: directory,
                     source,

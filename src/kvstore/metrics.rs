@@ -102,12 +102,17 @@ impl Metrics {
     }
 
     pub fn register(&self, registry: &mut Registry) {
+        let help = "Time of the last heartbeat that was written, in seconds since 1970";
+        registry.register("kvstore_heartbeat_timestamp_seconds", help, self.heartbeat.clone());
+        self.register_without_heartbeat(registry);
+    }
+
+    /// Registers the metrics of a writer that writes no heartbeat.
+    pub fn register_without_heartbeat(&self, registry: &mut Registry) {
         let help = "Duration of operations on the store, in seconds";
         registry.register("kvstore_operations_duration_seconds", help, self.operations.clone());
         let help = "Probes of the store that failed";
         registry.register("kvstore_quorum_errors", help, self.quorum_errors.clone());
-        let help = "Time of the last heartbeat that was written, in seconds since 1970";
-        registry.register("kvstore_heartbeat_timestamp_seconds", help, self.heartbeat.clone());
         registry.register_collector(Box::new(Scraped(Arc::clone(&self.shared))));
     }
 }

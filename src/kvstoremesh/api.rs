@@ -1,15 +1,20 @@
 //! The status API that Cilium's tools read: `GET /v1/cluster`.
 
 use super::metrics::MeshMetrics;
+use crate::util::expiry::Expiries;
 use axum::extract::Request;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Router, routing};
+use std::time::SystemTime;
 
 /// Routes of the API. An instance that does not hold the leader lock has no mesh, and shows no clusters.
-pub fn router(metrics: MeshMetrics) -> Router {
+pub fn router(metrics: MeshMetrics, expiry: Expiries) -> Router {
     let clusters = move || {
-        let clusters = metrics.mesh().map(|mesh| mesh.remote_clusters()).unwrap_or_default();
+        let mut clusters = metrics.mesh().map(|mesh| mesh.remote_clusters()).unwrap_or_default();
+        for cluster in &mut clusters {
+            cluster.certificates = expiry.troubles_of(&cluster.name, SystemTime::now());
+        }
         async move {
             let body = serde_json::to_string(&clusters).unwrap_or_default() + "\n";
             (

@@ -15,6 +15,9 @@ use tokio::time::Instant;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct RemoteCluster {
+    /// What is wrong with the certificates for the connection to the cluster. Cilium has no such field.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub certificates: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config: Option<RemoteConfig>,
     /// Why agents refuse the cluster because of its cluster id. Cilium has no such field.
@@ -101,6 +104,7 @@ impl RemoteCluster {
             Completeness::Complete => Some(true),
         };
         Self {
+            certificates: vec![],
             config: match cluster.configuration() {
                 // As in Cilium, the field is present while the mirror waits for the configuration.
                 None => cluster.is_connected().then(|| RemoteConfig {
@@ -208,6 +212,9 @@ pub fn format(clusters: &[RemoteCluster], verbose: bool) -> String {
             let _ = writeln!(out, "   └  synchronization status: {}", synced(&c.synced));
         } else if let Some(conflict) = &c.conflict {
             let _ = writeln!(out, "   └  {conflict}: agents refuse the cluster");
+        }
+        for certificate in &c.certificates {
+            let _ = writeln!(out, "   └  {certificate}");
         }
     }
     out
@@ -337,6 +344,15 @@ mod tests {
             text.lines().nth(2),
             Some("   └  cluster id 7 is also that of bar: agents refuse the cluster")
         );
+    }
+
+    #[test]
+    fn a_certificate_that_expires_is_shown_for_a_ready_cluster_too() {
+        let mut cluster = status(&configured("foo", &Scope::ALL));
+        cluster.certificates = vec!["the client certificate /c expired".to_owned()];
+        let read: RemoteCluster = serde_json::from_str(&serde_json::to_string(&cluster).unwrap()).unwrap();
+        let text = format(&[read], false);
+        assert_eq!(text.lines().nth(2), Some("   └  the client certificate /c expired"));
     }
 
     #[test]

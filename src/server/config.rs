@@ -3,6 +3,7 @@
 use super::budgets::Budgets;
 use super::http::BrowserAccess;
 use crate::pb::etcdserverpb as pb;
+use crate::util::expiry::Expiries;
 use crate::util::net::Keepalive;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -51,6 +52,8 @@ pub struct Config {
     pub scratch: Option<PathBuf>,
     /// Alarms that are active from the start.
     pub alarms: Vec<pb::AlarmMember>,
+    /// The certificates that the metrics show.
+    pub expiry: Expiries,
 }
 
 impl MemberIdentity {
@@ -88,6 +91,7 @@ impl Config {
             extensive_metrics: false,
             scratch: None,
             alarms: vec![],
+            expiry: Expiries::default(),
         }
     }
 }

@@ -8,6 +8,7 @@ use crate::mvcc::{KeyRange, RangeOptions};
 use crate::pb::etcdserverpb::AlarmType;
 use crate::server::bodies::Held;
 use crate::server::peer::Peer;
+use crate::util::metrics::Format;
 use axum::Router;
 use axum::extract::{RawQuery, Request};
 use axum::http::header::{self, HeaderValue};
@@ -61,9 +62,10 @@ impl Core {
     /// The routes of `--listen-metrics-urls`: health and metrics.
     pub fn health_and_metrics(self: &Arc<Self>) -> Router {
         let core = || Arc::clone(self);
-        let mut router = Router::new()
-            .route("/health", answer(core(), Core::health))
-            .route("/metrics", answer(core(), |core, _| core.metrics_response()));
+        let mut router = Router::new().route("/health", answer(core(), Core::health)).route(
+            "/metrics",
+            answer_in_format(core(), |core, _, format| core.metrics_response(format)),
+        );
         for kind in ["livez", "readyz"] {
             let all = move |core: &Core, query: &str| core.report(kind, checks(kind), query);
             router = router.route(&format!("/{kind}"), answer(core(), all));
@@ -250,6 +252,14 @@ fn answer(
     core: Arc<Core>,
     f: impl Fn(&Core, &str) -> Response + Clone + Send + Sync + 'static,
 ) -> axum::routing::MethodRouter {
+    answer_in_format(core, move |core, query, _| f(core, query))
+}
+
+/// Like [`answer`], for a page that has several formats.
+fn answer_in_format(
+    core: Arc<Core>,
+    f: impl Fn(&Core, &str, Format) -> Response + Clone + Send + Sync + 'static,
+) -> axum::routing::MethodRouter {
     let not_allowed = || async {
         let allow = [(header::ALLOW, "GET")];
         (StatusCode::METHOD_NOT_ALLOWED, allow, "Method Not Allowed\n")
@@ -258,7 +268,9 @@ fn answer(
         let (core, f) = (Arc::clone(&core), f.clone());
         async move {
             let peer = request.extensions().get::<Peer>().cloned().unwrap_or_default();
-            let page = move |core: &Core, _: &mut dyn FnMut() -> bool| f(core, &query.unwrap_or_default());
+            let accepts = request.headers().get_all(header::ACCEPT).iter();
+            let format = Format::accepted(accepts.filter_map(|value| value.to_str().ok()));
+            let page = move |core: &Core, _: &mut dyn FnMut() -> bool| f(core, &query.unwrap_or_default(), format);
             let Ok(document) = Arc::clone(&peer.connection.documents).acquire_owned().await else {
                 return StatusCode::SERVICE_UNAVAILABLE.into_response();
             };

@@ -13,11 +13,10 @@ use crate::auth::AuthStore;
 use crate::durable::{self, Durable};
 use crate::lease::Lessor;
 use crate::mvcc::Store;
-use crate::util::metrics::Labels;
+use crate::util::metrics::{Format, Labels};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use parking_lot::Mutex;
-use prometheus_client::encoding::text;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -105,6 +104,7 @@ impl Metrics {
             let histogram = Histogram::new(exponential_buckets(zero.first_bucket, 2.0, zero.buckets));
             registry.register(zero.name, "Nothing here does this", histogram);
         }
+        registry.register_collector(Box::new(config.expiry.clone()));
         registry.register_collector(Box::new(Sizes {
             store,
             lessor,
@@ -191,12 +191,12 @@ fn facts(registry: &mut Registry, member: u64) {
 }
 
 impl Core {
-    pub(super) fn metrics_response(&self) -> Response {
-        let mut body = String::new();
-        if let Err(error) = text::encode(&mut body, &self.metrics.registry) {
+    /// The page of metrics.
+    pub(super) fn metrics_response(&self, format: Format) -> Response {
+        let body = format.page([&self.metrics.registry]).unwrap_or_else(|error| {
             tracing::error!(%error, "cannot write the metrics");
-        }
-        let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-        ([(header::CONTENT_TYPE, kind)], body).into_response()
+            String::new()
+        });
+        ([(header::CONTENT_TYPE, format.content_type())], body).into_response()
     }
 }

@@ -2,6 +2,7 @@
 
 use super::reconcile::Wanted;
 use crate::util::follow_dir::{Config, File, FileChange, Follower, Inspected, Removal, Scope, Update};
+use crate::util::yaml::first_line;
 use serde::{Deserialize, Deserializer};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -108,7 +109,7 @@ impl UsersFile {
 /// Parses the file. Invalid entries are left out.
 fn parse(content: &[u8], own: &BTreeSet<String>) -> Result<Parsed, String> {
     let text = std::str::from_utf8(content).map_err(|e| e.to_string())?;
-    let document: Document = serde_saphyr::from_str(text).map_err(|e| e.to_string())?;
+    let document: Document = serde_saphyr::from_str(text).map_err(|e| first_line(&e.to_string()))?;
     let (mut users, mut complaints) = (Wanted::new(), vec![]);
     for (at, Entry { name, role }) in document.users.into_iter().enumerate() {
         if name.is_empty() {

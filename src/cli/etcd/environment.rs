@@ -1,6 +1,7 @@
 //! The sources of etcd's settings: flags and `ETCD_` variables, or a config file instead of both.
 
-use anyhow::{Context, bail};
+use crate::util::yaml;
+use anyhow::{Context, anyhow, bail};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -93,7 +94,8 @@ pub fn flags_of_file(path: &str) -> anyhow::Result<Vec<String>> {
 
 /// The settings of a config file's text as flags.
 pub fn flags_of(text: &str) -> anyhow::Result<Vec<String>> {
-    let settings: BTreeMap<String, Value> = serde_saphyr::from_str(text)?;
+    let settings = serde_saphyr::from_str::<BTreeMap<String, Value>>(text);
+    let settings = settings.map_err(|e| anyhow!("{}", yaml::first_line(&e.to_string())))?;
     let mut flags = vec![];
     for (name, value) in &settings {
         let Some((_, names)) = GROUPS.iter().find(|(group, _)| group == name) else {

@@ -86,12 +86,12 @@ fn unix(path: &str) -> anyhow::Result<Address> {
 }
 
 fn tcp(authority: &str) -> anyhow::Result<Address> {
-    let Some((host, Ok(_))) = authority
-        .rsplit_once(':')
-        .map(|(host, port)| (host, port.parse::<u16>()))
-    else {
+    let Some((host, port)) = authority.rsplit_once(':') else {
         bail!("the URL has no port");
     };
+    if port.parse::<u16>().is_err() {
+        bail!("the URL has no port from 0 to 65535, but {port:?}");
+    }
     let ip = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
     // Parity: etcd refuses names, since a name may resolve to several addresses.
     if host != "localhost" && !host.is_empty() && ip.is_err() {

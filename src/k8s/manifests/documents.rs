@@ -2,6 +2,7 @@
 
 use super::defaults::set_defaults;
 use crate::k8s::types::{Kind, ObjectKey};
+use crate::util::yaml;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::time::SystemTime;
@@ -37,9 +38,7 @@ impl Documents {
         for Document { line, text } in split(text) {
             match serde_saphyr::from_str::<Value>(&text) {
                 Ok(value) => documents.add(value, line, &modified),
-                Err(error) => documents
-                    .errors
-                    .push(format!("the document at line {line} does not parse: {error}")),
+                Err(error) => documents.errors.push(yaml::in_file(&error.to_string(), line)),
             }
         }
         documents
