@@ -92,7 +92,7 @@ impl From<etcd_client::Error> for Error {
     fn from(error: etcd_client::Error) -> Self {
         // The libraries have no types for the end of a connection: these are the texts of rustls and h2.
         let text = describe(&error);
-        if text.contains("without sending TLS close_notify") {
+        if text.contains("without sending TLS close_notify") || text.ends_with("connection closed") {
             Self::ConnectionClosed
         } else if text.contains("frame with invalid size") {
             // A TLS alert, read as a frame.

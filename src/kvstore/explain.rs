@@ -12,6 +12,9 @@ use x509_parser::prelude::{FromDer, X509Certificate, X509Version};
 
 /// Limit for the questions about a user.
 const TIMEOUT: Duration = Duration::from_secs(5);
+/// Repetitions of a question that a closing connection has lost, and the pause before each.
+const ATTEMPTS: u32 = 5;
+const PAUSE: Duration = Duration::from_millis(200);
 /// etcd's error for a user that does not exist.
 const NO_USER: &str = "user name not found";
 
@@ -24,8 +27,16 @@ pub enum Refused {
     Allowed { user: String, keys: Vec<String> },
 }
 
-/// What is wrong with the certificate that the client shows, if that explains why a connection ended.
-pub fn own_certificate(config: &ClientConfig, error: &Error) -> Option<String> {
+/// What is wrong with the client's own configuration, if that explains why a connection ended: the store ends connections
+/// in several ways, whose errors differ.
+pub fn own_mistake(config: &ClientConfig, error: &Error) -> Option<String> {
+    let is_plain = !config.endpoints.iter().any(|url| url.starts_with("https://")) && config.cert_file.is_none();
+    if is_plain && (error.is_connection_lost() || matches!(error, Error::NotPlain)) {
+        let urls = config.endpoints.join(",");
+        return Some(format!(
+            "the store at {urls} ends plain connections: does it speak TLS? Use https://, and name the CA of its certificate"
+        ));
+    }
     let is_refusal = error.is_connection_lost() || error.to_string().contains("received fatal alert");
     let path = config.cert_file.as_deref().filter(|_| is_refusal)?;
     let (der, now) = (certificate(path)?, SystemTime::now());
@@ -54,10 +65,16 @@ pub async fn refused(client: &EtcdClient, config: &ClientConfig) -> Option<Refus
 
 async fn ask(client: &EtcdClient, user: String) -> Option<Refused> {
     let mut raw = client.raw();
-    let roles = match raw.user_get(&*user).await {
-        Ok(found) => found.roles().to_vec(),
-        Err(error) if error.to_string().contains(NO_USER) => return Some(Refused::NoUser { user }),
-        Err(_) => return None,
+    let mut attempts = 0;
+    let roles = loop {
+        match raw.user_get(&*user).await {
+            Ok(found) => break found.roles().to_vec(),
+            Err(error) if error.to_string().contains(NO_USER) => return Some(Refused::NoUser { user }),
+            Err(_) if attempts == ATTEMPTS => return None,
+            // Our stores close the connection of a user that does not exist.
+            Err(_) => attempts += 1,
+        }
+        tokio::time::sleep(PAUSE).await;
     };
     let mut keys = vec![];
     for role in roles {

@@ -30,9 +30,9 @@ pub(super) enum Error {
         owner: String,
         name: ClusterName,
     },
-    /// The client's own certificate is the cause.
+    /// The client's own certificate or endpoints are the cause.
     #[error("{0}")]
-    OwnCertificate(String),
+    OwnMistake(String),
     #[error("cannot write to the local store: {0}")]
     Backend(#[from] kvstore::Error),
     #[error("{key} is missing; is the cluster called {name}?")]

@@ -50,14 +50,14 @@ async fn connect_again_and_again(remote: &Remote, config: &watch::Sender<Option<
     }
 }
 
-/// The cause of an error, if that is this client's own certificate. What the remote does about it differs from attempt
+/// The cause of an error, if that is this client's own configuration. What the remote does about it differs from attempt
 /// to attempt.
 fn explained(error: client::Error, remote: &Remote) -> Error {
     let config = ClientConfig::read(&remote.client_file).ok();
-    match config.and_then(|config| explain::own_certificate(&config, &error)) {
+    match config.and_then(|config| explain::own_mistake(&config, &error)) {
         Some(cause) => {
             tracing::debug!(cluster_name = %remote.name, %error, "the remote cluster refuses this client");
-            Error::OwnCertificate(cause)
+            Error::OwnMistake(cause)
         }
         None => Error::Client(error),
     }

@@ -213,7 +213,7 @@ pub fn format(clusters: &[RemoteCluster], verbose: bool) -> String {
         } else if let Some(conflict) = &c.conflict {
             let _ = writeln!(out, "   └  {conflict}: agents refuse the cluster");
         }
-        for certificate in &c.certificates {
+        for certificate in c.certificates.iter().filter(|text| !c.status.contains(*text)) {
             let _ = writeln!(out, "   └  {certificate}");
         }
     }
