@@ -25,6 +25,7 @@ mod kubernetes_client;
 mod layers;
 mod membership;
 mod mesh;
+mod mistakes;
 mod remotes;
 mod shutdown;
 mod support;

@@ -1,0 +1,551 @@
+//! Proves that the mistakes of newcomers are answered with the name of the thing and the remedy.
+
+use crate::support::admin::Admin;
+use crate::support::files::example;
+use crate::support::{CommandLine, Process, Tls, eventually, isthmus};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, date_time_ymd,
+};
+use std::path::Path;
+
+/// One wrong command line, the exit code, and words of the answer.
+struct Mistake {
+    /// `DIR` stands for the directory of the test.
+    args: &'static str,
+    code: i32,
+    words: &'static [&'static str],
+}
+
+const fn mistake(args: &'static str, code: i32, words: &'static [&'static str]) -> Mistake {
+    Mistake { args, code, words }
+}
+
+/// Mistakes of `serve`, after the flags of a command line that works.
+const SERVE: &[Mistake] = &[
+    mistake(
+        "--cluster-id=0",
+        1,
+        &["ClusterID 0 is reserved", "--cluster-id", "1 to 255"],
+    ),
+    mistake("--cluster-id=300", 1, &["300 > 255", "--max-connected-clusters=511"]),
+    mistake("--cluster-id=600", 1, &["600 > 255", "1 to 255"]),
+    mistake(
+        "--cluster-id=one",
+        1,
+        &["\"one\"", "--cluster-id", "not a whole number", "serve --help"],
+    ),
+    mistake(
+        "--cluster-name=Tokyo_1",
+        1,
+        &["\"Tokyo_1\"", "lower case", "--cluster-name"],
+    ),
+    mistake(
+        "--max-connected-clusters=300",
+        1,
+        &["--max-connected-clusters=300", "[255, 511]"],
+    ),
+    mistake(
+        "--clusterid=2",
+        1,
+        &[
+            "unknown flag: --clusterid",
+            "Did you mean --cluster-id?",
+            "serve --help",
+        ],
+    ),
+    mistake("--history=10", 1, &["\"10\"", "--history", "such as 30s"]),
+    mistake(
+        "--health-port=localhost",
+        1,
+        &["--health-port", "\"localhost\"", "HOST:PORT"],
+    ),
+    mistake(
+        "--prometheus-serve-addr=9962",
+        1,
+        &["--prometheus-serve-addr", "\"9962\" has no port", ":PORT"],
+    ),
+    mistake(
+        "--manifests=DIR/nowhere",
+        1,
+        &["--manifests", "DIR/nowhere", "No such file"],
+    ),
+    mistake(
+        "--manifests=DIR/text",
+        1,
+        &["--manifests", "DIR/text is a file, and a directory is needed"],
+    ),
+    mistake(
+        "--clustermesh-config=DIR/nowhere",
+        1,
+        &["--clustermesh-config", "DIR/nowhere", "No such file"],
+    ),
+    mistake(
+        "--clustermesh-config=DIR/text",
+        1,
+        &["--clustermesh-config", "DIR/text is a file"],
+    ),
+    mistake(
+        "--data-dir=DIR/text",
+        1,
+        &["data directory DIR/text", "is a file, and a directory is needed"],
+    ),
+    mistake(
+        "--cert-file=DIR/nowhere",
+        1,
+        &["--cert-file", "DIR/nowhere", "No such file"],
+    ),
+    mistake(
+        "--cert-file=DIR",
+        1,
+        &["--cert-file", "DIR is a directory, and a file is needed"],
+    ),
+    mistake(
+        "--cert-file=DIR/empty",
+        1,
+        &["--cert-file", "DIR/empty", "the file is empty"],
+    ),
+    mistake("--cert-file=DIR/text", 1, &["--cert-file", "DIR/text", "-----BEGIN"]),
+    mistake(
+        "--cert-file=DIR/certs/server.key",
+        1,
+        &["--cert-file", "a certificate is needed", "private key"],
+    ),
+    mistake(
+        "--key-file=DIR/certs/server.crt",
+        1,
+        &["--key-file", "a private key is needed", "certificate"],
+    ),
+    mistake(
+        "--key-file=DIR/certs/other.key",
+        1,
+        &["DIR/certs/other.key", "does not belong to", "server.crt"],
+    ),
+    mistake(
+        "--trusted-ca-file=DIR/empty",
+        1,
+        &["--trusted-ca-file", "DIR/empty", "the file is empty"],
+    ),
+    mistake(
+        "--listen-client-urls=127.0.0.1:0",
+        1,
+        &["--listen-client-urls", "must start with", "https://"],
+    ),
+    mistake(
+        "--listen-client-urls=https://127.0.0.1:70000",
+        1,
+        &["--listen-client-urls", "65535", "\"70000\""],
+    ),
+    mistake(
+        "--listen-client-urls=https://mesh.example:1",
+        1,
+        &["mesh.example", "IP address or localhost"],
+    ),
+    mistake(
+        "--listen-client-urls=https://203.0.113.9:1",
+        1,
+        &["203.0.113.9", "an address of this machine"],
+    ),
+    mistake(
+        "--k8s-kubeconfig-path=DIR/nowhere --enable-k8s",
+        1,
+        &["kubeconfig DIR/nowhere", "No such file"],
+    ),
+    mistake(
+        "--k8s-kubeconfig-path=DIR/text --enable-k8s",
+        1,
+        &["kubeconfig DIR/text", "line 1 column 1"],
+    ),
+];
+
+/// Mistakes of the other subcommands.
+const OTHERS: &[Mistake] = &[
+    mistake("serv", 1, &["unknown command \"serv\"", "serve"]),
+    mistake("snapshot save", 1, &["requires <FILE>", "snapshot save --help"]),
+    mistake(
+        "snapshot save DIR/x --endpoints=127.0.0.1:1",
+        1,
+        &["http://127.0.0.1:1", "refused", "store run there?"],
+    ),
+    mistake(
+        "snapshot save DIR/x --endpoints=ftp://a:1",
+        1,
+        &["\"ftp://a:1\"", "https://HOST:PORT"],
+    ),
+    mistake(
+        "snapshot save DIR/x --endpoints=https://a:1 --cacert=DIR/nowhere",
+        1,
+        &["DIR/nowhere", "No such file"],
+    ),
+    mistake(
+        "snapshot save DIR/x --endpoints=https://a:1 --cacert=DIR/text",
+        1,
+        &["DIR/text", "certificate is needed"],
+    ),
+    mistake(
+        "snapshot save DIR/x --endpoints=https://a:1 --cert=DIR/certs/server.crt",
+        1,
+        &["server.crt", "needs a key"],
+    ),
+    mistake("snapshot save DIR/x --user=root", 1, &["--user=root", "NAME:PASSWORD"]),
+    mistake(
+        "snapshot save DIR/nowhere/x",
+        1,
+        &["cannot write DIR/nowhere/x", "No such file"],
+    ),
+    mistake(
+        "snapshot save DIR/x --data-dir=DIR/nowhere",
+        1,
+        &["DIR/nowhere", "check the path"],
+    ),
+    mistake(
+        "snapshot restore DIR/nowhere --data-dir=DIR/r",
+        1,
+        &["DIR/nowhere", "No such file"],
+    ),
+    mistake(
+        "snapshot restore DIR/text --data-dir=DIR/r",
+        1,
+        &["DIR/text", "not a bbolt file"],
+    ),
+    mistake(
+        "snapshot restore DIR/text",
+        1,
+        &["\"data-dir\" not set", "snapshot restore --help"],
+    ),
+    mistake("snapshot status DIR/empty", 1, &["DIR/empty", "not a bbolt file"]),
+    mistake(
+        "snapshot status DIR/text -w xml",
+        1,
+        &["\"xml\"", "--write-out", "simple, table, json"],
+    ),
+    mistake("check", 1, &["requires <DATA_DIR>", "check --help"]),
+    mistake(
+        "check DIR/nowhere",
+        1,
+        &["DIR/nowhere holds no store", "check the path"],
+    ),
+    mistake("check DIR/text", 1, &["DIR/text holds no store", "check the path"]),
+    mistake("dump DIR/certs", 1, &["DIR/certs holds no store", "check the path"]),
+    mistake("dump --all DIR", 1, &["unknown flag: --all", "dump --help"]),
+    mistake(
+        "demo --manifests=DIR/text",
+        1,
+        &["DIR/text/tokyo-cluster", "--manifests"],
+    ),
+    mistake(
+        "demo --timeout=3",
+        1,
+        &["unknown flag: --timeout", "Did you mean --timeout-secs?"],
+    ),
+    mistake("completion tcsh", 1, &["unknown command \"tcsh\"", "zsh"]),
+    mistake("version --foo", 1, &["unknown flag: --foo"]),
+    mistake(
+        "etcdinit --etcd-data-dir=DIR/nowhere",
+        255,
+        &["--etcd-data-dir=DIR/nowhere", "make the directory first"],
+    ),
+    mistake(
+        "etcdinit --etcd-data-dir=DIR/text",
+        255,
+        &["--etcd-data-dir=DIR/text", "Not a directory"],
+    ),
+    mistake("etcdinit --timeout=x", 1, &["\"x\"", "--timeout", "such as 30s"]),
+    mistake(
+        "clustermesh --cluster-name=a",
+        255,
+        &["ClusterID 0 is reserved", "--cluster-id"],
+    ),
+    mistake(
+        "clustermesh --cluster-name=a --cluster-id=1",
+        255,
+        &["--kvstore-opt=etcd.config=FILE"],
+    ),
+    mistake(
+        "clustermesh --cluster-name=a --cluster-id=1 --kvstore-opt=x",
+        255,
+        &["--kvstore-opt", "key=value"],
+    ),
+    mistake(
+        "kvstoremesh --cluster-name=a --cluster-id=1 --kvstore-opt=etcd.address=http://a:1",
+        255,
+        &["--clustermesh-config"],
+    ),
+    mistake(
+        "kvstoremesh-dbg status --host=nowhere",
+        1,
+        &["\"nowhere\" has no port", "HOST:PORT"],
+    ),
+    mistake(
+        "kvstoremesh-dbg status --host=127.0.0.1:1",
+        1,
+        &["is KVStoreMesh running", "127.0.0.1:1"],
+    ),
+    mistake(
+        "kvstoremesh-dbg status -o xml",
+        1,
+        &["\"xml\"", "--output", "json, yaml"],
+    ),
+    mistake(
+        "kvstoremesh-dbg troubleshoot --clustermesh-config=DIR/nowhere",
+        0,
+        &["open DIR/nowhere: no such file"],
+    ),
+    mistake(
+        "clustermesh-dbg troubleshoot --etcd-config=DIR/text",
+        0,
+        &["DIR/text", "expected mapping"],
+    ),
+    mistake(
+        "mcsapi-coredns-cfg --k8s-kubeconfig-path=DIR/nowhere",
+        255,
+        &["kubeconfig DIR/nowhere", "No such file"],
+    ),
+    mistake(
+        "etcd --data-dir=DIR/text",
+        1,
+        &["DIR/text", "is a file, and a directory is needed"],
+    ),
+    mistake(
+        "etcd --config-file=DIR/nowhere",
+        1,
+        &["config file DIR/nowhere", "No such file"],
+    ),
+    mistake(
+        "etcd --config-file=DIR/text",
+        1,
+        &["config file DIR/text", "line 1 column 1"],
+    ),
+    mistake(
+        "etcd --listen-client-urls=https://127.0.0.1:0",
+        1,
+        &["https://127.0.0.1:0", "--cert-file and --key-file"],
+    ),
+    mistake("etcd --quota-backend-bytes=big", 2, &["'big'", "--quota-backend-bytes"]),
+];
+
+/// A directory with certificates, and with files that are none.
+fn directory() -> Tls {
+    let tls = Tls::new();
+    std::fs::write(tls.path("empty"), "").unwrap();
+    std::fs::write(tls.path("text"), "hello\n").unwrap();
+    tls.ca.server("other").unwrap();
+    tls
+}
+
+/// `serve` with everything that is needed but a source of objects.
+fn serve(tls: &Tls) -> CommandLine {
+    let base = isthmus([
+        "serve",
+        "--health-port=0",
+        "--api-serve-addr=",
+        "--cluster-name=a",
+        "--cluster-id=1",
+    ]);
+    base.args(tls.flags())
+}
+
+/// Runs the command lines one by one, and fails for those that are not answered as expected.
+fn answered(mistakes: &[Mistake], tls: &Tls, base: impl Fn() -> CommandLine) {
+    let directory = tls.dir.path().to_str().unwrap();
+    let mut wrong = vec![];
+    for Mistake { args, code, words } in mistakes {
+        let line = args.replace("DIR", directory);
+        let finished = base().env("HOME", directory).args(line.split(' ')).run();
+        let text = finished.text();
+        let missing: Vec<_> = words
+            .iter()
+            .filter(|word| !text.contains(&word.replace("DIR", directory)))
+            .collect();
+        let longest = text.lines().map(|line| line.matches(": ").count()).max();
+        if finished.code != Some(*code) || !missing.is_empty() || longest > Some(8) {
+            wrong.push(format!(
+                "{args}\n  exit {:?}, missing {missing:?} in:\n{text}",
+                finished.code
+            ));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn mistakes_of_serve_are_named_with_their_remedy() {
+    let tls = directory();
+    let with_source = |args: &str| args.contains("kube");
+    let manifests = format!("--manifests={}", example("hk-cluster").display());
+    let (kube, others): (Vec<_>, Vec<_>) = (0..SERVE.len()).partition(|at| with_source(SERVE[*at].args));
+    for at in others {
+        answered(&SERVE[at..=at], &tls, || serve(&tls).arg(&manifests));
+    }
+    for at in kube {
+        answered(&SERVE[at..=at], &tls, || serve(&tls));
+    }
+}
+
+#[test]
+fn mistakes_of_other_subcommands_are_named_with_their_remedy() {
+    answered(OTHERS, &directory(), || isthmus::<&str>([]));
+}
+
+#[test]
+fn a_process_without_a_source_of_objects_says_which_sources_there_are() {
+    let tls = directory();
+    let words = &[
+        "/.kube/config",
+        "KUBERNETES_SERVICE_HOST",
+        "--k8s-kubeconfig-path",
+        "--manifests",
+    ];
+    answered(&[mistake("--enable-k8s", 1, words)], &tls, || serve(&tls));
+}
+
+#[test]
+fn a_port_in_use_is_named_with_its_flag() {
+    let tls = directory();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let manifests = format!("--manifests={}", example("hk-cluster").display());
+    for flag in [
+        "--listen-client-urls=https://",
+        "--health-port=",
+        "--prometheus-serve-addr=",
+    ] {
+        let finished = serve(&tls).args([&manifests, &format!("{flag}{address}")]).run();
+        let (name, text) = (flag.split('=').next().unwrap(), finished.text());
+        assert_eq!(finished.code, Some(1), "{text}");
+        for word in [name, &address, "another process uses the port"] {
+            assert!(text.contains(word), "no {word:?} in:\n{text}");
+        }
+    }
+}
+
+/// A CA that issues certificates that [`isthmus::app::certs`] does not: expired ones.
+fn expired_client(tls: &Tls) {
+    let mut authority = CertificateParams::default();
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let key = KeyPair::generate().unwrap();
+    let ca = authority.self_signed(&key).unwrap();
+    let both = std::fs::read_to_string(tls.ca.path()).unwrap() + &ca.pem();
+    std::fs::write(tls.ca.path(), both).unwrap();
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, "remote");
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    (params.not_before, params.not_after) = (date_time_ymd(2001, 1, 1), date_time_ymd(2002, 1, 1));
+    let own = KeyPair::generate().unwrap();
+    let certificate = params.signed_by(&own, &Issuer::new(authority, key)).unwrap();
+    std::fs::write(tls.path("expired.crt"), certificate.pem()).unwrap();
+    std::fs::write(tls.path("expired.key"), own.serialize_pem()).unwrap();
+}
+
+/// Waits until the status of a remote cluster contains all words.
+async fn status_says(admin: &Admin, process: &Process, name: &str, words: &[&str]) {
+    let said = eventually("the status names the cause", async || {
+        let clusters = admin.clusters().await;
+        let cluster = clusters.into_iter().find(|cluster| cluster["name"] == name)?;
+        let status = cluster["status"].as_str()?.to_owned();
+        words.iter().all(|word| status.contains(word)).then_some(())
+    });
+    said.await;
+    // The cause does not alternate with others in the log.
+    let log = process.log();
+    let attempts = log
+        .lines()
+        .filter(|line| line.contains(&format!("cluster_name={name} error=")));
+    for line in attempts {
+        assert!(words.iter().all(|word| line.contains(word)), "{words:?}: {line}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_file_with_a_mistake_is_answered_by_its_cause() {
+    let (tls, other, admin) = (directory(), Tls::new(), Admin::new());
+    expired_client(&tls);
+    let manifests = format!("--manifests={}", example("hk-cluster").display());
+    let remote = serve(&tls).arg(&manifests).start();
+    let address = remote.address().await;
+    let mesh = tls.path("mesh");
+    std::fs::create_dir(&mesh).unwrap();
+    let pair = tls.ca.client("remote", "remote").unwrap();
+    let stranger = tls.ca.client("stranger", "remote-b").unwrap();
+    tls.client_file(&mesh.join("delta"), &address, &pair);
+    tls.client_file(&mesh.join("stranger"), &address, &stranger);
+    let text = std::fs::read_to_string(mesh.join("delta")).unwrap();
+    let file = |name: &str, change: &dyn Fn(&str) -> String| std::fs::write(mesh.join(name), change(&text)).unwrap();
+    let path = |path: &Path| path.to_str().unwrap().to_owned();
+    file("wrong-ca", &|text| {
+        text.replace(&path(&tls.ca.path()), &path(&other.ca.path()))
+    });
+    file("expired", &|text| {
+        text.replace(&path(&pair.cert), &path(&tls.path("expired.crt")))
+            .replace(&path(&pair.key), &path(&tls.path("expired.key")))
+    });
+    file("swapped", &|text| text.replace(&path(&pair.key), &path(&stranger.key)));
+    std::fs::write(mesh.join("plain"), format!("endpoints: [\"http://{address}\"]\n")).unwrap();
+    let own = isthmus(["serve", "--cluster-name=own", "--cluster-id=2"]).args(tls.flags());
+    let own = own.args([&manifests, &format!("--clustermesh-config={}", mesh.display())]);
+    let own = own
+        .args([admin.health_flag(), admin.metrics_flag(), admin.api_flag()])
+        .start();
+    let (ca, expired) = (path(&other.ca.path()), path(&tls.path("expired.crt")));
+    for (name, words) in [
+        ("delta", &["belongs to cluster a", "rename the client file to a"][..]),
+        ("stranger", &["no user \"remote-b\"", "--cluster-users-config-path"]),
+        ("wrong-ca", &["CN=test CA", &ca]),
+        ("expired", &[&*expired, "expired on 2002-01-01", "issue a new one"]),
+        ("swapped", &["the key does not belong to", "remote.crt"]),
+        ("plain", &["does it speak TLS?", "https://"]),
+    ] {
+        status_says(&admin, &own, name, words).await;
+    }
+    own.line(&format!("the client certificate {expired} expired on 2002-01-01"))
+        .await;
+    let series =
+        format!("isthmus_certificate_expiry_seconds{{role=\"client\",file=\"{expired}\",target_cluster=\"expired\"}}");
+    eventually("the metric shows the expiry", async || {
+        admin.metric(&series).await.filter(|left| *left < 0.0)
+    })
+    .await;
+    remote.line("the client certificate has expired: issue a new one").await;
+}
+
+#[tokio::test]
+async fn a_server_certificate_that_has_expired_is_warned_of() {
+    let (tls, admin) = (directory(), Admin::new());
+    expired_client(&tls);
+    let expired = tls.path("expired.crt");
+    let server = serve(&tls)
+        .arg(format!("--manifests={}", example("hk-cluster").display()))
+        .args([
+            format!("--cert-file={}", expired.display()),
+            format!("--key-file={}", tls.path("expired.key").display()),
+            format!("--data-dir={}", tls.path("data").display()),
+            admin.health_flag(),
+            admin.metrics_flag(),
+        ]);
+    let server = server.start();
+    let warning = format!("the server certificate {} expired on 2002-01-01", expired.display());
+    server.line(&warning).await;
+    admin.ready().await;
+    let report = admin.readyz("?verbose").await.unwrap().body;
+    assert!(
+        report.contains("[!]certificates failed") && report.contains(&warning),
+        "{report}"
+    );
+    for (series, is_expected) in [
+        (
+            format!(
+                "isthmus_certificate_expiry_seconds{{role=\"server\",file=\"{}\"}}",
+                expired.display()
+            ),
+            f64::is_sign_negative as fn(f64) -> bool,
+        ),
+        ("isthmus_durable_damaged_stores".to_owned(), |value| value == 0.0),
+        ("isthmus_durable_disk_full".to_owned(), |value| value == 0.0),
+        ("etcd_mvcc_db_total_size_in_bytes".to_owned(), |value| value > 1000.0),
+        ("etcd_server_quota_backend_bytes".to_owned(), |value| {
+            value == 2_147_483_648.0
+        }),
+    ] {
+        let value = admin.metric(&series).await;
+        assert!(value.is_some_and(is_expected), "{series}: {value:?}");
+    }
+}
