@@ -180,6 +180,9 @@ fn remedy(error: client::Error) -> anyhow::Error {
              root"
         }
         _ if error.is_permission_denied() => "a snapshot needs a user with the role root",
+        _ if text.contains("CertificateRequired") => "the store asks for a client certificate: give --cert and --key",
+        _ if text.contains("Connection refused") => "does a store run there?",
+        client::Error::Endpoint(_) => "write https://HOST:PORT, http://HOST:PORT or HOST:PORT",
         _ if text.contains("authentication failed") => "compare the name and the password of --user",
         _ => return error.into(),
     };

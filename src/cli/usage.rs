@@ -38,15 +38,17 @@ fn own_answer(command: Command, args: &[String], error: &Error) -> Answer {
     let mut command = command;
     command.build();
     let named = named(&mut command, args);
-    let message = message(named, args, error).replace("\n\nDid you mean this?\n\t", "; did you mean ");
-    let similar = texts(error, ContextKind::SuggestedArg);
-    let similar: String = similar
-        .iter()
-        .map(|flag| format!("; did you mean {}?", name(flag)))
-        .collect();
+    let message = message(named, args, error);
+    let message = message.split("\n\n").next().unwrap_or_default();
+    let similar = [ContextKind::SuggestedArg, ContextKind::SuggestedSubcommand].map(|kind| texts(error, kind));
+    let similar = similar.concat();
+    let similar = match similar.first() {
+        Some(similar) => format!(" Did you mean {}?", name(similar)),
+        None => String::new(),
+    };
     let path = named.get_bin_name().unwrap_or_default();
     Answer {
-        err: format!("Error: {}{similar}; see `{path} --help`\n", message.trim_end()),
+        err: format!("Error: {message}.{similar} See `{path} --help`\n"),
         out: String::new(),
         code: 1,
     }
