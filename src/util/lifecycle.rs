@@ -50,6 +50,8 @@ impl Lifecycle {
                 Ok(Ok(())) if this.stop.is_cancelled() => {}
                 Ok(Ok(())) => this.fail(&name, "ended early"),
                 Ok(Err(error)) => this.fail(&name, &error.to_string()),
+                // The runtime ends, as it does when the start has failed.
+                Err(end) if end.is_cancelled() => {}
                 Err(panic) => this.fail(&name, &panic.to_string()),
             }
         });
@@ -76,8 +78,10 @@ impl Lifecycle {
         let (name, this) = (name.into(), self.clone());
         self.run(name.clone(), async move {
             #[allow(clippy::disallowed_methods, reason = "the one place that spawns")]
-            if let Err(panic) = tokio::spawn(task).await {
-                this.fail(&name, &panic.to_string());
+            if let Err(end) = tokio::spawn(task).await
+                && !end.is_cancelled()
+            {
+                this.fail(&name, &end.to_string());
             }
         });
     }
