@@ -64,8 +64,8 @@ pub(super) struct Settings {
 /// Why there is no client.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("cannot use the kubeconfig {}: {}", path.display(), in_file(source, path))]
-    Kubeconfig { path: PathBuf, source: KubeconfigError },
+    #[error("cannot use the kubeconfig {}: {}", path.display(), in_file(error, path))]
+    Kubeconfig { path: PathBuf, error: KubeconfigError },
     /// Neither a kubeconfig, nor URLs, nor a service account.
     #[error(
         "Kubernetes client not configured, cannot continue: {kubeconfig}, and {in_cluster}; set --k8s-kubeconfig-path or \
@@ -120,9 +120,9 @@ impl Settings {
         let (config, proxy) = match &self.source {
             Source::Kubeconfig(path) => {
                 let read = of_kubeconfig(Kubeconfig::read_from(path)).await;
-                read.map_err(|source| Error::Kubeconfig {
+                read.map_err(|error| Error::Kubeconfig {
                     path: path.clone(),
-                    source,
+                    error,
                 })?
             }
             Source::Url(url) => (of_url(url)?, None),

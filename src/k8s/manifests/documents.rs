@@ -38,7 +38,10 @@ impl Documents {
         for Document { line, text } in split(text) {
             match serde_saphyr::from_str::<Value>(&text) {
                 Ok(value) => documents.add(value, line, &modified),
-                Err(error) => documents.errors.push(yaml::in_file(&error.to_string(), line)),
+                Err(error) => {
+                    let why = yaml::in_file(&error.to_string(), line);
+                    documents.errors.push(format!("does not parse: {why}"));
+                }
             }
         }
         documents
