@@ -11,7 +11,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
-/// How often the files are read.
+/// The waits after the first looks: the mesh knows its files soon after the start.
+const FIRST: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(10)];
+/// How often the files are read after that.
 const PERIOD: Duration = Duration::from_secs(60);
 /// The time between two warnings of one file.
 const QUIET: Duration = Duration::from_secs(86_400);
@@ -27,13 +29,13 @@ pub(super) fn watch(
     let source = Arc::new(source);
     life.spawn_forever(format!("certificates of the {part}"), async move {
         let mut warnings = Warnings::default();
-        loop {
+        for wait in FIRST.into_iter().chain(std::iter::repeat(PERIOD)) {
             let (table, source) = (table.clone(), Arc::clone(&source));
             let seen = tokio::task::spawn_blocking(move || table.look(part, source())).await;
             for warning in warnings.due(&seen.unwrap_or_default(), SystemTime::now(), Instant::now()) {
                 tracing::warn!("{warning}");
             }
-            tokio::time::sleep(PERIOD).await;
+            tokio::time::sleep(wait).await;
         }
     });
 }

@@ -46,14 +46,14 @@ pub struct TlsFiles {
 /// Why a TLS configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("cannot use {} as the {what}: {}", path.display(), pem::trouble(path, wanted, source))]
+    #[error("cannot use {} as the {what}: {}", path.display(), pem::trouble(path, wanted, error))]
     Read {
         /// What the file is for.
         what: &'static str,
         /// What the file must hold.
         wanted: &'static str,
         path: PathBuf,
-        source: rustls::pki_types::pem::Error,
+        error: rustls::pki_types::pem::Error,
     },
     #[error("CA file {} holds no usable CA: {why}", path.display())]
     Ca { path: PathBuf, why: String },
@@ -131,11 +131,11 @@ impl TlsFiles {
 
     fn load(&self, generation: u64) -> Result<Loaded, Error> {
         let chain = certificates(&self.cert, "server certificate (--cert-file)")?;
-        let key = PrivateKeyDer::from_pem_file(&self.key).map_err(|source| Error::Read {
+        let key = PrivateKeyDer::from_pem_file(&self.key).map_err(|error| Error::Read {
             what: "private key (--key-file)",
             wanted: "a private key",
             path: self.key.clone(),
-            source,
+            error,
         })?;
         let provider = Arc::new(self.protocol.provider()?);
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
@@ -169,11 +169,11 @@ impl TlsFiles {
 
 /// All certificates of a PEM file. A file without certificates is an error, which says what the file is for.
 pub fn certificates(path: &Path, what: &'static str) -> Result<Vec<CertificateDer<'static>>, Error> {
-    let wrap = |source| Error::Read {
+    let wrap = |error| Error::Read {
         what,
         wanted: "a certificate",
         path: path.to_owned(),
-        source,
+        error,
     };
     let list = CertificateDer::pem_file_iter(path).map_err(wrap)?;
     let list = list.collect::<Result<Vec<_>, _>>().map_err(wrap)?;
