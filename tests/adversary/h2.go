@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
+	"google.golang.org/protobuf/proto"
 )
 
 // h2 is an HTTP/2 connection that obeys no rule of its own: the attacks write the frames.
@@ -310,8 +311,8 @@ func framed(message []byte) []byte {
 }
 
 // message encodes a request of etcd's API.
-func message(m interface{ Marshal() ([]byte, error) }) []byte {
-	b, err := m.Marshal()
+func message(m proto.Message) []byte {
+	b, err := proto.Marshal(m)
 	if err != nil {
 		panic(err)
 	}

@@ -8,6 +8,7 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"golang.org/x/net/http2"
+	"google.golang.org/protobuf/proto"
 )
 
 // randomRows walk at random through everything that a reader's certificate can do.
@@ -200,7 +201,7 @@ func (w *walk) opens(path string) (id uint32, err error) {
 	return id, err
 }
 
-func (w *walk) begins(path string, m interface{ Marshal() ([]byte, error) }, end bool) error {
+func (w *walk) begins(path string, m proto.Message, end bool) error {
 	id, err := w.opens(path)
 	if err != nil {
 		return err

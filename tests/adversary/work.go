@@ -9,6 +9,7 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"golang.org/x/net/http2"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 )
 
 // workRows ask for much work with few bytes, with the rights of a reader or a writer.
@@ -121,7 +122,7 @@ func (a *attacker) compares(common string, put *pb.PutRequest) error {
 		txn.Success = append(txn.Success, &pb.RequestOp{Request: &pb.RequestOp_RequestTxn{RequestTxn: inner}})
 	}
 	kv := pb.NewKVClient(a.grpc(common))
-	a.set("bytes in the request", txn.Size())
+	a.set("bytes in the request", proto.Size(txn))
 	a.begin()
 	a.each(2, func(int) error {
 		_, err := kv.Txn(a.ctx, txn)
@@ -139,7 +140,7 @@ func txnReads(a *attacker) error {
 	for range 20 {
 		txn.Success = append(txn.Success, &pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: everything()}})
 	}
-	a.set("bytes in the request", txn.Size())
+	a.set("bytes in the request", proto.Size(txn))
 	a.begin()
 	a.calls(1, 1, "reader", pathTxn, message(txn))
 	return nil
