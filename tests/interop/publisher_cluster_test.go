@@ -23,7 +23,7 @@ import (
 // Isthmus.
 
 const (
-	ciliumModule = "github.com/cilium/cilium@v1.20.1"
+	ciliumModule = "github.com/cilium/cilium@v1.20.2"
 	mcsModule    = "sigs.k8s.io/mcs-api@v0.5.2"
 	exportCRD    = "config/crd/multicluster.x-k8s.io_serviceexports.yaml"
 )
