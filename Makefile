@@ -55,16 +55,18 @@ doc: setup ## build the documentation of all items without warnings
 deny: ## check licences, advisories and banned crates, and name the checks that this machine cannot make
 	@./.ci/deny
 
-# The peers (etcd, etcdctl, etcdutl) are built from Go modules that tests/interop pins.
+# The peers (etcd, etcdctl, etcdutl) are built from Go modules that tests/interop pins: etcd 3.7, and etcd 3.6 in etcd36.
 PEERS = $(abspath $(TARGET))/peers
-GO_TEST = ISTHMUS_BIN=$(abspath $(TARGET))/debug/clustermesh-apiserver PEERS_BIN=$(PEERS) go test -C tests/interop -count=1
+ISTHMUS_AND_PEERS = ISTHMUS_BIN=$(abspath $(TARGET))/debug/clustermesh-apiserver PEERS_BIN=$(PEERS)
+GO_TEST = $(ISTHMUS_AND_PEERS) go test -C tests/interop -count=1
 SEEDS ?= 4
 CALLS ?= 1000
 
-peers: setup ## build etcd, etcdctl and etcdutl
+peers: setup ## build etcd, etcdctl and etcdutl of 3.7, and of 3.6
 	@PEERS=1 ./.ci/setup
-	cd tests/interop && for tool in etcd:server etcdctl:etcdctl etcdutl:etcdutl; do \
-		go build -o $(PEERS)/$${tool%%:*} go.etcd.io/etcd/$${tool##*:}/v3 || exit 1; done
+	@for tool in etcd:server etcdctl:etcdctl etcdutl:etcdutl; do \
+		go build -C tests/interop -o $(PEERS)/$${tool%%:*} go.etcd.io/etcd/$${tool##*:}/v3 && \
+		go build -C tests/interop/etcd36 -o $(PEERS)/etcd36/$${tool%%:*} go.etcd.io/etcd/$${tool##*:}/v3 || exit 1; done
 
 # Without these values, Helm takes a rendered chart for one of Kubernetes 1.20.
 HELM_FLAGS = -X helm.sh/helm/v3/internal/version.version=v3.22.0 -X helm.sh/helm/v3/pkg/chartutil.k8sVersionMajor=1 \
@@ -82,10 +84,12 @@ deploy: helm ## render the chart and the manifests of deploy/ with many values, 
 SMALL_MESH = go run -C tests/interop ./mesh -isthmus $(abspath $(TARGET))/debug/clustermesh-apiserver -etcd $(PEERS)/etcd \
 	-clusters 5 -ips 200 -kills 8 -seconds 5 -rate 100
 
-interop: peers ## compare with etcd 3.6 call by call, and run its tools and clients; SEEDS=20 CALLS=2000 for the long walk
+interop: peers ## compare with etcd 3.7 and 3.6 call by call, and run its tools and clients; SEEDS=20 CALLS=2000 for the long walk
 	ISTHMUS_REQUIRE_PEERS=1 $(CARGO) test --locked --test it etcdctl
 	$(CARGO) build --locked
 	$(GO_TEST) -v -timeout 40m -skip "KubeAPIServer|Publisher|Deploy" . -args -seeds $(SEEDS) -calls $(CALLS)
+	$(ISTHMUS_AND_PEERS)/etcd36 go test -C tests/interop -count=1 -v -timeout 10m -run "Differential|Snapshot" . \
+		-args -seeds 1 -calls $(or $(CALLS36),300)
 	$(SMALL_MESH) -run churn,kills,wiped
 	$(SMALL_MESH) -shape mirror -qps 0 -run kills
 

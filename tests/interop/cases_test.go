@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 )
 
 // What clients in the field do at the edges of HTTP/2 and gRPC, and etcd serves: odd authorities, bursts of cancelled
@@ -233,7 +234,7 @@ func deafClient(t *testing.T, s *server, n int) {
 			break
 		}
 	}
-	get := try((&pb.RangeRequest{Key: []byte("a")}).Marshal()).or(t)
+	get := try(proto.Marshal(&pb.RangeRequest{Key: []byte("a")})).or(t)
 	c.open(t, 3, "/etcdserverpb.KV/Range")
 	c.send(t, 3, true, get)
 	var unknown, read bool

@@ -2,6 +2,7 @@ package interop
 
 import (
 	"fmt"
+	"strings"
 
 	"go.etcd.io/etcd/api/v3/authpb"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -119,7 +120,13 @@ func (w *walk) others() {
 		})
 	case 2:
 		both(w, "status", &pb.StatusRequest{}, (*side).Status, func(r *pb.StatusResponse) string {
-			return fmt.Sprint(head(r.Header), r.Version, r.StorageVersion, r.Errors, r.IsLearner, r.DbSizeQuota, r.Leader == r.Header.MemberId)
+			version := r.Version + " " + r.StorageVersion
+			if w.before37 {
+				version = ""
+			}
+			// Go's protobuf prints blanks at random.
+			alarms := strings.Fields(strings.Join(r.Errors, " "))
+			return fmt.Sprint(head(r.Header), version, alarms, r.IsLearner, r.DbSizeQuota, r.Leader == r.Header.MemberId, r.DowngradeInfo)
 		})
 	case 3:
 		at := pick(w, int64(0), w.revision, w.revision+1, w.compacted-1, w.revision-1)
@@ -133,7 +140,7 @@ func (w *walk) others() {
 			return fmt.Sprint(head(r.Header), r.Hash, r.HashRevision, r.CompactRevision)
 		})
 	default:
-		if w.enabled {
+		if w.enabled && w.before37 {
 			return
 		}
 		both(w, "auth status", &pb.AuthStatusRequest{}, (*side).AuthStatus, func(r *pb.AuthStatusResponse) string { return fmt.Sprint(head(r.Header), r.Enabled, r.AuthRevision) })

@@ -11,6 +11,7 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 )
 
 // The calls of the differential walk on keys and leases.
@@ -66,7 +67,44 @@ func (w *walk) rangeRequest() *pb.RangeRequest {
 
 func (w *walk) get() {
 	q := w.rangeRequest()
-	both(w, "range", q, (*side).Range, func(r *pb.RangeResponse) string { return rangeText(q, r) })
+	show := func(r *pb.RangeResponse) string {
+		if w.before37 && q.KeysOnly {
+			for _, kv := range r.Kvs {
+				kv.Lease = 0
+			}
+		}
+		return rangeText(q, r)
+	}
+	if w.before37 || w.chance(60) {
+		both(w, "range", q, (*side).Range, show)
+		return
+	}
+	if q.SortOrder == pb.RangeRequest_NONE {
+		q.SortTarget = pb.RangeRequest_KEY
+	}
+	both(w, "range stream", q, (*side).rangeStream, show)
+}
+
+// rangeStream merges the answers of a range stream, which makes them the answer of a range.
+func (s *side) rangeStream(ctx context.Context, q *pb.RangeRequest, _ ...grpc.CallOption) (*pb.RangeResponse, error) {
+	stream, err := s.RangeStream(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	whole := &pb.RangeResponse{}
+	for {
+		chunk, err := stream.Recv()
+		if err == io.EOF {
+			return whole, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		if whole.Header != nil {
+			return nil, fmt.Errorf("a chunk follows the chunk with the header")
+		}
+		proto.Merge(whole, chunk.RangeResponse)
+	}
 }
 
 // rangeText renders an answer without what a sort leaves open: where a limit has chosen among equal keys, only the field
@@ -156,11 +194,16 @@ func (w *walk) txnRequest(depth int) *pb.TxnRequest {
 func (w *walk) op(depth int) *pb.RequestOp {
 	switch n := w.rng.IntN(20); {
 	case n < 8:
-		return &pb.RequestOp{Request: &pb.RequestOp_RequestPut{RequestPut: w.putRequest()}}
+		q := w.putRequest()
+		if w.before37 && q.IgnoreValue {
+			q.Lease = 0
+		}
+		return &pb.RequestOp{Request: &pb.RequestOp_RequestPut{RequestPut: q}}
 	case n < 13:
 		q := w.rangeRequest()
 		// A limit may cut equal keys anywhere, and the answer does not say which request a part belongs to.
 		q.SortTarget = pb.RangeRequest_KEY
+		q.KeysOnly = q.KeysOnly && !w.before37
 		return &pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: q}}
 	case n < 17 || depth == 0:
 		q := &pb.DeleteRangeRequest{Key: w.key(), PrevKv: w.chance(30)}

@@ -1,4 +1,4 @@
-// Package interop compares Isthmus with the programs that it replaces: etcd 3.6 with its tools and clients, and Cilium's
+// Package interop compares Isthmus with the programs that it replaces: etcd 3.7 with its tools and clients, and Cilium's
 // clustermesh-apiserver. The Makefile builds these peers from pinned modules and passes their places in variables:
 // ISTHMUS_BIN, and PEERS_BIN (a directory with etcd, etcdctl and etcdutl). tests/README.md lists the suites.
 //
