@@ -119,14 +119,6 @@ impl Kv {
     pub fn lease(&self) -> i64 {
         self.fields().lease
     }
-
-    /// The same key-value with an empty value, for `keys_only`.
-    pub fn without_value(&self) -> Self {
-        Self::new(&Fields {
-            value: &[],
-            ..self.fields()
-        })
-    }
 }
 
 impl AsRef<[u8]> for Kv {

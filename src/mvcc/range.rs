@@ -21,7 +21,7 @@ pub struct RangeOptions {
     pub order: SortOrder,
     /// The field to sort by.
     pub target: SortTarget,
-    /// Omit the values.
+    /// Omit the values and, unless the values are sorted by, the leases.
     pub keys_only: bool,
     /// Return only the count.
     pub count_only: bool,
@@ -235,8 +235,15 @@ impl RangeOptions {
             kvs.truncate(limit);
         }
         if self.keys_only {
+            // Parity: since 3.7, etcd answers from its index, which has no leases, unless it needs the values to sort.
+            let leases = self.target == SortTarget::Value;
             for kv in &mut kvs {
-                *kv = kv.without_value();
+                let fields = kv.fields();
+                *kv = Kv::new(&Fields {
+                    value: &[],
+                    lease: if leases { fields.lease } else { 0 },
+                    ..fields
+                });
             }
         }
         (kvs, more)

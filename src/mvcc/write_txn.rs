@@ -41,10 +41,7 @@ fn check(txn: &Txn, state: &State, taken: &mut impl Iterator<Item = bool>) -> Re
     for op in branch(txn, succeeded) {
         match op {
             Op::Range(options) => check_range(options, state.current, state.compacted)?,
-            Op::Put(put) => {
-                check_key(put, state)?;
-                check_lease(put, state)?;
-            }
+            Op::Put(put) => check_put(put, state)?,
             Op::Txn(nested) => check(nested, state, taken)?,
             Op::Delete(_) => {}
         }
@@ -64,17 +61,14 @@ fn holds(compare: &Compare, state: &State) -> bool {
     }
 }
 
-fn check_key(put: &Put, state: &State) -> Result<(), Error> {
+/// Checks the lease, then the key (etcd: server/etcdserver/txn/put.go).
+fn check_put(put: &Put, state: &State) -> Result<(), Error> {
+    if put.lease != 0 && !put.ignore_lease && !state.leases.contains(put.lease) {
+        return Err(Error::LeaseNotFound);
+    }
     let keeps = put.ignore_value || put.ignore_lease;
     if keeps && state.index.get(&put.key).and_then(|h| h.live()).is_none() {
         return Err(Error::KeyNotFound);
-    }
-    Ok(())
-}
-
-fn check_lease(put: &Put, state: &State) -> Result<(), Error> {
-    if put.lease != 0 && !put.ignore_lease && !state.leases.contains(put.lease) {
-        return Err(Error::LeaseNotFound);
     }
     Ok(())
 }
@@ -94,11 +88,8 @@ impl<'a> WriteTxn<'a> {
     }
 
     /// Checks and puts one key; returns the previous key-value.
-    ///
-    /// Parity: a single put checks the lease first, a put in a transaction checks the key first.
     pub(super) fn put_alone(&mut self, put: &Put) -> Result<Option<Kv>, Error> {
-        check_lease(put, self.state)?;
-        check_key(put, self.state)?;
+        check_put(put, self.state)?;
         Ok(self.put(put))
     }
 

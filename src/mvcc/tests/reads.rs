@@ -295,3 +295,27 @@ fn the_sort_with_no_order_and_a_limit_sorts_only_the_first_keys() {
     assert_eq!(read(SortOrder::Ascend, 1), b"1");
     assert_eq!(read(SortOrder::Descend, 0), b"321");
 }
+
+#[test]
+fn a_read_of_keys_shows_the_leases_only_where_it_sorts_by_value() {
+    let store = Store::new();
+    assert!(store.grant(7, 60));
+    let leased = Put {
+        lease: 7,
+        ..put_of("k", "v")
+    };
+    store.put(leased).unwrap();
+    let read = |target| {
+        let options = RangeOptions {
+            keys_only: true,
+            target,
+            ..RangeOptions::new(KeyRange::all())
+        };
+        let kv = store.range(&options).unwrap().kvs.remove(0);
+        let fields = kv.fields();
+        (fields.value.to_vec(), fields.lease, fields.version)
+    };
+    assert_eq!(read(SortTarget::Key), (vec![], 0, 1));
+    assert_eq!(read(SortTarget::Mod), (vec![], 0, 1));
+    assert_eq!(read(SortTarget::Value), (vec![], 7, 1));
+}

@@ -86,6 +86,19 @@ fn ignore_value_keeps_the_value_and_needs_the_key() {
 }
 
 #[test]
+fn an_unknown_lease_is_reported_before_a_missing_key_also_in_a_transaction() {
+    let store = Store::new();
+    let both = Put {
+        lease: 9,
+        ignore_value: true,
+        ..put_of("missing", "")
+    };
+    assert_eq!(store.put(both.clone()), Err(Error::LeaseNotFound));
+    let txn = vec![Op::Put(both)].into();
+    assert_eq!(store.txn(&txn).unwrap_err(), Error::LeaseNotFound);
+}
+
+#[test]
 fn the_bytes_of_history_are_those_of_replaced_versions_and_tombstones() {
     let store = Store::new();
     let put = |value: &str| store.apply(&[Write::Put("k".into(), value.to_owned().into())]);
