@@ -117,11 +117,19 @@ fn parse(content: &[u8], own: &BTreeSet<String>) -> Result<Parsed, String> {
         } else if own.contains(&name) {
             complaints.push(format!("{name:?} is one of this cluster's own users: left as it is"));
         } else if role.is_empty() {
-            complaints.push(format!("{name:?} has no role: left as it is"));
+            complaints.push(format!("{name:?} has no role: the roles that it has are revoked"));
             users.entry(name).or_default();
         } else {
-            // Parity: a user that is listed twice has both roles.
-            users.entry(name).or_default().insert(role);
+            // Parity: of several entries for one user, the last one remains in effect.
+            if users
+                .get(&name)
+                .is_some_and(|roles| !roles.is_empty() && !roles.contains(&role))
+            {
+                complaints.push(format!(
+                    "{name:?} is listed twice: the role {role:?} of the last entry counts"
+                ));
+            }
+            users.insert(name, [role].into());
         }
     }
     Ok(Parsed { users, complaints })
@@ -158,14 +166,14 @@ mod tests {
             ["7: 007", "no: yes"]
         );
         let twice = "users: [{name: a, role: r1}, {name: a, role: r2}]";
-        assert_eq!(listed(twice), ["a: r1 r2"]);
+        assert_eq!(listed(twice), ["a: r2"]);
     }
 
     #[test]
     fn invalid_entries_are_named_and_the_others_are_used() {
         let text =
             "users: [{role: r}, {name: root, role: r}, {name: a}, {name: local-hk, role: r}, {name: b, role: r}]";
-        assert_eq!(listed(text), ["a: ", "b: r"], "a is listed, so it stays");
+        assert_eq!(listed(text), ["a: ", "b: r"], "a is listed, so the user stays");
         let complaints = parse(text.as_bytes(), &own()).unwrap().complaints;
         assert_eq!(complaints.len(), 4, "{complaints:?}");
         assert!(complaints[0].contains("entry 1") && complaints[1].contains("root"));

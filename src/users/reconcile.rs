@@ -10,7 +10,7 @@ const PREFIX: &str = "remote-";
 /// After this many consecutive failures of the store itself, the rest of the comparison is postponed.
 const UNAVAILABLE_MAX: usize = 2;
 
-/// The listed users with their roles. A user without roles is left as it is.
+/// The listed users with their roles. A user without roles is not created, and loses the roles that it has.
 pub(super) type Wanted = BTreeMap<String, BTreeSet<String>>;
 
 /// The wanted users, and the knowledge about the present users.
@@ -114,7 +114,7 @@ impl Reconciler {
             }
             let was_there = present.contains(&user);
             let done = ensure(admin, &user, &roles, &mut present).await;
-            if done.is_ok() || (!was_there && present.contains(&user)) {
+            if !roles.is_empty() && (done.is_ok() || (!was_there && present.contains(&user))) {
                 self.adopted.insert(user.clone());
             }
             match done.is_ok() {
@@ -132,8 +132,13 @@ impl Reconciler {
 
     /// The wanted users that are missing, or may have other roles.
     fn todo(&self, present: &BTreeSet<String>) -> Wanted {
-        let wanted = self.wanted.iter().filter(|(_, roles)| !roles.is_empty());
-        let todo = wanted.filter(|(user, _)| self.unsure.contains(*user) || !present.contains(*user));
+        let todo = self
+            .wanted
+            .iter()
+            .filter(|(user, roles)| match present.contains(*user) {
+                true => self.unsure.contains(*user),
+                false => !roles.is_empty(),
+            });
         todo.map(|(user, roles)| (user.clone(), roles.clone())).collect()
     }
 

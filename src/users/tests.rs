@@ -279,15 +279,16 @@ async fn a_store_that_lost_its_users_gets_them_back() {
 }
 
 #[tokio::test]
-async fn a_user_that_is_listed_without_a_role_is_neither_made_nor_changed_nor_removed() {
+async fn a_user_that_is_listed_without_a_role_loses_its_roles_and_is_neither_made_nor_removed() {
     let fake = Fake::with(&[("alice", "r1"), ("remote-a", "r1")]);
     let mut reconciler = Reconciler::new(own());
     reconciler.want(wanted(&[("alice", ""), ("remote-a", ""), ("remote-b", "")]));
+    assert!(reconciler.reconcile(&*fake).await.failures.is_empty());
+    assert_eq!(fake.users(), ["alice: ", "remote-a: "]);
     assert!(reconciler.reconcile(&*fake).await.routine);
-    assert_eq!(fake.users(), ["alice: r1", "remote-a: r1"]);
     reconciler.want(Wanted::new());
     reconciler.reconcile(&*fake).await;
-    assert_eq!(fake.users(), ["alice: r1"], "alice was never managed");
+    assert_eq!(fake.users(), ["alice: "], "alice was never managed");
 }
 
 /// A mounted ConfigMap: the file is a link through `..data`, which is replaced.
