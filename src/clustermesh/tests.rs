@@ -243,6 +243,39 @@ fn a_slice_is_exported_with_all_fields_and_compressed() {
     );
 }
 
+/// Since 1.20.2, Cilium's readers refuse a service or a slice because of one address with a zone.
+#[test]
+fn addresses_that_readers_refuse_are_left_out_and_the_others_are_published() {
+    let mut bench = Bench::new(options());
+    bench.apply(namespace("foo", None));
+    let mut global = service(json!({"service.cilium.io/global": "true"}));
+    global["spec"]["clusterIPs"] = json!(["fd00::1", "fe80::1%eth0", "10.96.0.300"]);
+    bench.apply(global);
+    let problems = std::mem::take(&mut bench.problems);
+    assert_eq!(problems.len(), 2, "{problems:?}");
+    let zone = "Service foo/s: cluster IP \"fe80::1%eth0\" is not an IP address without a zone";
+    assert!(problems.iter().any(|p| p == zone), "{problems:?}");
+    let mut value = slice("s-1", "fd00::2", ("http", 80));
+    value["addressType"] = json!("IPv6");
+    value["endpoints"] = json!([{"addresses": ["fd00::2", "fd00::3%eth0"]}, {"addresses": ["10.0.0.300"]}]);
+    bench.apply(value);
+    let problems = std::mem::take(&mut bench.problems);
+    assert!(problems.iter().any(|p| p.contains("\"fd00::3%eth0\"")), "{problems:?}");
+    let service = bench.json(Scope::Services, "foo/s");
+    assert_eq!(
+        service["frontends"].as_object().unwrap().keys().collect::<Vec<_>>(),
+        ["fd00::1"]
+    );
+    assert_eq!(
+        service["backends"].as_object().unwrap().keys().collect::<Vec<_>>(),
+        ["fd00::2"]
+    );
+    let bytes = &bench.keys[&(Scope::EndpointSlices, "foo/s-1".to_owned())];
+    let message = ClusterEndpointSlice::decode(&*zstd::decode_all(&bytes[..]).unwrap()).unwrap();
+    assert_eq!(message.endpoints.len(), 1);
+    assert_eq!(message.endpoints[0].addresses, ["fd00::2"]);
+}
+
 #[test]
 fn the_keys_of_a_namespace_are_withdrawn_and_published_again_with_its_annotation() {
     let mut bench = Bench::new(options());

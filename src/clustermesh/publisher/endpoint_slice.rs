@@ -11,6 +11,7 @@ use crate::model::values::slice;
 use bytes::Bytes;
 use prost::Message;
 use std::collections::{BTreeSet, HashMap};
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// The label by which a slice names its service.
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
@@ -84,11 +85,24 @@ pub(super) fn key(namespace: &str, name: &str) -> Name {
     format!("{namespace}/{name}").into()
 }
 
-/// The value of a slice: protobuf in one zstd frame.
-pub(super) fn value(slice: &k8s::EndpointSlice, cluster: &ClusterInfo) -> Bytes {
+/// Whether readers accept the address in a slice of this type. They refuse the whole slice because of one other address.
+fn is_readable(address: &str, kind: &str) -> bool {
+    // As readers want it, Rust's addresses have no zone.
+    match kind {
+        "IPv4" => address.parse::<Ipv4Addr>().is_ok(),
+        "IPv6" => address.parse::<Ipv6Addr>().is_ok(),
+        _ => true,
+    }
+}
+
+/// The value of a slice: protobuf in one zstd frame. Addresses that readers refuse are left out; `service::publish`
+/// reports them.
+pub(super) fn value<'a>(slice: &'a k8s::EndpointSlice, cluster: &ClusterInfo) -> Bytes {
     let meta = &slice.metadata;
-    let endpoint = |e: &k8s::SliceEndpoint| slice::Endpoint {
-        addresses: e.addresses.clone(),
+    let addresses = |e: &'a k8s::SliceEndpoint| e.addresses.iter().filter(|a| is_readable(a, &slice.address_type));
+    let readable = |e: &&'a k8s::SliceEndpoint| e.addresses.is_empty() || addresses(e).next().is_some();
+    let endpoint = |e: &'a k8s::SliceEndpoint| slice::Endpoint {
+        addresses: addresses(e).cloned().collect(),
         conditions: Some(slice::EndpointConditions {
             ready: e.conditions.ready,
             serving: e.conditions.serving,
@@ -123,7 +137,7 @@ pub(super) fn value(slice: &k8s::EndpointSlice, cluster: &ClusterInfo) -> Bytes 
         labels: meta.labels.clone(),
         annotations: meta.annotations.clone(),
         address_type: Some(slice.address_type.clone()),
-        endpoints: slice.endpoints.iter().map(endpoint).collect(),
+        endpoints: slice.endpoints.iter().filter(readable).map(endpoint).collect(),
         ports: slice.ports.iter().map(port).collect(),
     };
     let compressed = zstd::bulk::compress(&message.encode_to_vec(), 1);

@@ -101,7 +101,7 @@ fn value<'a>(
         cluster: cluster.name.to_string(),
         namespace: meta.namespace.clone(),
         name: meta.name.clone(),
-        frontends: frontends(service),
+        frontends: frontends(service, problems),
         backends: BTreeMap::new(),
         hostnames: BTreeMap::new(),
         zones: BTreeMap::new(),
@@ -117,7 +117,8 @@ fn value<'a>(
     json(&value)
 }
 
-fn frontends(service: &k8s::Service) -> BTreeMap<String, values::Ports> {
+/// The cluster IPs. Readers refuse the whole service because of one invalid address, or one with a zone.
+fn frontends(service: &k8s::Service, problems: &mut Problems) -> BTreeMap<String, values::Ports> {
     let spec = &service.spec;
     let label = service.metadata.labels.contains_key("service.kubernetes.io/headless");
     if label || spec.cluster_ip.eq_ignore_ascii_case("none") {
@@ -135,7 +136,15 @@ fn frontends(service: &k8s::Service) -> BTreeMap<String, values::Ports> {
         true => std::slice::from_ref(&spec.cluster_ip),
         false => &spec.cluster_ips,
     };
-    addresses.iter().map(|ip| (ip.clone(), ports.clone())).collect()
+    let mut frontends = BTreeMap::new();
+    for address in addresses {
+        if address.parse::<IpAddr>().is_ok() {
+            frontends.insert(address.clone(), ports.clone());
+        } else if !address.is_empty() {
+            problems.push(format!("cluster IP {address:?} is not an IP address without a zone"));
+        }
+    }
+    frontends
 }
 
 fn add_backends(value: &mut values::Service, slice: &k8s::EndpointSlice, problems: &mut Problems) {
@@ -157,7 +166,7 @@ fn add_backends(value: &mut values::Service, slice: &k8s::EndpointSlice, problem
             let Ok(ip) = text.parse::<IpAddr>() else {
                 let name = &slice.metadata.name;
                 problems.push(format!(
-                    "address {address:?} of EndpointSlice {name} is not an IP address"
+                    "address {address:?} of EndpointSlice {name} is not an IP address without a zone"
                 ));
                 continue;
             };
