@@ -69,16 +69,8 @@ fn as_subcommand(mut args: Vec<String>) -> (Vec<String>, Dialect) {
         if arg.len() > 2 && arg.starts_with('-') && arg[1..].starts_with(long) {
             arg.insert(0, '-');
         }
-        drop_experimental_prefix(arg);
     }
     (args, Dialect::Etcd)
-}
-
-/// Flags that were experimental in etcd 3.5 have plain names since 3.6; both are accepted.
-fn drop_experimental_prefix(arg: &mut String) {
-    if let Some(plain) = arg.strip_prefix("--experimental-") {
-        *arg = format!("--{plain}");
-    }
 }
 
 /// As in the originals, an empty environment variable counts as unset.
@@ -128,11 +120,7 @@ fn etcd_flags(command: &Command) -> Vec<String> {
 
 /// Separates the flags of a config file that are in `known` from those that are not.
 fn split_known(given: Vec<String>, known: &[String]) -> (Vec<String>, Vec<String>) {
-    let plain = given.into_iter().map(|mut arg| {
-        drop_experimental_prefix(&mut arg);
-        arg
-    });
-    plain.partition(|arg| {
+    given.into_iter().partition(|arg| {
         let name = arg.trim_start_matches("--").split('=').next().unwrap_or_default();
         known.iter().any(|flag| flag == name)
     })

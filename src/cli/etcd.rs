@@ -2,6 +2,7 @@
 
 pub mod environment;
 pub mod listen;
+pub mod removed;
 mod without_effect;
 
 pub use without_effect::IGNORED;

@@ -212,7 +212,7 @@ fn save_directory(directory: &Path, out: &mut File, beside: &Path) -> anyhow::Re
             client_urls: vec![],
             term: loaded.metadata.raft_term,
             index: store.revision().unsigned_abs(),
-            version: server::STORAGE_VERSION.to_owned(),
+            version: server::SNAPSHOT_VERSION.to_owned(),
         },
     };
     let folder = beside.parent().filter(|folder| !folder.as_os_str().is_empty());

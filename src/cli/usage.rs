@@ -5,6 +5,7 @@
 //! output.
 
 use super::arguments::Dialect;
+use super::etcd::removed;
 use clap::Command;
 use clap::error::{ContextKind, ContextValue, Error, ErrorKind};
 use std::error::Error as _;
@@ -72,6 +73,15 @@ fn etcd_answer(error: &Error) -> Answer {
             ..Answer::default()
         };
     }
+    let unknown = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(arg)) if error.kind() == ErrorKind::UnknownArgument => arg.trim_start_matches("--"),
+        _ => "",
+    };
+    let text = match removed::remedy(unknown) {
+        // Tools that run several releases of etcd look for the words of Go's flag package.
+        Some(remedy) => format!("flag provided but not defined: -{unknown}\n{remedy}\n"),
+        None => text,
+    };
     Answer {
         err: text,
         // cobra exits with 1, Go's flag package with 2.

@@ -53,6 +53,31 @@ async fn settings_come_from_flags_the_environment_or_a_file() {
     assert!(error.contains("too many operations"), "{error}");
 }
 
+#[test]
+fn flags_that_etcd_removed_are_refused_with_their_successors() {
+    for (flag, successor) in [
+        (
+            "-experimental-watch-progress-notify-interval=1m",
+            "--watch-progress-notify-interval",
+        ),
+        (
+            "--experimental-initial-corrupt-check",
+            "--feature-gates=InitialCorruptCheck=true",
+        ),
+        ("--discovery=http://example", "--discovery-endpoints"),
+    ] {
+        let finished = plain_etcd().arg(flag).run();
+        let name = flag.trim_start_matches('-').split('=').next().unwrap();
+        let text = finished.text();
+        assert_eq!(finished.code, Some(2), "{text}");
+        assert!(
+            text.contains(&format!("flag provided but not defined: -{name}\n")),
+            "{text}"
+        );
+        assert!(text.contains(&format!("use {successor}")), "{text}");
+    }
+}
+
 #[tokio::test]
 async fn a_unix_socket_serves_clients_and_metrics_have_a_listener_of_their_own() {
     let dir = tempfile::tempdir().unwrap();
@@ -71,6 +96,13 @@ async fn a_unix_socket_serves_clients_and_metrics_have_a_listener_of_their_own()
     let put = put.unix_socket(&socket).send().await.unwrap();
     assert!(put.body.contains(r#""revision":"2""#), "{put:?}");
 
+    let read = Request::post(
+        "http://etcd/v3/kv/txn",
+        r#"{"success":[{"requestRange":{"key":"Zm9v"}}]}"#,
+    );
+    let read = read.unix_socket(&socket).send().await.unwrap();
+    assert!(read.body.contains("YmFy"), "{read:?}");
+
     let line = server.line("serving metrics and health").await;
     let metrics = line.split("\"address\":\"").nth(1).unwrap().split('"').next().unwrap();
     let get = async |path: &str| http::get(&format!("http://{metrics}{path}")).await.unwrap();
@@ -79,6 +111,9 @@ async fn a_unix_socket_serves_clients_and_metrics_have_a_listener_of_their_own()
         "etcd_server_has_leader 1",
         "etcd_debugging_mvcc_current_revision 2",
         "etcd_mvcc_put_total 1",
+        r#"etcd_server_request_duration_seconds_count{success="true",type="Put"} 1"#,
+        r#"etcd_server_request_duration_seconds_count{success="true",type="ReadonlyTxn"} 1"#,
+        "etcd_debugging_server_watch_send_loop_progress_duration_seconds_count 0",
         "etcd_disk_wal_fsync_duration_seconds_count 0",
         r#"isthmus_server_connections{state="handshake"} 0.0"#,
         "isthmus_server_answer_bytes 0.0",

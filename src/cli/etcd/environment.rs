@@ -119,7 +119,7 @@ fn flag(name: &str, value: &Value) -> anyhow::Result<Option<String>> {
     };
     let text = match value {
         Value::Null => return Ok(None),
-        Value::Number(n) if NANOSECONDS.contains(&name.trim_start_matches("experimental-")) => format!("{n}ns"),
+        Value::Number(n) if NANOSECONDS.contains(&name) => format!("{n}ns"),
         Value::Array(list) => list.iter().map(scalar).collect::<anyhow::Result<Vec<_>>>()?.join(","),
         value => scalar(value)?,
     };

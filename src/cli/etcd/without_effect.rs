@@ -2,41 +2,49 @@
 
 use crate::cli::ignored::IgnoredFlags;
 
-/// Flags of etcd that have no meaning for a single store without Raft and bbolt, or are not supported yet.
+/// Flags of etcd that have no meaning for a single store without Raft and bbolt, or that etcd itself ignores.
 pub const IGNORED: IgnoredFlags = IgnoredFlags {
     boolean: &[
-        "compact-hash-check-enabled",
+        "cluster-active-size",
+        "cluster-remove-delay",
+        "cluster-sync-interval",
+        "config",
         "discovery-insecure-skip-tls-verify",
         "discovery-insecure-transport",
         "enable-distributed-tracing",
-        "enable-lease-checkpoint",
-        "enable-lease-checkpoint-persist",
         "enable-log-rotation",
         "enable-pprof",
+        "force",
         "force-new-cluster",
-        "initial-corrupt-check",
         "initial-election-tick-advance",
+        "max-result-buffer",
+        "max-retry-attempts",
         "memory-mlock",
         "peer-auto-tls",
         "peer-client-cert-auth",
+        "peer-election-timeout",
+        "peer-heartbeat-interval",
         "peer-skip-client-san-verification",
         "pre-vote",
+        "retry-interval",
+        "snapshot",
         "socket-reuse-address",
         "socket-reuse-port",
-        "stop-grpc-service-on-defrag",
         "strict-reconfig-check",
-        "txn-mode-write-with-shared-buffer",
+        "v",
+        "vv",
     ],
     with_value: &[
         "backend-batch-interval",
         "backend-batch-limit",
         "backend-bbolt-freelist-type",
         "bootstrap-defrag-threshold-megabytes",
+        "client-cert-file",
+        "client-key-file",
         "compact-hash-check-time",
         "compaction-batch-limit",
         "compaction-sleep-interval",
         "corrupt-check-time",
-        "discovery",
         "discovery-cacert",
         "discovery-cert",
         "discovery-dial-timeout",
@@ -46,7 +54,6 @@ pub const IGNORED: IgnoredFlags = IgnoredFlags {
         "discovery-keepalive-timeout",
         "discovery-key",
         "discovery-password",
-        "discovery-proxy",
         "discovery-request-timeout",
         "discovery-srv",
         "discovery-srv-name",
@@ -88,7 +95,7 @@ pub const IGNORED: IgnoredFlags = IgnoredFlags {
     ],
 };
 
-/// Feature gates of etcd 3.6 and 3.7. Known names are accepted without effect.
+/// Feature gates of etcd 3.7. Known names are accepted without effect.
 pub const FEATURE_GATES: &[&str] = &[
     "AllAlpha",
     "AllBeta",
