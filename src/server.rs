@@ -72,9 +72,14 @@ use transport::Transport;
 use turns::Turns;
 
 /// The etcd version that is reported to clients.
-pub const ETCD_VERSION: &str = "3.6.16";
+pub const ETCD_VERSION: &str = "3.7.3";
 /// etcd's storage version for [`ETCD_VERSION`].
-pub const STORAGE_VERSION: &str = "3.6.0";
+pub const STORAGE_VERSION: &str = "3.7.0";
+/// The storage version in snapshots. The storage versions 3.6 and 3.7 have the same buckets and keys, but etcd 3.6 refuses a
+/// database that says 3.7.
+pub const SNAPSHOT_VERSION: &str = "3.6.0";
+/// etcd's cluster version for [`ETCD_VERSION`], without the patch number.
+const CLUSTER_VERSION: &str = "3.7";
 
 /// The protocols that a listener serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

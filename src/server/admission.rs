@@ -94,7 +94,7 @@ pub(super) struct Refusal {
 impl Call {
     /// The checks in the order in which etcd makes them, and the sources of that order.
     ///
-    /// Writes in etcd 3.6: `processInternalRaftRequestOnce` (server/etcdserver/v3_server.go) checks the token and
+    /// Writes in etcd 3.7: `processInternalRaftRequestOnce` (server/etcdserver/v3_server.go) checks the token and
     /// then the size before a proposal. The appliers (server/etcdserver/apply/uber_applier.go) then check in turn:
     /// CORRUPT, NOSPACE, grants, quota. Two checks differ on purpose: etcd asks for the quota before everything
     /// else as well (v3rpc/quota.go), so that anonymous callers raise the alarm; and a full disk ends etcd, while

@@ -5,6 +5,7 @@ mod txn;
 
 use super::admission::{Call, Caller, Operation, PrevKv};
 use super::commit::Cause;
+use super::metrics::ReadOnlyTxn;
 use super::refusals::Budget;
 use super::{Core, status};
 use crate::mvcc::{DeleteResult, KeyRange, PutResult, RangeOptions, RangeResult, SortOrder, SortTarget, Txn};
@@ -52,16 +53,16 @@ impl pb::kv_server::Kv for KvService {
     ) -> Result<Response<Self::RangeStreamStream>, Status> {
         let caller = Caller::of(&request);
         let request = request.into_inner();
-        let ordered = request.sort_order != 0 || request.sort_target != 0;
         let options = range_options(request)?;
-        let operation = Operation::read(Call::Range, options.range.clone());
-        self.0.admit(&caller, &operation).await?;
-        if ordered && !(options.order == SortOrder::Ascend && options.target == SortTarget::Key) {
+        // etcd accepts a target without an order, and then loses keys between chunks that it sorts one by one.
+        if options.target != SortTarget::Key || options.order == SortOrder::Descend {
             return Err(Status::unimplemented("RangeStream does not support custom sort orders"));
         }
         if options.has_revision_bounds() {
             return Err(Status::unimplemented("RangeStream does not support revision filters"));
         }
+        let operation = Operation::read(Call::Range, options.range.clone());
+        self.0.admit(&caller, &operation).await?;
         Ok(Response::new(Box::pin(self.chunks(&caller, options))))
     }
 
@@ -126,6 +127,7 @@ impl pb::kv_server::Kv for KvService {
         let operation = txn::operation(&request, &txn);
         self.0.admit(&caller, &operation).await?;
         let keys = self.check_work(&caller, &txn)?;
+        let read_only = txn.is_read_only();
         drop(turn);
         let run = move |core: &Core, go_on: &mut dyn FnMut() -> bool| core.store.txn_while(&txn, go_on);
         let done = self.0.take_admitted_turn(&caller, operation, keys, run).await?;
@@ -140,7 +142,11 @@ impl pb::kv_server::Kv for KvService {
             ..txn_response(&request, result)
         };
         let bytes = message.encoded_len();
-        self.0.answer(caller.peer(), done, bytes, message).await
+        let mut response = self.0.answer(caller.peer(), done, bytes, message).await?;
+        if read_only {
+            response.extensions_mut().insert(ReadOnlyTxn);
+        }
+        Ok(response)
     }
 
     async fn compact(

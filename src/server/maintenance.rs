@@ -2,7 +2,7 @@
 
 use super::admission::{Call, Caller, Operation};
 use super::commit::Cause;
-use super::{Core, ETCD_VERSION, STORAGE_VERSION, status};
+use super::{CLUSTER_VERSION, Core, ETCD_VERSION, SNAPSHOT_VERSION, STORAGE_VERSION, status};
 use crate::lease::LeaseInfo;
 use crate::mvcc::Versions;
 use crate::pb::etcdserverpb as pb;
@@ -19,6 +19,8 @@ use tonic::{Request, Response, Status};
 
 /// Bytes of the file in one message of a snapshot stream.
 const SNAPSHOT_BLOB: usize = 32 << 10;
+/// The release before [`CLUSTER_VERSION`]: the only target of a downgrade.
+const DOWNGRADE: [u32; 2] = [3, 6];
 
 /// Serves `etcdserverpb.Maintenance`.
 pub(super) struct MaintenanceService(pub(super) Arc<Core>);
@@ -39,10 +41,10 @@ impl pb::maintenance_server::Maintenance for MaintenanceService {
         let stats = self.0.store.stats();
         let identity = &self.0.config.identity;
         let errors = self.0.alarms.list(pb::AlarmType::None);
-        // The texts are those of Go's protobuf messages.
+        // The texts are those of Go's protobuf messages, which etcd 3.7 prints with one or two blanks between fields.
         let errors = errors.into_iter().map(|a| match a.member_id {
-            0 => format!("alarm:{} ", a.alarm().as_str_name()),
-            id => format!("memberID:{id} alarm:{} ", a.alarm().as_str_name()),
+            0 => format!("alarm:{}", a.alarm().as_str_name()),
+            id => format!("memberID:{id} alarm:{}", a.alarm().as_str_name()),
         });
         let errors = errors.collect();
         // The revision stands for the Raft index, because the revision never goes back either.
@@ -112,11 +114,20 @@ impl pb::maintenance_server::Maintenance for MaintenanceService {
         use pb::downgrade_request::DowngradeAction;
         let version = &request.get_ref().version;
         let numbers: Option<Vec<u32>> = version.split('.').map(|n| n.parse().ok()).collect();
-        Err(match (request.get_ref().action(), numbers.as_deref()) {
-            (DowngradeAction::Cancel, _) => status::no_inflight_downgrade(),
-            (_, Some([_, _] | [_, _, _])) => status::invalid_downgrade_version(),
-            _ => status::wrong_downgrade_format(),
-        })
+        match (request.get_ref().action(), numbers.as_deref()) {
+            // As in etcd, there need not be a downgrade to cancel.
+            (DowngradeAction::Cancel, _) => {}
+            (action, Some([major, minor] | [major, minor, _])) => match ([*major, *minor] == DOWNGRADE, action) {
+                (true, DowngradeAction::Validate) => {}
+                (true, _) => return Err(status::no_downgrade()),
+                (false, _) => return Err(status::invalid_downgrade_version()),
+            },
+            _ => return Err(status::wrong_downgrade_format()),
+        }
+        Ok(Response::new(pb::DowngradeResponse {
+            header: Some(self.0.header(self.0.store.revision())),
+            version: CLUSTER_VERSION.to_owned(),
+        }))
     }
 
     async fn hash(&self, request: Request<pb::HashRequest>) -> Result<Response<pb::HashResponse>, Status> {
@@ -194,7 +205,7 @@ impl Core {
                 client_urls: config.client_urls.clone(),
                 term: config.identity.raft_term,
                 index: self.store.revision().unsigned_abs(),
-                version: STORAGE_VERSION.to_owned(),
+                version: SNAPSHOT_VERSION.to_owned(),
             },
         };
         let written = {
@@ -225,7 +236,7 @@ fn blobs(
         header: None,
         remaining_bytes,
         blob,
-        version: STORAGE_VERSION.to_owned(),
+        version: SNAPSHOT_VERSION.to_owned(),
     };
     async_stream::try_stream! {
         let (mut sha, mut sent) = (Sha256::new(), 0);

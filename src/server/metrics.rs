@@ -2,13 +2,15 @@
 
 mod budgets;
 mod methods;
+mod requests;
 mod sizes;
 mod zeros;
 
-pub(super) use methods::Method;
+pub(super) use methods::{Method, TxnKind};
+pub(super) use requests::ReadOnlyTxn;
 
 use super::connections::Connections;
-use super::{Config, Core, ETCD_VERSION, STORAGE_VERSION};
+use super::{CLUSTER_VERSION, Config, Core, ETCD_VERSION};
 use crate::auth::AuthStore;
 use crate::durable::{self, Durable};
 use crate::lease::Lessor;
@@ -177,10 +179,9 @@ impl Metrics {
 
 /// Registers gauges whose label is the version or the id of the server.
 fn facts(registry: &mut Registry, member: u64) {
-    let cluster = STORAGE_VERSION.trim_end_matches(".0").to_owned();
     for (name, label, value) in [
         ("etcd_server_version", "server_version", ETCD_VERSION.to_owned()),
-        ("etcd_cluster_version", "cluster_version", cluster),
+        ("etcd_cluster_version", "cluster_version", CLUSTER_VERSION.to_owned()),
         ("etcd_server_go_version", "server_go_version", "none".to_owned()),
         ("etcd_server_id", "server_id", format!("{member:x}")),
     ] {

@@ -1,7 +1,7 @@
 //! Counts gRPC calls, their messages and their bytes. Replaces errors of the transport by grpc-go's texts.
 
 use super::frames::Frames;
-use super::metrics::{Method, Metrics};
+use super::metrics::{Method, Metrics, ReadOnlyTxn, TxnKind};
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderValue};
@@ -34,12 +34,14 @@ struct Call {
     method: Arc<Method>,
     started: Instant,
     code: Option<Code>,
+    kind: TxnKind,
 }
 
 impl Drop for Call {
     fn drop(&mut self) {
         let code = self.code.unwrap_or(Code::Cancelled);
-        self.method.handled(code, self.started.elapsed().as_secs_f64());
+        self.method
+            .handled(code, self.started.elapsed().as_secs_f64(), self.kind);
     }
 }
 
@@ -129,6 +131,7 @@ pub(super) async fn observe(metrics: &Metrics, request: Request, next: Next) -> 
         method: Arc::clone(&method),
         started: Instant::now(),
         code: None,
+        kind: TxnKind::Other,
     };
     let received = metrics.received_bytes.clone();
     let request = request.map(|inner| {
@@ -149,6 +152,9 @@ pub(super) async fn observe(metrics: &Metrics, request: Request, next: Next) -> 
     };
     // An answer without a body has its status in the headers.
     call.code = code_of(response.headers_mut());
+    if response.extensions().get::<ReadOnlyTxn>().is_some() {
+        call.kind = TxnKind::ReadOnly;
+    }
     let sent = metrics.sent_bytes.clone();
     response.map(|inner| {
         Body::new(Counted {

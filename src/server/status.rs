@@ -28,7 +28,8 @@ statuses! {
     member_not_learner = FailedPrecondition, "can only promote a learner member";
     peer_url_exists = FailedPrecondition, "Peer URLs already exists";
     bad_leader_transferee = FailedPrecondition, "bad leader transferee";
-    no_inflight_downgrade = FailedPrecondition, "no inflight downgrade job";
+    // etcd has no such error: a member of etcd can always be downgraded.
+    no_downgrade = FailedPrecondition, "Isthmus cannot be downgraded in place; restore a snapshot with etcdutl";
     no_space = ResourceExhausted, "mvcc: database space exceeded";
     too_many_requests = ResourceExhausted, "too many requests";
     too_many_leases = ResourceExhausted, "too many leases of one user";

@@ -40,7 +40,11 @@ func moveSnapshot(t *testing.T, s *server) {
 	try(c.RoleAdd(ctx(t), "reader")).or(t)
 	try(c.UserGrantRole(ctx(t), "ann", "reader")).or(t)
 	before := try(c.HashKV(ctx(t), s.address, 0)).or(t)
-	storageVersion := try(c.Status(ctx(t), s.address)).or(t).StorageVersion
+	// Isthmus marks its snapshots as those of 3.6, which etcd 3.6 and 3.7 both start from.
+	storageVersion := "3.6.0"
+	if s.Name == "etcd" {
+		storageVersion = try(c.Status(ctx(t), s.address)).or(t).StorageVersion
+	}
 
 	dir := t.TempDir()
 	file := filepath.Join(dir, "snapshot.db")
@@ -133,6 +137,12 @@ func TestGatewayAnswersAlike(t *testing.T) {
 			{"/v3/maintenance/status", `{}`},
 			{"/v3/maintenance/hashkv", `{}`},
 			{"/v3/maintenance/alarm", `{"action":"GET"}`},
+			{"/v3/maintenance/downgrade", `{"action":"VALIDATE","version":"3.6"}`},
+			{"/v3/maintenance/downgrade", `{"action":"VALIDATE","version":"3.6.4"}`},
+			{"/v3/maintenance/downgrade", `{"action":"VALIDATE","version":"3.7"}`},
+			{"/v3/maintenance/downgrade", `{"action":"ENABLE","version":"3.5"}`},
+			{"/v3/maintenance/downgrade", `{"action":"ENABLE","version":"new"}`},
+			{"/v3/maintenance/downgrade", `{"action":"CANCEL"}`},
 			{"/v3/auth/user/add", `{"name":"ann","password":"x"}`},
 			{"/v3/auth/user/get", `{"name":"ann"}`},
 			{"/v3/auth/user/get", `{"name":"nobody"}`},

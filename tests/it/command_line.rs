@@ -136,7 +136,7 @@ fn version_prints_the_own_and_the_etcd_version() {
     let lines: Vec<_> = out.lines().collect();
     let [own, etcd] = lines[..] else { panic!("{out}") };
     assert!(own.starts_with("Isthmus clustermesh-apiserver: "), "{out}");
-    assert!(etcd.starts_with("etcd: 3.6."), "{out}");
+    assert!(etcd.starts_with("etcd: 3.7."), "{out}");
 }
 
 #[test]

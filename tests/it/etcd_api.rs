@@ -167,7 +167,7 @@ async fn status_and_member_list_show_a_cluster_of_one() {
     let mut client = tls.client(&address, "any").await;
     let status = client.status().await.unwrap();
     assert_eq!(status.leader(), status.header().unwrap().member_id());
-    assert!(status.version().starts_with("3.6."));
+    assert!(status.version().starts_with("3.7."));
     let members = client.member_list().await.unwrap();
     let [member] = members.members() else { panic!() };
     assert_eq!(

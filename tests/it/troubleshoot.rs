@@ -48,7 +48,7 @@ async fn every_step_of_a_working_connection_is_reported_as_good() {
         "✅ TLS connection successfully established to ",
         "ℹ️  Negotiated TLS version: TLS 1.3, ciphersuite TLS_AES_",
         "ℹ️  TLS certificates presented by the server:",
-        "ℹ️  Etcd server version: 3.6.",
+        "ℹ️  Etcd server version: 3.7.",
         "🔑 Digital certificates:",
         "✅ TLS Root CA certificates:",
         "✅ TLS client certificates:",

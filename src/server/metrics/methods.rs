@@ -1,5 +1,6 @@
 //! Metrics of each gRPC method, under grpc-prometheus's names.
 
+use super::requests::{self, Requests};
 use crate::server::descriptors::{GrpcMethod, grpc_methods};
 use crate::util::metrics::Labels;
 use prometheus_client::metrics::counter::Counter;
@@ -39,8 +40,19 @@ pub(in crate::server) struct Method {
     seconds: Option<Histogram>,
     /// Durations of calls; only for methods that read or write keys.
     outcome: Option<OutcomeSeconds>,
+    requests: Option<Requests>,
+    /// Instead of `requests`, for transactions that only read.
+    read_only: Option<Requests>,
     /// `unary` or `stream`, the label of etcd's `etcd_server_client_requests`.
     pub(super) kind: &'static str,
+}
+
+/// Whether a call was a transaction that only reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::server) enum TxnKind {
+    ReadOnly,
+    /// A transaction that may write, or no transaction.
+    Other,
 }
 
 /// Durations of failed and of successful calls.
@@ -62,7 +74,7 @@ impl Method {
         self.sent.inc_by(messages);
     }
 
-    pub(in crate::server) fn handled(&self, code: Code, seconds: f64) {
+    pub(in crate::server) fn handled(&self, code: Code, seconds: f64, kind: TxnKind) {
         if let Some(counter) = self.handled.get(code as usize) {
             counter.inc();
         }
@@ -72,6 +84,13 @@ impl Method {
         if let Some(OutcomeSeconds { failure, success }) = &self.outcome {
             let histogram = if code == Code::Ok { success } else { failure };
             histogram.observe(seconds);
+        }
+        let requests = match kind {
+            TxnKind::ReadOnly => &self.read_only,
+            TxnKind::Other => &self.requests,
+        };
+        if let Some(requests) = requests {
+            requests.observe(code, seconds);
         }
     }
 }
@@ -112,6 +131,7 @@ pub(super) fn register(registry: &mut Registry, extensive: bool) -> HashMap<Stri
             _ => None,
         }
     };
+    let durations = requests::register(registry);
     let mut methods = HashMap::new();
     for method in grpc_methods() {
         // In the order of Go's client, which sorts labels.
@@ -131,6 +151,8 @@ pub(super) fn register(registry: &mut Registry, extensive: bool) -> HashMap<Stri
                 .collect(),
             seconds: extensive.then(|| seconds.get_or_create(&labels).clone()),
             outcome: outcome(&method),
+            requests: Requests::of(&durations, &method.service, &method.name),
+            read_only: (method.name == "Txn").then(|| Requests::read_only(&durations)),
             kind: if method.kind == "unary" { "unary" } else { "stream" },
         };
         methods.insert(format!("/{}/{}", method.service, method.name), Arc::new(counted));

@@ -84,4 +84,25 @@ pub(super) const ZERO_HISTOGRAMS: &[ZeroHistogram] = &[
     ),
     histogram("etcd_debugging_snap_save_marshalling_duration_seconds", 0.001, 14),
     histogram("etcd_debugging_snap_save_total_duration_seconds", 0.001, 14),
+    // A watch stream here has no loop that sends: the transport takes the events when there is room.
+    histogram(
+        "etcd_debugging_server_watch_send_loop_watch_stream_duration_seconds",
+        0.001,
+        14,
+    ),
+    histogram(
+        "etcd_debugging_server_watch_send_loop_watch_stream_duration_per_event_seconds",
+        0.001,
+        14,
+    ),
+    histogram(
+        "etcd_debugging_server_watch_send_loop_control_stream_duration_seconds",
+        0.001,
+        14,
+    ),
+    histogram(
+        "etcd_debugging_server_watch_send_loop_progress_duration_seconds",
+        0.001,
+        14,
+    ),
 ];
