@@ -34,7 +34,7 @@ fuzz: setup ## fuzz the decoders with libFuzzer; TARGETS="requests gateway manif
 			-artifact_prefix=$(TARGET)/fuzz/$$target- -print_final_stats=1 -verbosity=0 || exit 1; \
 	done
 
-setup: ## install protoc and a C compiler where they are missing
+setup: ## install a C compiler where it is missing
 	@./.ci/setup
 
 build: setup ## build the release binary
