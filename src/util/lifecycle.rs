@@ -3,11 +3,16 @@
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+/// A task of whatever kind. Tokio's code for tasks is compiled anew for each type of future, about 50 functions; one type for
+/// all tasks keeps builds short.
+type Task<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// Spawns and supervises the tasks of one process, or of one cluster of the demo. Clones share the tasks.
 #[derive(Clone, Default)]
@@ -43,47 +48,25 @@ impl Lifecycle {
         name: impl Into<String>,
         task: impl Future<Output = Result<(), E>> + Send + 'static,
     ) {
-        let (name, this) = (name.into(), self.clone());
-        self.run(name.clone(), async move {
-            #[allow(clippy::disallowed_methods, reason = "the one place that spawns")]
-            match tokio::spawn(task).await {
-                Ok(Ok(())) if this.stop.is_cancelled() => {}
-                Ok(Ok(())) => this.fail(&name, "ended early"),
-                Ok(Err(error)) => this.fail(&name, &error.to_string()),
-                // The runtime ends, as it does when the start has failed.
-                Err(end) if end.is_cancelled() => {}
-                Err(panic) => this.fail(&name, &panic.to_string()),
-            }
-        });
+        let task = async move { task.await.map_err(|error| error.to_string()) };
+        self.supervise(name.into(), Box::pin(task));
     }
 
     /// Runs a task that never ends by itself. The task is dropped when the lifecycle stops.
     pub fn spawn_forever(&self, name: impl Into<String>, task: impl Future<Output = ()> + Send + 'static) {
-        let stop = self.stop.clone();
-        self.spawn(name, async move {
-            tokio::select! { () = stop.cancelled() => {}, () = task => {} }
-            Ok::<_, std::convert::Infallible>(())
-        });
+        self.supervise_forever(name.into(), Box::pin(task));
     }
 
     /// Runs a task that may end at any time, and whose panic ends nothing else: one connection, one remote cluster. The
     /// panic hook logs the panic.
     pub fn spawn_part(&self, name: impl Into<String>, task: impl Future<Output = ()> + Send + 'static) {
-        self.run(name.into(), task);
+        self.run(name.into(), Box::pin(task));
     }
 
     /// Runs a task that may end at any time, and whose panic stops the whole lifecycle, because no other task does
     /// its work.
     pub fn spawn_vital(&self, name: impl Into<String>, task: impl Future<Output = ()> + Send + 'static) {
-        let (name, this) = (name.into(), self.clone());
-        self.run(name.clone(), async move {
-            #[allow(clippy::disallowed_methods, reason = "the one place that spawns")]
-            if let Err(end) = tokio::spawn(task).await
-                && !end.is_cancelled()
-            {
-                this.fail(&name, &end.to_string());
-            }
-        });
+        self.supervise_vital(name.into(), Box::pin(task));
     }
 
     /// Registers `f`, which may block, to be called after the tasks have stopped.
@@ -91,7 +74,45 @@ impl Lifecycle {
         self.inner.at_end.lock().push(Box::new(f));
     }
 
-    fn run(&self, name: String, task: impl Future<Output = ()> + Send + 'static) {
+    fn supervise(&self, name: String, task: Task<Result<(), String>>) {
+        let (this, named) = (self.clone(), name.clone());
+        let supervised = async move {
+            #[allow(clippy::disallowed_methods, reason = "the one place that spawns")]
+            match tokio::spawn(task).await {
+                Ok(Ok(())) if this.stop.is_cancelled() => {}
+                Ok(Ok(())) => this.fail(&named, "ended early"),
+                Ok(Err(error)) => this.fail(&named, &error),
+                // The runtime ends, as it does when the start has failed.
+                Err(end) if end.is_cancelled() => {}
+                Err(panic) => this.fail(&named, &panic.to_string()),
+            }
+        };
+        self.run(name, Box::pin(supervised));
+    }
+
+    fn supervise_forever(&self, name: String, task: Task<()>) {
+        let stop = self.stop.clone();
+        let until_stopped = async move {
+            tokio::select! { () = stop.cancelled() => {}, () = task => {} }
+            Ok(())
+        };
+        self.supervise(name, Box::pin(until_stopped));
+    }
+
+    fn supervise_vital(&self, name: String, task: Task<()>) {
+        let (this, named) = (self.clone(), name.clone());
+        let supervised = async move {
+            #[allow(clippy::disallowed_methods, reason = "the one place that spawns")]
+            if let Err(end) = tokio::spawn(task).await
+                && !end.is_cancelled()
+            {
+                this.fail(&named, &end.to_string());
+            }
+        };
+        self.run(name, Box::pin(supervised));
+    }
+
+    fn run(&self, name: String, task: Task<()>) {
         let id = self.inner.next.fetch_add(1, Ordering::Relaxed);
         self.inner.running.lock().insert(id, name);
         let running = Running {
