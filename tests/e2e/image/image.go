@@ -198,3 +198,11 @@ func Pod(path, tag, apiserver, etcd string) error {
 	files = append(files, Libraries(programs...)...)
 	return Write(path, Spec{Tag: tag, Entrypoint: []string{"/usr/bin/clustermesh-apiserver"}, User: "65532:65532", Files: files})
 }
+
+// Strip copies a program without its symbols, which make most of a debug build.
+func Strip(program, path string) (string, error) {
+	if out, err := exec.Command("strip", "-o", path, program).CombinedOutput(); err != nil {
+		return "", fmt.Errorf("strip %s: %w: %s", program, err, out)
+	}
+	return path, nil
+}

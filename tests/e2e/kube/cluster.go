@@ -22,6 +22,7 @@ type Programs struct {
 // Config describes a cluster.
 type Config struct {
 	Name      string // also the context in the kubeconfig
+	ID        int    // of the cluster in the mesh
 	Region    string
 	Gateway   string   // of the region, without prefix length
 	Addresses []string // addresses of the machines, without prefix length; the first is the control plane, too
@@ -40,7 +41,7 @@ type Cluster struct {
 	logs   string
 	ca     *pki.CA
 	front  *pki.CA
-	images []string
+	images []Image
 }
 
 const patience = 90 * time.Second
@@ -60,8 +61,8 @@ func eventually(what string, condition func() error) error {
 	}
 }
 
-// Start starts a cluster whose nodes have the images of the archives, and waits until all nodes are ready.
-func Start(config Config, programs Programs, logs string, images ...string) (*Cluster, error) {
+// Start starts a cluster whose nodes have the images, and waits until all nodes are ready.
+func Start(config Config, programs Programs, logs string, images ...Image) (*Cluster, error) {
 	c := &Cluster{
 		Config: config, Programs: programs, logs: logs, images: images,
 		dir: filepath.Join(lab.State(), config.Name+"-control"),

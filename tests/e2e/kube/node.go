@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 
 	"isthmus.dev/e2e/lab"
 	"isthmus.dev/e2e/pki"
@@ -87,8 +88,8 @@ state = "/run/containerd"
 	if err := eventually("containerd of "+n.Name, func() error { return n.ctr("version") }); err != nil {
 		return err
 	}
-	for _, archive := range n.cluster.images {
-		if err := n.Import(archive); err != nil {
+	for _, image := range n.cluster.images {
+		if err := n.Import(image); err != nil {
 			return err
 		}
 	}
@@ -103,8 +104,31 @@ func (n *Node) ctr(args ...string) error {
 	return nil
 }
 
-// Import gives the node the images of an archive.
-func (n *Node) Import(archive string) error { return n.ctr("images", "import", archive) }
+// Image is an archive with one image, and further names for it.
+type Image struct {
+	Archive string
+	Names   []string
+}
+
+var unpacked = regexp.MustCompile(`(?m)^unpacking (\S+) `)
+
+// Import gives an image to the node.
+func (n *Node) Import(image Image) error {
+	out, err := n.Command("ctr", "-n", "k8s.io", "images", "import", image.Archive).CombinedOutput()
+	found := unpacked.FindSubmatch(out)
+	if err != nil || found == nil {
+		return fmt.Errorf("ctr images import %s on %s: %v: %s", image.Archive, n.Name, err, out)
+	}
+	for _, name := range image.Names {
+		if name == string(found[1]) {
+			continue
+		}
+		if err := n.ctr("images", "tag", "--force", string(found[1]), name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 func (n *Node) prepareKubelet() error {
 	serving := n.cluster.ca.Issue(pki.Request{CommonName: "system:node:" + n.Name, Server: true, Hosts: []string{n.Address, n.Name}})

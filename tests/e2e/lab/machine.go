@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -49,9 +50,9 @@ func wan() error {
 // Region makes a network with a gateway, such as 10.13.0.1/16.
 func Region(name, gateway string) error {
 	for _, args := range [][]string{
-		{"link", "add", name, "type", "bridge"},
+		{"link", "add", "name", name, "type", "bridge"},
 		{"addr", "add", gateway, "dev", name},
-		{"link", "set", name, "up"},
+		{"link", "set", "dev", name, "up"},
 	} {
 		if err := run("ip", args...); err != nil {
 			return err
@@ -81,10 +82,10 @@ func NewMachine(name, region, address, gateway, logs string) (*Machine, error) {
 	// Names of interfaces have 15 characters at most.
 	outside := "v-" + name[:min(len(name), 12)]
 	pid := strconv.Itoa(m.holder.Process.Pid)
-	if err := run("ip", "link", "add", outside, "type", "veth", "peer", "name", "eth0", "netns", pid); err != nil {
+	if err := run("ip", "link", "add", "name", outside, "type", "veth", "peer", "name", "eth0", "netns", pid); err != nil {
 		return nil, err
 	}
-	if err := run("ip", "link", "set", outside, "master", region, "up"); err != nil {
+	if err := run("ip", "link", "set", "dev", outside, "master", region, "up"); err != nil {
 		return nil, err
 	}
 	for _, args := range [][]string{
@@ -125,7 +126,9 @@ func holdMachine() {
 		os.Exit(1)
 	}
 	fmt.Println("ready")
-	select {}
+	for {
+		time.Sleep(time.Hour)
+	}
 }
 
 func prepareMounts(name, dir string) error {

@@ -1,0 +1,150 @@
+package mesh
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+
+	"isthmus.dev/e2e/kube"
+)
+
+// Users of a store, by the Secret of their certificate.
+const (
+	AdminUser  = "clustermesh-apiserver-admin-cert"
+	RemoteUser = "clustermesh-apiserver-remote-cert"
+	LocalUser  = "clustermesh-apiserver-local-cert"
+)
+
+// TLS makes the configuration of a client with the certificate of a Secret.
+func TLS(cluster *kube.Cluster, secret string) (*tls.Config, error) {
+	out, err := cluster.Try("get", "secret", "-n", Namespace, secret, "-o", "json")
+	if err != nil {
+		return nil, err
+	}
+	var answer struct{ Data map[string]string }
+	if err := json.Unmarshal([]byte(out), &answer); err != nil {
+		return nil, err
+	}
+	pem := func(key string) []byte {
+		decoded, _ := base64.StdEncoding.DecodeString(answer.Data[key])
+		return decoded
+	}
+	pair, err := tls.X509KeyPair(pem("tls.crt"), pem("tls.key"))
+	if err != nil {
+		return nil, fmt.Errorf("secret %s: %w", secret, err)
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(pem("ca.crt")) {
+		return nil, errors.New("secret " + secret + " has no ca.crt")
+	}
+	name := cluster.Name + ".mesh.cilium.io"
+	return &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: roots, ServerName: name, MinVersion: tls.VersionTLS12}, nil
+}
+
+// Client connects to a cluster's store through the NodePort with the certificate of a Secret.
+func Client(cluster *kube.Cluster, secret string) (*clientv3.Client, error) {
+	return ClientAt(cluster, secret, cluster.Nodes[0].Address+":32379")
+}
+
+// ClientAt connects to a store at an address.
+func ClientAt(cluster *kube.Cluster, secret, address string) (*clientv3.Client, error) {
+	config, err := TLS(cluster, secret)
+	if err != nil {
+		return nil, err
+	}
+	return clientv3.New(clientv3.Config{
+		Endpoints: []string{"https://" + address}, TLS: config, DialTimeout: 5 * time.Second, Logger: zap.NewNop(),
+		DialKeepAliveTime: 5 * time.Second, DialKeepAliveTimeout: 5 * time.Second,
+		DialOptions: []grpc.DialOption{grpc.WithNoProxy()},
+	})
+}
+
+// Keys reads the keys of a prefix.
+func Keys(client *clientv3.Client, prefix string) (map[string]string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	answer, err := client.Get(ctx, prefix, clientv3.WithPrefix())
+	if err != nil {
+		return nil, err
+	}
+	keys := map[string]string{}
+	for _, kv := range answer.Kvs {
+		keys[string(kv.Key)] = string(kv.Value)
+	}
+	return keys, nil
+}
+
+// mirrored is the key under which another cluster's mirror has a key of this cluster.
+func mirrored(key, cluster string) string {
+	for prefix, target := range map[string]string{
+		"cilium/state/ip/v1/default/":     "cilium/cache/ip/v1/" + cluster + "/",
+		"cilium/state/identities/v1/":     "cilium/cache/identities/v1/" + cluster + "/",
+		"cilium/state/nodes/v1/":          "cilium/cache/nodes/v1/",
+		"cilium/state/services/v1/":       "cilium/cache/services/v1/",
+		"cilium/state/serviceexports/v1/": "cilium/cache/serviceexports/v1/",
+		"cilium/state/endpointslices/v1/": "cilium/cache/endpointslices/v1/",
+	} {
+		if rest, ok := strings.CutPrefix(key, prefix); ok {
+			return target + rest
+		}
+	}
+	return ""
+}
+
+// Mirrors compares the keys that a cluster has published with those that another cluster has mirrored.
+func Mirrors(source, target *kube.Cluster) (int, error) {
+	from, err := Client(source, RemoteUser)
+	if err != nil {
+		return 0, err
+	}
+	defer from.Close()
+	to, err := Client(target, LocalUser)
+	if err != nil {
+		return 0, err
+	}
+	defer to.Close()
+	return Compare(from, source.Name, to)
+}
+
+// Compare is Mirrors with clients at hand. It returns the number of equal keys.
+func Compare(from *clientv3.Client, name string, to *clientv3.Client) (int, error) {
+	published, err := Keys(from, "cilium/state/")
+	if err != nil {
+		return 0, err
+	}
+	cached, err := Keys(to, "cilium/cache/")
+	if err != nil {
+		return 0, err
+	}
+	equal := 0
+	for key, value := range published {
+		target := mirrored(key, name)
+		got, ok := cached[target]
+		if !ok {
+			return equal, fmt.Errorf("%s is missing", target)
+		}
+		if got != value {
+			return equal, fmt.Errorf("%s is %s, want %s", target, got, value)
+		}
+		equal++
+	}
+	for key := range cached {
+		if parts := strings.Split(key, "/"); len(parts) > 4 && parts[4] == name {
+			equal--
+		}
+	}
+	if equal != 0 {
+		return 0, fmt.Errorf("the mirror of %s has %d keys too many", name, -equal)
+	}
+	return len(published), nil
+}
