@@ -179,3 +179,14 @@ func (n *Node) startProxy() error {
 		"--proxy-mode=nftables", "--cluster-cidr="+n.cluster.PodNet+".0.0/16", "--conntrack-max-per-core=0",
 		"--conntrack-min=0", "--conntrack-tcp-timeout-established=0s", "--conntrack-tcp-timeout-close-wait=0s")
 }
+
+// Lose takes the machine away at once, as a loss of power does.
+func (n *Node) Lose() error {
+	if err := n.Disconnect(); err != nil {
+		return err
+	}
+	for _, service := range []string{"kubelet", "kube-proxy", "containerd"} {
+		n.Kill(service)
+	}
+	return lab.KillCgroup(n.cgroup)
+}

@@ -48,3 +48,8 @@ func output(cmd *exec.Cmd) (string, error) {
 	}
 	return out.String(), nil
 }
+
+// Post posts a document to a path of the API.
+func (c *Cluster) Post(path, document string) (string, error) {
+	return c.kubectl(document, "create", "--raw", path, "-f", "-")
+}

@@ -4,7 +4,9 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -82,4 +84,24 @@ func removeCgroups(name string) {
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
+}
+
+// KillCgroup kills all processes of a group that MakeCgroup made.
+func KillCgroup(group string) error {
+	root := filepath.Join(cgroups, "pids", group)
+	if Unified() {
+		root = filepath.Join(cgroups, group)
+	}
+	return filepath.WalkDir(root, func(path string, entry os.DirEntry, err error) error {
+		if err != nil || entry.Name() != "cgroup.procs" {
+			return nil // a group that ends meanwhile
+		}
+		content, _ := os.ReadFile(path)
+		for _, field := range strings.Fields(string(content)) {
+			if pid, err := strconv.Atoi(field); err == nil && pid > 0 {
+				_ = syscall.Kill(pid, syscall.SIGKILL)
+			}
+		}
+		return nil
+	})
 }

@@ -79,13 +79,11 @@ func NewMachine(name, region, address, gateway, logs string) (*Machine, error) {
 	if err := m.hold(); err != nil {
 		return nil, fmt.Errorf("namespaces of %s: %w", name, err)
 	}
-	// Names of interfaces have 15 characters at most.
-	outside := "v-" + name[:min(len(name), 12)]
 	pid := strconv.Itoa(m.holder.Process.Pid)
-	if err := run("ip", "link", "add", "name", outside, "type", "veth", "peer", "name", "eth0", "netns", pid); err != nil {
+	if err := run("ip", "link", "add", "name", outside(name), "type", "veth", "peer", "name", "eth0", "netns", pid); err != nil {
 		return nil, err
 	}
-	if err := run("ip", "link", "set", "dev", outside, "master", region, "up"); err != nil {
+	if err := run("ip", "link", "set", "dev", outside(name), "master", region, "up"); err != nil {
 		return nil, err
 	}
 	for _, args := range [][]string{
@@ -198,4 +196,15 @@ func (m *Machine) Alive(name string) bool {
 	defer m.mu.Unlock()
 	cmd := m.procs[name]
 	return cmd != nil && cmd.Process.Signal(syscall.Signal(0)) == nil
+}
+
+// Disconnect takes the network of the machine away.
+func (m *Machine) Disconnect() error { return run("ip", "link", "set", "dev", outside(m.Name), "down") }
+
+// outside is the name of the machine's interface on the side of the region. Such names have 15 characters at most.
+func outside(machine string) string {
+	if len(machine) > 13 {
+		machine = machine[:6] + machine[len(machine)-7:]
+	}
+	return "v-" + machine
 }

@@ -75,3 +75,9 @@ status:
   state: ready
 `, i, 100+i, Identity(cluster), PodIP(cluster, i), cluster.Nodes[i%len(cluster.Nodes)].Address)
 }
+
+// SliceEntry is the entry of the endpoint of a pod in a CiliumEndpointSlice.
+func SliceEntry(cluster *kube.Cluster, i int) string {
+	return fmt.Sprintf("- {name: web-%d, id: %d, networking: {addressing: [{ipv4: %s}], node: %s}}\n",
+		i, Identity(cluster), PodIP(cluster, i), cluster.Nodes[i%len(cluster.Nodes)].Address)
+}

@@ -167,3 +167,13 @@ func Status(cluster *kube.Cluster, pod string) ([]Remote, error) {
 	}
 	return remotes, nil
 }
+
+// Evict asks the API to evict a pod, as `kubectl drain` does.
+func Evict(cluster *kube.Cluster, pod string) error {
+	out, err := cluster.Post(fmt.Sprintf("/api/v1/namespaces/%s/pods/%s/eviction", Namespace, pod),
+		fmt.Sprintf(`{"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": %q, "namespace": %q}}`, pod, Namespace))
+	if err != nil {
+		return fmt.Errorf("%w: %s", err, out)
+	}
+	return nil
+}

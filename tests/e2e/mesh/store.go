@@ -12,8 +12,6 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/zap"
-	"google.golang.org/grpc"
 
 	"isthmus.dev/e2e/kube"
 )
@@ -62,11 +60,7 @@ func ClientAt(cluster *kube.Cluster, secret, address string) (*clientv3.Client, 
 	if err != nil {
 		return nil, err
 	}
-	return clientv3.New(clientv3.Config{
-		Endpoints: []string{"https://" + address}, TLS: config, DialTimeout: 5 * time.Second, Logger: zap.NewNop(),
-		DialKeepAliveTime: 5 * time.Second, DialKeepAliveTimeout: 5 * time.Second,
-		DialOptions: []grpc.DialOption{grpc.WithNoProxy()},
-	})
+	return Dial(address, config)
 }
 
 // Keys reads the keys of a prefix.
@@ -147,4 +141,18 @@ func Compare(from *clientv3.Client, name string, to *clientv3.Client) (int, erro
 		return 0, fmt.Errorf("the mirror of %s has %d keys too many", name, -equal)
 	}
 	return len(published), nil
+}
+
+// Serial is the serial number of the certificate that a new connection to a store gets.
+func Serial(cluster *kube.Cluster, address string) (string, error) {
+	config, err := TLS(cluster, RemoteUser)
+	if err != nil {
+		return "", err
+	}
+	connection, err := tls.Dial("tcp", address, config)
+	if err != nil {
+		return "", err
+	}
+	defer connection.Close()
+	return connection.ConnectionState().PeerCertificates[0].SerialNumber.String(), nil
 }
