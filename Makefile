@@ -1,6 +1,6 @@
 # Every target first installs missing build tools (`make setup`). Targets that compare with peers also need Go.
 .PHONY: demo test check bench fuzz setup build fmt lint doc deny interop kubernetes interop-kubernetes interop-publisher \
-	interop-cilium peers helm deploy crash load publish mesh adversary image image-test release
+	interop-cilium peers helm deploy crash load publish mesh adversary image image-test release e2e e2e-up e2e-tools
 
 CARGO ?= cargo
 TARGET ?= $(or $(CARGO_TARGET_DIR),target)
@@ -96,9 +96,11 @@ interop: peers ## compare with etcd 3.7 and 3.6 call by call, and run its tools 
 	$(SMALL_MESH) -run churn,kills,wiped
 	$(SMALL_MESH) -shape mirror -qps 0 -run kills
 
+KUBERNETES_VERSION = -ldflags "-X k8s.io/component-base/version.gitVersion=v1.36.3 -X k8s.io/component-base/version.gitMajor=1 \
+	-X k8s.io/component-base/version.gitMinor=36"
+
 kubernetes: peers ## build kube-apiserver, in about ten minutes
-	cd tests/interop/kubernetes && go build -ldflags "-X k8s.io/component-base/version.gitVersion=v1.36.3" \
-		-o $(PEERS)/kube-apiserver k8s.io/kubernetes/cmd/kube-apiserver
+	cd tests/interop/kubernetes && go build $(KUBERNETES_VERSION) -o $(PEERS)/kube-apiserver k8s.io/kubernetes/cmd/kube-apiserver
 
 interop-kubernetes: interop kubernetes helm ## run kube-apiserver, Kubernetes' own storage tests, and what deploy/ applies to it
 	KUBE_APISERVER=$(PEERS)/kube-apiserver $(GO_TEST) -v -timeout 30m -run KubeAPIServer .
@@ -162,3 +164,22 @@ image-test: image ## test the packer, and run the image under runc as Cilium's c
 
 release: setup ## make everything that a release needs in target/release-VERSION: see docs/releasing.md
 	@CARGO="$(CARGO)" ARCHS="$(or $(RELEASE_ARCHS),amd64 arm64)" ./deploy/release
+
+# One test after the other, in one lab: the clusters are made once. RUN=TestChartMatrix runs one test, E2E_SET=replicas one set
+# of values.
+E2E_TEST = ISTHMUS_BIN=$(abspath $(TARGET))/debug/clustermesh-apiserver PEERS_BIN=$(PEERS) E2E_IMAGE=$(abspath $(IMAGE)) \
+	E2E_OUTPUT=$(abspath $(TARGET))/e2e go test -C tests/e2e -count=1 -v -timeout 2h
+
+e2e-tools: kubernetes helm ## build what a Kubernetes cluster is made of, and Cilium's own programs, in about 20 minutes
+	@E2E=1 ./.ci/setup
+	cd tests/interop/kubernetes && for program in kube-controller-manager kube-scheduler kubelet kube-proxy kubectl; do \
+		go build $(KUBERNETES_VERSION) -o $(PEERS)/$$program k8s.io/kubernetes/cmd/$$program || exit 1; done
+	./tests/interop/cilium/build $(PEERS)
+
+e2e: e2e-tools ## run the official chart and the walk on two real Kubernetes clusters; RUN=TestChartMatrix for one test
+	$(CARGO) build --locked
+	$(MAKE) --no-print-directory image
+	$(E2E_TEST) -run '$(or $(RUN),.)' .
+
+e2e-up: ## start two connected clusters for a person, until Ctrl-C
+	E2E_UP=1 $(E2E_TEST) -run TestUp .

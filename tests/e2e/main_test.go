@@ -22,6 +22,7 @@ const (
 	ours     = "e2e.local/isthmus:test"
 	newer    = "e2e.local/isthmus:newer" // the same content: an upgrade to it replaces the pod
 	original = "e2e.local/cilium:test"
+	coreDNS  = "e2e.local/coredns:1.12.4"
 )
 
 // output is the directory of logs and tables: target/e2e.
@@ -100,7 +101,8 @@ func (w *world) prepare() error {
 	if err := image.Pause(lab.State(), pause, kube.PauseImage); err != nil {
 		return err
 	}
-	w.images = []kube.Image{{Archive: pause}}
+	// The job that configures CoreDNS reads its version from the tag.
+	w.images = []kube.Image{{Archive: pause, Names: []string{coreDNS}}}
 	return w.podImages()
 }
 

@@ -69,7 +69,7 @@ spec:
     spec:
       terminationGracePeriodSeconds: 1
       containers: [{name: coredns, image: %s, imagePullPolicy: Never}]
-`, indented, kube.PauseImage))
+`, indented, coreDNS))
 }
 
 // corednsConfigured waits for the job: CoreDNS serves the domain of the set of clusters.
