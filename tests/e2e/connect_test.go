@@ -16,21 +16,26 @@ func TestChartConnectsTwoClusters(t *testing.T) {
 	connect(t, tokyo, hk, ours)
 	t.Logf("%.0f s from nothing to two connected clusters", time.Since(start).Seconds())
 
-	for _, c := range []*kube.Cluster{tokyo, hk} {
-		check(t, c.Apply(mesh.Objects(c, 10)))
+	pairs := [][2]*kube.Cluster{{tokyo, hk}, {hk, tokyo}}
+	var stores []*mesh.Stores
+	for _, pair := range pairs {
+		opened := must2(mesh.Open(pair[0], pair[1]))(t)
+		defer opened.Close()
+		stores = append(stores, opened)
 	}
-	applied := time.Now()
-	for _, pair := range [][2]*kube.Cluster{{tokyo, hk}, {hk, tokyo}} {
+	for i, pair := range pairs {
+		check(t, pair[0].Apply(mesh.Objects(pair[0], pods)))
+		applied := time.Now()
 		var keys int
 		check(t, mesh.Eventually(5*time.Second, func() (err error) {
-			keys, err = mesh.Mirrors(pair[0], pair[1])
-			if err == nil && keys < 13 {
+			keys, err = stores[i].Equal()
+			if err == nil && keys < allKeys {
 				err = errFew(keys)
 			}
 			return err
 		}))
 		t.Logf("%d keys of %s are in the store of %s, %.1f s after kubectl", keys, pair[0].Name, pair[1].Name, time.Since(applied).Seconds())
-		rightStatus(t, pair[1], pair[0].Name, mesh.Remote{Nodes: 1, Endpoints: 10, Identities: 1, Services: 1})
+		rightStatus(t, pair[1], pair[0].Name, mesh.Remote{Nodes: 1, Endpoints: pods, Identities: 1, Services: 1})
 	}
 }
 

@@ -198,7 +198,7 @@ func keysOf(tokyo, hk *kube.Cluster, pod mesh.Pod, r *row) error {
 		var published map[string]string
 		if err := mesh.Eventually(15*time.Second, func() (err error) {
 			published, err = mesh.Keys(own, "cilium/state/")
-			if err == nil && len(published) < 13 {
+			if err == nil && len(published) < allKeys {
 				err = fmt.Errorf("%d keys are published: %v", len(published), published)
 			}
 			return err

@@ -7,6 +7,9 @@ import (
 	"isthmus.dev/e2e/mesh"
 )
 
+// allKeys is the number of keys that the objects of a cluster make: endpoints, a node, an identity and a service.
+const allKeys = pods + 3
+
 func errFew(keys int) error { return fmt.Errorf("only %d keys", keys) }
 
 // statusIs compares what the mirrors of a cluster say of a remote cluster.

@@ -82,7 +82,7 @@ func connected(t *testing.T) (tokyo, hk *kube.Cluster) {
 	for _, pair := range [][2]*kube.Cluster{{tokyo, hk}, {hk, tokyo}} {
 		check(t, mesh.Eventually(30*time.Second, func() error {
 			keys, err := mesh.Mirrors(pair[0], pair[1])
-			if err == nil && keys < 13 {
+			if err == nil && keys < allKeys {
 				err = errFew(keys)
 			}
 			return err

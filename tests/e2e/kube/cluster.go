@@ -198,23 +198,30 @@ func (c *Cluster) startControlPlane() error {
 			return err
 		}
 	}
+	// The controller manager ends if the API server does not become healthy in time.
+	if err := eventually("kube-apiserver of "+c.Name, func() error {
+		out, err := c.Try("get", "--raw=/readyz")
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	return c.startManagers()
+}
+
+func (c *Cluster) startManagers() error {
+	host := c.Nodes[0].Machine
+	in := func(name string) string { return filepath.Join(c.dir, name) }
 	if err := host.Start("kube-controller-manager", filepath.Join(c.Peers, "kube-controller-manager"),
 		"--kubeconfig="+in("system:kube-controller-manager.kubeconfig"), "--use-service-account-credentials",
 		"--service-account-private-key-file="+in("accounts.key"), "--root-ca-file="+in("ca.crt"), "--leader-elect=false",
 		"--node-monitor-grace-period=8s", "--node-monitor-period=1s", "--cert-dir="+c.dir); err != nil {
 		return err
 	}
-	if err := host.Start("kube-scheduler", filepath.Join(c.Peers, "kube-scheduler"),
-		"--kubeconfig="+in("system:kube-scheduler.kubeconfig"), "--leader-elect=false", "--cert-dir="+c.dir); err != nil {
-		return err
-	}
-	return eventually("kube-apiserver of "+c.Name, func() error {
-		out, err := c.Try("get", "--raw=/readyz")
-		if err != nil {
-			return fmt.Errorf("%w: %s", err, out)
-		}
-		return nil
-	})
+	return host.Start("kube-scheduler", filepath.Join(c.Peers, "kube-scheduler"),
+		"--kubeconfig="+in("system:kube-scheduler.kubeconfig"), "--leader-elect=false", "--cert-dir="+c.dir)
 }
 
 // WaitReady waits until every node says that it is ready.

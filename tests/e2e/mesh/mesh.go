@@ -11,7 +11,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"isthmus.dev/e2e/kube"
@@ -144,9 +146,17 @@ func (c *Chart) Uninstall(cluster *kube.Cluster) error {
 	})
 }
 
+// slack multiplies limits of time: a machine that builds at the same time is slow. E2E_SLACK=10 sets it.
+var slack = sync.OnceValue(func() time.Duration {
+	if n, err := strconv.Atoi(os.Getenv("E2E_SLACK")); err == nil && n > 1 {
+		return time.Duration(n)
+	}
+	return 1
+})
+
 // Eventually waits for a condition.
 func Eventually(patience time.Duration, condition func() error) error {
-	deadline := time.Now().Add(patience)
+	deadline := time.Now().Add(patience * slack())
 	for {
 		err := condition()
 		if err == nil || time.Now().After(deadline) {

@@ -65,7 +65,7 @@ func ClientAt(cluster *kube.Cluster, secret, address string) (*clientv3.Client, 
 
 // Keys reads the keys of a prefix.
 func Keys(client *clientv3.Client, prefix string) (map[string]string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second*slack())
 	defer cancel()
 	answer, err := client.Get(ctx, prefix, clientv3.WithPrefix())
 	if err != nil {
@@ -95,22 +95,46 @@ func mirrored(key, cluster string) string {
 	return ""
 }
 
-// Mirrors compares the keys that a cluster has published with those that another cluster has mirrored.
-func Mirrors(source, target *kube.Cluster) (int, error) {
-	from, err := Client(source, RemoteUser)
-	if err != nil {
-		return 0, err
-	}
-	defer from.Close()
-	to, err := Client(target, LocalUser)
-	if err != nil {
-		return 0, err
-	}
-	defer to.Close()
-	return Compare(from, source.Name, to)
+// Stores are clients of two stores: what a cluster publishes, and what another cluster has mirrored.
+type Stores struct {
+	From, To *clientv3.Client
+	source   string
 }
 
-// Compare is Mirrors with clients at hand. It returns the number of equal keys.
+// Open connects to the store of a cluster and to that of a cluster that mirrors it, with the certificates of the chart.
+func Open(source, target *kube.Cluster) (*Stores, error) {
+	from, err := Client(source, RemoteUser)
+	if err != nil {
+		return nil, err
+	}
+	to, err := Client(target, LocalUser)
+	if err != nil {
+		from.Close()
+		return nil, err
+	}
+	return &Stores{From: from, To: to, source: source.Name}, nil
+}
+
+// Close ends the connections.
+func (s *Stores) Close() {
+	s.From.Close()
+	s.To.Close()
+}
+
+// Equal compares the keys, and returns their number.
+func (s *Stores) Equal() (int, error) { return Compare(s.From, s.source, s.To) }
+
+// Mirrors compares the keys of two clusters over new connections.
+func Mirrors(source, target *kube.Cluster) (int, error) {
+	stores, err := Open(source, target)
+	if err != nil {
+		return 0, err
+	}
+	defer stores.Close()
+	return stores.Equal()
+}
+
+// Compare compares the published keys of the cluster with a name with their mirror, and returns their number.
 func Compare(from *clientv3.Client, name string, to *clientv3.Client) (int, error) {
 	published, err := Keys(from, "cilium/state/")
 	if err != nil {
