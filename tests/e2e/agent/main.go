@@ -12,6 +12,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -191,9 +192,11 @@ func connect(content []byte) (*clientv3.Client, error) {
 		}
 	}
 	return clientv3.New(clientv3.Config{
-		Endpoints: []string{"https://" + host + ":" + target.Port()}, Logger: zap.NewNop(), DialTimeout: 3 * time.Second,
-		TLS:         &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: roots, ServerName: target.Hostname()},
-		DialOptions: []grpc.DialOption{grpc.WithNoProxy(), grpc.WithBlock()}, //nolint:staticcheck // a failure is wanted at once
+		Endpoints: f.Endpoints, Logger: zap.NewNop(), DialTimeout: 3 * time.Second,
+		TLS: &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: roots},
+		DialOptions: []grpc.DialOption{grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "tcp", net.JoinHostPort(host, target.Port()))
+		})},
 	})
 }
 

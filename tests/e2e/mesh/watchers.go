@@ -3,6 +3,7 @@ package mesh
 import (
 	"context"
 	"crypto/tls"
+	"net"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -129,12 +130,15 @@ func (f follower) leaveAnotherStore(ctx context.Context, client *clientv3.Client
 	}
 }
 
-// Dial makes a client of a store at an address.
+// Dial makes a client of a store at an address. etcd's client takes the name to verify from the endpoint, so that the endpoint
+// has the name, and the dialer the address, as in Cilium.
 func Dial(address string, config *tls.Config) (*clientv3.Client, error) {
 	return clientv3.New(clientv3.Config{
-		Endpoints: []string{"https://" + address}, TLS: config, DialTimeout: 5 * time.Second, Logger: zap.NewNop(),
+		Endpoints: []string{"https://" + config.ServerName + ":2379"}, TLS: config, DialTimeout: 5 * time.Second, Logger: zap.NewNop(),
 		DialKeepAliveTime: 5 * time.Second, DialKeepAliveTimeout: 5 * time.Second,
-		DialOptions: []grpc.DialOption{grpc.WithNoProxy()},
+		DialOptions: []grpc.DialOption{grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "tcp", address)
+		})},
 	})
 }
 
