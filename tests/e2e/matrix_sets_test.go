@@ -23,6 +23,8 @@ type set struct {
 	external string
 	// noKeys: the publisher does not run, so that the cluster publishes what an agent and an operator would write.
 	noKeys bool
+	// remark is what a user must know.
+	remark string
 	// breaks is what the set fails with, with any image; around says how to get around it.
 	breaks, around string
 }
@@ -61,19 +63,20 @@ var fourSecrets = []string{
 }
 
 // identitySets are modes of identities, of the mirror and of its store.
-func identitySets() []set {
+func identitySets(port int) []set {
 	externalStore := with(one("identityAllocationMode", "kvstore"), one(meshServer+"kvstoremesh.kvstoreMode", "external"),
 		on("etcd.enabled"), one("etcd.endpoints", []string{"http://" + external}))
 	return []set{
 		{name: "default"},
 		{name: "KVStoreMesh off", values: off(meshServer + "kvstoremesh.enabled"), containers: "etcd apiserver"},
 		{name: "clusters as a list", values: one("clustermesh.config.clusters", []mesh.Values{
-			{"name": "hk-cluster", "ips": []string{"10.14.1.128"}, "port": 32379}})},
+			{"name": "hk-cluster", "ips": []string{"10.14.1.128"}, "port": port}})},
 		{name: "identityAllocationMode=kvstore", values: with(one("identityAllocationMode", "kvstore"), on("etcd.enabled")),
 			containers: "etcd kvstoremesh", noKeys: true},
 		{name: "identityAllocationMode=doublewrite-readcrd", values: with(one("identityAllocationMode", "doublewrite-readcrd"),
 			on("etcd.enabled"), one("etcd.endpoints", []string{"http://" + external}))},
-		{name: "kvstoreMode=external", values: externalStore, containers: "kvstoremesh", external: external, noKeys: true},
+		{name: "kvstoreMode=external", values: externalStore, containers: "kvstoremesh", external: external, noKeys: true,
+			before: secrets, remove: fourSecrets, remark: "the chart makes no certificates in this mode: create the Secret `clustermesh-apiserver-remote-cert`"},
 		{name: "kvstoreMode=external, doublewrite-readcrd", values: with(externalStore, one("identityAllocationMode", "doublewrite-readcrd")),
 			breaks: `not found: "etcd-admin-client"`,
 			around: "none by values: the chart mounts volumes that it does not define. Use kvstoreMode=internal, or identityAllocationMode=kvstore"},

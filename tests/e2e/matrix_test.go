@@ -38,7 +38,7 @@ func TestChartMatrix(t *testing.T) {
 		"--listen-client-urls=http://"+external, "--advertise-client-urls=http://"+external, "--listen-peer-urls=http://127.0.0.1:22380"))
 
 	var rows []row
-	for _, s := range slices.Concat(identitySets(), tlsSets(), podSets()) {
+	for _, s := range slices.Concat(identitySets(32379), tlsSets(), podSets()) {
 		if only := os.Getenv("E2E_SET"); only != "" && !strings.Contains(s.name, only) {
 			continue
 		}
@@ -161,7 +161,7 @@ func rightContainers(t *testing.T, pod mesh.Pod, want string) {
 
 // keysOf compares the keys of a pod with what both clusters have.
 func keysOf(tokyo, hk *kube.Cluster, pod mesh.Pod, r *row) error {
-	fromHK, err := mesh.Client(hk, mesh.RemoteUser)
+	fromHK, err := mesh.ClientOf(hk, hk, mesh.RemoteUser)
 	if err != nil {
 		return err
 	}
@@ -179,7 +179,7 @@ func keysOf(tokyo, hk *kube.Cluster, pod mesh.Pod, r *row) error {
 			return err
 		}
 		defer cache.Close()
-		start, keys := time.Now(), 0
+		keys := 0
 		if err := mesh.Eventually(15*time.Second, func() (err error) {
 			keys, err = mesh.Compare(fromHK, hk.Name, cache)
 			return err
@@ -187,10 +187,9 @@ func keysOf(tokyo, hk *kube.Cluster, pod mesh.Pod, r *row) error {
 			return fmt.Errorf("keys of Hong Kong: %w", err)
 		}
 		texts = append(texts, fmt.Sprintf("%d mirrored", keys))
-		_ = start
 	}
 	if !r.noKeys {
-		own, err := open(mesh.RemoteUser)
+		own, err := open(mesh.AdminUser) // with authMode=cluster the own remote user is a user of the peers only
 		if err != nil {
 			return err
 		}
@@ -216,7 +215,7 @@ func table(rows []row) string {
 	var b strings.Builder
 	b.WriteString("| Values | Ready after | Keys | Status | Remark |\n|---|---|---|---|---|\n")
 	for _, r := range rows {
-		remark := ""
+		remark := r.remark
 		if r.breaks != "" {
 			remark = "fails with any image: " + r.around
 		}

@@ -154,9 +154,12 @@ var slack = sync.OnceValue(func() time.Duration {
 	return 1
 })
 
+// Limit is a limit of time for this machine.
+func Limit(d time.Duration) time.Duration { return d * slack() }
+
 // Eventually waits for a condition.
 func Eventually(patience time.Duration, condition func() error) error {
-	deadline := time.Now().Add(patience * slack())
+	deadline := time.Now().Add(Limit(patience))
 	for {
 		err := condition()
 		if err == nil || time.Now().After(deadline) {

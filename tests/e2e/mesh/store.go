@@ -33,25 +33,44 @@ func TLS(cluster *kube.Cluster, secret string) (*tls.Config, error) {
 	if err := json.Unmarshal([]byte(out), &answer); err != nil {
 		return nil, err
 	}
+	config, err := TLSOf(cluster.Name, answer.Data)
+	if err != nil {
+		err = fmt.Errorf("secret %s: %w", secret, err)
+	}
+	return config, err
+}
+
+// TLSOf makes the configuration of a client of a cluster's store from the data of a Secret.
+func TLSOf(cluster string, data map[string]string) (*tls.Config, error) {
 	pem := func(key string) []byte {
-		decoded, _ := base64.StdEncoding.DecodeString(answer.Data[key])
+		decoded, _ := base64.StdEncoding.DecodeString(data[key])
 		return decoded
 	}
 	pair, err := tls.X509KeyPair(pem("tls.crt"), pem("tls.key"))
 	if err != nil {
-		return nil, fmt.Errorf("secret %s: %w", secret, err)
+		return nil, err
 	}
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM(pem("ca.crt")) {
-		return nil, errors.New("secret " + secret + " has no ca.crt")
+		return nil, errors.New("no ca.crt")
 	}
-	name := cluster.Name + ".mesh.cilium.io"
+	name := cluster + ".mesh.cilium.io"
 	return &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: roots, ServerName: name, MinVersion: tls.VersionTLS12}, nil
 }
 
 // Client connects to a cluster's store through the NodePort with the certificate of a Secret.
 func Client(cluster *kube.Cluster, secret string) (*clientv3.Client, error) {
 	return ClientAt(cluster, secret, cluster.Nodes[0].Address+":32379")
+}
+
+// ClientOf connects to a cluster's store with a certificate of another cluster, as that cluster's mirror does.
+func ClientOf(cluster, owner *kube.Cluster, secret string) (*clientv3.Client, error) {
+	config, err := TLS(owner, secret)
+	if err != nil {
+		return nil, err
+	}
+	config.ServerName = cluster.Name + ".mesh.cilium.io"
+	return Dial(cluster.Nodes[0].Address+":32379", config)
 }
 
 // ClientAt connects to a store at an address.
@@ -103,7 +122,7 @@ type Stores struct {
 
 // Open connects to the store of a cluster and to that of a cluster that mirrors it, with the certificates of the chart.
 func Open(source, target *kube.Cluster) (*Stores, error) {
-	from, err := Client(source, RemoteUser)
+	from, err := ClientOf(source, target, RemoteUser)
 	if err != nil {
 		return nil, err
 	}
