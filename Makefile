@@ -1,6 +1,6 @@
 # Every target first installs missing build tools (`make setup`). Targets that compare with peers also need Go.
 .PHONY: demo test check bench fuzz setup build fmt lint doc deny interop kubernetes interop-kubernetes interop-publisher \
-	interop-cilium peers helm deploy crash load publish mesh adversary image image-test release e2e e2e-up e2e-tools
+	interop-cilium peers helm deploy crash load publish mesh adversary image image-test release e2e e2e-up e2e-tools e2e-short
 
 CARGO ?= cargo
 TARGET ?= $(or $(CARGO_TARGET_DIR),target)
@@ -176,7 +176,13 @@ e2e-tools: kubernetes helm ## build what a Kubernetes cluster is made of, and Ci
 		go build $(KUBERNETES_VERSION) -o $(PEERS)/$$program k8s.io/kubernetes/cmd/$$program || exit 1; done
 	./tests/interop/cilium/build $(PEERS)
 
-e2e: e2e-tools ## run the official chart and the walk on two real Kubernetes clusters; RUN=TestChartMatrix for one test
+e2e-short: helm ## run the pod of Cilium's rendered chart under runc, with each set of values
+	@E2E=short ./.ci/setup
+	$(CARGO) build --locked
+	PROFILE=debug $(MAKE) --no-print-directory image
+	$(E2E_TEST) -run 'TestRendered|TestMachines' . ./lab
+
+e2e: e2e-tools ## run Cilium's chart, ours and the walk on two real Kubernetes clusters; RUN=TestChartMatrix for one test
 	$(CARGO) build --locked
 	$(MAKE) --no-print-directory image
 	$(E2E_TEST) -run '$(or $(RUN),.)' .

@@ -22,6 +22,7 @@ const (
 	ours     = "e2e.local/isthmus:test"
 	newer    = "e2e.local/isthmus:newer" // the same content: an upgrade to it replaces the pod
 	original = "e2e.local/cilium:test"
+	certgen  = "e2e.local/certgen:test"
 	coreDNS  = "e2e.local/coredns:1.12.4"
 )
 
@@ -124,6 +125,15 @@ func (w *world) podImages() error {
 		}
 	}
 	w.images = append(w.images, mine)
+	if program := os.Getenv("CERTGEN"); program != "" {
+		archive := filepath.Join(lab.State(), "certgen.tar")
+		w.images = append(w.images, kube.Image{Archive: archive})
+		if err := image.Write(archive, image.Spec{Tag: certgen, Entrypoint: []string{"/usr/bin/cilium-certgen"}, Files: []image.File{
+			{Path: "/usr/bin/cilium-certgen", Source: program}, {Path: "/tmp/", Mode: 0o1777},
+		}}); err != nil {
+			return err
+		}
+	}
 	if w.original {
 		archive := filepath.Join(lab.State(), "original.tar")
 		w.images = append(w.images, kube.Image{Archive: archive})

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"encoding/base64"
+	"os"
 	"strings"
 
 	"isthmus.dev/e2e/kube"
@@ -123,7 +124,7 @@ func tlsSets() []set {
 		{name: "authMode=legacy", values: one(meshServer+"tls.authMode", "legacy")},
 		{name: "authMode=migration", values: one(meshServer+"tls.authMode", "migration")},
 		{name: "authMode=cluster", values: one(meshServer+"tls.authMode", "cluster")},
-		{name: "tls.auto.method=cronJob", values: one(meshServer+"tls.auto.method", "cronJob"), before: secrets, remove: fourSecrets},
+		cronJob(),
 		{name: "tls.auto.method=certmanager", values: with(one(meshServer+"tls.auto.method", "certmanager"),
 			one(meshServer+"tls.auto.certManagerIssuerRef", mesh.Values{"group": "cert-manager.io", "kind": "Issuer", "name": "mesh"})),
 			before: func(c *kube.Cluster) error { return definition(c, "cert-manager.io", "v1", "Certificate") },
@@ -136,6 +137,16 @@ func tlsSets() []set {
 			one(meshServer+"tls.auto.server.extraDnsNames", []string{"*.mesh.example"})),
 			breaks: "hk-cluster", around: "add `*.DOMAIN` to `tls.auto.server.extraDnsNames` of every *peer*"},
 	}
+}
+
+// cronJob is the method with Cilium's certgen where it is at hand; else the test makes the Secrets.
+func cronJob() set {
+	s := set{name: "tls.auto.method=cronJob", values: one(meshServer+"tls.auto.method", "cronJob"), remove: fourSecrets}
+	if os.Getenv("CERTGEN") == "" {
+		s.before = secrets
+	}
+	s.values = append(s.values, mesh.Set("certgen.image", mesh.Values{"override": certgen, "pullPolicy": "Never"}))
+	return s
 }
 
 // definition applies a stand-in for a kind of another project and waits until it is served.
