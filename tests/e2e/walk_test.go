@@ -113,6 +113,16 @@ func standInAgents(t *testing.T, c *kube.Cluster) {
 	check(t, c.Apply(mesh.Agents(c, agentTag)))
 }
 
+// ownConfig gives a cluster the ConfigMap of an agent, until the end of the test: the official chart makes its own.
+func ownConfig(t *testing.T, c *kube.Cluster) {
+	t.Helper()
+	check(t, c.Apply(mesh.Config(c)))
+	t.Cleanup(func() {
+		_, err := c.Try("delete", "configmap", "-n", mesh.Namespace, "cilium-config")
+		check(t, err)
+	})
+}
+
 // statusLines are the lines of `status` before a connection.
 func statusLines(address string) []string {
 	return []string{nodePort, `✅ Service "clustermesh-apiserver" of type "NodePort" found`, "✅ Cluster access information is available:",
@@ -141,6 +151,7 @@ func TestWalkWithOurCLI(t *testing.T) {
 	tokyo, hk := cluster(t, "tokyo-cluster"), cluster(t, "hk-cluster")
 	for _, c := range []*kube.Cluster{tokyo, hk} {
 		check(t, shared.chart.Uninstall(c))
+		ownConfig(t, c)
 		standInAgents(t, c)
 		check(t, c.Apply(mesh.Objects(c, pods)))
 	}

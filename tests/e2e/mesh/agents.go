@@ -6,23 +6,27 @@ import (
 	"isthmus.dev/e2e/kube"
 )
 
-// Agents is the manifest of stand-in agents: the DaemonSet of the chart as tools look for it, with the volumes that the chart
-// gives to agents, and the ConfigMap `cilium-config` of a cluster that has its name and number but no mesh yet.
-func Agents(cluster *kube.Cluster, image string) string {
+// Config is the manifest of `cilium-config` in a cluster that has its name and number: what the agents' part of the chart makes.
+func Config(cluster *kube.Cluster) string {
 	return fmt.Sprintf(`apiVersion: v1
 kind: ConfigMap
 metadata: {name: cilium-config, namespace: kube-system}
 data:
-  cluster-name: %[1]s
-  cluster-id: "%[2]d"
+  cluster-name: %s
+  cluster-id: "%d"
   max-connected-clusters: "255"
   identity-allocation-mode: crd
   routing-mode: tunnel
   tunnel-protocol: vxlan
   ipam: cluster-pool
-  cluster-pool-ipv4-cidr: %[3]s.0.0/16
----
-apiVersion: v1
+  cluster-pool-ipv4-cidr: %s.0.0/16
+`, cluster.Name, cluster.ID, cluster.PodNet)
+}
+
+// Agents is the manifest of stand-in agents: the DaemonSet of the chart as tools look for it, with the volumes that the chart
+// gives to agents.
+func Agents(cluster *kube.Cluster, image string) string {
+	return fmt.Sprintf(`apiVersion: v1
 kind: ServiceAccount
 metadata: {name: cilium, namespace: kube-system}
 ---
@@ -51,7 +55,7 @@ spec:
       tolerations: [{operator: Exists}]
       containers:
       - name: cilium-agent
-        image: %[4]s
+        image: %[2]s
         imagePullPolicy: Never
         command: [/usr/bin/cilium, run]
         env: [{name: CLUSTER_NAME, value: %[1]s}]
@@ -76,5 +80,5 @@ spec:
               - {key: tls.key, path: local-etcd-client.key}
               - {key: tls.crt, path: local-etcd-client.crt}
               - {key: ca.crt, path: local-etcd-client-ca.crt}
-`, cluster.Name, cluster.ID, cluster.PodNet, image)
+`, cluster.Name, image)
 }
