@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -186,4 +187,15 @@ func check(t *testing.T, err error) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// wanted says whether E2E_SET names a set of values: parts of names, separated by semicolons.
+func wanted(name string) bool {
+	only := os.Getenv("E2E_SET")
+	for _, part := range strings.Split(only, ";") {
+		if strings.Contains(name, part) {
+			return true
+		}
+	}
+	return false
 }
