@@ -95,7 +95,7 @@ func identitySets(port int) []set {
 				"data: {users.yaml: \"users: []\"}\n")
 		}, remove: []string{"secret/cilium-kvstoremesh", "configmap/clustermesh-remote-users"}},
 		{name: "cluster.id=0, cluster.name=default", values: with(one("cluster.id", 0), one("cluster.name", "default")),
-			breaks: "apiserver", around: "name the cluster and give it an id from 1: the publisher of the original refuses, too"},
+			breaks: "ClusterID 0 is reserved", around: "name the cluster and give it an id from 1: the publisher of the original refuses, too"},
 	}
 }
 
@@ -135,7 +135,7 @@ func tlsSets() []set {
 		{name: "tls.caBundle", values: with(on("tls.caBundle.enabled"), one("tls.caBundle.content", string(shared.ca.PEM)))},
 		{name: "config.domain of one's own", values: with(one("clustermesh.config.domain", "mesh.example"),
 			one(meshServer+"tls.auto.server.extraDnsNames", []string{"*.mesh.example"})),
-			breaks: "hk-cluster", around: "add `*.DOMAIN` to `tls.auto.server.extraDnsNames` of every *peer*"},
+			breaks: "certificate", around: "add `*.DOMAIN` to `tls.auto.server.extraDnsNames` of every *peer*"},
 	}
 }
 

@@ -96,6 +96,9 @@ func (p Pod) Why() error {
 		case container.State.Terminated != nil:
 			text = fmt.Sprint(container.Name, ": exit ", container.State.Terminated.ExitCode, " ", container.State.Terminated.Message)
 		}
+		if last := container.LastState.Terminated; last != nil {
+			text += fmt.Sprint("; before: exit ", last.ExitCode, " ", last.Message)
+		}
 		why = append(why, strings.TrimSpace(text))
 	}
 	return errors.New(strings.Join(why, "; "))
