@@ -119,6 +119,10 @@ func Peer(name, address string) Values {
 
 // Install installs or upgrades the chart.
 func (c *Chart) Install(cluster *kube.Cluster, values Values) error {
+	return helmInstall(cluster, "cilium", c.Path(), values)
+}
+
+func helmInstall(cluster *kube.Cluster, release, chart string, values Values) error {
 	encoded, err := json.Marshal(values) // JSON is YAML
 	if err != nil {
 		return err
@@ -128,7 +132,7 @@ func (c *Chart) Install(cluster *kube.Cluster, values Values) error {
 		return err
 	}
 	defer os.Remove(file)
-	_, err = cluster.Helm("upgrade", "--install", "cilium", c.Path(), "-n", Namespace, "-f", file)
+	_, err = cluster.Helm("upgrade", "--install", release, chart, "-n", Namespace, "-f", file)
 	return err
 }
 
@@ -167,4 +171,9 @@ func Eventually(patience time.Duration, condition func() error) error {
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
+}
+
+// OwnChart installs or upgrades the chart of this repository as the release "mesh".
+func OwnChart(cluster *kube.Cluster, path string, values Values) error {
+	return helmInstall(cluster, "mesh", path, values)
 }
