@@ -1,0 +1,510 @@
+//! What must be true of clusters before they are connected. Without IO: a [`Profile`] is what was read of a cluster.
+//!
+//! Parity: the first findings of a pair are those of `cilium clustermesh connect`, in its order and words. Everything
+//! after them is what that command does not look at, and what users then find out later (the complaints 3, 6 and 9 of
+//! the field).
+
+use super::handshake::{self, Ends};
+use super::pki::{self, Material};
+use ipnet::IpNet;
+use jiff::Timestamp;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+/// A certificate with fewer days left is worth a warning.
+pub const FEW_DAYS: i64 = 30;
+/// The clusters' names for the store's certificate: any name below this domain.
+const MESH_DOMAIN: &str = "mesh.cilium.io";
+
+/// What was read of one cluster. Empty fields are unknown and are not compared.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Profile {
+    /// The context, for remedies.
+    pub context: String,
+    pub name: String,
+    /// As in `cilium-config`: the text may be no number.
+    pub id: String,
+    pub max_clusters: u32,
+    /// The version of the agents, such as `1.20.2`.
+    pub version: String,
+    /// `routing-mode`, `tunnel-protocol`, `identity-allocation-mode` and the settings of encryption.
+    pub modes: BTreeMap<&'static str, String>,
+    pub pod_cidrs: Vec<IpNet>,
+    pub service_cidrs: Vec<IpNet>,
+    pub nodes: BTreeMap<String, Vec<IpAddr>>,
+    /// Hosts that other clusters dial: addresses, and names of load balancers.
+    pub hosts: Vec<String>,
+    /// `clustermesh-apiserver-server-cert`.
+    pub server: Option<Material>,
+    /// `clustermesh-apiserver-remote-cert`.
+    pub remote: Option<Material>,
+    /// The bundle that is used instead of `ca.crt` where the chart's `tls.caBundle` is on.
+    pub bundle: Option<String>,
+    /// The certificate of `cilium-ca`.
+    pub authority: Option<String>,
+}
+
+/// How grave a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Gravity {
+    /// The clusters can be connected, and something will surprise.
+    Warning,
+    /// The connection would not work, or would damage what works.
+    Fatal,
+}
+
+/// What the finding is about, so that commands can choose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Topic {
+    Identity,
+    Version,
+    Modes,
+    Networks,
+    Authority,
+    Handshake,
+    Expiry,
+    Names,
+}
+
+/// A fault, and what to do about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    pub topic: Topic,
+    pub gravity: Gravity,
+    pub what: String,
+    pub remedy: String,
+}
+
+/// Settings that must be equal in all clusters, and what happens otherwise.
+const EQUAL: [(&str, Gravity, &str); 4] = [
+    (
+        "routing-mode",
+        Gravity::Fatal,
+        "pods of one cluster could not reach those of the other",
+    ),
+    (
+        "tunnel-protocol",
+        Gravity::Fatal,
+        "nodes of the clusters could not read each other's packets",
+    ),
+    (
+        "encryption",
+        Gravity::Warning,
+        "traffic between the clusters is encrypted in one direction, or dropped",
+    ),
+    (
+        "identity-allocation-mode",
+        Gravity::Warning,
+        "the clusters keep their identities in different places",
+    ),
+];
+
+fn fatal(topic: Topic, what: impl Into<String>, remedy: impl Into<String>) -> Finding {
+    Finding {
+        topic,
+        gravity: Gravity::Fatal,
+        what: what.into(),
+        remedy: remedy.into(),
+    }
+}
+
+fn warning(topic: Topic, what: impl Into<String>, remedy: impl Into<String>) -> Finding {
+    Finding {
+        gravity: Gravity::Warning,
+        ..fatal(topic, what, remedy)
+    }
+}
+
+/// The findings about two clusters that are to be connected, the local one first.
+pub fn pair(local: &Profile, remote: &Profile, now: Timestamp) -> Vec<Finding> {
+    let mut findings = identities(local, remote);
+    findings.extend(versions(local, remote));
+    findings.extend(modes(local, remote));
+    findings.extend(networks(local, remote));
+    findings.extend(authorities(local, remote));
+    for (client, server) in [(local, remote), (remote, local)] {
+        findings.extend(handshake(client, server, now));
+    }
+    findings
+}
+
+/// The findings about one cluster alone.
+pub fn alone(cluster: &Profile, now: Timestamp) -> Vec<Finding> {
+    let mut findings: Vec<_> = own_identity(cluster).into_iter().collect();
+    for (what, material) in [("server", &cluster.server), ("remote", &cluster.remote)] {
+        let Some(material) = material else { continue };
+        let secret = format!("clustermesh-apiserver-{what}-cert of cluster {}", cluster.name);
+        findings.extend(expiry(&secret, "tls.crt", &material.cert, now));
+        findings.extend(expiry(&secret, "ca.crt", &material.ca, now));
+    }
+    if let Some(authority) = &cluster.authority {
+        findings.extend(expiry(
+            &format!("cilium-ca of cluster {}", cluster.name),
+            "ca.crt",
+            authority,
+            now,
+        ));
+    }
+    findings.extend(names(cluster));
+    findings
+}
+
+/// The findings about all pairs of `clusters`, each once; the order of the clusters decides who is called local.
+pub fn mesh(clusters: &[&Profile], now: Timestamp) -> Vec<Finding> {
+    let mut findings: Vec<Finding> = vec![];
+    let single = clusters.iter().flat_map(|cluster| alone(cluster, now));
+    let pairs = clusters.iter().enumerate().flat_map(|(at, local)| {
+        clusters[at + 1..]
+            .iter()
+            .flat_map(move |remote| pair(local, remote, now))
+    });
+    for finding in single.chain(pairs) {
+        if !findings.contains(&finding) {
+            findings.push(finding);
+        }
+    }
+    findings
+}
+
+fn own_identity(cluster: &Profile) -> Option<Finding> {
+    let is_default = matches!(cluster.name.as_str(), "" | "default") || matches!(cluster.id.as_str(), "" | "0");
+    is_default.then(|| {
+        fatal(
+            Topic::Identity,
+            format!(
+                "local cluster has the default name (cluster name: {}) and/or ID 0 (cluster ID: {})",
+                cluster.name, cluster.id
+            ),
+            rename(cluster),
+        )
+    })
+}
+
+/// How to give a cluster another name or id.
+fn rename(cluster: &Profile) -> String {
+    format!(
+        "set the values cluster.name and cluster.id of the Cilium chart in context {}, each different in every cluster, and \
+         restart all pods: their identities contain them",
+        cluster.context
+    )
+}
+
+fn identities(local: &Profile, remote: &Profile) -> Vec<Finding> {
+    let (l, r) = (local, remote);
+    let bad = |what: String, of: &Profile| fatal(Topic::Identity, what, rename(of));
+    let mut findings = vec![];
+    if matches!(r.name.as_str(), "" | "default") || matches!(r.id.as_str(), "" | "0") {
+        findings.push(bad(
+            format!("remote cluster has non-unique name ({}) and/or ID ({})", r.name, r.id),
+            r,
+        ));
+    }
+    findings.extend(own_identity(l));
+    match r.id.parse::<u32>() {
+        Err(_) if r.id.is_empty() => {}
+        Err(_) => findings.push(bad(
+            format!(
+                "remote cluster has non-numeric cluster ID {}. Only numeric values 1-255 are allowed",
+                r.id
+            ),
+            r,
+        )),
+        Ok(id) if id > l.max_clusters => findings.push(bad(
+            format!(
+                "remote cluster has cluster ID {id} out of acceptable range (1-{})",
+                l.max_clusters
+            ),
+            r,
+        )),
+        Ok(_) => {}
+    }
+    if r.max_clusters != l.max_clusters {
+        findings.push(fatal(
+            Topic::Identity,
+            format!(
+                "remote and local clusters have different max connected clusters: {} != {}",
+                r.max_clusters, l.max_clusters
+            ),
+            "clustermesh.maxConnectedClusters must be the same in all clusters and cannot be changed while a cluster lives",
+        ));
+    }
+    if r.name == l.name {
+        findings.push(bad(
+            format!("remote and local cluster have the same, non-unique name: {}", r.name),
+            r,
+        ));
+    }
+    if r.id == l.id {
+        findings.push(bad(
+            format!("remote and local cluster have the same, non-unique ID: {}", r.id),
+            r,
+        ));
+    }
+    findings
+}
+
+/// Major and minor of a version.
+fn minor(version: &str) -> Option<(u32, u32)> {
+    let mut parts = version.trim_start_matches('v').split(['.', '-', '+']);
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
+fn versions(local: &Profile, remote: &Profile) -> Option<Finding> {
+    let (l, r) = (minor(&local.version)?, minor(&remote.version)?);
+    (l.0 != r.0 || l.1.abs_diff(r.1) > 1).then(|| {
+        let older = if l < r { local } else { remote };
+        fatal(
+            Topic::Version,
+            format!(
+                "Cilium is {} in cluster {} and {} in cluster {}: more than one minor release apart",
+                local.version, local.name, remote.version, remote.name
+            ),
+            format!("upgrade Cilium in cluster {} first", older.name),
+        )
+    })
+}
+
+fn modes(local: &Profile, remote: &Profile) -> Vec<Finding> {
+    let differs = |(mode, gravity, effect): &(&'static str, Gravity, &str)| {
+        let (l, r) = (local.modes.get(mode)?, remote.modes.get(mode)?);
+        (l != r).then(|| Finding {
+            topic: Topic::Modes,
+            gravity: *gravity,
+            what: format!(
+                "{mode} is {l} in cluster {} and {r} in cluster {}: {effect}",
+                local.name, remote.name
+            ),
+            remedy: format!("give both clusters the same {mode}"),
+        })
+    };
+    EQUAL.iter().filter_map(differs).collect()
+}
+
+fn overlap(one: &IpNet, other: &IpNet) -> bool {
+    one.contains(other) || other.contains(one)
+}
+
+fn networks(local: &Profile, remote: &Profile) -> Vec<Finding> {
+    let mut findings = vec![];
+    for l in &local.pod_cidrs {
+        for r in remote.pod_cidrs.iter().filter(|r| overlap(l, r)) {
+            findings.push(fatal(
+                Topic::Networks,
+                format!(
+                    "the pod networks {l} of cluster {} and {r} of cluster {} overlap",
+                    local.name, remote.name
+                ),
+                "give one of the clusters another pod network; its nodes and pods must be made anew",
+            ));
+        }
+    }
+    for (cluster, other) in [(local, remote), (remote, local)] {
+        for (node, addresses) in &cluster.nodes {
+            let inside = addresses.iter().find_map(|ip| {
+                let cidr = other.pod_cidrs.iter().find(|cidr| cidr.contains(ip))?;
+                Some((ip, cidr))
+            });
+            if let Some((ip, cidr)) = inside {
+                findings.push(fatal(
+                    Topic::Networks,
+                    format!(
+                        "the address {ip} of node {node} of cluster {} is in the pod network {cidr} of cluster {}",
+                        cluster.name, other.name
+                    ),
+                    format!("give cluster {} another pod network", other.name),
+                ));
+            }
+        }
+    }
+    let shared = local.nodes.iter().find_map(|(node, addresses)| {
+        let found = addresses.iter().find_map(|ip| {
+            let (other, _) = remote.nodes.iter().find(|(_, theirs)| theirs.contains(ip))?;
+            Some((*ip, other.clone()))
+        });
+        found.map(|(ip, other)| (node.clone(), ip, other))
+    });
+    if let Some((node, ip, other)) = shared {
+        findings.push(fatal(
+            Topic::Networks,
+            format!(
+                "node {node} of cluster {} and node {other} of cluster {} have the same address {ip}",
+                local.name, remote.name
+            ),
+            "nodes of all clusters must reach each other by addresses that are different in the whole mesh",
+        ));
+    }
+    findings
+}
+
+/// The certificates that `cluster` trusts in servers and clients: PEM.
+fn trusts<'a>(cluster: &'a Profile, material: &'a Material) -> &'a str {
+    cluster.bundle.as_deref().unwrap_or(&material.ca)
+}
+
+/// A short name of an authority: subject and the first bytes of its key.
+fn described(certificate: &pki::Certificate) -> String {
+    let key: String = certificate
+        .subject_key
+        .iter()
+        .take(4)
+        .map(|b| format!("{b:02x}"))
+        .collect();
+    match key.is_empty() {
+        true => format!("{:?}", certificate.subject),
+        false => format!("{:?} (key {key}…)", certificate.subject),
+    }
+}
+
+fn authorities(local: &Profile, remote: &Profile) -> Option<Finding> {
+    let first = |of: &Profile| {
+        let text = of.authority.as_deref().or(of.remote.as_ref().map(|m| m.ca.as_str()))?;
+        pki::certificates(text).ok().map(|mut all| all.swap_remove(0))
+    };
+    let (l, r) = (first(local)?, first(remote)?);
+    // Authorities without the identifier of their key are compared whole: they may be different and have none.
+    let is_same = match l.subject_key.is_empty() || r.subject_key.is_empty() {
+        true => l.der == r.der,
+        false => l.subject_key == r.subject_key,
+    };
+    (!is_same).then(|| {
+        warning(
+            Topic::Authority,
+            format!(
+                "Cilium CA certificates do not match between clusters {} and {}: {} and {}",
+                local.name,
+                remote.name,
+                described(&l),
+                described(&r)
+            ),
+            "connect with --share-ca, which makes each cluster trust both authorities, or install both clusters with one CA",
+        )
+    })
+}
+
+/// Whether `client` would get a connection to the store of `server`.
+fn handshake(client: &Profile, server: &Profile, now: Timestamp) -> Option<Finding> {
+    let (own, theirs) = (client.remote.as_ref()?, server.server.as_ref()?);
+    let name = format!("{}.{MESH_DOMAIN}", server.name);
+    let ends = Ends {
+        server: theirs,
+        server_name: &name,
+        client: own,
+        client_trusts: trusts(client, own),
+        server_trusts: trusts(server, theirs),
+    };
+    let failure = handshake::attempt(&ends, now).err()?;
+    let signer = |material: &Material| {
+        let all = pki::certificates(&material.cert).ok()?;
+        Some(all.into_iter().next()?.issuer)
+    };
+    let (what, remedy) = match &failure {
+        handshake::Failure::ClientRefuses(why) => (
+            format!(
+                "cluster {} does not accept the server certificate of cluster {}, issued by {:?}: {why}",
+                client.name,
+                server.name,
+                signer(theirs).unwrap_or_default()
+            ),
+            format!(
+                "make cluster {} trust that authority: connect with --share-ca",
+                client.name
+            ),
+        ),
+        handshake::Failure::ServerRefuses(why) => (
+            format!(
+                "cluster {} does not accept the client certificate of cluster {}, issued by {:?}: {why}",
+                server.name,
+                client.name,
+                signer(own).unwrap_or_default()
+            ),
+            format!(
+                "make cluster {} trust that authority: connect with --share-ca",
+                server.name
+            ),
+        ),
+        handshake::Failure::Server(why) => (
+            format!(
+                "Secret clustermesh-apiserver-server-cert of cluster {}: {why}",
+                server.name
+            ),
+            format!("issue it anew: certs rotate --context {}", server.context),
+        ),
+        handshake::Failure::Client(why) => (
+            format!(
+                "Secret clustermesh-apiserver-remote-cert of cluster {}: {why}",
+                client.name
+            ),
+            format!("issue it anew: certs rotate --context {}", client.context),
+        ),
+    };
+    Some(fatal(Topic::Handshake, what, remedy))
+}
+
+fn expiry(object: &str, key: &str, pem: &str, now: Timestamp) -> Vec<Finding> {
+    let certificates = match pki::certificates(pem) {
+        Ok(certificates) => certificates,
+        Err(error) => {
+            let what = format!("Secret {object}, key {key}: {error}");
+            return vec![fatal(
+                Topic::Expiry,
+                what,
+                "write a certificate in PEM form, or rotate: certs rotate",
+            )];
+        }
+    };
+    let about = |certificate: &pki::Certificate| {
+        let (days, until) = (certificate.days_left(now), pki::day(certificate.not_after));
+        let of = format!(
+            "Secret {object}, key {key}: the certificate of {:?}",
+            certificate.subject
+        );
+        let remedy = match certificate.is_authority {
+            true => "replace the CA without an outage: certs rotate --ca",
+            false => "issue it anew: certs rotate",
+        };
+        match days {
+            ..0 => Some(fatal(Topic::Expiry, format!("{of} expired on {until}"), remedy)),
+            0..FEW_DAYS => Some(warning(
+                Topic::Expiry,
+                format!("{of} expires on {until}, in {days} days"),
+                remedy,
+            )),
+            _ => None,
+        }
+    };
+    certificates.iter().filter_map(about).collect()
+}
+
+/// Host names that the server certificate is not valid for. Addresses are dialled under names below the mesh's domain.
+fn names(cluster: &Profile) -> Vec<Finding> {
+    let certificate = cluster
+        .server
+        .as_ref()
+        .and_then(|server| pki::certificates(&server.cert).ok());
+    let Some(certificate) = certificate.and_then(|mut all| (!all.is_empty()).then(|| all.swap_remove(0))) else {
+        return vec![];
+    };
+    let hosts = cluster.hosts.iter().filter(|host| host.parse::<IpAddr>().is_err());
+    let missing = hosts.filter(|host| !certificate.is_for(host));
+    missing
+        .map(|host| {
+            fatal(
+                Topic::Names,
+                format!(
+                    "the server certificate of cluster {} is not valid for the host name {host}, which other clusters dial \
+                     (it is valid for {})",
+                    cluster.name,
+                    certificate.names.join(", ")
+                ),
+                format!(
+                    "add the name: certs rotate --context {} --add-name {host}, or the value \
+                     clustermesh.apiserver.tls.auto.server.extraDnsNames of the chart",
+                    cluster.context
+                ),
+            )
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;
