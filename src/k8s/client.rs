@@ -46,10 +46,25 @@ type Stack = BoxCloneSyncService<Request<Body>, Response<Box<DynBody>>, BoxError
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Source {
     Kubeconfig(PathBuf),
+    /// One context of kubeconfig files.
+    Context(KubeContext),
     /// This URL, and in a pod its service account and CA.
     Url(String),
     /// The usual kubeconfig, or else the pod's service account.
     Inferred,
+}
+
+/// One context of kubeconfig files, and who acts in it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KubeContext {
+    /// The kubeconfig files, merged as client-go does: the first file that defines a name wins.
+    pub files: Vec<PathBuf>,
+    /// The name of the context.
+    pub name: String,
+    /// The user to impersonate.
+    pub user: Option<String>,
+    /// The groups to impersonate.
+    pub groups: Vec<String>,
 }
 
 /// What a client is made of. It is read again when the API refuses the credentials.
@@ -66,6 +81,12 @@ pub(super) struct Settings {
 pub enum Error {
     #[error("cannot use the kubeconfig {}: {}", path.display(), in_file(error, path))]
     Kubeconfig { path: PathBuf, error: KubeconfigError },
+    #[error("cannot use the context {context:?} of {files}: {}", causes(source))]
+    Context {
+        context: String,
+        files: String,
+        source: KubeconfigError,
+    },
     /// Neither a kubeconfig, nor URLs, nor a service account.
     #[error(
         "Kubernetes client not configured, cannot continue: {kubeconfig}, and {in_cluster}; set --k8s-kubeconfig-path or \
@@ -125,6 +146,14 @@ impl Settings {
                     error,
                 })?
             }
+            Source::Context(context) => {
+                let read = of_kubeconfig(context.read()).await;
+                read.map_err(|source| Error::Context {
+                    context: context.name.clone(),
+                    files: context.file_names(),
+                    source,
+                })?
+            }
             Source::Url(url) => (of_url(url)?, None),
             Source::Inferred => match of_kubeconfig(Kubeconfig::read()).await {
                 Ok(read) => read,
@@ -177,6 +206,57 @@ fn not_in_cluster(error: &InClusterError) -> String {
         }
         error => format!("the service account of the pod fails: {}", causes(error)),
     }
+}
+
+// === impl KubeContext ===
+
+impl KubeContext {
+    /// Makes a client. Sends nothing yet, but runs a credential plugin that the kubeconfig names.
+    pub async fn client(self, proxies: ProxyVariables, connect_timeout: Duration) -> Result<Client, Error> {
+        let source = Source::Context(self);
+        client(source, proxies, connect_timeout).await
+    }
+
+    /// The files, for messages.
+    pub fn file_names(&self) -> String {
+        let names: Vec<_> = self.files.iter().map(|file| file.display().to_string()).collect();
+        names.join(", ")
+    }
+
+    /// The files as one, with this context as the current one.
+    fn read(&self) -> Result<Kubeconfig, KubeconfigError> {
+        let empty = Kubeconfig::default();
+        let merge = |merged: Kubeconfig, file: &PathBuf| merged.merge(Kubeconfig::read_from(file)?);
+        let mut merged = self.files.iter().try_fold(empty, merge)?;
+        merged.current_context = Some(self.name.clone());
+        let users = merged
+            .auth_infos
+            .iter_mut()
+            .filter_map(|named| named.auth_info.as_mut());
+        for user in users {
+            if let Some(name) = &self.user {
+                user.impersonate = Some(name.clone());
+            }
+            if !self.groups.is_empty() {
+                user.impersonate_groups = Some(self.groups.clone());
+            }
+        }
+        Ok(merged)
+    }
+}
+
+/// A client with the service account of the pod that this process runs in.
+pub async fn in_cluster(proxies: ProxyVariables, connect_timeout: Duration) -> Result<Client, Error> {
+    client(Source::Inferred, proxies, connect_timeout).await
+}
+
+async fn client(source: Source, proxies: ProxyVariables, connect_timeout: Duration) -> Result<Client, Error> {
+    let settings = Settings {
+        source,
+        proxies,
+        connect_timeout,
+    };
+    settings.client().await
 }
 
 /// The configuration of the current context, and the proxy that its cluster names.
