@@ -109,7 +109,7 @@ impl DemoArgs {
             demo: &self,
             ca: &ca,
             work: &work.0,
-            sides: running.into_iter().map(Side::Up).collect(),
+            sides: running.into_iter().map(|one| Side::Up(Box::new(one))).collect(),
         };
         if self.once {
             sides.stop_all().await;

@@ -140,13 +140,7 @@ impl ServeArgs {
         let ready = Ready::default();
         let starting = Starting::new(&ready);
         let metrics = observe.start("cilium_clustermesh_apiserver", &ready, life).await?;
-        let tls = Tls {
-            cert: Some(cert_file),
-            key: Some(key_file),
-            ca: client_cert_auth.then_some(trusted_ca_file),
-            cert_auth: client_cert_auth,
-            ..Tls::default()
-        };
+        let tls = tls(cert_file, key_file, client_cert_auth.then_some(trusted_ca_file));
         let server = server::Config {
             name: cluster.name.to_string(),
             client_urls: listen_client_urls.clone(),
@@ -174,9 +168,7 @@ impl ServeArgs {
             tracing::info!(%address, cluster_name = %cluster.name, cluster_id = cluster.id, "serving etcd clients");
         }
         match users.path() {
-            Some(path) if client_cert_auth => {
-                app::start_users(path, etcd.users(), &cluster.name, &metrics, life);
-            }
+            Some(path) if client_cert_auth => app::start_users(path, etcd.users(), &cluster.name, &metrics, life),
             Some(_) => tracing::warn!("--cluster-users-enabled has no effect with --client-cert-auth=false"),
             None => {}
         }
@@ -189,5 +181,16 @@ impl ServeArgs {
         }
         starting.complete();
         Ok(())
+    }
+}
+
+/// TLS with these files. With a CA, client certificates are required.
+fn tls(cert: PathBuf, key: PathBuf, ca: Option<PathBuf>) -> Tls {
+    Tls {
+        cert: Some(cert),
+        key: Some(key),
+        cert_auth: ca.is_some(),
+        ca,
+        ..Tls::default()
     }
 }

@@ -47,6 +47,15 @@ pub(super) struct Metrics {
     pub(super) sent_bytes: Counter,
 }
 
+/// Registers the histograms of what nothing here does. A data directory has some of them.
+fn register_zeros(registry: &mut Registry, durable: bool) {
+    let zero = |name: &str| !(durable && durable::Metrics::has(name));
+    for zero in ZERO_HISTOGRAMS.iter().filter(|histogram| zero(histogram.name)) {
+        let histogram = Histogram::new(exponential_buckets(zero.first_bucket, 2.0, zero.buckets));
+        registry.register(zero.name, "Nothing here does this", histogram);
+    }
+}
+
 impl Metrics {
     pub(super) fn new(
         store: Arc<Store>,
@@ -101,11 +110,7 @@ impl Metrics {
             durable.metrics().register(&mut registry);
         }
         let durable = durable.is_some();
-        let zero = |name: &str| !(durable && durable::Metrics::has(name));
-        for zero in ZERO_HISTOGRAMS.iter().filter(|histogram| zero(histogram.name)) {
-            let histogram = Histogram::new(exponential_buckets(zero.first_bucket, 2.0, zero.buckets));
-            registry.register(zero.name, "Nothing here does this", histogram);
-        }
+        register_zeros(&mut registry, durable);
         registry.register_collector(Box::new(config.expiry.clone()));
         registry.register_collector(Box::new(Sizes {
             store,

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 /// One cluster.
 pub(super) enum Side {
-    Up(Running),
+    Up(Box<Running>),
     /// A cluster that the user has stopped. It starts again at the same address, with an empty store.
     Down {
         name: &'static str,
@@ -118,7 +118,7 @@ impl Sides<'_> {
         print::answer(&format!(
             "{name} is started, with an empty store: the other cluster compares and writes only what differs.\n"
         ))?;
-        self.sides[at] = Side::Up(run(cluster));
+        self.sides[at] = Side::Up(Box::new(run(cluster)));
         Ok(())
     }
 
