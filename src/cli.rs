@@ -17,6 +17,7 @@ mod help;
 mod ignored;
 pub mod kvstoremesh;
 mod logging;
+mod mesh;
 mod print;
 pub mod serve;
 mod snapshot;
@@ -28,7 +29,8 @@ use crate::app::signal;
 use crate::util::blocking;
 use crate::util::lifecycle::Lifecycle;
 use anyhow::bail;
-use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
+use arguments::Program;
+use clap::{Arg, ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use ignored::IgnoredSetting;
 use logging::{Format, Output};
 use nix::sys::signal::{SigSet, Signal};
@@ -72,6 +74,9 @@ enum Command {
     KvstoremeshDbg(dbg::KvstoremeshDbg),
     /// Configure CoreDNS for the Multi-Cluster Services API
     McsapiCorednsCfg(Box<coredns::CorednsArgs>),
+    /// Connect clusters, from a machine with kubeconfig contexts
+    #[command(subcommand)]
+    Mesh(mesh::MeshCommand),
     /// Save, restore and inspect snapshots of a store
     #[command(subcommand)]
     Snapshot(snapshot::SnapshotCommand),
@@ -91,6 +96,9 @@ enum Command {
 /// A parsed subcommand with its settings.
 struct Invocation {
     command: Command,
+    program: Program,
+    /// The words before the name of a subcommand of `mesh`.
+    before_mesh_command: &'static str,
     /// The settings in force, for the log.
     settings: Vec<String>,
     ignored: Vec<IgnoredSetting>,
@@ -111,14 +119,20 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 }
 
 /// The command line with all that clap's derive cannot express.
-fn command_line() -> clap::Command {
+fn command_line(program: Program) -> clap::Command {
     let version = Arg::new("version")
         .short('V')
         .long("version")
         .help("Print the version of this program.")
         .action(ArgAction::Version);
     let shared = [data::VARIABLES, budgets::VARIABLES];
-    let command = shared.into_iter().fold(Cli::command(), variables::set);
+    let cli = match program {
+        Program::ClustermeshApiserver => Cli::command(),
+        Program::Isthmus => Cli::augment_args(mesh::MeshCommand::augment_subcommands(clap::Command::new(
+            mesh::PROGRAM,
+        ))),
+    };
+    let command = shared.into_iter().fold(cli, variables::set);
     help::complete(command).arg(version)
 }
 
@@ -133,7 +147,8 @@ pub fn run(args: Vec<String>) -> u8 {
 }
 
 fn run_subcommand(args: Vec<String>) -> u8 {
-    let prepared = match arguments::prepare(args, command_line()) {
+    let program = Program::of(&args);
+    let prepared = match arguments::prepare(args, command_line(program)) {
         Ok(prepared) => prepared,
         Err(error) => {
             print_error(&error);
@@ -141,15 +156,32 @@ fn run_subcommand(args: Vec<String>) -> u8 {
         }
     };
     let parsed = prepared.command.clone().try_get_matches_from(&prepared.args);
-    let parsed =
-        parsed.and_then(|matches| Ok((settings(&prepared.command, &matches), Cli::from_arg_matches(&matches)?)));
-    match parsed {
-        Ok((settings, cli)) => execute(Invocation {
-            command: cli.command,
-            settings,
+    let parsed = parsed.and_then(|matches| {
+        Ok(Invocation {
+            command: command(program, &matches)?,
+            program,
+            before_mesh_command: program.before_mesh_command(matches.subcommand_name() == Some(mesh::NAME)),
+            settings: settings(&prepared.command, &matches),
             ignored: prepared.ignored,
-        }),
-        Err(error) => print_answer(&usage::answer(prepared.dialect, command_line(), &prepared.args, &error)),
+        })
+    });
+    match parsed {
+        Ok(invocation) => execute(invocation),
+        Err(error) => print_answer(&usage::answer(
+            prepared.dialect,
+            command_line(program),
+            &prepared.args,
+            &error,
+        )),
+    }
+}
+
+/// The subcommand with its flags.
+fn command(program: Program, matches: &ArgMatches) -> Result<Command, clap::Error> {
+    let name = matches.subcommand_name().unwrap_or_default();
+    match program == Program::Isthmus && mesh::MeshCommand::has_subcommand(name) {
+        true => Ok(Command::Mesh(mesh::MeshCommand::from_arg_matches(matches)?)),
+        false => Ok(Cli::from_arg_matches(matches)?.command),
     }
 }
 
@@ -252,6 +284,8 @@ fn start_etcd_log(args: &etcd::EtcdArgs, ignored: &[IgnoredSetting]) {
 fn dispatch(invocation: Invocation) -> Result<(), Failure> {
     let Invocation {
         command,
+        program,
+        before_mesh_command,
         settings,
         ignored,
     } = invocation;
@@ -298,7 +332,8 @@ fn dispatch(invocation: Invocation) -> Result<(), Failure> {
             ignored.iter().for_each(|ignored| tracing::warn!("{ignored}"));
             args.run()?;
         }
-        Command::Completion(shell) => shell.print(command_line())?,
+        Command::Mesh(command) => command.run(before_mesh_command)?,
+        Command::Completion(shell) => shell.print(command_line(program))?,
         Command::Version => print::answer(&version())?,
     }
     Ok(())
@@ -375,8 +410,10 @@ mod tests {
 
     #[test]
     fn every_flag_and_every_subcommand_is_explained_in_sentences() {
-        let command = command_line();
-        assert!(command.get_subcommands().count() > 10);
-        assert_readable_help(&command, "");
+        for program in [Program::ClustermeshApiserver, Program::Isthmus] {
+            let command = command_line(program);
+            assert!(command.get_subcommands().count() > 10);
+            assert_readable_help(&command, "");
+        }
     }
 }

@@ -2,7 +2,7 @@
 //! flags that are accepted without effect are taken out.
 
 use super::ignored::{IgnoredFlags, IgnoredSetting};
-use super::{coredns, etcd, flags, help};
+use super::{coredns, etcd, flags, help, mesh};
 use clap::Command;
 use clap::builder::Resettable;
 use std::collections::BTreeMap;
@@ -18,6 +18,14 @@ pub enum Dialect {
     Own,
 }
 
+/// The name that the program was called by, where it matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    ClustermeshApiserver,
+    /// The subcommands of `mesh` are at the top level, too.
+    Isthmus,
+}
+
 /// A command line that clap can parse.
 #[derive(Debug)]
 pub struct Prepared {
@@ -25,6 +33,32 @@ pub struct Prepared {
     pub command: Command,
     pub dialect: Dialect,
     pub ignored: Vec<IgnoredSetting>,
+}
+
+// === impl Program ===
+
+impl Program {
+    /// The program that the first argument names.
+    pub fn of(args: &[String]) -> Self {
+        match program_name(args) {
+            mesh::PROGRAM => Self::Isthmus,
+            _ => Self::ClustermeshApiserver,
+        }
+    }
+
+    /// The words before the name of a subcommand of `mesh`, as they were typed.
+    pub fn before_mesh_command(self, is_below_mesh: bool) -> &'static str {
+        match (self, is_below_mesh) {
+            (Self::ClustermeshApiserver, _) => "clustermesh-apiserver mesh",
+            (Self::Isthmus, true) => "isthmus mesh",
+            (Self::Isthmus, false) => "isthmus",
+        }
+    }
+}
+
+/// The name of the file that was executed.
+fn program_name(args: &[String]) -> &str {
+    args.first().and_then(|a| a.rsplit('/').next()).unwrap_or_default()
 }
 
 /// Makes `args` a command line for `command`. Fails where etcd refuses the sources of its settings.
@@ -53,8 +87,7 @@ pub fn prepare(args: Vec<String>, command: Command) -> anyhow::Result<Prepared> 
 
 /// Makes a program called `etcd` the subcommand of that name, and Go's `-flag` a `--flag`.
 fn as_subcommand(mut args: Vec<String>) -> (Vec<String>, Dialect) {
-    let program = args.first().and_then(|a| a.rsplit('/').next()).unwrap_or_default();
-    if program == "etcd" {
+    if program_name(&args) == "etcd" {
         args.insert(1, "etcd".to_owned());
     }
     if args.get(1).is_none_or(|subcommand| subcommand != "etcd") {

@@ -146,7 +146,7 @@ impl Rotation {
 
     fn trusting(&self, all: &[Certificate]) -> Option<Vec<Certificate>> {
         let holds = |wanted: &Certificate| all.iter().any(|one| one.der == wanted.der);
-        (holds(&self.old) && !holds(&self.new)).then(|| [all, &[self.new.clone()]].concat())
+        (holds(&self.old) && !holds(&self.new)).then(|| [all, std::slice::from_ref(&self.new)].concat())
     }
 
     fn forgetting(&self, all: &[Certificate]) -> Option<Vec<Certificate>> {
@@ -154,21 +154,21 @@ impl Rotation {
         (kept.len() < all.len() && !kept.is_empty()).then_some(kept)
     }
 
+    /// The certificates that the old authority has signed. Those of other authorities are not this rotation's.
     fn to_issue(&self, cluster: &Cluster) -> Vec<Leaf> {
         let is_old = |pem: &String| {
-            let Some(leaf) = pki::certificates(pem).ok().and_then(|all| all.into_iter().next()) else {
-                return true;
-            };
-            leaf.authority_key == self.old.subject_key || !self.signed_by_new(&leaf)
+            let leaf = pki::certificates(pem).ok().and_then(|all| all.into_iter().next());
+            leaf.is_some_and(|leaf| self.signed_by_old(&leaf))
         };
         let old = cluster.leaves.iter().filter(|(_, pem)| is_old(pem));
         old.map(|(leaf, _)| *leaf).collect()
     }
 
-    fn signed_by_new(&self, leaf: &Certificate) -> bool {
-        match leaf.authority_key.is_empty() || self.new.subject_key.is_empty() {
-            true => leaf.issuer == self.new.subject,
-            false => leaf.authority_key == self.new.subject_key,
+    fn signed_by_old(&self, leaf: &Certificate) -> bool {
+        match leaf.authority_key.is_empty() || self.old.subject_key.is_empty() {
+            // Without identifiers of keys, names are all there is; the new authority may have the same name.
+            true => leaf.issuer == self.old.subject && leaf.not_before < self.new.not_before,
+            false => leaf.authority_key == self.old.subject_key,
         }
     }
 }

@@ -190,3 +190,15 @@ fn certificates_near_their_end_and_without_a_wanted_name_are_renewed() {
         now() + SignedDuration::from_hours(24 * 800)
     ));
 }
+
+#[test]
+fn a_cluster_with_another_authority_changes_what_it_trusts_and_keeps_its_certificates() {
+    let [old, new, other] = ["old", "new", "other"].map(|name| Authority::generate(name, now()).unwrap());
+    let rotation = Rotation::new(old.cert(), new.cert()).unwrap();
+    let mut hk = Simulated::new("hk", &other).cluster;
+    for place in &mut hk.places {
+        place.pem = pki::bundle(&[other.cert(), old.cert()]).unwrap();
+    }
+    assert_eq!(rotation.work(Step::Trust, &hk).places.len(), 4);
+    assert_eq!(rotation.work(Step::Issue, &hk), Work::default());
+}

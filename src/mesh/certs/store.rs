@@ -1,0 +1,199 @@
+//! Reads and writes the Secrets of certificates, and nothing else of a cluster, so that a CronJob needs few rights.
+
+use crate::k8s::client::describe;
+use crate::mesh::certs::{BUNDLE, BUNDLE_KEY};
+use crate::mesh::context::Context;
+use crate::mesh::facts::{self, Facts, MANAGED_BY, MANAGER, secret};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use kube::Api;
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use serde_json::{Map, Value, json};
+
+/// Why an object was not read or written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {verb} {object} in context {context:?}: {}", describe(source))]
+pub struct Error {
+    verb: &'static str,
+    /// Kind, namespace and name.
+    object: String,
+    context: String,
+    source: Box<kube::Error>,
+}
+
+/// The Secrets of one cluster.
+#[derive(Clone)]
+pub struct Store<'a> {
+    pub context: &'a Context,
+}
+
+// === impl Store ===
+
+impl Store<'_> {
+    fn secrets(&self) -> Api<Secret> {
+        Api::namespaced(self.context.client.clone(), &self.context.namespace)
+    }
+
+    fn maps(&self) -> Api<ConfigMap> {
+        Api::namespaced(self.context.client.clone(), &self.context.namespace)
+    }
+
+    fn deployments(&self) -> Api<Deployment> {
+        Api::namespaced(self.context.client.clone(), &self.context.namespace)
+    }
+
+    fn failed<'a>(&'a self, verb: &'static str, kind: &str, name: &str) -> impl FnOnce(kube::Error) -> Error + 'a {
+        let object = format!("{kind} {}/{name}", self.context.namespace);
+        move |source| Error {
+            verb,
+            object,
+            context: self.context.name.clone(),
+            source: Box::new(source),
+        }
+    }
+
+    /// The facts that certificates need: the cluster's name, its Deployment and its Secrets.
+    pub async fn facts(&self) -> Result<Facts, Error> {
+        // Requests of several kinds make a large future.
+        Box::pin(self.read()).await
+    }
+
+    async fn read(&self) -> Result<Facts, Error> {
+        let config = self.maps().get_opt(facts::CILIUM_CONFIG).await;
+        let deployment = self.deployments().get_opt(facts::APISERVER).await;
+        let mut read = Facts {
+            context: self.context.name.clone(),
+            entry: self.context.entry.clone(),
+            server: self.context.server.clone(),
+            namespace: self.context.namespace.clone(),
+            cilium_config: config.map_err(self.failed("get", "ConfigMap", facts::CILIUM_CONFIG))?,
+            deployment: deployment.map_err(self.failed("get", "Deployment", facts::APISERVER))?,
+            ..Facts::default()
+        };
+        for name in secret::ALL {
+            if let Some(secret) = self.secret(name).await? {
+                read.secrets.insert(name.to_owned(), secret);
+            }
+        }
+        Ok(read)
+    }
+
+    /// The chart's CA bundle, if there is one.
+    pub async fn bundle(&self) -> Result<Option<String>, Error> {
+        let map = self
+            .maps()
+            .get_opt(BUNDLE)
+            .await
+            .map_err(self.failed("get", "ConfigMap", BUNDLE))?;
+        Ok(map.and_then(|map| map.data?.remove(BUNDLE_KEY)))
+    }
+
+    pub async fn secret(&self, name: &str) -> Result<Option<Secret>, Error> {
+        self.secrets()
+            .get_opt(name)
+            .await
+            .map_err(self.failed("get", "Secret", name))
+    }
+
+    /// Sets some keys of a Secret, and leaves all others.
+    pub async fn set(&self, name: &str, values: &[(&str, &str)]) -> Result<(), Error> {
+        let data: Map<String, Value> = values
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), json!(STANDARD.encode(value))))
+            .collect();
+        self.patch(name, json!({ "data": data })).await
+    }
+
+    /// Sets an annotation of a Secret.
+    pub async fn annotate(&self, name: &str, annotation: &str, value: &str) -> Result<(), Error> {
+        self.patch(name, json!({"metadata": {"annotations": {annotation: value}}}))
+            .await
+    }
+
+    async fn patch(&self, name: &str, patch: Value) -> Result<(), Error> {
+        let done = self.secrets().patch(name, &params(), &Patch::Merge(patch)).await;
+        done.map(drop).map_err(self.failed("patch", "Secret", name))
+    }
+
+    /// Sets a key of a ConfigMap.
+    pub async fn set_map(&self, name: &str, key: &str, value: &str) -> Result<(), Error> {
+        let patch = Patch::Merge(json!({"data": {key: value}}));
+        let done = self.maps().patch(name, &params(), &patch).await;
+        done.map(drop).map_err(self.failed("patch", "ConfigMap", name))
+    }
+
+    /// Creates a Secret of ours.
+    pub async fn create(&self, name: &str, values: &[(&str, &str)]) -> Result<(), Error> {
+        let data: Map<String, Value> = values
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), json!(STANDARD.encode(value))))
+            .collect();
+        let secret = json!({
+            "metadata": {"name": name, "labels": {MANAGED_BY: MANAGER, "app.kubernetes.io/part-of": "cilium"}},
+            "data": data,
+        });
+        let secret = serde_json::from_value(secret).expect("a Secret of strings is a Secret");
+        let created = PostParams {
+            field_manager: Some(MANAGER.to_owned()),
+            ..PostParams::default()
+        };
+        let done = self.secrets().create(&created, &secret).await;
+        done.map(drop).map_err(self.failed("create", "Secret", name))
+    }
+
+    pub async fn delete(&self, name: &str) -> Result<(), Error> {
+        match self.secrets().delete(name, &DeleteParams::default()).await {
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+            done => done.map(drop).map_err(self.failed("delete", "Secret", name)),
+        }
+    }
+
+    /// Restarts the pods of the Deployment, one after the other.
+    pub async fn restart(&self, at: &str) -> Result<(), Error> {
+        let notes = json!({"kubectl.kubernetes.io/restartedAt": at});
+        let patch = json!({"spec": {"template": {"metadata": {"annotations": notes}}}});
+        let done = self
+            .deployments()
+            .patch(facts::APISERVER, &params(), &Patch::Merge(patch))
+            .await;
+        done.map(drop)
+            .map_err(self.failed("patch", "Deployment", facts::APISERVER))
+    }
+}
+
+fn params() -> PatchParams {
+    PatchParams {
+        field_manager: Some(MANAGER.to_owned()),
+        ..PatchParams::default()
+    }
+}
+
+/// Applies an object of ours, cluster-wide or in its namespace.
+pub async fn apply(context: &Context, object: &serde_json::Value) -> Result<(), Error> {
+    use kube::api::{ApiResource, DynamicObject, GroupVersionKind};
+    let text = |pointer: &str| {
+        object
+            .pointer(pointer)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned()
+    };
+    let (version, kind, name) = (text("/apiVersion"), text("/kind"), text("/metadata/name"));
+    let (group, version) = match version.split_once('/') {
+        Some((group, version)) => (group.to_owned(), version.to_owned()),
+        None => (String::new(), version),
+    };
+    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(&group, &version, &kind));
+    let api: Api<DynamicObject> = Api::namespaced_with(context.client.clone(), &context.namespace, &resource);
+    let done = api
+        .patch(&name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(object))
+        .await;
+    done.map(drop).map_err(|source| Error {
+        verb: "apply",
+        object: format!("{kind} {}/{name}", context.namespace),
+        context: context.name.clone(),
+        source: Box::new(source),
+    })
+}

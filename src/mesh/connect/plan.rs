@@ -1,0 +1,422 @@
+//! What connecting clusters changes, and what speaks against it. Without IO.
+
+use super::super::change::{Plan, Target};
+use super::super::checks::{self, Finding, Gravity, Profile, Topic};
+use super::super::endpoints::Endpoints;
+use super::super::facts::{self, APISERVER, Facts, Keeper, MirrorMode, Version, secret};
+use super::super::objects;
+use super::super::pki;
+use super::super::profile;
+use super::super::record::{Peer, Record};
+use super::{Error, Mode};
+use jiff::Timestamp;
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The first Cilium whose agents and mirrors read the addresses of a host from the client file.
+const WITH_ALIASES: Version = Version { major: 1, minor: 20 };
+/// The common name that needs no user of its own in other stores.
+const SHARED_USER: &str = "remote";
+
+/// A cluster that is to be connected.
+#[derive(Clone, Debug)]
+pub struct Member {
+    pub facts: Facts,
+    /// Where the others reach its store.
+    pub endpoints: Endpoints,
+    /// What this program has connected before.
+    pub record: Record,
+}
+
+/// A cluster learns of another one: their indices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Edge {
+    pub reader: usize,
+    pub read: usize,
+}
+
+/// The changes.
+#[derive(Clone, Debug, Default)]
+pub struct Work {
+    /// Makes stores trust the CAs of their new readers. Comes first, in all clusters.
+    pub trust: Vec<Plan>,
+    /// Connects; one plan for each member, in their order.
+    pub connect: Vec<Plan>,
+    /// The records after the changes, one for each member.
+    pub records: Vec<Record>,
+}
+
+/// Which member learns of which; the first member is the source.
+pub fn edges(mode: Mode, members: usize) -> Vec<Edge> {
+    let mut edges = vec![];
+    for reader in 0..members {
+        for read in (0..members).filter(|read| *read != reader) {
+            let is_wanted = match mode {
+                Mode::Unicast => reader == 0,
+                Mode::Bidirectional => reader == 0 || read == 0,
+                Mode::Mesh => true,
+            };
+            if is_wanted {
+                edges.push(Edge { reader, read });
+            }
+        }
+    }
+    edges
+}
+
+/// The records of all members after they are connected.
+pub fn records(members: &[Member], edges: &[Edge], share: bool, now: Timestamp) -> Result<Vec<Record>, Error> {
+    let profiles: Vec<Profile> = members.iter().map(profile_of).collect();
+    let mut records: Vec<Record> = members.iter().map(|member| member.record.clone()).collect();
+    for edge in edges {
+        let (reader, read) = (&members[edge.reader], &members[edge.read]);
+        peer(&mut records[edge.reader], read).endpoints = Some(read.endpoints.clone());
+        peer(&mut records[edge.read], reader).reads = true;
+    }
+    if !share {
+        return Ok(records);
+    }
+    for Edge { reader, read } in edges.iter().copied() {
+        let pair = trusting(&profiles, &records, members, Edge { reader, read });
+        let refuses = checks::pair(&pair.0, &pair.1, now)
+            .iter()
+            .any(|finding| finding.topic == Topic::Handshake);
+        if refuses {
+            for (owner, other) in [(reader, read), (read, reader)] {
+                let authorities = authorities(&profiles[other])?;
+                peer(&mut records[owner], &members[other]).authorities = Some(authorities);
+            }
+        }
+    }
+    Ok(records)
+}
+
+/// The entry of `member` in a record.
+fn peer<'a>(record: &'a mut Record, member: &Member) -> &'a mut Peer {
+    let peer = record.peers.entry(member.facts.name().to_owned()).or_default();
+    peer.id = member.facts.id().unwrap_or_default();
+    peer.context.clone_from(&member.facts.context);
+    peer
+}
+
+fn profile_of(member: &Member) -> Profile {
+    Profile {
+        hosts: member.endpoints.hosts(),
+        ..profile::of(&member.facts)
+    }
+}
+
+/// The authorities that have issued the certificates of a cluster; all that it trusts where the issuers are unknown.
+fn authorities(profile: &Profile) -> Result<String, Error> {
+    let leaves = [&profile.server, &profile.remote].into_iter().flatten();
+    let trusted = leaves
+        .clone()
+        .map(|leaf| leaf.ca.as_str())
+        .chain(profile.authority.as_deref());
+    let texts: Vec<&str> = trusted.filter(|text| !text.trim().is_empty()).collect();
+    let bad = |why: pki::Error| Error::Authorities {
+        cluster: profile.name.clone(),
+        why,
+    };
+    let bundle = pki::bundle(&texts).map_err(bad)?;
+    let signed: Vec<pki::Certificate> = leaves
+        .flat_map(|leaf| pki::certificates(&leaf.cert))
+        .flatten()
+        .collect();
+    let issues = |authority: &pki::Certificate| {
+        signed.iter().any(
+            |leaf| match leaf.authority_key.is_empty() || authority.subject_key.is_empty() {
+                true => leaf.issuer == authority.subject,
+                false => leaf.authority_key == authority.subject_key,
+            },
+        )
+    };
+    let all = pki::certificates(&bundle).map_err(bad)?;
+    let issuers: String = all
+        .iter()
+        .filter(|one| issues(one))
+        .map(|one| pki::encode(&one.der))
+        .collect();
+    Ok(if issuers.is_empty() { bundle } else { issuers })
+}
+
+/// The reader and the read cluster, with the trust that the records give them. What only the other direction needs is
+/// left out.
+fn trusting(profiles: &[Profile], records: &[Record], members: &[Member], edge: Edge) -> (Profile, Profile) {
+    let (mut reader, mut read) = (profiles[edge.reader].clone(), profiles[edge.read].clone());
+    let known = |owner: usize, other: usize| {
+        let peer = records[owner].peers.get(members[other].facts.name())?;
+        peer.authorities.clone()
+    };
+    if let (Some(own), Some(pem)) = (&mut reader.remote, known(edge.reader, edge.read)) {
+        own.ca = pem;
+    }
+    if let (Some(own), Some(pem)) = (&mut read.server, known(edge.read, edge.reader)) {
+        own.ca = pki::bundle(&[&own.ca, &pem]).unwrap_or_else(|_| own.ca.clone());
+    }
+    reader.server = None;
+    read.remote = None;
+    (reader, read)
+}
+
+/// What speaks against connecting the members, or should be known.
+pub fn findings(members: &[Member], edges: &[Edge], records: &[Record], now: Timestamp) -> Vec<Finding> {
+    let profiles: Vec<Profile> = members.iter().map(profile_of).collect();
+    let mut found: Vec<Finding> = vec![];
+    let mut add = |finding: Finding| {
+        if !found.contains(&finding) {
+            found.push(finding);
+        }
+    };
+    for at in 0..members.len() {
+        for other in at + 1..members.len() {
+            let is_edge =
+                |edge: &&Edge| [edge.reader, edge.read] == [at, other] || [edge.reader, edge.read] == [other, at];
+            let between: Vec<Edge> = edges.iter().filter(is_edge).copied().collect();
+            let (mut local, mut remote) = (profiles[at].clone(), profiles[other].clone());
+            // Handshakes are tried below, with the trust that the clusters will have.
+            (local.server, local.remote, remote.server, remote.remote) = (None, None, None, None);
+            let pair = checks::pair(&local, &remote, now).into_iter();
+            let is_near = !between.is_empty();
+            pair.filter(|finding| is_near || finding.topic == Topic::Identity)
+                .filter(|finding| finding.topic != Topic::Authority)
+                .for_each(&mut add);
+            for edge in between {
+                let (reader, read) = trusting(&profiles, records, members, edge);
+                let tried: Vec<_> = checks::pair(&reader, &read, now).into_iter().collect();
+                let refuses = tried.iter().any(|finding| finding.topic == Topic::Handshake);
+                tried
+                    .into_iter()
+                    .filter(|finding| match finding.topic {
+                        Topic::Handshake => true,
+                        // One direction tells of both.
+                        Topic::Authority => refuses && edge.reader == at,
+                        _ => false,
+                    })
+                    .for_each(&mut add);
+            }
+        }
+    }
+    profiles
+        .iter()
+        .flat_map(|profile| checks::alone(profile, now))
+        .for_each(&mut add);
+    members.iter().flat_map(known_peers).for_each(&mut add);
+    conflicts(members, edges).into_iter().for_each(&mut add);
+    lacking(members, edges).into_iter().for_each(&mut add);
+    found
+}
+
+fn fatal(topic: Topic, what: String, remedy: String) -> Finding {
+    Finding {
+        topic,
+        gravity: Gravity::Fatal,
+        what,
+        remedy,
+    }
+}
+
+/// Conflicts of the members with clusters that were connected before.
+fn known_peers(member: &Member) -> Vec<Finding> {
+    let own = (member.facts.name(), member.facts.id());
+    let mut owners: BTreeMap<u32, &str> = own.1.map(|id| (id, own.0)).into_iter().collect();
+    let mut found = vec![];
+    for (name, peer) in &member.record.peers {
+        match owners.insert(peer.id, name) {
+            Some(other) if peer.id != 0 => found.push(fatal(
+                Topic::Identity,
+                format!(
+                    "clusters {other} and {name}, which cluster {} knows, have the same, non-unique ID: {}",
+                    own.0, peer.id
+                ),
+                format!("give one of them another cluster.id, or disconnect it: --destination-name {name}"),
+            )),
+            _ => {}
+        }
+    }
+    found
+}
+
+/// Conflicts between the members and the clusters that each of them already knows.
+fn conflicts(members: &[Member], edges: &[Edge]) -> Vec<Finding> {
+    let mut found = vec![];
+    for edge in edges {
+        let (reader, read) = (&members[edge.reader], &members[edge.read]);
+        let (name, id) = (read.facts.name(), read.facts.id().unwrap_or_default());
+        for (known, peer) in &reader.record.peers {
+            if known != name && peer.id == id && id != 0 {
+                found.push(fatal(
+                    Topic::Identity,
+                    format!(
+                        "cluster {name} has the ID {id}, which is that of cluster {known}, to which cluster {} is connected",
+                        reader.facts.name()
+                    ),
+                    format!("give cluster {name} another cluster.id, or disconnect {known} first"),
+                ));
+            }
+        }
+    }
+    found
+}
+
+/// The objects without which a member cannot read or be read.
+fn lacking(members: &[Member], edges: &[Edge]) -> Vec<Finding> {
+    let mut found = vec![];
+    let readers: BTreeSet<usize> = edges.iter().map(|edge| edge.reader).collect();
+    for at in readers {
+        let facts = &members[at].facts;
+        let has = |name: &str| facts.secrets.contains_key(name);
+        let missing = |name: &str, why: &str| {
+            fatal(
+                Topic::Names,
+                format!(
+                    "no Secret {}/{name} in context {:?}: {why}",
+                    facts.namespace, facts.context
+                ),
+                format!("run enable --context {} first", facts.context),
+            )
+        };
+        if !has(secret::REMOTE) && !secret::DEPRECATED_REMOTE.into_iter().any(has) {
+            found.push(missing(secret::REMOTE, "the cluster cannot prove to others who it is"));
+        }
+        if facts.mirror() == MirrorMode::On && !has(secret::LOCAL) {
+            found.push(missing(
+                secret::LOCAL,
+                "agents cannot read the store of their own cluster",
+            ));
+        }
+        let names: Vec<&str> = facts.containers().iter().map(|container| &*container.name).collect();
+        if facts.mirror() == MirrorMode::On && !facts.runs_isthmus() && !names.contains(&"etcd") {
+            found.push(fatal(
+                Topic::Modes,
+                format!(
+                    "the mirror of cluster {} writes into an external etcd (kvstoreMode external), which this program does not \
+                     configure",
+                    facts.name()
+                ),
+                "connect this cluster by the values of --print=values".to_owned(),
+            ));
+        }
+        let has_ips = edges
+            .iter()
+            .any(|edge| edge.reader == at && !members[edge.read].endpoints.ips.is_empty());
+        let is_old = facts.cilium_version().is_some_and(|version| version < WITH_ALIASES);
+        if is_old && has_ips && !facts.runs_isthmus() {
+            found.push(fatal(
+                Topic::Version,
+                format!(
+                    "Cilium {} in cluster {} does not read addresses from client files: its pods need host aliases, which only \
+                     the chart sets",
+                    facts.cilium_version().map(|version| version.to_string()).unwrap_or_default(),
+                    facts.name()
+                ),
+                "connect this cluster by the values of --print=values, name a host with --destination-endpoint, or run the \
+                 mirror of this program (enable)"
+                    .to_owned(),
+            ));
+        }
+    }
+    found
+}
+
+/// The tool that keeps the objects of a member's connections, other than this program.
+pub fn keeper(facts: &Facts) -> Option<(String, Keeper)> {
+    let secrets = [secret::AGENTS, secret::MIRROR].into_iter();
+    let secrets = secrets.filter_map(|name| Some(("Secret", name, &facts.secrets.get(name)?.metadata)));
+    let users = facts.users.iter().map(|map| ("ConfigMap", facts::USERS, &map.metadata));
+    let kept = |(kind, name, meta)| match facts::keeper(meta)? {
+        Keeper::Isthmus => None,
+        keeper => Some((format!("{kind} {}/{name}", facts.namespace), keeper)),
+    };
+    secrets.chain(users).find_map(kept)
+}
+
+/// The changes that lead to `records`.
+pub fn work(members: &[Member], edges: &[Edge], records: Vec<Record>, adopt: bool) -> Result<Work, Error> {
+    let mut work = Work::default();
+    for (at, member) in members.iter().enumerate() {
+        let facts = &member.facts;
+        let mut plan = Plan::new(&facts.context, facts.name());
+        // In mode unicast, a destination changes only if it has to know the user of the source.
+        let is_read_only = !edges.iter().any(|edge| edge.reader == at);
+        if !is_read_only
+            || edges
+                .iter()
+                .any(|edge| edge.read == at && needs_user(&members[edge.reader].facts))
+        {
+            for object in objects::all(facts, &member.record, &records[at])? {
+                let live = live(facts, &object);
+                plan.apply(object, live.as_ref(), adopt);
+            }
+        }
+        work.connect.push(plan);
+        let mut plan = Plan::new(&facts.context, facts.name());
+        trust(facts, &records[at], &mut plan)?;
+        work.trust.push(plan);
+    }
+    work.records = records;
+    Ok(work)
+}
+
+/// Whether the stores of other clusters must have a user for this cluster.
+fn needs_user(facts: &Facts) -> bool {
+    let certificates = facts.secret_text(secret::REMOTE, "tls.crt").map(pki::certificates);
+    let name = certificates
+        .and_then(Result::ok)
+        .and_then(|mut all| Some(all.drain(..).next()?.common_name));
+    name.is_some_and(|name| name != SHARED_USER)
+}
+
+/// Makes the store of a cluster trust the authorities of its peers.
+fn trust(facts: &Facts, record: &Record, plan: &mut Plan) -> Result<(), Error> {
+    let Some(own) = facts.secret_text(secret::SERVER, "ca.crt") else {
+        return Ok(());
+    };
+    let readers = record.peers.values().filter(|peer| peer.reads);
+    let texts: Vec<&str> = readers.filter_map(|peer| peer.authorities.as_deref()).collect();
+    let missing: Vec<&str> = texts.into_iter().filter(|text| !pki::contains(own, text)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let bundle = pki::bundle(&[&[own], &missing[..]].concat()).map_err(|why| Error::Authorities {
+        cluster: facts.name().to_owned(),
+        why,
+    })?;
+    let target = Target {
+        api_version: "v1".to_owned(),
+        kind: "Secret".to_owned(),
+        namespace: Some(facts.namespace.clone()),
+        name: secret::SERVER.to_owned(),
+    };
+    plan.set_text(target, "ca.crt", &bundle, version(facts, secret::SERVER));
+    if !facts.runs_isthmus() {
+        let target = Target {
+            api_version: "apps/v1".to_owned(),
+            kind: "Deployment".to_owned(),
+            namespace: Some(facts.namespace.clone()),
+            name: APISERVER.to_owned(),
+        };
+        plan.restart(target, "etcd reads the CAs that it trusts only when it starts");
+    }
+    Ok(())
+}
+
+/// The version of a Secret as it was read.
+pub fn version(facts: &Facts, name: &str) -> Option<String> {
+    facts.secrets.get(name)?.metadata.resource_version.clone()
+}
+
+/// The object as it was read.
+pub fn live(facts: &Facts, object: &Value) -> Option<Value> {
+    let target = Target::of(object);
+    let read = match (&*target.kind, &*target.name) {
+        ("Secret", name) => serde_json::to_value(facts.secrets.get(name)?),
+        ("ConfigMap", facts::USERS) => serde_json::to_value(facts.users.as_ref()?),
+        ("ConfigMap", facts::RECORD) => serde_json::to_value(facts.record.as_ref()?),
+        ("Service", APISERVER) => serde_json::to_value(facts.service.as_ref()?),
+        ("Deployment", APISERVER) => serde_json::to_value(facts.deployment.as_ref()?),
+        _ => return None,
+    };
+    // An object of the API is representable.
+    read.ok()
+}

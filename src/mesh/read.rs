@@ -1,0 +1,245 @@
+//! Reads the facts of one cluster. An object that the mesh cannot be judged without is an error if it cannot be read; other
+//! objects are noted as unread.
+
+use super::context::Context;
+use super::facts::{self, CiliumNode, Facts, Release, Unread, secret};
+use crate::k8s::client::describe;
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
+use k8s_openapi::api::core::v1::{ConfigMap, Node, Secret, Service};
+use kube::api::{ApiResource, DynamicObject, ListParams, PartialObjectMeta};
+use kube::{Api, Resource};
+use serde::de::DeserializeOwned;
+use std::fmt::Debug;
+
+/// Objects in one answer to a list.
+const PAGE: u32 = 500;
+/// The label of a Helm release's Secret.
+const HELM: &str = "owner=helm";
+
+/// Why the facts of a cluster are not known.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(
+        "cannot {verb} {kind} {name} in context {context:?}: {}{}",
+        describe(error),
+        remedy(verb, resource, error)
+    )]
+    Api {
+        verb: &'static str,
+        kind: &'static str,
+        /// The name in the API: `configmaps`.
+        resource: &'static str,
+        /// Namespace and name; empty for a list.
+        name: String,
+        context: String,
+        error: Box<kube::Error>,
+    },
+    #[error(
+        "no ConfigMap {namespace}/{} in context {context:?}: Cilium is not installed in this namespace{}; set --namespace",
+        facts::CILIUM_CONFIG,
+        found(elsewhere)
+    )]
+    NoCilium {
+        namespace: String,
+        context: String,
+        /// Namespaces that have the ConfigMap.
+        elsewhere: Vec<String>,
+    },
+}
+
+/// What to do about an error of the API.
+fn remedy(verb: &str, resource: &str, error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) if status.code == 403 => {
+            format!("; the user of this context needs the right to {verb} {resource} (docs/mesh.md lists all rights)")
+        }
+        kube::Error::Api(status) if status.code == 401 => {
+            "; the API refuses the credentials of this context: log in again".to_owned()
+        }
+        kube::Error::Api(_) => String::new(),
+        _ => "; is the API server of this context reachable from this machine?".to_owned(),
+    }
+}
+
+fn found(elsewhere: &[String]) -> String {
+    match elsewhere.is_empty() {
+        true => String::new(),
+        false => format!(" (it is in: {})", elsewhere.join(", ")),
+    }
+}
+
+/// Reads everything.
+pub async fn facts(context: &Context) -> Result<Facts, Error> {
+    // Many requests at a time make a large future.
+    Box::pin(read(context)).await
+}
+
+async fn read(context: &Context) -> Result<Facts, Error> {
+    let reader = Reader { context };
+    let config: Option<ConfigMap> = reader.get("ConfigMap", "configmaps", facts::CILIUM_CONFIG).await?;
+    if config.is_none() {
+        return Err(reader.no_cilium().await);
+    }
+    let (service, deployment, agents, nodes) = tokio::try_join!(
+        reader.get::<Service>("Service", "services", facts::APISERVER),
+        reader.get::<Deployment>("Deployment", "deployments.apps", facts::APISERVER),
+        reader.get::<DaemonSet>("DaemonSet", "daemonsets.apps", facts::AGENTS),
+        reader.nodes(),
+    )?;
+    let (users, record) = tokio::try_join!(
+        reader.get::<ConfigMap>("ConfigMap", "configmaps", facts::USERS),
+        reader.get::<ConfigMap>("ConfigMap", "configmaps", facts::RECORD),
+    )?;
+    let mut read = Facts {
+        context: context.name.clone(),
+        entry: context.entry.clone(),
+        server: context.server.clone(),
+        namespace: context.namespace.clone(),
+        cilium_config: config,
+        service,
+        deployment,
+        agents,
+        nodes,
+        users,
+        record,
+        ..Facts::default()
+    };
+    let secrets = secret::ALL.map(|name| reader.get::<Secret>("Secret", "secrets", name));
+    for (name, secret) in secret::ALL
+        .into_iter()
+        .zip(futures::future::try_join_all(secrets).await?)
+    {
+        if let Some(secret) = secret {
+            read.secrets.insert(name.to_owned(), secret);
+        }
+    }
+    let (cilium_nodes, releases) = tokio::join!(reader.cilium_nodes(), reader.releases());
+    let mut note = |what: &str, error: kube::Error| {
+        let (what, why) = (what.to_owned(), describe(&error));
+        read.unread.push(Unread { what, why });
+    };
+    read.cilium_nodes = cilium_nodes.unwrap_or_else(|error| {
+        note("CiliumNodes", error);
+        vec![]
+    });
+    read.releases = releases.unwrap_or_else(|error| {
+        note("Helm releases", error);
+        vec![]
+    });
+    Ok(read)
+}
+
+/// Reads the Service of the store again.
+pub async fn service(context: &Context) -> Result<Option<Service>, Error> {
+    let reader = Reader { context };
+    reader.get("Service", "services", facts::APISERVER).await
+}
+
+/// Reads the Deployment of the store again.
+pub async fn deployment(context: &Context) -> Result<Option<Deployment>, Error> {
+    let reader = Reader { context };
+    reader.get("Deployment", "deployments.apps", facts::APISERVER).await
+}
+
+/// Reads objects through one context.
+struct Reader<'a> {
+    context: &'a Context,
+}
+
+// === impl Reader ===
+
+impl Reader<'_> {
+    /// An object in Cilium's namespace.
+    async fn get<K>(&self, kind: &'static str, resource: &'static str, name: &str) -> Result<Option<K>, Error>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned + Debug,
+    {
+        let api: Api<K> = Api::namespaced(self.context.client.clone(), &self.context.namespace);
+        let got = api.get_opt(name).await;
+        got.map_err(|error| Error::Api {
+            verb: "get",
+            kind,
+            resource,
+            name: format!("{}/{name}", self.context.namespace),
+            context: self.context.name.clone(),
+            error: Box::new(error),
+        })
+    }
+
+    async fn nodes(&self) -> Result<Vec<Node>, Error> {
+        let api: Api<Node> = Api::all(self.context.client.clone());
+        let mut nodes = vec![];
+        let mut page = ListParams::default().limit(PAGE);
+        loop {
+            let listed = api.list(&page).await.map_err(|error| Error::Api {
+                verb: "list",
+                kind: "Nodes",
+                resource: "nodes",
+                name: String::new(),
+                context: self.context.name.clone(),
+                error: Box::new(error),
+            })?;
+            nodes.extend(listed.items);
+            match listed.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => page = page.continue_token(&token),
+                None => return Ok(nodes),
+            }
+        }
+    }
+
+    async fn cilium_nodes(&self) -> Result<Vec<CiliumNode>, kube::Error> {
+        let resource = ApiResource {
+            group: "cilium.io".to_owned(),
+            version: "v2".to_owned(),
+            api_version: "cilium.io/v2".to_owned(),
+            kind: "CiliumNode".to_owned(),
+            plural: "ciliumnodes".to_owned(),
+        };
+        let api: Api<DynamicObject> = Api::all_with(self.context.client.clone(), &resource);
+        let listed = api.list(&ListParams::default()).await?;
+        let networks = |object: &DynamicObject| {
+            let networks = object.data["spec"]["ipam"]["podCIDRs"].as_array().cloned();
+            let networks = networks.unwrap_or_default();
+            networks.iter().filter_map(|n| n.as_str()).map(str::to_owned).collect()
+        };
+        let node = |object: DynamicObject| CiliumNode {
+            pod_cidrs: networks(&object),
+            name: object.metadata.name.unwrap_or_default(),
+        };
+        Ok(listed.items.into_iter().map(node).collect())
+    }
+
+    /// The Helm releases of Cilium. Asks for metadata only: a release holds a whole chart.
+    async fn releases(&self) -> Result<Vec<Release>, kube::Error> {
+        let all: Api<Secret> = Api::all(self.context.client.clone());
+        let own: Api<Secret> = Api::namespaced(self.context.client.clone(), &self.context.namespace);
+        let page = ListParams::default().labels(HELM);
+        let listed = match all.list_metadata(&page).await {
+            Err(kube::Error::Api(status)) if status.code == 403 => own.list_metadata(&page).await?,
+            listed => listed?,
+        };
+        let release = |object: PartialObjectMeta<Secret>| {
+            let name = object.metadata.labels?.get("name")?.clone();
+            let namespace = object.metadata.namespace.unwrap_or_default();
+            name.contains(facts::AGENTS).then_some(Release { namespace, name })
+        };
+        let mut releases: Vec<_> = listed.items.into_iter().filter_map(release).collect();
+        releases.sort();
+        releases.dedup();
+        Ok(releases)
+    }
+
+    /// The error about a missing configuration, with the namespaces that have one.
+    async fn no_cilium(&self) -> Error {
+        let all: Api<ConfigMap> = Api::all(self.context.client.clone());
+        let named = ListParams::default().fields(&format!("metadata.name={}", facts::CILIUM_CONFIG));
+        let listed = all.list_metadata(&named).await;
+        let maps = listed.map(|listed| listed.items).unwrap_or_default();
+        Error::NoCilium {
+            namespace: self.context.namespace.clone(),
+            context: self.context.name.clone(),
+            elsewhere: maps.into_iter().filter_map(|map| map.metadata.namespace).collect(),
+        }
+    }
+}

@@ -1,0 +1,488 @@
+//! The status of one cluster in the mesh: what Cilium's CLI tells, and the first broken hop of each path to a remote
+//! cluster.
+//!
+//! Whatever is wrong becomes a part of the report; nothing hides the rest.
+
+mod access;
+mod causes;
+mod connectivity;
+mod deployment;
+mod gather;
+mod path;
+mod remote;
+mod summary;
+mod wait;
+mod warnings;
+
+pub use access::{Access, of as access};
+pub use connectivity::Connectivity;
+pub use deployment::problem as deployment_problem;
+pub use gather::an_agent;
+pub use path::{Broken, Hop, Path};
+
+use super::context::Context;
+use super::drift;
+use super::exec::Exec;
+use super::facts::{APISERVER, Facts, MirrorMode, secret};
+use super::output::Output;
+use super::read;
+use super::record::Record;
+use crate::kvstore::config::ClientConfig;
+use connectivity::Answers;
+use gather::{AGENTS, Gathered, MIRRORS};
+use path::{Evidence, Mirror, Source};
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+use summary::Summary;
+use wait::Wait;
+
+/// How to look.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How the commands of this tool are typed, for remedies.
+    pub tool: String,
+    /// Wait until everything is right.
+    pub wait: bool,
+    /// Limit for the whole command.
+    pub limit: Duration,
+    /// Time that a pod has for its answer.
+    pub pod_timeout: Duration,
+}
+
+/// The status of one cluster. The fields are those of Cilium's CLI, and more.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Report {
+    pub cluster: Identity,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub access_information: Option<Access>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connectivity: Option<Connectivity>,
+    pub kvstoremesh: Kvstoremesh,
+    /// The paths to remote clusters that are broken.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub paths: BTreeMap<String, Path>,
+    /// What will break, or is unusual.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+    /// What is wrong apart from connections.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub errors: Vec<String>,
+    /// Whether the time for waiting is over.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub timed_out: bool,
+    pub healthy: bool,
+}
+
+/// Which cluster it is.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Identity {
+    pub context: String,
+    pub namespace: String,
+    pub name: String,
+    pub id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cilium_version: Option<String>,
+}
+
+/// The mirror of the cluster.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Kvstoremesh {
+    pub enabled: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status: Option<Connectivity>,
+}
+
+/// One look at a cluster.
+struct Look<'a> {
+    context: &'a Context,
+    options: &'a Options,
+    out: &'a dyn Output,
+    wait: Wait<'a>,
+    exec: Exec,
+    facts: Facts,
+    report: Report,
+}
+
+/// The answers of agents and mirrors.
+#[derive(Default)]
+struct Seen {
+    agents: Answers,
+    /// `None` if no mirror runs.
+    mirrors: Option<Answers>,
+}
+
+/// Looks at a cluster. Prints each step when it is done; `Report::summary` has the rest.
+pub async fn run(context: &Context, options: &Options, out: &dyn Output) -> Result<Report, read::Error> {
+    let wait = Wait::new(out, options.wait, options.limit);
+    let exec = Exec::new(context.client.clone(), &context.namespace, options.pod_timeout).until(wait.deadline());
+    let facts = read::facts(context).await?;
+    let report = Report::of(&facts);
+    let mut look = Look {
+        context,
+        options,
+        out,
+        wait,
+        exec,
+        facts,
+        report,
+    };
+    look.announce();
+    look.service().await?;
+    look.deployment().await?;
+    look.connections().await?;
+    look.finish();
+    Ok(look.report)
+}
+
+/// The ids of the clusters that a cluster is connected to, by name, as far as its mirrors or agents know them.
+pub async fn peer_ids(context: &Context, exec: &Exec, facts: &Facts) -> BTreeMap<String, u32> {
+    let kind = if facts.mirror() == MirrorMode::On {
+        MIRRORS
+    } else {
+        AGENTS
+    };
+    let gathered = gather::ask(&context.client, exec, &context.namespace, kind, |_, _| ()).await;
+    let answers = gathered.map(|gathered| gathered.answers).unwrap_or_default();
+    let remotes = answers
+        .values()
+        .filter_map(|answer| answer.view())
+        .flat_map(|view| &view.remotes);
+    let ids = remotes.filter_map(|remote| Some((remote.name.clone(), remote.config?.cluster_id)));
+    ids.filter(|(_, id)| *id != 0).collect()
+}
+
+// === impl Report ===
+
+impl Report {
+    fn of(facts: &Facts) -> Self {
+        Self {
+            cluster: Identity {
+                context: facts.context.clone(),
+                namespace: facts.namespace.clone(),
+                name: facts.setting("cluster-name").to_owned(),
+                id: facts.setting("cluster-id").to_owned(),
+                cilium_version: facts.cilium_version().map(|version| version.to_string()),
+            },
+            ..Self::default()
+        }
+    }
+
+    /// The lines for people, after those of the steps.
+    pub fn summary(&self) -> String {
+        let mut text = self.connectivity.as_ref().map_or_else(String::new, |agents| {
+            let summary = Summary {
+                namespace: &self.cluster.namespace,
+                agents,
+                mirrors: self.kvstoremesh.status.as_ref(),
+                paths: &self.paths,
+            };
+            summary.to_string()
+        });
+        if !self.warnings.is_empty() {
+            text.push('\n');
+        }
+        for warning in &self.warnings {
+            text += &format!("⚠️  {warning}\n");
+        }
+        text
+    }
+
+    /// A report of a cluster whose objects could not be read.
+    pub fn failed(context: &Context, why: String) -> Self {
+        Self {
+            cluster: Identity {
+                context: context.name.clone(),
+                namespace: context.namespace.clone(),
+                ..Identity::default()
+            },
+            errors: vec![why],
+            ..Self::default()
+        }
+    }
+
+    /// What is wrong, in one sentence; `None` if the cluster is healthy.
+    pub fn problem(&self) -> Option<String> {
+        let problem = self.errors.first().cloned().or_else(|| self.disconnected())?;
+        Some(match self.timed_out {
+            true => format!("timeout while waiting for condition, last error: {problem}"),
+            false => problem,
+        })
+    }
+
+    /// Why the cluster is not connected to all peers.
+    fn disconnected(&self) -> Option<String> {
+        let mirrors = self.kvstoremesh.status.as_ref();
+        let mirrors = mirrors.and_then(|mirrors| not_ready(mirrors, "KVStoreMesh replicas"));
+        mirrors.or_else(|| not_ready(self.connectivity.as_ref()?, "nodes"))
+    }
+}
+
+/// How many pods are not ready.
+fn not_ready(status: &Connectivity, what: &str) -> Option<String> {
+    (!status.is_healthy()).then(|| format!("{} {what} are not ready", status.not_ready))
+}
+
+// === impl Look ===
+
+impl Look<'_> {
+    fn announce(&mut self) {
+        let Identity {
+            context,
+            name,
+            id,
+            cilium_version,
+            ..
+        } = &self.report.cluster;
+        if self.facts.is_named() {
+            let version = cilium_version
+                .as_ref()
+                .map_or_else(String::new, |version| format!(", Cilium {version}"));
+            self.out
+                .line(&format!("ℹ️  Cluster {name}, id {id}{version} (context {context})"));
+        } else {
+            self.out.line(
+                "⚠️  Cluster not configured for clustermesh, use '--set cluster.id' and '--set cluster.name' with 'cilium install'.",
+            );
+        }
+        if self.has_external_store() {
+            self.out.line("✅ Cilium is configured with an external kvstore");
+        }
+    }
+
+    /// Whether agents write their objects into a store of their own accord.
+    fn has_external_store(&self) -> bool {
+        !["", "crd"].contains(&self.facts.setting("identity-allocation-mode"))
+    }
+
+    /// Whether there is nothing to look for: neither a part of the mesh that publishes, nor the need for one.
+    fn publishes_elsewhere(&self) -> bool {
+        self.has_external_store() && self.facts.service.is_none()
+    }
+
+    /// The Service through which other clusters come.
+    async fn service(&mut self) -> Result<(), read::Error> {
+        while !self.publishes_elsewhere() {
+            match access::of(&self.facts, &self.options.tool) {
+                Ok(found) => {
+                    found.lines().iter().for_each(|line| self.out.line(line));
+                    self.report.access_information = Some(found);
+                    break;
+                }
+                Err(why) if self.wait.again("access information", &why).await => self.read_again().await?,
+                Err(why) => {
+                    self.fail(why);
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The Deployment of the store.
+    async fn deployment(&mut self) -> Result<(), read::Error> {
+        let what = "deployment clustermesh-apiserver to become ready";
+        loop {
+            let why = match &self.facts.deployment {
+                // The missing Service has been reported.
+                None if self.facts.service.is_none() => break,
+                None => Some("it does not exist".to_owned()),
+                Some(deployment) => deployment::problem(deployment),
+            };
+            let Some(why) = why else {
+                self.out.line("✅ Deployment clustermesh-apiserver is ready");
+                break;
+            };
+            if !self.wait.again(what, &why).await {
+                self.fail(format!("deployment clustermesh-apiserver is not ready: {why}"));
+                break;
+            }
+            self.read_again().await?;
+        }
+        self.report.kvstoremesh.enabled = self.facts.mirror() == MirrorMode::On;
+        if self.facts.deployment.is_some() {
+            let state = if self.report.kvstoremesh.enabled {
+                "enabled"
+            } else {
+                "disabled"
+            };
+            self.out.line(&format!("ℹ️  KVStoreMesh is {state}"));
+        }
+        // Readers of the Secret take its equal addresses for a mistake.
+        if sources(&self.facts).values().any(|source| *source == Source::Own) && self.report.kvstoremesh.enabled {
+            let namespace = &self.facts.namespace;
+            self.out.line(&format!(
+                "ℹ️  Agents read remote clusters from the own store, which KVStoreMesh fills: Secret {namespace}/{} rightly has one \
+                 address for all of them",
+                secret::AGENTS
+            ));
+        }
+        Ok(())
+    }
+
+    /// What agents and mirrors are connected to.
+    async fn connections(&mut self) -> Result<(), read::Error> {
+        let mut seen = Seen::default();
+        let store = self.report.errors.first().cloned();
+        loop {
+            self.ask(&mut seen).await;
+            let Some(why) = self.report.disconnected() else { break };
+            if !self.wait.again("clusters to be connected", &why).await {
+                break;
+            }
+            self.read_again().await?;
+        }
+        if self
+            .report
+            .kvstoremesh
+            .status
+            .as_ref()
+            .is_some_and(|status| status.is_unsupported)
+        {
+            self.out
+                .line("⚠️  KVStoreMesh status retrieval is not supported by this Cilium version");
+        }
+        let agent_peers = sources(&self.facts);
+        let mirror_peers = self.facts.peers_in(secret::MIRROR);
+        let untraced = BTreeMap::new();
+        let evidence = Evidence {
+            tool: &self.options.tool,
+            namespace: &self.facts.namespace,
+            local: self.facts.name(),
+            agents: &seen.agents,
+            agent_peers: &agent_peers,
+            mirror: seen.mirrors.as_ref().map(|answers| Mirror {
+                answers,
+                peers: &mirror_peers,
+            }),
+            store: store.as_deref(),
+            traces: &untraced,
+        };
+        // The causes are worth a few seconds after the deadline, too.
+        let Context { client, namespace, .. } = self.context;
+        let exec = Exec::new(client.clone(), namespace, self.options.pod_timeout);
+        let traces = gather::trace(&exec, evidence.questions()).await;
+        let evidence = Evidence {
+            traces: &traces,
+            ..evidence
+        };
+        self.report.paths = evidence.paths();
+        Ok(())
+    }
+
+    /// Asks the pods that were not connected at the last look.
+    async fn ask(&mut self, seen: &mut Seen) {
+        let agents = self.facts.peers_in(secret::AGENTS);
+        if self
+            .report
+            .connectivity
+            .as_ref()
+            .is_none_or(|status| !status.is_healthy())
+        {
+            let gathered = self.gather(AGENTS).await;
+            seen.agents = gathered;
+            self.report.connectivity = Some(Connectivity::of(&seen.agents, &agents));
+        }
+        if self.facts.mirror() != MirrorMode::On {
+            return;
+        }
+        if self
+            .report
+            .kvstoremesh
+            .status
+            .as_ref()
+            .is_none_or(|status| !status.is_healthy())
+        {
+            let mirrors = self.gather(MIRRORS).await;
+            let status = Connectivity::of(&mirrors, &self.facts.peers_in(secret::MIRROR));
+            self.report.kvstoremesh.status = Some(status);
+            seen.mirrors = Some(mirrors);
+        }
+    }
+
+    async fn gather(&mut self, kind: gather::Kind) -> Answers {
+        let Context { client, namespace, .. } = self.context;
+        let wait = &mut self.wait;
+        let answered = |some, all| wait.report_progress(some, all);
+        match gather::ask(client, &self.exec, namespace, kind, answered).await {
+            Ok(Gathered { answers, left }) => {
+                for (pod, why) in left {
+                    let warning = format!("Pod {namespace}/{pod} ended ({why}) and is not counted");
+                    if !self.report.warnings.contains(&warning) {
+                        self.report.warnings.push(warning);
+                    }
+                }
+                answers
+            }
+            Err(error) => {
+                self.fail(error.to_string());
+                Answers::new()
+            }
+        }
+    }
+
+    async fn read_again(&mut self) -> Result<(), read::Error> {
+        self.facts = read::facts(self.context).await?;
+        Ok(())
+    }
+
+    fn fail(&mut self, why: String) {
+        if self.report.errors.contains(&why) {
+            return;
+        }
+        self.out.line(&format!("❌ {why}"));
+        self.report.errors.push(why);
+    }
+
+    /// What another tool has changed or removed. Agents forget a peer without an error when its entry is removed.
+    fn drift(&mut self) {
+        let tool = &self.options.tool;
+        let found = match Record::read(&self.facts) {
+            Ok(record) => drift::find(&self.facts, &record),
+            Err(error) => return self.fail(error.to_string()),
+        };
+        for drift::Drift { peer, object, what } in found {
+            self.fail(format!(
+                "{object} is not as '{tool} connect' wrote it for cluster {peer}: {what}; connect {peer} again, and keep the values \
+                 that '{tool} connect --print=values' prints where that tool reads its values"
+            ));
+        }
+    }
+
+    fn finish(&mut self) {
+        self.drift();
+        let expiry = warnings::expiry(&self.facts, &self.options.tool, jiff::Timestamp::now());
+        expiry.over.into_iter().for_each(|over| self.fail(over));
+        self.report.warnings.extend(expiry.soon);
+        self.report.timed_out = self.wait.timed_out();
+        self.report.healthy = self.report.problem().is_none();
+    }
+}
+
+/// Where agents read each peer from.
+fn sources(facts: &Facts) -> BTreeMap<String, Source> {
+    let own = format!("{APISERVER}.{}.svc", facts.namespace);
+    let endpoints = |secret: &str, peer: &str| -> BTreeSet<String> {
+        let config = facts
+            .secret_text(secret, peer)
+            .and_then(|text| ClientConfig::parse(text).ok());
+        config
+            .map(|config| config.endpoints.into_iter().collect())
+            .unwrap_or_default()
+    };
+    let source = |peer: &String| {
+        let (agents, mirror) = (endpoints(secret::AGENTS, peer), endpoints(secret::MIRROR, peer));
+        let is_own = agents.iter().any(|endpoint| endpoint.contains(&own));
+        let is_mirrored = facts.mirror() == MirrorMode::On && !mirror.is_empty() && mirror != agents;
+        if is_own || is_mirrored {
+            Source::Own
+        } else {
+            Source::Remote
+        }
+    };
+    facts
+        .peers_in(secret::AGENTS)
+        .into_iter()
+        .map(|peer| (peer.clone(), source(&peer)))
+        .collect()
+}
