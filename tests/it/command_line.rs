@@ -154,3 +154,45 @@ fn completion_scripts_know_commands_and_flags() {
         );
     }
 }
+
+#[test]
+fn the_program_isthmus_has_the_subcommands_of_mesh_at_its_top_level() {
+    let run = |args: &[&str]| isthmus(args).called("/usr/local/bin/isthmus").run();
+    let help = run(&[]).stdout;
+    for command in ["enable", "connect", "disconnect", "disable", "status", "mesh", "serve"] {
+        assert!(help.contains(&format!("\n  {command} ")), "{help}");
+    }
+    assert!(help.contains("Usage: isthmus "), "{help}");
+    for (args, usage) in [
+        (&["connect", "--bogus"][..], "Usage:\n  isthmus connect "),
+        (&["mesh", "connect", "--bogus"], "Usage:\n  isthmus mesh connect "),
+        (&["serve", "--bogus"], "Usage:\n  isthmus serve "),
+    ] {
+        let Finished { code, stdout, stderr } = run(args);
+        assert_eq!((code, &*stdout), (Some(1), "unknown flag: --bogus\n"), "{args:?}");
+        assert!(stderr.contains(usage), "{args:?}: {stderr}");
+    }
+    let mistyped = run(&["conect"]).stdout;
+    assert!(
+        mistyped.contains("for \"isthmus\"\n\nDid you mean this?\n\tconnect\n"),
+        "{mistyped}"
+    );
+    let script = run(&["completion", "bash"]).stdout;
+    assert!(
+        script.contains("isthmus__connect") && script.contains("--destination-context"),
+        "no completion of connect"
+    );
+    // By its usual name, the program has them below `mesh` alone.
+    let usual = isthmus(["connect"]).run();
+    assert_eq!(
+        usual.stdout.lines().next().unwrap(),
+        "unknown command \"connect\" for \"clustermesh-apiserver\""
+    );
+    let missing = isthmus(["mesh", "connect"]).run();
+    assert_eq!(missing.stdout, "required flag(s) \"destination-context\" not set\n");
+    assert!(
+        missing.stderr.contains("Usage:\n  clustermesh-apiserver mesh connect "),
+        "{}",
+        missing.stderr
+    );
+}

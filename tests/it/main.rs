@@ -25,6 +25,8 @@ mod kubernetes_client;
 mod layers;
 mod membership;
 mod mesh;
+mod mesh_cli;
+mod mesh_status;
 mod mistakes;
 mod remotes;
 mod shutdown;

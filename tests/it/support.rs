@@ -1,7 +1,10 @@
 //! Helpers of the black-box tests, one concept per file.
 
 pub mod admin;
+pub mod apply_api;
+pub mod cluster_api;
 pub mod environment;
+pub mod exec;
 pub mod files;
 pub mod http;
 pub mod kubernetes_api;
