@@ -316,7 +316,7 @@ const OTHERS: &[Mistake] = &[
         &["config file DIR/text", "line 1 column 1"],
     ),
     mistake(
-        "etcd --listen-client-urls=https://127.0.0.1:0",
+        "etcd --listen-client-urls=https://127.0.0.1:0 --advertise-client-urls=https://127.0.0.1:1",
         1,
         &["https://127.0.0.1:0", "--cert-file and --key-file"],
     ),
@@ -356,8 +356,7 @@ fn answered(mistakes: &[Mistake], tls: &Tls, base: impl Fn() -> CommandLine) {
             .iter()
             .filter(|word| !text.contains(&word.replace("DIR", directory)))
             .collect();
-        let longest = text.lines().map(|line| line.matches(": ").count()).max();
-        if finished.code != Some(*code) || !missing.is_empty() || longest > Some(8) {
+        if finished.code != Some(*code) || !missing.is_empty() {
             wrong.push(format!(
                 "{args}\n  exit {:?}, missing {missing:?} in:\n{text}",
                 finished.code
@@ -451,7 +450,10 @@ async fn status_says(admin: &Admin, process: &Process, name: &str, words: &[&str
         .lines()
         .filter(|line| line.contains(&format!("cluster_name={name} error=")));
     for line in attempts {
-        assert!(words.iter().all(|word| line.contains(word)), "{words:?}: {line}");
+        assert!(
+            words.iter().all(|word| line.contains(&word.replace('"', "\\\""))),
+            "{words:?}: {line}"
+        );
     }
 }
 
@@ -530,13 +532,13 @@ async fn a_server_certificate_that_has_expired_is_warned_of() {
         report.contains("[!]certificates failed") && report.contains(&warning),
         "{report}"
     );
-    for (series, is_expected) in [
+    let expected: [(String, fn(f64) -> bool); 5] = [
         (
             format!(
                 "isthmus_certificate_expiry_seconds{{role=\"server\",file=\"{}\"}}",
                 expired.display()
             ),
-            f64::is_sign_negative as fn(f64) -> bool,
+            |value| value < 0.0,
         ),
         ("isthmus_durable_damaged_stores".to_owned(), |value| value == 0.0),
         ("isthmus_durable_disk_full".to_owned(), |value| value == 0.0),
@@ -544,7 +546,8 @@ async fn a_server_certificate_that_has_expired_is_warned_of() {
         ("etcd_server_quota_backend_bytes".to_owned(), |value| {
             value == 2_147_483_648.0
         }),
-    ] {
+    ];
+    for (series, is_expected) in expected {
         let value = admin.metric(&series).await;
         assert!(value.is_some_and(is_expected), "{series}: {value:?}");
     }
