@@ -69,12 +69,15 @@ func exitOf(err error) string {
 	return err.Error()
 }
 
+// words makes texts comparable: the original's CLI has one space in some lines where its documents have two.
+func words(text string) string { return strings.Join(strings.Fields(text), " ") }
+
 // after returns the lines after the first that matches.
 func after(lines []string, want string) ([]string, bool) {
 	for i, line := range lines {
 		for _, form := range strings.Split(want, "|") {
 			prefix, open := strings.CutSuffix(form, "…")
-			if strings.TrimSpace(line) == form || open && strings.HasPrefix(strings.TrimSpace(line), prefix) {
+			if words(line) == words(form) || open && strings.HasPrefix(words(line), words(prefix)) {
 				return lines[i+1:], true
 			}
 		}
