@@ -167,10 +167,12 @@ func TestWalkWithOurCLI(t *testing.T) {
 		w.run(step{title: "status of " + c.Name, args: []string{"status", "--wait", "--wait-duration", "2m", "--context", c.Name},
 			lines: append(statusLines(c.Nodes[0].Address), "🔌 No cluster connected", "🔀 Global services: …")})
 	}
-	w.run(step{title: "connect", args: []string{"connect", "--context", "tokyo-cluster", "--destination-context", "hk-cluster"},
-		lines: connectLines(tokyo.Nodes[0].Address, hk.Nodes[0].Address)})
+	// Each enable has made a CA of its own: the refusal comes before anything is changed.
+	connect := []string{"connect", "--context", "tokyo-cluster", "--destination-context", "hk-cluster"}
+	w.run(step{title: "connect clusters with different CAs", args: connect, fails: true, lines: []string{"Error: Unable to connect cluster: …"}})
+	w.run(step{title: "connect", args: append(connect, "--share-ca"), lines: connectLines(tokyo.Nodes[0].Address, hk.Nodes[0].Address)})
 	afterConnect(t, w, tokyo, hk)
-	w.run(step{title: "connect again", args: []string{"connect", "--context", "tokyo-cluster", "--destination-context", "hk-cluster"}})
+	w.run(step{title: "connect again", args: connect})
 	w.run(step{title: "disconnect", args: []string{"disconnect", "--context", "tokyo-cluster", "--destination-context", "hk-cluster"}})
 	for _, c := range []*kube.Cluster{tokyo, hk} {
 		w.run(step{title: "disable in " + c.Name, args: []string{"disable", "--context", c.Name}})
