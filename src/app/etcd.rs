@@ -13,6 +13,7 @@ use crate::server::listen::{Address, Listener};
 use crate::server::peer::UserSource;
 use crate::server::tls::{TlsConfig, TlsFiles};
 use crate::server::{self, Core, MemberIdentity, Serve, Wakers};
+use crate::util::expiry::{CertificateFile, Role};
 use crate::util::lifecycle::Lifecycle;
 use crate::util::metrics::Page;
 use anyhow::Context;
@@ -109,6 +110,16 @@ impl EtcdConfig {
     }
 }
 
+/// The certificate files of listeners.
+fn certificates<'a>(listeners: impl Iterator<Item = &'a ListenConfig>) -> Vec<CertificateFile> {
+    let mut files = vec![];
+    for tls in listeners.filter_map(|listener| listener.tls.as_ref()) {
+        files.push(expiry::file(Role::Server, tls.cert.clone()));
+        files.extend(tls.client_ca.clone().map(|ca| expiry::file(Role::ClientCa, ca)));
+    }
+    files
+}
+
 impl Etcd {
     /// Opens the store, binds the sockets, and serves. Clients can connect when this returns.
     pub async fn start(config: EtcdConfig, life: &Lifecycle) -> anyhow::Result<Self> {
@@ -119,7 +130,7 @@ impl Etcd {
             users::init(&auth, Some(cluster)).context("cannot set up the users")?;
         }
         let all = [&config.listen, &config.listen_http, &config.listen_metrics];
-        let certificates = expiry::of_listeners(all.into_iter().flatten());
+        let certificates = certificates(all.into_iter().flatten());
         expiry::watch(server.expiry.clone(), "listeners", move || certificates.clone(), life);
         let sockets = Sockets {
             clients: listen(config.listen).await.context("--listen-client-urls")?,

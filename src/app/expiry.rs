@@ -1,6 +1,5 @@
 //! Looks at the certificates that the process uses, and warns while one of them expires soon or has expired.
 
-use super::etcd::ListenConfig;
 use crate::kvstore::config::{ClientConfig, ConfigSource};
 use crate::kvstoremesh::metrics::MeshMetrics;
 use crate::util::expiry::{CertificateFile, Expiries, Role, Seen, Validity};
@@ -40,16 +39,6 @@ pub(super) fn watch(
     });
 }
 
-/// The files of listeners.
-pub(super) fn of_listeners<'a>(listeners: impl Iterator<Item = &'a ListenConfig>) -> Vec<CertificateFile> {
-    let mut files = vec![];
-    for tls in listeners.filter_map(|listener| listener.tls.as_ref()) {
-        files.push(file(Role::Server, tls.cert.clone()));
-        files.extend(tls.client_ca.clone().map(|ca| file(Role::ClientCa, ca)));
-    }
-    files
-}
-
 /// The files that the client of a store uses at present.
 pub(super) fn of_store(source: &ConfigSource) -> Vec<CertificateFile> {
     match source {
@@ -80,7 +69,7 @@ fn of_client_file(path: PathBuf, cluster: Option<String>) -> Vec<CertificateFile
     ca.into_iter().chain(named(Role::Client, config.cert_file)).collect()
 }
 
-fn file(role: Role, path: PathBuf) -> CertificateFile {
+pub(super) fn file(role: Role, path: PathBuf) -> CertificateFile {
     let cluster = None;
     CertificateFile { role, path, cluster }
 }
