@@ -92,7 +92,13 @@ fn as_subcommand(mut args: Vec<String>) -> (Vec<String>, Dialect) {
     }
     if args.get(1).is_none_or(|subcommand| subcommand != "etcd") {
         let dialect = match args.get(1).map(String::as_str) {
-            Some("serve" | "snapshot" | "check" | "dump" | "demo") => Dialect::Own,
+            Some("serve" | "snapshot" | "check" | "dump" | "demo" | "mesh") => Dialect::Own,
+            Some(
+                "clustermesh" | "clustermesh-dbg" | "etcdinit" | "kvstoremesh" | "kvstoremesh-dbg"
+                | "mcsapi-coredns-cfg",
+            ) => Dialect::Cobra,
+            // No original has this name.
+            _ if program_name(&args) == mesh::PROGRAM => Dialect::Own,
             _ => Dialect::Cobra,
         };
         return (args, dialect);

@@ -36,16 +36,19 @@ fn own_answer(command: Command, args: &[String], error: &Error) -> Answer {
     if help.code == 0 {
         return help;
     }
-    let mut command = command;
+    let root = command.get_name().to_owned();
+    let mut command = command.bin_name(root);
     command.build();
     let named = named(&mut command, args);
     let message = message(named, args, error);
     let message = message.split("\n\n").next().unwrap_or_default();
     let similar = [ContextKind::SuggestedArg, ContextKind::SuggestedSubcommand].map(|kind| texts(error, kind));
     let similar = similar.concat();
-    let similar = match similar.first() {
-        Some(similar) => format!(" Did you mean {}?", name(similar)),
-        None => String::new(),
+    // The most similar one is the last.
+    let similar: Vec<_> = similar.iter().rev().take(2).map(|similar| name(similar)).collect();
+    let similar = match similar.is_empty() {
+        false => format!(" Did you mean {}?", similar.join(" or ")),
+        true => String::new(),
     };
     let path = named.get_bin_name().unwrap_or_default();
     Answer {

@@ -218,7 +218,7 @@ const OTHERS: &[Mistake] = &[
         1,
         &["\"xml\"", "--write-out", "simple, table, json"],
     ),
-    mistake("check", 1, &["requires <DATA_DIR>", "check --help"]),
+    mistake("check", 1, &["requires <DATA_", "check --help"]),
     mistake(
         "check DIR/nowhere",
         1,
