@@ -433,3 +433,17 @@ async fn what_another_tool_has_removed_is_reported_although_nothing_expects_the_
         hk-cluster: the Secret is gone";
     assert!(status.text().contains(text), "{}", status.text());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hundreds_of_agents_are_asked_and_counted() {
+    let mesh = Mesh::connected().await;
+    for at in 3..500 {
+        let name = format!("cilium-{at}");
+        mesh.tokyo.pod(&name, "cilium", "cilium-agent");
+        mesh.tokyo.agent_says(&name, &json!([ready("hk-cluster", 2)]));
+    }
+    let status = mesh.run(&["status"]).await;
+    assert!(status.succeeded(), "{}", status.text());
+    let line = "✅ All 500 nodes are connected to all clusters [min:1 / avg:1.0 / max:1]";
+    assert_lines(&status.stdout, &[line]);
+}
