@@ -106,11 +106,20 @@ pub async fn live(context: &Context, target: &Target) -> Result<Option<Value>, E
     Ok(got.and_then(|object| serde_json::to_value(object).ok()))
 }
 
+/// Asks the API whether it would accept the changes, and changes nothing: finds missing rights, fields of other tools, and
+/// what admission refuses.
+pub async fn rehearse(context: &Context, plan: &Plan) -> Result<(), Error> {
+    for change in plan.changes.iter().filter(|change| change.step != Step::Delete) {
+        make(context, change, true).await?;
+    }
+    Ok(())
+}
+
 /// Makes the changes in their order, and prints a line for each.
 pub async fn apply(context: &Context, plan: &Plan, output: &dyn Output) -> Result<(), Failure> {
     let mut done = vec![];
     for (at, change) in plan.changes.iter().enumerate() {
-        if let Err(error) = make(context, change).await {
+        if let Err(error) = make(context, change, false).await {
             return Err(Failure {
                 done,
                 undone: plan.changes[at..].iter().map(ToString::to_string).collect(),
@@ -125,12 +134,15 @@ pub async fn apply(context: &Context, plan: &Plan, output: &dyn Output) -> Resul
     Ok(())
 }
 
-async fn make(context: &Context, change: &Change) -> Result<(), Error> {
+async fn make(context: &Context, change: &Change, is_rehearsal: bool) -> Result<(), Error> {
     let (target, api) = (&change.target, api(context, &change.target));
     match &change.step {
         Step::Apply { object, force } => {
-            let params = PatchParams::apply(MANAGER);
-            let params = if *force { params.force() } else { params };
+            let params = PatchParams {
+                dry_run: is_rehearsal,
+                force: *force,
+                ..PatchParams::apply(MANAGER)
+            };
             let applied = api.patch(&target.name, &params, &Patch::Apply(object)).await;
             let applied = applied.map_err(|source| failed("apply", target, context, source))?;
             let fields = missing(object, &serde_json::to_value(applied).unwrap_or_default());
@@ -148,11 +160,11 @@ async fn make(context: &Context, change: &Change) -> Result<(), Error> {
             if let Some(version) = version {
                 patch["metadata"] = json!({"resourceVersion": version});
             }
-            merge(context, target, patch).await
+            merge(context, target, patch, is_rehearsal).await
         }
         Step::RemoveKeys(keys) => {
             let none: BTreeMap<&String, Value> = keys.iter().map(|key| (key, Value::Null)).collect();
-            merge(context, target, json!({"data": none})).await
+            merge(context, target, json!({"data": none}), is_rehearsal).await
         }
         Step::Delete => match api.delete(&target.name, &DeleteParams::default()).await {
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
@@ -163,15 +175,16 @@ async fn make(context: &Context, change: &Change) -> Result<(), Error> {
         Step::Restart { .. } => {
             let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
             let patch = json!({"spec": {"template": {"metadata": {"annotations": {RESTARTED: now}}}}});
-            merge(context, target, patch).await
+            merge(context, target, patch, is_rehearsal).await
         }
     }
 }
 
 /// Merges a patch into an object.
-async fn merge(context: &Context, target: &Target, patch: Value) -> Result<(), Error> {
+async fn merge(context: &Context, target: &Target, patch: Value, is_rehearsal: bool) -> Result<(), Error> {
     let params = PatchParams {
         field_manager: Some(MANAGER.to_owned()),
+        dry_run: is_rehearsal,
         ..PatchParams::default()
     };
     let patched = api(context, target)

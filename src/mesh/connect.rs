@@ -103,6 +103,8 @@ pub enum Error {
         context: String,
         keeper: Keeper,
     },
+    #[error("{0} of the clusters would not accept the changes, nothing was changed")]
+    Refused(usize),
     #[error("not all clusters were changed; correct the cause and run the same command again, which continues")]
     Halfway,
     #[error("cannot print YAML: {0}")]
@@ -150,6 +152,7 @@ pub async fn connect(contexts: &[Context], request: &Request, output: &dyn Outpu
     if !request.adopt {
         refuse_kept(&members, &work, output)?;
     }
+    rehearse(contexts, &work, output).await?;
     carry_out(contexts, &members, &work, request, output).await?;
     done(&members, request.mode, output);
     Ok(())
@@ -314,6 +317,26 @@ fn dry_run(work: &plan::Work) -> String {
     let trust = work.trust.iter().filter(|plan| !plan.changes.is_empty());
     let plans = trust.chain(&work.connect);
     plans.map(ToString::to_string).collect()
+}
+
+/// Asks all clusters whether they would accept the changes.
+async fn rehearse(contexts: &[Context], work: &plan::Work, output: &dyn Output) -> Result<(), Error> {
+    let each = contexts.iter().zip(work.trust.iter().zip(&work.connect));
+    let asked = each.map(async |(context, (trust, connect))| {
+        apply::rehearse(context, trust).await?;
+        apply::rehearse(context, connect).await
+    });
+    let mut refused = 0;
+    for (answer, plan) in futures::future::join_all(asked).await.into_iter().zip(&work.connect) {
+        if let Err(error) = answer {
+            refused += 1;
+            output.line(&format!("❌ Cluster {}: {error}", plan.cluster));
+        }
+    }
+    match refused {
+        0 => Ok(()),
+        _ => Err(Error::Refused(refused)),
+    }
 }
 
 /// Makes the changes, the source's first.

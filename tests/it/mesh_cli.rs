@@ -598,7 +598,8 @@ async fn what_others_have_written_stays() {
         json!({"data": {"users.yaml": "users:\n- name: remote-osaka\n  role: remote\n"}}),
     );
     let refused = mesh.connect(&[]).await;
-    assert_fails(&refused, &["conflict", "--adopt"]);
+    assert_fails(&refused, &["conflict", "--adopt", "nothing was changed"]);
+    assert_eq!(mesh.writes(), 0);
     assert_ok(&mesh.connect(&["--adopt"]).await);
     assert_eq!(mesh.tokyo.texts(MIRROR).keys().collect::<Vec<_>>(), [HK, "osaka"]);
     let users = mesh

@@ -149,7 +149,7 @@ impl ApplyApi {
         data.iter().map(|(key, value)| (key.clone(), text(value))).collect()
     }
 
-    /// Refuses writes to `path` from now on.
+    /// Refuses writes to `path` from now on, and no rehearsals of writes.
     pub fn forbid(&self, path: &str) {
         self.state.forbidden.lock().insert(path.to_owned());
     }
@@ -190,7 +190,8 @@ async fn answer(State(cluster): State<Arc<Cluster>>, request: Request) -> Respon
         .map_or("", |value| value.to_str().unwrap())
         .to_owned();
     let body = to_bytes(body, 1 << 22).await.unwrap();
-    if method != "GET" {
+    let is_rehearsal = query.contains("dryRun=All");
+    if method != "GET" && !is_rehearsal {
         if cluster.forbidden.lock().contains(&path) {
             return failure(
                 StatusCode::FORBIDDEN,
@@ -208,14 +209,16 @@ async fn answer(State(cluster): State<Arc<Cluster>>, request: Request) -> Respon
         },
         ("PATCH", "application/apply-patch+yaml") => {
             let wanted = serde_json::from_slice(&body).unwrap();
-            apply(&cluster, &path, wanted, query.contains("force=true"))
+            apply(&cluster, &path, wanted, query.contains("force=true"), is_rehearsal)
         }
         ("PATCH", _) => {
             let mut objects = cluster.objects.lock();
             let Some(object) = objects.get_mut(&path) else {
                 return not_found(&path);
             };
-            merge(object, &serde_json::from_slice(&body).unwrap());
+            if !is_rehearsal {
+                merge(object, &serde_json::from_slice(&body).unwrap());
+            }
             json_response(object)
         }
         _ => failure(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", "not supported"),
@@ -248,7 +251,7 @@ fn get(cluster: &Cluster, path: &str) -> Response {
     json_response(&json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": items}))
 }
 
-fn apply(cluster: &Cluster, path: &str, wanted: Value, force: bool) -> Response {
+fn apply(cluster: &Cluster, path: &str, wanted: Value, force: bool, is_rehearsal: bool) -> Response {
     const US: &str = "isthmus";
     let mut objects = cluster.objects.lock();
     let mut object = objects.get(path).cloned();
@@ -326,7 +329,9 @@ fn apply(cluster: &Cluster, path: &str, wanted: Value, force: bool) -> Response 
         live["status"] = json!({"observedGeneration": 1, "replicas": 1, "availableReplicas": 9, "readyReplicas": 9, "updatedReplicas": 9});
     }
     let live = live.clone();
-    objects.insert(path.to_owned(), live.clone());
+    if !is_rehearsal {
+        objects.insert(path.to_owned(), live.clone());
+    }
     json_response(&live)
 }
 
