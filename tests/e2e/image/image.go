@@ -34,6 +34,9 @@ type Spec struct {
 	Files      []File
 }
 
+// environment has what Cilium's programs need beside the path: they fail where gops cannot make its directory.
+var environment = []string{"PATH=/usr/bin", "GOPS_CONFIG_DIR=/tmp/gops"}
+
 // Write writes the image as an archive in Docker's format.
 func Write(path string, s Spec) error {
 	layer, err := layerOf(s.Files)
@@ -43,7 +46,7 @@ func Write(path string, s Spec) error {
 	sum := sha256.Sum256(layer)
 	config, err := json.Marshal(map[string]any{
 		"architecture": "amd64", "os": "linux",
-		"config": map[string]any{"Entrypoint": s.Entrypoint, "User": s.User, "Env": []string{"PATH=/usr/bin"}},
+		"config": map[string]any{"Entrypoint": s.Entrypoint, "User": s.User, "Env": environment},
 		"rootfs": map[string]any{"type": "layers", "diff_ids": []string{"sha256:" + hex.EncodeToString(sum[:])}},
 	})
 	if err != nil {
