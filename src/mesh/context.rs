@@ -87,10 +87,13 @@ pub enum Error {
         path: PathBuf,
         source: Box<KubeconfigError>,
     },
-    #[error("no kubeconfig ({missing}) and no service account of a pod: {source}; set --kubeconfig or KUBECONFIG")]
+    #[error(
+        "no kubeconfig: neither --kubeconfig nor KUBECONFIG names a file, ~/.kube/config does not exist, and this is no pod \
+         whose service account could be used; set --kubeconfig or KUBECONFIG"
+    )]
     Nowhere {
-        missing: String,
-        source: Box<client::Error>,
+        /// Why the service account cannot be used.
+        reason: Box<client::Error>,
     },
     #[error(transparent)]
     Client(#[from] Box<client::Error>),
@@ -143,9 +146,8 @@ impl Kubeconfigs {
         let namespace = self.options.namespace.clone();
         if self.files.is_empty() && name.is_none() {
             let made = client::in_cluster(self.options.proxies.clone(), CONNECT_TIMEOUT).await;
-            let client = made.map_err(|source| Error::Nowhere {
-                missing: "none of the usual files exists".to_owned(),
-                source: Box::new(source),
+            let client = made.map_err(|reason| Error::Nowhere {
+                reason: Box::new(reason),
             })?;
             return Ok(Context {
                 name: IN_CLUSTER.to_owned(),

@@ -532,7 +532,8 @@ async fn a_server_certificate_that_has_expired_is_warned_of() {
         report.contains("[!]certificates failed") && report.contains(&warning),
         "{report}"
     );
-    let expected: [(String, fn(f64) -> bool); 5] = [
+    type IsExpected = fn(f64) -> bool;
+    let expected: [(String, IsExpected); 5] = [
         (
             format!(
                 "isthmus_certificate_expiry_seconds{{role=\"server\",file=\"{}\"}}",
