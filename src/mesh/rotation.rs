@@ -12,10 +12,6 @@
 use super::pki::{self, Authority, Certificate, Error, Leaf};
 use jiff::{SignedDuration, Timestamp};
 
-/// Time after a step until pods have read their Secrets: the kubelet passes changes on within 90 s, and the readers look
-/// within 10 s.
-pub const REST: SignedDuration = SignedDuration::from_secs(120);
-
 /// A place where trusted authorities are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
@@ -81,9 +77,9 @@ impl Step {
         }
     }
 
-    /// Time until the step can be done, if the one before was done at `before`.
-    pub fn rest(before: Timestamp, now: Timestamp) -> SignedDuration {
-        let rest = REST - now.duration_since(before);
+    /// Time until the step can be done, if the one before was done at `before` and needs `rest` to be read everywhere.
+    pub fn rest(before: Timestamp, rest: SignedDuration, now: Timestamp) -> SignedDuration {
+        let rest = rest - now.duration_since(before);
         rest.max(SignedDuration::ZERO)
     }
 }

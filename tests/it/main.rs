@@ -25,6 +25,7 @@ mod kubernetes_client;
 mod layers;
 mod membership;
 mod mesh;
+mod mesh_certs;
 mod mesh_cli;
 mod mesh_status;
 mod mistakes;

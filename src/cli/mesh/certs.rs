@@ -75,6 +75,10 @@ struct RotateArgs {
     /// Restart stores after a change of what they trust: auto restarts those that read their CAs at the start only.
     #[arg(long, value_enum, default_value_t = RestartFlag::Auto, value_name = "WHEN", requires = "ca")]
     restart: RestartFlag,
+    /// Time between the steps, until all pods have read their Secrets: the kubelet's period of synchronisation and its
+    /// cache, 90 seconds by default, and some seconds more.
+    #[arg(long, default_value = "2m", value_parser = duration, value_name = "DURATION", requires = "ca")]
+    rest: Duration,
     /// Write certificates that another tool, such as Helm, renders, too. The next run of that tool undoes the change.
     #[arg(long)]
     adopt: bool,
@@ -179,6 +183,7 @@ impl RotateArgs {
                     RestartFlag::Always => Restart::Always,
                     RestartFlag::Never => Restart::Never,
                 },
+                rest: SignedDuration::try_from(self.rest).unwrap_or(SignedDuration::MAX),
                 adopt: self.adopt,
                 dry_run: self.dry_run,
             };

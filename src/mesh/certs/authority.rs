@@ -26,6 +26,8 @@ pub struct Options {
     /// Connected clusters that are not part of the rotation, because they are dead.
     pub without: BTreeSet<String>,
     pub restart: Restart,
+    /// Time after a step until all pods have read the change.
+    pub rest: SignedDuration,
     /// Whether to write Secrets that another tool renders, too.
     pub adopt: bool,
     /// Whether to write nothing.
@@ -105,7 +107,7 @@ pub async fn rotate(contexts: &[Context], options: &Options, output: &dyn Output
             }
             return Ok(());
         }
-        rest(&members, step, output).await;
+        rest(&members, step, options, output).await;
         output.line(&format!("🔑 {}: {}", words(step), step.describe()));
         for member in &members {
             member.perform(&rotation, step, &new, options, output).await?;
@@ -113,7 +115,7 @@ pub async fn rotate(contexts: &[Context], options: &Options, output: &dyn Output
         members = read(contexts).await?;
         connected(&members)?;
     }
-    rest(&members, Step::Done, output).await;
+    rest(&members, Step::Done, options, output).await;
     for member in &members {
         member.store.delete(STATE).await?;
     }
@@ -210,12 +212,12 @@ async fn begin(members: &[Member<'_>], options: &Options, output: &dyn Output) -
 }
 
 /// Waits until the pods of all members have read the last step's changes.
-async fn rest(members: &[Member<'_>], step: Step, output: &dyn Output) {
+async fn rest(members: &[Member<'_>], step: Step, options: &Options, output: &dyn Output) {
     let now = Timestamp::now();
     let waits = members
         .iter()
         .filter_map(|member| member.step_at)
-        .map(|at| Step::rest(at, now));
+        .map(|at| Step::rest(at, options.rest, now));
     let longest = waits.max().unwrap_or(SignedDuration::ZERO);
     if longest > SignedDuration::ZERO {
         let seconds = longest.as_secs();

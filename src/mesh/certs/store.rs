@@ -124,14 +124,16 @@ impl Store<'_> {
         done.map(drop).map_err(self.failed("patch", "ConfigMap", name))
     }
 
-    /// Creates a Secret of ours.
+    /// Creates a Secret of ours, of the type that follows from its keys.
     pub async fn create(&self, name: &str, values: &[(&str, &str)]) -> Result<(), Error> {
+        let is_tls = values.iter().any(|(key, _)| *key == "tls.key");
         let data: Map<String, Value> = values
             .iter()
             .map(|(key, value)| ((*key).to_owned(), json!(STANDARD.encode(value))))
             .collect();
         let secret = json!({
             "metadata": {"name": name, "labels": {MANAGED_BY: MANAGER, "app.kubernetes.io/part-of": "cilium"}},
+            "type": if is_tls { "kubernetes.io/tls" } else { "Opaque" },
             "data": data,
         });
         let secret = serde_json::from_value(secret).expect("a Secret of strings is a Secret");

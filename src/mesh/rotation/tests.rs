@@ -2,6 +2,8 @@ use super::*;
 use crate::mesh::handshake::{self, Ends};
 use crate::mesh::pki::{AuthMode, Material, Owner};
 
+const REST: SignedDuration = SignedDuration::from_secs(120);
+
 fn now() -> Timestamp {
     "2026-11-27T12:00:00Z".parse().unwrap()
 }
@@ -162,15 +164,13 @@ fn places_that_trust_other_authorities_stay_as_they_are() {
 
 #[test]
 fn a_step_rests_until_pods_have_read_their_secrets() {
-    assert_eq!(Step::rest(now(), now()), REST);
+    let rest = |now| Step::rest(self::now(), REST, now);
+    assert_eq!(rest(now()), REST);
     assert_eq!(
-        Step::rest(now(), now() + SignedDuration::from_secs(90)),
+        rest(now() + SignedDuration::from_secs(90)),
         SignedDuration::from_secs(30)
     );
-    assert_eq!(
-        Step::rest(now(), now() + SignedDuration::from_hours(1)),
-        SignedDuration::ZERO
-    );
+    assert_eq!(rest(now() + SignedDuration::from_hours(1)), SignedDuration::ZERO);
 }
 
 #[test]

@@ -15,6 +15,7 @@ use base64::engine::general_purpose::STANDARD;
 use isthmus::mesh::pki::{Authority, Leaf, Owner};
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
@@ -207,6 +208,7 @@ async fn answer(State(cluster): State<Arc<Cluster>>, request: Request) -> Respon
             Some(object) => json_response(&object),
             None => not_found(&path),
         },
+        ("POST", _) => create(&cluster, &path, serde_json::from_slice(&body).unwrap()),
         ("PATCH", "application/apply-patch+yaml") => {
             let wanted = serde_json::from_slice(&body).unwrap();
             apply(&cluster, &path, wanted, query.contains("force=true"), is_rehearsal)
@@ -222,6 +224,20 @@ async fn answer(State(cluster): State<Arc<Cluster>>, request: Request) -> Respon
             json_response(object)
         }
         _ => failure(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", "not supported"),
+    }
+}
+
+/// Adds an object to a collection.
+fn create(cluster: &Cluster, collection: &str, object: Value) -> Response {
+    let name = object["metadata"]["name"].as_str().unwrap();
+    let mut objects = cluster.objects.lock();
+    match objects.entry(format!("{collection}/{name}")) {
+        Entry::Occupied(_) => failure(
+            StatusCode::CONFLICT,
+            "AlreadyExists",
+            &format!("{name:?} already exists"),
+        ),
+        Entry::Vacant(place) => json_response(place.insert(object)),
     }
 }
 
