@@ -7,7 +7,8 @@ pub mod store;
 
 use super::facts::{self, Facts, secret};
 use super::pki::{self, Certificate, Leaf, Owner};
-use super::rotation::{self, Place, PlaceKind};
+use super::record::Record;
+use super::rotation::{self, ClientFile, Place, PlaceKind};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Serialize;
@@ -77,7 +78,7 @@ impl Method {
         }
     }
 
-    fn name(&self) -> Option<String> {
+    pub fn name(&self) -> Option<String> {
         match self {
             Self::CertManager(name) => Some(format!("cert-manager (Certificate {name})")),
             Self::Rendered(by) => Some(by.clone()),
@@ -95,7 +96,9 @@ impl Inventory {
         let mut missing = vec![];
         for name in [secret::CA].into_iter().chain(Leaf::ALL.map(Leaf::secret)) {
             let Some(secret) = facts.secrets.get(name) else {
-                missing.push(name.to_owned());
+                if is_needed(facts, name) {
+                    missing.push(name.to_owned());
+                }
                 continue;
             };
             let method = Method::of(&secret.metadata);
@@ -125,7 +128,7 @@ impl Inventory {
         self.certificates
             .iter()
             .any(|row| row.days_left < 0 || row.until.is_empty())
-            || self.missing.len() > 1
+            || self.missing.iter().any(|name| name != secret::CA)
     }
 
     /// The inventory as lines for people.
@@ -175,6 +178,17 @@ impl Inventory {
     }
 }
 
+/// Whether the pods of the mesh use a Secret. Our own pod has no administrator's certificate, and agents need their own
+/// only where a mirror runs.
+fn is_needed(facts: &Facts, secret: &str) -> bool {
+    match secret {
+        secret::ADMIN => facts.deployment.is_some() && !facts.runs_isthmus(),
+        secret::LOCAL => facts.mirror() == facts::MirrorMode::On,
+        secret::SERVER => facts.deployment.is_some(),
+        _ => true,
+    }
+}
+
 fn rows(secret: &str, key: &str, text: &str, method: &Method, now: Timestamp) -> Vec<Row> {
     let row = |certificate: &Certificate| Row {
         secret: secret.to_owned(),
@@ -215,6 +229,27 @@ fn trusted_files(facts: &Facts) -> Vec<(String, String, String)> {
     files
 }
 
+/// The client files of agents and mirror.
+fn client_files(facts: &Facts) -> Vec<ClientFile> {
+    let mut files = vec![];
+    for name in [secret::MIRROR, secret::AGENTS] {
+        let data = facts.secrets.get(name).and_then(|secret| secret.data.as_ref());
+        for (key, value) in data.into_iter().flatten() {
+            if let Some(text) = std::str::from_utf8(&value.0)
+                .ok()
+                .filter(|text| text.contains("endpoints:"))
+            {
+                files.push(ClientFile {
+                    secret: name.to_owned(),
+                    key: key.clone(),
+                    text: text.to_owned(),
+                });
+            }
+        }
+    }
+    files
+}
+
 /// What a rotation sees of a cluster. `bundle` is the chart's CA bundle.
 pub fn cluster(facts: &Facts, bundle: Option<&str>) -> rotation::Cluster {
     let own = Leaf::ALL.into_iter().filter_map(|leaf| {
@@ -233,10 +268,20 @@ pub fn cluster(facts: &Facts, bundle: Option<&str>) -> rotation::Cluster {
         key: BUNDLE_KEY.to_owned(),
         pem: pem.to_owned(),
     });
+    let record = Record::read(facts).unwrap_or_default();
+    let known = record.peers.into_iter().filter_map(|(peer, entry)| {
+        Some(Place {
+            kind: PlaceKind::Record,
+            name: facts::RECORD.to_owned(),
+            key: peer,
+            pem: entry.authorities?,
+        })
+    });
     let leaf = |leaf: Leaf| Some((leaf, facts.secret_text(leaf.secret(), "tls.crt")?.to_owned()));
     rotation::Cluster {
         name: facts.name().to_owned(),
-        places: secrets.chain(bundle).collect(),
+        places: secrets.chain(bundle).chain(known).collect(),
+        files: client_files(facts),
         leaves: Leaf::ALL.into_iter().filter_map(leaf).collect(),
         authority: facts.secret_text(secret::CA, "ca.crt").unwrap_or_default().to_owned(),
     }

@@ -2,7 +2,7 @@
 //! otherwise our deployment is made. Existing certificates stay.
 
 mod plan;
-mod ready;
+pub mod ready;
 
 use super::apply;
 use super::change::{Plan, manifests};

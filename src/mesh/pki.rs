@@ -37,6 +37,8 @@ pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     cert: String,
     key: String,
+    /// The certificates between the issued ones and a root, PEM.
+    chain: String,
     not_after: Timestamp,
 }
 
@@ -227,6 +229,22 @@ impl Certificate {
         seconds.div_euclid(86_400)
     }
 
+    /// Whether `authority` has signed the certificate.
+    pub fn is_signed_by(&self, authority: &Self) -> bool {
+        let (Ok((_, own)), Ok((_, theirs))) = (
+            X509Certificate::from_der(&self.der),
+            X509Certificate::from_der(&authority.der),
+        ) else {
+            return false;
+        };
+        own.verify_signature(Some(theirs.public_key())).is_ok()
+    }
+
+    /// Whether the certificate ends a chain.
+    pub fn is_self_signed(&self) -> bool {
+        self.subject == self.issuer && self.is_signed_by(self)
+    }
+
     /// Whether the certificate is valid for `host`, a DNS name or an IP address.
     pub fn is_for(&self, host: &str) -> bool {
         let host = host.trim_end_matches('.').to_ascii_lowercase();
@@ -330,10 +348,12 @@ impl Authority {
         if *parsed.public_key().subject_public_key.data != *pair.public_key_raw() {
             return Err(Error::OtherKey(certificate.subject.clone()));
         }
+        let between = all.iter().filter(|one| !one.is_self_signed());
         Ok(Self {
             issuer: Issuer::from_ca_cert_der(&certificate.der, pair)?,
             cert: cert.to_owned(),
             key: key.to_owned(),
+            chain: between.map(|one| encode(&one.der)).collect(),
             not_after: certificate.not_after,
         })
     }
@@ -351,6 +371,11 @@ impl Authority {
     /// When the authority ends.
     pub fn not_after(&self) -> Timestamp {
         self.not_after
+    }
+
+    /// The certificate alone, without those that follow it.
+    pub fn certificate(&self) -> Result<Certificate, Error> {
+        Ok(certificates(&self.cert)?.swap_remove(0))
     }
 
     /// Issues a certificate, which ends no later than the authority. Its owner trusts this authority alone.
@@ -374,7 +399,7 @@ impl Authority {
         params.not_before = SystemTime::from(now - CLOCK_SKEW).into();
         params.not_after = SystemTime::from((now + request.lifetime).min(self.not_after)).into();
         let key = KeyPair::generate()?;
-        let cert = params.signed_by(&key, &self.issuer)?.pem();
+        let cert = params.signed_by(&key, &self.issuer)?.pem() + &self.chain;
         Ok(Material {
             cert,
             key: key.serialize_pem(),

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! Trust   every place that trusts the old authority trusts the new one, too
+//! Reload  client files change, so that agents, which read trusted authorities once for each client, make new clients
 //! Issue   every certificate is issued anew by the new authority, which becomes `cilium-ca`
 //! Forget  no place trusts the old authority any more
 //! ```
@@ -11,6 +12,9 @@
 
 use super::pki::{self, Authority, Certificate, Error, Leaf};
 use jiff::{SignedDuration, Timestamp};
+
+/// Begins the last line of a client file that was changed to be read again.
+const MARK: &str = "# trusts the CA ";
 
 /// A place where trusted authorities are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +30,16 @@ pub struct Place {
 pub enum PlaceKind {
     Secret,
     ConfigMap,
+    /// The entry of a peer in the record of this program.
+    Record,
+}
+
+/// A client file of agents or of the mirror.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientFile {
+    pub secret: String,
+    pub key: String,
+    pub text: String,
 }
 
 /// What a rotation sees of one cluster.
@@ -33,6 +47,7 @@ pub enum PlaceKind {
 pub struct Cluster {
     pub name: String,
     pub places: Vec<Place>,
+    pub files: Vec<ClientFile>,
     /// `tls.crt` of each certificate's Secret.
     pub leaves: Vec<(Leaf, String)>,
     /// The certificate of `cilium-ca`, PEM.
@@ -50,6 +65,7 @@ pub struct Rotation {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Step {
     Trust,
+    Reload,
     Issue,
     Forget,
     Done,
@@ -60,6 +76,8 @@ pub enum Step {
 pub struct Work {
     /// Places with their new contents.
     pub places: Vec<Place>,
+    /// Client files with their new contents.
+    pub files: Vec<ClientFile>,
     /// Certificates to issue by the new authority.
     pub leaves: Vec<Leaf>,
     /// Whether `cilium-ca` becomes the new authority.
@@ -71,6 +89,7 @@ impl Step {
     pub fn describe(self) -> &'static str {
         match self {
             Self::Trust => "every cluster trusts the new CA beside the old one",
+            Self::Reload => "agents and mirrors read again what they trust",
             Self::Issue => "every certificate is issued anew by the new CA",
             Self::Forget => "no cluster trusts the old CA any more",
             Self::Done => "nothing is left to do",
@@ -79,8 +98,9 @@ impl Step {
 
     /// Time until the step can be done, if the one before was done at `before` and needs `rest` to be read everywhere.
     pub fn rest(before: Timestamp, rest: SignedDuration, now: Timestamp) -> SignedDuration {
-        let rest = rest - now.duration_since(before);
-        rest.max(SignedDuration::ZERO)
+        let (rest, limit) = (rest - now.duration_since(before), rest);
+        // The time of the step may come from a machine whose clock is ahead.
+        rest.clamp(SignedDuration::ZERO, limit)
     }
 }
 
@@ -96,7 +116,7 @@ impl Rotation {
 
     /// The step that is due: the first one that some cluster has not done.
     pub fn due(&self, clusters: &[Cluster]) -> Step {
-        let steps = [Step::Trust, Step::Issue, Step::Forget];
+        let steps = [Step::Trust, Step::Reload, Step::Issue, Step::Forget];
         let is_due = |step: &Step| {
             clusters
                 .iter()
@@ -112,10 +132,14 @@ impl Rotation {
                 places: self.changed(cluster, |all| self.trusting(all)),
                 ..Work::default()
             },
+            Step::Reload => Work {
+                files: self.to_reload(cluster),
+                ..Work::default()
+            },
             Step::Issue => Work {
-                places: vec![],
                 leaves: self.to_issue(cluster),
                 authority: self.has(&cluster.authority, &self.old) && !self.has(&cluster.authority, &self.new),
+                ..Work::default()
             },
             Step::Forget => Work {
                 places: self.changed(cluster, |all| self.forgetting(all)),
@@ -150,6 +174,31 @@ impl Rotation {
         (kept.len() < all.len() && !kept.is_empty()).then_some(kept)
     }
 
+    /// The client files without the mark of the new authority, marked. The mark is a comment: what a file says stays.
+    fn to_reload(&self, cluster: &Cluster) -> Vec<ClientFile> {
+        let key: String = self
+            .new
+            .subject_key
+            .iter()
+            .take(8)
+            .map(|b| format!("{b:02x}"))
+            .collect();
+        let mark = format!("{MARK}{key}");
+        let marked = |file: &ClientFile| {
+            let lines = file.text.lines().filter(|line| !line.starts_with(MARK));
+            let text: String = lines.map(|line| format!("{line}\n")).collect();
+            ClientFile {
+                text: format!("{text}{mark}\n"),
+                ..file.clone()
+            }
+        };
+        let unmarked = cluster
+            .files
+            .iter()
+            .filter(|file| !file.text.lines().any(|line| line == mark));
+        unmarked.map(marked).collect()
+    }
+
     /// The certificates that the old authority has signed. Those of other authorities are not this rotation's.
     fn to_issue(&self, cluster: &Cluster) -> Vec<Leaf> {
         let is_old = |pem: &String| {
@@ -161,11 +210,8 @@ impl Rotation {
     }
 
     fn signed_by_old(&self, leaf: &Certificate) -> bool {
-        match leaf.authority_key.is_empty() || self.old.subject_key.is_empty() {
-            // Without identifiers of keys, names are all there is; the new authority may have the same name.
-            true => leaf.issuer == self.old.subject && leaf.not_before < self.new.not_before,
-            false => leaf.authority_key == self.old.subject_key,
-        }
+        // Authorities may have the same name, and no identifiers of their keys: the signature tells.
+        leaf.is_signed_by(&self.old) && !leaf.is_signed_by(&self.new)
     }
 }
 

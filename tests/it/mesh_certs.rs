@@ -213,7 +213,26 @@ async fn the_ca_of_a_mesh_is_replaced_without_a_moment_in_which_clusters_refuse_
             "--without=hk-cluster",
         ],
     );
-    // The second step fails half-way.
+    // Nothing is written by a rehearsal.
+    let writes = mesh.tokyo.writes().len() + mesh.hk.writes().len();
+    let arguments = [
+        "certs",
+        "rotate",
+        "--ca",
+        "--dry-run",
+        "--context",
+        TOKYO,
+        "--destination-context",
+        HK,
+    ];
+    let dry = mesh.run(&arguments).await;
+    assert!(
+        dry.succeeded() && dry.stdout.contains("Would do next: every cluster trusts"),
+        "{}",
+        dry.text()
+    );
+    assert_eq!(mesh.tokyo.writes().len() + mesh.hk.writes().len(), writes);
+    // A step fails half-way.
     mesh.hk.forbid(&secret(Leaf::Remote.secret()));
     let failed = mesh.rotate_ca().await;
     assert_fails(
@@ -242,6 +261,20 @@ async fn the_ca_of_a_mesh_is_replaced_without_a_moment_in_which_clusters_refuse_
         }
         assert_eq!(cluster.get(&secret("isthmus-ca-rotation")), None);
     }
+}
+
+#[tokio::test]
+async fn certificates_of_another_ca_are_not_replaced_by_those_of_cilium_ca() {
+    let mesh = Mesh::start().await;
+    let other = Authority::generate("Other", Timestamp::now()).unwrap();
+    mesh.tokyo
+        .secret("cilium-ca", &[("ca.crt", other.cert()), ("ca.key", other.key())]);
+    let refused = mesh.run(&["certs", "rotate", "--context", TOKYO]).await;
+    assert_fails(
+        &refused,
+        &["was issued by \"CN=Cilium CA\"", "CN=Other", "peers do not trust"],
+    );
+    assert_eq!(mesh.tokyo.writes(), Vec::<String>::new());
 }
 
 #[tokio::test]

@@ -76,8 +76,8 @@ struct RotateArgs {
     #[arg(long, value_enum, default_value_t = RestartFlag::Auto, value_name = "WHEN", requires = "ca")]
     restart: RestartFlag,
     /// Time between the steps, until all pods have read their Secrets: the kubelet's period of synchronisation and its
-    /// cache, 90 seconds by default, and some seconds more.
-    #[arg(long, default_value = "2m", value_parser = duration, value_name = "DURATION", requires = "ca")]
+    /// cache, 90 seconds by default, and the minute after which mirrors read their files again.
+    #[arg(long, default_value = "3m", value_parser = duration, value_name = "DURATION", requires = "ca")]
     rest: Duration,
     /// Write certificates that another tool, such as Helm, renders, too. The next run of that tool undoes the change.
     #[arg(long)]

@@ -1,16 +1,22 @@
-//! Replaces the authority of a mesh. The steps are those of [`crate::mesh::rotation`]; this shell reads the clusters,
-//! rests between the steps, and writes.
+//! Replaces the authority of a mesh. The steps are those of [`crate::mesh::rotation`]; this shell reads the clusters, rests
+//! between the steps, proves that each step keeps every connection, and writes.
 
-use super::leaves::{self, check_methods, issue};
+mod member;
+
+use super::Method;
+use super::leaves::{self, check_methods};
 use super::store::{self, Store};
 use crate::mesh::context::Context;
-use crate::mesh::facts::{Facts, secret};
+use crate::mesh::enable;
+use crate::mesh::facts::secret;
 use crate::mesh::handshake::{self, Ends};
 use crate::mesh::output::Output;
-use crate::mesh::pki::{self, Authority, Leaf, Material};
-use crate::mesh::rotation::{PlaceKind, Rotation, Step};
+use crate::mesh::pki::{self, Authority, Leaf};
+use crate::mesh::rotation::{Rotation, Step};
 use jiff::{SignedDuration, Timestamp};
+use member::{Member, Prepared};
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 /// The Secret that holds both authorities while a rotation is under way.
 const STATE: &str = "isthmus-ca-rotation";
@@ -19,6 +25,8 @@ const NEW: &str = "ca.crt";
 const NEW_KEY: &str = "ca.key";
 /// When the last step was done.
 const STEP_AT: &str = "isthmus.io/step-at";
+/// Limit for a restart of the stores of one cluster.
+const ROLLOUT: Duration = Duration::from_secs(600);
 
 /// How to rotate.
 #[derive(Clone, Debug, Default)]
@@ -53,6 +61,8 @@ pub enum Error {
     Leaves(#[from] leaves::Error),
     #[error(transparent)]
     Pki(#[from] pki::Error),
+    #[error(transparent)]
+    Rollout(#[from] Box<enable::Error>),
     #[error(
         "cluster {cluster} is connected to {missing}, which would not trust the new CA: add --destination-context, or \
          --without={missing} if that cluster is gone for good"
@@ -63,23 +73,31 @@ pub enum Error {
          of the first run, or delete the Secret in all clusters to start anew"
     )]
     State(String),
+    #[error("{kind} {name}, key {key}, of cluster {cluster} cannot be read: {why}; correct it first")]
+    Place {
+        kind: &'static str,
+        name: String,
+        key: String,
+        cluster: String,
+        why: Box<pki::Error>,
+    },
     #[error(
-        "after this step cluster {client} would not get a connection to cluster {server}: {why}; nothing more was changed. \
-         Mend the cause and run the command again: the rotation goes on where it is"
+        "Secret {} in context {context:?} is kept by {by}, which would write the old CA back: replace the CA with that tool, or \
+         stop it from writing this Secret and add --adopt",
+        secret::CA
+    )]
+    Kept { context: String, by: String },
+    #[error(
+        "after the step {step:?} {client} of cluster {cluster} would not get a connection to the store of {server}: {why}. \
+         Nothing of this step was written. Mend the cause and run the command again: the rotation goes on where it is"
     )]
     Broken {
-        client: String,
+        step: Step,
+        client: &'static str,
+        cluster: String,
         server: String,
         why: handshake::Failure,
     },
-}
-
-/// One cluster of the rotation.
-struct Member<'a> {
-    store: Store<'a>,
-    facts: Facts,
-    bundle: Option<String>,
-    step_at: Option<Timestamp>,
 }
 
 /// Replaces the authority of the first cluster of `contexts`, which are at least one. The others are those that trust it,
@@ -89,33 +107,34 @@ pub async fn rotate(contexts: &[Context], options: &Options, output: &dyn Output
     check(&members, options)?;
     let (rotation, new) = begin(&members, options, output).await?;
     loop {
-        let clusters: Vec<_> = members.iter().map(Member::cluster).collect();
-        let step = rotation.due(&clusters);
+        let step = due(&rotation, &members);
+        if options.dry_run {
+            announce(&rotation, step, &members, output);
+            return Ok(());
+        }
+        // What was written before is served before the next step builds on it.
+        if step != Step::Trust {
+            for member in &members {
+                member.serve_trust(options.restart, output).await?;
+            }
+        }
+        rest(&members, step, options, output).await;
+        // Others may have written meanwhile.
+        members = read(contexts).await?;
+        if due(&rotation, &members) != step {
+            continue;
+        }
         if step == Step::Done {
             break;
         }
-        if options.dry_run {
-            output.line(&format!("ℹ️  Would do next: {}", step.describe()));
-            for (member, cluster) in members.iter().zip(&clusters) {
-                let work = rotation.work(step, cluster);
-                output.line(&format!(
-                    "  - cluster {}: {} trusted files, {} certificates",
-                    member.facts.name(),
-                    work.places.len(),
-                    work.leaves.len()
-                ));
-            }
-            return Ok(());
-        }
-        rest(&members, step, options, output).await;
+        let prepared = prepare(&rotation, step, &members, &new)?;
+        connected(step, &members, &prepared)?;
         output.line(&format!("🔑 {}: {}", words(step), step.describe()));
-        for member in &members {
-            member.perform(&rotation, step, &new, options, output).await?;
+        for (member, prepared) in members.iter().zip(&prepared) {
+            member.perform(prepared, &new, output).await?;
         }
         members = read(contexts).await?;
-        connected(&members)?;
     }
-    rest(&members, Step::Done, options, output).await;
     for member in &members {
         member.store.delete(STATE).await?;
     }
@@ -123,43 +142,60 @@ pub async fn rotate(contexts: &[Context], options: &Options, output: &dyn Output
     Ok(())
 }
 
+fn due(rotation: &Rotation, members: &[Member<'_>]) -> Step {
+    let clusters: Vec<_> = members.iter().map(Member::cluster).collect();
+    rotation.due(&clusters)
+}
+
+/// Prints what is to be done next.
+fn announce(rotation: &Rotation, step: Step, members: &[Member<'_>], output: &dyn Output) {
+    output.line(&format!("ℹ️  Would do next: {}", step.describe()));
+    for member in members.iter().filter(|_| step != Step::Done) {
+        let work = rotation.work(step, &member.cluster());
+        output.line(&member::summary(
+            &member.facts,
+            work.places.len(),
+            work.files.len(),
+            work.leaves.len(),
+        ));
+    }
+}
+
 fn words(step: Step) -> &'static str {
     match step {
-        Step::Trust => "Step 1 of 3",
-        Step::Issue => "Step 2 of 3",
-        Step::Forget => "Step 3 of 3",
-        Step::Done => "Done",
+        Step::Trust => "Step 1 of 4",
+        Step::Reload => "Step 2 of 4",
+        Step::Issue => "Step 3 of 4",
+        Step::Forget => "Step 4 of 4",
+        Step::Done => "the end",
     }
 }
 
 async fn read(contexts: &[Context]) -> Result<Vec<Member<'_>>, Error> {
-    let one = async |context| {
-        let store = Store { context };
-        let (facts, bundle) = (store.facts().await?, store.bundle().await?);
-        let state = store.secret(STATE).await?;
-        let step_at = state.and_then(|state| state.metadata.annotations?.get(STEP_AT)?.parse().ok());
-        Ok::<_, Error>(Member {
-            store,
-            facts,
-            bundle,
-            step_at,
-        })
-    };
     let mut members = vec![];
     for context in contexts {
-        members.push(one(context).await?);
+        members.push(Member::read(Store { context }).await?);
     }
     Ok(members)
 }
 
-/// Refuses to begin where the mesh would break.
+/// Refuses to begin where the mesh would break, or where another tool would undo the change.
 fn check(members: &[Member<'_>], options: &Options) -> Result<(), Error> {
     let names: BTreeSet<_> = members.iter().map(|member| member.facts.name().to_owned()).collect();
     for member in members {
         check_methods(&member.facts, &Leaf::ALL, options.adopt)?;
-        let missing = member
+        let method = member
             .facts
-            .peers()
+            .secrets
+            .get(secret::CA)
+            .map(|secret| Method::of(&secret.metadata));
+        if let Some(by) = method.and_then(|method| method.name()).filter(|_| !options.adopt) {
+            let context = member.facts.context.clone();
+            return Err(Error::Kept { context, by });
+        }
+        member.check_places()?;
+        let missing = member.connected();
+        let missing = missing
             .into_iter()
             .find(|peer| !names.contains(peer) && !options.without.contains(peer));
         if let Some(missing) = missing {
@@ -172,43 +208,46 @@ fn check(members: &[Member<'_>], options: &Options) -> Result<(), Error> {
 
 /// The rotation that is under way, or a new one.
 async fn begin(members: &[Member<'_>], options: &Options, output: &dyn Output) -> Result<(Rotation, Authority), Error> {
-    let mut state = None;
+    let (mut authorities, mut key) = (None::<(String, String)>, None);
     for member in members {
-        if let Some(found) = member.store.secret(STATE).await? {
-            let text = |key: &str| {
-                let value = found.data.as_ref()?.get(key)?;
-                String::from_utf8(value.0.clone()).ok()
-            };
-            let parts = (text(OLD), text(NEW), text(NEW_KEY));
-            let (Some(old), Some(new), Some(key)) = parts else {
-                return Err(Error::State(member.facts.name().to_owned()));
-            };
-            if state.as_ref().is_some_and(|(_, known, _)| *known != new) {
-                return Err(Error::State(member.facts.name().to_owned()));
-            }
-            state = Some((old, new, key));
+        let Some(state) = &member.state else { continue };
+        let text = |key: &str| {
+            let value = state.data.as_ref()?.get(key)?;
+            String::from_utf8(value.0.clone()).ok()
+        };
+        let (Some(old), Some(new)) = (text(OLD), text(NEW)) else {
+            return Err(Error::State(member.facts.name().to_owned()));
+        };
+        if authorities.as_ref().is_some_and(|(_, known)| *known != new) {
+            return Err(Error::State(member.facts.name().to_owned()));
         }
+        authorities = Some((old, new));
+        key = key.or(text(NEW_KEY));
     }
-    let (old, new) = match state {
-        Some((old, new, key)) => {
+    let (old, new) = match (authorities, key) {
+        (Some((old, new)), Some(key)) => {
             output.line("ℹ️  A rotation is under way and goes on");
             (old, Authority::parse(&new, &key)?)
         }
-        None => {
-            let old = leaves::authority(&members[0].facts)?.cert().to_owned();
-            let name = pki::certificates(&old)?.swap_remove(0).common_name;
-            (old, Authority::generate(&name, Timestamp::now())?)
+        (Some(_), None) => return Err(Error::State(members[0].facts.name().to_owned())),
+        (None, _) => {
+            let old = leaves::authority(&members[0].facts)?.certificate()?;
+            let new = Authority::generate(&old.common_name, Timestamp::now())?;
+            (pki::encode(&old.der), new)
         }
     };
+    let rotation = Rotation::new(&old, new.cert())?;
     if !options.dry_run {
-        for member in members {
-            if member.store.secret(STATE).await?.is_none() {
-                let values = [(OLD, old.as_str()), (NEW, new.cert()), (NEW_KEY, new.key())];
-                member.store.create(STATE, &values).await?;
+        for member in members.iter().filter(|member| member.state.is_none()) {
+            let mut values = vec![(OLD, old.as_str()), (NEW, new.cert())];
+            // A cluster with a CA of its own gets no key of another one.
+            if pki::contains(member.facts.secret_text(secret::CA, "ca.crt").unwrap_or_default(), &old) {
+                values.push((NEW_KEY, new.key()));
             }
+            member.store.create(STATE, &values).await?;
         }
     }
-    Ok((Rotation::new(&old, new.cert())?, new))
+    Ok((rotation, new))
 }
 
 /// Waits until the pods of all members have read the last step's changes.
@@ -229,105 +268,47 @@ async fn rest(members: &[Member<'_>], step: Step, options: &Options, output: &dy
     }
 }
 
-/// Fails if a member would not get a connection to another one by the files that they have now.
-fn connected(members: &[Member<'_>]) -> Result<(), Error> {
-    for client in members {
-        for server in members {
-            let is_peer = client.facts.peers().contains(server.facts.name());
-            if let (true, Some(own), Some(theirs)) =
-                (is_peer, client.material(Leaf::Remote), server.material(Leaf::Server))
-            {
-                let name = format!("{}.mesh.cilium.io", server.facts.name());
-                let peer = format!("{}.etcd-client-ca.crt", server.facts.name());
-                let trusts = client.facts.secret_text(secret::MIRROR, &peer).unwrap_or(&own.ca);
-                let ends = Ends {
-                    server: &theirs,
-                    server_name: &name,
-                    client: &own,
-                    client_trusts: trusts,
-                    server_trusts: &theirs.ca,
-                };
-                handshake::attempt(&ends, Timestamp::now()).map_err(|why| Error::Broken {
-                    client: client.facts.name().to_owned(),
-                    server: server.facts.name().to_owned(),
-                    why,
-                })?;
+/// What the step writes in each cluster. Certificates are issued now, and proven before they are written.
+fn prepare(rotation: &Rotation, step: Step, members: &[Member<'_>], new: &Authority) -> Result<Vec<Prepared>, Error> {
+    let one = |member: &Member<'_>| member.prepare(rotation.work(step, &member.cluster()), new);
+    members.iter().map(one).collect()
+}
+
+/// Proves that every client gets its connection, whichever of the clusters the step has reached.
+fn connected(step: Step, members: &[Member<'_>], prepared: &[Prepared]) -> Result<(), Error> {
+    let now = Timestamp::now();
+    for (at, client) in members.iter().enumerate() {
+        for (to, server) in members.iter().enumerate() {
+            let clients: &[(Leaf, &'static str)] = match at == to {
+                true => &[(Leaf::Local, "an agent"), (Leaf::Admin, "the publisher")],
+                false if client.reads(server.facts.name()) => &[(Leaf::Remote, "the mirror")],
+                false => &[],
+            };
+            for (leaf, name) in clients {
+                for (with, against) in [(false, false), (true, false), (false, true), (true, true)] {
+                    let client_side = client.seen(*leaf, with.then_some(&prepared[at]));
+                    let server_side = server.seen(Leaf::Server, against.then_some(&prepared[to]));
+                    let (Some(own), Some(theirs)) = (client_side, server_side) else {
+                        continue;
+                    };
+                    let trusts = client.trusts(server.facts.name(), &own, with.then_some(&prepared[at]));
+                    let ends = Ends {
+                        server: &theirs,
+                        server_name: &format!("{}.mesh.cilium.io", server.facts.name()),
+                        client: &own,
+                        client_trusts: &trusts,
+                        server_trusts: &theirs.ca,
+                    };
+                    handshake::attempt(&ends, now).map_err(|why| Error::Broken {
+                        step,
+                        client: name,
+                        cluster: client.facts.name().to_owned(),
+                        server: server.facts.name().to_owned(),
+                        why,
+                    })?;
+                }
             }
         }
     }
     Ok(())
-}
-
-// === impl Member ===
-
-impl Member<'_> {
-    fn cluster(&self) -> crate::mesh::rotation::Cluster {
-        super::cluster(&self.facts, self.bundle.as_deref())
-    }
-
-    fn material(&self, leaf: Leaf) -> Option<Material> {
-        let text = |key: &str| Some(self.facts.secret_text(leaf.secret(), key)?.to_owned());
-        let (cert, key, ca) = (text("tls.crt")?, text("tls.key")?, text("ca.crt")?);
-        let ca = self.bundle.clone().unwrap_or(ca);
-        Some(Material { cert, key, ca })
-    }
-
-    /// Does one step in this cluster.
-    async fn perform(
-        &self,
-        rotation: &Rotation,
-        step: Step,
-        new: &Authority,
-        options: &Options,
-        output: &dyn Output,
-    ) -> Result<(), Error> {
-        let work = rotation.work(step, &self.cluster());
-        let name = self.facts.name();
-        for place in &work.places {
-            match place.kind {
-                PlaceKind::Secret => self.store.set(&place.name, &[(&place.key, &place.pem)]).await?,
-                PlaceKind::ConfigMap => self.store.set_map(&place.name, &place.key, &place.pem).await?,
-            }
-        }
-        for leaf in &work.leaves {
-            issue(&self.store, &self.facts, new, *leaf, &[], Timestamp::now()).await?;
-        }
-        if work.authority {
-            self.store
-                .set(secret::CA, &[("ca.crt", new.cert()), ("ca.key", new.key())])
-                .await?;
-        }
-        output.line(&format!(
-            "  - cluster {name}: {} trusted files, {} certificates",
-            work.places.len(),
-            work.leaves.len()
-        ));
-        if !work.places.is_empty() && self.restarts(options.restart) {
-            output.line(&format!(
-                "  - cluster {name}: restarting the store, which reads trusted CAs at its start only"
-            ));
-            self.store.restart(&Timestamp::now().to_string()).await?;
-        }
-        self.store
-            .annotate(STATE, STEP_AT, &Timestamp::now().to_string())
-            .await?;
-        Ok(())
-    }
-
-    /// Whether the store has to be restarted to trust other authorities.
-    fn restarts(&self, restart: Restart) -> bool {
-        let is_ours = |image: &str| image.contains("isthmus");
-        let images = self
-            .facts
-            .containers()
-            .iter()
-            .filter_map(|container| container.image.as_deref());
-        match restart {
-            Restart::Always => true,
-            Restart::Never => false,
-            Restart::Auto => {
-                self.facts.deployment.is_some() && !self.facts.runs_isthmus() && !images.into_iter().any(is_ours)
-            }
-        }
-    }
 }

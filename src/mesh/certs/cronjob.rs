@@ -29,10 +29,11 @@ pub fn objects(options: &Options) -> Vec<Value> {
     });
     let read: Vec<&str> = secret::ALL.to_vec();
     let written = [secret::SERVER, secret::ADMIN, secret::REMOTE, secret::LOCAL];
+    let maps = [facts::CILIUM_CONFIG, facts::USERS, facts::RECORD, BUNDLE];
     let rules = json!([
         {"apiGroups": [""], "resources": ["secrets"], "resourceNames": read, "verbs": ["get"]},
         {"apiGroups": [""], "resources": ["secrets"], "resourceNames": written, "verbs": ["patch"]},
-        {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": [facts::CILIUM_CONFIG, BUNDLE], "verbs": ["get"]},
+        {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": maps, "verbs": ["get"]},
         {"apiGroups": ["apps"], "resources": ["deployments"], "resourceNames": [facts::APISERVER], "verbs": ["get"]},
     ]);
     vec![

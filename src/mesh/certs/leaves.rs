@@ -4,7 +4,7 @@ use super::store::{self, Store};
 use super::{Method, owner};
 use crate::mesh::facts::{Facts, secret};
 use crate::mesh::output::Output;
-use crate::mesh::pki::{self, Authority, Leaf};
+use crate::mesh::pki::{self, Authority, Leaf, Material};
 use crate::mesh::rotation;
 use jiff::{SignedDuration, Timestamp};
 
@@ -60,22 +60,60 @@ pub enum Error {
         context: String,
         source: pki::Error,
     },
+    #[error(
+        "Secret {namespace}/{name} in context {context:?} was issued by {issuer:?}, not by {authority:?} of Secret \
+         {namespace}/{}, which peers do not trust: issue the certificate with the tool that has that CA",
+        secret::CA
+    )]
+    OtherIssuer {
+        namespace: String,
+        name: String,
+        context: String,
+        issuer: String,
+        authority: String,
+    },
     #[error(transparent)]
     Issue(#[from] pki::Error),
 }
 
-/// The authority of a cluster.
+/// The authority of a cluster: the pair `ca.crt` and `ca.key` of its Secret, or `tls.crt` and `tls.key`, as cert-manager writes
+/// an intermediate authority.
 pub fn authority(facts: &Facts) -> Result<Authority, Error> {
     let (namespace, context) = (facts.namespace.clone(), facts.context.clone());
-    let Some(cert) = facts.secret_text(secret::CA, "ca.crt") else {
+    let text = |key: &str| facts.secret_text(secret::CA, key);
+    let pairs = [("ca.crt", "ca.key"), ("tls.crt", "tls.key")];
+    let pair = pairs
+        .into_iter()
+        .find_map(|(cert, key)| Some((text(cert)?, text(key)?)));
+    let Some((cert, key)) = pair.or_else(|| Some((text("ca.crt")?, ""))) else {
         return Err(Error::NoAuthority { namespace, context });
     };
-    let key = facts.secret_text(secret::CA, "ca.key").unwrap_or_default();
     Authority::parse(cert, key).map_err(|source| Error::Authority {
         namespace,
         context,
         source,
     })
+}
+
+/// Refuses to replace certificates that another authority has signed: peers trust that one.
+fn check_issuer(facts: &Facts, authority: &Authority, due: &[Leaf]) -> Result<(), Error> {
+    let own = authority.certificate()?;
+    for leaf in due {
+        let text = facts.secret_text(leaf.secret(), "tls.crt").unwrap_or_default();
+        let Some(present) = pki::certificates(text).ok().and_then(|all| all.into_iter().next()) else {
+            continue;
+        };
+        if !present.is_signed_by(&own) {
+            return Err(Error::OtherIssuer {
+                namespace: facts.namespace.clone(),
+                name: leaf.secret().to_owned(),
+                context: facts.context.clone(),
+                issuer: present.issuer,
+                authority: own.subject,
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Refuses to write Secrets that another tool would write back.
@@ -122,6 +160,7 @@ pub async fn rotate(store: &Store<'_>, options: &Options, now: Timestamp, output
     }
     check_methods(&facts, &due, options.adopt)?;
     let authority = authority(&facts)?;
+    check_issuer(&facts, &authority, &due)?;
     if !rotation::outlives(&authority, pki::LEAF_LIFETIME, now) {
         output.line(&format!(
             "⚠️  The CA of cluster {} ends on {}, and so will the certificates: replace it with certs rotate --ca",
@@ -145,7 +184,7 @@ pub async fn rotate(store: &Store<'_>, options: &Options, now: Timestamp, output
 }
 
 /// Issues one certificate, and makes its owner trust the authority that signed it, beside those it trusts.
-pub async fn issue(
+async fn issue(
     store: &Store<'_>,
     facts: &Facts,
     authority: &Authority,
@@ -154,19 +193,21 @@ pub async fn issue(
     now: Timestamp,
 ) -> Result<(), Error> {
     let material = authority.issue(&leaf.request(&owner(facts, names)), now)?;
+    write(store, facts, leaf, &material).await
+}
+
+/// Writes a certificate. What its owner trusts is only written if the signer is missing there.
+pub async fn write(store: &Store<'_>, facts: &Facts, leaf: Leaf, material: &Material) -> Result<(), Error> {
+    let mut values = vec![("tls.crt", material.cert.as_str()), ("tls.key", material.key.as_str())];
     let present = facts.secret_text(leaf.secret(), "ca.crt").unwrap_or_default();
     let trusted = match pki::certificates(present) {
-        Ok(_) if pki::contains(present, authority.cert()) => present.to_owned(),
-        Ok(_) => pki::bundle(&[present, authority.cert()])?,
-        Err(_) => authority.cert().to_owned(),
+        Ok(_) if pki::contains(present, &material.ca) => None,
+        Ok(_) => Some(pki::bundle(&[present, &material.ca])?),
+        Err(_) => Some(material.ca.clone()),
     };
-    let values = [
-        ("tls.crt", material.cert.as_str()),
-        ("tls.key", material.key.as_str()),
-        ("ca.crt", trusted.as_str()),
-    ];
+    values.extend(trusted.as_ref().map(|text| ("ca.crt", text.as_str())));
     match facts.secrets.contains_key(leaf.secret()) {
-        true => store.set(leaf.secret(), &values).await?,
+        true => store.set(facts, leaf.secret(), &values).await?,
         false => store.create(leaf.secret(), &values).await?,
     }
     Ok(())

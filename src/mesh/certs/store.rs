@@ -14,13 +14,20 @@ use serde_json::{Map, Value, json};
 
 /// Why an object was not read or written.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {verb} {object} in context {context:?}: {}", describe(source))]
-pub struct Error {
-    verb: &'static str,
-    /// Kind, namespace and name.
-    object: String,
-    context: String,
-    source: Box<kube::Error>,
+pub enum Error {
+    #[error("cannot {verb} {object} in context {context:?}: {}", describe(source))]
+    Api {
+        verb: &'static str,
+        /// Kind, namespace and name.
+        object: String,
+        context: String,
+        source: Box<kube::Error>,
+    },
+    #[error(
+        "no ConfigMap {namespace}/{} in context {context:?}: Cilium is not installed in this namespace; set --namespace",
+        facts::CILIUM_CONFIG
+    )]
+    NoCilium { namespace: String, context: String },
 }
 
 /// The Secrets of one cluster.
@@ -46,7 +53,7 @@ impl Store<'_> {
 
     fn failed<'a>(&'a self, verb: &'static str, kind: &str, name: &str) -> impl FnOnce(kube::Error) -> Error + 'a {
         let object = format!("{kind} {}/{name}", self.context.namespace);
-        move |source| Error {
+        move |source| Error::Api {
             verb,
             object,
             context: self.context.name.clone(),
@@ -70,14 +77,25 @@ impl Store<'_> {
             namespace: self.context.namespace.clone(),
             cilium_config: config.map_err(self.failed("get", "ConfigMap", facts::CILIUM_CONFIG))?,
             deployment: deployment.map_err(self.failed("get", "Deployment", facts::APISERVER))?,
+            users: self.map(facts::USERS).await?,
+            record: self.map(facts::RECORD).await?,
             ..Facts::default()
         };
+        if read.cilium_config.is_none() {
+            let (namespace, context) = (read.namespace, read.context);
+            return Err(Error::NoCilium { namespace, context });
+        }
         for name in secret::ALL {
             if let Some(secret) = self.secret(name).await? {
                 read.secrets.insert(name.to_owned(), secret);
             }
         }
         Ok(read)
+    }
+
+    async fn map(&self, name: &str) -> Result<Option<ConfigMap>, Error> {
+        let map = self.maps().get_opt(name).await;
+        map.map_err(self.failed("get", "ConfigMap", name))
     }
 
     /// The chart's CA bundle, if there is one.
@@ -97,13 +115,21 @@ impl Store<'_> {
             .map_err(self.failed("get", "Secret", name))
     }
 
-    /// Sets some keys of a Secret, and leaves all others.
-    pub async fn set(&self, name: &str, values: &[(&str, &str)]) -> Result<(), Error> {
+    /// Sets some keys of a Secret that was read, and leaves all others. Fails if the Secret has changed since.
+    pub async fn set(&self, read: &Facts, name: &str, values: &[(&str, &str)]) -> Result<(), Error> {
         let data: Map<String, Value> = values
             .iter()
             .map(|(key, value)| ((*key).to_owned(), json!(STANDARD.encode(value))))
             .collect();
-        self.patch(name, json!({ "data": data })).await
+        let mut patch = json!({"data": data});
+        if let Some(version) = read
+            .secrets
+            .get(name)
+            .and_then(|secret| secret.metadata.resource_version.as_ref())
+        {
+            patch["metadata"] = json!({"resourceVersion": version});
+        }
+        self.patch(name, patch).await
     }
 
     /// Sets an annotation of a Secret.
@@ -152,10 +178,9 @@ impl Store<'_> {
         }
     }
 
-    /// Restarts the pods of the Deployment, one after the other.
-    pub async fn restart(&self, at: &str) -> Result<(), Error> {
-        let notes = json!({"kubectl.kubernetes.io/restartedAt": at});
-        let patch = json!({"spec": {"template": {"metadata": {"annotations": notes}}}});
+    /// Sets an annotation of the Deployment's pods, which replaces them one after the other.
+    pub async fn annotate_pods(&self, annotation: &str, value: &str) -> Result<(), Error> {
+        let patch = json!({"spec": {"template": {"metadata": {"annotations": {annotation: value}}}}});
         let done = self
             .deployments()
             .patch(facts::APISERVER, &params(), &Patch::Merge(patch))
@@ -192,7 +217,7 @@ pub async fn apply(context: &Context, object: &serde_json::Value) -> Result<(), 
     let done = api
         .patch(&name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(object))
         .await;
-    done.map(drop).map_err(|source| Error {
+    done.map(drop).map_err(|source| Error::Api {
         verb: "apply",
         object: format!("{kind} {}/{name}", context.namespace),
         context: context.name.clone(),

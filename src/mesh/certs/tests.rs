@@ -72,6 +72,9 @@ fn an_inventory_has_every_certificate_with_its_days() {
 fn an_unreadable_or_missing_certificate_is_named() {
     let authority = Authority::generate("Cilium CA", now()).unwrap();
     let mut facts = facts(&authority);
+    let containers = json!([{"name": "kvstoremesh"}]);
+    let deployment = json!({"spec": {"selector": {}, "template": {"spec": {"containers": containers}}}});
+    facts.deployment = Some(serde_json::from_value(deployment).unwrap());
     facts.secrets.remove(Leaf::Local.secret());
     facts
         .secrets

@@ -36,6 +36,11 @@ impl Simulated {
         let cluster = Cluster {
             name: name.to_owned(),
             places: places.collect(),
+            files: vec![ClientFile {
+                secret: "cilium-clustermesh".to_owned(),
+                key: "peer".to_owned(),
+                text: "endpoints: [https://x]".to_owned(),
+            }],
             leaves: keys
                 .iter()
                 .map(|(leaf, material)| (*leaf, material.cert.clone()))
@@ -53,6 +58,13 @@ impl Simulated {
                 .iter_mut()
                 .find(|p| p.name == changed.name && p.key == changed.key);
             *place.unwrap() = changed.clone();
+        }
+        for changed in &work.files {
+            assert!(
+                changed.text.starts_with("endpoints: [https://x]\n# trusts the CA "),
+                "{changed:?}"
+            );
+            self.cluster.files = vec![changed.clone()];
         }
         for leaf in &work.leaves {
             let material = new.issue(&leaf.request(&self.owner), now()).unwrap();
@@ -114,7 +126,10 @@ fn clusters_accept_each_other_after_every_single_change_of_a_rotation() {
             assert!(connects(tokyo, hk) && connects(hk, tokyo), "{step:?} in cluster {at}");
         }
     }
-    assert_eq!(steps, [Step::Trust, Step::Issue, Step::Forget, Step::Done]);
+    assert_eq!(
+        steps,
+        [Step::Trust, Step::Reload, Step::Issue, Step::Forget, Step::Done]
+    );
     for one in &mesh {
         assert!(one.cluster.places.iter().all(|place| place.pem == new.cert()));
         assert_eq!(one.cluster.authority, new.cert());
@@ -171,6 +186,8 @@ fn a_step_rests_until_pods_have_read_their_secrets() {
         SignedDuration::from_secs(30)
     );
     assert_eq!(rest(now() + SignedDuration::from_hours(1)), SignedDuration::ZERO);
+    // The clock of the machine that did the step was ahead.
+    assert_eq!(rest(now() - SignedDuration::from_hours(1)), REST);
 }
 
 #[test]

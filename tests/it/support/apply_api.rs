@@ -218,8 +218,16 @@ async fn answer(State(cluster): State<Arc<Cluster>>, request: Request) -> Respon
             let Some(object) = objects.get_mut(&path) else {
                 return not_found(&path);
             };
+            let patch: Value = serde_json::from_slice(&body).unwrap();
+            let version = &patch["metadata"]["resourceVersion"];
+            if !version.is_null() && *version != object["metadata"]["resourceVersion"] {
+                return failure(StatusCode::CONFLICT, "Conflict", "the object has been modified");
+            }
             if !is_rehearsal {
-                merge(object, &serde_json::from_slice(&body).unwrap());
+                merge(object, &patch);
+                let mut next = cluster.version.lock();
+                *next += 1;
+                object["metadata"]["resourceVersion"] = json!(next.to_string());
             }
             json_response(object)
         }
