@@ -42,6 +42,8 @@ pub struct Profile {
     pub bundle: Option<String>,
     /// The certificate of `cilium-ca`.
     pub authority: Option<String>,
+    /// The authorities that this cluster trusts in the servers of single peers, by their names: after `connect --share-ca`.
+    pub peer_authorities: BTreeMap<String, String>,
 }
 
 /// How grave a finding is.
@@ -389,7 +391,10 @@ fn handshake(client: &Profile, server: &Profile, now: Timestamp) -> Option<Findi
         server: theirs,
         server_name: &name,
         client: own,
-        client_trusts: trusts(client, own),
+        client_trusts: client
+            .peer_authorities
+            .get(&server.name)
+            .map_or_else(|| trusts(client, own), String::as_str),
         server_trusts: trusts(server, theirs),
     };
     let failure = handshake::attempt(&ends, now).err()?;

@@ -3,6 +3,7 @@
 use super::checks::Profile;
 use super::facts::{Facts, secret};
 use super::pki::Material;
+use super::record::Record;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{LoadBalancerIngress, Node};
 use std::collections::BTreeMap;
@@ -39,7 +40,17 @@ pub fn of(facts: &Facts) -> Profile {
             .into_iter()
             .find_map(|key| facts.secret_text(secret::CA, key))
             .map(str::to_owned),
+        peer_authorities: peer_authorities(facts),
     }
+}
+
+/// The authorities of the peers that were connected with other ones than those of this cluster.
+fn peer_authorities(facts: &Facts) -> BTreeMap<String, String> {
+    let record = Record::read(facts).unwrap_or_default();
+    let peers = record.peers.into_iter();
+    peers
+        .filter_map(|(name, peer)| Some((name, peer.authorities?)))
+        .collect()
 }
 
 /// The settings that must be equal, as far as they are known.

@@ -384,6 +384,8 @@ async fn different_cas_are_found_before_any_write_and_shared_in_two_phases() {
     let again = mesh.connect(&[]).await;
     assert_ok(&again);
     assert!(again.stdout.contains("nothing to change"), "{}", again.stdout);
+    let judged = mesh.run(&["preflight", "--destination-context", HK]).await.stdout;
+    assert!(!judged.contains("does not accept"), "{judged}");
     // What was trusted for the peer ends with the connection.
     assert_ok(&mesh.run(&["disconnect", "--destination-context", HK]).await);
     let trusted = &mesh.tokyo.texts("clustermesh-apiserver-server-cert")["ca.crt"];

@@ -154,6 +154,8 @@ fn trusting(profiles: &[Profile], records: &[Record], members: &[Member], edge: 
     if let (Some(own), Some(pem)) = (&mut read.server, known(edge.read, edge.reader)) {
         own.ca = pki::bundle(&[&own.ca, &pem]).unwrap_or_else(|_| own.ca.clone());
     }
+    // The trust of the records, which are those after the changes.
+    reader.peer_authorities.clear();
     reader.server = None;
     read.remote = None;
     (reader, read)
