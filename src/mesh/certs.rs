@@ -111,6 +111,7 @@ impl Inventory {
                 let text = facts.secret_text(name, key).unwrap_or_default();
                 certificates.extend(rows(name, key, text, &method, now));
             }
+            certificates.extend(misplaced_key(facts, name, &method));
         }
         for (name, key, text) in trusted_files(facts) {
             certificates.extend(rows(&name, &key, &text, &Method::Free, now));
@@ -189,6 +190,29 @@ fn is_needed(facts: &Facts, secret: &str) -> bool {
     }
 }
 
+/// A row about a private key that is not the certificate's.
+fn misplaced_key(facts: &Facts, name: &str, method: &Method) -> Option<Row> {
+    let text = |key: &str| facts.secret_text(name, key);
+    let (cert, key) = (text("tls.crt")?, text("tls.key").unwrap_or_default());
+    // An unreadable certificate has a row of its own.
+    pki::certificates(cert).ok()?;
+    Some(unusable(name, "tls.key", &pki::key_fault(cert, key)?, method))
+}
+
+/// A row about what cannot be used.
+fn unusable(secret: &str, key: &str, why: &pki::Error, method: &Method) -> Row {
+    Row {
+        secret: secret.to_owned(),
+        key: key.to_owned(),
+        subject: String::new(),
+        issuer: String::new(),
+        until: String::new(),
+        days_left: 0,
+        issued_by: method.name(),
+        problem: Some(why.to_string()),
+    }
+}
+
 fn rows(secret: &str, key: &str, text: &str, method: &Method, now: Timestamp) -> Vec<Row> {
     let row = |certificate: &Certificate| Row {
         secret: secret.to_owned(),
@@ -202,16 +226,7 @@ fn rows(secret: &str, key: &str, text: &str, method: &Method, now: Timestamp) ->
     };
     match pki::certificates(text) {
         Ok(all) => all.iter().map(row).collect(),
-        Err(error) => vec![Row {
-            secret: secret.to_owned(),
-            key: key.to_owned(),
-            subject: String::new(),
-            issuer: String::new(),
-            until: String::new(),
-            days_left: 0,
-            issued_by: method.name(),
-            problem: Some(error.to_string()),
-        }],
+        Err(error) => vec![unusable(secret, key, &error, method)],
     }
 }
 

@@ -6,6 +6,7 @@
 
 use super::handshake::{self, Ends};
 use super::pki::{self, Material};
+use crate::model::cluster::ClusterName;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use std::collections::BTreeMap;
@@ -170,16 +171,23 @@ pub fn mesh(clusters: &[&Profile], now: Timestamp) -> Vec<Finding> {
 
 fn own_identity(cluster: &Profile) -> Option<Finding> {
     let is_default = matches!(cluster.name.as_str(), "" | "default") || matches!(cluster.id.as_str(), "" | "0");
-    is_default.then(|| {
-        fatal(
-            Topic::Identity,
-            format!(
-                "local cluster has the default name (cluster name: {}) and/or ID 0 (cluster ID: {})",
-                cluster.name, cluster.id
-            ),
-            rename(cluster),
-        )
-    })
+    if !is_default {
+        return ClusterName::new(&cluster.name).err().map(|why| {
+            fatal(
+                Topic::Identity,
+                format!("cluster of context {}: {why}", cluster.context),
+                rename(cluster),
+            )
+        });
+    }
+    Some(fatal(
+        Topic::Identity,
+        format!(
+            "local cluster has the default name (cluster name: {}) and/or ID 0 (cluster ID: {})",
+            cluster.name, cluster.id
+        ),
+        rename(cluster),
+    ))
 }
 
 /// How to give a cluster another name or id.
@@ -202,6 +210,12 @@ fn identities(local: &Profile, remote: &Profile) -> Vec<Finding> {
         ));
     }
     findings.extend(own_identity(l));
+    if !r.name.is_empty() && r.name != "default" && ClusterName::new(&r.name).is_err() {
+        findings.extend(own_identity(&Profile {
+            id: "1".to_owned(),
+            ..r.clone()
+        }));
+    }
     match r.id.parse::<u32>() {
         Err(_) if r.id.is_empty() => {}
         Err(_) => findings.push(bad(

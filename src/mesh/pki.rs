@@ -153,6 +153,20 @@ pub fn bundle(texts: &[&str]) -> Result<String, Error> {
     Ok(seen.iter().map(|der| encode(der)).collect())
 }
 
+/// Why `key`, a private key, is not that of the first certificate of `cert`, both PEM; `None` if it is.
+pub fn key_fault(cert: &str, key: &str) -> Option<Error> {
+    let check = || {
+        let first = certificates(cert)?.swap_remove(0);
+        let pair = KeyPair::from_pem(key).map_err(Error::Key)?;
+        let (_, parsed) = X509Certificate::from_der(&first.der).map_err(|e| Error::X509(e.to_string()))?;
+        match *parsed.public_key().subject_public_key.data == *pair.public_key_raw() {
+            true => Ok(()),
+            false => Err(Error::OtherKey(first.subject)),
+        }
+    };
+    check().err()
+}
+
 /// Whether `bundle` has all certificates of `text`.
 pub fn contains(bundle: &str, text: &str) -> bool {
     let (Ok(bundle), Ok(wanted)) = (certificates(bundle), certificates(text)) else {
@@ -343,11 +357,10 @@ impl Authority {
         if !certificate.is_authority {
             return Err(Error::NoAuthority(certificate.subject.clone()));
         }
-        let pair = KeyPair::from_pem(key).map_err(Error::Key)?;
-        let (_, parsed) = X509Certificate::from_der(&certificate.der).map_err(|e| Error::X509(e.to_string()))?;
-        if *parsed.public_key().subject_public_key.data != *pair.public_key_raw() {
-            return Err(Error::OtherKey(certificate.subject.clone()));
+        if let Some(fault) = key_fault(cert, key) {
+            return Err(fault);
         }
+        let pair = KeyPair::from_pem(key).map_err(Error::Key)?;
         let between = all.iter().filter(|one| !one.is_self_signed());
         Ok(Self {
             issuer: Issuer::from_ca_cert_der(&certificate.der, pair)?,

@@ -140,6 +140,28 @@ async fn every_certificate_is_shown_with_its_days_and_a_broken_one_fails_the_com
 }
 
 #[tokio::test]
+async fn a_key_of_another_certificate_is_seen_and_issued_anew_with_its_certificate() {
+    let mesh = Mesh::start().await;
+    let (server, local) = (material(&mesh.tokyo, Leaf::Server), material(&mesh.tokyo, Leaf::Local));
+    let swapped = [
+        ("tls.crt", &*server.cert),
+        ("tls.key", &*local.key),
+        ("ca.crt", &*server.ca),
+    ];
+    mesh.tokyo.secret(Leaf::Server.secret(), &swapped);
+    let shown = mesh.run(&["certs", "--context", TOKYO]).await;
+    let fault =
+        "❌ Secret clustermesh-apiserver-server-cert, key tls.key: the private key does not belong to the certificate";
+    assert_fails(&shown, &[fault]);
+    let done = mesh
+        .run(&["certs", "rotate", "--context", TOKYO, "--renew-before=720h"])
+        .await;
+    assert!(done.succeeded(), "{}", done.text());
+    assert_eq!(done.stdout.matches("Issued Secret").count(), 1, "{}", done.stdout);
+    assert!(mesh.run(&["certs", "--context", TOKYO]).await.succeeded());
+}
+
+#[tokio::test]
 async fn certificates_are_issued_anew_and_what_they_trust_and_are_named_stays() {
     let mesh = Mesh::start().await;
     let before = material(&mesh.tokyo, Leaf::Server);

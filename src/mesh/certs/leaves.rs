@@ -95,6 +95,19 @@ pub fn authority(facts: &Facts) -> Result<Authority, Error> {
     })
 }
 
+/// The certificates beside `due` whose key or trusted certificates cannot be used.
+fn broken(facts: &Facts, due: &[Leaf]) -> Vec<Leaf> {
+    let is_broken = |leaf: &Leaf| {
+        let text = |key: &str| facts.secret_text(leaf.secret(), key).unwrap_or_default();
+        let exists = facts.secrets.contains_key(leaf.secret());
+        exists
+            && (pki::key_fault(text("tls.crt"), text("tls.key")).is_some()
+                || pki::certificates(text("ca.crt")).is_err())
+    };
+    let all = Leaf::ALL.into_iter();
+    all.filter(|leaf| !due.contains(leaf) && is_broken(leaf)).collect()
+}
+
 /// Refuses to replace certificates that another authority has signed: peers trust that one.
 fn check_issuer(facts: &Facts, authority: &Authority, due: &[Leaf]) -> Result<(), Error> {
     let own = authority.certificate()?;
@@ -151,7 +164,11 @@ pub async fn rotate(store: &Store<'_>, options: &Options, now: Timestamp, output
     let facts = store.facts().await?;
     let cluster = super::cluster(&facts, None);
     let due = match options.before {
-        Some(before) => rotation::leaves_to_renew(&cluster.leaves, &options.names, before, now),
+        Some(before) => {
+            let mut due = rotation::leaves_to_renew(&cluster.leaves, &options.names, before, now);
+            due.extend(broken(&facts, &due));
+            due
+        }
         None => cluster.leaves.iter().map(|(leaf, _)| *leaf).collect(),
     };
     if due.is_empty() {

@@ -15,19 +15,36 @@ use serde_json::{Map, Value, json};
 /// Why an object was not read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("cannot {verb} {object} in context {context:?}: {}", describe(source))]
+    #[error(
+        "cannot {verb} {object} in context {context:?}: {}{}",
+        describe(error),
+        remedy(verb, object, error)
+    )]
     Api {
         verb: &'static str,
         /// Kind, namespace and name.
         object: String,
         context: String,
-        source: Box<kube::Error>,
+        error: Box<kube::Error>,
     },
     #[error(
         "no ConfigMap {namespace}/{} in context {context:?}: Cilium is not installed in this namespace; set --namespace",
         facts::CILIUM_CONFIG
     )]
     NoCilium { namespace: String, context: String },
+}
+
+/// What to do about an error of the API.
+fn remedy(verb: &str, object: &str, error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) if status.code == 403 => {
+            format!("; the user of this context needs the right to {verb} {object} (docs/mesh.md lists all rights)")
+        }
+        kube::Error::Api(status) if status.code == 401 => "; the API refuses the credentials: log in again".to_owned(),
+        kube::Error::Api(status) if status.code == 409 => "; run the command again".to_owned(),
+        kube::Error::Api(_) => String::new(),
+        _ => "; is the API server of this context reachable from this machine?".to_owned(),
+    }
 }
 
 /// The Secrets of one cluster.
@@ -53,11 +70,11 @@ impl Store<'_> {
 
     fn failed<'a>(&'a self, verb: &'static str, kind: &str, name: &str) -> impl FnOnce(kube::Error) -> Error + 'a {
         let object = format!("{kind} {}/{name}", self.context.namespace);
-        move |source| Error::Api {
+        move |error| Error::Api {
             verb,
             object,
             context: self.context.name.clone(),
-            source: Box::new(source),
+            error: Box::new(error),
         }
     }
 
@@ -217,10 +234,10 @@ pub async fn apply(context: &Context, object: &serde_json::Value) -> Result<(), 
     let done = api
         .patch(&name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(object))
         .await;
-    done.map(drop).map_err(|source| Error::Api {
+    done.map(drop).map_err(|error| Error::Api {
         verb: "apply",
         object: format!("{kind} {}/{name}", context.namespace),
         context: context.name.clone(),
-        source: Box::new(source),
+        error: Box::new(error),
     })
 }

@@ -115,6 +115,22 @@ fn names_and_ids_are_checked_in_the_words_of_the_original() {
 }
 
 #[test]
+fn names_that_cilium_refuses_are_refused() {
+    let authority = authority();
+    let (tokyo, mut hk) = (cluster("tokyo", 1, &authority), cluster("hk", 2, &authority));
+    for name in ["Hong_Kong", "a/b", "x: y", &"h".repeat(33)] {
+        hk.name = name.to_owned();
+        for findings in [identities(&tokyo, &hk), identities(&hk, &tokyo), alone(&hk, now())] {
+            let found = texts(&findings);
+            assert!(
+                found.iter().any(|text| text.contains("invalid cluster name")),
+                "{name}: {found:?}"
+            );
+        }
+    }
+}
+
+#[test]
 fn ids_are_compared_in_the_whole_mesh() {
     let authority = authority();
     let (a, b, c) = (
