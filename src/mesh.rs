@@ -26,6 +26,7 @@ pub mod pki;
 pub mod preflight;
 pub mod profile;
 pub mod read;
+pub mod ready;
 pub mod record;
 pub mod rotation;
 pub mod status;

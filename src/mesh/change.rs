@@ -282,7 +282,7 @@ fn is_empty_default(wanted: &Value, live: &Value) -> bool {
 }
 
 /// The paths of the fields that this program applied to an object; fields inside lists are left out.
-fn owned(live: &Value) -> Vec<Vec<String>> {
+pub fn owned(live: &Value) -> Vec<Vec<String>> {
     let entries = live["metadata"]["managedFields"].as_array();
     let ours = entries
         .into_iter()

@@ -2,20 +2,20 @@
 //! otherwise our deployment is made. Existing certificates stay.
 
 mod plan;
-pub mod ready;
 
 use super::apply;
-use super::change::{Plan, manifests};
+use super::change::{Change, Plan, manifests};
 use super::connect::Action;
 use super::context::Context;
 use super::endpoints::{self, AddressType};
 use super::facts::{Facts, Keeper};
 use super::flavor::{self, Undetected};
-use super::manifests::{Broken, Storage};
+use super::manifests::{Broken, Exposure, Storage};
 use super::objects;
 use super::output::{Output, Silent};
 use super::pki::{self, AuthMode};
 use super::read;
+use super::ready;
 use super::wait::Waiting;
 use crate::model::cluster::{self, ClusterInfo};
 pub use plan::{Place, place};
@@ -27,11 +27,12 @@ pub struct Request {
     pub action: Action,
     /// `LoadBalancer`, `NodePort` or `ClusterIP`; `None` to find it.
     pub service_type: Option<String>,
-    /// The node port for NodePort; 0 lets Kubernetes choose.
-    pub node_port: u16,
+    /// The node port for NodePort; 0 lets Kubernetes choose, `None` keeps what there is.
+    pub node_port: Option<u16>,
     pub image: Option<String>,
-    pub replicas: u32,
-    pub storage: Storage,
+    /// `None` keeps what there is.
+    pub replicas: Option<u32>,
+    pub storage: Option<Storage>,
     /// Whether a mirror runs in this cluster; `None` keeps what there is.
     pub mirror: Option<bool>,
     pub auth_mode: AuthMode,
@@ -106,10 +107,20 @@ pub enum Error {
     },
     #[error(transparent)]
     Endpoints(#[from] endpoints::Error),
+    #[error(transparent)]
+    Ready(#[from] ready::Error),
+    #[error("storage persistent needs --replicas=1, not {0}: one process at a time uses a data directory")]
+    Replicas(u32),
     #[error(
-        "timeout while waiting for condition, last error: {0}; the objects are there, status shows when the store is ready"
+        "changing the mirror of cluster {cluster} would cut off {}, which another tool has connected: connect them with \
+         'connect --adopt' first, or change the mirror with that tool",
+        peers.join(", ")
     )]
-    NotReady(String),
+    Unknown { cluster: String, peers: Vec<String> },
+    #[error(
+        "a mirror in the connected cluster {0} needs --wait: agents can read their own store only once the mirror has filled it"
+    )]
+    NeedsWait(String),
     #[error("cannot print YAML: {0}")]
     Yaml(#[from] serde_saphyr::ser::Error),
 }
@@ -135,9 +146,11 @@ pub async fn enable(context: &Context, request: &Request, program: &str, output:
         return of_chart(context, &facts, request, program, output).await;
     };
     let objects = plan::deployment(&facts, request, exposure)?;
+    let files = plan::client_files(&facts, request, &objects)?;
     match request.action {
         Action::PrintManifests => {
-            output.document(&manifests(objects.iter())?);
+            let files = files.before.objects().chain(files.after.objects());
+            output.document(&manifests(objects.iter().chain(files))?);
             output.line(&format!(
                 "ℹ️  Without certificates: '{program} enable' issues them, and so does cert-manager"
             ));
@@ -146,12 +159,20 @@ pub async fn enable(context: &Context, request: &Request, program: &str, output:
         Action::DryRun => {
             let mut plan = plan::with_live(context, &facts, objects, request.adopt).await?;
             plan::certificates(&facts, request, &[], jiff::Timestamp::now(), &mut plan, &Silent)?;
+            let deployment = plan.take_kind("Deployment");
+            let ordered = files
+                .before
+                .changes
+                .into_iter()
+                .chain(deployment)
+                .chain(files.after.changes);
+            plan.changes.extend(ordered);
             output.document(&plan.to_string());
             return Ok(());
         }
         Action::Apply | Action::PrintValues => {}
     }
-    deploy(context, &facts, objects, request, output).await?;
+    deploy(context, &facts, objects, files, request, output).await?;
     finish(context, request, facts.name(), program, output);
     Ok(())
 }
@@ -186,36 +207,31 @@ fn check(facts: &Facts) -> Result<(), Error> {
 }
 
 /// The type of the Service: the given one, that of a Service which is there, or that which suits the cloud.
-async fn exposure(
-    context: &Context,
-    facts: &Facts,
-    request: &Request,
-    output: &dyn Output,
-) -> Result<super::manifests::Exposure, Error> {
-    let of = |kind: &str, annotations| super::manifests::Exposure {
+async fn exposure(context: &Context, facts: &Facts, request: &Request, output: &dyn Output) -> Result<Exposure, Error> {
+    // What this program applied once and leaves out later is removed: an internal load balancer would become a public one.
+    let mut annotations = plan::own_annotations(facts);
+    let of = |kind: &str, annotations| Exposure {
         kind: kind.to_owned(),
-        node_port: request.node_port,
+        node_port: plan::node_port(facts, request, kind),
         annotations,
     };
     if let Some(kind) = &request.service_type {
         if kind == "NodePort" {
             output.line("⚠️  Using service type NodePort may fail when nodes are removed from the cluster!");
         }
-        return Ok(of(kind, vec![]));
+        return Ok(of(kind, annotations));
     }
     if let Some(kind) = facts.service_type() {
-        return Ok(of(kind, vec![]));
+        return Ok(of(kind, annotations));
     }
     let groups = context.client.list_api_groups().await;
     let groups = groups.map_err(|error| Error::Groups(crate::k8s::client::describe(&error)))?;
     let has_routes = groups.groups.iter().any(|group| group.name == "route.openshift.io");
     let found = flavor::detect(facts, has_routes).exposure()?;
     output.line(found.line);
-    let annotations = found
-        .annotations
-        .iter()
-        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-    Ok(of("LoadBalancer", annotations.collect()))
+    let of_cloud = found.annotations.iter();
+    annotations.extend(of_cloud.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+    Ok(of("LoadBalancer", annotations))
 }
 
 /// Adds to the chart's deployment what it leaves to others.
@@ -240,6 +256,9 @@ async fn of_chart(
             "⚠️  Its Service stays of type {}: set the value clustermesh.apiserver.service.type to {kind} there",
             facts.service_type().unwrap_or("unknown")
         ));
+    }
+    for (flag, value) in plan::of_the_chart(facts, request) {
+        output.line(&format!("⚠️  {flag} has no effect here: set the value {value} there"));
     }
     let plan = plan::beside_chart(facts)?;
     match request.action {
@@ -271,13 +290,16 @@ async fn deploy(
     context: &Context,
     facts: &Facts,
     objects: Vec<serde_json::Value>,
+    files: plan::ClientFiles,
     request: &Request,
     output: &dyn Output,
 ) -> Result<(), Error> {
     let mut plan = plan::with_live(context, facts, objects, request.adopt).await?;
-    let deployment = plan.take_kind("Deployment");
-    let is_new = !plan.changes.is_empty() || !deployment.is_empty();
-    for change in plan.changes.iter().chain(&deployment) {
+    let mut deployment: Vec<Change> = files.before.changes;
+    deployment.extend(plan.take_kind("Deployment"));
+    let all = || plan.changes.iter().chain(&deployment).chain(&files.after.changes);
+    let is_new = all().next().is_some();
+    for change in all() {
         output.line(&format!("🚀 Cluster {}: {change}", plan.cluster));
     }
     apply::apply(context, &plan, output).await?;
@@ -293,6 +315,8 @@ async fn deploy(
     if let Some(limit) = request.patience {
         ready::wait(context, limit, output).await?;
     }
+    // The agents turn to a new mirror once it runs.
+    apply::apply(context, &files.after, output).await?;
     Ok(())
 }
 

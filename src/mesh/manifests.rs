@@ -1,7 +1,8 @@
 //! The objects of our own deployment, adapted to one cluster. They are those of `deploy/kustomize`, which a test compares
 //! with the Helm chart.
 
-use super::facts::{APISERVER, MANAGED_BY, MANAGER};
+use super::facts::{APISERVER, MANAGED_BY, MANAGER, MIRROR};
+use k8s_openapi::api::core::v1::{Container, PodSpec};
 use serde_json::{Value, json};
 
 /// The manifests, in the order in which they are applied; the Deployment is the last one.
@@ -76,6 +77,18 @@ pub fn objects(options: &Options) -> Result<Vec<Value>, Broken> {
     Ok(objects)
 }
 
+/// Where a pod of these manifests keeps its data.
+pub fn storage(pod: &PodSpec) -> Option<Storage> {
+    let has_mirror_or_name = |container: &Container| [MIRROR, WITHOUT_MIRROR].contains(&&*container.name);
+    pod.containers.iter().find(|container| has_mirror_or_name(container))?;
+    let volume = pod.volumes.iter().flatten().find(|volume| volume.name == DATA);
+    Some(match volume {
+        None => Storage::Memory,
+        Some(volume) if volume.persistent_volume_claim.is_some() => Storage::Persistent,
+        Some(_) => Storage::EmptyDir,
+    })
+}
+
 fn parse(text: &str) -> Result<Value, Broken> {
     // Kubernetes reads YAML 1.1, where 0400 is octal.
     let options = serde_saphyr::options! { legacy_octal_numbers: true };
@@ -110,7 +123,10 @@ fn expose(service: &mut Value, exposure: &Exposure) {
         }
     }
     for (name, value) in &exposure.annotations {
-        service["metadata"]["annotations"][name] = json!(value);
+        let notes = &mut service["metadata"]["annotations"];
+        if notes.get(name).is_none() {
+            notes[name] = json!(value);
+        }
     }
 }
 
@@ -162,7 +178,6 @@ fn retain(list: &mut Value, keep: impl Fn(&Value) -> bool) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::facts::MIRROR;
     use super::*;
 
     fn options(storage: Storage, has_mirror: bool, kind: &str) -> Options {

@@ -19,9 +19,9 @@ pub struct EnableArgs {
     /// and EKS; must be set elsewhere. Set to ClusterIP where other clusters route to Services of this cluster.
     #[arg(long, value_enum, hide_possible_values = true, value_name = "TYPE")]
     service_type: Option<ServiceType>,
-    /// Port on every node for the type NodePort; 0 lets Kubernetes choose.
-    #[arg(long, default_value_t = 32379, value_name = "PORT")]
-    node_port: u16,
+    /// Port on every node for the type NodePort; 0 lets Kubernetes choose. Defaults to the port of the Service, or 32379.
+    #[arg(long, value_name = "PORT")]
+    node_port: Option<u16>,
     /// Mirror the keys of other clusters into this cluster's store, where the agents read them. Without a mirror each agent
     /// connects to the store of every other cluster. Defaults to what runs, or true.
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean,
@@ -30,19 +30,13 @@ pub struct EnableArgs {
     /// Image of the store. Defaults to the image that runs, or that of this version.
     #[arg(long, value_name = "IMAGE")]
     image: Option<String>,
-    /// Number of pods, each with a store of its own.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16), value_name = "N")]
-    replicas: u32,
+    /// Number of pods, each with a store of its own. Defaults to what runs, or 1.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=16), value_name = "N")]
+    replicas: Option<u32>,
     /// Place of the store's data: memory (of the process), emptydir (on the node, as long as the pod lives), persistent (on
-    /// a persistent volume, with one replica).
-    #[arg(
-        long,
-        value_enum,
-        default_value = "emptydir",
-        hide_possible_values = true,
-        value_name = "PLACE"
-    )]
-    storage: StorageKind,
+    /// a persistent volume, with one replica). Defaults to what runs, or emptydir.
+    #[arg(long, value_enum, hide_possible_values = true, value_name = "PLACE")]
+    storage: Option<StorageKind>,
     /// Name of this cluster in the stores of others, once its certificate is issued: migration (remote, for every
     /// cluster) or cluster (remote-NAME). Values as of the chart's authMode.
     #[arg(
@@ -100,15 +94,11 @@ pub enum AuthKind {
 impl EnableArgs {
     /// Runs the subcommand.
     pub async fn run(self, program: &str) -> anyhow::Result<()> {
-        let storage = match self.storage {
+        let storage = self.storage.map(|storage| match storage {
             StorageKind::Memory => Storage::Memory,
             StorageKind::EmptyDir => Storage::EmptyDir,
             StorageKind::Persistent => Storage::Persistent,
-        };
-        anyhow::ensure!(
-            storage != Storage::Persistent || self.replicas == 1,
-            "{FAILED}: --storage=persistent needs --replicas=1: one process at a time uses a data directory"
-        );
+        });
         let context = self.client.one().await.context(FAILED)?;
         let kind = self.service_type.map(|kind| match kind {
             ServiceType::LoadBalancer => "LoadBalancer",

@@ -7,11 +7,11 @@ use super::Method;
 use super::leaves::{self, check_methods};
 use super::store::{self, Store};
 use crate::mesh::context::Context;
-use crate::mesh::enable;
 use crate::mesh::facts::secret;
 use crate::mesh::handshake::{self, Ends};
 use crate::mesh::output::Output;
 use crate::mesh::pki::{self, Authority, Leaf};
+use crate::mesh::ready;
 use crate::mesh::rotation::{Rotation, Step};
 use jiff::{SignedDuration, Timestamp};
 use member::{Member, Prepared};
@@ -62,7 +62,7 @@ pub enum Error {
     #[error(transparent)]
     Pki(#[from] pki::Error),
     #[error(transparent)]
-    Rollout(#[from] Box<enable::Error>),
+    Rollout(#[from] Box<ready::Error>),
     #[error(
         "cluster {cluster} is connected to {missing}, which would not trust the new CA: add --destination-context, or \
          --without={missing} if that cluster is gone for good"

@@ -1,10 +1,11 @@
 //! What enabling a cluster changes.
 
 use super::super::apply::live;
-use super::super::change::{Plan, Target};
+use super::super::change::{self, Plan, Target};
+use super::super::connect::Action;
 use super::super::context::Context;
 use super::super::facts::{self, Facts, Keeper, MANAGED_BY, MANAGER, MirrorMode, secret};
-use super::super::manifests::{self, Exposure, Options};
+use super::super::manifests::{self, Exposure, Options, Storage};
 use super::super::objects;
 use super::super::output::Output;
 use super::super::pki::{self, Authority, Leaf, Material, Owner};
@@ -15,6 +16,8 @@ use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+/// The node port of the chart.
+const NODE_PORT: u16 = 32379;
 /// The common name of the chart's CA.
 const CA_NAME: &str = "Cilium CA";
 /// The certificates that our deployment and the agents mount.
@@ -53,16 +56,17 @@ pub fn beside_chart(facts: &Facts) -> Result<Plan, Error> {
 
 /// The objects of our deployment.
 pub fn deployment(facts: &Facts, request: &Request, exposure: Exposure) -> Result<Vec<Value>, Error> {
-    let has_mirror = request.mirror.unwrap_or(match &facts.deployment {
-        Some(_) => facts.mirror() == MirrorMode::On,
-        None => true,
-    });
+    let storage = storage(facts, request);
+    let replicas = replicas(facts, request);
+    if storage == Storage::Persistent && replicas != 1 {
+        return Err(Error::Replicas(replicas));
+    }
     let options = Options {
         namespace: facts.namespace.clone(),
         image: request.image.clone().or_else(|| present_image(facts)),
-        replicas: request.replicas,
-        storage: request.storage,
-        has_mirror,
+        replicas,
+        storage,
+        has_mirror: mirror(facts, request) == MirrorMode::On,
         exposure,
     };
     let mut all = manifests::objects(&options)?;
@@ -71,6 +75,167 @@ pub fn deployment(facts: &Facts, request: &Request, exposure: Exposure) -> Resul
         all.insert(0, objects::users_object(facts, &record, &record)?);
     }
     Ok(all)
+}
+
+/// The port on the nodes of a Service of this type: a second run without --node-port does not move it.
+pub fn node_port(facts: &Facts, request: &Request, kind: &str) -> u16 {
+    let spec = facts.service.as_ref().and_then(|service| service.spec.as_ref());
+    let port = spec.and_then(|spec| spec.ports.as_ref()?.first()?.node_port);
+    let present = port.filter(|_| kind == "NodePort" && facts.service_type() == Some("NodePort"));
+    let present = present.and_then(|port| u16::try_from(port).ok());
+    request.node_port.or(present).unwrap_or(NODE_PORT)
+}
+
+fn replicas(facts: &Facts, request: &Request) -> u32 {
+    let spec = facts
+        .deployment
+        .as_ref()
+        .and_then(|deployment| deployment.spec.as_ref());
+    let present = spec.and_then(|spec| u32::try_from(spec.replicas?).ok());
+    request.replicas.or(present).unwrap_or(1)
+}
+
+/// Where the store keeps its data: a second run without --storage does not lose it.
+fn storage(facts: &Facts, request: &Request) -> Storage {
+    let spec = facts
+        .deployment
+        .as_ref()
+        .and_then(|deployment| deployment.spec.as_ref());
+    let present = spec.and_then(|spec| manifests::storage(spec.template.spec.as_ref()?));
+    request.storage.or(present).unwrap_or_default()
+}
+
+fn mirror(facts: &Facts, request: &Request) -> MirrorMode {
+    let is_wanted = request.mirror.unwrap_or(match &facts.deployment {
+        Some(_) => facts.mirror() == MirrorMode::On,
+        None => true,
+    });
+    if is_wanted { MirrorMode::On } else { MirrorMode::Off }
+}
+
+/// The annotations of the Service that this program has applied.
+pub fn own_annotations(facts: &Facts) -> Vec<(String, String)> {
+    let Some(service) = &facts.service else { return vec![] };
+    // An object of the API is representable.
+    let live = serde_json::to_value(service).unwrap_or_default();
+    let names = change::owned(&live).into_iter().filter_map(|path| match &path[..] {
+        [meta, notes, name] if meta == "metadata" && notes == "annotations" => Some(name.clone()),
+        _ => None,
+    });
+    let notes = service.metadata.annotations.as_ref();
+    names
+        .filter_map(|name| {
+            let value = notes?.get(&name)?.clone();
+            Some((name, value))
+        })
+        .collect()
+}
+
+/// The flags of a request that a chart's deployment does not follow, and the value to set instead.
+pub fn of_the_chart(facts: &Facts, request: &Request) -> Vec<(&'static str, String)> {
+    let mut found = vec![];
+    if let Some(image) = &request.image {
+        found.push(("--image", format!("clustermesh.apiserver.image.override to {image}")));
+    }
+    if let Some(replicas) = request
+        .replicas
+        .filter(|_| replicas(facts, &Request::default()) != replicas(facts, request))
+    {
+        found.push(("--replicas", format!("clustermesh.apiserver.replicas to {replicas}")));
+    }
+    if let Some(storage) = request.storage {
+        let medium = if storage == Storage::Memory { "Memory" } else { "Disk" };
+        found.push((
+            "--storage",
+            format!("clustermesh.apiserver.etcd.storageMedium to {medium}"),
+        ));
+    }
+    let is_on = facts.mirror() == MirrorMode::On;
+    if let Some(mirror) = request.mirror.filter(|mirror| *mirror != is_on) {
+        let value = format!("clustermesh.apiserver.kvstoremesh.enabled to {mirror}");
+        found.push(("--enable-kvstoremesh", value));
+    }
+    if request
+        .node_port
+        .is_some_and(|_| node_port(facts, request, "NodePort") != node_port(facts, &Request::default(), "NodePort"))
+    {
+        let port = request.node_port.unwrap_or_default();
+        found.push((
+            "--node-port",
+            format!("clustermesh.apiserver.service.nodePort to {port}"),
+        ));
+    }
+    found
+}
+
+/// The client files of a connected cluster, around the change of the Deployment.
+#[derive(Debug, Default)]
+pub struct ClientFiles {
+    pub before: Plan,
+    pub after: Plan,
+}
+
+/// The client files that fit the Deployment among `objects`. Without a mirror the agents read the peers' stores, which
+/// they must know before the mirror ends; with a mirror they read the own store, which must be filled before.
+pub fn client_files(facts: &Facts, request: &Request, objects: &[Value]) -> Result<ClientFiles, Error> {
+    let new = || Plan::new(&facts.context, facts.name());
+    let mut files = ClientFiles {
+        before: new(),
+        after: new(),
+    };
+    let record = Record::read(facts)?;
+    let mode = mirror(facts, request);
+    if facts.deployment.is_some() && mode != facts.mirror() {
+        let peers = facts
+            .peers()
+            .into_iter()
+            .filter(|name| !record.peers.contains_key(name));
+        let peers: Vec<String> = peers.collect();
+        if !peers.is_empty() {
+            let cluster = facts.name().to_owned();
+            return Err(Error::Unknown { cluster, peers });
+        }
+    }
+    if record.peers.is_empty() {
+        return Ok(files);
+    }
+    let deployment = objects.iter().find(|object| object["kind"] == "Deployment");
+    let later = Facts {
+        deployment: deployment.and_then(|object| serde_json::from_value(object.clone()).ok()),
+        ..facts.clone()
+    };
+    let agents = objects::secret_of(&later, secret::AGENTS, &objects::agents(&later, &record));
+    let mirror = objects::secret_of(&later, secret::MIRROR, &objects::mirror(&later, &record));
+    let has_mirror = mode == MirrorMode::On || facts.secrets.contains_key(secret::MIRROR);
+    let (first, last) = match mode {
+        MirrorMode::On => (Some(mirror), Some(agents)),
+        MirrorMode::Off => (Some(agents), Some(mirror).filter(|_| has_mirror)),
+    };
+    for (object, plan) in [(first, &mut files.before), (last, &mut files.after)] {
+        let Some(object) = object else { continue };
+        let live = facts
+            .secrets
+            .get(object["metadata"]["name"].as_str().unwrap_or_default());
+        // An object of the API is representable.
+        let live = live.and_then(|live| serde_json::to_value(live).ok());
+        if let Some(keeper) = live.as_ref().and_then(other_keeper).filter(|_| !request.adopt) {
+            let mut differs = new();
+            differs.apply(object.clone(), live.as_ref(), false);
+            if !differs.changes.is_empty() {
+                return Err(Error::Kept {
+                    object: Target::of(&object).to_string(),
+                    context: facts.context.clone(),
+                    keeper,
+                });
+            }
+        }
+        plan.apply(object, live.as_ref(), request.adopt);
+    }
+    let turns_to_mirror = mode == MirrorMode::On && !files.after.changes.is_empty();
+    if turns_to_mirror && request.action == Action::Apply && request.patience.is_none() {
+        return Err(Error::NeedsWait(facts.name().to_owned()));
+    }
+    Ok(files)
 }
 
 /// The image that runs: a second run without --image does not go back to the default.
@@ -210,9 +375,9 @@ fn leaf_object(facts: &Facts, name: &str, material: &Material) -> Value {
 
 /// The values of Cilium's chart that enable the mesh in the same way.
 pub fn values(facts: &Facts, request: &Request, kind: &str) -> String {
-    let mirror = request.mirror.unwrap_or(true);
-    let port = match (kind, request.node_port) {
-        ("NodePort", 1..) => format!("      nodePort: {}\n", request.node_port),
+    let mirror = mirror(facts, request) == MirrorMode::On;
+    let port = match (kind, node_port(facts, request, kind)) {
+        ("NodePort", port @ 1..) => format!("      nodePort: {port}\n"),
         _ => String::new(),
     };
     let override_ = request
@@ -226,6 +391,6 @@ pub fn values(facts: &Facts, request: &Request, kind: &str) -> String {
         facts.name(),
         facts.context,
         override_.unwrap_or_default(),
-        request.replicas
+        replicas(facts, request)
     )
 }

@@ -1,16 +1,26 @@
 //! Waits until the store of a cluster is ready, and says what is missing.
 
-use super::super::context::Context;
-use super::super::facts::APISERVER;
-use super::super::output::Output;
-use super::super::read;
-use super::super::wait::Waiting;
-use super::Error;
+use super::context::Context;
+use super::facts::APISERVER;
+use super::output::Output;
+use super::read;
+use super::wait::Waiting;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::ListParams;
 use std::time::Duration;
+
+/// Why the store is not known to be ready.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Read(#[from] read::Error),
+    #[error(
+        "timeout while waiting for condition, last error: {0}; the objects are there, status shows when the store is ready"
+    )]
+    NotReady(String),
+}
 
 /// Waits for the Deployment.
 pub async fn wait(context: &Context, limit: Duration, output: &dyn Output) -> Result<(), Error> {
