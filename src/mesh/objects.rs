@@ -160,8 +160,8 @@ pub fn endpoints_of_others(facts: &Facts, record: &Record) -> BTreeMap<String, E
     others.filter_map(endpoints).collect()
 }
 
-/// The users file: the users that are there, without those of the peers in `before`, and with those that `after` lets
-/// read.
+/// The users file: the users that are there, without those that this program gave to peers in `before`, and with those
+/// that `after` lets read. A peer that is only read may have got its user from somebody else.
 pub fn users(facts: &Facts, before: &Record, after: &Record) -> Result<String, BadUsers> {
     let data = facts.users.as_ref().and_then(|map| map.data.as_ref());
     let text = data.and_then(|data| data.get(USERS_KEY)).map_or("", String::as_str);
@@ -176,9 +176,10 @@ pub fn users(facts: &Facts, before: &Record, after: &Record) -> Result<String, B
     };
     let ours: BTreeSet<String> = before
         .peers
-        .keys()
-        .chain(after.peers.keys())
-        .map(|name| user(name))
+        .iter()
+        .chain(&after.peers)
+        .filter(|(_, peer)| peer.reads)
+        .map(|(name, _)| user(name))
         .collect();
     let kept = file
         .users
@@ -195,8 +196,19 @@ pub fn users(facts: &Facts, before: &Record, after: &Record) -> Result<String, B
     if all.is_empty() {
         return Ok("users: []\n".to_owned());
     }
-    let entry = |user: User| format!("- name: {}\n  role: {}\n", user.name, user.role);
+    let entry = |user: User| format!("- name: {}\n  role: {}\n", quoted(&user.name), quoted(&user.role));
     Ok(format!("users:\n{}", all.into_iter().map(entry).collect::<String>()))
+}
+
+/// A text as a YAML string, in quotes where it could be read as something else.
+fn quoted(text: &str) -> String {
+    let is_plain = text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+    let parsed: Result<Value, _> = serde_saphyr::from_str(text);
+    match is_plain && parsed.is_ok_and(|parsed| parsed == json!(text)) {
+        true => text.to_owned(),
+        // A string of JSON is one of YAML.
+        false => json!(text).to_string(),
+    }
 }
 
 /// The user that a cluster is in the stores of its peers.
@@ -331,7 +343,7 @@ mod tests {
             Some("users:\n- name: remote-old\n  role: remote\n- name: monitoring\n  role: root\n"),
         );
         let before = Record {
-            peers: BTreeMap::from([("old".to_owned(), Peer::default())]),
+            peers: BTreeMap::from([("old".to_owned(), reader())]),
         };
         let text = users(&facts, &before, &record(None)).unwrap();
         assert_eq!(
@@ -347,6 +359,37 @@ mod tests {
                 .to_string()
                 .contains("clustermesh-remote-users")
         );
+    }
+
+    fn reader() -> Peer {
+        Peer {
+            reads: true,
+            ..Peer::default()
+        }
+    }
+
+    #[test]
+    fn a_user_that_somebody_else_gave_to_a_peer_that_is_only_read_stays() {
+        let given = "users:\n- name: remote-west\n  role: remote\n";
+        let facts = facts(&[], Some(given));
+        let only_read = Record {
+            peers: BTreeMap::from([("west".to_owned(), Peer::default())]),
+        };
+        assert_eq!(users(&facts, &only_read, &only_read).unwrap(), given);
+        assert_eq!(users(&facts, &only_read, &Record::default()).unwrap(), given);
+        let reads = Record {
+            peers: BTreeMap::from([("west".to_owned(), reader())]),
+        };
+        assert_eq!(users(&facts, &only_read, &reads).unwrap(), given);
+        assert_eq!(users(&facts, &reads, &Record::default()).unwrap(), "users: []\n");
+    }
+
+    #[test]
+    fn names_of_users_are_read_as_they_were() {
+        let odd = "users:\n- name: \"*\"\n  role: \"a: #b\"\n- name: \"123\"\n  role: \"true\"\n";
+        let facts = facts(&[], Some(odd));
+        let empty = Record::default();
+        assert_eq!(users(&facts, &empty, &empty).unwrap(), odd);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use super::super::connect::{live, version};
 use super::super::facts::{Facts, secret};
 use super::super::objects;
 use super::super::pki;
-use super::super::record::Record;
+use super::super::record::{Peer, Record};
 use super::Error;
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -23,7 +23,11 @@ pub fn plan(facts: &Facts, record: &Record, lost: &BTreeSet<String>) -> Result<P
     untrust(facts, record, lost, &mut plan)?;
     let mut before = record.clone();
     for name in lost {
-        before.peers.entry(name.clone()).or_default();
+        let reader = Peer {
+            reads: true,
+            ..Peer::default()
+        };
+        before.peers.entry(name.clone()).or_insert(reader);
     }
     let mut after = record.clone();
     after.peers.retain(|name, _| !lost.contains(name));
