@@ -3,22 +3,31 @@
 mod plan;
 
 use super::apply;
-use super::change::{Plan, manifests};
+use super::change::{Change, Plan, Step, manifests};
 use super::checks::{Finding, Gravity};
 use super::context::Context;
 use super::endpoints::{self, AddressType, Endpoints};
-use super::facts::{Facts, Keeper};
+use super::exec::Exec;
+use super::facts::{Facts, Keeper, RECORD};
 use super::objects;
 use super::output::Output;
 use super::pki;
 use super::read;
+use super::ready;
 use super::record::{self, Record};
+use super::status;
 use super::values;
 use super::wait::Waiting;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use futures::StreamExt;
 use jiff::Timestamp;
 pub use plan::{Member, keeper, live, version};
+use std::collections::BTreeMap;
 use std::time::Duration;
+
+/// Limit for the answer of a pod about its peers.
+const POD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The flags that name addresses.
 const SOURCE_FLAG: &str = "--source-endpoint";
@@ -107,6 +116,8 @@ pub enum Error {
     Refused(usize),
     #[error("not all clusters were changed; correct the cause and run the same command again, which continues")]
     Halfway,
+    #[error(transparent)]
+    Ready(#[from] ready::Error),
     #[error("cannot print YAML: {0}")]
     Yaml(#[from] serde_saphyr::ser::Error),
 }
@@ -128,7 +139,7 @@ pub async fn connect(contexts: &[Context], request: &Request, output: &dyn Outpu
     let now = Timestamp::now();
     let edges = plan::edges(request.mode, members.len());
     let records = plan::records(&members, &edges, request.share_authorities, now)?;
-    let findings = plan::findings(&members, &edges, &records, now);
+    let findings = plan::findings(&members, &edges, &records, request.adopt, now);
     judge(&findings, request.force, output)?;
     let work = plan::work(&members, &edges, records, request.adopt)?;
     match request.action {
@@ -144,7 +155,8 @@ pub async fn connect(contexts: &[Context], request: &Request, output: &dyn Outpu
         Action::PrintManifests => {
             let plans = work.trust.iter().chain(&work.connect);
             for plan in plans.filter(|plan| !plan.changes.is_empty()) {
-                output.document(&format!("# Context {}\n{}", plan.context, manifests(plan.objects())?));
+                let (by_hand, objects) = (by_hand(plan), manifests(plan.objects())?);
+                output.document(&format!("# Context {}\n{by_hand}{objects}", plan.context));
             }
             return Ok(());
         }
@@ -222,10 +234,18 @@ async fn gather(
         };
         output.line(&endpoints.line());
         let record = Record::read(&facts)?;
+        let ids = match facts.peers().iter().all(|name| record.peers.contains_key(name)) {
+            true => BTreeMap::new(),
+            false => {
+                let exec = Exec::new(context.client.clone(), &context.namespace, POD_TIMEOUT);
+                Box::pin(status::peer_ids(context, &exec, &facts)).await
+            }
+        };
         members.push(Member {
             facts,
             endpoints,
             record,
+            ids,
         });
     }
     Ok(members)
@@ -281,7 +301,7 @@ fn refuse_kept(members: &[Member], work: &plan::Work, output: &dyn Output) -> Re
         .iter()
         .zip(&work.connect)
         .zip(&work.records)
-        .filter(|((_, plan), _)| !plan.changes.is_empty());
+        .filter(|((_, plan), _)| plan.changes.iter().any(|change| change.target.name != RECORD));
     let mut refused = None;
     for ((member, _), record) in changed {
         if let Some((object, keeper)) = keeper(&member.facts) {
@@ -378,7 +398,45 @@ async fn carry_out(
         }
     }
     in_parallel(contexts, &all[..1], &work.connect, 1, output).await?;
-    in_parallel(contexts, &all[1..], &work.connect, request.parallel, output).await
+    in_parallel(contexts, &all[1..], &work.connect, request.parallel, output).await?;
+    restarted(contexts, work, request.patience, output).await
+}
+
+/// Waits for the stores that were restarted.
+async fn restarted(
+    contexts: &[Context],
+    work: &plan::Work,
+    patience: Duration,
+    output: &dyn Output,
+) -> Result<(), Error> {
+    let is_restart = |change: &Change| matches!(change.step, Step::Restart { .. });
+    for (context, plan) in contexts.iter().zip(&work.trust) {
+        if plan.changes.iter().any(is_restart) {
+            ready::wait(context, patience, output).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Comments about the changes that no manifest makes: a Secret that another tool keeps is changed in one key.
+fn by_hand(plan: &Plan) -> String {
+    let mut text = String::new();
+    for change in &plan.changes {
+        match &change.step {
+            Step::SetKeys { data, .. } => {
+                for (key, value) in data {
+                    let value = STANDARD.decode(value).unwrap_or_default();
+                    text += &format!("# First set {key} of {} to:\n", change.target);
+                    for line in String::from_utf8_lossy(&value).lines() {
+                        text += &format!("#   {line}\n");
+                    }
+                }
+            }
+            Step::Restart { .. } => text += &format!("# Then {change}\n"),
+            Step::Apply { .. } | Step::RemoveKeys(_) | Step::Delete => {}
+        }
+    }
+    text
 }
 
 /// Applies the plans at these indices. All are tried; each failure is printed.

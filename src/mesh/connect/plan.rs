@@ -26,6 +26,8 @@ pub struct Member {
     pub endpoints: Endpoints,
     /// What this program has connected before.
     pub record: Record,
+    /// The ids of its other peers, as far as its pods tell.
+    pub ids: BTreeMap<String, u32>,
 }
 
 /// A cluster learns of another one: their indices.
@@ -99,6 +101,17 @@ fn peer<'a>(record: &'a mut Record, member: &Member) -> &'a mut Peer {
     peer
 }
 
+// === impl Member ===
+
+impl Member {
+    /// The ids of all peers, by name.
+    fn known(&self) -> BTreeMap<&str, u32> {
+        let ids = self.ids.iter().map(|(name, id)| (&**name, *id));
+        let recorded = self.record.peers.iter().map(|(name, peer)| (&**name, peer.id));
+        ids.chain(recorded).collect()
+    }
+}
+
 fn profile_of(member: &Member) -> Profile {
     Profile {
         hosts: member.endpoints.hosts(),
@@ -162,7 +175,7 @@ fn trusting(profiles: &[Profile], records: &[Record], members: &[Member], edge: 
 }
 
 /// What speaks against connecting the members, or should be known.
-pub fn findings(members: &[Member], edges: &[Edge], records: &[Record], now: Timestamp) -> Vec<Finding> {
+pub fn findings(members: &[Member], edges: &[Edge], records: &[Record], adopt: bool, now: Timestamp) -> Vec<Finding> {
     let profiles: Vec<Profile> = members.iter().map(profile_of).collect();
     let mut found: Vec<Finding> = vec![];
     let mut add = |finding: Finding| {
@@ -204,7 +217,8 @@ pub fn findings(members: &[Member], edges: &[Edge], records: &[Record], now: Tim
         .flat_map(|profile| checks::alone(profile, now))
         .for_each(&mut add);
     members.iter().flat_map(known_peers).for_each(&mut add);
-    conflicts(members, edges).into_iter().for_each(&mut add);
+    conflicts(members, edges, adopt).into_iter().for_each(&mut add);
+    members.iter().filter_map(unknown_ids).for_each(&mut add);
     lacking(members, edges).into_iter().for_each(&mut add);
     found
 }
@@ -240,13 +254,29 @@ fn known_peers(member: &Member) -> Vec<Finding> {
 }
 
 /// Conflicts between the members and the clusters that each of them already knows.
-fn conflicts(members: &[Member], edges: &[Edge]) -> Vec<Finding> {
+fn conflicts(members: &[Member], edges: &[Edge], adopt: bool) -> Vec<Finding> {
     let mut found = vec![];
     for edge in edges {
         let (reader, read) = (&members[edge.reader], &members[edge.read]);
         let (name, id) = (read.facts.name(), read.facts.id().unwrap_or_default());
-        for (known, peer) in &reader.record.peers {
-            if known != name && peer.id == id && id != 0 {
+        found.extend(replaced(reader, read, adopt));
+        for (known, known_id) in reader.known() {
+            if known == name && known_id != id && known_id != 0 && id != 0 {
+                found.push(fatal(
+                    Topic::Identity,
+                    format!(
+                        "a cluster {name} with the ID {known_id} is connected to cluster {} already, and this cluster {name} \
+                         has the ID {id}",
+                        reader.facts.name()
+                    ),
+                    format!(
+                        "give the new cluster another cluster.name, or disconnect the other one first: disconnect --context {} \
+                         --destination-name {name}",
+                        reader.facts.context
+                    ),
+                ));
+            }
+            if known != name && known_id == id && id != 0 {
                 found.push(fatal(
                     Topic::Identity,
                     format!(
@@ -259,6 +289,50 @@ fn conflicts(members: &[Member], edges: &[Edge]) -> Vec<Finding> {
         }
     }
     found
+}
+
+/// A client file of another tool for another cluster of this name.
+fn replaced(reader: &Member, read: &Member, adopt: bool) -> Option<Finding> {
+    let name = read.facts.name();
+    let others = objects::endpoints_of_others(&reader.facts, &reader.record);
+    let present = others
+        .get(name)
+        .filter(|present| !adopt && **present != read.endpoints)?;
+    Some(fatal(
+        Topic::Identity,
+        format!(
+            "another tool has connected cluster {} to a cluster {name} at {}, and this cluster {name} is at {}",
+            reader.facts.name(),
+            present.addresses().join(", "),
+            read.endpoints.addresses().join(", ")
+        ),
+        format!(
+            "replace the entry with --adopt if it is the same cluster, or give cluster {name} another cluster.name"
+        ),
+    ))
+}
+
+/// Peers of other tools with unknown ids: a new cluster may have the same id.
+fn unknown_ids(member: &Member) -> Option<Finding> {
+    let known = member.known();
+    let unknown: Vec<String> = member
+        .facts
+        .peers()
+        .into_iter()
+        .filter(|name| !known.contains_key(&**name))
+        .collect();
+    (!unknown.is_empty()).then(|| Finding {
+        gravity: Gravity::Warning,
+        ..fatal(
+            Topic::Identity,
+            format!(
+                "cluster {} is connected to {}, whose IDs its pods do not tell: they are not compared",
+                member.facts.name(),
+                unknown.join(", ")
+            ),
+            "make sure that no new cluster has one of these IDs".to_owned(),
+        )
+    })
 }
 
 /// The objects without which a member cannot read or be read.
@@ -339,17 +413,16 @@ pub fn work(members: &[Member], edges: &[Edge], records: Vec<Record>, adopt: boo
     for (at, member) in members.iter().enumerate() {
         let facts = &member.facts;
         let mut plan = Plan::new(&facts.context, facts.name());
-        // In mode unicast, a destination changes only if it has to know the user of the source.
-        let is_read_only = !edges.iter().any(|edge| edge.reader == at);
-        if !is_read_only
-            || edges
-                .iter()
-                .any(|edge| edge.read == at && needs_user(&members[edge.reader].facts))
-        {
-            for object in objects::all(facts, &member.record, &records[at])? {
-                let live = live(facts, &object);
-                plan.apply(object, live.as_ref(), adopt);
-            }
+        let is_reader = edges.iter().any(|edge| edge.reader == at);
+        let mut readers = edges.iter().filter(|edge| edge.read == at);
+        // In mode unicast, a destination notes who reads it, and changes more only if it has to know the user of the source.
+        let objects = match is_reader || readers.any(|edge| needs_user(&members[edge.reader].facts)) {
+            true => objects::all(facts, &member.record, &records[at])?,
+            false => vec![objects::record_object(facts, &records[at])],
+        };
+        for object in objects {
+            let live = live(facts, &object);
+            plan.apply(object, live.as_ref(), adopt);
         }
         work.connect.push(plan);
         let mut plan = Plan::new(&facts.context, facts.name());
