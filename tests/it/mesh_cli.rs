@@ -196,6 +196,105 @@ async fn a_second_run_changes_nothing_and_keeps_certificates() {
     assert_eq!(mesh.writes(), writes, "{:?}", mesh.tokyo.writes());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_enable_keeps_what_its_flags_do_not_name() {
+    let service = format!("{CORE}/services/clustermesh-apiserver");
+    let deployment = format!("{APPS}/deployments/clustermesh-apiserver");
+    for flags in [
+        &["--service-type=NodePort", "--node-port=31000"][..],
+        &["--service-type=ClusterIP", "--replicas=3"],
+        &["--service-type=ClusterIP", "--storage=persistent"],
+        &["--service-type=ClusterIP", "--storage=memory"],
+        &["--service-type=ClusterIP", "--enable-kvstoremesh=false"],
+    ] {
+        let mesh = Mesh::bare().await;
+        assert_ok(&mesh.run(&[&["enable"], flags].concat()).await);
+        let before = [&service, &deployment].map(|path| mesh.tokyo.get(path).unwrap()["spec"].clone());
+        assert_ok(&mesh.run(&["enable", "--image=registry/isthmus:2"]).await);
+        let [exposed, mut deployed] = [&service, &deployment].map(|path| mesh.tokyo.get(path).unwrap()["spec"].clone());
+        let image = &mut deployed["template"]["spec"]["containers"][0]["image"];
+        assert_eq!(*image, "registry/isthmus:2");
+        *image = before[1]["template"]["spec"]["containers"][0]["image"].clone();
+        assert_eq!([exposed, deployed], before, "{flags:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_internal_load_balancer_stays_internal() {
+    let mesh = Mesh::bare().await;
+    assert_ok(&mesh.run(&["enable", "--service-type=ClusterIP"]).await);
+    let service = format!("{CORE}/services/clustermesh-apiserver");
+    // As if the cloud had been detected in the first run.
+    mesh.tokyo.edit(&service, |service| {
+        service["metadata"]["annotations"]["example.com/internal"] = json!("true");
+        let fields = &mut service["metadata"]["managedFields"][0]["fieldsV1"]["f:metadata"]["f:annotations"];
+        fields["f:example.com/internal"] = json!({});
+    });
+    assert_ok(&mesh.run(&["enable", "--image=registry/isthmus:2"]).await);
+    let service = mesh.tokyo.get(&service).unwrap();
+    assert_eq!(service["metadata"]["annotations"]["example.com/internal"], "true");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_is_removed_and_added_without_cutting_off_peers() {
+    let mesh = Mesh::bare().await;
+    for context in [TOKYO, HK] {
+        assert_ok(
+            &mesh
+                .run(&["enable", "--context", context, "--service-type=NodePort"])
+                .await,
+        );
+    }
+    assert_ok(&mesh.connect(&["--share-ca"]).await);
+    let own = "https://clustermesh-apiserver.kube-system.svc:2379";
+    let peers = "https://hk-cluster.mesh.cilium.io:32379";
+    let at = |from: usize, part: &str| {
+        let writes = mesh.tokyo.writes();
+        writes[from..].iter().position(|write| write.contains(part)).unwrap()
+    };
+    let from = mesh.tokyo.writes().len();
+    assert_ok(&mesh.run(&["enable", "--enable-kvstoremesh=false"]).await);
+    assert_eq!(endpoints(&mesh.tokyo.texts(AGENTS)[HK]).0, peers);
+    assert!(at(from, AGENTS) < at(from, "deployments"));
+    let refused = mesh.run(&["enable", "--enable-kvstoremesh=true", "--wait=false"]).await;
+    assert_fails(&refused, &["needs --wait"]);
+    let from = mesh.tokyo.writes().len();
+    assert_ok(&mesh.run(&["enable", "--enable-kvstoremesh=true"]).await);
+    assert_eq!(endpoints(&mesh.tokyo.texts(AGENTS)[HK]).0, own);
+    assert_eq!(endpoints(&mesh.tokyo.texts(MIRROR)[HK]).0, peers);
+    assert!(at(from, MIRROR) < at(from, "deployments") && at(from, "deployments") < at(from, AGENTS));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_cluster_with_the_name_of_a_peer_does_not_replace_it() {
+    let mesh = Mesh::with_one_ca().await;
+    assert_ok(&mesh.connect(&[]).await);
+    let (before, writes) = (mesh.tokyo.texts(MIRROR), mesh.writes());
+    mesh.hk.edit(&format!("{CORE}/configmaps/cilium-config"), |map| {
+        map["data"]["cluster-id"] = json!("7");
+    });
+    assert_fails(
+        &mesh.connect(&[]).await,
+        &[
+            "a cluster hk-cluster with the ID 2 is connected to cluster tokyo-cluster already",
+            "--destination-name",
+        ],
+    );
+    assert_eq!((mesh.tokyo.texts(MIRROR), mesh.writes()), (before, writes));
+    // A client file of another tool.
+    let mesh = Mesh::with_one_ca().await;
+    mesh.tokyo
+        .secret(MIRROR, &[(HK, "endpoints:\n- https://elsewhere.example:2379\n")]);
+    assert_fails(
+        &mesh.connect(&[]).await,
+        &[
+            "another tool has connected cluster tokyo-cluster to a cluster hk-cluster at",
+            "--adopt",
+        ],
+    );
+    assert_eq!(mesh.writes(), 0);
+}
+
 /// Complaint 1.
 #[tokio::test(flavor = "multi_thread")]
 async fn destinations_are_found_in_the_files_of_kubeconfig() {
@@ -560,7 +659,8 @@ async fn many_clusters_form_a_mesh_or_a_star_in_one_call() {
         "{}",
         unicast.stdout
     );
-    assert_eq!(paris.writes().len(), 0);
+    // The read cluster notes its reader, and nothing else.
+    assert_eq!(paris.writes(), [format!("PATCH {CORE}/configmaps/isthmus-mesh")]);
     let star = mesh.run(&[&["connect"], &destinations[..]].concat()).await;
     assert_ok(&star);
     assert_eq!(paris.texts(MIRROR).keys().collect::<Vec<_>>(), [TOKYO]);
