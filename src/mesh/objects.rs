@@ -16,6 +16,8 @@ use std::fmt::Write as _;
 const DIRECTORY: &str = "/var/lib/cilium/clustermesh/";
 /// Prefix of the user that a cluster is, in the stores of other clusters.
 const REMOTE: &str = "remote-";
+/// A users file without users.
+pub const NO_USERS: &str = "users: []\n";
 /// The role of these users.
 const ROLE: &str = "remote";
 
@@ -194,7 +196,7 @@ pub fn users(facts: &Facts, before: &Record, after: &Record) -> Result<String, B
     let mut all: Vec<User> = kept.chain(added).collect();
     all.sort_by(|a, b| a.name.cmp(&b.name));
     if all.is_empty() {
-        return Ok("users: []\n".to_owned());
+        return Ok(NO_USERS.to_owned());
     }
     let entry = |user: User| format!("- name: {}\n  role: {}\n", quoted(&user.name), quoted(&user.role));
     Ok(format!("users:\n{}", all.into_iter().map(entry).collect::<String>()))
