@@ -20,7 +20,7 @@ use std::collections::BTreeSet;
 /// The keys of a certificate.
 const TLS: [&str; 3] = ["tls.crt", "tls.key", "ca.crt"];
 /// The Secret with the state of a rotation, of `certs/authority.rs`.
-const ROTATION: &str = "isthmus-ca-rotation";
+const ROTATION: &str = super::certs::authority::STATE;
 
 /// What is wanted.
 #[derive(Clone, Copy, Debug, Default)]

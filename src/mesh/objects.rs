@@ -257,7 +257,9 @@ pub fn metadata(facts: &Facts, name: &str, live: Option<&Meta>) -> Value {
 }
 
 fn config_map(facts: &Facts, name: &str, data: &BTreeMap<String, String>, live: Option<&Meta>) -> Value {
-    json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata(facts, name, live), "data": data})
+    let object =
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata(facts, name, live), "data": data});
+    without_empty_data(object)
 }
 
 /// A Secret with these values, for server-side apply.
@@ -269,6 +271,14 @@ pub fn secret_of(facts: &Facts, name: &str, data: &BTreeMap<String, String>) -> 
     // Without a type, the API takes the default for a change of the type, and refuses it.
     if let Some(kind) = live.and_then(|secret| secret.type_.as_ref()) {
         object["type"] = json!(kind);
+    }
+    without_empty_data(object)
+}
+
+/// Leaves an empty map out: applying one would own the whole map, keys of others included.
+fn without_empty_data(mut object: Value) -> Value {
+    if object["data"].as_object().is_some_and(|data| data.is_empty()) {
+        object.as_object_mut().and_then(|object| object.remove("data"));
     }
     object
 }

@@ -19,7 +19,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// The Secret that holds both authorities while a rotation is under way.
-const STATE: &str = "isthmus-ca-rotation";
+pub const STATE: &str = "isthmus-ca-rotation";
 const OLD: &str = "old.crt";
 const NEW: &str = "ca.crt";
 const NEW_KEY: &str = "ca.key";
