@@ -14,20 +14,21 @@ const watching = 200
 
 // disturbed is what clients saw of a disturbance.
 type disturbed struct {
-	lists, deletes int64
-	without        time.Duration
+	lists, deletes, dials int64
+	without               time.Duration
 }
 
 func (d disturbed) String() string {
-	return fmt.Sprintf("%d lists, %d deletions, %.2f s without service", d.lists, d.deletes, d.without.Seconds())
+	return fmt.Sprintf("%d lists, %d deletions, %d new connections, %.2f s without service", d.lists, d.deletes, d.dials,
+		d.without.Seconds())
 }
 
 // under runs a disturbance of Tokyo's store under watching clients, and looks at what Hong Kong's mirror of Tokyo does
 // meanwhile: no key of Tokyo may be deleted there.
 func under(t *testing.T, tokyo, hk *kube.Cluster, address string, disturb func()) disturbed {
 	t.Helper()
-	config := must2(mesh.TLS(tokyo, mesh.RemoteUser))(t)
-	mirror := must2(mesh.TLS(hk, mesh.LocalUser))(t)
+	config := must2(mesh.FollowTLS(tokyo, mesh.RemoteUser))(t)
+	mirror := must2(mesh.FollowTLS(hk, mesh.LocalUser))(t)
 	clients := mesh.Watch(watching, address, config, "cilium/state/")
 	far := mesh.Watch(1, hk.Nodes[0].Address+":32379", mirror, "cilium/cache/")
 	probe := mesh.StartProbe(address, config)
@@ -45,7 +46,7 @@ func under(t *testing.T, tokyo, hk *kube.Cluster, address string, disturb func()
 	seen := disturbed{without: probe.Stop()}
 	clients.Stop()
 	far.Stop()
-	seen.lists, seen.deletes = clients.Lists.Load(), clients.Deletes.Load()
+	seen.lists, seen.deletes, seen.dials = clients.Lists.Load(), clients.Deletes.Load(), clients.Dials.Load()
 	if gone := far.Deletes.Load(); gone != 0 {
 		t.Errorf("%d keys of %s were deleted in the store of %s", gone, tokyo.Name, hk.Name)
 	}

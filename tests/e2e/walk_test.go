@@ -116,12 +116,15 @@ func standInAgents(t *testing.T, c *kube.Cluster) {
 	check(t, c.Apply(mesh.Agents(c, agentTag)))
 }
 
-// ownConfig gives a cluster the ConfigMap of an agent, until the end of the test: the official chart makes its own.
+// ownConfig gives a cluster the ConfigMap of an agent, until the end of the test: the official chart makes its own. The same goes
+// for the authority that `mesh enable` makes, and `mesh disable` leaves.
 func ownConfig(t *testing.T, c *kube.Cluster) {
 	t.Helper()
 	check(t, c.Apply(mesh.Config(c)))
 	t.Cleanup(func() {
 		_, err := c.Try("delete", "configmap", "-n", mesh.Namespace, "cilium-config")
+		check(t, err)
+		_, err = c.Try("delete", "secret", "-n", mesh.Namespace, "cilium-ca", "--ignore-not-found")
 		check(t, err)
 	})
 }

@@ -63,13 +63,18 @@ func Client(cluster *kube.Cluster, secret string) (*clientv3.Client, error) {
 	return ClientAt(cluster, secret, cluster.Nodes[0].Address+":32379")
 }
 
-// ClientOf connects to a cluster's store with a certificate of another cluster, as that cluster's mirror does.
+// ClientOf connects to a cluster's store with a certificate of another cluster, as that cluster's mirror does. The authority of the
+// store may be another one than that of the certificate.
 func ClientOf(cluster, owner *kube.Cluster, secret string) (*clientv3.Client, error) {
 	config, err := TLS(owner, secret)
 	if err != nil {
 		return nil, err
 	}
-	config.ServerName = cluster.Name + ".mesh.cilium.io"
+	server, err := TLS(cluster, secret)
+	if err != nil {
+		return nil, err
+	}
+	config.ServerName, config.RootCAs = server.ServerName, server.RootCAs
 	return Dial(cluster.Nodes[0].Address+":32379", config)
 }
 

@@ -19,6 +19,7 @@ type Watchers struct {
 	Lists   atomic.Int64 // after the first list of each client
 	Deletes atomic.Int64 // keys that a client was told are gone, by an event or by their absence in a list
 	Events  atomic.Int64
+	Dials   atomic.Int64 // connections after the first one of each client
 
 	address string
 	tls     *tls.Config
@@ -44,6 +45,7 @@ func Watch(n int, address string, config *tls.Config, prefix string) *Watchers {
 	}
 	listed.Wait()
 	w.Lists.Store(0)
+	w.Dials.Store(0)
 	return w
 }
 
@@ -60,7 +62,7 @@ type follower struct {
 
 func (f follower) run(ctx context.Context, listed func()) {
 	for ctx.Err() == nil {
-		client, err := Dial(f.address, f.tls)
+		client, err := dial(f.address, f.tls, &f.Dials)
 		if err == nil {
 			f.follow(ctx, client, listed)
 			_ = client.Close()
@@ -133,10 +135,16 @@ func (f follower) leaveAnotherStore(ctx context.Context, client *clientv3.Client
 // Dial makes a client of a store at an address. etcd's client takes the name to verify from the endpoint, so that the endpoint
 // has the name, and the dialer the address, as in Cilium.
 func Dial(address string, config *tls.Config) (*clientv3.Client, error) {
+	return dial(address, config, new(atomic.Int64))
+}
+
+// dial also counts the connections that the client makes.
+func dial(address string, config *tls.Config, made *atomic.Int64) (*clientv3.Client, error) {
 	return clientv3.New(clientv3.Config{
 		Endpoints: []string{"https://" + config.ServerName + ":2379"}, TLS: config, DialTimeout: 5 * time.Second, Logger: zap.NewNop(),
 		DialKeepAliveTime: 5 * time.Second, DialKeepAliveTimeout: 5 * time.Second,
 		DialOptions: []grpc.DialOption{grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			made.Add(1)
 			return new(net.Dialer).DialContext(ctx, "tcp", address)
 		})},
 	})
