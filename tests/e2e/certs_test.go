@@ -55,7 +55,7 @@ func authority(t *testing.T, c *kube.Cluster) string {
 }
 
 // `mesh certs rotate` under 200 watching clients: first the certificates of both clusters, then the authority. No client may list
-// again or miss a key, and no key may be deleted on the other side. The authority takes six minutes: three steps that rest.
+// again or miss a key, and no key may be deleted on the other side. The authority takes up to ten minutes: its steps rest.
 func TestCertsRotate(t *testing.T) {
 	for name, oneCA := range map[string]bool{"one CA": true, "each its own CA": false} {
 		t.Run(name, func(t *testing.T) { rotate(t, oneCA) })
