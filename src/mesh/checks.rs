@@ -16,6 +16,8 @@ use std::net::IpAddr;
 pub const FEW_DAYS: i64 = 30;
 /// The clusters' names for the store's certificate: any name below this domain.
 const MESH_DOMAIN: &str = "mesh.cilium.io";
+/// How clusters are made to trust each other.
+pub const SHARE: &str = "connect with --share-ca";
 
 /// What was read of one cluster. Empty fields are unknown and are not compared.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -424,10 +426,7 @@ fn handshake(client: &Profile, server: &Profile, now: Timestamp) -> Option<Findi
                 server.name,
                 signer(theirs).unwrap_or_default()
             ),
-            format!(
-                "make cluster {} trust that authority: connect with --share-ca",
-                client.name
-            ),
+            refused(why, client, server, Some(&name)),
         ),
         handshake::Failure::ServerRefuses(why) => (
             format!(
@@ -436,10 +435,7 @@ fn handshake(client: &Profile, server: &Profile, now: Timestamp) -> Option<Findi
                 client.name,
                 signer(own).unwrap_or_default()
             ),
-            format!(
-                "make cluster {} trust that authority: connect with --share-ca",
-                server.name
-            ),
+            refused(why, server, client, None),
         ),
         handshake::Failure::Server(why) => (
             format!(
@@ -457,6 +453,17 @@ fn handshake(client: &Profile, server: &Profile, now: Timestamp) -> Option<Findi
         ),
     };
     Some(fatal(Topic::Handshake, what, remedy))
+}
+
+/// What to do about the certificate of `owner` that `judge` refuses.
+fn refused(why: &str, judge: &Profile, owner: &Profile, name: Option<&str>) -> String {
+    let rotate = format!("certs rotate --context {}", owner.context);
+    match (why, name) {
+        (handshake::EXPIRED, _) => format!("issue it anew: {rotate}"),
+        (handshake::NOT_YET, _) => format!("compare the clocks of the clusters, or issue it anew: {rotate}"),
+        (handshake::OTHER_NAME, Some(name)) => format!("add the name {name}: {rotate} --add-name {name}"),
+        _ => format!("make cluster {} trust that authority: {SHARE}", judge.name),
+    }
 }
 
 fn expiry(object: &str, key: &str, pem: &str, now: Timestamp) -> Vec<Finding> {

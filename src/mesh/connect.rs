@@ -290,7 +290,7 @@ fn judge(findings: &[Finding], force: bool, output: &dyn Output) -> Result<(), E
         _ if force => Ok(()),
         failed => Err(Error::Checks {
             failed,
-            is_about_authorities: fatal().all(|finding| finding.topic == super::checks::Topic::Handshake),
+            is_about_authorities: fatal().all(|finding| finding.remedy.ends_with(super::checks::SHARE)),
         }),
     }
 }

@@ -39,6 +39,12 @@ pub enum Failure {
     ServerRefuses(String),
 }
 
+/// The refusals of a certificate that have a remedy of their own.
+pub const UNTRUSTED: &str = "no trusted authority has signed it";
+pub const EXPIRED: &str = "it has expired";
+pub const NOT_YET: &str = "it is not valid yet";
+pub const OTHER_NAME: &str = "it is not valid for the name that clients dial";
+
 #[derive(Debug)]
 struct At(UnixTime);
 
@@ -68,9 +74,10 @@ fn words(error: &rustls::Error) -> String {
         return error.to_string();
     };
     match why {
-        Certificate::UnknownIssuer => "no trusted authority has signed it".to_owned(),
-        Certificate::Expired | Certificate::ExpiredContext { .. } => "it has expired".to_owned(),
-        Certificate::NotValidYet | Certificate::NotValidYetContext { .. } => "it is not valid yet".to_owned(),
+        Certificate::UnknownIssuer => UNTRUSTED.to_owned(),
+        Certificate::Expired | Certificate::ExpiredContext { .. } => EXPIRED.to_owned(),
+        Certificate::NotValidYet | Certificate::NotValidYetContext { .. } => NOT_YET.to_owned(),
+        Certificate::NotValidForName | Certificate::NotValidForNameContext { .. } => OTHER_NAME.to_owned(),
         Certificate::BadSignature => {
             "its signature was not made by the authority of that name (two authorities have the same name?)".to_owned()
         }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::mesh::pki::{AuthMode, Authority, Leaf, Owner};
+use crate::mesh::pki::{AuthMode, Authority, Leaf, LeafRequest, Owner};
 use jiff::SignedDuration;
 
 fn now() -> Timestamp {
@@ -276,4 +276,41 @@ fn a_host_name_that_the_certificate_lacks_is_named() {
     );
     tokyo.hosts = vec!["tokyo.mesh.cilium.io".to_owned()];
     assert_eq!(alone(&tokyo, now()), vec![]);
+}
+
+#[test]
+fn the_remedy_of_a_refused_certificate_follows_from_the_refusal() {
+    let ca = authority();
+    let (local, remote) = (cluster("tokyo", 1, &ca), cluster("hk", 2, &ca));
+    let remedies = |remote: &Profile, now: Timestamp| -> Vec<String> {
+        let found = pair(&local, remote, now);
+        let refused = found.into_iter().filter(|finding| finding.topic == Topic::Handshake);
+        refused.map(|finding| finding.remedy).collect()
+    };
+    assert_eq!(remedies(&remote, now()), [""; 0]);
+    let later = now() + SignedDuration::from_hours(24 * 365 * 4);
+    let expired = remedies(&remote, later);
+    assert!(expired[0].contains("certs rotate --context hk-context"), "{expired:?}");
+    let other = Profile {
+        server: cluster("hk", 2, &authority()).server,
+        ..remote.clone()
+    };
+    assert!(remedies(&other, now())[0].ends_with(SHARE));
+    let owner = Owner {
+        cluster: "hk".to_owned(),
+        namespace: "kube-system".to_owned(),
+        auth_mode: AuthMode::Shared,
+        extra_names: vec![],
+    };
+    let request = LeafRequest {
+        names: vec!["other.example.com".to_owned()],
+        ..Leaf::Server.request(&owner)
+    };
+    let nameless = Profile {
+        server: Some(ca.issue(&request, now()).unwrap()),
+        ..remote.clone()
+    };
+    let found = remedies(&nameless, now());
+    let expected = "add the name hk.mesh.cilium.io: certs rotate --context hk-context --add-name hk.mesh.cilium.io";
+    assert_eq!(found, [expected]);
 }

@@ -155,9 +155,14 @@ impl Connectivity {
         }
     }
 
-    /// Whether every pod answered and is connected to every peer.
+    /// Whether every pod answered and is connected to every peer. Without an answer, nobody is connected to the peers.
     pub fn is_healthy(&self) -> bool {
-        self.not_ready == 0
+        self.not_ready == 0 && !self.is_silent()
+    }
+
+    /// Whether peers are expected and no pod runs that could be connected to them.
+    pub fn is_silent(&self) -> bool {
+        self.total == 0 && !self.clusters.is_empty() && !self.is_unsupported
     }
 }
 
@@ -225,6 +230,8 @@ mod tests {
         );
         let json = serde_json::to_string(&empty.connected).unwrap();
         assert_eq!(json, r#"{"min":-1,"avg":0,"max":0}"#);
+        let lost = Connectivity::of(&Answers::new(), &expected(["hk"]));
+        assert!(empty.is_healthy() && !lost.is_healthy() && lost.is_silent());
         let silent = Connectivity::of(&answers([("a", Answer::NotAvailable)]), &expected([]));
         assert!(silent.is_healthy());
         assert_eq!((silent.total, silent.global_services.min), (1, -1));

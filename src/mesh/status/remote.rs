@@ -170,7 +170,7 @@ impl View {
 mod tests {
     use super::*;
 
-    /// Recorded from an agent of Cilium 1.20.2; other parts of the status are cut off.
+    /// Written after Cilium 1.20.2's API models; other parts of the status are left out.
     const AGENT: &str = r#"{"cilium": {"state": "Ok"}, "cluster-mesh": {"clusters": [
         {"config": {"cluster-id": 2, "kvstoremesh": true, "required": true, "retrieved": true, "sync-canaries": true},
          "connected": true, "last-failure": "0001-01-01T00:00:00.000Z", "name": "hk", "num-nodes": 3,

@@ -40,6 +40,9 @@ impl Display for Summary<'_> {
 fn write_connected(out: &mut Formatter<'_>, what: &str, status: &Connectivity) -> std::fmt::Result {
     let (Spread { min, avg, max }, total) = (status.connected, status.total);
     let spread = format!("[min:{min} / avg:{avg:.1} / max:{max}]");
+    if status.is_silent() {
+        return writeln!(out, "❌ No pod runs for the {what}, and remote clusters are configured");
+    }
     match status.not_ready {
         0 if status.clusters.is_empty() => Ok(()),
         0 => writeln!(out, "✅ All {total} {what} are connected to all clusters {spread}"),
