@@ -4,6 +4,8 @@
 //! after them is what that command does not look at, and what users then find out later (the complaints 3, 6 and 9 of
 //! the field).
 
+mod networks;
+
 use super::handshake::{self, Ends};
 use super::pki::{self, Material};
 use crate::model::cluster::ClusterName;
@@ -125,7 +127,7 @@ pub fn pair(local: &Profile, remote: &Profile, now: Timestamp) -> Vec<Finding> {
     let mut findings = identities(local, remote);
     findings.extend(versions(local, remote));
     findings.extend(modes(local, remote));
-    findings.extend(networks(local, remote));
+    findings.extend(networks::overlaps(local, remote));
     findings.extend(authorities(local, remote));
     for (client, server) in [(local, remote), (remote, local)] {
         findings.extend(handshake(client, server, now));
@@ -296,62 +298,6 @@ fn modes(local: &Profile, remote: &Profile) -> Vec<Finding> {
         })
     };
     EQUAL.iter().filter_map(differs).collect()
-}
-
-fn overlap(one: &IpNet, other: &IpNet) -> bool {
-    one.contains(other) || other.contains(one)
-}
-
-fn networks(local: &Profile, remote: &Profile) -> Vec<Finding> {
-    let mut findings = vec![];
-    for l in &local.pod_cidrs {
-        for r in remote.pod_cidrs.iter().filter(|r| overlap(l, r)) {
-            findings.push(fatal(
-                Topic::Networks,
-                format!(
-                    "the pod networks {l} of cluster {} and {r} of cluster {} overlap",
-                    local.name, remote.name
-                ),
-                "give one of the clusters another pod network; its nodes and pods must be made anew",
-            ));
-        }
-    }
-    for (cluster, other) in [(local, remote), (remote, local)] {
-        for (node, addresses) in &cluster.nodes {
-            let inside = addresses.iter().find_map(|ip| {
-                let cidr = other.pod_cidrs.iter().find(|cidr| cidr.contains(ip))?;
-                Some((ip, cidr))
-            });
-            if let Some((ip, cidr)) = inside {
-                findings.push(fatal(
-                    Topic::Networks,
-                    format!(
-                        "the address {ip} of node {node} of cluster {} is in the pod network {cidr} of cluster {}",
-                        cluster.name, other.name
-                    ),
-                    format!("give cluster {} another pod network", other.name),
-                ));
-            }
-        }
-    }
-    let shared = local.nodes.iter().find_map(|(node, addresses)| {
-        let found = addresses.iter().find_map(|ip| {
-            let (other, _) = remote.nodes.iter().find(|(_, theirs)| theirs.contains(ip))?;
-            Some((*ip, other.clone()))
-        });
-        found.map(|(ip, other)| (node.clone(), ip, other))
-    });
-    if let Some((node, ip, other)) = shared {
-        findings.push(fatal(
-            Topic::Networks,
-            format!(
-                "node {node} of cluster {} and node {other} of cluster {} have the same address {ip}",
-                local.name, remote.name
-            ),
-            "nodes of all clusters must reach each other by addresses that are different in the whole mesh",
-        ));
-    }
-    findings
 }
 
 /// The certificates that `cluster` trusts in servers and clients: PEM.

@@ -176,7 +176,7 @@ fn networks_that_overlap_are_found() {
         ..hk.clone()
     };
     assert_eq!(
-        texts(&networks(&tokyo, &pods)),
+        texts(&networks::overlaps(&tokyo, &pods)),
         ["the pod networks 10.201.0.0/16 of cluster tokyo and 10.201.64.0/18 of cluster hk overlap"]
     );
     let nodes = |ip: &str| Profile {
@@ -184,11 +184,11 @@ fn networks_that_overlap_are_found() {
         ..hk.clone()
     };
     assert_eq!(
-        texts(&networks(&tokyo, &nodes("10.201.7.7"))),
+        texts(&networks::overlaps(&tokyo, &nodes("10.201.7.7"))),
         ["the address 10.201.7.7 of node hk-1 of cluster hk is in the pod network 10.201.0.0/16 of cluster tokyo"]
     );
     assert_eq!(
-        texts(&networks(&tokyo, &nodes("10.13.1.4"))),
+        texts(&networks::overlaps(&tokyo, &nodes("10.13.1.4"))),
         ["node tokyo-1 of cluster tokyo and node hk-1 of cluster hk have the same address 10.13.1.4"]
     );
 }
