@@ -1,5 +1,9 @@
 //! The addresses at which other clusters reach the store of a cluster.
 //!
+//! The addresses of nodes are in this order: the first address of each node, in the order in which the API lists the nodes;
+//! then the further addresses, which are those of the second IP family where nodes have two. Addresses of a family that the
+//! Service does not have are left out: no node answers there.
+//!
 //! Addresses of a LoadBalancer that are host names stay host names: the machine that runs the command may resolve them
 //! otherwise than the other cluster, and a cloud changes their addresses.
 
@@ -56,7 +60,7 @@ pub enum Error {
     NoNodePort(String),
     #[error(
         "unable to derive service IPs automatically: none of the {nodes} nodes of context {context:?} is Ready and has an \
-         address of type {wanted}; choose another --node-address-type, or name the addresses with {flag}"
+         address of type {wanted} in an IP family of the Service; choose another --node-address-type, or name the addresses with {flag}"
     )]
     NoNode {
         nodes: usize,
@@ -83,6 +87,22 @@ pub enum Error {
     Kind { kind: String, service: String },
     #[error("invalid endpoint {0:?}, must be HOST:PORT, such as 192.0.2.7:2379 or [2001:db8::7]:2379")]
     Invalid(String),
+    #[error(
+        "{address} cannot be the address of the store for other clusters: {why}; name one that they reach, such as \
+         192.0.2.7:2379"
+    )]
+    Unusable { address: String, why: &'static str },
+    #[error(
+        "{owner} of context {context:?} has only addresses that other clusters cannot use ({}); name the addresses with {flag}",
+        addresses.join(", ")
+    )]
+    AllUnusable {
+        owner: String,
+        context: String,
+        /// The addresses with the reasons.
+        addresses: Vec<String>,
+        flag: &'static str,
+    },
     #[error("port mismatch ({0} != {1}), all endpoints must use the same port number")]
     Ports(u16, u16),
     #[error("the endpoints {0} mix host names and addresses, or name several hosts; give addresses, or one host name")]
@@ -106,14 +126,17 @@ pub fn discover(facts: &Facts, nodes: AddressType, flag: &'static str) -> Result
     let ports = spec.ports.as_deref().unwrap_or_default();
     let port = ports.first().ok_or_else(|| Error::NoPort(service.clone()))?;
     match facts.service_type().unwrap_or_default() {
-        "ClusterIP" => Ok(Endpoints::of_ips(cluster_ips(spec), number(port.port)))
-            .and_then(|found| (!found.ips.is_empty()).then_some(found).ok_or(Error::Headless(service))),
+        "ClusterIP" => match cluster_ips(spec) {
+            ips if ips.is_empty() => Err(Error::Headless(service)),
+            ips => found(ips, number(port.port), facts, &format!("Service {service}"), flag),
+        },
         "NodePort" => {
             let port = port
                 .node_port
                 .filter(|port| *port != 0)
                 .ok_or(Error::NoNodePort(service))?;
-            let ips: Vec<IpAddr> = facts.ready_nodes().filter_map(|node| nodes.of(node)).collect();
+            let ready: Vec<&Node> = facts.ready_nodes().collect();
+            let ips = nodes.all(&ready, spec);
             match ips.is_empty() {
                 true => Err(Error::NoNode {
                     nodes: facts.nodes.len(),
@@ -121,7 +144,7 @@ pub fn discover(facts: &Facts, nodes: AddressType, flag: &'static str) -> Result
                     context: context(),
                     flag,
                 }),
-                false => Ok(Endpoints::of_ips(ips, number(port))),
+                false => found(ips, number(port), facts, "the list of Ready nodes", flag),
             }
         }
         "LoadBalancer" => load_balancer(facts, number(port.port), service, flag),
@@ -129,6 +152,48 @@ pub fn discover(facts: &Facts, nodes: AddressType, flag: &'static str) -> Result
             kind: kind.to_owned(),
             service,
         }),
+    }
+}
+
+/// Whether a Service has the family of an address, as far as the API says.
+fn has_family(service: &ServiceSpec, ip: IpAddr) -> bool {
+    let family = if ip.is_ipv4() { "IPv4" } else { "IPv6" };
+    let families = service.ip_families.as_deref().unwrap_or_default();
+    families.is_empty() || families.iter().any(|one| one == family)
+}
+
+/// The endpoints at the addresses of `owner` that other clusters can use.
+fn found(ips: Vec<IpAddr>, port: u16, facts: &Facts, owner: &str, flag: &'static str) -> Result<Endpoints, Error> {
+    let (usable, others): (Vec<IpAddr>, Vec<IpAddr>) = ips.into_iter().partition(|ip| unusable(*ip).is_none());
+    match usable.is_empty() {
+        false => Ok(Endpoints::of_ips(usable, port)),
+        true => Err(Error::AllUnusable {
+            owner: owner.to_owned(),
+            context: facts.context.clone(),
+            addresses: others
+                .into_iter()
+                .map(|ip| format!("{ip}: {}", unusable(ip).unwrap_or_default()))
+                .collect(),
+            flag,
+        }),
+    }
+}
+
+/// Why other clusters cannot use an address; `None` if they may.
+fn unusable(ip: IpAddr) -> Option<&'static str> {
+    let ip = ip.to_canonical();
+    let is_link_local = match ip {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    };
+    let is_broadcast = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast());
+    match () {
+        () if ip.is_unspecified() => Some("it stands for all addresses of a machine, and is none to connect to"),
+        () if ip.is_loopback() => Some("it is the loopback address, which leads each client to its own machine"),
+        () if ip.is_multicast() => Some("it is a multicast address"),
+        () if is_broadcast => Some("it is the broadcast address"),
+        () if is_link_local => Some("it is link-local, which no other network reaches"),
+        () => None,
     }
 }
 
@@ -144,7 +209,7 @@ fn load_balancer(facts: &Facts, port: u16, service: String, flag: &'static str) 
         }
     }
     match (ips.is_empty(), &names[..]) {
-        (false, _) => Ok(Endpoints::of_ips(ips, port)),
+        (false, _) => found(ips, port, facts, &format!("the LoadBalancer Service {service}"), flag),
         (true, [name]) => Ok(Endpoints {
             ips: vec![],
             address: Some(name.clone()),
@@ -181,15 +246,41 @@ fn cluster_ips(spec: &ServiceSpec) -> Vec<IpAddr> {
 // === impl AddressType ===
 
 impl AddressType {
-    /// The address of a node.
-    fn of(self, node: &Node) -> Option<IpAddr> {
+    /// The addresses of nodes at which a Service is reached, in the order that the beginning of this file tells; those that
+    /// cannot be used if there are no others.
+    fn all(self, nodes: &[&Node], service: &ServiceSpec) -> Vec<IpAddr> {
+        let is_good = |ip: &IpAddr| unusable(*ip).is_none() && has_family(service, *ip);
+        let good: Vec<Vec<IpAddr>> = nodes.iter().map(|node| self.of(node, is_good)).collect();
+        let first = good.iter().filter_map(|ips| ips.first());
+        let further = good.iter().flat_map(|ips| ips.iter().skip(1));
+        let mut all: Vec<IpAddr> = vec![];
+        for ip in first.chain(further) {
+            if !all.contains(ip) {
+                all.push(*ip);
+            }
+        }
+        match all.is_empty() {
+            false => all,
+            true => nodes
+                .iter()
+                .flat_map(|node| self.of(node, |ip| unusable(*ip).is_some()))
+                .collect(),
+        }
+    }
+
+    /// The addresses of a node that are wanted.
+    fn of(self, node: &Node, is_wanted: impl Fn(&IpAddr) -> bool) -> Vec<IpAddr> {
         let addresses = node.status.as_ref().and_then(|status| status.addresses.as_ref());
-        let of = |kind: &str| {
-            let mut addresses = addresses.into_iter().flatten().filter(|address| address.type_ == kind);
-            addresses.find_map(|address| address.address.parse().ok())
+        let of = |kind: &str| -> Vec<IpAddr> {
+            let addresses = addresses.into_iter().flatten().filter(|address| address.type_ == kind);
+            let ips = addresses.filter_map(|address| address.address.parse().ok());
+            ips.filter(&is_wanted).collect()
         };
         match self {
-            Self::Auto => of("ExternalIP").or_else(|| of("InternalIP")),
+            Self::Auto => match of("ExternalIP") {
+                ips if ips.is_empty() => of("InternalIP"),
+                ips => ips,
+            },
             Self::Internal => of("InternalIP"),
             Self::External => of("ExternalIP"),
         }
@@ -233,7 +324,22 @@ impl Endpoints {
                 .unwrap_or(host);
             match bare.parse() {
                 Ok(IpAddr::V6(_)) if bare == host => return Err(invalid()),
-                Ok(ip) => parsed.ips.push(ip),
+                Ok(ip) => match unusable(ip) {
+                    Some(why) => {
+                        return Err(Error::Unusable {
+                            address: text.clone(),
+                            why,
+                        });
+                    }
+                    None => parsed.ips.push(ip),
+                },
+                Err(_) if is_local_name(bare) => {
+                    let why = "the name leads each client to its own machine";
+                    return Err(Error::Unusable {
+                        address: text.clone(),
+                        why,
+                    });
+                }
                 Err(_) if is_host_name(bare) => names.push(bare),
                 Err(_) => return Err(invalid()),
             }
@@ -284,7 +390,18 @@ fn is_host_name(text: &str) -> bool {
         let is_valid = |c: char| c.is_ascii_alphanumeric() || c == '-';
         !label.is_empty() && label.len() <= 63 && label.chars().all(is_valid) && !label.starts_with('-')
     };
-    text.len() <= 253 && text.trim_end_matches('.').split('.').all(is_label)
+    let labels = || text.trim_end_matches('.').split('.');
+    // A last label of digits makes an address, which resolvers complete: 127.1.
+    let is_number = labels()
+        .next_back()
+        .is_some_and(|label| label.chars().all(|c| c.is_ascii_digit()));
+    text.len() <= 253 && labels().all(is_label) && !is_number
+}
+
+/// Whether a DNS name stands for the machine that resolves it.
+fn is_local_name(text: &str) -> bool {
+    let text = text.trim_end_matches('.').to_ascii_lowercase();
+    text == "localhost" || text.ends_with(".localhost")
 }
 
 #[cfg(test)]
@@ -338,6 +455,120 @@ mod tests {
         assert_eq!(found(&facts, AddressType::External).unwrap(), ["192.0.2.1:32379"]);
         let line = discover(&facts, AddressType::Internal, FLAG).unwrap().line();
         assert_eq!(line, "ℹ️  Found ClusterMesh service IPs: [10.0.0.1 10.0.0.3]");
+    }
+
+    #[test]
+    fn nodes_of_two_families_are_reached_at_all_addresses_the_first_ones_first() {
+        let nodes = json!([
+            node(
+                "a",
+                "True",
+                &[
+                    ("InternalIP", "fe80::1"),
+                    ("InternalIP", "10.0.0.1"),
+                    ("InternalIP", "2001:db8::1")
+                ]
+            ),
+            node(
+                "b",
+                "True",
+                &[
+                    ("InternalIP", "10.0.0.2"),
+                    ("InternalIP", "2001:db8::2"),
+                    ("Hostname", "b")
+                ]
+            ),
+            node(
+                "c",
+                "True",
+                &[
+                    ("InternalIP", "10.0.0.3"),
+                    ("ExternalIP", "192.0.2.3"),
+                    ("ExternalIP", "2001:db8::3")
+                ]
+            ),
+        ]);
+        let with = |families: Value| {
+            let spec = json!({"type": "NodePort", "ipFamilies": families, "ports": [{"port": 2379, "nodePort": 1}]});
+            facts(json!({"spec": spec}), nodes.clone())
+        };
+        let both = with(json!(["IPv4", "IPv6"]));
+        let internal = [
+            "10.0.0.1:1",
+            "10.0.0.2:1",
+            "10.0.0.3:1",
+            "[2001:db8::1]:1",
+            "[2001:db8::2]:1",
+        ];
+        assert_eq!(found(&both, AddressType::Internal).unwrap(), internal);
+        let auto = [
+            "10.0.0.1:1",
+            "10.0.0.2:1",
+            "192.0.2.3:1",
+            "[2001:db8::1]:1",
+            "[2001:db8::2]:1",
+            "[2001:db8::3]:1",
+        ];
+        assert_eq!(found(&both, AddressType::Auto).unwrap(), auto);
+        assert_eq!(found(&with(Value::Null), AddressType::Auto).unwrap(), auto);
+        // A Service of one family is reached in that family.
+        assert_eq!(found(&with(json!(["IPv4"])), AddressType::Auto).unwrap(), auto[..3]);
+        let six = found(&with(json!(["IPv6"])), AddressType::Internal).unwrap();
+        assert_eq!(six, ["[2001:db8::1]:1", "[2001:db8::2]:1"]);
+    }
+
+    #[test]
+    fn addresses_that_other_clusters_cannot_use_are_refused_with_the_reason() {
+        for (address, why) in [
+            ("0.0.0.0:1", "all addresses of a machine"),
+            ("[::]:1", "all addresses of a machine"),
+            ("127.0.0.1:1", "loopback"),
+            ("[::1]:1", "loopback"),
+            ("[::ffff:127.0.0.1]:1", "loopback"),
+            ("224.0.0.1:1", "multicast"),
+            ("[ff02::1]:1", "multicast"),
+            ("255.255.255.255:1", "broadcast"),
+            ("169.254.1.1:1", "link-local"),
+            ("[fe80::1]:1", "link-local"),
+            ("localhost:1", "its own machine"),
+            ("a.LOCALHOST.:1", "its own machine"),
+        ] {
+            let error = Endpoints::parse(&[address.to_owned()]).unwrap_err().to_string();
+            assert!(error.contains(why) && error.starts_with(address), "{error}");
+        }
+        let spec = json!({"type": "LoadBalancer", "ports": [{"port": 1, "nodePort": 2}]});
+        let balancer = |ingress: Value| {
+            facts(
+                json!({"spec": spec, "status": {"loadBalancer": {"ingress": ingress}}}),
+                json!([]),
+            )
+        };
+        let error = found(
+            &balancer(json!([{"ip": "0.0.0.0"}, {"ip": "fe80::1"}])),
+            AddressType::Auto,
+        )
+        .unwrap_err();
+        for part in [
+            "the LoadBalancer Service kube-system/clustermesh-apiserver",
+            "0.0.0.0: it stands",
+            "fe80::1: it is link",
+            FLAG,
+        ] {
+            assert!(error.contains(part), "no {part:?} in {error}");
+        }
+        // One that can be used is enough.
+        let one = found(
+            &balancer(json!([{"ip": "0.0.0.0"}, {"ip": "192.0.2.7"}])),
+            AddressType::Auto,
+        );
+        assert_eq!(one.unwrap(), ["192.0.2.7:1"]);
+        let nodes = json!([node("a", "True", &[("InternalIP", "127.0.0.1")])]);
+        let service = json!({"spec": {"type": "NodePort", "ports": [{"port": 1, "nodePort": 2}]}});
+        let error = found(&facts(service, nodes), AddressType::Auto).unwrap_err();
+        assert!(
+            error.contains("Ready nodes of context \"tokyo\"") && error.contains("loopback"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -406,7 +637,15 @@ mod tests {
                 .contains("port mismatch (1 != 2)")
         );
         assert!(parse(&["a.example:1", "192.0.2.8:1"]).unwrap_err().contains("mix"));
-        for bad in ["192.0.2.7", "192.0.2.7:0", ":1", "2001:db8::7:1", "a b:1", "a:x"] {
+        for bad in [
+            "192.0.2.7",
+            "192.0.2.7:0",
+            ":1",
+            "2001:db8::7:1",
+            "a b:1",
+            "a:x",
+            "127.1:1",
+        ] {
             assert!(parse(&[bad]).unwrap_err().contains("must be HOST:PORT"), "{bad}");
         }
     }
