@@ -92,7 +92,7 @@ pub struct ChangeArgs {
     /// Print what another tool would have to apply, and change nothing: values (of the Cilium chart) or manifests.
     #[arg(long, value_enum, hide_possible_values = true, value_name = "values|manifests")]
     print: Option<PrintKind>,
-    /// Change objects that Helm, Argo CD or Flux keeps, and take their fields over.
+    /// Change objects that another tool, such as Helm, Argo CD, Flux or cert-manager, keeps, and take their fields over.
     #[arg(long)]
     adopt: bool,
 }
@@ -102,6 +102,21 @@ pub struct ChangeArgs {
 pub enum PrintKind {
     Values,
     Manifests,
+}
+
+/// Which of the clusters learn of each other, or forget each other. `connect` and `disconnect` have this flag.
+#[derive(Args, Debug)]
+pub struct ModeArgs {
+    /// Pairs of clusters that are changed: bidirectional (this cluster and each destination, both sides), mesh (all
+    /// clusters with each other), unicast (this cluster alone, and no destination).
+    #[arg(
+        long,
+        value_enum,
+        default_value = "bidirectional",
+        hide_possible_values = true,
+        value_name = "MODE"
+    )]
+    connection_mode: ConnectionMode,
 }
 
 /// The values of --connection-mode.
@@ -220,12 +235,14 @@ impl ChangeArgs {
     }
 }
 
-impl From<ConnectionMode> for Mode {
-    fn from(mode: ConnectionMode) -> Self {
-        match mode {
-            ConnectionMode::Bidirectional => Self::Bidirectional,
-            ConnectionMode::Mesh => Self::Mesh,
-            ConnectionMode::Unicast => Self::Unicast,
+// === impl ModeArgs ===
+
+impl ModeArgs {
+    pub fn mode(&self) -> Mode {
+        match self.connection_mode {
+            ConnectionMode::Bidirectional => Mode::Bidirectional,
+            ConnectionMode::Mesh => Mode::Mesh,
+            ConnectionMode::Unicast => Mode::Unicast,
         }
     }
 }

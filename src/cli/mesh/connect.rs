@@ -1,7 +1,7 @@
 //! `mesh connect`.
 
 use super::super::flags::duration;
-use super::{ChangeArgs, ClientArgs, ConnectionMode};
+use super::{ChangeArgs, ClientArgs, ModeArgs};
 use crate::mesh::connect::{Action, Request, connect};
 use crate::mesh::endpoints::AddressType;
 use crate::mesh::output::Output;
@@ -18,16 +18,8 @@ pub struct ConnectArgs {
     /// Context of a cluster to connect to; a comma-separated list, or repeated.
     #[arg(long, value_delimiter = ',', required = true, value_name = "CONTEXT,...")]
     destination_context: Vec<String>,
-    /// Clusters that learn of each other: bidirectional (this cluster and each destination), mesh (all of them), unicast
-    /// (this cluster alone learns of the destinations).
-    #[arg(
-        long,
-        value_enum,
-        default_value = "bidirectional",
-        hide_possible_values = true,
-        value_name = "MODE"
-    )]
-    connection_mode: ConnectionMode,
+    #[command(flatten)]
+    mode: ModeArgs,
     /// Address of this cluster's store for the others, in place of the one that is found: HOST:PORT; a comma-separated
     /// list, or repeated. All addresses have the same port. Set to the address of a load balancer that Kubernetes does not
     /// know.
@@ -42,8 +34,8 @@ pub struct ConnectArgs {
         value_name = "[CONTEXT=]HOST:PORT,..."
     )]
     destination_endpoint: Vec<String>,
-    /// Type of the addresses of nodes for Services of type NodePort: InternalIP, ExternalIP, or auto (a node's ExternalIP
-    /// if the node has one). All Ready nodes are used.
+    /// Type of the addresses of nodes for Services of type NodePort: InternalIP, ExternalIP, or auto (the ExternalIPs of a
+    /// node that has one). All addresses of the type of all Ready nodes are used, of the IP families of the Service.
     #[arg(
         long,
         value_enum,
@@ -55,7 +47,8 @@ pub struct ConnectArgs {
     /// Number of clusters that are changed at the same time. Set to 1 to change one after the other.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..), value_name = "N")]
     parallel: u16,
-    /// Connect clusters with different CAs: each cluster trusts the CAs of its peers, too.
+    /// Connect clusters with different CAs: each cluster trusts the CAs of its peers, too. Needs --adopt where cert-manager,
+    /// certgen or Helm writes what a cluster trusts.
     #[arg(long, alias = "allow-mismatching-ca", action = ArgAction::SetTrue)]
     share_ca: bool,
     /// Longest wait for the address of a load balancer.
@@ -85,7 +78,7 @@ impl ConnectArgs {
     pub async fn run(self, program: &str) -> anyhow::Result<()> {
         let contexts = self.client.contexts(&self.destination_context).await.context(FAILED)?;
         let request = Request {
-            mode: self.connection_mode.into(),
+            mode: self.mode.mode(),
             action: self.change.action(),
             source_endpoints: self.source_endpoint,
             destination_endpoints: self.destination_endpoint,

@@ -1,6 +1,6 @@
 //! `mesh disconnect`.
 
-use super::{ChangeArgs, ClientArgs, ConnectionMode};
+use super::{ChangeArgs, ClientArgs, ModeArgs};
 use crate::mesh::disconnect::{Request, disconnect};
 use anyhow::Context;
 use clap::Args;
@@ -18,16 +18,8 @@ pub struct DisconnectArgs {
     /// list, or repeated.
     #[arg(long, value_delimiter = ',', value_name = "CLUSTER,...")]
     destination_name: Vec<String>,
-    /// Clusters that forget each other: bidirectional (this cluster and each destination), mesh (all of them), unicast
-    /// (this cluster alone forgets the destinations).
-    #[arg(
-        long,
-        value_enum,
-        default_value = "bidirectional",
-        hide_possible_values = true,
-        value_name = "MODE"
-    )]
-    connection_mode: ConnectionMode,
+    #[command(flatten)]
+    mode: ModeArgs,
     #[command(flatten)]
     change: ChangeArgs,
     #[command(flatten)]
@@ -39,7 +31,7 @@ impl DisconnectArgs {
     pub async fn run(self, program: &str) -> anyhow::Result<()> {
         let contexts = self.client.contexts(&self.destination_context).await.context(FAILED)?;
         let request = Request {
-            mode: self.connection_mode.into(),
+            mode: self.mode.mode(),
             action: self.change.action(),
             names: self.destination_name,
             adopt: self.change.adopt,
