@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod apply_api;
+pub mod certificates;
 pub mod cluster_api;
 pub mod environment;
 pub mod exec;

@@ -4,6 +4,7 @@
 //! Server-side apply is that of a real API server for maps: a manager owns the leaves that it has applied, leaves that it
 //! does not apply any more are removed, and leaves of other managers with other values are conflicts. Lists are leaves.
 
+use crate::support::certificates::certificates;
 use crate::support::kubernetes_api::{failure, json_response, serve};
 use axum::Router;
 use axum::body::to_bytes;
@@ -12,7 +13,7 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use isthmus::mesh::pki::{Authority, Leaf, Owner};
+use isthmus::mesh::pki::Authority;
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 use std::collections::btree_map::Entry;
@@ -23,6 +24,8 @@ use std::sync::Arc;
 pub const CORE: &str = "/api/v1/namespaces/kube-system";
 pub const APPS: &str = "/apis/apps/v1/namespaces/kube-system";
 const STORE: &str = "clustermesh-apiserver";
+/// The name with which this program writes.
+const US: &str = "isthmus";
 
 /// A running API.
 #[derive(Clone)]
@@ -41,7 +44,13 @@ struct Cluster {
     writes: Mutex<Vec<String>>,
     /// Paths that cannot be written.
     forbidden: Mutex<BTreeSet<String>>,
+    /// Paths that cannot be written, not even in a rehearsal.
+    refused: Mutex<BTreeSet<String>>,
+    /// What others do before a request is answered: method and path of the request, and the change. Each comes once.
+    others: Mutex<Vec<(String, Change)>>,
 }
+
+type Change = Box<dyn FnOnce() + Send>;
 
 /// Text of a path inside an object → its value.
 type Leaves = BTreeMap<String, Value>;
@@ -85,22 +94,9 @@ impl ApplyApi {
         let ports = json!([{"port": 2379, "nodePort": 32379}]);
         let service = json!({"metadata": helm, "spec": {"type": "NodePort", "clusterIP": "10.96.0.9", "ports": ports}});
         self.put(&format!("{CORE}/services/{STORE}"), service);
-        let owner = Owner {
-            cluster: self.name.clone(),
-            namespace: "kube-system".to_owned(),
-            ..Owner::default()
-        };
-        for leaf in Leaf::ALL {
-            let made = authority.issue(&leaf.request(&owner), jiff::Timestamp::now()).unwrap();
-            self.secret(
-                leaf.secret(),
-                &[("tls.crt", &made.cert), ("tls.key", &made.key), ("ca.crt", &made.ca)],
-            );
+        for (name, values) in certificates(&self.name, authority) {
+            self.secret(&name, &values);
         }
-        self.secret(
-            "cilium-ca",
-            &[("ca.crt", authority.cert()), ("ca.key", authority.key())],
-        );
     }
 
     /// Creates or replaces the object at `path`, whose last part is its name, as another tool.
@@ -110,10 +106,10 @@ impl ApplyApi {
         self.state.objects.lock().insert(path.to_owned(), object);
     }
 
-    pub fn secret(&self, name: &str, values: &[(&str, &str)]) {
+    pub fn secret<T: AsRef<str>>(&self, name: &str, values: &[(&str, T)]) {
         let data: BTreeMap<_, _> = values
             .iter()
-            .map(|(key, value)| (*key, STANDARD.encode(value)))
+            .map(|(key, value)| (*key, STANDARD.encode(value.as_ref())))
             .collect();
         let kind = if data.contains_key("tls.crt") {
             "kubernetes.io/tls"
@@ -155,8 +151,31 @@ impl ApplyApi {
         self.state.forbidden.lock().insert(path.to_owned());
     }
 
+    /// Refuses writes to `path` and rehearsals of writes.
+    pub fn refuse(&self, path: &str) {
+        self.state.refused.lock().insert(path.to_owned());
+    }
+
     pub fn allow(&self, path: &str) {
         self.state.forbidden.lock().remove(path);
+    }
+
+    /// Lets another command do `change` before the next request with this method and path, such as `POST /api/…`.
+    pub fn interrupt(&self, request: &str, change: impl FnOnce(&Self) + Send + 'static) {
+        let api = self.clone();
+        let change: Change = Box::new(move || change(&api));
+        self.state.others.lock().push((request.to_owned(), change));
+    }
+
+    /// Lets the pods of the chart take their CAs from `key` of an object, `configMap` or `secret`, in place of `ca.crt`.
+    pub fn use_bundle(&self, kind: &str, name: &str, key: &str) {
+        let certificate = json!({"secret": {"name": "clustermesh-apiserver-server-cert",
+            "items": [{"key": "tls.crt", "path": "tls.crt"}, {"key": "tls.key", "path": "tls.key"}]}});
+        let bundle = json!({kind: {"name": name, "items": [{"key": key, "path": "ca.crt"}]}});
+        let volume = json!({"name": "etcd-server-secrets", "projected": {"sources": [certificate, bundle]}});
+        self.edit(&format!("{APPS}/deployments/{STORE}"), |deployment| {
+            deployment["spec"]["template"]["spec"]["volumes"] = json!([volume]);
+        });
     }
 
     /// Method and path of each write so far.
@@ -191,16 +210,35 @@ async fn answer(State(cluster): State<Arc<Cluster>>, request: Request) -> Respon
         .map_or("", |value| value.to_str().unwrap())
         .to_owned();
     let body = to_bytes(body, 1 << 22).await.unwrap();
-    let is_rehearsal = query.contains("dryRun=All");
-    if method != "GET" && !is_rehearsal {
-        if cluster.forbidden.lock().contains(&path) {
-            return failure(
-                StatusCode::FORBIDDEN,
-                "Forbidden",
-                &format!("{path} is forbidden: User \"u\" cannot patch"),
-            );
+    let path = match &*method {
+        // An object is named in the request.
+        "POST" => {
+            let object: Value = serde_json::from_slice(&body).unwrap();
+            format!("{path}/{}", object["metadata"]["name"].as_str().unwrap())
         }
+        _ => path,
+    };
+    let is_rehearsal = query.contains("dryRun=All");
+    let is_refused =
+        cluster.refused.lock().contains(&path) || (!is_rehearsal && cluster.forbidden.lock().contains(&path));
+    if method != "GET" && is_refused {
+        return failure(
+            StatusCode::FORBIDDEN,
+            "Forbidden",
+            &format!("{path} is forbidden: User \"u\" cannot patch"),
+        );
+    }
+    if method != "GET" && !is_rehearsal {
         cluster.writes.lock().push(format!("{method} {path}"));
+        let request = format!("{method} {path}");
+        let other = {
+            let mut others = cluster.others.lock();
+            let at = others.iter().position(|(of, _)| *of == request);
+            at.map(|at| others.remove(at).1)
+        };
+        if let Some(change) = other {
+            change();
+        }
     }
     match (&*method, &*kind) {
         ("GET", _) => get(&cluster, &path),
@@ -208,7 +246,7 @@ async fn answer(State(cluster): State<Arc<Cluster>>, request: Request) -> Respon
             Some(object) => json_response(&object),
             None => not_found(&path),
         },
-        ("POST", _) => create(&cluster, &path, serde_json::from_slice(&body).unwrap()),
+        ("POST", _) => create(&cluster, &path, serde_json::from_slice(&body).unwrap(), is_rehearsal),
         ("PATCH", "application/apply-patch+yaml") => {
             let wanted = serde_json::from_slice(&body).unwrap();
             apply(&cluster, &path, wanted, query.contains("force=true"), is_rehearsal)
@@ -235,18 +273,55 @@ async fn answer(State(cluster): State<Arc<Cluster>>, request: Request) -> Respon
     }
 }
 
-/// Adds an object to a collection.
-fn create(cluster: &Cluster, collection: &str, object: Value) -> Response {
-    let name = object["metadata"]["name"].as_str().unwrap();
+/// Adds an object, whose fields its creator owns from then on.
+fn create(cluster: &Cluster, path: &str, mut object: Value, is_rehearsal: bool) -> Response {
+    let name = path.rsplit('/').next().unwrap();
     let mut objects = cluster.objects.lock();
-    match objects.entry(format!("{collection}/{name}")) {
+    match objects.entry(path.to_owned()) {
         Entry::Occupied(_) => failure(
             StatusCode::CONFLICT,
             "AlreadyExists",
             &format!("{name:?} already exists"),
         ),
-        Entry::Vacant(place) => json_response(place.insert(object)),
+        Entry::Vacant(place) => {
+            let owned = ownership("Update", &leaves_of(&object));
+            object["metadata"]["managedFields"] = json!([owned]);
+            let mut next = cluster.version.lock();
+            *next += 1;
+            object["metadata"]["resourceVersion"] = json!(next.to_string());
+            if !is_rehearsal {
+                place.insert(object.clone());
+            }
+            json_response(&object)
+        }
     }
+}
+
+/// The entry about the fields that this program owns.
+fn ownership(operation: &str, leaves: &Leaves) -> Value {
+    let mut all = json!({});
+    for at in leaves.keys() {
+        note(&mut all, at);
+    }
+    json!({"manager": US, "operation": operation, "apiVersion": "v1", "fieldsType": "FieldsV1", "fieldsV1": all,
+        "time": "2026-11-27T10:00:00Z"})
+}
+
+/// The leaves of an object that can be owned.
+fn leaves_of(object: &Value) -> Leaves {
+    let mut leaves = Leaves::new();
+    collect(object, "", &mut leaves);
+    leaves.retain(|at, _| {
+        ![
+            "/apiVersion",
+            "/kind",
+            "/metadata/name",
+            "/metadata/namespace",
+            "/metadata/resourceVersion",
+        ]
+        .contains(&&**at)
+    });
+    leaves
 }
 
 fn not_found(path: &str) -> Response {
@@ -276,7 +351,6 @@ fn get(cluster: &Cluster, path: &str) -> Response {
 }
 
 fn apply(cluster: &Cluster, path: &str, wanted: Value, force: bool, is_rehearsal: bool) -> Response {
-    const US: &str = "isthmus";
     let mut objects = cluster.objects.lock();
     let mut object = objects.get(path).cloned();
     let version = &wanted["metadata"]["resourceVersion"];
@@ -298,18 +372,7 @@ fn apply(cluster: &Cluster, path: &str, wanted: Value, force: bool, is_rehearsal
         let message = "type: Invalid value: \"Opaque\": field is immutable";
         return failure(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message);
     }
-    let mut leaves = Leaves::new();
-    collect(&wanted, "", &mut leaves);
-    leaves.retain(|at, _| {
-        ![
-            "/apiVersion",
-            "/kind",
-            "/metadata/name",
-            "/metadata/namespace",
-            "/metadata/resourceVersion",
-        ]
-        .contains(&&**at)
-    });
+    let leaves = leaves_of(&wanted);
     let mut fields = live["metadata"]["managedFields"]
         .as_array()
         .cloned()
@@ -328,21 +391,16 @@ fn apply(cluster: &Cluster, path: &str, wanted: Value, force: bool, is_rehearsal
             return failure(StatusCode::CONFLICT, "Conflict", &message);
         }
     }
-    for at in owned.iter().filter(|at| !leaves.contains_key(*at)) {
+    let of_others: BTreeSet<String> = fields.iter().flat_map(|entry| names(&entry["fieldsV1"], "")).collect();
+    let is_removed = |at: &&String| !leaves.contains_key(*at) && !of_others.contains(*at);
+    for at in owned.iter().filter(is_removed) {
         let (parent, name) = at.rsplit_once('/').unwrap();
         if let Some(Value::Object(parent)) = live.pointer_mut(parent) {
             parent.remove(&name.replace("~1", "/"));
         }
     }
     merge(live, &wanted);
-    let mut all = json!({});
-    for at in leaves.keys() {
-        note(&mut all, at);
-    }
-    fields.push(
-        json!({"manager": US, "operation": "Apply", "apiVersion": "v1", "fieldsType": "FieldsV1", "fieldsV1": all,
-        "time": "2026-11-27T10:00:00Z"}),
-    );
+    fields.push(ownership("Apply", &leaves));
     live["metadata"]["managedFields"] = Value::Array(fields);
     let mut next = cluster.version.lock();
     *next += 1;

@@ -1,5 +1,6 @@
 //! The Kubernetes API of one cluster of a mesh, for commands that read objects and execute in pods.
 
+use crate::support::certificates::certificates;
 use crate::support::exec::{self, Execution, Reply};
 use crate::support::kubernetes_api::{failure, json_response, serve};
 use axum::Router;
@@ -9,7 +10,7 @@ use axum::http::{Method, StatusCode};
 use axum::response::Response;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use isthmus::mesh::pki::{Authority, Leaf, Owner};
+use isthmus::mesh::pki::Authority;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -75,22 +76,9 @@ impl ClusterApi {
             self.pod(&format!("cilium-{at}"), "cilium", "cilium-agent");
         }
         self.pod("clustermesh-apiserver-0", STORE, "kvstoremesh");
-        let owner = Owner {
-            cluster: self.name.clone(),
-            namespace: "kube-system".to_owned(),
-            ..Owner::default()
-        };
-        for leaf in Leaf::ALL {
-            let made = authority.issue(&leaf.request(&owner), jiff::Timestamp::now()).unwrap();
-            self.secret(
-                leaf.secret(),
-                &[("tls.crt", &made.cert), ("tls.key", &made.key), ("ca.crt", &made.ca)],
-            );
+        for (name, values) in certificates(&self.name, authority) {
+            self.secret(&name, &values);
         }
-        self.secret(
-            "cilium-ca",
-            &[("ca.crt", authority.cert()), ("ca.key", authority.key())],
-        );
     }
 
     /// The Deployment of the store, with `ready` of one replica.
@@ -116,10 +104,10 @@ impl ClusterApi {
         self.put(&format!("{CORE}/pods/{name}"), pod);
     }
 
-    pub fn secret(&self, name: &str, values: &[(&str, &str)]) {
+    pub fn secret<T: AsRef<str>>(&self, name: &str, values: &[(&str, T)]) {
         let data: BTreeMap<_, _> = values
             .iter()
-            .map(|(key, value)| (*key, STANDARD.encode(value)))
+            .map(|(key, value)| (*key, STANDARD.encode(value.as_ref())))
             .collect();
         self.put(&format!("{CORE}/secrets/{name}"), json!({"data": data}));
     }
