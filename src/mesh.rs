@@ -30,5 +30,6 @@ pub mod ready;
 pub mod record;
 pub mod rotation;
 pub mod status;
+pub mod trust;
 pub mod values;
 pub mod wait;

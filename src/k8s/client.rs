@@ -114,6 +114,31 @@ pub fn describe(error: &(dyn std::error::Error + 'static)) -> String {
         .fold(text, |text, layer| text.replace(layer, ""))
 }
 
+/// What to do about an error of the API, as the end of a sentence. `right` is what the user needs after 403, such as `get
+/// secrets`; `conflict` is the end after 409.
+pub fn remedy(error: &kube::Error, right: &str, conflict: &str) -> String {
+    let kube::Error::Api(status) = error else {
+        return "; is the API server of this context reachable from this machine?".to_owned();
+    };
+    match status.code {
+        401 => "; the API refuses the credentials of this context: log in again".to_owned(),
+        403 => format!("; the user of this context needs the right to {right} (docs/mesh.md lists all rights)"),
+        409 => conflict.to_owned(),
+        _ => String::new(),
+    }
+}
+
+/// Whether the API refused a change because another writer was faster: the object exists already, or is not any more as
+/// it was read.
+pub fn is_race(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 409 && !is_field_conflict(error))
+}
+
+/// Whether the API refused to apply fields because another manager owns them.
+pub fn is_field_conflict(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 409 && status.message.starts_with("Apply failed with"))
+}
+
 // === impl Settings ===
 
 impl Settings {

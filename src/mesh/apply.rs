@@ -1,14 +1,15 @@
 //! Makes the changes of a plan, and verifies each one. A failure says what was done before it and what was not.
 
-use super::change::{Change, Plan, Step, Target, missing};
+use super::change::{Change, Plan, Presence, Step, Target, missing};
 use super::context::Context;
 use super::facts::MANAGER;
 use super::output::Output;
-use crate::k8s::client::describe;
+use crate::k8s::client::{describe, is_field_conflict, is_race, remedy};
 use kube::Api;
-use kube::api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams};
+use kube::api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// The annotation of a pod template that restarts the pods; kubectl's.
 const RESTARTED: &str = "kubectl.kubernetes.io/restartedAt";
@@ -19,7 +20,7 @@ pub enum Error {
     #[error(
         "cannot {verb} {target} in context {context:?}: {}{}",
         describe(error),
-        remedy(verb, target, error)
+        remedy(error, &right(verb, target), conflict(error))
     )]
     Api {
         verb: &'static str,
@@ -36,6 +37,15 @@ pub enum Error {
         context: String,
         fields: Vec<String>,
     },
+}
+
+// === impl Error ===
+
+impl Error {
+    /// Whether another writer was faster, so that a command should read again and decide anew.
+    pub fn is_race(&self) -> bool {
+        matches!(self, Self::Api { error, .. } if is_race(error))
+    }
 }
 
 /// A plan that was not carried out to its end.
@@ -57,29 +67,50 @@ fn progress(done: &[String], undone: &[String]) -> String {
     format!("{}. {}.", list("Done", done), list("Not done", undone))
 }
 
-/// What to do about an error of the API.
-fn remedy(verb: &str, target: &Target, error: &kube::Error) -> String {
-    let kube::Error::Api(status) = error else {
-        return "; is the API server of this context reachable from this machine?".to_owned();
-    };
-    match status.code {
-        403 => {
-            let verb = if verb == "apply" { "create and patch" } else { verb };
-            let plural = plural(target);
-            format!("; the user of this context needs the right to {verb} {plural} (docs/mesh.md lists all rights)")
+/// The right that a change needs.
+fn right(verb: &str, target: &Target) -> String {
+    let verb = if verb == "apply" { "create and patch" } else { verb };
+    format!("{verb} {}", plural(target))
+}
+
+/// What to do about a conflict.
+fn conflict(error: &kube::Error) -> &'static str {
+    match is_field_conflict(error) {
+        true => {
+            "; another tool owns these fields: let that tool write the values of --print=values or --print=manifests, or take \
+             the fields over with --adopt"
         }
-        409 if status.message.contains("conflict") => {
-            "; another tool owns these fields: let that tool write the values of \
-             --print=values or --print=manifests, or take the fields over with --adopt"
-                .to_owned()
-        }
-        409 => "; somebody has changed the object in the meantime: run the command again".to_owned(),
-        _ => String::new(),
+        false => "; somebody has changed the object in the meantime: run the command again",
     }
 }
 
 fn plural(target: &Target) -> String {
     format!("{}s", target.kind.to_lowercase())
+}
+
+/// How often a command decides anew because others change the same objects at the same time.
+const ATTEMPTS: u32 = 5;
+
+/// Repeats what reads, decides and changes as long as other writers are faster, at most [`ATTEMPTS`] times. `attempt` is
+/// given the number of the attempt, from 1; `is_race` tells from its error whether others were faster.
+pub async fn again<T, E>(
+    output: &dyn Output,
+    is_race: impl Fn(&E) -> bool,
+    mut attempt: impl AsyncFnMut(u32) -> Result<T, E>,
+) -> Result<T, E> {
+    let mut number = 1;
+    loop {
+        match attempt(number).await {
+            Err(error) if is_race(&error) && number < ATTEMPTS => {
+                output.line("ℹ️  Another command changes the same objects: reading them again");
+                // Commands that were started together do not go on together.
+                let most = u64::from(number) * 400;
+                tokio::time::sleep(Duration::from_millis(rand::random_range(50..=most))).await;
+                number += 1;
+            }
+            done => return done,
+        }
+    }
 }
 
 /// The API of the kind of an object.
@@ -109,8 +140,21 @@ pub async fn live(context: &Context, target: &Target) -> Result<Option<Value>, E
 /// Asks the API whether it would accept the changes, and changes nothing: finds missing rights, fields of other tools, and
 /// what admission refuses.
 pub async fn rehearse(context: &Context, plan: &Plan) -> Result<(), Error> {
-    for change in plan.changes.iter().filter(|change| change.step != Step::Delete) {
-        make(context, change, true).await?;
+    let makes_role = plan.changes.iter().any(|change| change.target.kind == "ClusterRole");
+    for change in &plan.changes {
+        // What is deleted may be gone. A role that is only rehearsed cannot be bound.
+        let is_left_out = change.step == Step::Delete || (makes_role && change.target.kind == "ClusterRoleBinding");
+        if !is_left_out {
+            make(context, change, true).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Applies objects of this program in their order, whoever has written their fields.
+pub async fn force(context: &Context, objects: &[Value]) -> Result<(), Error> {
+    for object in objects {
+        apply_object(context, &Target::of(object), object, true, false).await?;
     }
     Ok(())
 }
@@ -137,24 +181,18 @@ pub async fn apply(context: &Context, plan: &Plan, output: &dyn Output) -> Resul
 async fn make(context: &Context, change: &Change, is_rehearsal: bool) -> Result<(), Error> {
     let (target, api) = (&change.target, api(context, &change.target));
     match &change.step {
-        Step::Apply { object, force } => {
-            let params = PatchParams {
-                dry_run: is_rehearsal,
-                force: *force,
-                ..PatchParams::apply(MANAGER)
-            };
-            let applied = api.patch(&target.name, &params, &Patch::Apply(object)).await;
-            let applied = applied.map_err(|source| failed("apply", target, context, source))?;
-            let fields = missing(object, &serde_json::to_value(applied).unwrap_or_default());
-            if fields.is_empty() {
-                return Ok(());
+        Step::Apply {
+            object,
+            force,
+            presence,
+        } => match presence {
+            Presence::Absent if !is_rehearsal && has_blank(target) => {
+                let object = reserve(context, target, object).await?;
+                apply_object(context, target, &object, *force, false).await
             }
-            Err(Error::Altered {
-                target: target.clone(),
-                context: context.name.clone(),
-                fields,
-            })
-        }
+            _ => apply_object(context, target, object, *force, is_rehearsal).await,
+        },
+        Step::Create(object) => create(context, target, object, is_rehearsal).await.map(drop),
         Step::SetKeys { data, version } => {
             let mut patch = json!({"data": data});
             if let Some(version) = version {
@@ -178,6 +216,75 @@ async fn make(context: &Context, change: &Change, is_rehearsal: bool) -> Result<
             merge(context, target, patch, is_rehearsal).await
         }
     }
+}
+
+/// Applies the fields of an object, and verifies that they are there.
+async fn apply_object(
+    context: &Context,
+    target: &Target,
+    object: &Value,
+    force: bool,
+    is_rehearsal: bool,
+) -> Result<(), Error> {
+    let params = PatchParams {
+        dry_run: is_rehearsal,
+        force,
+        ..PatchParams::apply(MANAGER)
+    };
+    let applied = api(context, target)
+        .patch(&target.name, &params, &Patch::Apply(object))
+        .await;
+    let applied = applied.map_err(|source| failed("apply", target, context, source))?;
+    let fields = missing(object, &serde_json::to_value(applied).unwrap_or_default());
+    if fields.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Altered {
+        target: target.clone(),
+        context: context.name.clone(),
+        fields,
+    })
+}
+
+/// Whether an object of this kind can be made without contents. Of the other kinds, whose contents come from flags alone and
+/// from no other object, the last command decides.
+fn has_blank(target: &Target) -> bool {
+    ["ConfigMap", "Secret", "ServiceAccount"].contains(&&*target.kind)
+}
+
+/// Makes a blank object for contents that are applied next. Fails if the object exists. Returns the contents with the version
+/// of the blank object.
+///
+/// Applying makes an object or changes one, and cannot be told to make one only. An object that was created with its
+/// contents would keep contents that are not applied any more: the creation owns them, too.
+async fn reserve(context: &Context, target: &Target, object: &Value) -> Result<Value, Error> {
+    let mut blank = object.clone();
+    if let Some(fields) = blank.as_object_mut() {
+        fields.remove("data");
+    }
+    let version = create(context, target, &blank, false).await?;
+    let mut object = object.clone();
+    object["metadata"]["resourceVersion"] = json!(version);
+    Ok(object)
+}
+
+/// Makes an object. Fails if it exists. Returns its version.
+async fn create(
+    context: &Context,
+    target: &Target,
+    object: &Value,
+    is_rehearsal: bool,
+) -> Result<Option<String>, Error> {
+    let params = PostParams {
+        dry_run: is_rehearsal,
+        field_manager: Some(MANAGER.to_owned()),
+    };
+    let fail = |source| failed("create", target, context, source);
+    let object: DynamicObject = serde_json::from_value(object.clone())
+        .map_err(kube::Error::SerdeError)
+        .map_err(fail)?;
+    let created = api(context, target).create(&params, &object).await;
+    Ok(created.map_err(fail)?.metadata.resource_version)
 }
 
 /// Merges a patch into an object.

@@ -5,7 +5,7 @@ pub mod cronjob;
 pub mod leaves;
 pub mod store;
 
-use super::facts::{self, Facts, secret};
+use super::facts::{self, BundleKind, Facts, secret};
 use super::pki::{self, Certificate, Leaf, Owner};
 use super::record::Record;
 use super::rotation::{self, ClientFile, Place, PlaceKind};
@@ -17,14 +17,14 @@ use serde::Serialize;
 const CERT_MANAGER: &str = "cert-manager.io/certificate-name";
 /// A certificate with fewer days left is worth a warning.
 const FEW_DAYS: i64 = super::checks::FEW_DAYS;
-/// The CA bundle of the chart: a ConfigMap, and its key.
-pub const BUNDLE: &str = "cilium-root-ca.crt";
-pub const BUNDLE_KEY: &str = "ca.crt";
 
 /// A certificate of a cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Row {
+    /// The kind of the object: a CA bundle may be a ConfigMap.
+    pub kind: BundleKind,
+    /// The name of the object.
     pub secret: String,
     pub key: String,
     pub subject: String,
@@ -116,6 +116,20 @@ impl Inventory {
         for (name, key, text) in trusted_files(facts) {
             certificates.extend(rows(&name, &key, &text, &Method::Free, now));
         }
+        if let Some(bundle) = &facts.bundle {
+            let (place, method) = (&bundle.place, Method::of(&bundle.metadata));
+            let found = rows(
+                &place.name,
+                &place.key,
+                bundle.pem.as_deref().unwrap_or_default(),
+                &method,
+                now,
+            );
+            certificates.extend(found.into_iter().map(|row| Row {
+                kind: place.kind,
+                ..row
+            }));
+        }
         Self {
             cluster: facts.name().to_owned(),
             context: facts.context.clone(),
@@ -159,7 +173,7 @@ impl Inventory {
                 .to_owned()
         }));
         for row in &self.certificates {
-            let of = format!("Secret {}, key {}", row.secret, row.key);
+            let of = format!("{} {}, key {}", row.kind, row.secret, row.key);
             match (&row.problem, row.days_left) {
                 (Some(problem), _) => lines.push(format!("❌ {of}: {problem}")),
                 (None, ..0) => lines.push(format!("❌ {of}: {} expired on {}", row.subject, row.until)),
@@ -202,6 +216,7 @@ fn misplaced_key(facts: &Facts, name: &str, method: &Method) -> Option<Row> {
 /// A row about what cannot be used.
 fn unusable(secret: &str, key: &str, why: &pki::Error, method: &Method) -> Row {
     Row {
+        kind: BundleKind::Secret,
         secret: secret.to_owned(),
         key: key.to_owned(),
         subject: String::new(),
@@ -215,6 +230,7 @@ fn unusable(secret: &str, key: &str, why: &pki::Error, method: &Method) -> Row {
 
 fn rows(secret: &str, key: &str, text: &str, method: &Method, now: Timestamp) -> Vec<Row> {
     let row = |certificate: &Certificate| Row {
+        kind: BundleKind::Secret,
         secret: secret.to_owned(),
         key: key.to_owned(),
         subject: certificate.subject.clone(),
@@ -265,8 +281,8 @@ fn client_files(facts: &Facts) -> Vec<ClientFile> {
     files
 }
 
-/// What a rotation sees of a cluster. `bundle` is the chart's CA bundle.
-pub fn cluster(facts: &Facts, bundle: Option<&str>) -> rotation::Cluster {
+/// What a rotation sees of a cluster.
+pub fn cluster(facts: &Facts) -> rotation::Cluster {
     let own = Leaf::ALL.into_iter().filter_map(|leaf| {
         let text = facts.secret_text(leaf.secret(), "ca.crt")?;
         Some((leaf.secret().to_owned(), "ca.crt".to_owned(), text.to_owned()))
@@ -277,11 +293,16 @@ pub fn cluster(facts: &Facts, bundle: Option<&str>) -> rotation::Cluster {
         key,
         pem,
     });
-    let bundle = bundle.map(|pem| Place {
-        kind: PlaceKind::ConfigMap,
-        name: BUNDLE.to_owned(),
-        key: BUNDLE_KEY.to_owned(),
-        pem: pem.to_owned(),
+    let bundle = facts.bundle.iter().filter_map(|bundle| {
+        Some(Place {
+            kind: match bundle.place.kind {
+                BundleKind::ConfigMap => PlaceKind::ConfigMap,
+                BundleKind::Secret => PlaceKind::Secret,
+            },
+            name: bundle.place.name.clone(),
+            key: bundle.place.key.clone(),
+            pem: bundle.pem.clone()?,
+        })
     });
     let record = Record::read(facts).unwrap_or_default();
     let known = record.peers.into_iter().filter_map(|(peer, entry)| {

@@ -34,10 +34,17 @@ pub struct Target {
 /// What is done to an object.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Step {
-    /// Apply these fields. `force` takes fields over from other managers.
-    Apply { object: Value, force: bool },
-    /// Set these keys of the data, in base64, and leave all others as they are. The version is that of the object as it
-    /// was read.
+    /// Apply these fields. `force` takes fields over from other managers. An object that was absent when it was read is
+    /// only made if it is absent still: two commands at once would overwrite each other, whose manager is the same.
+    Apply {
+        object: Value,
+        force: bool,
+        presence: Presence,
+    },
+    /// Make this object, unless it exists.
+    Create(Value),
+    /// Set these keys of the data, in the form of the object, and leave all others as they are. The version is that of the
+    /// object as it was read.
     SetKeys {
         data: BTreeMap<String, String>,
         version: Option<String>,
@@ -48,6 +55,13 @@ pub enum Step {
     Delete,
     /// Restart the pods of a Deployment, for this reason.
     Restart { why: String },
+}
+
+/// Whether an object existed when it was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    Absent,
+    Present,
 }
 
 /// A change of one object.
@@ -100,6 +114,22 @@ impl fmt::Display for Target {
     }
 }
 
+// === impl Change ===
+
+impl Change {
+    /// The keys of the data that the change sets, with their texts.
+    pub fn texts(&self) -> Vec<(&str, String)> {
+        let Step::SetKeys { data, .. } = &self.step else {
+            return vec![];
+        };
+        let text = |value: &String| match &*self.target.kind {
+            "Secret" => String::from_utf8_lossy(&STANDARD.decode(value).unwrap_or_default()).into_owned(),
+            _ => value.clone(),
+        };
+        data.iter().map(|(key, value)| (&**key, text(value))).collect()
+    }
+}
+
 // === impl Plan ===
 
 impl Plan {
@@ -125,18 +155,43 @@ impl Plan {
                 .map(|difference| difference.line(is_secret))
                 .collect(),
             target,
-            step: Step::Apply { object, force },
+            step: Step::Apply {
+                object,
+                force,
+                presence: match live {
+                    Some(_) => Presence::Present,
+                    None => Presence::Absent,
+                },
+            },
         });
     }
 
-    /// Adds the change of one text in a Secret that somebody else may own. Server-side apply would remove the other keys
-    /// if this program has made the Secret.
+    /// Adds the creation of an object that nobody has made.
+    pub fn create(&mut self, object: Value) {
+        let target = Target::of(&object);
+        let is_secret = target.kind == "Secret";
+        self.changes.push(Change {
+            lines: differences(&object, None)
+                .iter()
+                .map(|difference| difference.line(is_secret))
+                .collect(),
+            target,
+            step: Step::Create(object),
+        });
+    }
+
+    /// Adds the change of one text in a Secret or ConfigMap that somebody else may own. Server-side apply would remove the
+    /// other keys if this program has made the object.
     pub fn set_text(&mut self, target: Target, key: &str, text: &str, version: Option<String>) {
+        let value = match &*target.kind {
+            "Secret" => STANDARD.encode(text),
+            _ => text.to_owned(),
+        };
         self.changes.push(Change {
             target,
             lines: vec![format!("~ data.{key}: <{} bytes>", text.len())],
             step: Step::SetKeys {
-                data: BTreeMap::from([(key.to_owned(), STANDARD.encode(text))]),
+                data: BTreeMap::from([(key.to_owned(), value)]),
                 version,
             },
         });
@@ -182,7 +237,7 @@ impl Plan {
     /// The objects to apply.
     pub fn objects(&self) -> impl Iterator<Item = &Value> {
         self.changes.iter().filter_map(|change| match &change.step {
-            Step::Apply { object, .. } => Some(object),
+            Step::Apply { object, .. } | Step::Create(object) => Some(object),
             Step::SetKeys { .. } | Step::RemoveKeys(_) | Step::Delete | Step::Restart { .. } => None,
         })
     }
@@ -208,6 +263,7 @@ impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.step {
             Step::Apply { .. } => write!(f, "apply {}", self.target),
+            Step::Create(_) => write!(f, "create {}", self.target),
             Step::SetKeys { data, .. } => {
                 let keys: Vec<&str> = data.keys().map(String::as_str).collect();
                 write!(f, "change {} of {}", keys.join(", "), self.target)

@@ -140,13 +140,31 @@ pub fn alone(cluster: &Profile, now: Timestamp) -> Vec<Finding> {
     let mut findings: Vec<_> = own_identity(cluster).into_iter().collect();
     for (what, material) in [("server", &cluster.server), ("remote", &cluster.remote)] {
         let Some(material) = material else { continue };
-        let secret = format!("clustermesh-apiserver-{what}-cert of cluster {}", cluster.name);
+        let secret = format!("Secret clustermesh-apiserver-{what}-cert of cluster {}", cluster.name);
         findings.extend(expiry(&secret, "tls.crt", &material.cert, now));
-        findings.extend(expiry(&secret, "ca.crt", &material.ca, now));
+        // With a bundle, nobody reads this key.
+        if cluster.bundle.is_none() {
+            findings.extend(expiry(&secret, "ca.crt", &material.ca, now));
+        }
+    }
+    if let Some(bundle) = &cluster.bundle {
+        // An authority that has ended harms nobody beside one that lives; the handshakes tell otherwise.
+        let of_bundle = expiry(
+            &format!("CA bundle of cluster {}", cluster.name),
+            "content",
+            bundle,
+            now,
+        );
+        let is_readable = pki::certificates(bundle).is_ok();
+        findings.extend(of_bundle.into_iter().map(|finding| Finding {
+            gravity: if is_readable { Gravity::Warning } else { finding.gravity },
+            remedy: "replace the certificate in the bundle (tls.caBundle) of every cluster".to_owned(),
+            ..finding
+        }));
     }
     if let Some(authority) = &cluster.authority {
         findings.extend(expiry(
-            &format!("cilium-ca of cluster {}", cluster.name),
+            &format!("Secret cilium-ca of cluster {}", cluster.name),
             "ca.crt",
             authority,
             now,
@@ -325,6 +343,14 @@ fn authorities(local: &Profile, remote: &Profile) -> Option<Finding> {
         pki::certificates(text).ok().map(|mut all| all.swap_remove(0))
     };
     let (l, r) = (first(local)?, first(remote)?);
+    // Each cluster trusts the authority of the other by its bundle.
+    let trusts = |of: &Profile, other: &pki::Certificate| {
+        let bundle = of.bundle.as_deref().map(pki::certificates);
+        bundle.is_some_and(|all| all.is_ok_and(|all| all.iter().any(|one| one.der == other.der)))
+    };
+    if trusts(local, &r) && trusts(remote, &l) {
+        return None;
+    }
     // Authorities without the identifier of their key are compared whole: they may be different and have none.
     let is_same = match l.subject_key.is_empty() || r.subject_key.is_empty() {
         true => l.der == r.der,
@@ -416,7 +442,7 @@ fn expiry(object: &str, key: &str, pem: &str, now: Timestamp) -> Vec<Finding> {
     let certificates = match pki::certificates(pem) {
         Ok(certificates) => certificates,
         Err(error) => {
-            let what = format!("Secret {object}, key {key}: {error}");
+            let what = format!("{object}, key {key}: {error}");
             return vec![fatal(
                 Topic::Expiry,
                 what,
@@ -426,10 +452,7 @@ fn expiry(object: &str, key: &str, pem: &str, now: Timestamp) -> Vec<Finding> {
     };
     let about = |certificate: &pki::Certificate| {
         let (days, until) = (certificate.days_left(now), pki::day(certificate.not_after));
-        let of = format!(
-            "Secret {object}, key {key}: the certificate of {:?}",
-            certificate.subject
-        );
+        let of = format!("{object}, key {key}: the certificate of {:?}", certificate.subject);
         let remedy = match certificate.is_authority {
             true => "replace the CA without an outage: certs rotate --ca",
             false => "issue it anew: certs rotate",

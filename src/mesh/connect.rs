@@ -8,21 +8,20 @@ use super::checks::{Finding, Gravity};
 use super::context::Context;
 use super::endpoints::{self, AddressType, Endpoints};
 use super::exec::Exec;
-use super::facts::{Facts, Keeper, RECORD};
+use super::facts::{CRON_JOBS, Facts, Keeper, RECORD};
 use super::objects;
-use super::output::Output;
+use super::output::{Output, Silent};
 use super::pki;
 use super::read;
 use super::ready;
 use super::record::{self, Record};
 use super::status;
+use super::trust::{self, Renewer};
 use super::values;
 use super::wait::Waiting;
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use futures::StreamExt;
 use jiff::Timestamp;
-pub use plan::{Member, keeper, live, version};
+pub use plan::{Member, keeper, live};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -112,8 +111,21 @@ pub enum Error {
         context: String,
         keeper: Keeper,
     },
+    #[error(
+        "key {key} of {object} in context {context:?} is written again by {renewer}, which would remove the CAs of the peers: \
+         commit the values above, after which connect needs no --share-ca, or write the key with --adopt and run connect \
+         again whenever status reports the loss"
+    )]
+    Renewed {
+        object: String,
+        key: String,
+        context: String,
+        renewer: Renewer,
+    },
     #[error("{0} of the clusters would not accept the changes, nothing was changed")]
     Refused(usize),
+    #[error("other commands change the same clusters again and again: {0}")]
+    Raced(String),
     #[error("not all clusters were changed; correct the cause and run the same command again, which continues")]
     Halfway,
     #[error(transparent)]
@@ -135,21 +147,29 @@ pub async fn connect(contexts: &[Context], request: &Request, output: &dyn Outpu
         return Err(Error::NoDestination);
     }
     let named = endpoints_of(contexts, request)?;
-    let members = Box::pin(gather(contexts, named, request, output)).await?;
+    let is_race = |error: &Error| matches!(error, Error::Raced(_));
+    apply::again(output, is_race, async |number| {
+        // What was found is printed once.
+        let told: &dyn Output = if number == 1 { output } else { &Silent };
+        let members = Box::pin(gather(contexts, named.clone(), request, told)).await?;
+        Box::pin(decide(contexts, &members, request, output)).await
+    })
+    .await
+}
+
+/// Checks the clusters, and makes or prints the changes.
+async fn decide(contexts: &[Context], members: &[Member], request: &Request, output: &dyn Output) -> Result<(), Error> {
     let now = Timestamp::now();
     let edges = plan::edges(request.mode, members.len());
-    let records = plan::records(&members, &edges, request.share_authorities, now)?;
-    let findings = plan::findings(&members, &edges, &records, request.adopt, now);
+    let records = plan::records(members, &edges, request.share_authorities, now)?;
+    let findings = plan::findings(members, &edges, &records, request.adopt, now);
     judge(&findings, request.force, output)?;
-    let work = plan::work(&members, &edges, records, request.adopt)?;
+    let work = plan::work(members, &edges, records, request.adopt)?;
     match request.action {
         Action::Apply => {}
-        Action::DryRun => {
-            output.document(&dry_run(&work));
-            return Ok(());
-        }
+        Action::DryRun => output.document(&dry_run(&work)),
         Action::PrintValues => {
-            output.document(&all_values(&members, &work.records));
+            output.document(&all_values(members, &work.records));
             return Ok(());
         }
         Action::PrintManifests => {
@@ -162,11 +182,15 @@ pub async fn connect(contexts: &[Context], request: &Request, output: &dyn Outpu
         }
     }
     if !request.adopt {
-        refuse_kept(&members, &work, output)?;
+        refuse_kept(members, &work, output)?;
     }
+    refuse_renewed(members, &work, request, output)?;
     rehearse(contexts, &work, output).await?;
-    carry_out(contexts, &members, &work, request, output).await?;
-    done(&members, request.mode, output);
+    if request.action == Action::DryRun {
+        return Ok(());
+    }
+    carry_out(contexts, members, &work, request, output).await?;
+    done(members, request.mode, output);
     Ok(())
 }
 
@@ -316,6 +340,42 @@ fn refuse_kept(members: &[Member], work: &plan::Work, output: &dyn Output) -> Re
     refused.map_or(Ok(()), Err)
 }
 
+/// Fails where the CAs that a store is to trust are written again by somebody else, and prints what that tool should be
+/// given. With `--adopt` a warning is enough.
+fn refuse_renewed(members: &[Member], work: &plan::Work, request: &Request, output: &dyn Output) -> Result<(), Error> {
+    let each = members.iter().zip(&work.trust).zip(&work.records);
+    let mut refused = None;
+    for ((Member { facts, .. }, _), record) in each.filter(|((_, plan), _)| !plan.changes.is_empty()) {
+        let (target, key) = trust::target(facts);
+        match trust::renewer(facts) {
+            Some(renewer) if request.adopt => output.line(&format!(
+                "⚠️  {renewer} writes key {key} of {target} again, and removes the CAs of the peers: status shows when"
+            )),
+            Some(renewer) => {
+                output.document(&trust::to_commit(facts, &renewer, record));
+                refused = refused.or(Some(Error::Renewed {
+                    object: target.to_string(),
+                    key,
+                    context: facts.context.clone(),
+                    renewer,
+                }));
+            }
+            None => {
+                for unread in facts.unread.iter().filter(|unread| unread.what == CRON_JOBS) {
+                    output.line(&format!(
+                        "⚠️  It is unknown whether certgen writes key {key} of {target} again: {} of cluster {} cannot be \
+                         read: {}",
+                        unread.what,
+                        facts.name(),
+                        unread.why
+                    ));
+                }
+            }
+        }
+    }
+    refused.map_or(Ok(()), Err)
+}
+
 /// The record and the peers that other tools have connected, for values that replace those of another tool.
 fn complete(facts: &Facts, record: &Record) -> Record {
     let mut complete = record.clone();
@@ -346,8 +406,13 @@ async fn rehearse(contexts: &[Context], work: &plan::Work, output: &dyn Output) 
         apply::rehearse(context, trust).await?;
         apply::rehearse(context, connect).await
     });
+    let answers = futures::future::join_all(asked).await;
+    let errors = || answers.iter().filter_map(|answer| answer.as_ref().err());
+    if let Some(error) = errors().next().filter(|_| errors().all(apply::Error::is_race)) {
+        return Err(Error::Raced(error.to_string()));
+    }
     let mut refused = 0;
-    for (answer, plan) in futures::future::join_all(asked).await.into_iter().zip(&work.connect) {
+    for (answer, plan) in answers.iter().zip(&work.connect) {
         if let Err(error) = answer {
             refused += 1;
             output.line(&format!("❌ Cluster {}: {error}", plan.cluster));
@@ -422,18 +487,14 @@ async fn restarted(
 fn by_hand(plan: &Plan) -> String {
     let mut text = String::new();
     for change in &plan.changes {
-        match &change.step {
-            Step::SetKeys { data, .. } => {
-                for (key, value) in data {
-                    let value = STANDARD.decode(value).unwrap_or_default();
-                    text += &format!("# First set {key} of {} to:\n", change.target);
-                    for line in String::from_utf8_lossy(&value).lines() {
-                        text += &format!("#   {line}\n");
-                    }
-                }
+        for (key, value) in change.texts() {
+            text += &format!("# First set {key} of {} to:\n", change.target);
+            for line in value.lines() {
+                text += &format!("#   {line}\n");
             }
-            Step::Restart { .. } => text += &format!("# Then {change}\n"),
-            Step::Apply { .. } | Step::RemoveKeys(_) | Step::Delete => {}
+        }
+        if matches!(change.step, Step::Restart { .. }) {
+            text += &format!("# Then {change}\n");
         }
     }
     text
@@ -453,14 +514,19 @@ async fn in_parallel(
             .map(|at| apply::apply(&contexts[*at], &plans[*at], output)),
     );
     let results: Vec<_> = applied.buffered(parallel.max(1)).collect().await;
-    let mut is_complete = true;
-    for (at, result) in indices.iter().zip(results) {
+    let failures = || results.iter().filter_map(|result| result.as_ref().err());
+    let Some(first) = failures().next() else {
+        return Ok(());
+    };
+    if failures().all(|failure| failure.error.is_race()) {
+        return Err(Error::Raced(first.to_string()));
+    }
+    for (at, result) in indices.iter().zip(&results) {
         if let Err(failure) = result {
-            is_complete = false;
             output.line(&format!("❌ Cluster {}: {failure}", plans[*at].cluster));
         }
     }
-    is_complete.then_some(()).ok_or(Error::Halfway)
+    Err(Error::Halfway)
 }
 
 /// The lines about what was reached.

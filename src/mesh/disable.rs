@@ -108,10 +108,17 @@ async fn remove_own(
     plan: &mut Plan,
 ) -> Result<(), Error> {
     let is_ours = |meta: &ObjectMeta| facts::keeper(meta) == Some(Keeper::Isthmus);
+    let mut is_elsewhere = false;
     // The Deployment ends before what it uses is removed.
     for object in manifests::objects(&all(facts))?.iter().rev() {
         let target = Target::of(object);
         let live = apply::live(context, &target).await?;
+        let namespace = live.as_ref().and_then(manifests::bound);
+        is_elsewhere |= namespace.is_some_and(|namespace| namespace != facts.namespace);
+        // The role follows its binding, which may be that of an installation in another namespace.
+        if is_elsewhere && target.kind.starts_with("ClusterRole") {
+            continue;
+        }
         let meta = live.and_then(|live: Value| serde_json::from_value(live["metadata"].clone()).ok());
         if meta.is_some_and(|meta| is_ours(&meta)) {
             plan.delete(target);

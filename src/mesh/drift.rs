@@ -5,6 +5,7 @@ use super::facts::{Facts, MANAGER, USERS, secret};
 use super::objects;
 use super::pki;
 use super::record::Record;
+use super::trust;
 use crate::kvstore::config::ClientConfig;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use std::collections::BTreeMap;
@@ -45,18 +46,19 @@ pub fn find(facts: &Facts, record: &Record) -> Vec<Drift> {
                 ),
             });
         }
-        let trusted = facts.secret_text(secret::SERVER, "ca.crt").unwrap_or_default();
+        let trusted = facts.trusted().unwrap_or_default();
         if entry
             .authorities
             .as_deref()
             .is_some_and(|pem| !pki::contains(trusted, pem))
         {
+            let (target, key) = trust::target(facts);
             found.push(Drift {
                 peer: peer.clone(),
-                object: format!("Secret {}/{}", facts.namespace, secret::SERVER),
+                object: target.to_string(),
                 what: format!(
-                    "ca.crt does not have the CA of cluster {peer} any more{}",
-                    last(facts.secrets.get(secret::SERVER).map(|secret| &secret.metadata))
+                    "{key} does not have the CA of cluster {peer} any more{}",
+                    last(trust::metadata(facts))
                 ),
             });
         }
@@ -135,6 +137,34 @@ mod tests {
         serde_json::from_value(json!({"namespace": "kube-system", "ciliumConfig": {"data": {"cluster-name": "tokyo"}},
             "secrets": {"cilium-clustermesh": {"metadata": meta, "data": data}}, "users": {"data": {"users.yaml": users}}}))
         .unwrap()
+    }
+
+    #[test]
+    fn an_authority_is_looked_for_where_the_store_reads_it() {
+        let authority = super::pki::Authority::generate("hk", jiff::Timestamp::now()).unwrap();
+        let mut record = record();
+        let peer = record.peers.get_mut("hk").unwrap();
+        (peer.endpoints, peer.authorities) = (None, Some(authority.cert().to_owned()));
+        let users = "users:\n- name: remote-hk\n  role: remote\n";
+        let mut facts = facts(json!({}), users);
+        let whats = |facts: &Facts| -> Vec<(String, String)> {
+            let found = find(facts, &record).into_iter();
+            found.map(|drift| (drift.object, drift.what)).collect()
+        };
+        let in_secret = (
+            "Secret kube-system/clustermesh-apiserver-server-cert",
+            "ca.crt does not have the CA of cluster hk any more",
+        );
+        assert_eq!(whats(&facts), [(in_secret.0.to_owned(), in_secret.1.to_owned())]);
+        let place = json!({"kind": "ConfigMap", "name": "roots", "key": "all.pem"});
+        facts.bundle = Some(serde_json::from_value(json!({"place": place, "pem": ""})).unwrap());
+        let in_bundle = (
+            "ConfigMap kube-system/roots",
+            "all.pem does not have the CA of cluster hk any more",
+        );
+        assert_eq!(whats(&facts), [(in_bundle.0.to_owned(), in_bundle.1.to_owned())]);
+        facts.bundle.as_mut().unwrap().pem = Some(authority.cert().to_owned());
+        assert_eq!(whats(&facts), []);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use super::change::{Change, Plan, manifests};
 use super::connect::Action;
 use super::context::Context;
 use super::endpoints::{self, AddressType};
-use super::facts::{Facts, Keeper};
+use super::facts::{self, Facts, Keeper};
 use super::flavor::{self, Undetected};
 use super::manifests::{Broken, Exposure, Storage};
 use super::objects;
@@ -96,6 +96,18 @@ pub enum Error {
     Apply(#[from] apply::Failure),
     #[error(transparent)]
     Live(#[from] Box<apply::Error>),
+    #[error("the cluster would not accept the changes, nothing was changed: {0}")]
+    Rehearsal(Box<apply::Error>),
+    #[error(
+        "{object} in context {context:?} belongs to the installation in namespace {namespace}, whose Deployment \
+         {namespace}/clustermesh-apiserver exists: one cluster has one store. Disable it first (disable --namespace {namespace}), \
+         or enable the mesh in that namespace"
+    )]
+    Elsewhere {
+        object: String,
+        context: String,
+        namespace: String,
+    },
     #[error(
         "{object} in context {context:?} is kept by {keeper}, which would undo the changes: set the values of --print=values \
          there, or take the objects over with --adopt"
@@ -127,6 +139,13 @@ pub enum Error {
 
 /// Makes the cluster of `context` ready.
 pub async fn enable(context: &Context, request: &Request, program: &str, output: &dyn Output) -> Result<(), Error> {
+    apply::again(output, Error::is_race, async |_| {
+        Box::pin(attempt(context, request, program, output)).await
+    })
+    .await
+}
+
+async fn attempt(context: &Context, request: &Request, program: &str, output: &dyn Output) -> Result<(), Error> {
     let facts = read::facts(context).await?;
     check(&facts)?;
     let place = place(&facts);
@@ -147,34 +166,61 @@ pub async fn enable(context: &Context, request: &Request, program: &str, output:
     };
     let objects = plan::deployment(&facts, request, exposure)?;
     let files = plan::client_files(&facts, request, &objects)?;
-    match request.action {
-        Action::PrintManifests => {
-            let files = files.before.objects().chain(files.after.objects());
-            output.document(&manifests(objects.iter().chain(files))?);
-            output.line(&format!(
-                "ℹ️  Without certificates: '{program} enable' issues them, and so does cert-manager"
-            ));
-            return Ok(());
-        }
-        Action::DryRun => {
-            let mut plan = plan::with_live(context, &facts, objects, request.adopt).await?;
-            plan::certificates(&facts, request, &[], jiff::Timestamp::now(), &mut plan, &Silent)?;
-            let deployment = plan.take_kind("Deployment");
-            let ordered = files
-                .before
-                .changes
-                .into_iter()
-                .chain(deployment)
-                .chain(files.after.changes);
-            plan.changes.extend(ordered);
-            output.document(&plan.to_string());
-            return Ok(());
-        }
-        Action::Apply | Action::PrintValues => {}
+    if request.action == Action::PrintManifests {
+        return printed(&objects, &files, program, output);
     }
-    deploy(context, &facts, objects, files, request, output).await?;
+    let objects = plan::with_users(&facts, objects)?;
+    let plan = Box::pin(plan::with_live(context, &facts, objects, request.adopt)).await?;
+    let mut whole = plan.clone();
+    plan::certificates(&facts, request, &[], jiff::Timestamp::now(), &mut whole, &Silent)?;
+    let deployment = whole.take_kind("Deployment");
+    let ordered = [&files.before.changes, &deployment, &files.after.changes];
+    whole.changes.extend(ordered.into_iter().flatten().cloned());
+    if request.action == Action::DryRun {
+        output.document(&whole.to_string());
+    }
+    rehearse(context, &whole).await?;
+    if request.action == Action::DryRun {
+        return Ok(());
+    }
+    deploy(context, &facts, plan, files, request, output).await?;
     finish(context, request, facts.name(), program, output);
     Ok(())
+}
+
+/// Asks the cluster whether it would accept the changes.
+async fn rehearse(context: &Context, plan: &Plan) -> Result<(), Error> {
+    let accepted = apply::rehearse(context, plan).await;
+    accepted.map_err(|error| Error::Rehearsal(Box::new(error)))
+}
+
+/// Prints the objects that belong into a repository: no private keys, and no list of users, since a repository would
+/// remove the users of clusters that are connected later.
+fn printed(
+    objects: &[serde_json::Value],
+    files: &plan::ClientFiles,
+    program: &str,
+    output: &dyn Output,
+) -> Result<(), Error> {
+    let files = files.before.objects().chain(files.after.objects());
+    output.document(&manifests(objects.iter().chain(files))?);
+    output.line(&format!(
+        "ℹ️  Without certificates: '{program} enable' issues them, and so does cert-manager"
+    ));
+    Ok(())
+}
+
+// === impl Error ===
+
+impl Error {
+    /// Whether another writer was faster.
+    fn is_race(&self) -> bool {
+        match self {
+            Self::Apply(failure) => failure.error.is_race(),
+            Self::Rehearsal(error) => error.is_race(),
+            _ => false,
+        }
+    }
 }
 
 /// Fails unless the cluster can be part of a mesh.
@@ -262,8 +308,16 @@ async fn of_chart(
     }
     let plan = plan::beside_chart(facts)?;
     match request.action {
-        Action::DryRun => output.document(&plan.to_string()),
-        Action::PrintManifests => output.document(&manifests(plan.objects())?),
+        Action::DryRun => {
+            output.document(&plan.to_string());
+            rehearse(context, &plan).await?;
+        }
+        Action::PrintManifests => output.line(&format!(
+            "ℹ️  No manifests: the chart leaves ConfigMap {}/{} to others, and a repository would remove the users of \
+             clusters that are connected later. '{program} enable' makes it",
+            facts.namespace,
+            facts::USERS
+        )),
         Action::Apply | Action::PrintValues => {
             told(&plan, output);
             apply::apply(context, &plan, output).await?;
@@ -289,12 +343,11 @@ fn told(plan: &Plan, output: &dyn Output) {
 async fn deploy(
     context: &Context,
     facts: &Facts,
-    objects: Vec<serde_json::Value>,
+    mut plan: Plan,
     files: plan::ClientFiles,
     request: &Request,
     output: &dyn Output,
 ) -> Result<(), Error> {
-    let mut plan = plan::with_live(context, facts, objects, request.adopt).await?;
     let mut deployment: Vec<Change> = files.before.changes;
     deployment.extend(plan.take_kind("Deployment"));
     let all = || plan.changes.iter().chain(&deployment).chain(&files.after.changes);

@@ -19,6 +19,10 @@ pub const MIRROR: &str = "kvstoremesh";
 /// The ConfigMap of the users of other clusters, and its only key.
 pub const USERS: &str = "clustermesh-remote-users";
 pub const USERS_KEY: &str = "users.yaml";
+/// The CronJob of Cilium's certgen, which issues the certificates of the mesh where the chart says so.
+pub const CERTGEN: &str = "clustermesh-apiserver-generate-certs";
+/// What is noted as unread where it is unknown whether that CronJob exists.
+pub const CRON_JOBS: &str = "CronJobs";
 /// The ConfigMap of the peers that this program has connected.
 pub const RECORD: &str = "isthmus-mesh";
 
@@ -52,6 +56,8 @@ pub mod secret {
     ];
 }
 
+/// The last part of the name of our image.
+const IMAGE: &str = "isthmus";
 /// Label that names the tool that owns an object.
 pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 /// The value of [`MANAGED_BY`] of our objects, and the field manager of our writes.
@@ -79,6 +85,10 @@ pub struct Facts {
     pub secrets: BTreeMap<String, Secret>,
     pub users: Option<ConfigMap>,
     pub record: Option<ConfigMap>,
+    /// The CA bundle that the pods of the mesh use, if there is one.
+    pub bundle: Option<Bundle>,
+    /// Whether the CronJob of Cilium's certgen exists, which issues the certificates of the mesh again and again.
+    pub has_certgen: bool,
     /// The Helm releases whose name contains `cilium`, in all namespaces that could be listed.
     pub releases: Vec<Release>,
     /// The optional facts that could not be read.
@@ -92,6 +102,34 @@ pub struct CiliumNode {
     pub name: String,
     /// The networks of the pods of this node.
     pub pod_cidrs: Vec<String>,
+}
+
+/// A CA bundle that pods use in place of `ca.crt` of their certificates: the chart's value `tls.caBundle`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Bundle {
+    pub place: BundlePlace,
+    /// The metadata of the object; empty if it does not exist.
+    pub metadata: ObjectMeta,
+    /// The certificates, PEM; `None` if the object or its key does not exist.
+    pub pem: Option<String>,
+}
+
+/// Where a CA bundle is kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct BundlePlace {
+    pub kind: BundleKind,
+    pub name: String,
+    pub key: String,
+}
+
+/// The kind of the object that holds a CA bundle.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BundleKind {
+    #[default]
+    ConfigMap,
+    Secret,
 }
 
 /// A Helm release.
@@ -202,6 +240,16 @@ impl Facts {
         self.containers().iter().any(serves)
     }
 
+    /// Whether the store reads the CAs that it trusts while it runs, as ours does; etcd reads them at its start only.
+    ///
+    /// The chart's pod may run our image in place of the original's. The repository of such an image ends with our name, as
+    /// that of our releases does; any other image is taken for the original, whose needless restart harms less than a CA
+    /// that is not trusted.
+    pub fn follows_trust(&self) -> bool {
+        let mut stores = self.containers().iter().filter(|container| container.name == "etcd");
+        self.runs_isthmus() || stores.any(|store| is_our_image(store.image.as_deref().unwrap_or_default()))
+    }
+
     /// The type of the Service of the store: `NodePort`, say.
     pub fn service_type(&self) -> Option<&str> {
         let spec = self.service.as_ref()?.spec.as_ref()?;
@@ -217,6 +265,14 @@ impl Facts {
     /// The text of a Secret's value.
     pub fn secret_text(&self, name: &str, key: &str) -> Option<&str> {
         std::str::from_utf8(self.secret(name, key)?).ok()
+    }
+
+    /// The authorities that the store trusts in its clients: the bundle, or `ca.crt` of the server certificate. PEM.
+    pub fn trusted(&self) -> Option<&str> {
+        match &self.bundle {
+            Some(bundle) => bundle.pem.as_deref(),
+            None => self.secret_text(secret::SERVER, "ca.crt"),
+        }
     }
 
     /// The clusters that a Secret of client files names, other than this one.
@@ -250,6 +306,13 @@ impl Facts {
                 .find(|release| release.namespace == self.namespace && release.name == AGENTS),
         }
     }
+}
+
+/// Whether the name of an image is that of ours: `registry:5000/mirror/isthmus:0.2.0@sha256:…`.
+fn is_our_image(image: &str) -> bool {
+    let path = image.split('@').next().unwrap_or_default();
+    let name = path.rsplit('/').next().unwrap_or_default();
+    name.split(':').next().unwrap_or_default() == IMAGE
 }
 
 /// Whether a node is ready.
@@ -292,6 +355,17 @@ pub fn keeper(meta: &ObjectMeta) -> Option<Keeper> {
             name: note("meta.helm.sh/release-name").unwrap_or_default().to_owned(),
         })),
         _ => None,
+    }
+}
+
+// === impl BundleKind ===
+
+impl std::fmt::Display for BundleKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::ConfigMap => "ConfigMap",
+            Self::Secret => "Secret",
+        })
     }
 }
 
@@ -343,6 +417,35 @@ mod tests {
         assert_eq!(of("registry:5000/cilium:1.9.1").unwrap(), "1.9");
         assert_eq!(of("registry:5000/cilium"), None);
         assert_eq!(of("cilium:latest"), None);
+    }
+
+    #[test]
+    fn a_store_follows_its_trust_where_the_image_is_ours_by_its_own_name() {
+        let follows = |name: &str, image: &str, args: serde_json::Value| {
+            let container = json!({"name": name, "image": image, "args": args});
+            let spec = json!({"selector": {}, "template": {"spec": {"containers": [container]}}});
+            let facts: Facts = serde_json::from_value(json!({"deployment": {"spec": spec}})).unwrap();
+            facts.follows_trust()
+        };
+        assert!(follows(
+            "etcd",
+            "registry:5000/mirror/isthmus:0.2.0@sha256:ab",
+            json!([])
+        ));
+        assert!(follows("etcd", "isthmus", json!([])));
+        // The name of a registry or of an organization says nothing about the program.
+        assert!(!follows(
+            "etcd",
+            "isthmus.example/clustermesh-apiserver:v1.20.2",
+            json!([])
+        ));
+        assert!(!follows(
+            "etcd",
+            "registry/isthmus/clustermesh-apiserver:v1.20.2",
+            json!([])
+        ));
+        assert!(!follows("apiserver", "isthmus:0.2.0", json!([])));
+        assert!(follows("kvstoremesh", "registry/any:1", json!(["serve"])));
     }
 
     #[test]

@@ -89,6 +89,14 @@ pub fn storage(pod: &PodSpec) -> Option<Storage> {
     })
 }
 
+/// The namespace of the pods that a ClusterRoleBinding of these manifests gives their rights; `None` for other objects.
+pub fn bound(object: &Value) -> Option<&str> {
+    let is_binding = object["roleRef"]["kind"] == "ClusterRole" && object["roleRef"]["name"] == APISERVER;
+    let mut subjects = object["subjects"].as_array().filter(|_| is_binding)?.iter();
+    let account = subjects.find(|subject| subject["kind"] == "ServiceAccount" && subject["name"] == APISERVER)?;
+    account["namespace"].as_str()
+}
+
 fn parse(text: &str) -> Result<Value, Broken> {
     // Kubernetes reads YAML 1.1, where 0400 is octal.
     let options = serde_saphyr::options! { legacy_octal_numbers: true };

@@ -35,7 +35,7 @@ pub fn of(facts: &Facts) -> Profile {
             .fold(material(facts, secret::REMOTE), |found, name| {
                 found.or_else(|| material(facts, name))
             }),
-        bundle: None,
+        bundle: facts.bundle.as_ref().and_then(|bundle| bundle.pem.clone()),
         authority: ["ca.crt", "tls.crt"]
             .into_iter()
             .find_map(|key| facts.secret_text(secret::CA, key))

@@ -2,10 +2,12 @@
 //! objects are noted as unread.
 
 use super::context::Context;
-use super::facts::{self, CiliumNode, Facts, Release, Unread, secret};
-use crate::k8s::client::describe;
+use super::facts::{self, Bundle, BundleKind, BundlePlace, CiliumNode, Facts, Release, Unread, secret};
+use super::trust;
+use crate::k8s::client::{describe, remedy};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
+use k8s_openapi::api::batch::v1::CronJob;
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Secret, Service};
 use kube::api::{ApiResource, DynamicObject, ListParams, PartialObjectMeta};
 use kube::{Api, Resource};
@@ -23,7 +25,7 @@ pub enum Error {
     #[error(
         "cannot {verb} {kind} {name} in context {context:?}: {}{}",
         describe(error),
-        remedy(verb, resource, error)
+        remedy(error, &format!("{verb} {resource}"), "")
     )]
     Api {
         verb: &'static str,
@@ -46,20 +48,6 @@ pub enum Error {
         /// Namespaces that have the ConfigMap.
         elsewhere: Vec<String>,
     },
-}
-
-/// What to do about an error of the API.
-fn remedy(verb: &str, resource: &str, error: &kube::Error) -> String {
-    match error {
-        kube::Error::Api(status) if status.code == 403 => {
-            format!("; the user of this context needs the right to {verb} {resource} (docs/mesh.md lists all rights)")
-        }
-        kube::Error::Api(status) if status.code == 401 => {
-            "; the API refuses the credentials of this context: log in again".to_owned()
-        }
-        kube::Error::Api(_) => String::new(),
-        _ => "; is the API server of this context reachable from this machine?".to_owned(),
-    }
 }
 
 fn found(elsewhere: &[String]) -> String {
@@ -87,9 +75,9 @@ async fn read(context: &Context) -> Result<Facts, Error> {
         reader.get::<DaemonSet>("DaemonSet", "daemonsets.apps", facts::AGENTS),
         reader.nodes(),
     )?;
-    let (users, record) = tokio::try_join!(
+    let (users, bundle) = tokio::try_join!(
         reader.get::<ConfigMap>("ConfigMap", "configmaps", facts::USERS),
-        reader.get::<ConfigMap>("ConfigMap", "configmaps", facts::RECORD),
+        bundle(context, deployment.as_ref(), agents.as_ref()),
     )?;
     let mut read = Facts {
         context: context.name.clone(),
@@ -102,7 +90,7 @@ async fn read(context: &Context) -> Result<Facts, Error> {
         agents,
         nodes,
         users,
-        record,
+        bundle,
         ..Facts::default()
     };
     let secrets = secret::ALL.map(|name| reader.get::<Secret>("Secret", "secrets", name));
@@ -114,7 +102,8 @@ async fn read(context: &Context) -> Result<Facts, Error> {
             read.secrets.insert(name.to_owned(), secret);
         }
     }
-    let (cilium_nodes, releases) = tokio::join!(reader.cilium_nodes(), reader.releases());
+    let (cilium_nodes, releases, certgen) =
+        tokio::join!(reader.cilium_nodes(), reader.releases(), reader.has_certgen());
     let mut note = |what: &str, error: kube::Error| {
         let (what, why) = (what.to_owned(), describe(&error));
         read.unread.push(Unread { what, why });
@@ -127,6 +116,13 @@ async fn read(context: &Context) -> Result<Facts, Error> {
         note("Helm releases", error);
         vec![]
     });
+    read.has_certgen = certgen.unwrap_or_else(|error| {
+        note(facts::CRON_JOBS, error);
+        false
+    });
+    // `connect` writes the record first: a record that is read last is never older than what follows from it, and a change
+    // that follows from the record meets the versions of objects that were read before.
+    read.record = reader.get("ConfigMap", "configmaps", facts::RECORD).await?;
     Ok(read)
 }
 
@@ -140,6 +136,18 @@ pub async fn service(context: &Context) -> Result<Option<Service>, Error> {
 pub async fn deployment(context: &Context) -> Result<Option<Deployment>, Error> {
     let reader = Reader { context };
     reader.get("Deployment", "deployments.apps", facts::APISERVER).await
+}
+
+/// Reads the CA bundle that the pods of a cluster use; `None` if they use none.
+pub async fn bundle(
+    context: &Context,
+    deployment: Option<&Deployment>,
+    agents: Option<&DaemonSet>,
+) -> Result<Option<Bundle>, Error> {
+    match trust::place(deployment, agents) {
+        Some(place) => Ok(Some(Reader { context }.bundle(place).await?)),
+        None => Ok(None),
+    }
 }
 
 /// Reads objects through one context.
@@ -165,6 +173,31 @@ impl Reader<'_> {
             context: self.context.name.clone(),
             error: Box::new(error),
         })
+    }
+
+    /// The CA bundle at this place.
+    async fn bundle(&self, place: BundlePlace) -> Result<Bundle, Error> {
+        let (metadata, pem) = match place.kind {
+            BundleKind::ConfigMap => {
+                let map: Option<ConfigMap> = self.get("ConfigMap", "configmaps", &place.name).await?;
+                let map = map.unwrap_or_default();
+                let pem = map.data.and_then(|mut data| data.remove(&place.key));
+                (map.metadata, pem)
+            }
+            BundleKind::Secret => {
+                let secret: Option<Secret> = self.get("Secret", "secrets", &place.name).await?;
+                let secret = secret.unwrap_or_default();
+                let pem = secret.data.and_then(|mut data| data.remove(&place.key));
+                (secret.metadata, pem.and_then(|pem| String::from_utf8(pem.0).ok()))
+            }
+        };
+        Ok(Bundle { place, metadata, pem })
+    }
+
+    /// Whether Cilium's certgen runs from time to time.
+    async fn has_certgen(&self) -> Result<bool, kube::Error> {
+        let api: Api<CronJob> = Api::namespaced(self.context.client.clone(), &self.context.namespace);
+        Ok(api.get_metadata_opt(facts::CERTGEN).await?.is_some())
     }
 
     async fn nodes(&self) -> Result<Vec<Node>, Error> {

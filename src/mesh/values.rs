@@ -2,6 +2,7 @@
 
 use super::facts::{Facts, Version};
 use super::record::Record;
+use super::trust;
 use std::fmt::Write as _;
 
 /// The first chart that takes the clusters as a map.
@@ -46,18 +47,7 @@ pub fn of(facts: &Facts, record: &Record) -> String {
         };
         text += &format!("# The same for charts {form}:\n{other}");
     }
-    let authorities: Vec<&str> = record
-        .peers
-        .values()
-        .filter_map(|peer| peer.authorities.as_deref())
-        .collect();
-    if !authorities.is_empty() {
-        text += "tls:\n  caBundle:\n    enabled: true\n    # The CA of this cluster must be in the bundle, too.\n    content: |\n";
-        for line in authorities.iter().flat_map(|pem| pem.lines()) {
-            // Writing to a string does not fail.
-            let _ = writeln!(text, "      {line}");
-        }
-    }
+    text += &trust::values(facts, record);
     text
 }
 

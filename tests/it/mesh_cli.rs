@@ -8,25 +8,25 @@ use isthmus::kvstore::config::ClientConfig;
 use isthmus::mesh::pki::{self, Authority};
 use serde_json::{Value, json};
 
-const TOKYO: &str = "tokyo-cluster";
-const HK: &str = "hk-cluster";
-const AGENTS: &str = "cilium-clustermesh";
-const MIRROR: &str = "cilium-kvstoremesh";
+pub const TOKYO: &str = "tokyo-cluster";
+pub const HK: &str = "hk-cluster";
+pub const AGENTS: &str = "cilium-clustermesh";
+pub const MIRROR: &str = "cilium-kvstoremesh";
 
 /// Two clusters, and a directory with their kubeconfig.
-struct Mesh {
-    tokyo: ApplyApi,
-    hk: ApplyApi,
-    directory: tempfile::TempDir,
+pub struct Mesh {
+    pub tokyo: ApplyApi,
+    pub hk: ApplyApi,
+    pub directory: tempfile::TempDir,
 }
 
-fn authority() -> Authority {
+pub fn authority() -> Authority {
     Authority::generate("Cilium CA", jiff::Timestamp::now()).unwrap()
 }
 
 impl Mesh {
     /// Clusters with Cilium, and no mesh.
-    async fn bare() -> Self {
+    pub async fn bare() -> Self {
         let mesh = Self {
             tokyo: ApplyApi::start(TOKYO, 1).await,
             hk: ApplyApi::start(HK, 2).await,
@@ -40,46 +40,46 @@ impl Mesh {
     }
 
     /// Clusters whose chart runs the store and leaves the connections to others.
-    async fn of_charts(tokyo: &Authority, hk: &Authority) -> Self {
+    pub async fn of_charts(tokyo: &Authority, hk: &Authority) -> Self {
         let mesh = Self::bare().await;
         mesh.tokyo.install_chart(tokyo);
         mesh.hk.install_chart(hk);
         mesh
     }
 
-    async fn with_one_ca() -> Self {
+    pub async fn with_one_ca() -> Self {
         let authority = authority();
         Self::of_charts(&authority, &authority).await
     }
 
     /// Runs a subcommand of `mesh` to its end.
-    async fn run(&self, arguments: &[&str]) -> Finished {
+    pub async fn run(&self, arguments: &[&str]) -> Finished {
         let file = format!("--kubeconfig={}", self.directory.path().join("config").display());
         run(&[arguments, &[&file]].concat()).await
     }
 
-    async fn connect(&self, more: &[&str]) -> Finished {
+    pub async fn connect(&self, more: &[&str]) -> Finished {
         self.run(&[&["connect", "--context", TOKYO, "--destination-context", HK], more].concat())
             .await
     }
 
-    fn writes(&self) -> usize {
+    pub fn writes(&self) -> usize {
         self.tokyo.writes().len() + self.hk.writes().len()
     }
 }
 
-async fn run(arguments: &[&str]) -> Finished {
+pub async fn run(arguments: &[&str]) -> Finished {
     let command = isthmus(["mesh"]).args(arguments);
     tokio::task::spawn_blocking(move || command.run()).await.unwrap()
 }
 
 #[track_caller]
-fn assert_ok(finished: &Finished) {
+pub fn assert_ok(finished: &Finished) {
     assert!(finished.succeeded(), "{}", finished.text());
 }
 
 #[track_caller]
-fn assert_fails(finished: &Finished, parts: &[&str]) {
+pub fn assert_fails(finished: &Finished, parts: &[&str]) {
     let text = finished.text();
     assert_eq!(finished.code, Some(1), "{text}");
     for part in parts {
@@ -89,7 +89,7 @@ fn assert_fails(finished: &Finished, parts: &[&str]) {
 
 /// Asserts that `text` has these lines, in this order.
 #[track_caller]
-fn assert_lines(text: &str, lines: &[&str]) {
+pub fn assert_lines(text: &str, lines: &[&str]) {
     let mut rest = text.lines();
     for line in lines {
         assert!(
@@ -97,6 +97,11 @@ fn assert_lines(text: &str, lines: &[&str]) {
             "no line {line:?} at its place in:\n{text}"
         );
     }
+}
+
+/// The writes that make an object: nobody else has made it, then its contents.
+fn made(object: &str) -> [String; 2] {
+    ["POST", "PATCH"].map(|method| format!("{method} {CORE}/{object}"))
 }
 
 fn endpoints(text: &str) -> (String, Vec<String>) {
@@ -614,7 +619,7 @@ async fn a_connect_changes_four_objects_of_each_cluster_and_restarts_nothing() {
         "secrets/cilium-kvstoremesh",
         "secrets/cilium-clustermesh",
     ];
-    let expected = objects.map(|object| format!("PATCH {CORE}/{object}"));
+    let expected: Vec<String> = objects.iter().flat_map(|object| made(object)).collect();
     assert_eq!(mesh.tokyo.writes(), expected);
     assert_eq!(mesh.hk.writes(), expected);
 }
@@ -628,8 +633,8 @@ async fn a_failure_half_way_says_what_was_done_and_the_same_command_continues() 
     assert_fails(
         &halfway,
         &[
-            "❌ Cluster hk-cluster: cannot apply Secret kube-system/cilium-kvstoremesh in context \"hk-cluster\"",
-            "the user of this context needs the right to create and patch secrets",
+            "❌ Cluster hk-cluster: cannot create Secret kube-system/cilium-kvstoremesh in context \"hk-cluster\"",
+            "the user of this context needs the right to create secrets",
             "Done: apply ConfigMap kube-system/isthmus-mesh; apply ConfigMap kube-system/clustermesh-remote-users.",
             "Not done: apply Secret kube-system/cilium-kvstoremesh; apply Secret kube-system/cilium-clustermesh.",
             "run the same command again, which continues",
@@ -660,7 +665,7 @@ async fn many_clusters_form_a_mesh_or_a_star_in_one_call() {
         unicast.stdout
     );
     // The read cluster notes its reader, and nothing else.
-    assert_eq!(paris.writes(), [format!("PATCH {CORE}/configmaps/isthmus-mesh")]);
+    assert_eq!(paris.writes(), made("configmaps/isthmus-mesh"));
     let star = mesh.run(&[&["connect"], &destinations[..]].concat()).await;
     assert_ok(&star);
     assert_eq!(paris.texts(MIRROR).keys().collect::<Vec<_>>(), [TOKYO]);
@@ -780,8 +785,5 @@ async fn enable_leaves_the_charts_deployment_and_adds_what_its_pod_waits_for() {
         "{}",
         enabled.stdout
     );
-    assert_eq!(
-        mesh.tokyo.writes(),
-        [format!("PATCH {CORE}/configmaps/clustermesh-remote-users")]
-    );
+    assert_eq!(mesh.tokyo.writes(), made("configmaps/clustermesh-remote-users"));
 }

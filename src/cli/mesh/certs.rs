@@ -3,6 +3,7 @@
 use super::{ClientArgs, Document, Terminal};
 use crate::cli::flags::duration;
 use crate::cli::print;
+use crate::mesh::apply;
 use crate::mesh::certs::authority::{self, Restart};
 use crate::mesh::certs::store::Store;
 use crate::mesh::certs::{Inventory, cronjob, leaves};
@@ -72,7 +73,9 @@ struct RotateArgs {
     /// Name of a connected cluster that is gone for good, and does not have to trust the new CA; may be repeated.
     #[arg(long, value_name = "CLUSTER", requires = "ca")]
     without: Vec<String>,
-    /// Restart stores after a change of what they trust: auto restarts those that read their CAs at the start only.
+    /// Restart stores after a change of what they trust: auto restarts those that read their CAs at the start only, which
+    /// are all but those of this program. In the pod of Cilium's chart, the image is recognized by its name, isthmus; set to
+    /// never if you gave it another name.
     #[arg(long, value_enum, default_value_t = RestartFlag::Auto, value_name = "WHEN", requires = "ca")]
     restart: RestartFlag,
     /// Time between the steps, until all pods have read their Secrets: the kubelet's period of synchronisation and its
@@ -147,7 +150,7 @@ impl ShowArgs {
     async fn run(self) -> anyhow::Result<()> {
         let mut inventories = vec![];
         for context in self.clusters.contexts().await? {
-            let facts = Store { context: &context }.facts().await?;
+            let facts = Store { context: &context }.facts_with_bundle().await?;
             inventories.push(Inventory::of(&facts, Timestamp::now()));
         }
         let summary = || {
@@ -226,9 +229,7 @@ impl CronjobArgs {
         }
         let output = Terminal { to_stderr: false };
         for context in self.clusters.contexts().await? {
-            for object in &objects {
-                crate::mesh::certs::store::apply(&context, object).await?;
-            }
+            apply::force(&context, &objects).await?;
             output.line(&format!(
                 "✅ CronJob {}/{} in context {} issues certificates anew that end within {}",
                 options.namespace,

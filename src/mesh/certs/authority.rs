@@ -7,12 +7,13 @@ use super::Method;
 use super::leaves::{self, check_methods};
 use super::store::{self, Store};
 use crate::mesh::context::Context;
-use crate::mesh::facts::secret;
+use crate::mesh::facts::{Facts, secret};
 use crate::mesh::handshake::{self, Ends};
 use crate::mesh::output::Output;
 use crate::mesh::pki::{self, Authority, Leaf};
 use crate::mesh::ready;
 use crate::mesh::rotation::{Rotation, Step};
+use crate::mesh::trust;
 use jiff::{SignedDuration, Timestamp};
 use member::{Member, Prepared};
 use std::collections::BTreeSet;
@@ -82,11 +83,14 @@ pub enum Error {
         why: Box<pki::Error>,
     },
     #[error(
-        "Secret {} in context {context:?} is kept by {by}, which would write the old CA back: replace the CA with that tool, or \
-         stop it from writing this Secret and add --adopt",
-        secret::CA
+        "{object} in context {context:?} is kept by {by}, which would write the old CA back: replace the CA with that tool, or \
+         stop it from writing this object and add --adopt"
     )]
-    Kept { context: String, by: String },
+    Kept {
+        object: String,
+        context: String,
+        by: String,
+    },
     #[error(
         "after the step {step:?} {client} of cluster {cluster} would not get a connection to the store of {server}: {why}. \
          Nothing of this step was written. Mend the cause and run the command again: the rotation goes on where it is"
@@ -172,11 +176,13 @@ fn words(step: Step) -> &'static str {
 }
 
 async fn read(contexts: &[Context]) -> Result<Vec<Member<'_>>, Error> {
-    let mut members = vec![];
-    for context in contexts {
-        members.push(Member::read(Store { context }).await?);
-    }
-    Ok(members)
+    let read = contexts.iter().map(|context| Member::read(Store { context }));
+    futures::future::try_join_all(read).await
+}
+
+fn kept(facts: &Facts, object: String, by: String) -> Error {
+    let context = facts.context.clone();
+    Error::Kept { object, context, by }
 }
 
 /// Refuses to begin where the mesh would break, or where another tool would undo the change.
@@ -190,8 +196,12 @@ fn check(members: &[Member<'_>], options: &Options) -> Result<(), Error> {
             .get(secret::CA)
             .map(|secret| Method::of(&secret.metadata));
         if let Some(by) = method.and_then(|method| method.name()).filter(|_| !options.adopt) {
-            let context = member.facts.context.clone();
-            return Err(Error::Kept { context, by });
+            return Err(kept(&member.facts, format!("Secret {}", secret::CA), by));
+        }
+        let is_bundle = member.facts.bundle.is_some() && !options.adopt;
+        if let Some(by) = trust::renewer(&member.facts).filter(|_| is_bundle) {
+            let (bundle, _) = trust::target(&member.facts);
+            return Err(kept(&member.facts, bundle.to_string(), by.to_string()));
         }
         member.check_places()?;
         let missing = member.connected();

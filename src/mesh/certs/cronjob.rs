@@ -1,6 +1,5 @@
 //! A CronJob that issues certificates anew before they end, with no more rights than that takes.
 
-use crate::mesh::certs::BUNDLE;
 use crate::mesh::facts::{self, MANAGED_BY, MANAGER, secret};
 use serde_json::{Value, json};
 
@@ -29,7 +28,7 @@ pub fn objects(options: &Options) -> Vec<Value> {
     });
     let read: Vec<&str> = secret::ALL.to_vec();
     let written = [secret::SERVER, secret::ADMIN, secret::REMOTE, secret::LOCAL];
-    let maps = [facts::CILIUM_CONFIG, facts::USERS, facts::RECORD, BUNDLE];
+    let maps = [facts::CILIUM_CONFIG, facts::USERS, facts::RECORD];
     let rules = json!([
         {"apiGroups": [""], "resources": ["secrets"], "resourceNames": read, "verbs": ["get"]},
         {"apiGroups": [""], "resources": ["secrets"], "resourceNames": written, "verbs": ["patch"]},

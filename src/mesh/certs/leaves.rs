@@ -162,7 +162,7 @@ pub fn check_methods(facts: &Facts, leaves: &[Leaf], adopt: bool) -> Result<(), 
 /// Issues the certificates that are due. Returns their number.
 pub async fn rotate(store: &Store<'_>, options: &Options, now: Timestamp, output: &dyn Output) -> Result<usize, Error> {
     let facts = store.facts().await?;
-    let cluster = super::cluster(&facts, None);
+    let cluster = super::cluster(&facts);
     let due = match options.before {
         Some(before) => {
             let mut due = rotation::leaves_to_renew(&cluster.leaves, &options.names, before, now);

@@ -1,12 +1,12 @@
 //! Reads and writes the Secrets of certificates, and nothing else of a cluster, so that a CronJob needs few rights.
 
-use crate::k8s::client::describe;
-use crate::mesh::certs::{BUNDLE, BUNDLE_KEY};
+use crate::k8s::client::{describe, remedy};
 use crate::mesh::context::Context;
-use crate::mesh::facts::{self, Facts, MANAGED_BY, MANAGER, secret};
+use crate::mesh::facts::{self, Bundle, Facts, MANAGED_BY, MANAGER, secret};
+use crate::mesh::read;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
@@ -18,7 +18,7 @@ pub enum Error {
     #[error(
         "cannot {verb} {object} in context {context:?}: {}{}",
         describe(error),
-        remedy(verb, object, error)
+        remedy(error, &format!("{verb} {object}"), "; somebody has changed the object in the meantime: run the command again")
     )]
     Api {
         verb: &'static str,
@@ -32,19 +32,8 @@ pub enum Error {
         facts::CILIUM_CONFIG
     )]
     NoCilium { namespace: String, context: String },
-}
-
-/// What to do about an error of the API.
-fn remedy(verb: &str, object: &str, error: &kube::Error) -> String {
-    match error {
-        kube::Error::Api(status) if status.code == 403 => {
-            format!("; the user of this context needs the right to {verb} {object} (docs/mesh.md lists all rights)")
-        }
-        kube::Error::Api(status) if status.code == 401 => "; the API refuses the credentials: log in again".to_owned(),
-        kube::Error::Api(status) if status.code == 409 => "; run the command again".to_owned(),
-        kube::Error::Api(_) => String::new(),
-        _ => "; is the API server of this context reachable from this machine?".to_owned(),
-    }
+    #[error(transparent)]
+    Read(#[from] read::Error),
 }
 
 /// The Secrets of one cluster.
@@ -85,29 +74,36 @@ impl Store<'_> {
     }
 
     async fn read(&self) -> Result<Facts, Error> {
-        let config = self.maps().get_opt(facts::CILIUM_CONFIG).await;
-        let deployment = self.deployments().get_opt(facts::APISERVER).await;
-        let mut read = Facts {
+        let deployment = async {
+            let got = self.deployments().get_opt(facts::APISERVER).await;
+            got.map_err(self.failed("get", "Deployment", facts::APISERVER))
+        };
+        let (config, deployment, users, record) = tokio::try_join!(
+            self.map(facts::CILIUM_CONFIG),
+            deployment,
+            self.map(facts::USERS),
+            self.map(facts::RECORD),
+        )?;
+        if config.is_none() {
+            let (namespace, context) = (self.context.namespace.clone(), self.context.name.clone());
+            return Err(Error::NoCilium { namespace, context });
+        }
+        let secrets = futures::future::try_join_all(secret::ALL.map(|name| self.secret(name))).await?;
+        let found = secret::ALL.into_iter().zip(secrets);
+        Ok(Facts {
             context: self.context.name.clone(),
             entry: self.context.entry.clone(),
             server: self.context.server.clone(),
             namespace: self.context.namespace.clone(),
-            cilium_config: config.map_err(self.failed("get", "ConfigMap", facts::CILIUM_CONFIG))?,
-            deployment: deployment.map_err(self.failed("get", "Deployment", facts::APISERVER))?,
-            users: self.map(facts::USERS).await?,
-            record: self.map(facts::RECORD).await?,
+            cilium_config: config,
+            deployment,
+            users,
+            record,
+            secrets: found
+                .filter_map(|(name, secret)| Some((name.to_owned(), secret?)))
+                .collect(),
             ..Facts::default()
-        };
-        if read.cilium_config.is_none() {
-            let (namespace, context) = (read.namespace, read.context);
-            return Err(Error::NoCilium { namespace, context });
-        }
-        for name in secret::ALL {
-            if let Some(secret) = self.secret(name).await? {
-                read.secrets.insert(name.to_owned(), secret);
-            }
-        }
-        Ok(read)
+        })
     }
 
     async fn map(&self, name: &str) -> Result<Option<ConfigMap>, Error> {
@@ -115,14 +111,19 @@ impl Store<'_> {
         map.map_err(self.failed("get", "ConfigMap", name))
     }
 
-    /// The chart's CA bundle, if there is one.
-    pub async fn bundle(&self) -> Result<Option<String>, Error> {
-        let map = self
-            .maps()
-            .get_opt(BUNDLE)
-            .await
-            .map_err(self.failed("get", "ConfigMap", BUNDLE))?;
-        Ok(map.and_then(|map| map.data?.remove(BUNDLE_KEY)))
+    /// The facts with the CA bundle that the pods use, for which more rights are needed.
+    pub async fn facts_with_bundle(&self) -> Result<Facts, Error> {
+        let mut facts = self.facts().await?;
+        facts.bundle = self.bundle(&facts).await?;
+        Ok(facts)
+    }
+
+    /// The CA bundle that the pods use, if there is one.
+    async fn bundle(&self, facts: &Facts) -> Result<Option<Bundle>, Error> {
+        let agents: Api<DaemonSet> = Api::namespaced(self.context.client.clone(), &self.context.namespace);
+        let agents = agents.get_opt(facts::AGENTS).await;
+        let agents = agents.map_err(self.failed("get", "DaemonSet", facts::AGENTS))?;
+        Ok(read::bundle(self.context, facts.deployment.as_ref(), agents.as_ref()).await?)
     }
 
     pub async fn secret(&self, name: &str) -> Result<Option<Secret>, Error> {
@@ -212,32 +213,4 @@ fn params() -> PatchParams {
         field_manager: Some(MANAGER.to_owned()),
         ..PatchParams::default()
     }
-}
-
-/// Applies an object of ours, cluster-wide or in its namespace.
-pub async fn apply(context: &Context, object: &serde_json::Value) -> Result<(), Error> {
-    use kube::api::{ApiResource, DynamicObject, GroupVersionKind};
-    let text = |pointer: &str| {
-        object
-            .pointer(pointer)
-            .and_then(Value::as_str)
-            .unwrap_or_default()
-            .to_owned()
-    };
-    let (version, kind, name) = (text("/apiVersion"), text("/kind"), text("/metadata/name"));
-    let (group, version) = match version.split_once('/') {
-        Some((group, version)) => (group.to_owned(), version.to_owned()),
-        None => (String::new(), version),
-    };
-    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(&group, &version, &kind));
-    let api: Api<DynamicObject> = Api::namespaced_with(context.client.clone(), &context.namespace, &resource);
-    let done = api
-        .patch(&name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(object))
-        .await;
-    done.map(drop).map_err(|error| Error::Api {
-        verb: "apply",
-        object: format!("{kind} {}/{name}", context.namespace),
-        context: context.name.clone(),
-        error: Box::new(error),
-    })
 }

@@ -241,7 +241,7 @@ fn different_authorities_are_seen_and_a_shared_bundle_heals_them() {
         "{failed:?}"
     );
     hk.bundle = Some(bundle);
-    assert!(pair(&tokyo, &hk, now()).iter().all(|f| f.gravity == Gravity::Warning));
+    assert_eq!(pair(&tokyo, &hk, now()), []);
 }
 
 #[test]
@@ -261,6 +261,30 @@ fn certificates_that_expire_are_named_with_their_date() {
     assert!(alone(&tokyo, late).iter().all(|f| f.gravity == Gravity::Fatal));
     let refused = pair(&tokyo, &hk, late);
     assert!(refused[0].what.ends_with("it has expired"), "{refused:?}");
+}
+
+#[test]
+fn an_authority_in_a_bundle_that_ends_is_a_warning_and_the_key_that_nobody_reads_is_none() {
+    let authority = authority();
+    let mut tokyo = cluster("tokyo", 1, &authority);
+    tokyo.server.as_mut().unwrap().ca = "nonsense".to_owned();
+    tokyo.remote.as_mut().unwrap().ca = "nonsense".to_owned();
+    assert_eq!(alone(&tokyo, now()).len(), 2);
+    tokyo.bundle = Some(authority.cert().to_owned());
+    assert_eq!(alone(&tokyo, now()), []);
+    let late = now() + SignedDuration::from_hours(24 * 1096);
+    let found = alone(&tokyo, late);
+    let of_bundle: Vec<_> = found
+        .iter()
+        .filter(|f| f.what.starts_with("CA bundle of cluster tokyo"))
+        .collect();
+    assert_eq!(
+        (of_bundle.len(), of_bundle[0].gravity),
+        (1, Gravity::Warning),
+        "{found:?}"
+    );
+    tokyo.bundle = Some("nonsense".to_owned());
+    assert_eq!(alone(&tokyo, now())[0].gravity, Gravity::Fatal);
 }
 
 #[test]

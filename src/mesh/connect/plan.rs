@@ -8,6 +8,7 @@ use super::super::objects;
 use super::super::pki;
 use super::super::profile;
 use super::super::record::{Peer, Record};
+use super::super::trust;
 use super::{Error, Mode};
 use jiff::Timestamp;
 use serde_json::Value;
@@ -125,6 +126,7 @@ fn authorities(profile: &Profile) -> Result<String, Error> {
     let trusted = leaves
         .clone()
         .map(|leaf| leaf.ca.as_str())
+        .chain(profile.bundle.as_deref())
         .chain(profile.authority.as_deref());
     let texts: Vec<&str> = trusted.filter(|text| !text.trim().is_empty()).collect();
     let bad = |why: pki::Error| Error::Authorities {
@@ -162,10 +164,15 @@ fn trusting(profiles: &[Profile], records: &[Record], members: &[Member], edge: 
         peer.authorities.clone()
     };
     if let (Some(own), Some(pem)) = (&mut reader.remote, known(edge.reader, edge.read)) {
+        // The client file names the file of these authorities.
         own.ca = pem;
+        reader.bundle = None;
     }
     if let (Some(own), Some(pem)) = (&mut read.server, known(edge.read, edge.reader)) {
-        own.ca = pki::bundle(&[&own.ca, &pem]).unwrap_or_else(|_| own.ca.clone());
+        let trusted = read.bundle.as_mut().unwrap_or(&mut own.ca);
+        if let Ok(both) = pki::bundle(&[trusted, &pem]) {
+            *trusted = both;
+        }
     }
     // The trust of the records, which are those after the changes.
     reader.peer_authorities.clear();
@@ -220,6 +227,7 @@ pub fn findings(members: &[Member], edges: &[Edge], records: &[Record], adopt: b
     conflicts(members, edges, adopt).into_iter().for_each(&mut add);
     members.iter().filter_map(unknown_ids).for_each(&mut add);
     lacking(members, edges).into_iter().for_each(&mut add);
+    members.iter().filter_map(absent_bundle).for_each(&mut add);
     found
 }
 
@@ -395,6 +403,21 @@ fn lacking(members: &[Member], edges: &[Edge]) -> Vec<Finding> {
     found
 }
 
+/// A CA bundle that the pods mount and that does not exist.
+fn absent_bundle(member: &Member) -> Option<Finding> {
+    let facts = &member.facts;
+    facts.bundle.as_ref().filter(|bundle| bundle.pem.is_none())?;
+    let (target, key) = trust::target(facts);
+    Some(fatal(
+        Topic::Authority,
+        format!(
+            "{target} in context {:?} has no key {key}, from which the pods of the mesh read the CAs that they trust",
+            facts.context
+        ),
+        "create it with the CAs of all clusters, or set the value tls.caBundle.content of the chart".to_owned(),
+    ))
+}
+
 /// The tool that keeps the objects of a member's connections, other than this program.
 pub fn keeper(facts: &Facts) -> Option<(String, Keeper)> {
     let secrets = [secret::AGENTS, secret::MIRROR].into_iter();
@@ -444,7 +467,7 @@ fn needs_user(facts: &Facts) -> bool {
 
 /// Makes the store of a cluster trust the authorities of its peers.
 fn trust(facts: &Facts, record: &Record, plan: &mut Plan) -> Result<(), Error> {
-    let Some(own) = facts.secret_text(secret::SERVER, "ca.crt") else {
+    let Some(own) = facts.trusted() else {
         return Ok(());
     };
     let readers = record.peers.values().filter(|peer| peer.reads);
@@ -457,14 +480,9 @@ fn trust(facts: &Facts, record: &Record, plan: &mut Plan) -> Result<(), Error> {
         cluster: facts.name().to_owned(),
         why,
     })?;
-    let target = Target {
-        api_version: "v1".to_owned(),
-        kind: "Secret".to_owned(),
-        namespace: Some(facts.namespace.clone()),
-        name: secret::SERVER.to_owned(),
-    };
-    plan.set_text(target, "ca.crt", &bundle, version(facts, secret::SERVER));
-    if !facts.runs_isthmus() {
+    let (target, key) = trust::target(facts);
+    plan.set_text(target, &key, &bundle, trust::version(facts));
+    if !facts.follows_trust() {
         let target = Target {
             api_version: "apps/v1".to_owned(),
             kind: "Deployment".to_owned(),
@@ -474,11 +492,6 @@ fn trust(facts: &Facts, record: &Record, plan: &mut Plan) -> Result<(), Error> {
         plan.restart(target, "etcd reads the CAs that it trusts only when it starts");
     }
     Ok(())
-}
-
-/// The version of a Secret as it was read.
-pub fn version(facts: &Facts, name: &str) -> Option<String> {
-    facts.secrets.get(name)?.metadata.resource_version.clone()
 }
 
 /// The object as it was read.

@@ -1,11 +1,12 @@
 //! What disconnecting a cluster changes. Without IO.
 
 use super::super::change::{Plan, Target};
-use super::super::connect::{live, version};
+use super::super::connect::live;
 use super::super::facts::{Facts, secret};
 use super::super::objects;
 use super::super::pki;
 use super::super::record::{Peer, Record};
+use super::super::trust;
 use super::Error;
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -78,7 +79,7 @@ fn untrust(facts: &Facts, record: &Record, lost: &BTreeSet<String>, plan: &mut P
             .filter(move |(name, _)| lost.contains(*name) == is_lost);
         peers.filter_map(|(_, peer)| peer.authorities.as_deref())
     };
-    let (Some(trusted), true) = (facts.secret_text(secret::SERVER, "ca.crt"), of(true).next().is_some()) else {
+    let (Some(trusted), true) = (facts.trusted(), of(true).next().is_some()) else {
         return Ok(());
     };
     let bad = |why| Error::Authorities {
@@ -96,8 +97,8 @@ fn untrust(facts: &Facts, record: &Record, lost: &BTreeSet<String>, plan: &mut P
     let pems = all.iter().map(|one| pki::encode(&one.der));
     let rest: Vec<String> = pems.filter(|pem| is_kept(pem)).collect();
     if !rest.is_empty() && rest.len() < all.len() {
-        let target = target(facts, "Secret", secret::SERVER);
-        plan.set_text(target, "ca.crt", &rest.concat(), version(facts, secret::SERVER));
+        let (target, key) = trust::target(facts);
+        plan.set_text(target, &key, &rest.concat(), trust::version(facts));
     }
     Ok(())
 }

@@ -2,9 +2,9 @@
 
 use super::super::apply::live;
 use super::super::change::{self, Plan, Target};
-use super::super::connect::Action;
+use super::super::connect::{self, Action};
 use super::super::context::Context;
-use super::super::facts::{self, Facts, Keeper, MANAGED_BY, MANAGER, MirrorMode, secret};
+use super::super::facts::{self, APISERVER, Facts, Keeper, MANAGED_BY, MANAGER, MirrorMode, USERS_KEY, secret};
 use super::super::manifests::{self, Exposure, Options, Storage};
 use super::super::objects;
 use super::super::output::Output;
@@ -47,9 +47,9 @@ pub fn keeper_of_store(facts: &Facts) -> Option<Keeper> {
 /// What the chart leaves to others: the users, without which its pod does not start.
 pub fn beside_chart(facts: &Facts) -> Result<Plan, Error> {
     let mut plan = Plan::new(&facts.context, facts.name());
-    if facts.users.is_none() {
-        let record = Record::read(facts)?;
-        plan.apply(objects::users_object(facts, &record, &record)?, None, false);
+    for object in with_users(facts, vec![])? {
+        let present = connect::live(facts, &object);
+        plan.apply(object, present.as_ref(), false);
     }
     Ok(plan)
 }
@@ -69,12 +69,18 @@ pub fn deployment(facts: &Facts, request: &Request, exposure: Exposure) -> Resul
         has_mirror: mirror(facts, request) == MirrorMode::On,
         exposure,
     };
-    let mut all = manifests::objects(&options)?;
-    if facts.users.is_none() {
+    Ok(manifests::objects(&options)?)
+}
+
+/// The objects of our deployment, and the users of the peers if they are missing.
+pub fn with_users(facts: &Facts, mut objects: Vec<Value>) -> Result<Vec<Value>, Error> {
+    let data = facts.users.as_ref().and_then(|map| map.data.as_ref());
+    // The ConfigMap has no contents where a command was interrupted.
+    if data.is_none_or(|data| !data.contains_key(USERS_KEY)) {
         let record = Record::read(facts)?;
-        all.insert(0, objects::users_object(facts, &record, &record)?);
+        objects.insert(0, objects::users_object(facts, &record, &record)?);
     }
-    Ok(all)
+    Ok(objects)
 }
 
 /// The port on the nodes of a Service of this type: a second run without --node-port does not move it.
@@ -248,6 +254,9 @@ pub async fn with_live(context: &Context, facts: &Facts, objects: Vec<Value>, ad
     let mut plan = Plan::new(&facts.context, facts.name());
     for object in objects {
         let present = live(context, &Target::of(&object)).await.map_err(Box::new)?;
+        if let Some(present) = &present {
+            not_elsewhere(context, facts, present).await?;
+        }
         if let Some(keeper) = present.as_ref().and_then(other_keeper).filter(|_| !adopt) {
             return Err(Error::Kept {
                 object: Target::of(&object).to_string(),
@@ -258,6 +267,29 @@ pub async fn with_live(context: &Context, facts: &Facts, objects: Vec<Value>, ad
         plan.apply(object, present.as_ref(), true);
     }
     Ok(plan)
+}
+
+/// Refuses to take an object of the whole cluster from a store that runs in another namespace, whose pods would lose their
+/// rights.
+async fn not_elsewhere(context: &Context, facts: &Facts, present: &Value) -> Result<(), Error> {
+    let Some(namespace) = manifests::bound(present).filter(|namespace| *namespace != facts.namespace) else {
+        return Ok(());
+    };
+    let store = Target {
+        api_version: "apps/v1".to_owned(),
+        kind: "Deployment".to_owned(),
+        namespace: Some(namespace.to_owned()),
+        name: APISERVER.to_owned(),
+    };
+    match live(context, &store).await.map_err(Box::new)? {
+        // Its namespace may have been deleted.
+        None => Ok(()),
+        Some(_) => Err(Error::Elsewhere {
+            object: Target::of(present).to_string(),
+            context: facts.context.clone(),
+            namespace: namespace.to_owned(),
+        }),
+    }
 }
 
 /// The other tool that keeps an object.
@@ -289,7 +321,7 @@ pub fn certificates(
         None => {
             let authority = Authority::generate(CA_NAME, now).map_err(|source| bad(facts, secret::CA, source))?;
             output.line(&format!("🔑 Created CA in Secret {}/{}", facts.namespace, secret::CA));
-            plan.apply(ca_object(facts, &authority), None, false);
+            plan.create(ca_object(facts, &authority));
             authority
         }
     };
@@ -307,7 +339,7 @@ pub fn certificates(
             facts.namespace,
             leaf.secret()
         ));
-        plan.apply(leaf_object(facts, leaf.secret(), &material), None, false);
+        plan.create(leaf_object(facts, leaf.secret(), &material));
     }
     Ok(())
 }

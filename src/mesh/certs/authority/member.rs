@@ -3,8 +3,9 @@
 use super::{Error, Restart, STATE, STEP_AT};
 use crate::mesh::certs::leaves;
 use crate::mesh::certs::store::Store;
-use crate::mesh::certs::{BUNDLE, BUNDLE_KEY, cluster, owner};
-use crate::mesh::facts::{Facts, RECORD, USERS_KEY, secret};
+use crate::mesh::certs::{cluster, owner};
+use crate::mesh::facts::{Bundle, Facts, RECORD, USERS_KEY, secret};
+use crate::mesh::objects;
 use crate::mesh::output::Output;
 use crate::mesh::pki::{self, Authority, Leaf, Material};
 use crate::mesh::ready;
@@ -22,7 +23,6 @@ const TRUSTS: &str = "isthmus.io/trusts";
 pub struct Member<'a> {
     pub store: Store<'a>,
     pub facts: Facts,
-    bundle: Option<String>,
     pub state: Option<Secret>,
     pub step_at: Option<Timestamp>,
 }
@@ -59,21 +59,19 @@ pub fn summary(facts: &Facts, places: usize, files: usize, leaves: usize) -> Str
 
 impl<'a> Member<'a> {
     pub async fn read(store: Store<'a>) -> Result<Self, Error> {
-        let (facts, bundle) = (store.facts().await?, store.bundle().await?);
-        let state = store.secret(STATE).await?;
+        let (facts, state) = tokio::try_join!(store.facts_with_bundle(), store.secret(STATE))?;
         let annotations = state.as_ref().and_then(|state| state.metadata.annotations.as_ref());
         let step_at = annotations.and_then(|notes| notes.get(STEP_AT)?.parse().ok());
         Ok(Self {
             store,
             facts,
-            bundle,
             state,
             step_at,
         })
     }
 
     pub fn cluster(&self) -> rotation::Cluster {
-        cluster(&self.facts, self.bundle.as_deref())
+        cluster(&self.facts)
     }
 
     /// Whether this cluster reads the store of `peer`.
@@ -143,8 +141,8 @@ impl<'a> Member<'a> {
                 .find(|place| place.name == name && place.key == key);
             Some(place?.pem.clone())
         };
-        let ca = match &self.bundle {
-            Some(bundle) => changed(BUNDLE, BUNDLE_KEY).unwrap_or_else(|| bundle.clone()),
+        let ca = match &self.facts.bundle {
+            Some(Bundle { place, pem, .. }) => changed(&place.name, &place.key).or_else(|| pem.clone())?,
             None => changed(leaf.secret(), "ca.crt").or_else(|| text("ca.crt"))?,
         };
         Some(Material { cert, key, ca })
@@ -153,7 +151,7 @@ impl<'a> Member<'a> {
     /// The authorities that the store of `peer` must be certified by: those of a file for this peer alone, or the common
     /// ones.
     pub fn trusts(&self, peer: &str, own: &Material, after: Option<&Prepared>) -> String {
-        let file = format!("{peer}.etcd-client-ca.crt");
+        let file = objects::authorities_key(peer);
         let changed = after.and_then(|after| after.places.iter().find(|place| place.key == file));
         let present = [secret::MIRROR, secret::AGENTS]
             .into_iter()
@@ -219,11 +217,7 @@ impl<'a> Member<'a> {
 
     /// Restarts a store that does not know yet what it is to trust, and waits until it serves again.
     pub async fn serve_trust(&self, restart: Restart, output: &dyn Output) -> Result<(), Error> {
-        let trusted = self
-            .bundle
-            .as_deref()
-            .or(self.facts.secret_text(secret::SERVER, "ca.crt"));
-        let Some(trusted) = trusted.filter(|_| self.restarts(restart)) else {
+        let Some(trusted) = self.facts.trusted().filter(|_| self.restarts(restart)) else {
             return Ok(());
         };
         let hash: String = Sha256::digest(trusted)
@@ -251,17 +245,11 @@ impl<'a> Member<'a> {
 
     /// Whether the store has to be restarted to trust other authorities.
     fn restarts(&self, restart: Restart) -> bool {
-        let is_ours = |image: &str| image.contains("isthmus");
-        let mut images = self
-            .facts
-            .containers()
-            .iter()
-            .filter_map(|container| container.image.as_deref());
         match restart {
             _ if self.facts.deployment.is_none() => false,
             Restart::Always => true,
             Restart::Never => false,
-            Restart::Auto => !self.facts.runs_isthmus() && !images.any(is_ours),
+            Restart::Auto => !self.facts.follows_trust(),
         }
     }
 }
