@@ -28,6 +28,9 @@ use tokio_util::sync::PollSemaphore;
 /// The most handshakes that are computed at once, so that many new connections do not starve watches. A computation
 /// takes up to a few milliseconds and does not wait for the client.
 const COMPUTED_AT_ONCE: usize = 4;
+/// The most connections that are accepted before other tasks run. The kernel's queue is emptied first: clients whose
+/// connection does not fit wait for a second, or are reset, while those that were accepted wait for milliseconds.
+const ACCEPTED_AT_ONCE: u32 = 4096;
 /// The wait after the system had no file descriptor for a new connection.
 const NO_DESCRIPTOR: Duration = Duration::from_millis(10);
 /// The time between two warnings of rejected connections.
@@ -139,12 +142,18 @@ impl Listener {
         let stop = life.stop_token().clone();
         let computing = Arc::new(Semaphore::new(COMPUTED_AT_ONCE));
         let rejections = Arc::new(Rejections::default());
-        let mut last_warning = None;
+        let (mut last_warning, mut accepted_at_once) = (None, 0);
         loop {
+            if accepted_at_once == ACCEPTED_AT_ONCE {
+                accepted_at_once = 0;
+                tokio::task::yield_now().await;
+            }
             let accepted = tokio::select! {
                 () = stop.cancelled() => return,
-                accepted = self.socket.accept() => accepted,
+                // The runtime would let others go first after 128 connections.
+                accepted = tokio::task::unconstrained(self.socket.accept()) => accepted,
             };
+            accepted_at_once += 1;
             let (stream, address) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) if is_peers(&error) => continue,
