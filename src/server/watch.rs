@@ -177,22 +177,32 @@ impl WatchSession {
                 continue;
             }
             let core = Arc::clone(&self.core);
-            let mut woken = pin!(core.woken.notified());
-            woken.as_mut().enable();
+            // Only a stream that owes an answer waits for others to be woken: each waiting stream costs time in every
+            // publication.
+            let asked = self.progress_from.is_some();
+            let mut woken = pin!(asked.then(|| core.woken.notified()));
+            if let Some(woken) = woken.as_mut().as_pin_mut() {
+                woken.enable();
+            }
             if self.report_progress() {
                 continue;
             }
-            let asked = self.progress_from.is_some();
             let inbound = async {
                 match &mut self.inbound {
                     Some(inbound) => inbound.message().await,
                     None => std::future::pending().await,
                 }
             };
+            let woken = async {
+                match woken.as_pin_mut() {
+                    Some(woken) => woken.await,
+                    None => std::future::pending().await,
+                }
+            };
             let message = tokio::select! {
                 () = self.core.stop.cancelled() => continue,
                 () = self.ready.woken() => continue,
-                () = woken, if asked => continue,
+                () = woken => continue,
                 _ = self.ticker.tick() => None,
                 message = inbound => Some(message),
             };
