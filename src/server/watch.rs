@@ -112,6 +112,14 @@ impl pb::watch_server::Watch for WatchService {
     }
 }
 
+/// Waits for the future, or for ever if there is none.
+async fn or_never(future: Pin<&mut Option<impl Future<Output = ()>>>) {
+    match future.as_pin_mut() {
+        Some(future) => future.await,
+        None => std::future::pending().await,
+    }
+}
+
 impl WatchSession {
     fn new(core: Arc<Core>, caller: Caller, inbound: Option<Streaming<pb::WatchRequest>>) -> Self {
         // A random factor, so that streams opened together do not report progress together.
@@ -193,16 +201,10 @@ impl WatchSession {
                     None => std::future::pending().await,
                 }
             };
-            let woken = async {
-                match woken.as_pin_mut() {
-                    Some(woken) => woken.await,
-                    None => std::future::pending().await,
-                }
-            };
             let message = tokio::select! {
                 () = self.core.stop.cancelled() => continue,
                 () = self.ready.woken() => continue,
-                () = woken => continue,
+                () = or_never(woken) => continue,
                 _ = self.ticker.tick() => None,
                 message = inbound => Some(message),
             };
