@@ -16,7 +16,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
-use std::task::ready;
+use std::task::{Poll, ready};
 use std::time::Duration;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
@@ -255,13 +255,13 @@ impl Handshake {
             io::Error::from(io::ErrorKind::UnexpectedEof)
         };
         let hello = LazyConfigAcceptor::new(Acceptor::default(), stream);
-        let hello = tokio::time::timeout(limit, hello).await;
-        let hello = hello.map_err(|_| late(&peer, &self.connections))??;
+        let hello = limited(hello, None, &mut self.place, limit).await;
+        let hello = hello.map_err(|Late| late(&peer, &self.connections))??;
         let loaded = tls.current();
         // Making the answer to the hello is part of the computation, too.
         let accept = async move { hello.into_stream(loaded.config).await };
-        let done = tokio::time::timeout(2 * limit, computed(accept, self.computing, &mut self.place)).await;
-        let stream = done.map_err(|_| late(&peer, &self.connections))??;
+        let done = limited(accept, Some(self.computing), &mut self.place, 2 * limit).await;
+        let stream = done.map_err(|Late| late(&peer, &self.connections))??;
         let identity = Identity::of(stream.get_ref().1.peer_certificates(), loaded.generation);
         if self.users == UserSource::TokenOrCertificate {
             peer.common_name = identity
@@ -278,18 +278,41 @@ impl Handshake {
     }
 }
 
-/// Polls `work` with a permit only. The permit is returned whenever `work` waits for the client, who may lose the place
-/// then.
-async fn computed<T>(work: impl Future<Output = T>, mut permits: PollSemaphore, place: &mut Place) -> T {
-    let mut work = pin!(work);
+/// A client that was waited for too long.
+struct Late;
+
+/// Polls `work`, and only with a permit if there are permits. The permit is returned whenever `work` waits for the client,
+/// who may lose the place then, and has `limit` in all. The time in which many other handshakes are computed is not the
+/// client's.
+async fn limited<T>(
+    work: impl Future<Output = T>,
+    mut permits: Option<PollSemaphore>,
+    place: &mut Place,
+    limit: Duration,
+) -> Result<T, Late> {
+    let (mut work, mut left) = (pin!(work), limit);
+    let mut timer = pin!(tokio::time::sleep(limit));
+    let mut waiting_since: Option<Instant> = None;
     std::future::poll_fn(|cx| {
-        place.computing();
-        let _permit = ready!(permits.poll_acquire(cx));
-        let polled = work.as_mut().poll(cx);
-        if polled.is_pending() {
-            place.waiting();
+        if let Some(since) = waiting_since.take() {
+            left = left.saturating_sub(since.elapsed());
+            place.computing();
         }
-        polled
+        let _permit = match &mut permits {
+            Some(permits) => ready!(permits.poll_acquire(cx)),
+            None => None,
+        };
+        if let Poll::Ready(done) = work.as_mut().poll(cx) {
+            return Poll::Ready(Ok(done));
+        }
+        let now = Instant::now();
+        timer.as_mut().reset(now + left);
+        if timer.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(Late));
+        }
+        waiting_since = Some(now);
+        place.waiting();
+        Poll::Pending
     })
     .await
 }
