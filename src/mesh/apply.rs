@@ -13,6 +13,9 @@ use std::collections::BTreeMap;
 /// The annotation of a pod template that restarts the pods; kubectl's.
 const RESTARTED: &str = "kubectl.kubernetes.io/restartedAt";
 
+/// The last line of a dry run.
+pub const ACCEPTED: &str = "ℹ️  Nothing was changed: this is a dry run, whose changes the Kubernetes APIs would accept";
+
 /// Why a change was not made.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -109,7 +112,7 @@ pub async fn live(context: &Context, target: &Target) -> Result<Option<Value>, E
 /// Asks the API whether it would accept the changes, and changes nothing: finds missing rights, fields of other tools, and
 /// what admission refuses.
 pub async fn rehearse(context: &Context, plan: &Plan) -> Result<(), Error> {
-    for change in plan.changes.iter().filter(|change| change.step != Step::Delete) {
+    for change in &plan.changes {
         make(context, change, true).await?;
     }
     Ok(())
@@ -166,12 +169,18 @@ async fn make(context: &Context, change: &Change, is_rehearsal: bool) -> Result<
             let none: BTreeMap<&String, Value> = keys.iter().map(|key| (key, Value::Null)).collect();
             merge(context, target, json!({"data": none}), is_rehearsal).await
         }
-        Step::Delete => match api.delete(&target.name, &DeleteParams::default()).await {
-            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-            deleted => deleted
-                .map(drop)
-                .map_err(|source| failed("delete", target, context, source)),
-        },
+        Step::Delete => {
+            let params = DeleteParams {
+                dry_run: is_rehearsal,
+                ..DeleteParams::default()
+            };
+            match api.delete(&target.name, &params).await {
+                Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+                deleted => deleted
+                    .map(drop)
+                    .map_err(|source| failed("delete", target, context, source)),
+            }
+        }
         Step::Restart { .. } => {
             let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
             let patch = json!({"spec": {"template": {"metadata": {"annotations": {RESTARTED: now}}}}});

@@ -1,6 +1,7 @@
 //! Values of Cilium's Helm chart that keep a connection: what an operator commits where Helm or GitOps owns the objects.
 
-use super::facts::{Facts, Version};
+use super::facts::{Facts, Version, secret};
+use super::pki;
 use super::record::Record;
 use std::fmt::Write as _;
 
@@ -46,19 +47,46 @@ pub fn of(facts: &Facts, record: &Record) -> String {
         };
         text += &format!("# The same for charts {form}:\n{other}");
     }
-    let authorities: Vec<&str> = record
+    text + &bundle(facts, record)
+}
+
+/// The values of a bundle with the authorities of this cluster and of the peers that have others; empty without such peers.
+fn bundle(facts: &Facts, record: &Record) -> String {
+    let of_peers: Vec<&str> = record
         .peers
         .values()
         .filter_map(|peer| peer.authorities.as_deref())
         .collect();
-    if !authorities.is_empty() {
-        text += "tls:\n  caBundle:\n    enabled: true\n    # The CA of this cluster must be in the bundle, too.\n    content: |\n";
-        for line in authorities.iter().flat_map(|pem| pem.lines()) {
-            // Writing to a string does not fail.
-            let _ = writeln!(text, "      {line}");
-        }
+    if of_peers.is_empty() {
+        return String::new();
+    }
+    let own = own_authorities(facts);
+    let texts: Vec<&str> = own.iter().copied().chain(of_peers.iter().copied()).collect();
+    // What cannot be parsed is left as it is: the operator sees it.
+    let all = pki::bundle(&texts).unwrap_or_else(|_| texts.join("\n"));
+    let mut text = "tls:\n  caBundle:\n    enabled: true\n".to_owned();
+    if own.is_empty() {
+        text += "    # The CA of this cluster was not found, and must be in the bundle, too.\n";
+    }
+    text += "    content: |\n";
+    for line in all.lines() {
+        // Writing to a string does not fail.
+        let _ = writeln!(text, "      {line}");
     }
     text
+}
+
+/// The CA of a cluster, or else what its store and its own client certificate trust.
+fn own_authorities(facts: &Facts) -> Vec<&str> {
+    let of = |keys: &[(&str, &str)]| -> Vec<&str> {
+        let texts = keys.iter().filter_map(|(name, key)| facts.secret_text(name, key));
+        texts.filter(|text| !text.trim().is_empty()).collect()
+    };
+    let ca = of(&[(secret::CA, "ca.crt"), (secret::CA, "tls.crt")]);
+    match ca.first() {
+        Some(first) => vec![*first],
+        None => of(&[(secret::SERVER, "ca.crt"), (secret::REMOTE, "ca.crt")]),
+    }
 }
 
 fn map(entries: &[(&String, Vec<String>)], mark: &str) -> String {
@@ -86,6 +114,7 @@ fn list(entries: &[(&String, Vec<String>)], mark: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::endpoints::Endpoints;
+    use super::super::pki::Authority;
     use super::super::record::Peer;
     use super::*;
     use serde_json::{Value, json};
@@ -137,6 +166,34 @@ mod tests {
                 .contains("# The same for charts before 1.20:\n#     clusters:\n#     - name: hk\n")
         );
         let none: Value = serde_saphyr::from_str(&of(&facts(""), &Record::default())).unwrap();
+        assert_eq!(none.get("tls"), None);
         assert_eq!(none["clustermesh"]["config"]["clusters"], json!({}));
+    }
+
+    #[test]
+    fn the_bundle_has_the_ca_of_the_cluster_and_those_of_its_peers() {
+        let [own, other] = ["own", "other"].map(|name| Authority::generate(name, jiff::Timestamp::now()).unwrap());
+        let mut record = record();
+        record.peers.get_mut("hk").unwrap().authorities = Some(other.cert().to_owned());
+        for (name, key) in [
+            (secret::CA, "ca.crt"),
+            (secret::CA, "tls.crt"),
+            (secret::SERVER, "ca.crt"),
+        ] {
+            let mut facts = facts("");
+            let value = k8s_openapi::ByteString(own.cert().as_bytes().to_vec());
+            let ca = k8s_openapi::api::core::v1::Secret {
+                data: Some(BTreeMap::from([(key.to_owned(), value)])),
+                ..Default::default()
+            };
+            facts.secrets.insert(name.to_owned(), ca);
+            let values: Value = serde_saphyr::from_str(&of(&facts, &record)).unwrap();
+            let content = values["tls"]["caBundle"]["content"].as_str().unwrap();
+            assert!(
+                pki::contains(content, own.cert()) && pki::contains(content, other.cert()),
+                "{name} {key}"
+            );
+        }
+        assert!(of(&facts(""), &record).contains("# The CA of this cluster was not found"));
     }
 }
