@@ -41,6 +41,8 @@ struct Cluster {
     writes: Mutex<Vec<String>>,
     /// Paths that cannot be written.
     forbidden: Mutex<BTreeSet<String>>,
+    /// Method and path of requests that are refused, rehearsals included.
+    refused: Mutex<BTreeSet<String>>,
 }
 
 /// Text of a path inside an object → its value.
@@ -159,6 +161,11 @@ impl ApplyApi {
         self.state.forbidden.lock().remove(path);
     }
 
+    /// Refuses requests of `method` to `path` from now on, rehearsals included.
+    pub fn refuse(&self, method: &str, path: &str) {
+        self.state.refused.lock().insert(format!("{method} {path}"));
+    }
+
     /// Method and path of each write so far.
     pub fn writes(&self) -> Vec<String> {
         self.state.writes.lock().clone()
@@ -191,7 +198,16 @@ async fn answer(State(cluster): State<Arc<Cluster>>, request: Request) -> Respon
         .map_or("", |value| value.to_str().unwrap())
         .to_owned();
     let body = to_bytes(body, 1 << 22).await.unwrap();
-    let is_rehearsal = query.contains("dryRun=All");
+    // A deletion has its options in the body.
+    let options: Value = match &*method {
+        "DELETE" => serde_json::from_slice(&body).unwrap_or_default(),
+        _ => Value::Null,
+    };
+    let is_rehearsal = query.contains("dryRun=All") || options["dryRun"] == json!(["All"]);
+    if cluster.refused.lock().contains(&format!("{method} {path}")) {
+        let message = format!("{path} is forbidden: User \"u\" cannot {}", method.to_lowercase());
+        return failure(StatusCode::FORBIDDEN, "Forbidden", &message);
+    }
     if method != "GET" && !is_rehearsal {
         if cluster.forbidden.lock().contains(&path) {
             return failure(
@@ -204,6 +220,7 @@ async fn answer(State(cluster): State<Arc<Cluster>>, request: Request) -> Respon
     }
     match (&*method, &*kind) {
         ("GET", _) => get(&cluster, &path),
+        ("DELETE", _) if is_rehearsal => get(&cluster, &path),
         ("DELETE", _) => match cluster.objects.lock().remove(&path) {
             Some(object) => json_response(&object),
             None => not_found(&path),
