@@ -134,19 +134,13 @@ impl Display for Report {
                 writeln!(out, "   💡 {remedy}")?;
             }
         }
-        let (failed, warnings) = (self.failed, self.warnings);
+        let (all, failed, warnings) = (self.checks.len(), self.failed, self.warnings);
+        let checks = if all == 1 { "check" } else { "checks" };
+        let warned = if warnings == 1 { "warning" } else { "warnings" };
         match (failed, warnings) {
-            (0, 0) => writeln!(out, "\n✅ All {} checks passed", self.checks.len()),
-            (0, _) => writeln!(
-                out,
-                "\n⚠️  {} checks: none failed, {warnings} warnings",
-                self.checks.len()
-            ),
-            _ => writeln!(
-                out,
-                "\n❌ {} checks: {failed} failed, {warnings} warnings",
-                self.checks.len()
-            ),
+            (0, 0) => writeln!(out, "\n✅ All {all} {checks} passed"),
+            (0, _) => writeln!(out, "\n⚠️  {all} {checks}: none failed, {warnings} {warned}"),
+            _ => writeln!(out, "\n❌ {all} {checks}: {failed} failed, {warnings} {warned}"),
         }
     }
 }

@@ -158,14 +158,19 @@ async fn read_patiently(
     wait: &mut Waiting,
     out: &dyn Output,
 ) -> Result<Facts, read::Error> {
+    let mut has_failed = false;
     loop {
         let error = match read::facts_until(context, wait.deadline()).await {
             Ok(facts) => {
-                wait.succeeded();
+                // Another request may fail all the same.
+                if has_failed {
+                    wait.succeeded();
+                }
                 return Ok(facts);
             }
             Err(error) => error,
         };
+        has_failed = true;
         let is_repeated = match repeated {
             None => false,
             Some(Failures::OfServers) => !is_mistake(&error),
@@ -493,7 +498,9 @@ impl Look<'_> {
         let answered = |some, all| wait.report_progress(some, all, out);
         match gather::ask(client, &self.exec, namespace, kind, answered).await {
             Ok(Gathered { answers, left }) => {
-                self.unlisted.remove(kind.container);
+                if self.unlisted.remove(kind.container).is_some() {
+                    self.wait.succeeded();
+                }
                 for (pod, why) in left {
                     let warning = format!("Pod {namespace}/{pod} ended ({why}) and is not counted");
                     if !self.report.warnings.contains(&warning) {

@@ -122,7 +122,7 @@ async fn manifests_and_values_say_what_a_repository_has_to_remove() {
     let (one, two) = (authority(), authority());
     let mesh = Mesh::of_charts(&one, &two).await;
     let content = |printed: &str, at: usize| {
-        let values: Value = serde_saphyr::from_str(printed.split("---\n").nth(at).unwrap()).unwrap();
+        let values: Value = serde_saphyr::from_str(printed.split("\n---\n").nth(at).unwrap()).unwrap();
         values["tls"]["caBundle"]["content"].as_str().map(str::to_owned)
     };
     let values = mesh.connect(&["--share-ca", "--print=values"]).await;
