@@ -274,7 +274,7 @@ async fn a_wait_outlives_failed_requests_and_says_each_failure_once() {
 async fn an_api_that_does_not_answer_ends_with_the_deadline_and_a_missing_right_at_once() {
     let mesh = Mesh::connected().await;
     mesh.tokyo.fault(Some(Fault::Hangs));
-    let started = std::time::Instant::now();
+    let started = tokio::time::Instant::now();
     let hanging = mesh.run(&["status", "--wait", "--wait-duration=3s"]).await;
     assert_eq!(hanging.code, Some(1), "{}", hanging.text());
     let text = "the Kubernetes API of context \"tokyo-cluster\" has not answered in";

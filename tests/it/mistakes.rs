@@ -1,11 +1,13 @@
 //! Proves that the mistakes of newcomers are answered with the name of the thing and the remedy.
 
+mod mesh;
 mod others;
 mod serve;
 
 use crate::support::admin::Admin;
 use crate::support::files::example;
 use crate::support::{CommandLine, Process, Tls, eventually, isthmus};
+use mesh::MESH;
 use others::OTHERS;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, date_time_ymd,
@@ -85,6 +87,16 @@ fn mistakes_of_serve_are_named_with_their_remedy() {
 #[test]
 fn mistakes_of_other_subcommands_are_named_with_their_remedy() {
     answered(OTHERS, &directory(), || isthmus::<&str>([]));
+}
+
+#[test]
+fn mistakes_of_mesh_are_named_with_their_remedy() {
+    let tls = directory();
+    let kubeconfig = "apiVersion: v1\nkind: Config\ncurrent-context: tokyo\n\
+        contexts: [{name: tokyo, context: {cluster: tokyo, user: u}}]\nusers: [{name: u, user: {token: t}}]\n\
+        clusters: [{name: tokyo, cluster: {server: 'http://127.0.0.1:1'}}]\n";
+    std::fs::write(tls.path("config"), kubeconfig).unwrap();
+    answered(MESH, &tls, || isthmus::<&str>([]));
 }
 
 #[test]
