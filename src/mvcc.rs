@@ -64,6 +64,7 @@ pub use recovery::{Loader, OutOfOrder, Recovery};
 pub use stats::Stats;
 pub use store::{RevokeResult, Store, Write};
 pub use txn::{Compare, CompareResult, DeleteResult, Op, OpResult, Put, PutResult, Target, Txn, TxnResult};
+pub use waking::{Gathering, Woken};
 pub use walk::Frozen;
 pub use watcher::{WatchUpdate, Watcher};
 pub use work::Work;

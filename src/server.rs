@@ -49,7 +49,7 @@ pub use wakers::Wakers;
 use crate::auth::AuthStore;
 use crate::durable::Durable;
 use crate::lease::Lessor;
-use crate::mvcc::Store;
+use crate::mvcc::{Gathering, Store};
 use crate::pb::etcdserverpb as pb;
 use crate::pb::v3electionpb::election_server::ElectionServer;
 use crate::pb::v3lockpb::lock_server::LockServer;
@@ -64,7 +64,9 @@ use parking_lot::RwLock;
 use refusals::Refusals;
 use shares::Shares;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{Notify, Semaphore};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::service::Routes;
@@ -80,6 +82,8 @@ pub const STORAGE_VERSION: &str = "3.7.0";
 pub const SNAPSHOT_VERSION: &str = "3.6.0";
 /// etcd's cluster version for [`ETCD_VERSION`], without the patch number.
 const CLUSTER_VERSION: &str = "3.7";
+/// About what a message to one client costs, in nanoseconds. Events of a range are gathered for so long for each watcher.
+const MESSAGE_COST_NANOS: u64 = 20_000;
 
 /// The protocols that a listener serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -220,9 +224,25 @@ impl Core {
     }
 
     async fn wake_watchers(&self) {
+        let gathering = Gathering {
+            most: u64::try_from(self.config.watch_gather_time.as_nanos()).unwrap_or(u64::MAX),
+            per_member: MESSAGE_COST_NANOS,
+        };
+        let begun = Instant::now();
+        let mut due = None;
         loop {
-            self.published.notified().await;
-            self.store.wake_watchers();
+            let gathered = async {
+                match due {
+                    Some(due) => tokio::time::sleep_until(begun + Duration::from_nanos(due)).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = self.published.notified() => {}
+                () = gathered => {}
+            }
+            let now = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
+            due = self.store.wake_due_watchers(now, gathering).next;
             self.woken.notify_waiters();
         }
     }

@@ -62,6 +62,11 @@ pub const VARIABLES: &[Variables] = &[
         etcd: "ETCD_IDLE_TIMEOUT",
         serve: "CILIUM_IDLE_TIMEOUT",
     },
+    Variables {
+        flag: "watch_gather_time",
+        etcd: "ETCD_WATCH_GATHER_TIME",
+        serve: "CILIUM_WATCH_GATHER_TIME",
+    },
 ];
 
 /// The most that clients may make the server hold; docs/security.md says what happens when a budget is used up.
@@ -111,6 +116,11 @@ pub struct BudgetArgs {
     /// for a proxy that takes a closed connection for a failure.
     #[arg(long, default_value = "5m", value_parser = duration, value_name = "DURATION")]
     idle_timeout: Duration,
+    /// Longest time for which the events of a watched range are gathered into one message once they follow each other
+    /// closely; the first event after a pause is sent at once. The time is 20µs for each watcher of the range, and at most
+    /// this. 0s sends each event at once, which costs a message for each event and watcher.
+    #[arg(long, default_value = "4ms", value_parser = duration, value_name = "DURATION")]
+    pub watch_gather_time: Duration,
 }
 
 impl BudgetArgs {
@@ -157,6 +167,7 @@ mod tests {
         assert_eq!(args.budgets(), Budgets::default());
         let config = crate::server::Config::new(crate::server::MemberIdentity::random());
         assert_eq!(args.max_concurrent_streams, config.max_concurrent_streams);
+        assert_eq!(args.watch_gather_time, config.watch_gather_time);
     }
 
     #[test]

@@ -327,6 +327,7 @@ impl EtcdArgs {
                     timeout: self.grpc_keepalive_timeout,
                 },
                 max_concurrent_streams: self.budgets.max_concurrent_streams,
+                watch_gather_time: self.budgets.watch_gather_time,
                 budgets: self.budgets.budgets(),
                 gateway: self.enable_grpc_gateway,
                 access: BrowserAccess {

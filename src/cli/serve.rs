@@ -146,6 +146,7 @@ impl ServeArgs {
             client_urls: listen_client_urls.clone(),
             quota_bytes: sizes.quota_bytes(),
             max_concurrent_streams: budgets.max_concurrent_streams,
+            watch_gather_time: budgets.watch_gather_time,
             budgets: budgets.budgets(),
             expiry: metrics.expiry.clone(),
             ..server::Config::new(MemberIdentity::random())

@@ -14,6 +14,9 @@ use std::time::Duration;
 /// The annotation of a pod template that restarts the pods; kubectl's.
 const RESTARTED: &str = "kubectl.kubernetes.io/restartedAt";
 
+/// The last line of a dry run.
+pub const ACCEPTED: &str = "ℹ️  Nothing was changed: this is a dry run, whose changes the Kubernetes APIs would accept";
+
 /// Why a change was not made.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -142,8 +145,8 @@ pub async fn live(context: &Context, target: &Target) -> Result<Option<Value>, E
 pub async fn rehearse(context: &Context, plan: &Plan) -> Result<(), Error> {
     let makes_role = plan.changes.iter().any(|change| change.target.kind == "ClusterRole");
     for change in &plan.changes {
-        // What is deleted may be gone. A role that is only rehearsed cannot be bound.
-        let is_left_out = change.step == Step::Delete || (makes_role && change.target.kind == "ClusterRoleBinding");
+        // A role that is only rehearsed cannot be bound.
+        let is_left_out = makes_role && change.target.kind == "ClusterRoleBinding" && change.step != Step::Delete;
         if !is_left_out {
             make(context, change, true).await?;
         }
@@ -204,12 +207,18 @@ async fn make(context: &Context, change: &Change, is_rehearsal: bool) -> Result<
             let none: BTreeMap<&String, Value> = keys.iter().map(|key| (key, Value::Null)).collect();
             merge(context, target, json!({"data": none}), is_rehearsal).await
         }
-        Step::Delete => match api.delete(&target.name, &DeleteParams::default()).await {
-            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-            deleted => deleted
-                .map(drop)
-                .map_err(|source| failed("delete", target, context, source)),
-        },
+        Step::Delete => {
+            let params = DeleteParams {
+                dry_run: is_rehearsal,
+                ..DeleteParams::default()
+            };
+            match api.delete(&target.name, &params).await {
+                Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+                deleted => deleted
+                    .map(drop)
+                    .map_err(|source| failed("delete", target, context, source)),
+            }
+        }
         Step::Restart { .. } => {
             let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
             let patch = json!({"spec": {"template": {"metadata": {"annotations": {RESTARTED: now}}}}});

@@ -6,7 +6,7 @@
 use super::facts::MANAGER;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -234,6 +234,19 @@ impl Plan {
         of_kind
     }
 
+    /// What somebody else would have to do: comments about the changes that no manifest makes, and the manifests.
+    pub fn document(&self) -> Result<String, serde_saphyr::ser::Error> {
+        let by_hand: Vec<Vec<String>> = self.changes.iter().filter_map(by_hand).collect();
+        let mut text = format!("# Cluster {}, context {}\n", self.cluster, self.context);
+        if !by_hand.is_empty() {
+            text += "# First make these changes, in this order: no manifest makes them.\n";
+        }
+        for (at, lines) in by_hand.iter().enumerate() {
+            text += &format!("# {}. {}\n", at + 1, lines.join("\n#    "));
+        }
+        Ok(text + &manifests(self.objects())?)
+    }
+
     /// The objects to apply.
     pub fn objects(&self) -> impl Iterator<Item = &Value> {
         self.changes.iter().filter_map(|change| match &change.step {
@@ -412,6 +425,36 @@ fn of_secret(value: &Value) -> String {
     }
 }
 
+/// The lines about a change that no manifest makes; `None` for a manifest.
+fn by_hand(change: &Change) -> Option<Vec<String>> {
+    let target = &change.target;
+    Some(match &change.step {
+        Step::Apply { .. } | Step::Create(_) => return None,
+        Step::SetKeys { .. } => {
+            let mut lines = vec![];
+            for (key, text) in change.texts() {
+                lines.push(format!("Set {key} of {target} to:"));
+                lines.extend(text.lines().map(str::to_owned));
+            }
+            lines
+        }
+        Step::RemoveKeys(keys) => {
+            let pointer = |key: &String| format!("/data/{}", key.replace('~', "~0").replace('/', "~1"));
+            let patch: Vec<Value> = keys
+                .iter()
+                .map(|key| json!({"op": "remove", "path": pointer(key)}))
+                .collect();
+            let what = keys.join(", ");
+            vec![
+                format!("Remove {what} from {target}, also where the repository has it. As a JSON patch:"),
+                Value::Array(patch).to_string(),
+            ]
+        }
+        Step::Delete => vec![format!("Delete {target}, also where the repository has it.")],
+        Step::Restart { why } => vec![format!("Restart the pods of {target}: {why}.")],
+    })
+}
+
 /// The YAML of objects, one document for each.
 pub fn manifests<'a>(objects: impl Iterator<Item = &'a Value>) -> Result<String, serde_saphyr::ser::Error> {
     let mut text = String::new();
@@ -431,7 +474,6 @@ pub fn manifests<'a>(objects: impl Iterator<Item = &'a Value>) -> Result<String,
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     fn secret(data: &Value) -> Value {
         json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s", "namespace": "n"}, "data": data})
@@ -515,5 +557,27 @@ mod tests {
         );
         let parsed: Value = serde_saphyr::from_str(yaml.trim_start_matches("---\n")).unwrap();
         assert_eq!(parsed["data"]["a"], "b");
+    }
+
+    #[test]
+    fn a_document_says_what_no_manifest_does() {
+        let mut plan = Plan::new("t", "tokyo");
+        let target = || Target::of(&secret(&json!({})));
+        plan.remove_keys(target(), vec!["hk".to_owned(), "hk.etcd-client-ca.crt".to_owned()]);
+        plan.set_text(target(), "ca.crt", "-----BEGIN\nx\n", None);
+        plan.apply(secret(&json!({"a": "YQ=="})), None, false);
+        plan.delete(target());
+        plan.restart(target(), "because");
+        let text = plan.document().unwrap();
+        let expected = "# Cluster tokyo, context t\n\
+            # First make these changes, in this order: no manifest makes them.\n\
+            # 1. Remove hk, hk.etcd-client-ca.crt from Secret n/s, also where the repository has it. As a JSON patch:\n\
+            #    [{\"op\":\"remove\",\"path\":\"/data/hk\"},{\"op\":\"remove\",\"path\":\"/data/hk.etcd-client-ca.crt\"}]\n\
+            # 2. Set ca.crt of Secret n/s to:\n#    -----BEGIN\n#    x\n\
+            # 3. Delete Secret n/s, also where the repository has it.\n\
+            # 4. Restart the pods of Secret n/s: because.\n---\n";
+        assert!(text.starts_with(expected), "{text}");
+        let read: Value = serde_saphyr::from_str(text.split("---\n").nth(1).unwrap()).unwrap();
+        assert_eq!(read["data"]["a"], "YQ==", "{text}");
     }
 }

@@ -3,7 +3,7 @@
 mod plan;
 
 use super::apply;
-use super::change::{Change, Plan, Step, manifests};
+use super::change::{Change, Plan, Step};
 use super::checks::{Finding, Gravity};
 use super::context::Context;
 use super::endpoints::{self, AddressType, Endpoints};
@@ -175,8 +175,7 @@ async fn decide(contexts: &[Context], members: &[Member], request: &Request, out
         Action::PrintManifests => {
             let plans = work.trust.iter().chain(&work.connect);
             for plan in plans.filter(|plan| !plan.changes.is_empty()) {
-                let (by_hand, objects) = (by_hand(plan), manifests(plan.objects())?);
-                output.document(&format!("# Context {}\n{by_hand}{objects}", plan.context));
+                output.document(&plan.document()?);
             }
             return Ok(());
         }
@@ -253,7 +252,11 @@ async fn gather(
                     output.line(endpoints::NODE_PORT_WARNING);
                 }
                 let found = discover(context, &mut facts, request, flag, output).await;
-                found.inspect_err(|error| unable(error))?
+                let found = found.inspect_err(|error| unable(error))?;
+                if let Some(line) = endpoints::not_dialled_line(&facts, flag) {
+                    output.line(&line);
+                }
+                found
             }
         };
         output.line(&endpoints.line());
@@ -287,11 +290,13 @@ async fn discover(
     loop {
         match endpoints::discover(facts, request.nodes, flag) {
             Err(error @ endpoints::Error::Pending { .. }) => {
-                let what = format!("the load balancer of cluster {}: {error}", facts.name());
-                if !waiting.pause(&what, output).await {
+                let what = format!("the load balancer of cluster {}", facts.name());
+                if !waiting.pause(&what, &error.to_string(), output).await {
                     return Err(error.into());
                 }
-                facts.service = read::service(context).await?;
+                let deadline = waiting.deadline();
+                let read = || read::service_until(context, deadline);
+                facts.service = waiting.request(output, read).await?;
             }
             found => return Ok(found?),
         }
@@ -481,23 +486,6 @@ async fn restarted(
         }
     }
     Ok(())
-}
-
-/// Comments about the changes that no manifest makes: a Secret that another tool keeps is changed in one key.
-fn by_hand(plan: &Plan) -> String {
-    let mut text = String::new();
-    for change in &plan.changes {
-        for (key, value) in change.texts() {
-            text += &format!("# First set {key} of {} to:\n", change.target);
-            for line in value.lines() {
-                text += &format!("#   {line}\n");
-            }
-        }
-        if matches!(change.step, Step::Restart { .. }) {
-            text += &format!("# Then {change}\n");
-        }
-    }
-    text
 }
 
 /// Applies the plans at these indices. All are tried; each failure is printed.

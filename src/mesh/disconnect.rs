@@ -15,6 +15,7 @@ use super::record::{self, Record};
 use super::values;
 pub use plan::plan;
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 
 /// What is wanted.
 #[derive(Clone, Debug, Default)]
@@ -37,6 +38,29 @@ pub enum Error {
     NoDestination,
     #[error("{error}; if this cluster is dead, remove it by its name: --destination-name")]
     Destination { error: read::Error },
+    #[error("cluster {cluster} cannot be disconnected from itself{how}; {known}")]
+    Itself {
+        cluster: String,
+        /// The contexts, if two of them lead to the cluster.
+        how: String,
+        /// Its peers, in words.
+        known: String,
+    },
+    #[error(
+        "no cluster {}: nothing of that name is left in {cluster}; {known}{}",
+        names.join(", "),
+        did_you_mean(meant)
+    )]
+    Strangers {
+        names: Vec<String>,
+        cluster: String,
+        /// The peers of the clusters, in words.
+        known: String,
+        /// The name of a peer whose context was given.
+        meant: Option<String>,
+    },
+    #[error("{0} of the clusters would not accept the changes, nothing was changed")]
+    Refused(usize),
     #[error(transparent)]
     Read(#[from] read::Error),
     #[error(transparent)]
@@ -58,6 +82,11 @@ pub enum Error {
     Halfway,
     #[error("cannot print YAML: {0}")]
     Yaml(#[from] serde_saphyr::ser::Error),
+}
+
+fn did_you_mean(peer: &Option<String>) -> String {
+    let meant = |peer: &String| format!(". Did you mean --destination-name {peer}, whose context this is?");
+    peer.as_ref().map_or_else(String::new, meant)
 }
 
 /// A cluster that is changed, and the peers that it loses.
@@ -85,28 +114,21 @@ pub async fn disconnect(
         .collect::<Result<_, _>>()?;
     match request.action {
         Action::Apply => {}
-        Action::DryRun => {
-            output.document(&plans.iter().map(ToString::to_string).collect::<String>());
-            return Ok(());
-        }
+        Action::DryRun => output.document(&plans.iter().map(ToString::to_string).collect::<String>()),
         Action::PrintValues => {
             let texts: Vec<String> = members.iter().map(values_without).collect();
             output.document(&texts.join("---\n"));
             return Ok(());
         }
-        Action::PrintManifests => {
-            for plan in &plans {
-                output.document(&format!(
-                    "# Context {}\n{}",
-                    plan.context,
-                    super::change::manifests(plan.objects())?
-                ));
-            }
-            return Ok(());
-        }
+        Action::PrintManifests => return print_manifests(&plans, output),
     }
     if !request.adopt {
         refuse_kept(&members, &plans, output)?;
+    }
+    rehearse(&members, &plans, output).await?;
+    if request.action == Action::DryRun {
+        output.line(apply::ACCEPTED);
+        return Ok(());
     }
     let mut is_complete = true;
     for (member, plan) in members.iter().zip(&plans) {
@@ -115,8 +137,34 @@ pub async fn disconnect(
     if !is_complete {
         return Err(Error::Halfway);
     }
-    done(&members, &plans, request, program, output);
+    done(&members, &plans, request, program, output)
+}
+
+fn print_manifests(plans: &[Plan], output: &dyn Output) -> Result<(), Error> {
+    let changed = plans.iter().filter(|plan| !plan.changes.is_empty());
+    let texts: Vec<String> = changed.map(Plan::document).collect::<Result<_, _>>()?;
+    match texts.is_empty() {
+        true => output.line("ℹ️  The clusters are not connected: nothing to change"),
+        false => output.document(&texts.concat()),
+    }
     Ok(())
+}
+
+/// Asks all clusters whether they would accept the changes.
+async fn rehearse(members: &[Member<'_>], plans: &[Plan], output: &dyn Output) -> Result<(), Error> {
+    let each = members.iter().zip(plans);
+    let asked = each.map(|(member, plan)| apply::rehearse(member.context, plan));
+    let mut refused = 0;
+    for (answer, plan) in futures::future::join_all(asked).await.into_iter().zip(plans) {
+        if let Err(error) = answer {
+            refused += 1;
+            output.line(&format!("❌ Cluster {}: {error}", plan.cluster));
+        }
+    }
+    match refused {
+        0 => Ok(()),
+        _ => Err(Error::Refused(refused)),
+    }
 }
 
 async fn gather<'a>(contexts: &'a [Context], request: &Request) -> Result<Vec<Member<'a>>, Error> {
@@ -128,6 +176,17 @@ async fn gather<'a>(contexts: &'a [Context], request: &Request) -> Result<Vec<Me
             facts => facts?,
         };
         let record = Record::read(&facts)?;
+        let same = |known: &&Member<'_>| known.facts.server == facts.server && known.facts.name() == facts.name();
+        if let Some(known) = members.iter().find(same) {
+            return Err(Error::Itself {
+                cluster: facts.name().to_owned(),
+                how: format!(
+                    " (contexts {:?} and {:?} lead to it)",
+                    known.facts.context, facts.context
+                ),
+                known: peers_of(known),
+            });
+        }
         members.push(Member {
             context,
             facts,
@@ -145,11 +204,62 @@ async fn gather<'a>(contexts: &'a [Context], request: &Request) -> Result<Vec<Me
         member.lost = others.map(|(_, name)| name.clone()).collect();
         // In mode mesh the dead are removed from all members, otherwise from the source.
         if at == 0 || request.mode == Mode::Mesh {
-            member.lost.extend(request.names.iter().cloned());
+            let dead = request.names.iter().filter(|name| at == 0 || **name != names[at]);
+            member.lost.extend(dead.cloned());
         }
     }
     members.retain(|member| !member.lost.is_empty());
+    refuse_strangers(&members, &request.names)?;
     Ok(members)
+}
+
+/// Fails if a name is that of a cluster itself, or of a cluster that no member has heard of. Whatever an interrupted
+/// command has left makes a cluster known.
+fn refuse_strangers(members: &[Member<'_>], names: &[String]) -> Result<(), Error> {
+    let mut strangers = vec![];
+    for name in names {
+        if let Some(own) = members
+            .iter()
+            .find(|member| member.facts.name() == name && member.lost.contains(name))
+        {
+            return Err(Error::Itself {
+                cluster: name.clone(),
+                how: String::new(),
+                known: peers_of(own),
+            });
+        }
+        let mut is_known = members.iter().any(|member| member.facts.name() == name);
+        for member in members.iter().filter(|member| member.lost.contains(name)) {
+            is_known |= plan::knows(&member.facts, &member.record, name)?;
+        }
+        if !is_known {
+            strangers.push(name.clone());
+        }
+    }
+    if strangers.is_empty() {
+        return Ok(());
+    }
+    let clusters: Vec<&str> = members.iter().map(|member| member.facts.name()).collect();
+    let known: Vec<String> = members.iter().map(peers_of).collect();
+    let records = members.iter().flat_map(|member| &member.record.peers);
+    let mut meant = records.filter(|(_, peer)| strangers.contains(&peer.context));
+    Err(Error::Strangers {
+        cluster: clusters.join(", "),
+        known: known.join("; "),
+        meant: meant.next().map(|(name, _)| name.clone()),
+        names: strangers,
+    })
+}
+
+/// The peers of a cluster, in words.
+fn peers_of(member: &Member<'_>) -> String {
+    let mut peers = member.facts.peers();
+    peers.extend(member.record.peers.keys().cloned());
+    let peers: Vec<String> = peers.into_iter().collect();
+    match peers.is_empty() {
+        true => format!("cluster {} is connected to no cluster", member.facts.name()),
+        false => format!("cluster {} is connected to: {}", member.facts.name(), peers.join(", ")),
+    }
 }
 
 /// The values without the lost peers.
@@ -159,7 +269,16 @@ fn values_without(member: &Member<'_>) -> String {
         rest.peers.entry(name).or_default().endpoints = Some(endpoints);
     }
     rest.peers.retain(|name, _| !member.lost.contains(name));
-    values::of(&member.facts, &rest)
+    let mut text = values::of(&member.facts, &rest);
+    let has_other_ca = |record: &Record| record.peers.values().any(|peer| peer.authorities.is_some());
+    if has_other_ca(&member.record) && !has_other_ca(&rest) {
+        // Writing to a string does not fail.
+        let _ = writeln!(
+            text,
+            "# No other CA is needed for the mesh any more: remove tls.caBundle, unless something else uses it."
+        );
+    }
+    text
 }
 
 /// Fails where another tool keeps the objects that would be changed, and prints what it should be given.
@@ -209,34 +328,46 @@ async fn carry_out(member: &Member<'_>, plan: &Plan, output: &dyn Output) -> boo
 }
 
 /// The lines about what was reached, and what remains elsewhere.
-fn done(members: &[Member<'_>], plans: &[Plan], request: &Request, program: &str, output: &dyn Output) {
+fn done(
+    members: &[Member<'_>],
+    plans: &[Plan],
+    request: &Request,
+    program: &str,
+    output: &dyn Output,
+) -> Result<(), Error> {
     let source = members[0].facts.name();
     let asked: Vec<&str> = members[1..].iter().map(|member| member.facts.name()).collect();
     let unasked = members[0].lost.iter().filter(|name| !asked.contains(&&***name));
     if request.mode == Mode::Mesh && !asked.is_empty() {
-        output.line(&format!("✅ Disconnected clusters {}, and {source}!", asked.join(", ")));
+        if plans.iter().any(|plan| !plan.changes.is_empty()) {
+            output.line(&format!("✅ Disconnected clusters {}, and {source}!", asked.join(", ")));
+        }
     } else {
-        for other in &asked {
-            output.line(&format!("✅ Disconnected clusters {source} <x> {other}!"));
+        for (other, name) in members[1..].iter().zip(&asked) {
+            let was_connected = plan::knows(&members[0].facts, &members[0].record, name)?
+                || plan::knows(&other.facts, &other.record, source)?;
+            if was_connected {
+                output.line(&format!("✅ Disconnected clusters {source} <x> {name}!"));
+            }
         }
     }
-    if plans[0].changes.is_empty() {
-        return;
-    }
     for other in unasked {
+        // Another member may have known the cluster.
+        if !plan::knows(&members[0].facts, &members[0].record, other)? {
+            continue;
+        }
         output.line(&format!("✅ Disconnected clusters {source} x> {other}!"));
         output.line(&format!(
             "⚠️  Cluster {other} was not asked: it keeps its entry for {source} and goes on dialling"
         ));
-        let context = members[0]
-            .record
-            .peers
-            .get(other)
-            .map_or("<its context>", |peer| &peer.context);
+        let peer = members[0].record.peers.get(other);
+        let context = peer.map_or("", |peer| &peer.context);
         output.line(&format!(
-            "   💡 Once it answers, run '{program} disconnect --context {context} --destination-name {source}'"
+            "   💡 Once it answers, run '{program} disconnect --context {} --destination-name {source}'",
+            if context.is_empty() { "<its context>" } else { context }
         ));
     }
+    Ok(())
 }
 
 #[cfg(test)]

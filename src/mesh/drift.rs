@@ -21,6 +21,24 @@ pub struct Drift {
     pub what: String,
 }
 
+// === impl Drift ===
+
+impl Drift {
+    /// The difference, in one sentence. `tool` is how the commands of this program are typed.
+    pub fn problem(&self, tool: &str) -> String {
+        let Self { peer, object, what } = self;
+        format!("{object} is not as '{tool} connect' wrote it for cluster {peer}: {what}")
+    }
+
+    /// What to do, without a capital and a full stop.
+    pub fn remedy(&self, tool: &str) -> String {
+        format!(
+            "connect {} again, and keep the values that '{tool} connect --print=values' prints where the other tool reads its values",
+            self.peer
+        )
+    }
+}
+
 /// Finds what was changed or removed. The remedy is always to connect the peer again.
 pub fn find(facts: &Facts, record: &Record) -> Vec<Drift> {
     let mut found = vec![];

@@ -391,17 +391,20 @@ async fn load_balancer_names(
     loop {
         match endpoints::discover(&now, AddressType::Auto, "--source-endpoint of connect") {
             Err(error @ endpoints::Error::Pending { .. }) => {
-                let what = format!("the load balancer of cluster {}: {error}", facts.name());
-                if !waiting.pause(&what, output).await {
+                let what = format!("the load balancer of cluster {}", facts.name());
+                if !waiting.pause(&what, &error.to_string(), output).await {
                     output.line(&format!("⚠️  {error}"));
                     return Ok(vec![]);
                 }
-                now.service = read::service(context).await?;
+                let deadline = waiting.deadline();
+                let read = || read::service_until(context, deadline);
+                now.service = waiting.request(output, read).await?;
             }
             found => {
                 let found = found?;
                 output.line(&found.line());
-                return Ok(found.address.into_iter().collect());
+                // Any of the names may be given to connect.
+                return Ok(found.address.into_iter().chain(endpoints::not_dialled(&now)).collect());
             }
         }
     }

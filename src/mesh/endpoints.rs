@@ -50,7 +50,9 @@ pub enum Error {
         context: String,
         flag: &'static str,
     },
-    #[error("port of service could not be derived, service has no ports (Service {0})")]
+    #[error(
+        "port of service could not be derived, service has no ports (Service {0}); give it the port 2379 of the store, or run enable again"
+    )]
     NoPort(String),
     #[error(
         "IP of service could not be derived, service has no ClusterIP (Service {0}); set its type to NodePort or LoadBalancer"
@@ -75,12 +77,6 @@ pub enum Error {
     Pending {
         service: String,
         context: String,
-        flag: &'static str,
-    },
-    #[error("the LoadBalancer Service {service} has several host names ({names}); name one of them with {flag}")]
-    SeveralNames {
-        service: String,
-        names: String,
         flag: &'static str,
     },
     #[error("service type {kind:?} of Service {service} is not supported; use LoadBalancer, NodePort or ClusterIP")]
@@ -198,34 +194,51 @@ fn unusable(ip: IpAddr) -> Option<&'static str> {
 }
 
 fn load_balancer(facts: &Facts, port: u16, service: String, flag: &'static str) -> Result<Endpoints, Error> {
-    let status = facts.service.as_ref().and_then(|service| service.status.as_ref());
-    let ingress = status.and_then(|status| status.load_balancer.as_ref()?.ingress.as_ref());
-    let (mut ips, mut names) = (vec![], vec![]);
-    for ingress in ingress.into_iter().flatten() {
-        match (ingress.ip.as_deref().and_then(|ip| ip.parse().ok()), &ingress.hostname) {
-            (Some(ip), _) => ips.push(ip),
-            (None, Some(name)) if !name.is_empty() => names.push(name.clone()),
-            _ => {}
-        }
-    }
-    match (ips.is_empty(), &names[..]) {
+    let Ingress { ips, names } = Ingress::of(facts);
+    match (ips.is_empty(), names.into_iter().next()) {
         (false, _) => found(ips, port, facts, &format!("the LoadBalancer Service {service}"), flag),
-        (true, [name]) => Ok(Endpoints {
-            ips: vec![],
-            address: Some(name.clone()),
-            port,
-        }),
-        (true, []) => Err(Error::Pending {
+        (true, address @ Some(_)) => Ok(Endpoints { ips, address, port }),
+        (true, None) => Err(Error::Pending {
             service,
             context: facts.context.clone(),
             flag,
         }),
-        _ => Err(Error::SeveralNames {
-            service,
-            names: names.join(", "),
-            flag,
-        }),
     }
+}
+
+/// The addresses of a load balancer. It may have several of each kind.
+struct Ingress {
+    ips: Vec<IpAddr>,
+    /// The host names of entries without an IP address.
+    names: Vec<String>,
+}
+
+/// What clients dial at the load balancer of a cluster: all IP addresses, or else the first host name. A client file takes
+/// one host name.
+pub fn dialled(facts: &Facts) -> Vec<String> {
+    let Ingress { ips, names } = Ingress::of(facts);
+    match ips.is_empty() {
+        true => names.into_iter().take(1).collect(),
+        false => ips.iter().map(ToString::to_string).collect(),
+    }
+}
+
+/// The other host names of the load balancer of a cluster.
+pub fn not_dialled(facts: &Facts) -> Vec<String> {
+    let Ingress { ips, names } = Ingress::of(facts);
+    let dialled = usize::from(ips.is_empty());
+    names.into_iter().skip(dialled).collect()
+}
+
+/// The line about them; `flag` is the flag that names another address.
+pub fn not_dialled_line(facts: &Facts, flag: &str) -> Option<String> {
+    let names = not_dialled(facts);
+    (!names.is_empty()).then(|| {
+        format!(
+            "ℹ️  The load balancer has the host names {} as well, which are not used; {flag} names another address",
+            names.join(", ")
+        )
+    })
 }
 
 fn number(port: i32) -> u16 {
@@ -241,6 +254,29 @@ fn cluster_ips(spec: &ServiceSpec) -> Vec<IpAddr> {
         }
     }
     ips
+}
+
+// === impl Ingress ===
+
+impl Ingress {
+    /// Nothing unless the Service is a load balancer with an address.
+    fn of(facts: &Facts) -> Self {
+        let service = facts
+            .service
+            .as_ref()
+            .filter(|_| facts.service_type() == Some("LoadBalancer"));
+        let status = service.and_then(|service| service.status.as_ref());
+        let ingress = status.and_then(|status| status.load_balancer.as_ref()?.ingress.as_ref());
+        let (mut ips, mut names) = (vec![], vec![]);
+        for ingress in ingress.into_iter().flatten() {
+            match (ingress.ip.as_deref().and_then(|ip| ip.parse().ok()), &ingress.hostname) {
+                (Some(ip), _) if !ips.contains(&ip) => ips.push(ip),
+                (None, Some(name)) if !name.is_empty() && !names.contains(name) => names.push(name.clone()),
+                _ => {}
+            }
+        }
+        Self { ips, names }
+    }
 }
 
 // === impl AddressType ===
@@ -592,6 +628,24 @@ mod tests {
             found(&both, AddressType::Auto).unwrap(),
             ["192.0.2.7:2379", "[2001:db8::7]:2379"]
         );
+        let several = service(json!([{"hostname": "a.example"}, {"hostname": "b.example"}, {"hostname": "b.example"}]));
+        assert_eq!(found(&several, AddressType::Auto).unwrap(), ["a.example:2379"]);
+        assert_eq!(
+            (dialled(&several), not_dialled(&several)),
+            (vec!["a.example".to_owned()], vec!["b.example".to_owned()])
+        );
+        let line = "ℹ️  The load balancer has the host names b.example as well, which are not used; --source-endpoint names \
+            another address";
+        assert_eq!(not_dialled_line(&several, FLAG).unwrap(), line);
+        let mixed = service(
+            json!([{"hostname": "a.example"}, {"ip": "192.0.2.7", "hostname": "c.example"}, {"ip": "192.0.2.8"}]),
+        );
+        assert_eq!(
+            found(&mixed, AddressType::Auto).unwrap(),
+            ["192.0.2.7:2379", "192.0.2.8:2379"]
+        );
+        assert_eq!(not_dialled(&mixed), ["a.example"]);
+        assert_eq!(not_dialled_line(&both, FLAG), None);
         let error = found(&service(json!([])), AddressType::Auto).unwrap_err();
         assert!(error.contains("no address yet") && error.contains(FLAG), "{error}");
     }

@@ -108,6 +108,12 @@ impl Exec {
         Self { deadline, ..self }
     }
 
+    /// The end of a request that begins now.
+    pub fn end(&self) -> Instant {
+        let end = Instant::now() + self.timeout;
+        self.deadline.map_or(end, |deadline| deadline.min(end))
+    }
+
     /// Runs all commands, some at a time. Calls `answered` with the number of answers so far, after each.
     pub async fn all(
         &self,
@@ -129,10 +135,7 @@ impl Exec {
 
     /// Runs one command.
     pub async fn run(&self, command: &Command) -> Result<Done, Error> {
-        let now = Instant::now();
-        let end = self
-            .deadline
-            .map_or(now + self.timeout, |deadline| deadline.min(now + self.timeout));
+        let (now, end) = (Instant::now(), self.end());
         let ended = tokio::time::timeout_at(end, self.attached(command)).await;
         ended.unwrap_or(Err(Error::Timeout(end.saturating_duration_since(now))))
     }

@@ -1,5 +1,5 @@
 //! Checks clusters before they are connected, and changes nothing: identities, versions, modes, networks, certificates,
-//! Services, rights, and on request the network between the nodes.
+//! Services, rights, drift, and on request the network between the nodes.
 
 mod judge;
 mod probe;
@@ -7,7 +7,6 @@ mod rights;
 
 use super::context::Context;
 use super::exec::Exec;
-use super::facts::Facts;
 use super::output::Output;
 use super::{profile, read};
 use serde::Serialize;
@@ -54,22 +53,38 @@ pub struct Report {
     pub checks: Vec<Check>,
 }
 
-/// Checks the clusters of `contexts`, the local one first. Prints what takes long.
-pub async fn run(contexts: &[Context], options: &Options, out: &dyn Output) -> Result<Report, read::Error> {
-    let facts = futures::future::try_join_all(contexts.iter().map(read::facts)).await?;
+/// Checks the clusters of `contexts`, the local one first. Prints what takes long. A cluster that cannot be read is a failed
+/// check, and hides no other.
+pub async fn run(contexts: &[Context], options: &Options, out: &dyn Output) -> Report {
+    let read = futures::future::join_all(contexts.iter().map(read::facts)).await;
+    let (mut readable, mut facts, mut checks) = (vec![], vec![], vec![]);
+    for (context, read) in contexts.iter().zip(read) {
+        match read {
+            Ok(read) => {
+                readable.push(context);
+                facts.push(read);
+            }
+            Err(error) => checks.push(
+                Check::ok(&[&*context.name], "objects", error.to_string())
+                    .failed("Nothing else is known of this cluster; check again once it answers."),
+            ),
+        }
+    }
     let profiles: Vec<_> = facts.iter().map(profile::of).collect();
     let now = jiff::Timestamp::now();
-    let mut checks = vec![];
-    for (context, facts) in contexts.iter().zip(&facts) {
+    let all = || readable.iter().zip(&facts);
+    let rights = all().map(|(context, facts)| rights::check(context, facts, options.pod_timeout));
+    for (facts, rights) in facts.iter().zip(futures::future::join_all(rights).await) {
         checks.extend(judge::alone(facts, &options.tool, now));
-        checks.push(rights::check(context, facts.name()).await);
+        checks.extend(rights);
     }
-    let known = peers(contexts, &facts, options).await;
-    checks.extend(judge::peers(&facts, &known));
+    let peers = all().map(async |(context, facts)| probe::peers(context, &exec(context, options), facts).await);
+    let peers = futures::future::join_all(peers).await;
+    checks.extend(judge::peers(&facts, &peers));
     checks.extend(judge::together(&profiles, now));
-    if options.probe && contexts.len() > 1 {
+    if options.probe && facts.len() > 1 {
         out.line("⌛ Connecting from a node of each cluster to the other clusters");
-        for (from, (context, local)) in contexts.iter().zip(&facts).enumerate() {
+        for (from, (context, local)) in all().enumerate() {
             let others = facts.iter().enumerate().filter(|(at, _)| *at != from);
             let exec = exec(context, options);
             for (_, other) in others {
@@ -77,20 +92,11 @@ pub async fn run(contexts: &[Context], options: &Options, out: &dyn Output) -> R
             }
         }
     }
-    Ok(Report::of(checks))
+    Report::of(checks)
 }
 
 fn exec(context: &Context, options: &Options) -> Exec {
     Exec::new(context.client.clone(), &context.namespace, options.pod_timeout)
-}
-
-/// The ids of the clusters that are connected to each cluster already, as far as its pods know them.
-async fn peers(contexts: &[Context], facts: &[Facts], options: &Options) -> Vec<judge::Peers> {
-    let mut all = vec![];
-    for (context, facts) in contexts.iter().zip(facts) {
-        all.push(probe::peers(context, &exec(context, options), facts).await);
-    }
-    all
 }
 
 // === impl Report ===
@@ -128,19 +134,13 @@ impl Display for Report {
                 writeln!(out, "   💡 {remedy}")?;
             }
         }
-        let (failed, warnings) = (self.failed, self.warnings);
+        let (all, failed, warnings) = (self.checks.len(), self.failed, self.warnings);
+        let checks = if all == 1 { "check" } else { "checks" };
+        let warned = if warnings == 1 { "warning" } else { "warnings" };
         match (failed, warnings) {
-            (0, 0) => writeln!(out, "\n✅ All {} checks passed", self.checks.len()),
-            (0, _) => writeln!(
-                out,
-                "\n⚠️  {} checks: none failed, {warnings} warnings",
-                self.checks.len()
-            ),
-            _ => writeln!(
-                out,
-                "\n❌ {} checks: {failed} failed, {warnings} warnings",
-                self.checks.len()
-            ),
+            (0, 0) => writeln!(out, "\n✅ All {all} {checks} passed"),
+            (0, _) => writeln!(out, "\n⚠️  {all} {checks}: none failed, {warnings} {warned}"),
+            _ => writeln!(out, "\n❌ {all} {checks}: {failed} failed, {warnings} {warned}"),
         }
     }
 }

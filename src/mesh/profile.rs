@@ -1,11 +1,12 @@
 //! What checks compare of a cluster, taken from its objects.
 
 use super::checks::Profile;
+use super::endpoints;
 use super::facts::{Facts, secret};
 use super::pki::Material;
 use super::record::Record;
 use ipnet::IpNet;
-use k8s_openapi::api::core::v1::{LoadBalancerIngress, Node};
+use k8s_openapi::api::core::v1::Node;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -28,7 +29,7 @@ pub fn of(facts: &Facts) -> Profile {
             .iter()
             .filter_map(|node| Some((node.metadata.name.clone()?, internal(node))))
             .collect(),
-        hosts: hosts(facts),
+        hosts: endpoints::dialled(facts),
         server: material(facts, secret::SERVER),
         remote: secret::DEPRECATED_REMOTE
             .into_iter()
@@ -115,19 +116,6 @@ pub fn internal(node: &Node) -> Vec<IpAddr> {
         .flatten()
         .filter(|address| address.type_ == "InternalIP");
     internal.filter_map(|address| address.address.parse().ok()).collect()
-}
-
-/// The host names and addresses of the load balancer.
-fn hosts(facts: &Facts) -> Vec<String> {
-    let status = facts.service.as_ref().and_then(|service| service.status.as_ref());
-    let ingress = status.and_then(|status| status.load_balancer.as_ref()?.ingress.as_ref());
-    let host = |ingress: &LoadBalancerIngress| ingress.ip.clone().or_else(|| ingress.hostname.clone());
-    ingress
-        .into_iter()
-        .flatten()
-        .filter_map(host)
-        .filter(|host| !host.is_empty())
-        .collect()
 }
 
 fn material(facts: &Facts, name: &str) -> Option<Material> {

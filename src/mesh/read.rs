@@ -13,7 +13,11 @@ use kube::api::{ApiResource, DynamicObject, ListParams, PartialObjectMeta};
 use kube::{Api, Resource};
 use serde::de::DeserializeOwned;
 use std::fmt::Debug;
+use std::time::Duration;
+use tokio::time::Instant;
 
+/// Time for reading one cluster: a large one over a slow connection takes some of it, a dead API server all of it.
+const LIMIT: Duration = Duration::from_secs(60);
 /// Objects in one answer to a list.
 const PAGE: u32 = 500;
 /// The label of a Helm release's Secret.
@@ -48,6 +52,11 @@ pub enum Error {
         /// Namespaces that have the ConfigMap.
         elsewhere: Vec<String>,
     },
+    #[error(
+        "the Kubernetes API of context {context:?} has not answered in {} s; is it reachable from this machine, through a VPN or \
+         a proxy?", after.as_secs()
+    )]
+    Timeout { context: String, after: Duration },
 }
 
 fn found(elsewhere: &[String]) -> String {
@@ -57,10 +66,32 @@ fn found(elsewhere: &[String]) -> String {
     }
 }
 
-/// Reads everything.
+/// Reads everything, in limited time.
 pub async fn facts(context: &Context) -> Result<Facts, Error> {
+    facts_until(context, Instant::now() + LIMIT).await
+}
+
+/// Reads everything, in limited time and before `deadline`.
+pub async fn facts_until(context: &Context, deadline: Instant) -> Result<Facts, Error> {
     // Many requests at a time make a large future.
-    Box::pin(read(context)).await
+    let end = deadline.min(Instant::now() + LIMIT);
+    within(context, end, Box::pin(read(context))).await
+}
+
+/// Ends a request to an API that does not answer.
+async fn within<T>(
+    context: &Context,
+    end: Instant,
+    request: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    let started = Instant::now();
+    let ended = tokio::time::timeout_at(end, request).await;
+    ended.unwrap_or_else(|_| {
+        Err(Error::Timeout {
+            context: context.name.clone(),
+            after: started.elapsed(),
+        })
+    })
 }
 
 async fn read(context: &Context) -> Result<Facts, Error> {
@@ -126,16 +157,23 @@ async fn read(context: &Context) -> Result<Facts, Error> {
     Ok(read)
 }
 
-/// Reads the Service of the store again.
+/// Reads the Service of the store again, in limited time.
 pub async fn service(context: &Context) -> Result<Option<Service>, Error> {
-    let reader = Reader { context };
-    reader.get("Service", "services", facts::APISERVER).await
+    service_until(context, Instant::now() + LIMIT).await
 }
 
-/// Reads the Deployment of the store again.
-pub async fn deployment(context: &Context) -> Result<Option<Deployment>, Error> {
+/// Reads the Service of the store again, in limited time and before `deadline`.
+pub async fn service_until(context: &Context, deadline: Instant) -> Result<Option<Service>, Error> {
     let reader = Reader { context };
-    reader.get("Deployment", "deployments.apps", facts::APISERVER).await
+    let request = reader.get("Service", "services", facts::APISERVER);
+    within(context, deadline.min(Instant::now() + LIMIT), request).await
+}
+
+/// Reads the Deployment of the store again, in limited time and before `deadline`.
+pub async fn deployment_until(context: &Context, deadline: Instant) -> Result<Option<Deployment>, Error> {
+    let reader = Reader { context };
+    let request = reader.get("Deployment", "deployments.apps", facts::APISERVER);
+    within(context, deadline.min(Instant::now() + LIMIT), request).await
 }
 
 /// Reads the CA bundle that the pods of a cluster use; `None` if they use none.

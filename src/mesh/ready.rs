@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::ListParams;
 use std::time::Duration;
+use tokio::time::timeout_at;
 
 /// Why the store is not known to be ready.
 #[derive(Debug, thiserror::Error)]
@@ -25,14 +26,17 @@ pub enum Error {
 /// Waits for the Deployment.
 pub async fn wait(context: &Context, limit: Duration, output: &dyn Output) -> Result<(), Error> {
     let mut waiting = Waiting::new(limit);
+    let deadline = waiting.deadline();
     loop {
-        let Some(why) = obstacle(read::deployment(context).await?.as_ref()) else {
+        let read = || read::deployment_until(context, deadline);
+        let deployment = waiting.request(output, read).await?;
+        let Some(why) = obstacle(deployment.as_ref()) else {
             output.line(&format!("✅ Deployment {APISERVER} is ready"));
             return Ok(());
         };
-        let pods = pods(context).await;
-        let what = format!("deployment {APISERVER} to become ready: {why}{pods}");
-        if !waiting.pause(&what, output).await {
+        let pods = timeout_at(deadline, pods(context)).await.unwrap_or_default();
+        let what = format!("deployment {APISERVER} to become ready");
+        if !waiting.pause(&what, &format!("{why}{pods}"), output).await {
             return Err(Error::NotReady(format!(
                 "deployment {APISERVER} is not ready: {why}{pods}"
             )));

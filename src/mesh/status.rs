@@ -11,7 +11,6 @@ mod gather;
 mod path;
 mod remote;
 mod summary;
-mod wait;
 mod warnings;
 
 pub use access::{Access, of as access};
@@ -27,6 +26,7 @@ use super::facts::{APISERVER, Facts, MirrorMode, secret};
 use super::output::Output;
 use super::read;
 use super::record::Record;
+use super::wait::Waiting;
 use crate::kvstore::config::ClientConfig;
 use connectivity::Answers;
 use gather::{AGENTS, Gathered, MIRRORS};
@@ -35,7 +35,12 @@ use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use summary::Summary;
-use wait::Wait;
+use tokio::time::Instant;
+
+/// Time for finding causes after the deadline.
+const CAUSES: Duration = Duration::from_secs(5);
+/// What a wait adds where time alone helps.
+const UNREAD: &str = "the kubelet passes a changed Secret on to its pods within about two minutes";
 
 /// How to look.
 #[derive(Clone, Debug)]
@@ -98,9 +103,11 @@ struct Look<'a> {
     context: &'a Context,
     options: &'a Options,
     out: &'a dyn Output,
-    wait: Wait<'a>,
+    wait: Waiting,
     exec: Exec,
     facts: Facts,
+    /// Why pods could not be listed at the last look, by their container.
+    unlisted: BTreeMap<&'static str, String>,
     report: Report,
 }
 
@@ -114,9 +121,9 @@ struct Seen {
 
 /// Looks at a cluster. Prints each step when it is done; `Report::summary` has the rest.
 pub async fn run(context: &Context, options: &Options, out: &dyn Output) -> Result<Report, read::Error> {
-    let wait = Wait::new(out, options.wait, options.limit);
+    let mut wait = Waiting::new(options.limit);
     let exec = Exec::new(context.client.clone(), &context.namespace, options.pod_timeout).until(wait.deadline());
-    let facts = read::facts(context).await?;
+    let facts = read_patiently(context, options.wait.then_some(Failures::OfServers), &mut wait, out).await?;
     let report = Report::of(&facts);
     let mut look = Look {
         context,
@@ -125,14 +132,65 @@ pub async fn run(context: &Context, options: &Options, out: &dyn Output) -> Resu
         wait,
         exec,
         facts,
+        unlisted: BTreeMap::new(),
         report,
     };
     look.announce();
-    look.service().await?;
-    look.deployment().await?;
-    look.connections().await?;
+    look.service().await;
+    look.deployment().await;
+    look.connections().await;
     look.finish();
     Ok(look.report)
+}
+
+/// Which failed reads are repeated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Failures {
+    /// Those that time may mend: before the first success, a missing right or another namespace is a mistake of the operator.
+    OfServers,
+    All,
+}
+
+/// Reads the objects of a cluster, and repeats failed reads until the deadline.
+async fn read_patiently(
+    context: &Context,
+    repeated: Option<Failures>,
+    wait: &mut Waiting,
+    out: &dyn Output,
+) -> Result<Facts, read::Error> {
+    let mut has_failed = false;
+    loop {
+        let error = match read::facts_until(context, wait.deadline()).await {
+            Ok(facts) => {
+                // Another request may fail all the same.
+                if has_failed {
+                    wait.succeeded();
+                }
+                return Ok(facts);
+            }
+            Err(error) => error,
+        };
+        has_failed = true;
+        let is_repeated = match repeated {
+            None => false,
+            Some(Failures::OfServers) => !is_mistake(&error),
+            Some(Failures::All) => true,
+        };
+        if !(is_repeated && wait.retry(&error.to_string(), out).await) {
+            return Err(error);
+        }
+    }
+}
+
+/// Whether an error is probably a mistake of the operator.
+fn is_mistake(error: &read::Error) -> bool {
+    match error {
+        read::Error::NoCilium { .. } => true,
+        read::Error::Api { error, .. } => {
+            matches!(&**error, kube::Error::Api(status) if [401, 403].contains(&status.code))
+        }
+        read::Error::Timeout { .. } => false,
+    }
 }
 
 /// The ids of the clusters that a cluster is connected to, by name, as far as its mirrors or agents know them.
@@ -216,11 +274,25 @@ impl Report {
         let mirrors = mirrors.and_then(|mirrors| not_ready(mirrors, "KVStoreMesh replicas"));
         mirrors.or_else(|| not_ready(self.connectivity.as_ref()?, "nodes"))
     }
+
+    /// What a wait is for.
+    fn missing(&self) -> Option<String> {
+        let why = self.disconnected()?;
+        let parts = [self.kvstoremesh.status.as_ref(), self.connectivity.as_ref()];
+        let first = parts.into_iter().flatten().find(|status| !status.is_healthy());
+        Some(match first.is_some_and(Connectivity::is_unread) {
+            true => format!("{why}: {UNREAD}"),
+            false => why,
+        })
+    }
 }
 
 /// How many pods are not ready.
 fn not_ready(status: &Connectivity, what: &str) -> Option<String> {
-    (!status.is_healthy()).then(|| format!("{} {what} are not ready", status.not_ready))
+    (!status.is_healthy()).then(|| match status.is_silent() {
+        true => format!("no pod runs for the {what}"),
+        false => format!("{} {what} are not ready", status.not_ready),
+    })
 }
 
 // === impl Look ===
@@ -260,8 +332,27 @@ impl Look<'_> {
         self.has_external_store() && self.facts.service.is_none()
     }
 
+    /// Waits before the next look, and reads the objects for it. Returns false if there is no next look.
+    async fn again(&mut self, what: &str, why: &str) -> bool {
+        self.options.wait && self.wait.pause(what, why, self.out).await && self.read_again().await
+    }
+
+    /// Reads the objects again. Returns false if that failed until the deadline.
+    async fn read_again(&mut self) -> bool {
+        match read_patiently(self.context, Some(Failures::All), &mut self.wait, self.out).await {
+            Ok(facts) => {
+                self.facts = facts;
+                true
+            }
+            Err(error) => {
+                self.fail(error.to_string());
+                false
+            }
+        }
+    }
+
     /// The Service through which other clusters come.
-    async fn service(&mut self) -> Result<(), read::Error> {
+    async fn service(&mut self) {
         while !self.publishes_elsewhere() {
             match access::of(&self.facts, &self.options.tool) {
                 Ok(found) => {
@@ -269,18 +360,18 @@ impl Look<'_> {
                     self.report.access_information = Some(found);
                     break;
                 }
-                Err(why) if self.wait.again("access information", &why).await => self.read_again().await?,
                 Err(why) => {
-                    self.fail(why);
-                    break;
+                    if !self.again("access information", &why).await {
+                        self.fail(why);
+                        break;
+                    }
                 }
             }
         }
-        Ok(())
     }
 
     /// The Deployment of the store.
-    async fn deployment(&mut self) -> Result<(), read::Error> {
+    async fn deployment(&mut self) {
         let what = "deployment clustermesh-apiserver to become ready";
         loop {
             let why = match &self.facts.deployment {
@@ -293,11 +384,10 @@ impl Look<'_> {
                 self.out.line("✅ Deployment clustermesh-apiserver is ready");
                 break;
             };
-            if !self.wait.again(what, &why).await {
+            if !self.again(what, &why).await {
                 self.fail(format!("deployment clustermesh-apiserver is not ready: {why}"));
                 break;
             }
-            self.read_again().await?;
         }
         self.report.kvstoremesh.enabled = self.facts.mirror() == MirrorMode::On;
         if self.facts.deployment.is_some() {
@@ -317,20 +407,31 @@ impl Look<'_> {
                 secret::AGENTS
             ));
         }
-        Ok(())
     }
 
     /// What agents and mirrors are connected to.
-    async fn connections(&mut self) -> Result<(), read::Error> {
+    async fn connections(&mut self) {
         let mut seen = Seen::default();
         let store = self.report.errors.first().cloned();
         loop {
             self.ask(&mut seen).await;
-            let Some(why) = self.report.disconnected() else { break };
-            if !self.wait.again("clusters to be connected", &why).await {
+            let goes_on = match (self.unlisted.values().next().cloned(), self.report.missing()) {
+                (None, None) => break,
+                (None, Some(why)) => self.again("clusters to be connected", &why).await,
+                (Some(failure), _) => {
+                    self.options.wait && self.wait.retry(&failure, self.out).await && self.read_again().await
+                }
+            };
+            if !goes_on {
                 break;
             }
-            self.read_again().await?;
+        }
+        if !self.unlisted.is_empty() {
+            // Nothing follows from pods that are not known.
+            std::mem::take(&mut self.unlisted)
+                .into_values()
+                .for_each(|why| self.fail(why));
+            return;
         }
         if self
             .report
@@ -360,70 +461,60 @@ impl Look<'_> {
         };
         // The causes are worth a few seconds after the deadline, too.
         let Context { client, namespace, .. } = self.context;
-        let exec = Exec::new(client.clone(), namespace, self.options.pod_timeout);
+        let end = self.wait.deadline().max(Instant::now() + CAUSES);
+        let exec = Exec::new(client.clone(), namespace, self.options.pod_timeout).until(end);
         let traces = gather::trace(&exec, evidence.questions()).await;
         let evidence = Evidence {
             traces: &traces,
             ..evidence
         };
         self.report.paths = evidence.paths();
-        Ok(())
     }
 
     /// Asks the pods that were not connected at the last look.
     async fn ask(&mut self, seen: &mut Seen) {
-        let agents = self.facts.peers_in(secret::AGENTS);
-        if self
-            .report
-            .connectivity
-            .as_ref()
-            .is_none_or(|status| !status.is_healthy())
+        let is_due = |status: Option<&Connectivity>| status.is_none_or(|status| !status.is_healthy());
+        if is_due(self.report.connectivity.as_ref())
+            && let Some(agents) = self.gather(AGENTS).await
         {
-            let gathered = self.gather(AGENTS).await;
-            seen.agents = gathered;
-            self.report.connectivity = Some(Connectivity::of(&seen.agents, &agents));
+            let peers = self.facts.peers_in(secret::AGENTS);
+            self.report.connectivity = Some(Connectivity::of(&agents, &peers));
+            seen.agents = agents;
         }
-        if self.facts.mirror() != MirrorMode::On {
-            return;
-        }
-        if self
-            .report
-            .kvstoremesh
-            .status
-            .as_ref()
-            .is_none_or(|status| !status.is_healthy())
+        if self.facts.mirror() == MirrorMode::On
+            && is_due(self.report.kvstoremesh.status.as_ref())
+            && let Some(mirrors) = self.gather(MIRRORS).await
         {
-            let mirrors = self.gather(MIRRORS).await;
-            let status = Connectivity::of(&mirrors, &self.facts.peers_in(secret::MIRROR));
-            self.report.kvstoremesh.status = Some(status);
+            let peers = self.facts.peers_in(secret::MIRROR);
+            self.report.kvstoremesh.status = Some(Connectivity::of(&mirrors, &peers));
             seen.mirrors = Some(mirrors);
         }
     }
 
-    async fn gather(&mut self, kind: gather::Kind) -> Answers {
+    /// The answers of the pods of a kind; `None` if the pods cannot be listed.
+    async fn gather(&mut self, kind: gather::Kind) -> Option<Answers> {
         let Context { client, namespace, .. } = self.context;
-        let wait = &mut self.wait;
-        let answered = |some, all| wait.report_progress(some, all);
+        let (wait, out) = (&mut self.wait, self.out);
+        let answered = |some, all| wait.report_progress(some, all, out);
         match gather::ask(client, &self.exec, namespace, kind, answered).await {
             Ok(Gathered { answers, left }) => {
+                // The other list may still fail for the same reason.
+                if self.unlisted.remove(kind.container).is_some() && self.unlisted.is_empty() {
+                    self.wait.succeeded();
+                }
                 for (pod, why) in left {
                     let warning = format!("Pod {namespace}/{pod} ended ({why}) and is not counted");
                     if !self.report.warnings.contains(&warning) {
                         self.report.warnings.push(warning);
                     }
                 }
-                answers
+                Some(answers)
             }
             Err(error) => {
-                self.fail(error.to_string());
-                Answers::new()
+                self.unlisted.insert(kind.container, error.to_string());
+                None
             }
         }
-    }
-
-    async fn read_again(&mut self) -> Result<(), read::Error> {
-        self.facts = read::facts(self.context).await?;
-        Ok(())
     }
 
     fn fail(&mut self, why: String) {
@@ -441,11 +532,8 @@ impl Look<'_> {
             Ok(record) => drift::find(&self.facts, &record),
             Err(error) => return self.fail(error.to_string()),
         };
-        for drift::Drift { peer, object, what } in found {
-            self.fail(format!(
-                "{object} is not as '{tool} connect' wrote it for cluster {peer}: {what}; connect {peer} again, and keep the values \
-                 that '{tool} connect --print=values' prints where that tool reads its values"
-            ));
+        for drift in found {
+            self.fail(format!("{}; {}", drift.problem(tool), drift.remedy(tool)));
         }
     }
 

@@ -195,7 +195,11 @@ pub fn values(facts: &Facts, record: &Record) -> String {
             place.name, place.key
         );
     }
-    let own = facts.trusted();
+    let of_secret = |key| facts.secret_text(secret::CA, key);
+    let own = facts
+        .trusted()
+        .or_else(|| of_secret("ca.crt"))
+        .or_else(|| of_secret("tls.crt"));
     let all: Vec<&str> = own.into_iter().chain(peers).collect();
     if own.is_none() {
         text += "    # The CA of this cluster is unknown, and must be added.\n";

@@ -76,6 +76,8 @@ fn list(entries: &[(&String, Vec<String>)], mark: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::endpoints::Endpoints;
+    use super::super::facts::secret;
+    use super::super::pki::{self, Authority};
     use super::super::record::Peer;
     use super::*;
     use serde_json::{Value, json};
@@ -127,6 +129,34 @@ mod tests {
                 .contains("# The same for charts before 1.20:\n#     clusters:\n#     - name: hk\n")
         );
         let none: Value = serde_saphyr::from_str(&of(&facts(""), &Record::default())).unwrap();
+        assert_eq!(none.get("tls"), None);
         assert_eq!(none["clustermesh"]["config"]["clusters"], json!({}));
+    }
+
+    #[test]
+    fn the_bundle_has_the_ca_of_the_cluster_and_those_of_its_peers() {
+        let [own, other] = ["own", "other"].map(|name| Authority::generate(name, jiff::Timestamp::now()).unwrap());
+        let mut record = record();
+        record.peers.get_mut("hk").unwrap().authorities = Some(other.cert().to_owned());
+        for (name, key) in [
+            (secret::CA, "ca.crt"),
+            (secret::CA, "tls.crt"),
+            (secret::SERVER, "ca.crt"),
+        ] {
+            let mut facts = facts("");
+            let value = k8s_openapi::ByteString(own.cert().as_bytes().to_vec());
+            let ca = k8s_openapi::api::core::v1::Secret {
+                data: Some(BTreeMap::from([(key.to_owned(), value)])),
+                ..Default::default()
+            };
+            facts.secrets.insert(name.to_owned(), ca);
+            let values: Value = serde_saphyr::from_str(&of(&facts, &record)).unwrap();
+            let content = values["tls"]["caBundle"]["content"].as_str().unwrap();
+            assert!(
+                pki::contains(content, own.cert()) && pki::contains(content, other.cert()),
+                "{name} {key}"
+            );
+        }
+        assert!(of(&facts(""), &record).contains("# The CA of this cluster is unknown"));
     }
 }

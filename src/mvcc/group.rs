@@ -12,7 +12,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use std::any::Any;
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 /// Bytes of frames up to which a group does not look for frames that no member needs.
@@ -43,6 +43,8 @@ pub struct Group {
     pub(super) state: Mutex<GroupState>,
     /// Whether the group waits for its members to be woken.
     dirty: AtomicBool,
+    /// The group gathers events until this time, in nanoseconds of the clock of whoever wakes.
+    due: AtomicU64,
     /// Dropped with the group.
     pub(super) attachment: OnceLock<Box<dyn Any + Send + Sync>>,
 }
@@ -110,6 +112,7 @@ impl Group {
             filter,
             state: Mutex::new(state),
             dirty: AtomicBool::new(false),
+            due: AtomicU64::new(0),
             attachment: OnceLock::new(),
         }
     }
@@ -119,8 +122,17 @@ impl Group {
         !self.dirty.swap(true, Ordering::AcqRel)
     }
 
-    /// Wakes every member.
-    pub fn wake(&self) {
+    /// When the members may be woken again.
+    pub(super) fn due(&self) -> u64 {
+        self.due.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_due(&self, at: u64) {
+        self.due.store(at, Ordering::Relaxed);
+    }
+
+    /// Wakes every member; returns their number.
+    pub(super) fn wake(&self) -> usize {
         self.dirty.store(false, Ordering::Release);
         // Collect first: a commit may be waiting for the lock.
         let wakes: Vec<_> = self
@@ -131,6 +143,7 @@ impl Group {
             .map(|m| Arc::clone(&m.wake))
             .collect();
         wakes.iter().for_each(|wake| wake.wake());
+        wakes.len()
     }
 }
 

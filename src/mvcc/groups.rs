@@ -3,6 +3,7 @@
 use super::frame::{Body, Budget, FRAMES_MAX, View};
 use super::group::{Group, Wake, WatchFilter};
 use super::log::Batch;
+use super::waking::Dirty;
 use crate::util::interval::IntervalMap;
 use bytes::Bytes;
 use smallvec::SmallVec;
@@ -111,7 +112,7 @@ impl Groups {
 
     /// Leaves a frame of `batch` in each interested group; appends to `dirty` the groups that do not wait to be woken
     /// already.
-    pub(super) fn publish(&mut self, batch: &Batch, dirty: &mut Vec<Arc<Group>>) {
+    pub(super) fn publish(&mut self, batch: &Batch, dirty: &mut Vec<Dirty>) {
         if self.by_filter.is_empty() {
             return;
         }
@@ -124,12 +125,15 @@ impl Groups {
         }
     }
 
-    fn make_frames(&mut self, batch: &Batch, dirty: &mut Vec<Arc<Group>>) {
+    fn make_frames(&mut self, batch: &Batch, dirty: &mut Vec<Dirty>) {
         let mut publishing = Publishing::new(batch, &mut self.budget);
         let keys: SmallVec<[&[u8]; 4]> = publishing.events.iter().map(|(key, _)| *key).collect();
         let mut publish = |group: &Arc<Group>, events: Range<usize>| {
             if publishing.publish(group, events) && group.mark_dirty() {
-                dirty.push(Arc::clone(group));
+                dirty.push(Dirty {
+                    group: Arc::clone(group),
+                    since: batch.revision,
+                });
             }
         };
         self.by_range.containing(&keys, |group, of| publish(&group.0, of));

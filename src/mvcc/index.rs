@@ -159,10 +159,11 @@ impl Index {
     fn rank(&self, key: &[u8]) -> usize {
         let (leaf, at) = self.find(key);
         let at = at.unwrap_or_else(|at| at);
-        let inside = self.leaves[leaf].entries[..at]
-            .iter()
-            .filter(|h| h.live().is_some())
-            .count();
+        let Leaf { entries, live } = &self.leaves[leaf];
+        let inside = match entries.len() == *live {
+            true => at,
+            false => entries[..at].iter().filter(|h| h.live().is_some()).count(),
+        };
         self.live.before(leaf) + inside
     }
 

@@ -48,6 +48,10 @@ impl<'a> Reader<'a> {
 
     /// Reads a range at revision `at`. The caller has checked the revision, and fills in the revision of the result.
     pub(super) fn range(&mut self, options: &RangeOptions, at: i64) -> Result<RangeResult, Error> {
+        if options.range.is_single() {
+            self.step()?;
+            return Ok(self.state().single(options, at));
+        }
         let mut result = RangeResult {
             count: self.count(&options.range, at)?,
             ..RangeResult::default()

@@ -71,6 +71,12 @@ impl State {
     /// checked the revision asked for.
     pub(super) fn range(&self, options: &RangeOptions, now: i64, pending: &[Event]) -> RangeResult {
         let at = if options.revision <= 0 { now } else { options.revision };
+        if options.range.is_single() {
+            return RangeResult {
+                revision: now,
+                ..self.single(options, at)
+            };
+        }
         let count = self.count(&options.range, at, pending);
         let mut result = RangeResult {
             count,
@@ -81,6 +87,19 @@ impl State {
             let needed = options.needed().unwrap_or(usize::MAX);
             let rows = self.index.range(&options.range).filter_map(|h| h.at(at));
             (result.kvs, result.more) = options.finish(rows.take(needed).cloned().collect());
+        }
+        result
+    }
+
+    /// Reads one key at revision `at` with one search. The caller fills in the revision of the result.
+    pub(super) fn single(&self, options: &RangeOptions, at: i64) -> RangeResult {
+        let kv = self.index.get(options.range.start()).and_then(|h| h.at(at));
+        let mut result = RangeResult {
+            count: usize::from(kv.is_some()),
+            ..RangeResult::default()
+        };
+        if !options.count_only {
+            (result.kvs, result.more) = options.finish(kv.cloned().into_iter().collect());
         }
         result
     }

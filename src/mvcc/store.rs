@@ -14,7 +14,7 @@ use super::range::KeyRange;
 use super::state::State;
 use super::stats::Counters;
 use super::txn::{DeleteResult, Put, PutResult, Txn, TxnResult};
-use super::waking::Waking;
+use super::waking::{Gathering, Waking, Woken};
 use super::write_txn::{Committed, WriteTxn};
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
@@ -197,7 +197,13 @@ impl Store {
     /// Wakes the members of every group with new frames; returns the number of those groups. Calls wake one after
     /// another, so a [`Wake`](super::Wake) must not call this.
     pub fn wake_watchers(&self) -> usize {
-        self.waking.wake()
+        self.waking.wake(u64::MAX, Gathering::default()).groups
+    }
+
+    /// Like [`Store::wake_watchers`], but leaves out the groups that still gather events at `now`, in nanoseconds since
+    /// any fixed moment. These are due at [`Woken::next`].
+    pub fn wake_due_watchers(&self, now: u64, gathering: Gathering) -> Woken {
+        self.waking.wake(now, gathering)
     }
 
     /// The revision up to which every watcher was woken that has events to take.

@@ -34,6 +34,9 @@ pub struct Config {
     pub max_txn_ops: usize,
     /// How often idle watchers get the progress notifications that they asked for.
     pub watch_progress_interval: Duration,
+    /// The longest time for which the events of a watched range are gathered, once they follow each other closely and
+    /// the range has many watchers. Zero sends each event at once.
+    pub watch_gather_time: Duration,
     /// Bytes that the store may take. A negative number means no limit.
     pub quota_bytes: i64,
     /// As in etcd, a zero interval or a zero timeout disables keepalive pings.
@@ -79,6 +82,7 @@ impl Config {
             max_request_bytes: 1_572_864,
             max_txn_ops: 128,
             watch_progress_interval: Duration::from_secs(600),
+            watch_gather_time: Duration::from_millis(4),
             quota_bytes: 2 << 30,
             keepalive: Keepalive {
                 interval: Duration::from_secs(300),

@@ -15,9 +15,11 @@ use std::time::{Duration, SystemTime};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-/// The most connections whose client has not finished its handshake and is waited for. Clients of a large mesh that
-/// connect together need a round trip each, during which they count.
-const UNFINISHED_MAX: usize = 2048;
+/// The most connections whose client has not finished its handshake and is waited for, whatever the number of
+/// connections. Clients of a large mesh that connect together need a round trip each, during which they count.
+const UNFINISHED_MIN: usize = 2048;
+/// The part of all connections that may be such connections.
+const UNFINISHED_PART: usize = 8;
 /// How often connections are checked.
 const CHECK: Duration = Duration::from_secs(1);
 /// How often the certificates of live connections are checked, in checks.
@@ -39,7 +41,7 @@ struct Table {
     next: u64,
     /// Connections whose client is waited for during the handshake, oldest first.
     unfinished: BTreeMap<u64, Unfinished>,
-    /// Connections whose handshake is being computed.
+    /// Connections that were just accepted, or whose handshake is being computed.
     computing: usize,
     open: BTreeMap<u64, Open>,
     /// Open connections of each user.
@@ -153,7 +155,8 @@ impl Connections {
         let most = self.budgets.connections;
         let full = table.len() >= most && table.len() - table.ending() >= most;
         let (mut has_place, evicted) = (true, CancellationToken::new());
-        if full || table.unfinished.len() >= UNFINISHED_MAX.min(self.budgets.connections) {
+        let most_unfinished = (most / UNFINISHED_PART).max(UNFINISHED_MIN).min(most);
+        if full || table.unfinished.len() >= most_unfinished {
             has_place = self.make_room(&mut table, full);
         }
         if !has_place {
@@ -171,12 +174,11 @@ impl Connections {
             id: table.next,
             address,
             since: Instant::now(),
-            stage: Stage::Unfinished,
+            // Nobody has looked yet whether the client has said something.
+            stage: if has_place { Stage::Computing } else { Stage::Unfinished },
             evicted,
         };
-        if has_place {
-            table.unfinished.insert(place.id, place.unfinished());
-        }
+        table.computing += usize::from(has_place);
         place
     }
 
@@ -374,6 +376,7 @@ mod tests {
         let table = connections(3);
         let mut places: Vec<_> = (0..3).map(|_| table.enter(None)).collect();
         let peers: Vec<_> = places.iter_mut().take(2).map(open).collect();
+        places[2].waiting();
         let fourth = table.enter(None);
         assert!(places[2].evicted.is_cancelled() && !fourth.evicted.is_cancelled());
         let mut fourth = fourth;
@@ -394,6 +397,17 @@ mod tests {
         assert_eq!(table.totals(), totals);
         drop((busy, fifth, places, fourth));
         assert_eq!(table.len(), 0);
+    }
+
+    #[tokio::test]
+    async fn connections_that_arrive_together_do_not_drive_each_other_out() {
+        let table = connections(4 * UNFINISHED_MIN);
+        let mut places: Vec<_> = (0..2 * UNFINISHED_MIN).map(|_| table.enter(None)).collect();
+        assert!(places.iter().all(|place| !place.evicted.is_cancelled()));
+        places.iter_mut().take(UNFINISHED_MIN).for_each(Place::waiting);
+        drop(table.enter(None));
+        let evicted = places.iter().filter(|place| place.evicted.is_cancelled()).count();
+        assert_eq!(evicted, 1, "so many clients at a time may be waited for");
     }
 
     #[tokio::test]

@@ -7,6 +7,7 @@ use super::admission::{Call, Caller, Operation, PrevKv};
 use super::commit::Cause;
 use super::metrics::ReadOnlyTxn;
 use super::refusals::Budget;
+use super::turns::{self, Done};
 use super::{Core, status};
 use crate::mvcc::{DeleteResult, KeyRange, PutResult, RangeOptions, RangeResult, SortOrder, SortTarget, Txn};
 use crate::pb::etcdserverpb as pb;
@@ -35,14 +36,20 @@ impl pb::kv_server::Kv for KvService {
         let operation = Operation::read(Call::Range, options.range.clone());
         self.0.admit(&caller, &operation).await?;
         let keys = self.0.store.work_of_range(&options);
-        let read = move |core: &Core, go_on: &mut dyn FnMut() -> bool| core.store.range_while(&options, go_on);
-        let done = self.0.take_admitted_turn(&caller, operation, keys, read).await?;
-        let (result, done) = done.take();
-        let result = self.0.commit(result, |_| Cause::Published).await?;
-        let bytes = result.bytes();
-        self.0
-            .answer(caller.peer(), done, bytes, self.range_response(result))
-            .await
+        if !turns::is_short(keys) {
+            // On the heap, so that the usual call, which needs no turn, has a small future.
+            return Box::pin(self.range_in_turn(&caller, operation, keys, options)).await;
+        }
+        let result = self
+            .0
+            .commit(self.0.store.range(&options), |_| Cause::Published)
+            .await?;
+        match result.bytes() {
+            bytes if turns::is_long_answer(bytes) => {
+                Box::pin(self.answer_range(&caller, Done::default(), result)).await
+            }
+            _ => Ok(Response::new(self.range_response(result))),
+        }
     }
 
     type RangeStreamStream = Pin<Box<dyn Stream<Item = Result<pb::RangeStreamResponse, Status>> + Send>>;
@@ -191,6 +198,32 @@ impl KvService {
         }
         self.0.refusals.note(Budget::Transaction, caller.peer());
         Err(status::too_much_work(keys, most))
+    }
+
+    /// A range read that takes a turn.
+    async fn range_in_turn(
+        &self,
+        caller: &Caller,
+        operation: Operation,
+        keys: usize,
+        options: RangeOptions,
+    ) -> Result<Response<pb::RangeResponse>, Status> {
+        let read = move |core: &Core, go_on: &mut dyn FnMut() -> bool| core.store.range_while(&options, go_on);
+        let done = self.0.take_admitted_turn(caller, operation, keys, read).await?;
+        let (result, done) = done.take();
+        let result = self.0.commit(result, |_| Cause::Published).await?;
+        self.answer_range(caller, done, result).await
+    }
+
+    async fn answer_range(
+        &self,
+        caller: &Caller,
+        done: Done<()>,
+        result: RangeResult,
+    ) -> Result<Response<pb::RangeResponse>, Status> {
+        let bytes = result.bytes();
+        let message = self.range_response(result);
+        self.0.answer(caller.peer(), done, bytes, message).await
     }
 
     fn range_response(&self, result: RangeResult) -> pb::RangeResponse {

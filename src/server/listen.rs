@@ -16,7 +16,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
-use std::task::ready;
+use std::task::{Poll, ready};
 use std::time::Duration;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
@@ -28,6 +28,9 @@ use tokio_util::sync::PollSemaphore;
 /// The most handshakes that are computed at once, so that many new connections do not starve watches. A computation
 /// takes up to a few milliseconds and does not wait for the client.
 const COMPUTED_AT_ONCE: usize = 4;
+/// The most connections that are accepted before other tasks run. The kernel's queue is emptied first: clients whose
+/// connection does not fit wait for a second, or are reset, while those that were accepted wait for milliseconds.
+const ACCEPTED_AT_ONCE: u32 = 4096;
 /// The wait after the system had no file descriptor for a new connection.
 const NO_DESCRIPTOR: Duration = Duration::from_millis(10);
 /// The time between two warnings of rejected connections.
@@ -139,12 +142,18 @@ impl Listener {
         let stop = life.stop_token().clone();
         let computing = Arc::new(Semaphore::new(COMPUTED_AT_ONCE));
         let rejections = Arc::new(Rejections::default());
-        let mut last_warning = None;
+        let (mut last_warning, mut accepted_at_once) = (None, 0);
         loop {
+            if accepted_at_once == ACCEPTED_AT_ONCE {
+                accepted_at_once = 0;
+                tokio::task::yield_now().await;
+            }
             let accepted = tokio::select! {
                 () = stop.cancelled() => return,
-                accepted = self.socket.accept() => accepted,
+                // The runtime would let others go first after 128 connections.
+                accepted = tokio::task::unconstrained(self.socket.accept()) => accepted,
             };
+            accepted_at_once += 1;
             let (stream, address) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) if is_peers(&error) => continue,
@@ -246,13 +255,13 @@ impl Handshake {
             io::Error::from(io::ErrorKind::UnexpectedEof)
         };
         let hello = LazyConfigAcceptor::new(Acceptor::default(), stream);
-        let hello = tokio::time::timeout(limit, hello).await;
-        let hello = hello.map_err(|_| late(&peer, &self.connections))??;
+        let hello = limited(hello, None, &mut self.place, limit).await;
+        let hello = hello.map_err(|Late| late(&peer, &self.connections))??;
         let loaded = tls.current();
         // Making the answer to the hello is part of the computation, too.
         let accept = async move { hello.into_stream(loaded.config).await };
-        let done = tokio::time::timeout(2 * limit, computed(accept, self.computing, &mut self.place)).await;
-        let stream = done.map_err(|_| late(&peer, &self.connections))??;
+        let done = limited(accept, Some(self.computing), &mut self.place, 2 * limit).await;
+        let stream = done.map_err(|Late| late(&peer, &self.connections))??;
         let identity = Identity::of(stream.get_ref().1.peer_certificates(), loaded.generation);
         if self.users == UserSource::TokenOrCertificate {
             peer.common_name = identity
@@ -269,18 +278,41 @@ impl Handshake {
     }
 }
 
-/// Polls `work` with a permit only. The permit is returned whenever `work` waits for the client, who may lose the place
-/// then.
-async fn computed<T>(work: impl Future<Output = T>, mut permits: PollSemaphore, place: &mut Place) -> T {
-    let mut work = pin!(work);
+/// A client that was waited for too long.
+struct Late;
+
+/// Polls `work`, and only with a permit if there are permits. The permit is returned whenever `work` waits for the client,
+/// who may lose the place then, and has `limit` in all. The time in which many other handshakes are computed is not the
+/// client's.
+async fn limited<T>(
+    work: impl Future<Output = T>,
+    mut permits: Option<PollSemaphore>,
+    place: &mut Place,
+    limit: Duration,
+) -> Result<T, Late> {
+    let (mut work, mut left) = (pin!(work), limit);
+    let mut timer = pin!(tokio::time::sleep(limit));
+    let mut waiting_since: Option<Instant> = None;
     std::future::poll_fn(|cx| {
-        place.computing();
-        let _permit = ready!(permits.poll_acquire(cx));
-        let polled = work.as_mut().poll(cx);
-        if polled.is_pending() {
-            place.waiting();
+        if let Some(since) = waiting_since.take() {
+            left = left.saturating_sub(since.elapsed());
+            place.computing();
         }
-        polled
+        let _permit = match &mut permits {
+            Some(permits) => ready!(permits.poll_acquire(cx)),
+            None => None,
+        };
+        if let Poll::Ready(done) = work.as_mut().poll(cx) {
+            return Poll::Ready(Ok(done));
+        }
+        let now = Instant::now();
+        timer.as_mut().reset(now + left);
+        if timer.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(Late));
+        }
+        waiting_since = Some(now);
+        place.waiting();
+        Poll::Pending
     })
     .await
 }

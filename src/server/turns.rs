@@ -47,6 +47,7 @@ const OWNERS_MAX: usize = 1024;
 pub(super) struct Permits(Vec<OwnedSemaphorePermit>);
 
 /// A result, and what has to be held until its answer is taken.
+#[derive(Default)]
 pub(super) struct Done<T> {
     pub(super) value: T,
     /// The turn of the connection, which is returned once the answer is within its budget.
@@ -62,6 +63,16 @@ impl Drop for Waiting {
     fn drop(&mut self) {
         self.0.store(false, Ordering::Relaxed);
     }
+}
+
+/// Whether work on so many keys needs no turn.
+pub(super) fn is_short(keys: usize) -> bool {
+    keys <= SHORT_KEYS
+}
+
+/// Whether an answer of so many bytes takes from the budget of long answers.
+pub(super) fn is_long_answer(bytes: usize) -> bool {
+    bytes >= LONG_ANSWER
 }
 
 async fn acquire(semaphore: &Arc<Semaphore>, units: u32) -> Result<OwnedSemaphorePermit, Status> {
@@ -98,7 +109,7 @@ impl Turns {
 
     /// Waits until an answer of `bytes` is within the budget of long answers.
     async fn answer(&self, peer: &Peer, bytes: usize) -> Result<Vec<OwnedSemaphorePermit>, Status> {
-        if bytes < LONG_ANSWER {
+        if !is_long_answer(bytes) {
             return Ok(vec![]);
         }
         let units = u32::try_from(bytes / UNIT)
@@ -121,9 +132,9 @@ impl<T> Done<T> {
 impl Core {
     /// The turn of the connection, for `steps` of work that is not short.
     pub(super) async fn turn(&self, peer: &Peer, steps: usize) -> Result<Option<OwnedSemaphorePermit>, Status> {
-        match steps > SHORT_KEYS {
-            true => acquire(&peer.connection.turn, 1).await.map(Some),
-            false => Ok(None),
+        match is_short(steps) {
+            true => Ok(None),
+            false => acquire(&peer.connection.turn, 1).await.map(Some),
         }
     }
 
@@ -135,7 +146,7 @@ impl Core {
         work: impl FnOnce(&Self, &mut dyn FnMut() -> bool) -> T + Send + 'static,
     ) -> Result<Done<T>, Status> {
         let connection = &peer.connection;
-        if keys <= SHORT_KEYS {
+        if is_short(keys) {
             return Ok(Done {
                 value: work(self, &mut || true),
                 turn: Permits::default(),
@@ -178,7 +189,7 @@ impl Core {
         keys: usize,
         work: impl FnOnce(&Self, &mut dyn FnMut() -> bool) -> T + Send + 'static,
     ) -> Result<Done<T>, Status> {
-        let again = (keys > SHORT_KEYS).then(|| (caller.clone(), operation));
+        let again = (!is_short(keys)).then(|| (caller.clone(), operation));
         let admitted = move |core: &Self, go_on: &mut dyn FnMut() -> bool| {
             if let Some((caller, operation)) = again {
                 core.admission.check(&caller, &operation)?;

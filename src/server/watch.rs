@@ -112,6 +112,14 @@ impl pb::watch_server::Watch for WatchService {
     }
 }
 
+/// Waits for the future, or for ever if there is none.
+async fn or_never(future: Pin<&mut Option<impl Future<Output = ()>>>) {
+    match future.as_pin_mut() {
+        Some(future) => future.await,
+        None => std::future::pending().await,
+    }
+}
+
 impl WatchSession {
     fn new(core: Arc<Core>, caller: Caller, inbound: Option<Streaming<pb::WatchRequest>>) -> Self {
         // A random factor, so that streams opened together do not report progress together.
@@ -177,12 +185,16 @@ impl WatchSession {
                 continue;
             }
             let core = Arc::clone(&self.core);
-            let mut woken = pin!(core.woken.notified());
-            woken.as_mut().enable();
+            // Only a stream that owes an answer waits for others to be woken: each waiting stream costs time in every
+            // publication.
+            let asked = self.progress_from.is_some();
+            let mut woken = pin!(asked.then(|| core.woken.notified()));
+            if let Some(woken) = woken.as_mut().as_pin_mut() {
+                woken.enable();
+            }
             if self.report_progress() {
                 continue;
             }
-            let asked = self.progress_from.is_some();
             let inbound = async {
                 match &mut self.inbound {
                     Some(inbound) => inbound.message().await,
@@ -192,7 +204,7 @@ impl WatchSession {
             let message = tokio::select! {
                 () = self.core.stop.cancelled() => continue,
                 () = self.ready.woken() => continue,
-                () = woken, if asked => continue,
+                () = or_never(woken) => continue,
                 _ = self.ticker.tick() => None,
                 message = inbound => Some(message),
             };

@@ -5,9 +5,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpSocket};
 
-/// Connections that the kernel keeps until they are accepted. All agents of a cluster may connect at once, and a client
-/// that finds the queue full waits a second before the next attempt.
-const BACKLOG: u32 = 4096;
+/// Connections that the kernel keeps until they are accepted; it lowers the number to `net.core.somaxconn`, usually 4096.
+/// All agents of a mesh may connect at once, and a client that finds the queue full waits a second before the next attempt.
+const BACKLOG: u32 = 65_535;
 
 /// gRPC keepalive of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

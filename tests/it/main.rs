@@ -27,6 +27,7 @@ mod membership;
 mod mesh;
 mod mesh_certs;
 mod mesh_cli;
+mod mesh_disconnect;
 mod mesh_races;
 mod mesh_status;
 mod mesh_trust;

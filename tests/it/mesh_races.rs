@@ -208,7 +208,8 @@ async fn enable_is_rehearsed_and_its_manifests_have_no_list_of_users() {
         dry.stdout
     );
     // A right that is missing for the last object leaves no half of an installation.
-    mesh.tokyo.refuse(&format!("{APPS}/deployments/clustermesh-apiserver"));
+    mesh.tokyo
+        .refuse("PATCH", &format!("{APPS}/deployments/clustermesh-apiserver"));
     for more in [&["--dry-run"][..], &[]] {
         assert_fails(
             &mesh.run(&[&enable[..], more].concat()).await,

@@ -1,6 +1,6 @@
 //! Proves what `mesh status` and `mesh preflight` tell of clusters, from their objects and from what their pods answer.
 
-use crate::support::cluster_api::{ClusterApi, kubeconfig};
+use crate::support::cluster_api::{ClusterApi, Fault, kubeconfig};
 use crate::support::exec::Reply;
 use crate::support::mesh::{Mirrored, RemoteStore, mirror_of};
 use crate::support::process::Finished;
@@ -229,10 +229,13 @@ async fn a_wait_says_what_is_missing_and_ends_when_it_is_there() {
     assert_eq!(late.code, Some(1));
     assert_lines(
         &late.stdout,
-        &["⌛ Waiting (0s) for clusters to be connected: 1 nodes are not ready"],
+        &[
+            "⌛ Waiting (0s) for clusters to be connected: 1 nodes are not ready: the kubelet passes a changed Secret on to its pods within about two minutes",
+        ],
     );
     let text = "  ❌ cilium-2 is not connected to cluster hk-cluster: unknown status";
-    assert_lines(&late.stdout, &["❌ 1 Errors:", text]);
+    let hint = "     💡 The pod has not read its changed Secret yet: the kubelet passes it on within about two minutes";
+    assert_lines(&late.stdout, &["❌ 1 Errors:", text, hint]);
     let error = "Error: timeout while waiting for condition, last error: 1 nodes are not ready";
     assert!(late.stderr.contains(error), "{}", late.stderr);
     let mended = async {
@@ -242,6 +245,108 @@ async fn a_wait_says_what_is_missing_and_ends_when_it_is_there() {
     };
     let (status, ()) = tokio::join!(mesh.run(&["status", "--wait"]), mended);
     assert!(status.succeeded(), "{}", status.text());
+}
+
+/// A rolling upgrade of the control plane, while a script waits.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wait_outlives_failed_requests_and_says_each_failure_once() {
+    let mesh = Mesh::connected().await;
+    for begin in [Some(Fault::Fails), None] {
+        mesh.tokyo.fault(begin);
+        if begin.is_none() {
+            mesh.tokyo.deny("list pods");
+        }
+        let before = mesh.tokyo.faulty();
+        let mended = async {
+            let asked = async || (mesh.tokyo.faulty() > before + 2).then_some(());
+            eventually("the API was asked again", asked).await;
+            mesh.tokyo.fault(None);
+            mesh.tokyo.grant("list pods");
+        };
+        let (status, ()) = tokio::join!(mesh.run(&["status", "--wait"]), mended);
+        assert!(status.succeeded(), "{}", status.text());
+        let told = status.stdout.lines().filter(|line| line.ends_with("; trying again"));
+        assert_eq!(told.count(), 1, "{}", status.stdout);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_api_that_does_not_answer_ends_with_the_deadline_and_a_missing_right_at_once() {
+    let mesh = Mesh::connected().await;
+    mesh.tokyo.fault(Some(Fault::Hangs));
+    let started = tokio::time::Instant::now();
+    let hanging = mesh.run(&["status", "--wait", "--wait-duration=3s"]).await;
+    assert_eq!(hanging.code, Some(1), "{}", hanging.text());
+    let text = "the Kubernetes API of context \"tokyo-cluster\" has not answered in";
+    assert!(hanging.stderr.contains(text), "{}", hanging.text());
+    mesh.tokyo.fault(None);
+    mesh.tokyo.deny("get secrets");
+    let forbidden = mesh.run(&["status", "--wait"]).await;
+    assert_eq!(forbidden.code, Some(1));
+    let text = "needs the right to get secrets";
+    assert!(forbidden.stderr.contains(text), "{}", forbidden.text());
+    assert!(started.elapsed().as_secs() < 30, "{:?}", started.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_api_that_breaks_while_waiting_keeps_what_was_seen() {
+    let mesh = Mesh::connected().await;
+    mesh.tokyo.agent_says("cilium-2", &json!([]));
+    let broken = async {
+        let asked = async || (mesh.tokyo.executions().len() > 3).then_some(());
+        eventually("the pods were asked", asked).await;
+        mesh.tokyo.fault(Some(Fault::Hangs));
+    };
+    let (status, ()) = tokio::join!(
+        mesh.run(&["status", "--wait", "--wait-duration=8s", "-o", "json"]),
+        broken
+    );
+    assert_eq!(status.code, Some(1), "{}", status.text());
+    let document: Value = serde_json::from_str(&status.stdout).unwrap();
+    assert_eq!(
+        (&document["timed_out"], &document["connectivity"]["total"]),
+        (&json!(true), &json!(3))
+    );
+    let errors = document["errors"].to_string();
+    assert!(errors.contains("has not answered in"), "{errors}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_api_server_hides_no_other_cluster_from_preflight() {
+    let mesh = Mesh::connected().await;
+    mesh.hk.fault(Some(Fault::Fails));
+    let preflight = mesh.run(&["preflight", "--destination-context=hk-cluster"]).await;
+    assert_eq!(preflight.code, Some(1), "{}", preflight.text());
+    let dead = "❌ hk-cluster: cannot get ConfigMap kube-system/cilium-config in context \"hk-cluster\": etcdserver: request timed out";
+    assert!(preflight.stdout.contains(dead), "{}", preflight.stdout);
+    assert_lines(
+        &preflight.stdout,
+        &["✅ tokyo-cluster: Deployment kube-system/clustermesh-apiserver is ready"],
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_load_balancer_may_have_several_names_and_addresses() {
+    let mesh = Mesh::connected().await;
+    let balance = |ingress: Value| {
+        let spec = json!({"type": "LoadBalancer", "ports": [{"port": 2379, "nodePort": 32379}]});
+        let service = json!({"spec": spec, "status": {"loadBalancer": {"ingress": ingress}}});
+        let path = "/api/v1/namespaces/kube-system/services/clustermesh-apiserver";
+        mesh.tokyo.put(path, service);
+    };
+    balance(json!([{"hostname": "a.example"}, {"hostname": "b.example"}]));
+    let status = mesh.run(&["status"]).await;
+    assert!(status.succeeded(), "{}", status.text());
+    let unused = "  - b.example (not used: a client file takes one host name, or IP addresses)";
+    assert_lines(&status.stdout, &["  - a.example:2379", unused]);
+    balance(json!([{"hostname": "a.example"}, {"ip": "192.0.2.7"}]));
+    let status = mesh.run(&["status", "-o", "json"]).await;
+    let document: Value = serde_json::from_str(&status.stdout).unwrap();
+    let access = &document["access_information"];
+    assert_eq!(
+        (&access["service_ips"], &access["unused_names"]),
+        (&json!(["192.0.2.7"]), &json!(["a.example"]))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -269,12 +374,16 @@ async fn a_missing_right_is_named_with_its_verb_and_resource() {
     assert_eq!(status.code, Some(1));
     let text = "executing in pods needs the rights to get and create pods/exec in namespace kube-system";
     assert!(status.stdout.contains(text), "{}", status.text());
+    // connect executes nothing that it cannot do without.
     let preflight = mesh.run(&["preflight"]).await;
-    assert!(
-        preflight.stdout.contains("may not: create pods/exec"),
-        "{}",
-        preflight.text()
-    );
+    assert!(preflight.succeeded(), "{}", preflight.text());
+    let text = "⚠️  tokyo-cluster: the user of context \"tokyo-cluster\" may not: create pods/exec; status needs it";
+    assert!(preflight.stdout.contains(text), "{}", preflight.text());
+    mesh.tokyo.deny("patch secrets");
+    let preflight = mesh.run(&["preflight"]).await;
+    assert_eq!(preflight.code, Some(1), "{}", preflight.text());
+    let text = "❌ tokyo-cluster: the user of context \"tokyo-cluster\" may not: patch secrets; connect needs it";
+    assert!(preflight.stdout.contains(text), "{}", preflight.text());
     mesh.tokyo.deny("get secrets");
     let status = mesh.run(&["status", "-o", "json"]).await;
     assert_eq!(status.code, Some(1));
@@ -432,6 +541,12 @@ async fn what_another_tool_has_removed_is_reported_although_nothing_expects_the_
     let text = "❌ Secret kube-system/cilium-clustermesh is not as 'clustermesh-apiserver mesh connect' wrote it for cluster \
         hk-cluster: the Secret is gone";
     assert!(status.text().contains(text), "{}", status.text());
+    let preflight = mesh.run(&["preflight"]).await;
+    assert_eq!(preflight.code, Some(1), "{}", preflight.text());
+    let text = format!("❌ tokyo-cluster: {}", text.trim_start_matches("❌ "));
+    assert!(preflight.stdout.contains(&text), "{}", preflight.stdout);
+    let remedy = "   💡 Connect hk-cluster again, and keep the values that";
+    assert!(preflight.stdout.contains(remedy), "{}", preflight.stdout);
 }
 
 #[tokio::test(flavor = "multi_thread")]

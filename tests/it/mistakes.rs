@@ -1,11 +1,18 @@
 //! Proves that the mistakes of newcomers are answered with the name of the thing and the remedy.
 
+mod mesh;
+mod others;
+mod serve;
+
 use crate::support::admin::Admin;
 use crate::support::files::example;
 use crate::support::{CommandLine, Process, Tls, eventually, isthmus};
+use mesh::MESH;
+use others::OTHERS;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, date_time_ymd,
 };
+use serve::SERVE;
 use std::path::Path;
 
 /// One wrong command line, the exit code, and words of the answer.
@@ -19,309 +26,6 @@ struct Mistake {
 const fn mistake(args: &'static str, code: i32, words: &'static [&'static str]) -> Mistake {
     Mistake { args, code, words }
 }
-
-/// Mistakes of `serve`, after the flags of a command line that works.
-const SERVE: &[Mistake] = &[
-    mistake(
-        "--cluster-id=0",
-        1,
-        &["ClusterID 0 is reserved", "--cluster-id", "1 to 255"],
-    ),
-    mistake("--cluster-id=300", 1, &["300 > 255", "--max-connected-clusters=511"]),
-    mistake("--cluster-id=600", 1, &["600 > 255", "1 to 255"]),
-    mistake(
-        "--cluster-id=one",
-        1,
-        &["\"one\"", "--cluster-id", "not a whole number", "serve --help"],
-    ),
-    mistake(
-        "--cluster-name=Tokyo_1",
-        1,
-        &["\"Tokyo_1\"", "lower case", "--cluster-name"],
-    ),
-    mistake(
-        "--max-connected-clusters=300",
-        1,
-        &["--max-connected-clusters=300", "[255, 511]"],
-    ),
-    mistake(
-        "--clusterid=2",
-        1,
-        &[
-            "unknown flag: --clusterid",
-            "Did you mean --cluster-id?",
-            "serve --help",
-        ],
-    ),
-    mistake("--history=10", 1, &["\"10\"", "--history", "such as 30s"]),
-    mistake(
-        "--health-port=localhost",
-        1,
-        &["--health-port", "\"localhost\"", "HOST:PORT"],
-    ),
-    mistake(
-        "--prometheus-serve-addr=9962",
-        1,
-        &["--prometheus-serve-addr", "\"9962\" has no port", ":PORT"],
-    ),
-    mistake(
-        "--manifests=DIR/nowhere",
-        1,
-        &["--manifests", "DIR/nowhere", "No such file"],
-    ),
-    mistake(
-        "--manifests=DIR/text",
-        1,
-        &["--manifests", "DIR/text is a file, and a directory is needed"],
-    ),
-    mistake(
-        "--clustermesh-config=DIR/nowhere",
-        1,
-        &["--clustermesh-config", "DIR/nowhere", "No such file"],
-    ),
-    mistake(
-        "--clustermesh-config=DIR/text",
-        1,
-        &["--clustermesh-config", "DIR/text is a file"],
-    ),
-    mistake(
-        "--data-dir=DIR/text",
-        1,
-        &["data directory DIR/text", "is a file, and a directory is needed"],
-    ),
-    mistake(
-        "--cert-file=DIR/nowhere",
-        1,
-        &["--cert-file", "DIR/nowhere", "No such file"],
-    ),
-    mistake(
-        "--cert-file=DIR",
-        1,
-        &["--cert-file", "DIR is a directory, and a file is needed"],
-    ),
-    mistake(
-        "--cert-file=DIR/empty",
-        1,
-        &["--cert-file", "DIR/empty", "the file is empty"],
-    ),
-    mistake("--cert-file=DIR/text", 1, &["--cert-file", "DIR/text", "-----BEGIN"]),
-    mistake(
-        "--cert-file=DIR/certs/server.key",
-        1,
-        &["--cert-file", "a certificate is needed", "private key"],
-    ),
-    mistake(
-        "--key-file=DIR/certs/server.crt",
-        1,
-        &["--key-file", "a private key is needed", "certificate"],
-    ),
-    mistake(
-        "--key-file=DIR/certs/other.key",
-        1,
-        &["DIR/certs/other.key", "does not belong to", "server.crt"],
-    ),
-    mistake(
-        "--trusted-ca-file=DIR/empty",
-        1,
-        &["--trusted-ca-file", "DIR/empty", "the file is empty"],
-    ),
-    mistake(
-        "--listen-client-urls=127.0.0.1:0",
-        1,
-        &["--listen-client-urls", "must start with", "https://"],
-    ),
-    mistake(
-        "--listen-client-urls=https://127.0.0.1:70000",
-        1,
-        &["--listen-client-urls", "65535", "\"70000\""],
-    ),
-    mistake(
-        "--listen-client-urls=https://mesh.example:1",
-        1,
-        &["mesh.example", "IP address or localhost"],
-    ),
-    mistake(
-        "--listen-client-urls=https://203.0.113.9:1",
-        1,
-        &["203.0.113.9", "an address of this machine"],
-    ),
-    mistake(
-        "--k8s-kubeconfig-path=DIR/nowhere --enable-k8s",
-        1,
-        &["kubeconfig DIR/nowhere", "No such file"],
-    ),
-    mistake(
-        "--k8s-kubeconfig-path=DIR/text --enable-k8s",
-        1,
-        &["kubeconfig DIR/text", "line 1 column 1"],
-    ),
-];
-
-/// Mistakes of the other subcommands.
-const OTHERS: &[Mistake] = &[
-    mistake("serv", 1, &["unknown command \"serv\"", "serve"]),
-    mistake("snapshot save", 1, &["requires <FILE>", "snapshot save --help"]),
-    mistake(
-        "snapshot save DIR/x --endpoints=127.0.0.1:1",
-        1,
-        &["http://127.0.0.1:1", "refused", "store run there?"],
-    ),
-    mistake(
-        "snapshot save DIR/x --endpoints=ftp://a:1",
-        1,
-        &["\"ftp://a:1\"", "https://HOST:PORT"],
-    ),
-    mistake(
-        "snapshot save DIR/x --endpoints=https://a:1 --cacert=DIR/nowhere",
-        1,
-        &["DIR/nowhere", "No such file"],
-    ),
-    mistake(
-        "snapshot save DIR/x --endpoints=https://a:1 --cacert=DIR/text",
-        1,
-        &["DIR/text", "certificate is needed"],
-    ),
-    mistake(
-        "snapshot save DIR/x --endpoints=https://a:1 --cert=DIR/certs/server.crt",
-        1,
-        &["server.crt", "needs a key"],
-    ),
-    mistake("snapshot save DIR/x --user=root", 1, &["--user=root", "NAME:PASSWORD"]),
-    mistake(
-        "snapshot save DIR/nowhere/x",
-        1,
-        &["cannot write DIR/nowhere/x", "No such file"],
-    ),
-    mistake(
-        "snapshot save DIR/x --data-dir=DIR/nowhere",
-        1,
-        &["DIR/nowhere", "check the path"],
-    ),
-    mistake(
-        "snapshot restore DIR/nowhere --data-dir=DIR/r",
-        1,
-        &["DIR/nowhere", "No such file"],
-    ),
-    mistake(
-        "snapshot restore DIR/text --data-dir=DIR/r",
-        1,
-        &["DIR/text", "not a bbolt file"],
-    ),
-    mistake(
-        "snapshot restore DIR/text",
-        1,
-        &["\"data-dir\" not set", "snapshot restore --help"],
-    ),
-    mistake("snapshot status DIR/empty", 1, &["DIR/empty", "not a bbolt file"]),
-    mistake(
-        "snapshot status DIR/text -w xml",
-        1,
-        &["\"xml\"", "--write-out", "simple, table, json"],
-    ),
-    mistake("check", 1, &["requires <DATA_", "check --help"]),
-    mistake(
-        "check DIR/nowhere",
-        1,
-        &["DIR/nowhere holds no store", "check the path"],
-    ),
-    mistake("check DIR/text", 1, &["DIR/text holds no store", "check the path"]),
-    mistake("dump DIR/certs", 1, &["DIR/certs holds no store", "check the path"]),
-    mistake("dump --all DIR", 1, &["unknown flag: --all", "dump --help"]),
-    mistake(
-        "demo --manifests=DIR/text",
-        1,
-        &["DIR/text/tokyo-cluster", "--manifests"],
-    ),
-    mistake(
-        "demo --timeout=3",
-        1,
-        &["unknown flag: --timeout", "Did you mean --timeout-secs?"],
-    ),
-    mistake("completion tcsh", 1, &["unknown command \"tcsh\"", "zsh"]),
-    mistake("version --foo", 1, &["unknown flag: --foo"]),
-    mistake(
-        "etcdinit --etcd-data-dir=DIR/nowhere",
-        255,
-        &["--etcd-data-dir=DIR/nowhere", "make the directory first"],
-    ),
-    mistake(
-        "etcdinit --etcd-data-dir=DIR/text",
-        255,
-        &["--etcd-data-dir=DIR/text", "Not a directory"],
-    ),
-    mistake("etcdinit --timeout=x", 1, &["\"x\"", "--timeout", "such as 30s"]),
-    mistake(
-        "clustermesh --cluster-name=a",
-        255,
-        &["ClusterID 0 is reserved", "--cluster-id"],
-    ),
-    mistake(
-        "clustermesh --cluster-name=a --cluster-id=1",
-        255,
-        &["--kvstore-opt=etcd.config=FILE"],
-    ),
-    mistake(
-        "clustermesh --cluster-name=a --cluster-id=1 --kvstore-opt=x",
-        255,
-        &["--kvstore-opt", "key=value"],
-    ),
-    mistake(
-        "kvstoremesh --cluster-name=a --cluster-id=1 --kvstore-opt=etcd.address=http://a:1",
-        255,
-        &["--clustermesh-config"],
-    ),
-    mistake(
-        "kvstoremesh-dbg status --host=nowhere",
-        1,
-        &["\"nowhere\" has no port", "HOST:PORT"],
-    ),
-    mistake(
-        "kvstoremesh-dbg status --host=127.0.0.1:1",
-        1,
-        &["is KVStoreMesh running", "127.0.0.1:1"],
-    ),
-    mistake(
-        "kvstoremesh-dbg status -o xml",
-        1,
-        &["\"xml\"", "--output", "json, yaml"],
-    ),
-    mistake(
-        "kvstoremesh-dbg troubleshoot --clustermesh-config=DIR/nowhere",
-        0,
-        &["open DIR/nowhere: no such file"],
-    ),
-    mistake(
-        "clustermesh-dbg troubleshoot --etcd-config=DIR/text",
-        0,
-        &["DIR/text", "expected mapping"],
-    ),
-    mistake(
-        "mcsapi-coredns-cfg --k8s-kubeconfig-path=DIR/nowhere",
-        255,
-        &["kubeconfig DIR/nowhere", "No such file"],
-    ),
-    mistake(
-        "etcd --data-dir=DIR/text",
-        1,
-        &["DIR/text", "is a file, and a directory is needed"],
-    ),
-    mistake(
-        "etcd --config-file=DIR/nowhere",
-        1,
-        &["config file DIR/nowhere", "No such file"],
-    ),
-    mistake(
-        "etcd --config-file=DIR/text",
-        1,
-        &["config file DIR/text", "line 1 column 1"],
-    ),
-    mistake(
-        "etcd --listen-client-urls=https://127.0.0.1:0 --advertise-client-urls=https://127.0.0.1:1",
-        1,
-        &["https://127.0.0.1:0", "--cert-file and --key-file"],
-    ),
-    mistake("etcd --quota-backend-bytes=big", 2, &["'big'", "--quota-backend-bytes"]),
-];
 
 /// A directory with certificates, and with files that are none.
 fn directory() -> Tls {
@@ -383,6 +87,16 @@ fn mistakes_of_serve_are_named_with_their_remedy() {
 #[test]
 fn mistakes_of_other_subcommands_are_named_with_their_remedy() {
     answered(OTHERS, &directory(), || isthmus::<&str>([]));
+}
+
+#[test]
+fn mistakes_of_mesh_are_named_with_their_remedy() {
+    let tls = directory();
+    let kubeconfig = "apiVersion: v1\nkind: Config\ncurrent-context: tokyo\n\
+        contexts: [{name: tokyo, context: {cluster: tokyo, user: u}}]\nusers: [{name: u, user: {token: t}}]\n\
+        clusters: [{name: tokyo, cluster: {server: 'http://127.0.0.1:1'}}]\n";
+    std::fs::write(tls.path("config"), kubeconfig).unwrap();
+    answered(MESH, &tls, || isthmus::<&str>([]));
 }
 
 #[test]

@@ -19,7 +19,7 @@ pub struct PreflightArgs {
     /// pod.
     #[arg(long)]
     probe: bool,
-    /// Time that each pod has for its answer.
+    /// Time that each pod has for its answer. Raise the limit for slow connections to the Kubernetes API.
     #[arg(long, default_value = "30s", value_parser = duration, value_name = "DURATION")]
     pod_timeout: Duration,
     /// Form of the answer: a summary for people, or a document with everything.
@@ -43,7 +43,7 @@ impl PreflightArgs {
             pod_timeout: self.pod_timeout,
         };
         let to_stderr = self.output != Document::Summary;
-        let report = preflight::run(&contexts, &options, &Terminal { to_stderr }).await?;
+        let report = Box::pin(preflight::run(&contexts, &options, &Terminal { to_stderr })).await;
         print::answer(&match self.output.write(&report)? {
             Some(document) => document,
             None => report.to_string(),

@@ -11,7 +11,8 @@ use std::time::Duration;
 /// Flags of `mesh status`.
 #[derive(Args, Debug)]
 pub struct StatusArgs {
-    /// Wait until the cluster is ready and connected to all its peers, and say what is waited for.
+    /// Wait until the cluster is ready and connected to all its peers, and say what is waited for. Requests that fail
+    /// meanwhile are tried again.
     #[arg(long)]
     wait: bool,
     /// Time limit for the whole command, with and without --wait.
@@ -31,6 +32,11 @@ pub struct StatusArgs {
 impl StatusArgs {
     /// Prints the status. Fails if something is wrong, whatever the form of the answer.
     pub async fn run(self, program: &str) -> anyhow::Result<()> {
+        for (flag, time) in [("wait-duration", self.wait_duration), ("pod-timeout", self.pod_timeout)] {
+            if time.is_zero() {
+                bail!("--{flag} must be longer than 0s: it limits the time in which the Kubernetes API answers");
+            }
+        }
         let context = self.client.kubeconfigs()?.context(self.client.context()).await?;
         let options = Options {
             tool: program.to_owned(),

@@ -23,12 +23,8 @@ pub fn plan(facts: &Facts, record: &Record, lost: &BTreeSet<String>) -> Result<P
     }
     untrust(facts, record, lost, &mut plan)?;
     let mut before = record.clone();
-    for name in lost {
-        let reader = Peer {
-            reads: true,
-            ..Peer::default()
-        };
-        before.peers.entry(name.clone()).or_insert(reader);
+    for (name, reader) in readers(lost).peers {
+        before.peers.entry(name).or_insert(reader);
     }
     let mut after = record.clone();
     after.peers.retain(|name, _| !lost.contains(name));
@@ -39,6 +35,29 @@ pub fn plan(facts: &Facts, record: &Record, lost: &BTreeSet<String>) -> Result<P
         apply(facts, objects::record_object(facts, &after), &mut plan);
     }
     Ok(plan)
+}
+
+/// Whether anything of the cluster `name` is in the objects of another cluster: an entry, a user, a record.
+pub fn knows(facts: &Facts, record: &Record, name: &str) -> Result<bool, Error> {
+    let one = BTreeSet::from([name.to_owned()]);
+    let nobody = Record::default();
+    let has_user = || -> Result<bool, Error> {
+        let all = objects::users(facts, &nobody, &nobody)?;
+        Ok(objects::users(facts, &readers(&one), &nobody)? != all)
+    };
+    let has_keys = |secret: &&str| !keys(facts, secret, &one).is_empty();
+    Ok(record.peers.contains_key(name) || [secret::AGENTS, secret::MIRROR].iter().any(has_keys) || has_user()?)
+}
+
+/// A record in which these clusters read, and nothing else.
+fn readers(names: &BTreeSet<String>) -> Record {
+    let reader = || Peer {
+        reads: true,
+        ..Peer::default()
+    };
+    Record {
+        peers: names.iter().map(|name| (name.clone(), reader())).collect(),
+    }
 }
 
 fn apply(facts: &Facts, object: Value, plan: &mut Plan) {

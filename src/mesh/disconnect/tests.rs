@@ -1,6 +1,7 @@
 use super::super::change::Step;
 use super::super::endpoints::Endpoints;
 use super::super::record::Peer;
+use super::plan::knows;
 use super::*;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -55,4 +56,24 @@ fn the_record_is_changed_last() {
     let nobody = BTreeSet::from(["osaka".to_owned()]);
     let nothing = super::plan(&facts(), &Record::default(), &nobody).unwrap();
     assert!(nothing.changes.is_empty(), "{nothing}");
+}
+
+#[test]
+fn a_peer_is_known_by_whatever_is_left_of_it() {
+    let known = |name: &str| knows(&facts(), &Record::default(), name).unwrap();
+    assert!(known("hk") && known("hk2") && !known("h") && !known("osaka") && !known("remote-hk"));
+    let mut rest = facts();
+    rest.secrets.clear();
+    assert!(knows(&rest, &Record::default(), "hk").unwrap());
+    let record = Record {
+        peers: [("osaka".to_owned(), Peer::default())].into(),
+    };
+    assert!(knows(&rest, &record, "osaka").unwrap());
+}
+
+#[test]
+fn what_is_removed_is_printed_for_those_who_keep_the_objects_in_a_repository() {
+    let text = plan(&facts(), &Record::default(), &lost()).unwrap().document().unwrap();
+    let removal = "# 1. Remove hk, hk.etcd-client-ca.crt from Secret kube-system/cilium-clustermesh";
+    assert!(text.contains(removal) && text.contains("kind: ConfigMap"), "{text}");
 }

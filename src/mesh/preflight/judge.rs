@@ -2,7 +2,9 @@
 
 use super::Check;
 use crate::mesh::checks::{self, Finding, Gravity, Profile, Topic};
+use crate::mesh::drift::{self, Drift};
 use crate::mesh::facts::{self, Facts, Keeper, secret};
+use crate::mesh::record::Record;
 use crate::mesh::status;
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
@@ -66,6 +68,7 @@ pub fn alone(facts: &Facts, tool: &str, now: Timestamp) -> Vec<Check> {
     }
     checks.extend(found.into_iter().map(|finding| check(&[facts.name()], finding)));
     checks.extend(keepers(facts, tool));
+    checks.extend(drift(facts, tool));
     checks
 }
 
@@ -156,6 +159,33 @@ fn keepers(facts: &Facts, tool: &str) -> Vec<Check> {
         Check::ok(&[facts.name()], "ownership", what).warning(remedy)
     };
     kept.into_iter().map(check).collect()
+}
+
+/// What other tools have changed or removed of the recorded connections.
+fn drift(facts: &Facts, tool: &str) -> Vec<Check> {
+    let of = |what: String| Check::ok(&[facts.name()], "drift", what);
+    let record = match Record::read(facts) {
+        Ok(record) => record,
+        Err(error) => return vec![of(error.to_string()).failed("Without the record nothing is known of connections.")],
+    };
+    let found = drift::find(facts, &record);
+    match (found.is_empty(), record.peers.len()) {
+        (true, 0) => vec![],
+        (true, peers) => vec![of(format!(
+            "the entries of {peers} connected clusters are as connect wrote them"
+        ))],
+        (false, _) => {
+            let check = |one: Drift| of(one.problem(tool)).failed(sentence(&one.remedy(tool)));
+            found.into_iter().map(check).collect()
+        }
+    }
+}
+
+/// `text` with a capital and a full stop.
+fn sentence(text: &str) -> String {
+    let mut chars = text.chars();
+    let first = chars.next().map(|first| first.to_ascii_uppercase());
+    first.into_iter().chain(chars).chain(['.']).collect()
 }
 
 /// The checks of each pair.

@@ -33,7 +33,7 @@ pub async fn check(context: &Context, exec: &Exec, local: &Facts, other: &Facts)
         .take(NODES_MAX)
         .collect();
     let nodes: Vec<_> = nodes.iter().map(|ip| format!("{ip}/{HEALTH_PORT}")).collect();
-    let pod = match status::an_agent(context).await {
+    let pod = match status::an_agent(context, exec).await {
         Ok(pod) => pod,
         Err(why) => {
             return vec![of("reachability", format!("cannot be probed: {why}")).warning("Start Cilium's agents.")];

@@ -3,10 +3,13 @@
 use super::Check;
 use crate::k8s::client::describe;
 use crate::mesh::context::Context;
+use crate::mesh::facts::Facts;
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
 use kube::Api;
 use kube::api::PostParams;
 use std::fmt::{Display, Formatter};
+use std::time::Duration;
+use tokio::time::timeout;
 
 /// A right: a verb on a resource of an API group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,8 +48,16 @@ const fn apps(verb: &'static str, resource: &'static str) -> Right {
     }
 }
 
-/// What `connect` and `status` do.
-const RIGHTS: [Right; 12] = [
+const fn wide(verb: &'static str, group: &'static str, resource: &'static str) -> Right {
+    Right {
+        is_wide: true,
+        group,
+        ..right(verb, resource)
+    }
+}
+
+/// What `connect` and `disconnect` do.
+const CONNECT: [Right; 10] = [
     right("get", "configmaps"),
     right("patch", "configmaps"),
     right("create", "configmaps"),
@@ -55,45 +66,83 @@ const RIGHTS: [Right; 12] = [
     right("create", "secrets"),
     right("get", "services"),
     apps("get", "deployments"),
-    Right {
-        is_wide: true,
-        ..right("list", "nodes")
-    },
-    right("list", "pods"),
-    exec("get"),
-    exec("create"),
+    apps("get", "daemonsets"),
+    wide("list", "", "nodes"),
 ];
+/// What `status` and probes do beside reading the same objects. `connect` asks pods for the ids of clusters that it has not
+/// connected itself, and does without.
+const ASK: [Right; 3] = [right("list", "pods"), exec("get"), exec("create")];
+/// Without it, less is compared.
+const NETWORKS: Right = wide("list", "cilium.io", "ciliumnodes");
 
 /// Asks the API whether the user of the context has the rights.
-pub async fn check(context: &Context, cluster: &str) -> Check {
-    let api: Api<SelfSubjectAccessReview> = Api::all(context.client.clone());
-    let asked = RIGHTS.iter().map(|right| {
-        let review = right.review(&context.namespace);
-        let api = &api;
-        async move { api.create(&PostParams::default(), &review).await }
-    });
-    let of = |what: String| Check::ok(&[cluster], "rights", what);
-    let answers = match futures::future::try_join_all(asked).await {
-        Ok(answers) => answers,
-        Err(error) => {
-            let what = format!(
-                "the rights of the user of context {:?} are not known: {}",
-                context.name,
-                describe(&error)
-            );
-            return of(what).warning("Commands say which right they lack.");
-        }
+pub async fn check(context: &Context, facts: &Facts, limit: Duration) -> Vec<Check> {
+    let of = |what: String| Check::ok(&[facts.name()], "rights", what);
+    let asked = timeout(limit, missing(context)).await;
+    let why = match asked {
+        Ok(Ok(missing)) => return judge(context, &missing, of),
+        Ok(Err(error)) => describe(&error),
+        Err(_) => format!("no answer in {} s", limit.as_secs()),
     };
-    let is_allowed = |review: &SelfSubjectAccessReview| review.status.as_ref().is_some_and(|status| status.allowed);
-    let missing = RIGHTS.iter().zip(&answers).filter(|(_, review)| !is_allowed(review));
-    let missing: Vec<_> = missing.map(|(right, _)| right.to_string()).collect();
-    match missing.is_empty() {
-        true => of("the user of the context has the rights that connect and status need".to_owned()),
-        false => of(format!("the user of context {:?} may not: {}", context.name, missing.join(", "))).failed(format!(
-            "Grant the rights in namespace {} by a Role (nodes: by a ClusterRole); docs/mesh.md has one with all rights.",
-            context.namespace
-        )),
+    let what = format!(
+        "the rights of the user of context {:?} are not known: {why}",
+        context.name
+    );
+    vec![of(what).warning("Commands say which right they lack.")]
+}
+
+/// The rights that the user does not have.
+async fn missing(context: &Context) -> Result<Vec<Right>, kube::Error> {
+    let api: Api<SelfSubjectAccessReview> = Api::all(context.client.clone());
+    let api = &api;
+    let asked = CONNECT.into_iter().chain(ASK).chain([NETWORKS]).map(async |right| {
+        let review = api
+            .create(&PostParams::default(), &right.review(&context.namespace))
+            .await?;
+        let is_allowed = review.status.is_some_and(|status| status.allowed);
+        Ok::<_, kube::Error>((right, is_allowed))
+    });
+    let answers = futures::future::try_join_all(asked).await?;
+    let missing = answers.into_iter().filter(|(_, is_allowed)| !is_allowed);
+    Ok(missing.map(|(right, _)| right).collect())
+}
+
+fn judge(context: &Context, missing: &[Right], of: impl Fn(String) -> Check) -> Vec<Check> {
+    let among = |rights: &[Right]| -> Vec<String> {
+        let missing = rights.iter().filter(|right| missing.contains(right));
+        missing.map(ToString::to_string).collect()
+    };
+    let may_not = |rights: &[String], what: &str| {
+        of(format!(
+            "the user of context {:?} may not: {}; {what}",
+            context.name,
+            rights.join(", ")
+        ))
+    };
+    let grant = format!(
+        "Grant the rights in namespace {} by a Role (nodes and ciliumnodes: by a ClusterRole); docs/mesh.md has one with all rights.",
+        context.namespace
+    );
+    let mut checks = vec![];
+    let (connect, ask, networks) = (among(&CONNECT), among(&ASK), among(&[NETWORKS]));
+    if !connect.is_empty() {
+        checks.push(may_not(&connect, "connect needs it").failed(grant.clone()));
     }
+    if !ask.is_empty() {
+        let what = "status needs it, and preflight for --probe and for the ids of clusters that are connected already; \
+            connect works without";
+        checks.push(may_not(&ask, what).warning(grant.clone()));
+    }
+    if !networks.is_empty() {
+        let what = "networks of pods are compared only as far as ConfigMap cilium-config names them";
+        checks.push(may_not(&networks, what).warning(grant));
+    }
+    if checks.is_empty() {
+        checks.push(of(
+            "the user of the context has the rights that connect and status need".to_owned(),
+        ));
+    }
+    checks
 }
 
 // === impl Right ===

@@ -13,6 +13,9 @@ pub struct Access {
     /// IP addresses and host names.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub service_ips: Vec<String>,
+    /// Host names of the load balancer that other clusters are not given.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unused_names: Vec<String>,
     pub service_port: u16,
     pub cluster_id: String,
     pub cluster_name: String,
@@ -63,6 +66,7 @@ pub fn of(facts: &Facts, tool: &str) -> Result<Access, String> {
     Ok(Access {
         service_type: facts.service_type().unwrap_or_default().to_owned(),
         service_ips: endpoints.hosts(),
+        unused_names: endpoints::not_dialled(facts),
         service_port: endpoints.port,
         cluster_id: facts.setting("cluster-id").to_owned(),
         cluster_name: facts.setting("cluster-name").to_owned(),
@@ -101,6 +105,10 @@ impl Access {
                 .addresses()
                 .iter()
                 .map(|address| format!("  - {address}")),
+        );
+        let unused = self.unused_names.iter();
+        lines.extend(
+            unused.map(|name| format!("  - {name} (not used: a client file takes one host name, or IP addresses)")),
         );
         lines
     }

@@ -44,6 +44,8 @@ pub struct Problems {
 pub enum Kind {
     NotConnected,
     NoConfig,
+    /// The pod does not know the cluster, although the Secret names it.
+    Unread,
     #[default]
     Other,
 }
@@ -135,7 +137,7 @@ impl Connectivity {
                     .iter()
                     .filter(|name| !remotes.iter().any(|remote| remote.name == **name))
                 {
-                    problems.insert(name.clone(), Problems::of("unknown status".to_owned(), Kind::Other));
+                    problems.insert(name.clone(), Problems::of("unknown status".to_owned(), Kind::Unread));
                 }
             }
             connected.push(ready);
@@ -158,6 +160,12 @@ impl Connectivity {
     /// Whether every pod answered and is connected to every peer. Without an answer, nobody is connected to the peers.
     pub fn is_healthy(&self) -> bool {
         self.not_ready == 0 && !self.is_silent()
+    }
+
+    /// Whether nothing is wrong but that pods have not read a changed Secret yet.
+    pub fn is_unread(&self) -> bool {
+        let mut problems = self.errors.values().flat_map(BTreeMap::values);
+        self.not_ready > 0 && problems.all(|problem| problem.kind == Kind::Unread)
     }
 
     /// Whether peers are expected and no pod runs that could be connected to them.
@@ -276,7 +284,15 @@ mod tests {
         assert_eq!(status.errors["b"]["hk"].kind, Kind::NotConnected);
         assert_eq!(status.errors["c"][WHOLE_POD].errors, ["pod is Pending"]);
         assert_eq!(status.errors["d"]["hk"].errors, ["unknown status"]);
-        assert!(!status.errors.contains_key("a"));
+        assert!(!status.errors.contains_key("a") && !status.is_unread());
+    }
+
+    #[test]
+    fn a_pod_that_does_not_know_a_peer_has_not_read_its_secret() {
+        let status = |view| Connectivity::of(&answers([("a", known(view))]), &expected(["hk"]));
+        assert!(status(vec![]).is_unread());
+        assert!(!status(vec![ready("hk")]).is_unread());
+        assert!(!Connectivity::of(&Answers::new(), &expected(["hk"])).is_unread());
     }
 
     #[test]

@@ -12,6 +12,8 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::Client;
 use kube::api::{Api, ListParams};
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
 
 /// Pods in one answer to a list.
 const PAGE: u32 = 500;
@@ -56,10 +58,11 @@ pub struct Gathered {
 
 /// Why pods are not known.
 #[derive(Debug, thiserror::Error)]
-#[error("unable to list pods in namespace {namespace}: {}{}", describe(source), hint(source))]
-pub struct Error {
-    namespace: String,
-    source: kube::Error,
+pub enum Error {
+    #[error("unable to list pods in namespace {namespace}: {}{}", describe(source), hint(source))]
+    Api { namespace: String, source: kube::Error },
+    #[error("unable to list pods in namespace {namespace}: the Kubernetes API has not answered in {} s", after.as_secs())]
+    Timeout { namespace: String, after: Duration },
 }
 
 fn hint(error: &kube::Error) -> &'static str {
@@ -78,7 +81,7 @@ pub async fn ask(
     mut answered: impl FnMut(usize, usize),
 ) -> Result<Gathered, Error> {
     let (mut gathered, mut commands) = (Gathered::default(), vec![]);
-    for pod in list(client, namespace, kind.selector).await? {
+    for pod in list(client, exec, namespace, kind.selector).await? {
         let name = pod.metadata.name.clone().unwrap_or_default();
         match state(&pod, kind.container) {
             State::Left(why) => _ = gathered.left.insert(name, why),
@@ -121,20 +124,32 @@ pub async fn trace(exec: &Exec, questions: BTreeSet<Question>) -> BTreeMap<Quest
 }
 
 /// The name of an agent's pod that runs.
-pub async fn an_agent(context: &Context) -> Result<String, String> {
-    let listed = list(&context.client, &context.namespace, AGENTS.selector).await;
+pub async fn an_agent(context: &Context, exec: &Exec) -> Result<String, String> {
+    let listed = list(&context.client, exec, &context.namespace, AGENTS.selector).await;
     let pods = listed.map_err(|error| error.to_string())?;
     let runs = |pod: &&Pod| state(pod, AGENTS.container) == State::Running;
     let name = pods.iter().find(runs).and_then(|pod| pod.metadata.name.clone());
     name.ok_or_else(|| format!("no pod {} runs in namespace {}", AGENTS.selector, context.namespace))
 }
 
-async fn list(client: &Client, namespace: &str, selector: &str) -> Result<Vec<Pod>, Error> {
+/// Lists pods in the time that a pod has for its answer.
+async fn list(client: &Client, exec: &Exec, namespace: &str, selector: &str) -> Result<Vec<Pod>, Error> {
+    let started = Instant::now();
+    let listed = timeout_at(exec.end(), pages(client, namespace, selector)).await;
+    listed.unwrap_or_else(|_| {
+        Err(Error::Timeout {
+            namespace: namespace.to_owned(),
+            after: started.elapsed(),
+        })
+    })
+}
+
+async fn pages(client: &Client, namespace: &str, selector: &str) -> Result<Vec<Pod>, Error> {
     let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
     let mut page = ListParams::default().labels(selector).limit(PAGE);
     let mut pods = vec![];
     loop {
-        let listed = api.list(&page).await.map_err(|source| Error {
+        let listed = api.list(&page).await.map_err(|source| Error::Api {
             namespace: namespace.to_owned(),
             source,
         })?;

@@ -117,6 +117,10 @@ impl Summary<'_> {
         let is_agent = container == "cilium-agent";
         Some(match kind {
             Kind::Other => return None,
+            Kind::Unread => {
+                "The pod has not read its changed Secret yet: the kubelet passes it on within about two minutes"
+                    .to_owned()
+            }
             Kind::NotConnected if is_agent => {
                 format!("Run '{exec} cilium-dbg troubleshoot clustermesh {cluster}' to investigate the cause")
             }

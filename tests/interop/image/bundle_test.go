@@ -181,6 +181,7 @@ func specification(t *testing.T, root, id string, mounts []mount, env, args []st
 	all := []map[string]any{
 		{"destination": "/proc", "type": "proc", "source": "proc"},
 		{"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": []string{"nosuid", "mode=755", "size=65536k"}},
+		{"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": []string{"nosuid", "mode=1777", "size=65536k"}},
 	}
 	hosts := filepath.Join(t.TempDir(), "hosts")
 	if err := os.WriteFile(hosts, []byte("127.0.0.1 localhost\n"), 0o644); err != nil {
@@ -197,7 +198,9 @@ func specification(t *testing.T, root, id string, mounts []mount, env, args []st
 	return map[string]any{
 		"ociVersion": "1.0.2",
 		"process": map[string]any{
-			"args": args, "cwd": "/", "noNewPrivileges": true, "env": append([]string{"PATH=/usr/bin"}, env...),
+			"args": args, "cwd": "/", "noNewPrivileges": true,
+			// The original's image names a directory for its debugger, which ends a mirror that cannot write there.
+			"env": append([]string{"PATH=/usr/bin", "GOPS_CONFIG_DIR=/dev/shm"}, env...),
 			// kubelet adds fsGroup as a group of the process.
 			"user":         map[string]any{"uid": nonroot, "gid": nonroot, "additionalGids": []int{nonroot}},
 			"capabilities": map[string]any{"bounding": none, "effective": none, "permitted": none, "inheritable": none},

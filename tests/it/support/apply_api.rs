@@ -44,7 +44,7 @@ struct Cluster {
     writes: Mutex<Vec<String>>,
     /// Paths that cannot be written.
     forbidden: Mutex<BTreeSet<String>>,
-    /// Paths that cannot be written, not even in a rehearsal.
+    /// Method and path of requests that are refused, rehearsals included.
     refused: Mutex<BTreeSet<String>>,
     /// What others do before a request is answered: method and path of the request, and the change. Each comes once.
     others: Mutex<Vec<(String, Change)>>,
@@ -151,11 +151,6 @@ impl ApplyApi {
         self.state.forbidden.lock().insert(path.to_owned());
     }
 
-    /// Refuses writes to `path` and rehearsals of writes.
-    pub fn refuse(&self, path: &str) {
-        self.state.refused.lock().insert(path.to_owned());
-    }
-
     pub fn allow(&self, path: &str) {
         self.state.forbidden.lock().remove(path);
     }
@@ -176,6 +171,11 @@ impl ApplyApi {
         self.edit(&format!("{APPS}/deployments/{STORE}"), |deployment| {
             deployment["spec"]["template"]["spec"]["volumes"] = json!([volume]);
         });
+    }
+
+    /// Refuses requests of `method` to `path` from now on, rehearsals included.
+    pub fn refuse(&self, method: &str, path: &str) {
+        self.state.refused.lock().insert(format!("{method} {path}"));
     }
 
     /// Method and path of each write so far.
@@ -218,15 +218,16 @@ async fn answer(State(cluster): State<Arc<Cluster>>, request: Request) -> Respon
         }
         _ => path,
     };
-    let is_rehearsal = query.contains("dryRun=All");
-    let is_refused =
-        cluster.refused.lock().contains(&path) || (!is_rehearsal && cluster.forbidden.lock().contains(&path));
-    if method != "GET" && is_refused {
-        return failure(
-            StatusCode::FORBIDDEN,
-            "Forbidden",
-            &format!("{path} is forbidden: User \"u\" cannot patch"),
-        );
+    // A deletion has its options in the body.
+    let options: Value = match &*method {
+        "DELETE" => serde_json::from_slice(&body).unwrap_or_default(),
+        _ => Value::Null,
+    };
+    let is_rehearsal = query.contains("dryRun=All") || options["dryRun"] == json!(["All"]);
+    let is_forbidden = method != "GET" && !is_rehearsal && cluster.forbidden.lock().contains(&path);
+    if is_forbidden || cluster.refused.lock().contains(&format!("{method} {path}")) {
+        let message = format!("{path} is forbidden: User \"u\" cannot {}", method.to_lowercase());
+        return failure(StatusCode::FORBIDDEN, "Forbidden", &message);
     }
     if method != "GET" && !is_rehearsal {
         cluster.writes.lock().push(format!("{method} {path}"));
@@ -242,6 +243,7 @@ async fn answer(State(cluster): State<Arc<Cluster>>, request: Request) -> Respon
     }
     match (&*method, &*kind) {
         ("GET", _) => get(&cluster, &path),
+        ("DELETE", _) if is_rehearsal => get(&cluster, &path),
         ("DELETE", _) => match cluster.objects.lock().remove(&path) {
             Some(object) => json_response(&object),
             None => not_found(&path),

@@ -16,6 +16,8 @@ use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 pub const REVIEWS: &str = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
 const CORE: &str = "/api/v1/namespaces/kube-system";
@@ -41,6 +43,18 @@ struct Objects {
     executions: Mutex<Vec<Execution>>,
     /// What the user may not do, such as `get secrets`.
     denied: Mutex<BTreeSet<String>>,
+    fault: Mutex<Option<Fault>>,
+    /// Number of requests that met the fault.
+    faulty: AtomicUsize,
+}
+
+/// What is wrong with an API server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Answers every request with an internal error.
+    Fails,
+    /// Answers no request.
+    Hangs,
 }
 
 impl ClusterApi {
@@ -158,6 +172,21 @@ impl ClusterApi {
         self.state.denied.lock().insert(right.to_owned());
     }
 
+    /// Gives a right back.
+    pub fn grant(&self, right: &str) {
+        self.state.denied.lock().remove(right);
+    }
+
+    /// Breaks or mends the API server.
+    pub fn fault(&self, fault: Option<Fault>) {
+        *self.state.fault.lock() = fault;
+    }
+
+    /// The number of requests that met a fault.
+    pub fn faulty(&self) -> usize {
+        self.state.faulty.load(Ordering::Relaxed)
+    }
+
     pub fn executions(&self) -> Vec<Execution> {
         self.state.executions.lock().clone()
     }
@@ -181,6 +210,15 @@ pub fn kubeconfig(path: &Path, apis: &[&ClusterApi]) {
 
 async fn answer(State(state): State<Arc<Objects>>, request: Request) -> Response {
     let path = request.uri().path().to_owned();
+    let fault = *state.fault.lock();
+    if let Some(fault) = fault {
+        state.faulty.fetch_add(1, Ordering::Relaxed);
+        if fault == Fault::Hangs {
+            tokio::time::sleep(Duration::from_secs(600)).await;
+        }
+        let message = "etcdserver: request timed out";
+        return failure(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", message);
+    }
     if let Some(execution) = Execution::of(&request) {
         state.executions.lock().push(execution.clone());
         if state.denied.lock().contains("create pods/exec") {
@@ -208,6 +246,11 @@ async fn answer(State(state): State<Arc<Objects>>, request: Request) -> Response
             "Forbidden",
             "secrets is forbidden: User \"u\" cannot get resource \"secrets\"",
         );
+    }
+    if path.ends_with("/pods") && state.denied.lock().contains("list pods") {
+        state.faulty.fetch_add(1, Ordering::Relaxed);
+        let message = "pods is forbidden: User \"u\" cannot list resource \"pods\"";
+        return failure(StatusCode::FORBIDDEN, "Forbidden", message);
     }
     let query = request.uri().query().unwrap_or_default().to_owned();
     let objects = state.objects.lock();
