@@ -307,7 +307,7 @@ async fn limited<T>(
         }
         let now = Instant::now();
         timer.as_mut().reset(now + left);
-        if timer.as_mut().poll(cx).is_ready() {
+        if left.is_zero() || timer.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Err(Late));
         }
         waiting_since = Some(now);
