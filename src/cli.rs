@@ -16,6 +16,7 @@ mod flags;
 mod help;
 mod ignored;
 pub mod kvstoremesh;
+mod loadtest;
 mod logging;
 mod mesh;
 mod print;
@@ -84,6 +85,8 @@ enum Command {
     Check(data::InspectArgs),
     /// Print every change kept in a data directory, as JSON lines
     Dump(data::InspectArgs),
+    /// Test a store under the load of simulated agents, and report
+    Loadtest(Box<loadtest::LoadtestArgs>),
     /// Run a mesh of two clusters on this machine
     Demo(demo::DemoArgs),
     /// Print the autocompletion script of a shell
@@ -326,6 +329,7 @@ fn dispatch(invocation: Invocation) -> Result<(), Failure> {
         Command::Snapshot(command) => print::answer(&command.run()?)?,
         Command::Check(args) => print::answer(&args.check()?)?,
         Command::Dump(args) => args.dump()?,
+        Command::Loadtest(args) => args.run()?,
         Command::Demo(args) => daemon(async |life| args.start(&life).await)?,
         Command::McsapiCorednsCfg(args) => {
             logging::init(Format::Text, Level::INFO, Output::Stdout);

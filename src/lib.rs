@@ -13,6 +13,7 @@ pub mod k8s;
 pub mod kvstore;
 pub mod kvstoremesh;
 pub mod lease;
+pub mod loadtest;
 pub mod mesh;
 pub mod model;
 pub mod mvcc;

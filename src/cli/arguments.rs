@@ -92,7 +92,7 @@ fn as_subcommand(mut args: Vec<String>) -> (Vec<String>, Dialect) {
     }
     if args.get(1).is_none_or(|subcommand| subcommand != "etcd") {
         let dialect = match args.get(1).map(String::as_str) {
-            Some("serve" | "snapshot" | "check" | "dump" | "demo" | "mesh") => Dialect::Own,
+            Some("serve" | "snapshot" | "check" | "dump" | "demo" | "loadtest" | "mesh") => Dialect::Own,
             Some(
                 "clustermesh" | "clustermesh-dbg" | "etcdinit" | "kvstoremesh" | "kvstoremesh-dbg"
                 | "mcsapi-coredns-cfg",

@@ -60,14 +60,15 @@ struct Address {
 
 /// One endpoint of a configuration.
 #[derive(Debug, PartialEq, Eq)]
-struct Target {
-    host: String,
-    port: u16,
-    secure: bool,
+pub struct Target {
+    pub host: String,
+    pub port: u16,
+    pub secure: bool,
 }
 
 impl Target {
-    fn parse(endpoint: &str, config: &ClientConfig) -> Result<Self, Error> {
+    /// Takes an endpoint apart as Go's client does.
+    pub fn parse(endpoint: &str, config: &ClientConfig) -> Result<Self, Error> {
         let bad = || Error::Endpoint(endpoint.to_owned());
         let (scheme, rest) = endpoint.split_once("://").unwrap_or(("", endpoint));
         let secure = match scheme {
@@ -277,6 +278,15 @@ pub fn key_pair(
 
 /// TLS with the files read now.
 fn tls(config: &ClientConfig) -> Result<Tls, Error> {
+    let (tls, verifier) = tls_config(config)?;
+    Ok(Tls {
+        connector: TlsConnector::from(Arc::new(tls)),
+        verifier,
+    })
+}
+
+/// The configuration of rustls with the files read now, and its verifier.
+pub fn tls_config(config: &ClientConfig) -> Result<(TlsConfig, Arc<ServerVerifier>), Error> {
     let trusted = config.trusted_ca_file.as_deref().map(certificates).transpose()?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let verifier = ServerVerifier::new(trusted.unwrap_or_else(trust::of_system), Arc::clone(&provider));
@@ -306,10 +316,7 @@ fn tls(config: &ClientConfig) -> Result<Tls, Error> {
         (None, None) => builder.with_no_client_auth(),
     };
     tls.alpn_protocols = vec![b"h2".to_vec()];
-    Ok(Tls {
-        connector: TlsConnector::from(Arc::new(tls)),
-        verifier,
-    })
+    Ok((tls, verifier))
 }
 
 #[cfg(test)]

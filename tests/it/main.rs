@@ -23,6 +23,7 @@ mod forbidden;
 mod kubernetes;
 mod kubernetes_client;
 mod layers;
+mod loadtest;
 mod membership;
 mod mesh;
 mod mesh_certs;

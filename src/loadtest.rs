@@ -1,0 +1,29 @@
+//! The load tester: simulates agents of a mesh and writers against any store that speaks etcd v3, verifies what the agents
+//! receive, and reports latencies, costs and faults.
+//!
+//! An agent must cost less than what the server spends on it, because both may share a machine. So an agent is one task with
+//! one connection, which speaks gRPC over h2 and reads answers without copying them.
+
+mod agent;
+mod dial;
+mod error;
+mod histogram;
+mod lane;
+mod link;
+pub mod outcome;
+pub mod plan;
+mod process;
+pub mod report;
+mod run;
+mod sampler;
+pub mod scenarios;
+mod session;
+mod shared;
+mod stamp;
+mod tally;
+mod verify;
+mod wire;
+mod writer;
+
+pub use error::Error;
+pub use run::{Progress, Target, run};

@@ -1,0 +1,178 @@
+//! Proves that `loadtest` finds nothing wrong with the store, reports in every form, removes what it wrote, and adds results up.
+
+use crate::support::store::plain_etcd;
+use crate::support::tls::etcd;
+use crate::support::{CommandLine, Process, Tls, isthmus};
+use etcd_client::GetOptions;
+use serde_json::Value;
+
+/// A load test of a few seconds against a store over mutual TLS.
+async fn short_test(tls: &Tls, server: &Process, flags: &[&str]) -> CommandLine {
+    let pair = tls.ca.client("tester", "tester").unwrap();
+    let file = tls.path("client.yaml");
+    tls.client_file(&file, &server.address().await, &pair);
+    isthmus([
+        "loadtest",
+        "quick",
+        "--agents=20",
+        "--keys=300",
+        "--duration=3s",
+        "--settle=20s",
+    ])
+    .arg(format!("--client-config={}", file.display()))
+    .args(flags)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_test_with_storms_bursts_and_slow_readers_passes_and_reports() {
+    let tls = Tls::new();
+    let server = etcd(&tls).start();
+    let (raw, page) = (tls.path("raw.json"), tls.path("report.html"));
+    let flags = [
+        "--clusters=2",
+        "--rate=200",
+        "--burst=50",
+        "--burst-interval=1s",
+        "--bulk-interval=2s",
+        "--storms=1",
+        "--storm-interval=1s",
+        "--slow-readers=2",
+        "--source-addresses=3",
+        "--heartbeat",
+        "--json",
+    ];
+    let test = short_test(&tls, &server, &flags).await;
+    let done = test
+        .arg(format!("--output={}", raw.display()))
+        .arg(format!("--report={}", page.display()))
+        .run();
+    assert!(done.succeeded(), "{}", done.text());
+    let summary: Value = serde_json::from_str(&done.stdout).unwrap();
+    let count = |pointer: &str| {
+        summary
+            .pointer(pointer)
+            .and_then(Value::as_u64)
+            .unwrap_or_else(|| panic!("{pointer}"))
+    };
+    assert_eq!(
+        (count("/connections"), count("/counts/verified")),
+        (40, 40),
+        "{summary:#}"
+    );
+    assert_eq!(
+        (count("/counts/behind"), count("/counts/stalled")),
+        (0, 2),
+        "{summary:#}"
+    );
+    assert!(count("/counts/synced") >= 80, "{summary:#}");
+    assert!(count("/counts/delivered") > 20 * 400, "{summary:#}");
+    assert!(
+        count("/counts/heartbeats") >= 40 || count("/counts/listed") > 0,
+        "{summary:#}"
+    );
+    assert_eq!(summary["errors"], serde_json::json!({}), "{summary:#}");
+    assert_eq!(summary["passed"], true);
+    for measure in [
+        "commit to delivery",
+        "connect",
+        "loss to in sync",
+        "ping",
+        "write",
+        "write of a batch",
+    ] {
+        assert!(
+            summary["latencies"][measure]["count"].as_u64() > Some(0),
+            "{measure}: {summary:#}"
+        );
+    }
+    let phases: Vec<_> = summary["phases"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|p| &p["name"])
+        .collect();
+    assert_eq!(phases, ["fill", "connect", "storm 1", "live"]);
+    // The server was found by its port.
+    assert!(
+        summary["phases"][1]["server"]["rss_mib"].as_f64() > Some(1.0),
+        "{summary:#}"
+    );
+    let page = std::fs::read_to_string(page).unwrap();
+    assert!(page.matches("<svg").count() >= 5 && page.contains("PASSED"), "{page}");
+    // Nothing is left in the store.
+    let mut client = tls.client(&server.address().await, "tester").await;
+    let all = client.get("", Some(GetOptions::new().with_all_keys())).await.unwrap();
+    assert_eq!(all.count(), 0, "{:?}", all.kvs());
+    assert!(client.leases().await.unwrap().leases().is_empty());
+
+    let merged = isthmus(["loadtest", "merge"]).arg(&raw).arg(&raw).run();
+    assert!(merged.succeeded(), "{}", merged.text());
+    for part in ["80 connections", "2 runs added up", "commit to delivery", "PASSED"] {
+        assert!(merged.stdout.contains(part), "{part}: {}", merged.stdout);
+    }
+    let raw: Value = serde_json::from_slice(&std::fs::read(raw).unwrap()).unwrap();
+    assert_eq!(raw["format"], 1);
+}
+
+/// The pod restarts without its data: agents and writers begin anew, and nothing is missing at the end.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_restarts_empty_is_listed_and_written_again() {
+    let tls = Tls::new();
+    let server = etcd(&tls).start();
+    let address = server.address().await;
+    let flags = ["--duration=8s", "--rate=100", "--json"];
+    let test = short_test(&tls, &server, &flags).await.start();
+    test.line("watching").await;
+    server.terminate().await;
+    let again = etcd(&tls).arg(format!("--listen-client-urls=https://{address}"));
+    let again = again.arg(format!("--advertise-client-urls=https://{address}")).start();
+    again.address().await;
+    assert!(test.ended().await.success(), "{}", test.log());
+    let log = test.log();
+    let summary: Value = serde_json::from_str(&log[log.find('{').unwrap()..=log.rfind('}').unwrap()]).unwrap();
+    assert_eq!(summary["counts"]["verified"], 20, "{summary:#}");
+    assert_eq!(summary["counts"]["disconnects"], 20, "{summary:#}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_only_test_reads_existing_clusters_and_writes_nothing() {
+    let server = plain_etcd().start();
+    let address = server.address().await;
+    let mut client = crate::support::store::plain_client(&address).await;
+    for key in [
+        "cilium/cluster-config/hk",
+        "cilium/cache/nodes/v1/hk/n1",
+        "cilium/.heartbeat",
+    ] {
+        client.put(key, "{}", None).await.unwrap();
+    }
+    let before = client.get("cilium/", None).await.unwrap().header().unwrap().revision();
+    let done = isthmus(["loadtest", "--read-only", "--agents=5", "--duration=1s", "--json"])
+        .arg(format!("--endpoints={address}"))
+        .run();
+    assert!(done.succeeded(), "{}", done.text());
+    let summary: Value = serde_json::from_str(&done.stdout).unwrap();
+    // The heartbeat and the node, for each agent.
+    assert_eq!(summary["counts"]["listed"], 10, "{summary:#}");
+    let after = client.get("cilium/", None).await.unwrap().header().unwrap().revision();
+    assert_eq!(before, after);
+}
+
+#[test]
+fn a_store_that_is_not_there_and_a_wrong_number_are_explained() {
+    let absent = isthmus(["loadtest", "--endpoints=127.0.0.1:1"]).run();
+    assert!(!absent.succeeded());
+    assert!(
+        absent
+            .stderr
+            .contains("cannot test http://127.0.0.1:1: connect: Connection refused"),
+        "{}",
+        absent.stderr
+    );
+    let many = isthmus(["loadtest", "--agents=5000000"]).run();
+    assert!(many.stderr.contains("--agents × --clusters"), "{}", many.stderr);
+    let scenarios = isthmus(["loadtest", "scenarios"]).run();
+    for part in ["agents-10k", "kvstoremesh-250", "--agents=3000", "--read-only"] {
+        assert!(scenarios.stdout.contains(part), "{part}");
+    }
+}
