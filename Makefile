@@ -27,10 +27,10 @@ FUZZ_FLAGS = -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
 	-Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
 	-Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1
 FUZZ_HOST = $(shell rustc -vV | sed -n 's/^host: //p')
-fuzz: setup ## fuzz the decoders with libFuzzer; TARGETS="requests gateway manifests remotes", SECONDS=60 for each
+fuzz: setup ## fuzz the decoders with libFuzzer; TARGETS="requests gateway http2 manifests remotes", SECONDS=60 for each
 	RUSTFLAGS="$(FUZZ_FLAGS)" $(CARGO) build --manifest-path tests/fuzz/Cargo.toml --release \
 		--target $(FUZZ_HOST) --target-dir $(TARGET)/fuzz
-	@for target in $(or $(TARGETS),requests gateway manifests remotes); do \
+	@for target in $(or $(TARGETS),requests gateway http2 manifests remotes); do \
 		mkdir -p $(TARGET)/fuzz/corpus/$$target && echo "== $$target" && \
 		FUZZ_TARGET=$$target $(TARGET)/fuzz/$(FUZZ_HOST)/release/isthmus-fuzz $(TARGET)/fuzz/corpus/$$target \
 			$(wildcard tests/fuzz/seeds) -max_total_time=$(or $(SECONDS),60) -rss_limit_mb=4096 -timeout=20 \

@@ -6,7 +6,6 @@
 mod admission;
 mod alarm;
 mod auth;
-mod authority;
 mod bodies;
 mod budgets;
 mod cluster;
@@ -29,8 +28,8 @@ mod maintenance;
 mod metrics;
 mod observe;
 pub mod peer;
+mod protocol;
 mod refusals;
-mod settings;
 mod shares;
 mod status;
 #[cfg(test)]

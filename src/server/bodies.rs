@@ -22,8 +22,8 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Sleep;
 use tokio_util::sync::PollSemaphore;
 
-/// Request messages up to this length, and the first bytes of each answer, are not counted: the number of calls of a
-/// connection bounds them.
+/// Request messages and pieces of answers up to this length are not counted: the number of calls of a connection bounds
+/// those that wait for the client, and the transport bounds what it has taken.
 const SMALL: usize = 4 << 10;
 /// Bytes that a frame takes in the transport, beside its own.
 const FRAME: usize = 256;
@@ -104,8 +104,6 @@ pub(super) struct AnswerBody {
     call: Arc<Budgeted>,
     /// The rest of a long frame.
     rest: VecDeque<Bytes>,
-    /// Bytes of the answer that are not counted.
-    free: usize,
     urgent: bool,
     held: Option<Held>,
 }
@@ -261,7 +259,6 @@ impl AnswerBody {
             inner,
             call,
             rest: VecDeque::new(),
-            free: SMALL,
             urgent,
             held,
         }
@@ -300,11 +297,8 @@ impl HttpBody for AnswerBody {
             }
             let frame = ready!(Pin::new(&mut this.inner).poll_frame(cx));
             let data = match frame.map(|frame| frame.map(Frame::into_data)) {
-                Some(Ok(Ok(data))) if data.len() > this.free => data,
-                Some(Ok(Ok(data))) => {
-                    this.free -= data.len();
-                    return Poll::Ready(Some(Ok(Frame::data(data))));
-                }
+                Some(Ok(Ok(data))) if data.len() > SMALL => data,
+                Some(Ok(Ok(data))) => return Poll::Ready(Some(Ok(Frame::data(data)))),
                 Some(Ok(Err(trailers))) => return Poll::Ready(Some(Ok(trailers))),
                 Some(Err(error)) => return Poll::Ready(Some(Err(error))),
                 None => return Poll::Ready(None),

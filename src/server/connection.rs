@@ -1,15 +1,15 @@
 //! What one connection holds: its calls, the bytes of its requests and answers, its watchers.
 
 use super::budgets::Budgets;
+use futures::task::AtomicWaker;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 /// Request bytes are counted in units of this size.
 pub(super) const UNIT: usize = 1024;
@@ -38,10 +38,40 @@ pub(super) struct Connection {
     pub(super) requests_waiting: AtomicUsize,
     watchers: AtomicUsize,
     activity: Mutex<Activity>,
-    /// Cancelled when the connection should end after its present calls.
-    close: CancellationToken,
-    /// Cancelled when the connection should end at once.
-    kill: CancellationToken,
+    end: Ending,
+}
+
+/// When a connection should end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    Never,
+    /// After its present calls.
+    Soon,
+    Now,
+}
+
+/// The end that the server wants for a connection. Ten thousands of connections look at it whenever they are woken, so
+/// looking at it takes no lock.
+#[derive(Debug, Default)]
+struct Ending {
+    end: AtomicU8,
+    task: AtomicWaker,
+}
+
+impl Ending {
+    /// An end that was wanted before stays, unless this one is earlier.
+    fn want(&self, end: End) {
+        self.end.fetch_max(end as u8, Ordering::AcqRel);
+        self.task.wake();
+    }
+
+    fn wanted(&self) -> End {
+        match self.end.load(Ordering::Acquire) {
+            0 => End::Never,
+            1 => End::Soon,
+            _ => End::Now,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -154,8 +184,7 @@ impl Connection {
                 admitted: false,
                 since: Instant::now(),
             }),
-            close: CancellationToken::new(),
-            kill: CancellationToken::new(),
+            end: Ending::default(),
         }
     }
 
@@ -192,24 +221,22 @@ impl Connection {
 
     /// Ends the connection after its present calls.
     pub(super) fn close(&self) {
-        self.close.cancel();
+        self.end.want(End::Soon);
     }
 
     /// Ends the connection at once.
     pub(super) fn kill(&self) {
-        self.kill.cancel();
+        self.end.want(End::Now);
     }
 
     pub(super) fn is_killed(&self) -> bool {
-        self.kill.is_cancelled()
+        self.end.wanted() == End::Now
     }
 
-    pub(super) async fn closing(&self) {
-        self.close.cancelled().await;
-    }
-
-    pub(super) async fn killed(&self) {
-        self.kill.cancelled().await;
+    /// When the connection should end. Its task is woken when that changes.
+    pub(super) fn poll_end(&self, cx: &mut Context<'_>) -> End {
+        self.end.task.register(cx.waker());
+        self.end.wanted()
     }
 
     /// Counts one more watcher; `None` if the connection has `max` already.
@@ -349,6 +376,18 @@ mod tests {
         tokio::time::advance(Duration::from_secs(5)).await;
         drop(call);
         assert_eq!(connection.idle(), idle(made + Duration::from_secs(5), true, true));
+    }
+
+    #[tokio::test]
+    async fn the_earlier_end_of_a_connection_counts() {
+        let connection = Connection::default();
+        let end = || std::future::poll_fn(|cx| Poll::Ready(connection.poll_end(cx)));
+        assert_eq!(end().await, End::Never);
+        connection.close();
+        assert_eq!(end().await, End::Soon);
+        connection.kill();
+        connection.close();
+        assert_eq!((end().await, connection.is_killed()), (End::Now, true));
     }
 
     #[tokio::test(start_paused = true)]

@@ -218,6 +218,13 @@ impl Connections {
         true
     }
 
+    /// Closes all connections after their present calls.
+    pub(super) fn close_all(&self) {
+        for open in self.table.lock().open.values() {
+            open.peer.connection.close();
+        }
+    }
+
     /// Closes stalled connections, and connections whose certificate is no longer good. Never returns.
     pub(super) async fn watch_over(self: Arc<Self>) {
         let mut tick = tokio::time::interval(CHECK);

@@ -23,7 +23,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_util::either::Either;
-use tokio_util::sync::PollSemaphore;
+use tokio_util::sync::{CancellationToken, PollSemaphore};
 
 /// The most handshakes that are computed at once, so that many new connections do not starve watches. A computation
 /// takes up to a few milliseconds and does not wait for the client.
@@ -149,7 +149,7 @@ impl Listener {
                 tokio::task::yield_now().await;
             }
             let accepted = tokio::select! {
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => return connections.close_all(),
                 // The runtime would let others go first after 128 connections.
                 accepted = tokio::task::unconstrained(self.socket.accept()) => accepted,
             };
@@ -173,19 +173,16 @@ impl Listener {
             };
             let (transport, rejections, stop) = (Arc::clone(&transport), Arc::clone(&rejections), stop.clone());
             life.spawn_part("connection", async move {
-                let evicted = handshake.place.evicted.clone();
-                let shaken = tokio::select! {
-                    () = stop.cancelled() => return,
-                    () = evicted.cancelled() => return,
-                    shaken = handshake.run(stream) => shaken,
-                };
+                // The handshake takes more memory than what comes after it.
+                let shaken = Box::pin(handshake.run_until(stream, stop)).await;
                 match shaken {
-                    Ok(Accepted {
+                    Some(Ok(Accepted {
                         io,
                         peer,
                         place: _place,
-                    }) => transport.serve(io, peer, &stop).await,
-                    Err(error) => rejections.say(address, &error),
+                    })) => transport.serve(io, peer).await,
+                    Some(Err(error)) => rejections.say(address, &error),
+                    None => {}
                 }
             });
         }
@@ -233,6 +230,21 @@ struct Accepted {
 }
 
 impl Handshake {
+    /// Returns `None` if the connection has to give way, or the server stops.
+    async fn run_until(self, stream: Stream, stop: CancellationToken) -> Option<io::Result<Accepted>> {
+        let evicted = self.place.evicted.clone();
+        let shaken = tokio::select! {
+            () = stop.cancelled() => return None,
+            () = evicted.cancelled() => return None,
+            shaken = self.run(stream) => shaken,
+        };
+        if let (Ok(accepted), true) = (&shaken, stop.is_cancelled()) {
+            // All connections were closed before this one was there.
+            accepted.peer.connection.close();
+        }
+        Some(shaken)
+    }
+
     async fn run(mut self, stream: Stream) -> io::Result<Accepted> {
         let connection = Arc::new(Connection::new(&self.connections.budgets));
         let mut peer = Peer {

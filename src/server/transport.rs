@@ -1,40 +1,46 @@
 //! HTTP over one accepted connection, within the connection's budgets and with every limit of HTTP/2 set.
 
-use super::authority::AnyAuthority;
 use super::bodies::{AnswerBody, Budgeted, Held, RequestBody, RequestLimits};
-use super::connection::Idle;
+use super::budgets::Budgets;
+use super::connection::{End, Idle};
 use super::connections::{Connections, idle_deadline};
 use super::io::Io;
 use super::peer::Peer;
+use super::protocol::{Protocol, Protocols};
 use super::refusals::Budget;
 use super::status;
+use crate::http2;
 use crate::util::net::Keepalive;
 use axum::Router;
-use axum::body::Body;
-use axum::http::{Request, Response, header};
+use axum::body::{Body, Bytes, HttpBody};
+use axum::http::{HeaderValue, Request, Response, Version, header};
 use hyper::body::Incoming;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto::Builder;
+use hyper::server::conn::http1;
+use hyper_util::rt::TokioTimer;
 use std::convert::Infallible;
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
+use tokio::time::{Instant, Sleep};
 use tower::ServiceExt;
 
-/// Bytes that a stream may send before its call reads them. A burst of small messages within this window does not
-/// exhaust the library's budget for small frames, which is derived from the window of the connection.
+/// Bytes that a stream may send before its call reads them.
 const STREAM_WINDOW: u32 = 128 << 10;
 /// Bytes that all streams of a connection may send before their calls read them.
 const CONNECTION_WINDOW: u32 = 8 << 20;
 /// Bytes of the headers of a request. grpc-go takes more; tokens with many claims need tens of kilobytes.
 const HEADERS_MAX: u32 = 256 << 10;
 /// Streams that a client resets before the server has looked at them. Go clients cancel in bursts.
-const PENDING_RESETS_MAX: usize = 2048;
+const PENDING_RESETS_MAX: u32 = 2048;
 /// Streams that the server resets because of errors of the client, in the life of a connection (CVE-2025-8671).
-const ERROR_RESETS_MAX: usize = 1024;
-/// Bytes that the transport takes of a body in advance.
+const ERROR_RESETS_MAX: u32 = 1024;
+/// SETTINGS frames in the life of a connection. Clients send one at the start, and a few more as they learn the speed of
+/// the network.
+const SETTINGS_MAX: u32 = 100;
+/// DATA frames in succession that carry nothing (CVE-2019-9518).
+const EMPTY_DATA_MAX: u32 = 1000;
+/// Bytes that wait for the socket.
 const SEND_BUFFER: usize = 64 << 10;
 /// The longest time for the headers of an HTTP/1 request, and between two requests.
 const HEADERS_TIMEOUT: Duration = Duration::from_secs(60);
@@ -43,7 +49,7 @@ const GRACE: Duration = Duration::from_secs(10);
 
 /// Serves connections with one router.
 pub(super) struct Transport {
-    builder: Builder<TokioExecutor>,
+    protocols: Arc<Protocols>,
     router: Router,
     connections: Arc<Connections>,
 }
@@ -57,93 +63,54 @@ impl Transport {
     ) -> Self {
         let Keepalive { interval, timeout } = keepalive;
         let pings = !interval.is_zero() && !timeout.is_zero();
-        let mut builder = Builder::new(TokioExecutor::new());
-        builder
-            .http2()
-            .timer(TokioTimer::new())
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_concurrent_streams(max_concurrent_streams)
-            .max_header_list_size(HEADERS_MAX)
-            .max_pending_accept_reset_streams(PENDING_RESETS_MAX)
-            .max_local_error_reset_streams(ERROR_RESETS_MAX)
-            .max_send_buf_size(SEND_BUFFER)
-            .keep_alive_interval(pings.then_some(interval));
-        if pings {
-            builder.http2().keep_alive_timeout(timeout);
-        }
-        builder
-            .http1()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEADERS_TIMEOUT);
+        let mut http1 = http1::Builder::new();
+        http1.timer(TokioTimer::new()).header_read_timeout(HEADERS_TIMEOUT);
+        let http2 = http2::Config {
+            stream_window: STREAM_WINDOW,
+            connection_window: CONNECTION_WINDOW,
+            max_concurrent_streams,
+            max_header_list: HEADERS_MAX,
+            max_unseen_resets: PENDING_RESETS_MAX,
+            max_error_resets: ERROR_RESETS_MAX,
+            max_settings: SETTINGS_MAX,
+            max_empty_data: EMPTY_DATA_MAX,
+            max_output: SEND_BUFFER,
+            keepalive: pings.then_some(http2::config::Keepalive { interval, timeout }),
+        };
         Self {
-            builder,
+            protocols: Arc::new(Protocols {
+                http1,
+                http2: Arc::new(http2),
+            }),
             router,
             connections,
         }
     }
 
-    /// Serves one connection until it ends, is idle for too long, is closed by the server, or `stop` is cancelled.
-    pub(super) async fn serve(&self, io: Io, peer: Peer, stop: &CancellationToken) {
-        let connection = Arc::clone(&peer.connection);
-        let service = hyper::service::service_fn(|request| self.call(request, peer.clone()));
-        let io = TokioIo::new(AnyAuthority::new(io));
-        let mut serving = pin!(self.builder.serve_connection(io, service));
-        let (mut closing, mut idle) = (false, false);
-        let budgets = &self.connections.budgets;
-        let mut deadline = pin!(tokio::time::sleep_until(Instant::now() + budgets.first_call_timeout));
-        loop {
-            let close = tokio::select! {
-                ended = &mut serving => {
-                    if let Err(error) = ended {
-                        tracing::debug!(%error, "a connection ended with an error");
-                    }
-                    return;
-                }
-                () = connection.killed() => return,
-                () = stop.cancelled(), if !closing => true,
-                () = connection.closing(), if !closing => true,
-                () = &mut deadline => {
-                    let now = Instant::now();
-                    if closing && idle && connection.idle() == Idle::Busy {
-                        // A call that began before the client knew of the end goes on.
-                        deadline.as_mut().reset(now + GRACE);
-                        continue;
-                    }
-                    if closing {
-                        return;
-                    }
-                    match idle_deadline(budgets, connection.idle()) {
-                        Some(at) if at <= now => {
-                            self.connections.refusals.note(Budget::Idle, &peer);
-                            idle = true;
-                            true
-                        }
-                        Some(at) => {
-                            deadline.as_mut().reset(at);
-                            false
-                        }
-                        None => {
-                            deadline.as_mut().reset(now + budgets.idle_timeout);
-                            false
-                        }
-                    }
-                }
-            };
-            if close {
-                closing = true;
-                serving.as_mut().graceful_shutdown();
-                deadline.as_mut().reset(Instant::now() + GRACE);
+    /// Serves one connection until it ends, is idle for too long, or is closed by the server.
+    pub(super) async fn serve(&self, io: Io, peer: Peer) {
+        let http1 = hyper::service::service_fn(|request: Request<Incoming>| {
+            let answer = self.call(request, peer.clone());
+            async move { Ok::<_, Infallible>(answer.await) }
+        });
+        let http2 = |request| self.call(request, peer.clone());
+        let mut serving = Protocol::new(io, http1, http2, Arc::clone(&self.protocols));
+        let mut shutdown = Shutdown::new(&self.connections.budgets);
+        std::future::poll_fn(|cx| {
+            let end = peer.connection.poll_end(cx);
+            if end == End::Now || shutdown.poll(cx, end, self, &peer, || serving.shut_down()).is_ready() {
+                return Poll::Ready(());
             }
-        }
+            serving.poll(cx)
+        })
+        .await;
     }
 
     /// Passes one call to the router, with what it may hold.
-    fn call(
-        &self,
-        request: Request<Incoming>,
-        peer: Peer,
-    ) -> impl Future<Output = Result<Response<AnswerBody>, Infallible>> + Send + use<> {
+    fn call<B>(&self, request: Request<B>, peer: Peer) -> impl Future<Output = Response<AnswerBody>> + Send + use<B>
+    where
+        B: HttpBody<Data = Bytes, Error: Into<axum::BoxError>> + Send + 'static,
+    {
         let call = Budgeted::new(peer.connection.begin_call());
         let kind = request.headers().get(header::CONTENT_TYPE);
         let path = request.uri().path();
@@ -158,11 +125,13 @@ impl Transport {
         };
         let (refusals, router) = (Arc::clone(&self.connections.refusals), self.router.clone());
         let crowded = peer.connection.is_crowded();
+        // HTTP/1 adds the date itself, and gRPC has none.
+        let dated = request.version() == Version::HTTP_2 && !limits.grpc;
         async move {
             if crowded {
                 refusals.note(Budget::StrangerCalls, &peer);
                 let refused = status::too_many_requests().into_http::<Body>();
-                return Ok(refused.map(|body| AnswerBody::new(body, call, urgent, None)));
+                return refused.map(|body| AnswerBody::new(body, call, urgent, None));
             }
             let (mut parts, body) = request.into_parts();
             parts.extensions.insert(peer.clone());
@@ -171,7 +140,78 @@ impl Transport {
             let answer = answer.unwrap_or_else(|never| match never {});
             let (mut parts, body) = answer.into_parts();
             let held = parts.extensions.remove::<Held>();
-            Ok(Response::from_parts(parts, AnswerBody::new(body, call, urgent, held)))
+            if let Some(date) = dated.then(date).flatten() {
+                parts.headers.entry(header::DATE).or_insert(date);
+            }
+            Response::from_parts(parts, AnswerBody::new(body, call, urgent, held))
         }
     }
+}
+
+/// Decides when a connection ends, however it is used.
+struct Shutdown {
+    closing: bool,
+    /// Whether the connection is closing because it was idle.
+    idle: bool,
+    deadline: Pin<Box<Sleep>>,
+}
+
+impl Shutdown {
+    fn new(budgets: &Budgets) -> Self {
+        Self {
+            closing: false,
+            idle: false,
+            deadline: Box::pin(tokio::time::sleep(budgets.first_call_timeout)),
+        }
+    }
+
+    /// Ready when the time of the connection is over. Calls `shut_down` when no more calls should begin.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        end: End,
+        transport: &Transport,
+        peer: &Peer,
+        shut_down: impl FnOnce(),
+    ) -> Poll<()> {
+        let mut close = end == End::Soon;
+        while self.deadline.as_mut().poll(cx).is_ready() {
+            let now = Instant::now();
+            let idle = peer.connection.idle();
+            let next = if self.closing {
+                if !self.idle || idle != Idle::Busy {
+                    return Poll::Ready(());
+                }
+                // A call that began before the client knew of the end goes on.
+                now + GRACE
+            } else {
+                let budgets = &transport.connections.budgets;
+                match idle_deadline(budgets, idle) {
+                    Some(at) if at <= now => {
+                        transport.connections.refusals.note(Budget::Idle, peer);
+                        (self.idle, close) = (true, true);
+                        now + GRACE
+                    }
+                    Some(at) => at,
+                    None => now + budgets.idle_timeout,
+                }
+            };
+            self.deadline.as_mut().reset(next);
+        }
+        if close && !self.closing {
+            self.closing = true;
+            shut_down();
+            self.deadline.as_mut().reset(Instant::now() + GRACE);
+            // The deadline has to be polled to wake this task.
+            let _ = self.deadline.as_mut().poll(cx);
+        }
+        Poll::Pending
+    }
+}
+
+/// The time of an answer.
+fn date() -> Option<HeaderValue> {
+    let printer = jiff::fmt::rfc2822::DateTimePrinter::new();
+    let text = printer.timestamp_to_rfc9110_string(&jiff::Timestamp::now()).ok()?;
+    HeaderValue::try_from(text).ok()
 }

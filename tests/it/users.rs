@@ -53,10 +53,17 @@ fn chart_etcd(tls: &Tls, directory: &Path) -> Process {
 
 /// Whether the client may read below `path`.
 async fn may_read(client: &mut Client, path: &str) -> bool {
-    match client.get(path, prefix()).await {
-        Ok(_) => true,
-        Err(error) if error.to_string().contains("etcdserver: permission denied") => false,
-        Err(error) => panic!("{error}"),
+    loop {
+        let error = match client.get(path, prefix()).await {
+            Ok(_) => return true,
+            Err(error) => error.to_string(),
+        };
+        match error {
+            error if error.contains("etcdserver: permission denied") => return false,
+            // The server closes the connection of a user that it has just refused. This client does not try again by itself.
+            error if error.contains("connection closed") => {}
+            error => panic!("{error}"),
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 //! - `requests`: gRPC requests of every method, against a store that keeps its state between inputs;
 //! - `gateway`: the same requests as JSON;
 //! - `manifests`: Kubernetes objects as YAML, through the publisher;
+//! - `http2`: what a client sends on a connection of HTTP/2 after the preface and its first frame;
 //! - `remotes`: client files of remote clusters, etcd's config file, and the cluster configuration that a remote
 //!   cluster publishes.
 
@@ -13,6 +14,7 @@ use axum::http::Request;
 use isthmus::auth::{self, AuthStore};
 use isthmus::cli::etcd::environment;
 use isthmus::clustermesh::publisher::{Options, Publisher, ServiceMode};
+use isthmus::http2::{self, RequestStream};
 use isthmus::k8s::manifests;
 use isthmus::k8s::types::Kind;
 use isthmus::kvstore::config::ClientConfig;
@@ -121,6 +123,21 @@ fn call(data: &[u8], json: bool) {
     });
 }
 
+/// Serves a client that sends `data` and then closes the connection.
+fn connect(data: &[u8]) {
+    let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    let frames = [&settings, data].concat();
+    let service = |request: Request<RequestStream>| async {
+        let body = axum::body::to_bytes(Body::new(request.into_body()), 1 << 20).await;
+        axum::http::Response::new(Body::from(body.unwrap_or_default()))
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+    runtime.block_on(async {
+        let io = tokio::io::join(&frames[..], tokio::io::sink());
+        let _ = http2::Connection::new(io, service, Arc::default()).await;
+    });
+}
+
 fn publish(text: &str) {
     let events = manifests::parse(text);
     for endpoint_slices in [false, true] {
@@ -147,6 +164,7 @@ fuzz_target!(|data: &[u8]| {
     match target() {
         "requests" => call(data, false),
         "gateway" => call(data, true),
+        "http2" => connect(data),
         "manifests" => {
             if let Ok(text) = std::str::from_utf8(data) {
                 publish(text);

@@ -2,6 +2,8 @@
 
 /// Length of the longest code, in bits.
 const LONGEST: usize = 30;
+/// Length of the shortest code, in bits.
+const SHORTEST: usize = 5;
 
 /// Length of the code of each byte, in bits, and of the end of a string (EOS). The code is canonical: codes of the same
 /// length ascend with their bytes, so that the lengths define the code.
@@ -19,12 +21,13 @@ const LENGTHS: [u8; 257] = [
     26, 27, 26, 26, 27, 27, 27, 27, 27, 28, 27, 27, 27, 27, 27, 26, 30,
 ];
 
-/// The codes of one length.
+/// The codes of one length. Codes are followed by zeros, up to [`LONGEST`] bits.
 #[derive(Clone, Copy)]
 struct Codes {
     /// The smallest code.
     first: u32,
-    count: u32,
+    /// The smallest number that begins with a longer code.
+    end: u32,
     /// The place of the smallest code in [`Table::symbols`].
     place: usize,
 }
@@ -35,12 +38,12 @@ struct Table {
     symbols: [u8; 256],
 }
 
-const TABLE: Table = table();
+static TABLE: Table = table();
 
 const fn table() -> Table {
     let none = Codes {
         first: 0,
-        count: 0,
+        end: 0,
         place: 0,
     };
     let mut table = Table {
@@ -50,9 +53,7 @@ const fn table() -> Table {
     let (mut code, mut place, mut length) = (0, 0, 1);
     while length <= LONGEST {
         code <<= 1;
-        let first = code;
-        let begin = place;
-        let mut symbol = 0;
+        let (first, begin, mut symbol) = (code, place, 0);
         while symbol < 256 {
             if LENGTHS[symbol] as usize == length {
                 table.symbols[place] = symbol as u8;
@@ -62,8 +63,8 @@ const fn table() -> Table {
             symbol += 1;
         }
         table.codes[length] = Codes {
-            first,
-            count: code - first,
+            first: first << (LONGEST - length),
+            end: code << (LONGEST - length),
             place: begin,
         };
         length += 1;
@@ -71,38 +72,54 @@ const fn table() -> Table {
     table
 }
 
-/// Decodes a string. Returns `None` if the padding is invalid or the string contains EOS.
-pub(super) fn decode(bytes: &[u8]) -> Option<Vec<u8>> {
-    let mut decoded = Vec::with_capacity(bytes.len() * 8 / 5);
-    let (mut code, mut length) = (0_u32, 0);
-    for bit in bytes.iter().flat_map(|byte| (0..8).rev().map(move |n| byte >> n & 1)) {
-        code = code << 1 | u32::from(bit);
-        length += 1;
-        // The table has no EOS, so that its code exceeds the longest length.
-        let codes = TABLE.codes.get(length)?;
-        let index = code.wrapping_sub(codes.first);
-        if index < codes.count {
-            decoded.push(TABLE.symbols[codes.place + index as usize]);
-            (code, length) = (0, 0);
+/// Decodes a string and appends it. Returns `None` if the padding is invalid or the string contains EOS.
+pub(super) fn decode(bytes: &[u8], decoded: &mut Vec<u8>) -> Option<()> {
+    decoded.reserve(bytes.len() * 8 / SHORTEST);
+    // The next bits of the string, from the highest one on, and their number.
+    let (mut bits, mut count) = (0_u64, 0);
+    let mut bytes = bytes.iter();
+    loop {
+        while count <= 56 {
+            let Some(&byte) = bytes.next() else { break };
+            bits |= u64::from(byte) << (56 - count);
+            count += 8;
         }
+        let window = (bits >> (64 - LONGEST)) as u32;
+        let Some(length) = (SHORTEST..=LONGEST).find(|&length| window < TABLE.codes[length].end) else {
+            // The table has no EOS. Fewer bits than EOS has may still be padding.
+            break;
+        };
+        if length > count {
+            break;
+        }
+        let codes = TABLE.codes[length];
+        let within = (window - codes.first) >> (LONGEST - length);
+        decoded.push(TABLE.symbols[codes.place + within as usize]);
+        bits <<= length;
+        count -= length;
     }
     // The first bits of EOS, which are ones, pad the last byte.
-    (length < 8 && code == (1 << length) - 1).then_some(decoded)
+    (count < 8 && bits.leading_ones() as usize == count).then_some(())
 }
 
 #[cfg(test)]
-pub(in crate::server::authority) mod tests {
+mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn decode(bytes: &[u8]) -> Option<Vec<u8>> {
+        let mut decoded = Vec::new();
+        super::decode(bytes, &mut decoded).map(|()| decoded)
+    }
+
     /// Encodes a string.
-    pub(in crate::server::authority) fn encode(bytes: &[u8]) -> Vec<u8> {
+    fn encode(bytes: &[u8]) -> Vec<u8> {
         let mut bits = Vec::new();
         for &byte in bytes {
             let length = usize::from(LENGTHS[usize::from(byte)]);
             let codes = TABLE.codes[length];
             let within = TABLE.symbols[codes.place..].iter().position(|&s| s == byte).unwrap();
-            let code = codes.first + u32::try_from(within).unwrap();
+            let code = (codes.first >> (LONGEST - length)) + u32::try_from(within).unwrap();
             bits.extend((0..length).rev().map(|n| code >> n & 1));
         }
         bits.resize(bits.len().next_multiple_of(8), 1);

@@ -1,0 +1,10 @@
+//! The compression of header fields (HPACK, RFC 7541).
+
+mod decode;
+mod encode;
+mod huffman;
+mod table;
+
+pub(super) use decode::{Decoder, Malformed};
+pub(super) use encode::Encoder;
+pub(super) use table::Name;
