@@ -242,8 +242,9 @@ impl Mesh {
             tokio::select! {
                 () = stop.cancelled() => {}
                 waited = wait => match waited {
-                    Ok(true) => {}
-                    Ok(false) => tracing::warn!(cluster_name = %name, secs = per_cluster.as_secs(), "the remote cluster is not connected in time; readiness does not wait for it"),
+                    Ok(Waited::Mirrored) => {}
+                    Ok(Waited::Refused) => tracing::warn!(cluster_name = %name, "nothing listens at the addresses of the remote cluster; readiness does not wait for it"),
+                    Ok(Waited::NotConnected) => tracing::warn!(cluster_name = %name, secs = per_cluster.as_secs(), "the remote cluster is not connected in time; readiness does not wait for it"),
                     Err(_) => tracing::error!(cluster_name = %name, secs = global.as_secs(), "the remote cluster is not mirrored in time; readiness does not wait for it"),
                 },
             }
@@ -440,15 +441,27 @@ impl Snapshot {
     }
 }
 
-/// Waits until all of a cluster is mirrored. Returns false if its configuration was not read in time. Once the
-/// configuration was read, the wait goes on even if the connection is lost.
-async fn wait_until_mirrored(state: &SharedCluster, connect_timeout: Duration) -> bool {
-    let known = state.until(|cluster| cluster.configuration().is_some());
+/// What became of the wait for a remote cluster.
+enum Waited {
+    Mirrored,
+    /// Nothing listens at the addresses of its store.
+    Refused,
+    /// Its configuration was not read in time.
+    NotConnected,
+}
+
+/// Waits until all of a cluster is mirrored. Once the configuration was read, the wait goes on even if the connection is
+/// lost.
+async fn wait_until_mirrored(state: &SharedCluster, connect_timeout: Duration) -> Waited {
+    let known = state.until(|cluster| cluster.configuration().is_some() || cluster.is_refusing());
     if tokio::time::timeout(connect_timeout, known).await.is_err() {
-        return false;
+        return Waited::NotConnected;
+    }
+    if state.read(|cluster| cluster.configuration().is_none()) {
+        return Waited::Refused;
     }
     state.until(Cluster::is_mirrored).await;
-    true
+    Waited::Mirrored
 }
 
 #[cfg(test)]

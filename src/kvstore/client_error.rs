@@ -80,6 +80,13 @@ impl Error {
         matches!(self, Self::ConnectionClosed | Self::ConnectionBroken)
     }
 
+    /// Whether nothing listens at any address of the store, as at the address of a Service without ready pods.
+    pub fn is_refused(&self) -> bool {
+        // The failures of all addresses are one text (`dial.rs`).
+        let text = self.to_string();
+        text.contains("Connection refused") && !text.contains("no connection in") && !text.contains("not tried in time")
+    }
+
     fn status(&self) -> Option<&tonic::Status> {
         match self {
             Self::Etcd(etcd_client::Error::GRpcStatus(status)) => Some(status),

@@ -30,6 +30,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
+/// Refused attempts after which a remote cluster is taken for one that does not serve.
+const REFUSING: u32 = 5;
 /// A connection that lasted this long resets the backoff, so the next attempt is made soon.
 pub(super) const STEADY: Duration = Duration::from_secs(30);
 /// Wait before the next attempt, if a remote cluster holds more than the limits allow.
@@ -79,6 +81,8 @@ pub(super) enum Cause {
     File,
     /// The connection ended without an error from the store.
     ConnectionLost,
+    /// Nothing listens at the addresses of the store.
+    Refused,
     /// The remote cluster holds more than the limits allow.
     TooMuch,
     Other,
@@ -117,6 +121,8 @@ struct Attempts {
     backoff: Backoff,
     begun_at: Instant,
     last_error: String,
+    /// Attempts in succession of which nothing listened at the addresses.
+    refused: u32,
 }
 
 /// See the module's documentation.
@@ -206,9 +212,16 @@ impl Cluster {
     /// is, because the mirror stays complete meanwhile.
     pub(super) fn connected(&mut self, store_id: u64) {
         (self.store_id, self.error) = (store_id, None);
+        self.attempts.refused = 0;
         if !self.is_registered() && self.phase != Phase::Leaving {
             self.phase = Phase::WaitingForConfiguration;
         }
+    }
+
+    /// Whether nothing has listened at the addresses of the store for several attempts, over more than a second. Two
+    /// clusters whose pods start together would wait for each other: a Service leads to no pod that is not ready.
+    pub(super) fn is_refusing(&self) -> bool {
+        self.attempts.refused >= REFUSING
     }
 
     /// The cluster configuration is missing or invalid. Returns whether the error is new.
@@ -287,6 +300,10 @@ impl Cluster {
             || self.attempts.backoff.attempts().is_multiple_of(LOGGED_ATTEMPTS)
             || error != self.attempts.last_error;
         self.attempts.last_error.clone_from(&error);
+        self.attempts.refused = match cause {
+            Cause::Refused => self.attempts.refused + 1,
+            _ => 0,
+        };
         Retry {
             wait: match cause {
                 Cause::TooMuch => TOO_MUCH_WAIT,
@@ -483,6 +500,7 @@ impl Attempts {
             backoff: Backoff::connect(),
             begun_at: now,
             last_error: String::new(),
+            refused: 0,
         }
     }
 

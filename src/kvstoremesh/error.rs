@@ -71,6 +71,7 @@ impl Error {
         match self {
             Self::Config(_) => Cause::File,
             Self::Client(error) if error.is_connection_lost() => Cause::ConnectionLost,
+            Self::Client(error) if error.is_refused() => Cause::Refused,
             Self::TooMuch { .. } => Cause::TooMuch,
             _ => Cause::Other,
         }

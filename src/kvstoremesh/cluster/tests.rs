@@ -130,6 +130,22 @@ fn a_file_that_cannot_be_read_is_waited_for() {
 }
 
 #[test]
+fn a_remote_whose_addresses_refuse_again_and_again_does_not_serve() {
+    let mut life = Life::new();
+    life.attempt();
+    let refuse = |life: &mut Life, times: u32| {
+        (0..times).for_each(|_| drop(life.fail(Cause::Refused, "Connection refused")));
+        life.cluster.is_refusing()
+    };
+    assert!(!refuse(&mut life, REFUSING - 1));
+    life.fail(Cause::Other, "no connection in 10.0 s");
+    assert!(!refuse(&mut life, REFUSING - 1), "only refusals in succession count");
+    assert!(refuse(&mut life, 1));
+    life.connect();
+    assert!(!life.cluster.is_refusing());
+}
+
+#[test]
 fn a_lost_connection_is_a_failure_and_an_attempt_that_fails_is_none() {
     let mut life = Life::new();
     life.attempt();
