@@ -115,11 +115,11 @@ pub async fn lone(server: &Server, scale: Scale) -> anyhow::Result<Vec<Figure>> 
         ..plan()
     };
     let ran = run(server, plan).await?;
-    let latency = ran.latency("commit to delivery")?;
+    let latency = ran.latency("send to delivery")?;
     Ok(vec![
         Figure::new("server CPU per delivered event", Kind::Cpu, "µs", ran.cpu("live")?),
-        Figure::new("commit to delivery, p50", Kind::Latency, "ms", latency.p50_ms),
-        Figure::new("commit to delivery, p99", Kind::Latency, "ms", latency.p99_ms),
+        Figure::new("write to delivery, p50", Kind::Latency, "ms", latency.p50_ms),
+        Figure::new("write to delivery, p99", Kind::Latency, "ms", latency.p99_ms),
     ])
 }
 
@@ -143,10 +143,10 @@ pub async fn bursts(server: &Server, scale: Scale) -> anyhow::Result<Vec<Figure>
             live.operations as f64 / live.secs,
         ),
         Figure::new(
-            "commit to delivery, p99",
+            "write to delivery, p99",
             Kind::Latency,
             "ms",
-            ran.latency("commit to delivery")?.p99_ms,
+            ran.latency("send to delivery")?.p99_ms,
         ),
     ])
 }
@@ -213,10 +213,10 @@ pub async fn wide(server: &Server, scale: Scale) -> anyhow::Result<Vec<Figure>> 
         ..plan()
     };
     let ran = run(server, plan).await?;
-    let latency = ran.latency("commit to delivery")?;
+    let latency = ran.latency("send to delivery")?;
     Ok(vec![
         Figure::new("server CPU per delivered event", Kind::Cpu, "µs", ran.cpu("live")?),
-        Figure::new("commit to delivery, p50", Kind::Latency, "ms", latency.p50_ms),
-        Figure::new("commit to delivery, p99", Kind::Latency, "ms", latency.p99_ms),
+        Figure::new("write to delivery, p50", Kind::Latency, "ms", latency.p50_ms),
+        Figure::new("write to delivery, p99", Kind::Latency, "ms", latency.p99_ms),
     ])
 }

@@ -22,6 +22,8 @@ const PREFIX: &str = "cilium/";
 const RANGE: (&str, &str) = ("cilium/", "cilium0");
 /// Puts of a transaction.
 const BATCH: usize = 100;
+/// The longest call that is told apart, in microseconds.
+const LONGEST: u64 = 60_000_000;
 /// Parts of a fill whose costs are told apart.
 const PARTS: usize = 10;
 
@@ -57,7 +59,10 @@ async fn load(
     clients: &[Client],
     call: impl AsyncFn(&Client, usize) -> anyhow::Result<()>,
 ) -> anyhow::Result<Load> {
-    let (next, histogram) = (Cell::new(0usize), RefCell::new(Histogram::<u64>::new(3)?));
+    let (next, histogram) = (
+        Cell::new(0usize),
+        RefCell::new(Histogram::<u64>::new_with_bounds(1, LONGEST, 3)?),
+    );
     let before = server.cost()?;
     let began = Instant::now();
     let worker = async |client: &Client| {

@@ -49,7 +49,7 @@ struct Args {
     /// Rounds, of which the median counts. Long scenarios have one round. By default 3, and 1 with --quick.
     #[arg(long, value_name = "N")]
     rounds: Option<usize>,
-    /// Servers to run; a part of a name selects all that contain the part. All by default.
+    /// Servers to run; a part of a name selects all that contain the part. By default all, and with --quick not etcd 3.6.
     #[arg(long, value_delimiter = ',', value_name = "NAME,...")]
     servers: Vec<String>,
     /// CPUs of the server and of the loader.
@@ -181,11 +181,11 @@ fn chosen(names: &[String]) -> anyhow::Result<Vec<&'static Scenario>> {
 
 /// The servers, the first of which the others are compared with.
 fn programs(args: &Args) -> anyhow::Result<Vec<Program>> {
-    let mut programs = vec![
-        Program::etcd(args.peers.join("etcd"))?,
-        Program::etcd(args.peers.join("etcd36/etcd"))?,
-        Program::ours(args.isthmus.clone())?,
-    ];
+    let mut programs = vec![Program::etcd(args.peers.join("etcd"))?];
+    if !args.quick || !args.servers.is_empty() {
+        programs.push(Program::etcd(args.peers.join("etcd36/etcd"))?);
+    }
+    programs.push(Program::ours(args.isthmus.clone())?);
     programs.retain(|program| args.servers.is_empty() || args.servers.iter().any(|name| program.name.contains(name)));
     if programs.is_empty() {
         bail!("--servers selects no server: their names are like \"etcd 3.7\" and \"Isthmus\"");

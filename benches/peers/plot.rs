@@ -17,10 +17,19 @@ const TOP: f64 = 58.0;
 /// The size of the picture of lines, and the space around the lines.
 const HEIGHT: f64 = 300.0;
 const AXIS: f64 = 60.0;
-/// The servers' colours, in their order.
-const COLOURS: [&str; 3] = ["#7d8590", "#c08a3e", "#2f81f7"];
+/// The colours of etcd, of another etcd, and of Isthmus, which comes last.
+const PEERS: [&str; 2] = ["#7d8590", "#c08a3e"];
+const OURS: &str = "#2f81f7";
 /// The colour of text: a grey that is readable on white and on black.
 const TEXT: &str = "#7d8590";
+
+/// The colour of a server.
+fn colour(servers: &[String], at: usize) -> &'static str {
+    match servers[at].starts_with("etcd") {
+        true => PEERS[at % PEERS.len()],
+        false => OURS,
+    }
+}
 
 fn begin(height: f64, title: &str, servers: &[String]) -> String {
     let title = escaped(title);
@@ -30,7 +39,8 @@ fn begin(height: f64, title: &str, servers: &[String]) -> String {
          <text x=\"0\" y=\"18\" font-size=\"16\" font-weight=\"600\">{title}</text>\n"
     );
     let mut x = 0.0;
-    for (server, colour) in servers.iter().zip(COLOURS) {
+    for (at, server) in servers.iter().enumerate() {
+        let colour = colour(servers, at);
         let _ = writeln!(
             out,
             "<rect x=\"{x}\" y=\"31\" width=\"11\" height=\"11\" fill=\"{colour}\"/><text x=\"{}\" y=\"41\">{}</text>",
@@ -60,7 +70,8 @@ pub fn bars(title: &str, servers: &[String], rows: &[&Row]) -> String {
             escaped(row.figure)
         );
         let first = row.median(0).filter(|first| *first > 0.0);
-        for (server, colour) in (0..servers.len()).zip(COLOURS) {
+        for server in 0..servers.len() {
+            let colour = colour(servers, server);
             let Some(value) = row.median(server) else { continue };
             let top = y + BAR * server as f64;
             let share = first.map_or(1.0, |first| value / first);
@@ -104,7 +115,8 @@ pub fn lines(title: &str, x_title: &str, servers: &[String], lines: &[Vec<(f64, 
             measure(x, if step == 4 { x_title } else { "" })
         );
     }
-    for (line, colour) in lines.iter().zip(COLOURS) {
+    for (at, line) in lines.iter().enumerate() {
+        let colour = colour(servers, at);
         let points: Vec<_> = line
             .iter()
             .map(|(x, y)| format!("{:.1},{:.1}", x_at(*x), y_at(*y)))
