@@ -127,6 +127,8 @@ pub async fn lone(server: &Server, scale: Scale) -> anyhow::Result<Vec<Figure>> 
 pub async fn bursts(server: &Server, scale: Scale) -> anyhow::Result<Vec<Figure>> {
     let plan = Plan {
         agents: scale.of(1000, 100),
+        // One writer for each event, since a writer has one request at a time.
+        writers: 50,
         burst: 50,
         burst_interval: Duration::from_millis(50),
         duration: scale.time(),

@@ -24,7 +24,7 @@ use results::{Machine, Results};
 use scenarios::{Scale, Scenario};
 use server::Program;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 /// That of the shipped binary: the loader should cost little.
@@ -61,7 +61,7 @@ struct Args {
     /// Directory with etcd, and with etcd of version 3.6 in etcd36.
     #[arg(long, value_name = "DIR", env = "PEERS_BIN", default_value = "target/peers")]
     peers: PathBuf,
-    /// Directory for the results. By default benches/results for a whole run, and target/bench otherwise.
+    /// Directory for the results. By default target/bench and, for a whole run, benches/results, with a summary in README.md.
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
     /// Given by `cargo bench`.
@@ -150,6 +150,9 @@ async fn measure(args: &Args, cpu: Option<usize>) -> anyhow::Result<()> {
         }
     }
     report::write(&results, &output)?;
+    if is_whole && args.output.is_none() {
+        report::summarize(&results, Path::new("README.md"), &output)?;
+    }
     println!("{}", report::table(&results));
     println!("The results are in {}.", output.display());
     match results.failures().next() {

@@ -16,6 +16,52 @@ const BARS: [(&str, &str, Kind); 3] = [
 /// The plot of a store that grows.
 const GROWTH: &str = "growth.svg";
 
+/// The lines of README.md between which the summary of a whole run is.
+const MARKS: (&str, &str) = ("<!-- make bench writes from here -->\n", "<!-- to here -->\n");
+
+/// Writes a summary of a whole run into the README of the project.
+pub fn summarize(results: &Results, readme: &Path, dir: &Path) -> anyhow::Result<()> {
+    let text = std::fs::read_to_string(readme).with_context(|| format!("cannot read {}", readme.display()))?;
+    let marks = text
+        .split_once(MARKS.0)
+        .and_then(|(before, rest)| Some((before, rest.split_once(MARKS.1)?.1)));
+    let (before, after) = marks.with_context(|| format!("{} has lost the lines for the summary", readme.display()))?;
+    let summary = summary(results, dir);
+    let text = format!("{before}{}{summary}{}{after}", MARKS.0, MARKS.1);
+    std::fs::write(readme, text).with_context(|| format!("cannot write {}", readme.display()))
+}
+
+/// The first figure of each scenario, of the first server and of Isthmus, which is the last.
+fn summary(results: &Results, dir: &Path) -> String {
+    let (servers, last) = (&results.servers, results.servers.len() - 1);
+    let mut out = format!(
+        "| Scenario | Figure | {} | {} | Ratio |\n|---|---|---:|---:|---:|\n",
+        servers[0], servers[last]
+    );
+    let mut scenario = "";
+    for row in &results.rows {
+        if std::mem::replace(&mut scenario, row.scenario) == row.scenario {
+            continue;
+        }
+        let value = |at| row.median(at).map_or("–".to_owned(), |value| measure(value, row.unit));
+        let ratio = row
+            .ratio(last)
+            .map_or("–".to_owned(), |ratio| format!("{} ×", digits(ratio)));
+        let _ = writeln!(
+            out,
+            "| {} | {} | {} | {} | {ratio} |",
+            row.title,
+            row.figure,
+            value(0),
+            value(last)
+        );
+    }
+    out + &format!(
+        "\n[All figures, with plots and the machine]({}/README.md)\n",
+        dir.display()
+    )
+}
+
 /// Writes all files into a directory.
 pub fn write(results: &Results, dir: &Path) -> anyhow::Result<()> {
     let write = |file: &str, text: String| {
