@@ -28,6 +28,7 @@ bench-store: setup ## run the criterion benchmarks of the store, its watchers an
 guard: ## count the instructions of the store's operations and compare with benches/instructions.json; UPDATE=1 writes the file
 	@GUARD=1 ./.ci/setup
 	$(CARGO) build --locked --release --manifest-path benches/guard/Cargo.toml --target-dir $(TARGET)/guard
+	$(CARGO) test --locked --release --quiet --manifest-path benches/guard/Cargo.toml --target-dir $(TARGET)/guard --lib
 	$(TARGET)/guard/release/isthmus-guard benches/instructions.json $(if $(UPDATE),--update)
 
 # LLVM's own pass counts edges, so a stable compiler is enough.
@@ -60,6 +61,7 @@ lint: setup ## check the format, and clippy without warnings
 	$(CARGO) fmt --manifest-path benches/guard/Cargo.toml --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	$(CARGO) clippy --locked --manifest-path deploy/image/Cargo.toml --target-dir $(TARGET)/image-tool --all-targets -- -D warnings
+	$(CARGO) clippy --locked --manifest-path benches/guard/Cargo.toml --target-dir $(TARGET)/guard -- -D warnings
 
 doc: setup ## build the documentation of all items without warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items

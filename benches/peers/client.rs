@@ -49,6 +49,7 @@ impl Client {
             .enable_push(false);
         let (send, connection) = builder.handshake(socket).await?;
         // A lost connection shows up in the calls.
+        #[expect(clippy::disallowed_methods, reason = "the task ends with the client")]
         let driver = tokio::spawn(async { drop(connection.await) });
         Ok(Self {
             send,

@@ -167,7 +167,7 @@ pub fn measure(value: f64, unit: &str) -> String {
 /// A number with about three digits, and with a separator for thousands.
 fn digits(value: f64) -> String {
     match value.abs() {
-        v if v == 0.0 => "0".to_owned(),
+        0.0 => "0".to_owned(),
         v if v < 0.1 => format!("{value:.3}"),
         v if v < 10.0 => format!("{value:.2}"),
         v if v < 100.0 => format!("{value:.1}"),

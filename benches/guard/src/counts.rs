@@ -76,7 +76,7 @@ pub fn table(committed: &Counts, measured: &[(String, u64)], tolerance: f64) -> 
         };
         let change = *now as f64 / before as f64 - 1.0;
         let _ = writeln!(table.text, "{case:<46}{before:>14}{now:>14}{:>8.1}%", change * 100.0);
-        if change > tolerance {
+        if *now as f64 > before as f64 * (1.0 + tolerance) {
             table
                 .worse
                 .push(format!("{case}: {now} instead of {before} ({:+.1} %)", change * 100.0));

@@ -5,7 +5,6 @@
 //! that callgrind runs.
 
 mod cases;
-mod counts;
 
 /// The store and what it uses, compiled into this crate from Isthmus' sources.
 #[allow(
@@ -23,7 +22,7 @@ mod sources {
 }
 
 use anyhow::{Context, bail};
-use counts::Counts;
+use isthmus_guard::counts::{self, Counts};
 use sources::{mvcc, util};
 use std::path::{Path, PathBuf};
 use std::process::Command;
