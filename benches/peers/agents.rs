@@ -42,6 +42,9 @@ async fn run(server: &Server, plan: Plan) -> anyhow::Result<Ran> {
     let outcome = Box::pin(loadtest::run(plan, &server.target(), &progress, &life)).await?;
     life.stop();
     let summary = Summary::of(&outcome);
+    for (error, n) in &summary.errors {
+        eprintln!("  {n} × {error}");
+    }
     // Lost connections are a figure of some scenarios. Wrong data never is.
     let found = &summary.findings;
     if found.missing + found.duplicate + found.reordered + found.wrong_state > 0 {
