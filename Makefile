@@ -1,6 +1,6 @@
 # Every target first installs missing build tools (`make setup`). Targets that compare with peers also need Go.
 .PHONY: demo test check bench fuzz setup build fmt lint doc deny interop kubernetes interop-kubernetes interop-publisher \
-	interop-cilium peers helm deploy crash load publish mesh adversary image image-test release e2e e2e-up e2e-tools e2e-short
+	interop-cilium peers helm deploy crash load publish mesh adversary guard bench-store image image-test release e2e e2e-up e2e-tools e2e-short
 
 CARGO ?= cargo
 TARGET ?= $(or $(CARGO_TARGET_DIR),target)
@@ -19,8 +19,17 @@ test: setup ## run all tests that need neither etcd nor Go
 check: setup ## run everything that CI runs
 	@./.ci/check
 
-bench: setup ## run the criterion benchmarks of the store, its watchers and its log
-	$(CARGO) bench --locked
+bench: peers ## measure beside etcd 3.7 and 3.6, into benches/results; BENCH="--quick", "--list", "storm puts --rounds 5"
+	PEERS_BIN=$(PEERS) $(CARGO) bench --locked --profile dist --bench peers -- $(BENCH)
+
+bench-store: setup ## run the criterion benchmarks of the store, its watchers and its log
+	$(CARGO) bench --locked --bench mvcc --bench fanout --bench durable
+
+guard: ## count the instructions of the store's operations and compare with benches/instructions.json; UPDATE=1 writes the file
+	@GUARD=1 ./.ci/setup
+	$(CARGO) build --locked --release --manifest-path benches/guard/Cargo.toml --target-dir $(TARGET)/guard
+	$(CARGO) test --locked --release --quiet --manifest-path benches/guard/Cargo.toml --target-dir $(TARGET)/guard --lib
+	$(TARGET)/guard/release/isthmus-guard benches/instructions.json $(if $(UPDATE),--update)
 
 # LLVM's own pass counts edges, so a stable compiler is enough.
 FUZZ_FLAGS = -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
@@ -49,8 +58,10 @@ fmt: ## format the sources
 lint: setup ## check the format, and clippy without warnings
 	$(CARGO) fmt --all --check
 	$(CARGO) fmt --manifest-path deploy/image/Cargo.toml --check
+	$(CARGO) fmt --manifest-path benches/guard/Cargo.toml --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	$(CARGO) clippy --locked --manifest-path deploy/image/Cargo.toml --target-dir $(TARGET)/image-tool --all-targets -- -D warnings
+	$(CARGO) clippy --locked --manifest-path benches/guard/Cargo.toml --target-dir $(TARGET)/guard -- -D warnings
 
 doc: setup ## build the documentation of all items without warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items

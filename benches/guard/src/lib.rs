@@ -1,0 +1,3 @@
+//! The part of the guard that has tests of its own.
+
+pub mod counts;

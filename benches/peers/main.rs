@@ -1,0 +1,197 @@
+//! Puts Isthmus, etcd 3.7 and etcd 3.6 under the same loads, in turns, and writes a table and plots of what they cost.
+//! `make bench` builds etcd and runs this; `benches/README.md` explains the scenarios and how to read the results.
+
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a program that prints its progress"
+)]
+
+mod agents;
+mod calls;
+mod client;
+mod plot;
+mod report;
+mod results;
+mod scenarios;
+mod server;
+
+use anyhow::{Context, bail};
+use clap::Parser;
+use results::{Machine, Results};
+use scenarios::{Scale, Scenario};
+use server::Program;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+/// That of the shipped binary: the loader should cost little.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Marks the process that `taskset` has pinned to the loader's core.
+const PINNED: &str = "ISTHMUS_BENCH_PINNED";
+const CPUS: &str = "a list of two CPUs";
+
+/// Measure Isthmus beside etcd
+#[derive(Debug, Parser)]
+struct Args {
+    /// Scenarios to run; a part of a name selects all that contain the part. All by default.
+    scenarios: Vec<String>,
+    /// Print the scenarios.
+    #[arg(long)]
+    list: bool,
+    /// Short measurements with small numbers: shows that all scenarios run, not how fast the servers are.
+    #[arg(long)]
+    quick: bool,
+    /// Rounds, of which the median counts. Long scenarios have one round. By default 3, and 1 with --quick.
+    #[arg(long, value_name = "N")]
+    rounds: Option<usize>,
+    /// Servers to run; a part of a name selects all that contain the part. By default all, and with --quick not etcd 3.6.
+    #[arg(long, value_delimiter = ',', value_name = "NAME,...")]
+    servers: Vec<String>,
+    /// CPUs of the server and of the loader.
+    #[arg(long, default_value = "0,1", value_delimiter = ',', value_name = "SERVER,LOADER")]
+    cpus: Vec<usize>,
+    /// Binary of Isthmus. By default, the one that was built with this program.
+    #[arg(long, value_name = "FILE", default_value = env!("CARGO_BIN_EXE_clustermesh-apiserver"))]
+    isthmus: PathBuf,
+    /// Directory with etcd, and with etcd of version 3.6 in etcd36.
+    #[arg(long, value_name = "DIR", env = "PEERS_BIN", default_value = "target/peers")]
+    peers: PathBuf,
+    /// Directory for the results. By default target/bench and, for a whole run, benches/results, with a summary in README.md.
+    #[arg(long, value_name = "DIR")]
+    output: Option<PathBuf>,
+    /// Given by `cargo bench`.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> anyhow::Result<()> {
+    let args = Args::parse();
+    if args.list {
+        for scenario in &scenarios::ALL {
+            println!("{:<16}{}", scenario.name, scenario.title);
+        }
+        return Ok(());
+    }
+    let [server_cpu, loader_cpu] = args.cpus[..] else {
+        bail!("--cpus is not {CPUS}, such as 0,1");
+    };
+    let is_pinned = pin(server_cpu, loader_cpu)?;
+    // Fails only if a provider is installed already.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(Box::pin(measure(&args, is_pinned.then_some(server_cpu))))
+}
+
+/// Starts this program anew on the loader's CPU. Returns false if the machine has only one.
+fn pin(server: usize, loader: usize) -> anyhow::Result<bool> {
+    if std::env::var_os(PINNED).is_some() {
+        return Ok(true);
+    }
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    if cpus < 2 {
+        eprintln!("This machine has one CPU: server and loader share it, and latencies are those of both.");
+        return Ok(false);
+    }
+    if server == loader {
+        bail!("--cpus names one CPU twice: give {CPUS}");
+    }
+    let mut command = Command::new("taskset");
+    command.arg("-c").arg(loader.to_string()).arg(std::env::current_exe()?);
+    let error = command.args(std::env::args_os().skip(1)).env(PINNED, "1").exec();
+    Err(error).context("cannot run taskset, which is a part of util-linux")
+}
+
+async fn measure(args: &Args, cpu: Option<usize>) -> anyhow::Result<()> {
+    let scale = if args.quick { Scale::Quick } else { Scale::Full };
+    let rounds = args.rounds.unwrap_or(scale.of(3, 1)).max(1);
+    let chosen = chosen(&args.scenarios)?;
+    let programs = programs(args)?;
+    let is_whole = chosen.len() == scenarios::ALL.len() && args.servers.is_empty() && scale == Scale::Full;
+    let output = match (&args.output, is_whole) {
+        (Some(output), _) => output.clone(),
+        (None, true) => PathBuf::from("benches/results"),
+        (None, false) => PathBuf::from("target/bench"),
+    };
+    let mut results = Results::new(
+        Machine::here(),
+        scale,
+        programs.iter().map(|program| program.name.clone()),
+    );
+    for scenario in &chosen {
+        let rounds = if scenario.is_long { 1 } else { rounds };
+        for round in 1..=rounds {
+            // In turns, so that noise of the machine hits all servers.
+            for (at, program) in programs.iter().enumerate() {
+                let label = format!("{}, round {round} of {rounds}, {}", scenario.name, program.name);
+                eprintln!("{label}");
+                match once(scenario, program, scale, cpu).await {
+                    Ok(figures) => results.add(scenario, at, figures),
+                    Err(error) => {
+                        eprintln!("{label}: {error:#}");
+                        results.fail(scenario, at, &format!("{error:#}"));
+                    }
+                }
+            }
+        }
+    }
+    report::write(&results, &output)?;
+    if is_whole && args.output.is_none() {
+        report::summarize(&results, Path::new("README.md"), &output)?;
+    }
+    println!("{}", report::table(&results));
+    println!("The results are in {}.", output.display());
+    match results.failures().next() {
+        None => Ok(()),
+        Some((scenario, program, why)) => bail!("{scenario} failed with {program}: {why}"),
+    }
+}
+
+async fn once(
+    scenario: &Scenario,
+    program: &Program,
+    scale: Scale,
+    cpu: Option<usize>,
+) -> anyhow::Result<Vec<scenarios::Figure>> {
+    let server = program.start(scenario.security, cpu).await?;
+    scenario.run(&server, scale).await
+}
+
+fn chosen(names: &[String]) -> anyhow::Result<Vec<&'static Scenario>> {
+    if let Some(name) = names
+        .iter()
+        .find(|name| !scenarios::ALL.iter().any(|scenario| scenario.name.contains(*name)))
+    {
+        bail!("no scenario contains {name:?}: --list prints their names");
+    }
+    let is_chosen = |scenario: &&Scenario| names.is_empty() || names.iter().any(|name| scenario.name.contains(name));
+    Ok(scenarios::ALL.iter().filter(is_chosen).collect())
+}
+
+/// The servers, the first of which the others are compared with.
+fn programs(args: &Args) -> anyhow::Result<Vec<Program>> {
+    let mut programs = vec![Program::etcd(args.peers.join("etcd"))?];
+    if !args.quick || !args.servers.is_empty() {
+        programs.push(Program::etcd(args.peers.join("etcd36/etcd"))?);
+    }
+    programs.push(Program::ours(args.isthmus.clone())?);
+    programs.retain(|program| args.servers.is_empty() || args.servers.iter().any(|name| program.name.contains(name)));
+    if programs.is_empty() {
+        bail!("--servers selects no server: their names are like \"etcd 3.7\" and \"Isthmus\"");
+    }
+    Ok(programs)
+}

@@ -1,0 +1,180 @@
+//! The results as a table in Markdown, as plots, and as JSON with the values of all rounds.
+
+use crate::plot;
+use crate::results::{Results, Row};
+use crate::scenarios::Kind;
+use anyhow::Context;
+use std::fmt::Write as _;
+use std::path::Path;
+
+/// The plots of bars: file, title, kind.
+const BARS: [(&str, &str, Kind); 3] = [
+    ("cpu.svg", "CPU time of the server", Kind::Cpu),
+    ("latency.svg", "Latency", Kind::Latency),
+    ("memory.svg", "Memory of the server", Kind::Memory),
+];
+/// The plot of a store that grows.
+const GROWTH: &str = "growth.svg";
+
+/// The lines of README.md between which the summary of a whole run is.
+const MARKS: (&str, &str) = ("<!-- make bench writes from here -->\n", "<!-- to here -->\n");
+
+/// Writes a summary of a whole run into the README of the project.
+pub fn summarize(results: &Results, readme: &Path, dir: &Path) -> anyhow::Result<()> {
+    let text = std::fs::read_to_string(readme).with_context(|| format!("cannot read {}", readme.display()))?;
+    let marks = text
+        .split_once(MARKS.0)
+        .and_then(|(before, rest)| Some((before, rest.split_once(MARKS.1)?.1)));
+    let (before, after) = marks.with_context(|| format!("{} has lost the lines for the summary", readme.display()))?;
+    let summary = summary(results, dir);
+    let text = format!("{before}{}{summary}{}{after}", MARKS.0, MARKS.1);
+    std::fs::write(readme, text).with_context(|| format!("cannot write {}", readme.display()))
+}
+
+/// The first figure of each scenario, of the first server and of Isthmus, which is the last.
+fn summary(results: &Results, dir: &Path) -> String {
+    let (servers, last) = (&results.servers, results.servers.len() - 1);
+    let mut out = format!(
+        "| Scenario | Figure | {} | {} | Ratio |\n|---|---|---:|---:|---:|\n",
+        servers[0], servers[last]
+    );
+    let mut scenario = "";
+    for row in &results.rows {
+        if std::mem::replace(&mut scenario, row.scenario) == row.scenario {
+            continue;
+        }
+        let value = |at| row.median(at).map_or("–".to_owned(), |value| measure(value, row.unit));
+        let ratio = row
+            .ratio(last)
+            .map_or("–".to_owned(), |ratio| format!("{} ×", digits(ratio)));
+        let _ = writeln!(
+            out,
+            "| {} | {} | {} | {} | {ratio} |",
+            row.title,
+            row.figure,
+            value(0),
+            value(last)
+        );
+    }
+    out + &format!(
+        "\n[All figures, with plots and the machine]({}/README.md)\n",
+        dir.display()
+    )
+}
+
+/// Writes all files into a directory.
+pub fn write(results: &Results, dir: &Path) -> anyhow::Result<()> {
+    let write = |file: &str, text: String| {
+        let path = dir.join(file);
+        std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+    };
+    std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    let mut images = vec![];
+    for (file, title, kind) in BARS {
+        let rows: Vec<&Row> = results.rows.iter().filter(|row| row.kind == kind).collect();
+        if !rows.is_empty() {
+            write(file, plot::bars(title, &results.servers, &rows))?;
+            images.push((file, title));
+        }
+    }
+    if let Some(row) = results
+        .rows
+        .iter()
+        .find(|row| row.points.iter().any(|points| !points.is_empty()))
+    {
+        write(
+            GROWTH,
+            plot::lines(
+                "CPU time of a put while the store grows, µs",
+                "keys",
+                &results.servers,
+                &row.points,
+            ),
+        )?;
+        images.push((GROWTH, "CPU time of a put while the store grows"));
+    }
+    write("README.md", page(results, &images))?;
+    write("results.json", serde_json::to_string_pretty(results)? + "\n")
+}
+
+fn page(results: &Results, images: &[(&str, &str)]) -> String {
+    let machine = &results.machine;
+    let mut out = format!(
+        "# {}\n\n`make bench` wrote this page on {} on {} CPUs of {}, Linux {}. Server and loader had one core each, and all servers \
+         ran in turns. Values are medians of the rounds, whose values are in [results.json](results.json). [The explanation of the \
+         scenarios](../README.md) says how to read the numbers.\n\n",
+        results.servers.join(", "),
+        machine.date,
+        machine.cpus,
+        machine.cpu,
+        machine.kernel
+    );
+    if results.is_quick {
+        out += "**A quick run**: short measurements with small numbers. The numbers say that the scenarios run, and no more.\n\n";
+    }
+    for (file, title) in images {
+        let _ = writeln!(out, "![{title}]({file})\n");
+    }
+    out += &table(results);
+    let mut failures = results.failures().peekable();
+    if failures.peek().is_some() {
+        out += "\n## Failures\n\n";
+        for (scenario, server, why) in failures {
+            let _ = writeln!(out, "- `{scenario}`, {server}: {why}");
+        }
+    }
+    out
+}
+
+/// All figures as a table in Markdown.
+pub fn table(results: &Results) -> String {
+    let servers = &results.servers;
+    let compared = |at: usize| format!("{} against {}", servers[at], servers[0]);
+    let mut header = vec!["Scenario".to_owned(), "Figure".to_owned()];
+    header.extend(servers.iter().cloned());
+    header.extend((1..servers.len()).map(compared));
+    let mut out = format!(
+        "| {} |\n|---|---|{}\n",
+        header.join(" | "),
+        "---:|".repeat(header.len() - 2)
+    );
+    let mut last = "";
+    for row in &results.rows {
+        let title = if row.scenario == last {
+            String::new()
+        } else {
+            format!("{} (`{}`)", row.title, row.scenario)
+        };
+        last = row.scenario;
+        let mut cells = vec![title, row.figure.to_owned()];
+        let value = |at| row.median(at).map_or("–".to_owned(), |value| measure(value, row.unit));
+        cells.extend((0..servers.len()).map(value));
+        let ratio = |at| {
+            row.ratio(at)
+                .map_or("–".to_owned(), |ratio| format!("{} ×", digits(ratio)))
+        };
+        cells.extend((1..servers.len()).map(ratio));
+        let _ = writeln!(out, "| {} |", cells.join(" | "));
+    }
+    out
+}
+
+/// A value with its unit.
+pub fn measure(value: f64, unit: &str) -> String {
+    format!("{} {unit}", digits(value)).trim_end().to_owned()
+}
+
+/// A number with about three digits, and with a separator for thousands.
+fn digits(value: f64) -> String {
+    match value.abs() {
+        0.0 => "0".to_owned(),
+        v if v < 0.1 => format!("{value:.3}"),
+        v if v < 10.0 => format!("{value:.2}"),
+        v if v < 100.0 => format!("{value:.1}"),
+        _ => {
+            let whole = format!("{value:.0}");
+            let parts: Vec<_> = whole.as_bytes().rchunks(3).rev().map(String::from_utf8_lossy).collect();
+            parts.join(",")
+        }
+    }
+}

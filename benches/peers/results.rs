@@ -1,0 +1,137 @@
+//! The figures of all rounds, and where they were measured.
+
+use crate::scenarios::{Figure, Kind, Scale, Scenario};
+use serde::Serialize;
+
+/// Where and when.
+#[derive(Debug, Serialize)]
+pub struct Machine {
+    pub date: String,
+    pub cpu: String,
+    pub cpus: usize,
+    pub kernel: String,
+}
+
+/// One figure of a scenario, for all servers.
+#[derive(Debug, Serialize)]
+pub struct Row {
+    pub scenario: &'static str,
+    pub title: &'static str,
+    pub figure: &'static str,
+    pub kind: Kind,
+    pub unit: &'static str,
+    /// The values of the rounds, for each server.
+    pub values: Vec<Vec<f64>>,
+    /// The line of the last round, for each server; empty for most figures.
+    pub points: Vec<Vec<(f64, f64)>>,
+}
+
+/// A measurement that failed.
+#[derive(Debug, Serialize)]
+struct Failure {
+    scenario: &'static str,
+    server: usize,
+    why: String,
+}
+
+/// Everything that was measured.
+#[derive(Debug, Serialize)]
+pub struct Results {
+    pub machine: Machine,
+    pub is_quick: bool,
+    /// The first is the one that others are compared with.
+    pub servers: Vec<String>,
+    pub rows: Vec<Row>,
+    failures: Vec<Failure>,
+}
+
+impl Machine {
+    /// This machine, now.
+    pub fn here() -> Self {
+        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+        let cpus = read("/proc/cpuinfo");
+        let model = cpus.lines().find_map(|line| line.strip_prefix("model name"));
+        let model = model.map(|model| model.trim_start_matches([' ', '\t', ':']).to_owned());
+        Self {
+            date: jiff::Timestamp::now().strftime("%Y-%m-%d").to_string(),
+            cpu: model.unwrap_or_else(|| format!("a CPU of {}", std::env::consts::ARCH)),
+            cpus: cpus.lines().filter(|line| line.starts_with("processor")).count(),
+            kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
+        }
+    }
+}
+
+impl Row {
+    /// The median of a server's rounds.
+    pub fn median(&self, server: usize) -> Option<f64> {
+        let mut values = self.values.get(server)?.clone();
+        values.sort_by(f64::total_cmp);
+        let middle = values.len() / 2;
+        match values.len() {
+            0 => None,
+            length if length % 2 == 1 => Some(values[middle]),
+            _ => Some((values[middle - 1] + values[middle]) / 2.0),
+        }
+    }
+
+    /// How many times better a server is than the first one.
+    pub fn ratio(&self, server: usize) -> Option<f64> {
+        let (first, other) = (self.median(0)?, self.median(server)?);
+        let ratio = match self.kind {
+            Kind::Count => return None,
+            Kind::Rate => other / first,
+            Kind::Cpu | Kind::Latency | Kind::Memory => first / other,
+        };
+        (server > 0 && ratio.is_finite()).then_some(ratio)
+    }
+}
+
+impl Results {
+    pub fn new(machine: Machine, scale: Scale, servers: impl Iterator<Item = String>) -> Self {
+        Self {
+            machine,
+            is_quick: scale == Scale::Quick,
+            servers: servers.collect(),
+            rows: vec![],
+            failures: vec![],
+        }
+    }
+
+    /// Adds the figures of one round of one server.
+    pub fn add(&mut self, scenario: &Scenario, server: usize, figures: Vec<Figure>) {
+        for figure in figures {
+            let count = self.servers.len();
+            let is_row = |row: &Row| (row.scenario, row.figure) == (scenario.name, figure.name);
+            let at = self.rows.iter().position(is_row).unwrap_or_else(|| {
+                self.rows.push(Row {
+                    scenario: scenario.name,
+                    title: scenario.title,
+                    figure: figure.name,
+                    kind: figure.kind,
+                    unit: figure.unit,
+                    values: vec![vec![]; count],
+                    points: vec![vec![]; count],
+                });
+                self.rows.len() - 1
+            });
+            self.rows[at].values[server].push(figure.value);
+            self.rows[at].points[server] = figure.points;
+        }
+    }
+
+    pub fn fail(&mut self, scenario: &Scenario, server: usize, why: &str) {
+        self.failures.push(Failure {
+            scenario: scenario.name,
+            server,
+            why: why.to_owned(),
+        });
+    }
+
+    /// The scenario, the server and the reason of each failure.
+    pub fn failures(&self) -> impl Iterator<Item = (&'static str, &str, &str)> {
+        self.failures.iter().map(|failure| {
+            let server = self.servers[failure.server].as_str();
+            (failure.scenario, server, failure.why.as_str())
+        })
+    }
+}
