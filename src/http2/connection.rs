@@ -22,13 +22,15 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::Sleep;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep};
 
 /// Polls of calls in a turn of the connection. Then others of the thread go first.
 const TURN_POLLS: usize = 64;
 /// The time for the last bytes of a connection.
 const LAST_BYTES: Duration = Duration::from_secs(5);
+/// The time after the last bytes in which the client is expected to close the connection.
+const LINGER: Duration = Duration::from_secs(2);
 
 /// A connection whose client has sent the preface. It ends when the client closes it, breaks a rule, does not answer a
 /// ping, or has no more calls after [`Connection::shut_down`]. Dropping it drops its calls.
@@ -53,8 +55,10 @@ pub struct Connection<I, S, F, B> {
 struct Ending {
     result: Option<Result<(), Error>>,
     deadline: Pin<Box<Sleep>>,
-    /// Whether everything was written.
+    /// Whether everything was written, and the client has closed its side.
     written: bool,
+    /// Whether this side is closed.
+    closed: bool,
 }
 
 impl<I, S, F, B> Connection<I, S, F, B>
@@ -152,6 +156,7 @@ where
             result: Some(result),
             deadline: Box::pin(tokio::time::sleep(LAST_BYTES)),
             written: !last_words,
+            closed: false,
         }));
     }
 
@@ -160,12 +165,22 @@ where
             return Poll::Pending;
         };
         if !ending.written {
-            let written = write(Pin::new(&mut self.io), &mut self.core.output, &mut self.unflushed, cx);
-            let closed = match written {
-                Poll::Ready(Ok(())) => Pin::new(&mut self.io).poll_shutdown(cx),
-                other => other,
-            };
-            if closed.is_pending() {
+            let mut io = Pin::new(&mut self.io);
+            let mut over = Poll::Ready(Ok(()));
+            if !ending.closed {
+                over = write(io.as_mut(), &mut self.core.output, &mut self.unflushed, cx);
+                if let Poll::Ready(Ok(())) = over {
+                    over = io.as_mut().poll_shutdown(cx);
+                }
+                if let Poll::Ready(Ok(())) = over {
+                    ending.closed = true;
+                    ending.deadline.as_mut().reset(Instant::now() + LINGER);
+                }
+            }
+            if ending.closed && matches!(over, Poll::Ready(Ok(()))) {
+                over = discard(io, cx);
+            }
+            if over.is_pending() {
                 // A client that does not take the last bytes does without them.
                 ready!(ending.deadline.as_mut().poll(cx));
             }
@@ -201,6 +216,19 @@ where
             }
         }
         this.poll_end(cx)
+    }
+}
+
+/// Reads to the end. A socket that is closed before the client has said its last word resets the connection, and what the
+/// client has not taken is lost.
+fn discard<I: AsyncRead>(mut io: Pin<&mut I>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    let mut bytes = [0; 1 << 10];
+    loop {
+        let mut buffer = ReadBuf::new(&mut bytes);
+        ready!(io.as_mut().poll_read(cx, &mut buffer))?;
+        if buffer.filled().is_empty() {
+            return Poll::Ready(Ok(()));
+        }
     }
 }
 

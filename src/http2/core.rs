@@ -23,9 +23,9 @@ use std::sync::Arc;
 const INITIAL_WINDOW: u32 = 65_535;
 /// The largest window, and the largest id of a stream.
 const MAX_31: u32 = (1 << 31) - 1;
-/// Streams that were reset here last: what was under way then is ignored. A client has at most as many calls open, with
-/// the default limit.
-const RESETS_REMEMBERED: usize = 1000;
+/// Streams that were reset here last, at least and at most: what was under way then is ignored. In between, as many as a
+/// client may have open.
+const RESETS_REMEMBERED: std::ops::RangeInclusive<u32> = 1000..=16_384;
 /// Streams that ended last. Frames for them are errors that are named after the end.
 const ENDED_REMEMBERED: usize = 8;
 /// The longest payload that is sent, whatever the client would take.
@@ -201,10 +201,13 @@ impl Core {
         self.end = End::After(self.last);
     }
 
-    /// Gives bytes back to the window of the connection. The client is told when half of the window is free.
+    /// Gives bytes back to the window of the connection. The client is told when half of the window is free, or as much as
+    /// half of what the client has left: bodies that wait to be read may hold more than half of the window.
     fn credit(&mut self, bytes: u32) {
         self.unannounced += bytes;
-        if self.unannounced >= self.config.connection_window / 2 {
+        let left = self.receive_window.max(0);
+        let mark = i64::from(self.config.connection_window / 2).min(left / 2);
+        if self.unannounced > 0 && i64::from(self.unannounced) >= mark {
             let more = std::mem::take(&mut self.unannounced);
             self.receive_window += i64::from(more);
             frame::window_update(self.output.buffer(), 0, more);
@@ -224,13 +227,21 @@ impl Core {
         stream.held = stream.held.saturating_sub(read);
         if stream.receiving && !inbound.is_dropped() {
             stream.unannounced += read;
-            if stream.unannounced >= self.config.stream_window / 2 {
-                let more = std::mem::take(&mut stream.unannounced);
-                stream.receive_window += i64::from(more);
-                frame::window_update(self.output.buffer(), stream.id, more);
-            }
+            self.announce(slot);
         }
         self.credit(read);
+    }
+
+    /// Tells the client when half of the window of a stream is free.
+    fn announce(&mut self, slot: usize) {
+        let Some(stream) = self.streams.get_mut(slot) else {
+            return;
+        };
+        if stream.unannounced >= self.config.stream_window / 2 {
+            let more = std::mem::take(&mut stream.unannounced);
+            stream.receive_window += i64::from(more);
+            frame::window_update(self.output.buffer(), stream.id, more);
+        }
     }
 
     /// Forgets a stream. A body that is not complete fails with `error`.
@@ -255,7 +266,7 @@ impl Core {
     /// Resets a stream, open or not.
     fn reset_stream(&mut self, id: u32, code: Code) -> Event {
         frame::reset(self.output.buffer(), id, code);
-        remember(&mut self.resets, id, RESETS_REMEMBERED);
+        self.remember_reset(id);
         match self.streams.slot(id) {
             Some(slot) => {
                 self.remove(slot, BodyError::Malformed);
@@ -263,6 +274,12 @@ impl Core {
             }
             None => Event::Nothing,
         }
+    }
+
+    fn remember_reset(&mut self, id: u32) {
+        let (least, most) = (*RESETS_REMEMBERED.start(), *RESETS_REMEMBERED.end());
+        let max = self.config.max_concurrent_streams.clamp(least, most);
+        remember(&mut self.resets, id, max as usize);
     }
 
     /// A stream error (RFC 9113, section 5.4.2), of which a client may make only so many.

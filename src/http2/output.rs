@@ -7,6 +7,8 @@ use std::io::IoSlice;
 
 /// Payloads up to this length are copied, so that many small frames are one piece for the socket.
 const COPIED: usize = 4 << 10;
+/// Sent bytes that a buffer may begin with. Removing them moves the rest.
+const SENT_KEPT: usize = 16 << 10;
 /// Pieces for one write.
 pub(super) const PIECES: usize = 32;
 /// Buffers that a thread keeps for its connections, and the largest capacity that is kept.
@@ -113,6 +115,10 @@ impl Output {
             self.sent = 0;
             give_buffer(std::mem::take(&mut self.tail));
             self.pieces = VecDeque::new();
+        } else if self.sent >= SENT_KEPT.max(self.tail.len() / 2) {
+            // A client that always leaves something would make the buffer as long as everything that was sent.
+            self.tail.drain(..self.sent);
+            self.sent = 0;
         }
     }
 }
@@ -153,6 +159,18 @@ mod tests {
             assert_eq!(written(&mut output, size), expected, "in writes of {size}");
             assert_eq!((output.len(), output.tail.capacity()), (0, 0));
         }
+    }
+
+    #[test]
+    fn an_output_that_is_never_empty_does_not_grow() {
+        let mut output = Output::default();
+        output.buffer().push(0);
+        for _ in 0..10_000 {
+            output.buffer().extend_from_slice(&[7; 100]);
+            output.advance(100);
+        }
+        assert_eq!(output.len(), 1);
+        assert!(output.tail.capacity() <= 8 * SENT_KEPT, "{}", output.tail.capacity());
     }
 
     #[test]

@@ -99,7 +99,8 @@ impl Streams {
         let stream = self.slots.get_mut(slot)?.stream.take()?;
         self.by_id.remove(&stream.id);
         self.free.push(slot);
-        if self.free.len() > FREE_KEPT && self.free.len() > 2 * self.by_id.len() {
+        let many = self.free.len() > FREE_KEPT && self.free.len() > 2 * self.by_id.len();
+        if many && self.slots.last().is_some_and(|slot| slot.stream.is_none()) {
             self.trim();
         }
         Some(stream)
@@ -117,7 +118,8 @@ impl Streams {
         }
         self.slots.shrink_to_fit();
         let free = self.slots.iter().enumerate().filter(|(_, slot)| slot.stream.is_none());
-        self.free = free.map(|(slot, _)| slot).collect();
+        // The first ones are used first, so that the last ones become free.
+        self.free = free.map(|(slot, _)| slot).rev().collect();
     }
 }
 

@@ -19,8 +19,10 @@ pub(super) struct Calls<F, B> {
     slots: Vec<Option<Box<Call<F, B>>>>,
     /// Calls to be polled.
     ready: VecDeque<usize>,
-    /// Calls that wait for the window of the connection.
+    /// Calls that wait for the window of the connection: those that could send nothing when they were polled, and those
+    /// that go after them because they have used the window up.
     starved: Vec<usize>,
+    served: Vec<usize>,
     /// Calls that wait for room in the output.
     crowded: Vec<usize>,
     woken: Vec<u32>,
@@ -68,6 +70,7 @@ impl<F, B> Default for Calls<F, B> {
             slots: Vec::new(),
             ready: VecDeque::new(),
             starved: Vec::new(),
+            served: Vec::new(),
             crowded: Vec::new(),
             woken: Vec::new(),
         }
@@ -94,7 +97,8 @@ where
             Event::Closed(slot) => self.remove(slot, core),
             Event::Writable(slot) => self.unblock(slot),
             Event::ConnectionWritable => {
-                for slot in std::mem::take(&mut self.starved) {
+                let (starved, served) = (std::mem::take(&mut self.starved), std::mem::take(&mut self.served));
+                for slot in starved.into_iter().chain(served) {
                     self.queue(slot);
                 }
             }
@@ -185,10 +189,15 @@ where
         };
         call.queued = false;
         call.slot.clear();
+        let before = core.output.len();
         let (next, sent) = call.poll(slot, core);
+        let list = match core.output.len() > before {
+            true => &mut self.served,
+            false => &mut self.starved,
+        };
         match sent {
             Some(Sent::OutputFull) => self.crowded.push(slot),
-            Some(Sent::ConnectionWindowUsed) => self.starved.push(slot),
+            Some(Sent::ConnectionWindowUsed) => push_slot(list, slot, self.slots.len()),
             Some(Sent::StreamWindowUsed) => call.blocked = true,
             _ => {}
         }
@@ -201,6 +210,15 @@ where
         if next == Next::Requeue {
             self.queue(slot);
         }
+    }
+}
+
+/// Adds a slot to a list, in which a slot may come again after its stream was reset. The list stays short.
+fn push_slot(list: &mut Vec<usize>, slot: usize, slots: usize) {
+    list.push(slot);
+    if list.len() > 2 * slots + 16 {
+        let mut seen = vec![false; slots];
+        list.retain(|slot| seen.get_mut(*slot).is_some_and(|seen| !std::mem::replace(seen, true)));
     }
 }
 
@@ -312,5 +330,20 @@ impl<B: Body<Data = Bytes> + Unpin> Answer<B> {
                 return Step::Paused;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_of_slots_stays_short_however_often_streams_are_reset() {
+        let mut list = vec![];
+        for n in 0..10_000 {
+            push_slot(&mut list, n % 7, 7);
+            assert!(list.len() <= 2 * 7 + 16);
+        }
+        (0..7).for_each(|slot| assert!(list.contains(&slot)));
     }
 }

@@ -88,7 +88,11 @@ impl Core {
         if let Some(inbound) = &stream.inbound {
             inbound.push(data);
         }
-        self.credit(padding);
+        if padding > 0 {
+            // The body may be read elsewhere, and its reader knows nothing of the padding.
+            self.announce(slot);
+            self.credit(padding);
+        }
         match end {
             true => Ok(self.received(slot, None)),
             false => {
@@ -297,7 +301,7 @@ impl Core {
             return self.stream_error(head.stream, Code::FrameSizeError);
         };
         // Priorities are ignored, as RFC 9113 deprecates them.
-        match depends_on(priority) == head.stream {
+        match depends_on(priority) == head.stream && self.streams.slot(head.stream).is_some() {
             true => self.stream_error(head.stream, Code::ProtocolError),
             false => Ok(Event::Nothing),
         }

@@ -104,7 +104,7 @@ impl Core {
         let Some(stream) = self.streams.get(slot) else { return };
         let id = stream.id;
         frame::reset(self.output.buffer(), id, Code::InternalError);
-        remember(&mut self.resets, id, super::RESETS_REMEMBERED);
+        self.remember_reset(id);
         self.remove(slot, BodyError::Cancelled);
     }
 }

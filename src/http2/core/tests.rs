@@ -287,7 +287,7 @@ fn data_fills_the_windows_until_it_is_read() {
     assert_eq!(client.frames(), []);
     assert_eq!(client.read(0).len(), 20_000);
     client.core.credit_read(0);
-    assert_eq!(client.frames(), [window_update(1, 20_000)]);
+    assert_eq!(client.frames(), [window_update(1, 20_000), window_update(0, 20_000)]);
     client.send(kind::DATA, 0, 1, &data).unwrap();
     assert!(matches!(client.send(kind::DATA, 0, 3, b"x"), Ok(Event::Closed(1))));
     assert_eq!(
@@ -299,8 +299,8 @@ fn data_fills_the_windows_until_it_is_read() {
                 3,
                 (Code::FlowControlError as u32).to_be_bytes().to_vec()
             ),
-            // What the reset stream held, and what was read.
-            window_update(0, 40_001),
+            // What the reset stream held.
+            window_update(0, 20_001),
         ]
     );
     let rest = vec![7; 10_000];
@@ -312,7 +312,7 @@ fn data_fills_the_windows_until_it_is_read() {
         client.send(kind::DATA, 0, stream, &rest).unwrap();
     }
     assert_eq!(
-        code(client.send(kind::DATA, 0, 3, &[0; 10_000])),
+        code(client.send(kind::DATA, 0, 3, &[0; 20_001])),
         Code::FlowControlError,
         "the connection's"
     );
@@ -329,7 +329,7 @@ fn padding_and_what_nobody_reads_is_given_back_at_once() {
     for _ in 0..3 {
         client.send(kind::DATA, 0, 1, &[7; 12_000]).unwrap();
     }
-    assert_eq!(client.frames(), [window_update(0, 36_000)], "but not to the stream");
+    assert_eq!(client.frames(), [window_update(0, 24_000)], "but not to the stream");
     client.open(3, flag::END_HEADERS);
     for _ in 0..300 {
         client
@@ -337,8 +337,38 @@ fn padding_and_what_nobody_reads_is_given_back_at_once() {
             .unwrap();
     }
     let given = |frames: &[Frame], stream| frames.iter().filter(|frame| frame.2 == stream).count();
-    assert_eq!(given(&client.frames(), 0), 2, "300 * 255 bytes");
+    let frames = client.frames();
+    assert_eq!((given(&frames, 0), given(&frames, 3)), (3, 1), "300 * 255 bytes");
     client.core.credit_read(1);
+}
+
+#[test]
+fn a_body_is_completed_while_others_hold_most_of_the_window() {
+    let mut client = Client::with(Config {
+        stream_window: 60_000,
+        connection_window: 200_000,
+        ..Config::default()
+    });
+    for stream in [1, 3, 5, 7] {
+        client.open(stream, flag::END_HEADERS);
+    }
+    let piece = vec![7; 10_000];
+    for stream in [1, 3, 5] {
+        (0..6).for_each(|_| drop(client.send(kind::DATA, 0, stream, &piece).unwrap()));
+    }
+    client.frames();
+    let (mut window, mut sent) = (20_000, 0);
+    while sent < 500_000 {
+        let length = piece.len().min(window);
+        assert!(length > 0, "no window is left after {sent} bytes");
+        client.send(kind::DATA, 0, 7, &piece[..length]).unwrap();
+        (window, sent) = (window - length, sent + length);
+        assert_eq!(client.read(3).len(), length);
+        client.core.credit_read(3);
+        let updates = client.frames().into_iter().filter(|frame| frame.2 == 0);
+        let more = updates.map(|(.., more)| u32::from_be_bytes(more.try_into().unwrap()));
+        window += more.sum::<u32>() as usize;
+    }
 }
 
 #[test]
