@@ -140,7 +140,8 @@ struct LoadArgs {
     /// Reconnect storms: all agents lose their connections at once and list everything again.
     #[arg(long, value_name = "N")]
     storms: Option<u32>,
-    /// Time between the starts of two storms.
+    /// Time between the starts of two storms, and before the first. By default that of the scenario, or less if --duration is too
+    /// short for all storms.
     #[arg(long, value_parser = duration, value_name = "DURATION")]
     storm_interval: Option<Duration>,
     /// Further connections that stop reading once they are in sync.
@@ -290,6 +291,10 @@ impl RunArgs {
         set(&mut plan.batch, &load.batch);
         set(&mut plan.writers, &load.writers);
         set(&mut plan.storms, &load.storms);
+        if plan.storms > 0 {
+            // A shorter run has its storms, too.
+            plan.storm_interval = plan.storm_interval.min(plan.duration / (plan.storms + 1));
+        }
         set(&mut plan.storm_interval, &load.storm_interval);
         set(&mut plan.slow_readers, &load.slow_readers);
         set(&mut plan.connect_rate, &agents.connect_rate);
@@ -364,9 +369,10 @@ impl OutputArgs {
             true => serde_json::to_string_pretty(&summary)? + "\n",
             false => summary.table(),
         })?;
-        match summary.passed {
-            true => Ok(()),
-            false => bail!("the store did not pass: {}", summary.faults.join("; ")),
+        match (summary.passed, summary.interrupted) {
+            (true, false) => Ok(()),
+            (true, true) => bail!("the test was interrupted: {}", summary.tested()),
+            (false, _) => bail!("the store did not pass: {}", summary.faults.join("; ")),
         }
     }
 }

@@ -262,6 +262,10 @@ impl Plan {
             () if self.deletes > 100 => fail("--deletes is a percentage: at most 100".to_owned()),
             () if self.burst > 100_000 => fail("--burst must be at most 100000".to_owned()),
             () if self.storms > 1000 => fail("--storms must be at most 1000".to_owned()),
+            () if self.storms > 0 && self.storm_interval * self.storms >= self.duration => fail(format!(
+                "{} storms, one every {:?}, take longer than --duration={:?}: lengthen it, or shorten --storm-interval",
+                self.storms, self.storm_interval, self.duration
+            )),
             () if self.page < 0 => fail("--page must be at least 0".to_owned()),
             () if self.burst > 0 && self.burst_interval.is_zero() => {
                 fail("--burst needs a --burst-interval".to_owned())
@@ -324,6 +328,19 @@ mod tests {
         assert_eq!(watched[0].text(), "cilium/.heartbeat");
         assert_eq!(watched[1].text(), "cilium/synced/hk/");
         assert_eq!(watched[2].text(), "cilium/cache/identities/v1/hk/id/");
+    }
+
+    #[test]
+    fn storms_that_would_not_come_are_refused() {
+        let plan = Plan {
+            duration: Duration::from_secs(15),
+            ..Scenario::Storm.plan()
+        };
+        let error = plan.check().unwrap_err().to_string();
+        assert!(
+            error.contains("3 storms, one every 30s, take longer than --duration=15s"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -145,11 +145,19 @@ impl Summary {
         }
     }
 
+    /// What an interrupted run says about the store.
+    pub fn tested(&self) -> &'static str {
+        match self.phases.iter().any(|phase| phase.name == "live") {
+            true => "nothing was wrong until then",
+            false => "nothing was tested",
+        }
+    }
+
     /// The verdict in one line.
     pub fn verdict(&self) -> String {
         let verdict = match (self.passed, self.interrupted) {
             (true, false) => "PASSED".to_owned(),
-            (true, true) => "passed until it was interrupted".to_owned(),
+            (true, true) => format!("INTERRUPTED: {}", self.tested()),
             (false, _) => format!("FAILED: {}", self.faults.join("; ")),
         };
         format!(

@@ -30,6 +30,8 @@ use tokio::time::{Instant, sleep, timeout};
 const LOOK: Duration = Duration::from_millis(50);
 /// Descriptors for anything but connections.
 const OTHER_FILES: u64 = 64;
+/// The time after which writers that write nothing give up.
+const STUCK: Duration = Duration::from_secs(30);
 /// The least time that all agents have for being in sync.
 const SYNC_MIN: Duration = Duration::from_secs(120);
 /// Time of one connection, if all of them are made at once.
@@ -265,14 +267,31 @@ impl Leader<'_> {
                 drop(alive);
             });
         }
+        let mut last = (0, Instant::now());
         while *filled.borrow() < count && !self.is_stopped() {
             self.refused()?;
             let written = self.shared.tally.written.get();
+            if written != last.0 {
+                last = (written, Instant::now());
+            } else if last.1.elapsed() > STUCK {
+                return Err(self.stuck(written, total));
+            }
             self.tell("writing keys", written.min(total), total, String::new);
             sleep(LOOK).await;
         }
         self.outcome.phases.push(self.sampler.end(&begun, "fill", Unit::Key));
         Ok(ended)
+    }
+
+    /// The error of writers that get no further.
+    fn stuck(&self, written: u64, total: u64) -> Error {
+        let errors = self.shared.tally.errors();
+        let most = errors.iter().max_by_key(|(_, count)| **count);
+        let why = most.map_or_else(String::new, |(error, count)| format!(" ({count} × {error})"));
+        Error::Plan(format!(
+            "{written} of {total} keys were written, and none in the last {} s{why}: is every endpoint one of the same store, and              reachable from here?",
+            STUCK.as_secs()
+        ))
     }
 
     /// Starts the agents and waits until all of them are in sync.

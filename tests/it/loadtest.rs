@@ -35,7 +35,6 @@ async fn a_test_with_storms_bursts_and_slow_readers_passes_and_reports() {
         "--burst-interval=1s",
         "--bulk-interval=2s",
         "--storms=1",
-        "--storm-interval=1s",
         "--slow-readers=2",
         "--source-addresses=3",
         "--heartbeat",
