@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -14,9 +15,12 @@ func TestChartConnectsTwoClusters(t *testing.T) {
 	start := time.Now()
 	tokyo, hk := cluster(t, "tokyo-cluster"), cluster(t, "hk-cluster")
 	connect(t, tokyo, hk, ours)
+	pairs := [][2]*kube.Cluster{{tokyo, hk}, {hk, tokyo}}
+	for _, pair := range pairs {
+		linked(t, pair[0], pair[1].Name)
+	}
 	t.Logf("%.0f s from nothing to two connected clusters", time.Since(start).Seconds())
 
-	pairs := [][2]*kube.Cluster{{tokyo, hk}, {hk, tokyo}}
 	var stores []*mesh.Stores
 	for _, pair := range pairs {
 		opened := must2(mesh.Open(pair[0], pair[1]))(t)
@@ -53,6 +57,30 @@ func connect(t *testing.T, a, b *kube.Cluster, image string) {
 			t.Logf("%s: %s is ready %.0f s after its start", c.Name, image, pod.Ready().Sub(*pod.Status.StartTime).Seconds())
 		}
 	}
+}
+
+// linked waits until the mirror of a cluster is connected to a remote cluster. A pod is ready before that where the remote
+// cluster had no ready pod.
+func linked(t *testing.T, c *kube.Cluster, remote string) {
+	t.Helper()
+	check(t, mesh.Eventually(30*time.Second, func() error {
+		list, err := mesh.Pods(c)
+		if err != nil {
+			return err
+		}
+		for _, pod := range list {
+			remotes, err := mesh.Status(c, pod.Metadata.Name)
+			if err != nil {
+				return err
+			}
+			for _, got := range remotes {
+				if got.Name == remote && !got.Ready {
+					return fmt.Errorf("%s is not connected to %s: %s", pod.Metadata.Name, remote, got.Status)
+				}
+			}
+		}
+		return nil
+	}))
 }
 
 // rightStatus waits until the mirror says that a remote cluster is ready with the wanted counts.
