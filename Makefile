@@ -7,7 +7,7 @@ TARGET ?= $(or $(CARGO_TARGET_DIR),target)
 
 # Without optimization the build takes little more than half of the time, and the tests use a part of its results, too.
 demo: setup ## run a mesh of two clusters on this machine; ARGS=--once prints the status and exits
-	@echo "Building Isthmus without optimization: three minutes on two cores the first time, a second if nothing has changed."
+	@echo "Building Isthmus without optimization: about three and a half minutes on two cores the first time, a second if nothing has changed."
 	@$(CARGO) build --locked
 	@echo "Starting the clusters of the demo."
 	@$(TARGET)/debug/clustermesh-apiserver demo $(ARGS)
