@@ -154,6 +154,18 @@ pub async fn rehearse(context: &Context, plan: &Plan) -> Result<(), Error> {
     Ok(())
 }
 
+/// Prints the refused ones among rehearsed plans, and returns their number.
+pub fn tell_refused(answers: &[Result<(), Error>], plans: &[Plan], output: &dyn Output) -> usize {
+    let mut refused = 0;
+    for (answer, plan) in answers.iter().zip(plans) {
+        if let Err(error) = answer {
+            refused += 1;
+            output.line(&format!("❌ Cluster {}: {error}", plan.cluster));
+        }
+    }
+    refused
+}
+
 /// Applies objects of this program in their order, whoever has written their fields.
 pub async fn force(context: &Context, objects: &[Value]) -> Result<(), Error> {
     for object in objects {

@@ -416,16 +416,9 @@ async fn rehearse(contexts: &[Context], work: &plan::Work, output: &dyn Output) 
     if let Some(error) = errors().next().filter(|_| errors().all(apply::Error::is_race)) {
         return Err(Error::Raced(error.to_string()));
     }
-    let mut refused = 0;
-    for (answer, plan) in answers.iter().zip(&work.connect) {
-        if let Err(error) = answer {
-            refused += 1;
-            output.line(&format!("❌ Cluster {}: {error}", plan.cluster));
-        }
-    }
-    match refused {
+    match apply::tell_refused(&answers, &work.connect, output) {
         0 => Ok(()),
-        _ => Err(Error::Refused(refused)),
+        refused => Err(Error::Refused(refused)),
     }
 }
 

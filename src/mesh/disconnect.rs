@@ -154,16 +154,9 @@ fn print_manifests(plans: &[Plan], output: &dyn Output) -> Result<(), Error> {
 async fn rehearse(members: &[Member<'_>], plans: &[Plan], output: &dyn Output) -> Result<(), Error> {
     let each = members.iter().zip(plans);
     let asked = each.map(|(member, plan)| apply::rehearse(member.context, plan));
-    let mut refused = 0;
-    for (answer, plan) in futures::future::join_all(asked).await.into_iter().zip(plans) {
-        if let Err(error) = answer {
-            refused += 1;
-            output.line(&format!("❌ Cluster {}: {error}", plan.cluster));
-        }
-    }
-    match refused {
+    match apply::tell_refused(&futures::future::join_all(asked).await, plans, output) {
         0 => Ok(()),
-        _ => Err(Error::Refused(refused)),
+        refused => Err(Error::Refused(refused)),
     }
 }
 
