@@ -83,6 +83,7 @@ pub struct Etcd {
     pub store: Arc<Store>,
     auth: Arc<AuthStore>,
     durable: Option<Arc<Durable>>,
+    core: Arc<Core>,
     quota_bytes: usize,
     /// Set when a writer of this process waits for a compaction.
     compaction_wanted: Arc<AtomicBool>,
@@ -166,6 +167,7 @@ impl Etcd {
             store,
             auth,
             durable,
+            core,
             quota_bytes,
             compaction_wanted,
             addresses,
@@ -193,17 +195,24 @@ impl Etcd {
         Arc::new(backend.with_quota(quota_bytes).with_compaction(wanted))
     }
 
-    /// What an operator must know of the store: its size, refused writes, and data that was set aside.
+    /// What an operator must know of the store: its size, its clients, its disk, refused writes, and data that was set aside.
     pub fn figures(&self) -> Registry {
         let mut registry = Registry::default();
         if let Some(durable) = &self.durable {
-            durable.metrics().register_state(&mut registry);
+            durable.metrics().register(&mut registry);
         }
+        self.core.register_figures(&mut registry);
         registry.register_collector(Box::new(StoreSize {
             store: Arc::clone(&self.store),
             quota_bytes: self.quota_bytes,
         }));
         registry
+    }
+
+    /// See [`Core::described_metrics`].
+    #[cfg(test)]
+    pub fn described_metrics(&self) -> Vec<(String, String, String)> {
+        self.core.described_metrics()
     }
 
     /// Administration of the store's users in this process.
