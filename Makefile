@@ -1,6 +1,6 @@
 # Every target first installs missing build tools (`make setup`). Targets that compare with peers also need Go.
 .PHONY: demo test check bench fuzz setup build fmt lint doc deny interop kubernetes interop-kubernetes interop-publisher \
-	interop-cilium peers helm deploy crash load publish mesh adversary guard profile bench-store image image-test release e2e e2e-up e2e-tools e2e-short
+	interop-cilium peers helm deploy crash load publish mesh adversary guard profile monitoring bench-store image image-test release e2e e2e-up e2e-tools e2e-short
 
 CARGO ?= cargo
 TARGET ?= $(or $(CARGO_TARGET_DIR),target)
@@ -21,6 +21,11 @@ check: setup ## run everything that CI runs
 
 bench: peers ## measure beside etcd 3.7 and 3.6, into benches/results; BENCH="--quick", "--list", "storm puts --rounds 5"
 	PEERS_BIN=$(PEERS) $(CARGO) bench --locked --profile dist --bench peers -- $(BENCH)
+
+monitoring: ## check the alerts for Prometheus, and run their tests
+	@MONITORING=1 ./.ci/setup
+	promtool check rules deploy/monitoring/alerts.yaml
+	promtool test rules deploy/monitoring/alerts_test.yaml
 
 profile: peers ## draw flame graphs of the server into benches/profiles; SCENARIOS="puts gets lists lone lone-mtls"
 	PEERS_BIN=$(PEERS) ./benches/profile.sh benches/profiles $(SCENARIOS)

@@ -48,6 +48,7 @@ async fn families() -> (Families, Families) {
     let etcd = Etcd::start(config, &life).await.unwrap();
     let metrics = DaemonMetrics {
         kvstore: kvstore::Metrics::with_all_families(),
+        kubernetes: Status::with_all_families(),
         ..DaemonMetrics::default()
     };
     metrics.mesh.stand_by();
