@@ -22,10 +22,9 @@ check: setup ## run everything that CI runs
 bench: peers ## measure beside etcd 3.7 and 3.6, into benches/results; BENCH="--quick", "--list", "storm puts --rounds 5"
 	PEERS_BIN=$(PEERS) $(CARGO) bench --locked --profile dist --bench peers -- $(BENCH)
 
-monitoring: ## check the alerts for Prometheus, and run their tests
+monitoring: ## check the alerts for Prometheus, run their tests, and check the expressions of the dashboards
 	@MONITORING=1 ./.ci/setup
-	promtool check rules deploy/monitoring/alerts.yaml
-	promtool test rules deploy/monitoring/alerts_test.yaml
+	./deploy/monitoring/check
 
 profile: peers ## draw flame graphs of the server into benches/profiles; SCENARIOS="puts gets lists lone lone-mtls"
 	PEERS_BIN=$(PEERS) ./benches/profile.sh benches/profiles $(SCENARIOS)
