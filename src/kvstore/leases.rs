@@ -109,9 +109,15 @@ impl Leases {
         state.detach(key);
         // The lease may have been forgotten as empty in the meantime.
         let ttl = self.ttl;
-        state.leases.entry(id).or_insert_with(|| Lease::new(ttl)).keys += 1;
+        let lease = state.leases.entry(id).or_insert_with(|| Lease::new(ttl));
+        lease.keys += 1;
+        let is_first = lease.keys == 1;
         state.by_key.insert(key.clone(), id);
-        self.changed.notify_one();
+        drop(state);
+        // An adoption attaches hundreds of thousands of keys to a few hundred leases.
+        if is_first {
+            self.changed.notify_one();
+        }
     }
 
     pub(super) fn detach(&self, key: &[u8]) {

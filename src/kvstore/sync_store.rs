@@ -212,8 +212,8 @@ impl SyncStore {
                 entry.settle(self.written_values);
                 return false;
             }
-            entry.since.get_or_insert(self.micros(known));
-            entry.enqueue(&key, queue)
+            entry.waits_since(self.micros(known));
+            entry.enqueue(key.clone(), queue)
         });
         if is_queued {
             self.wake.notify_one();
@@ -241,8 +241,8 @@ impl SyncStore {
                 return;
             }
             entry.set_desired(None, None);
-            if !entry.is_as_desired() && entry.enqueue(key, queue) {
-                entry.since.get_or_insert(now);
+            if !entry.is_as_desired() && entry.enqueue(Bytes::copy_from_slice(key), queue) {
+                entry.waits_since(now);
             }
         });
         self.wake.notify_one();

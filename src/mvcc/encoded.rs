@@ -2,9 +2,21 @@
 //!
 //! A put encodes the key-value once. Every range response and watch event copies these bytes. Fields are in the
 //! order of their numbers and zero fields are omitted, as etcd writes them, so that hashes are equal.
+//!
+//! A store has millions of key-values, in the index, the revision log and answers. So a [`Kv`] is one pointer, and what
+//! the store has to know of a version is read from the encoding: its revisions, and whether it is a tombstone, which
+//! alone has no create revision. The place of the change in its transaction follows the message:
+//!
+//! ```text
+//! ┌───────┬────────┬──────────────────────────────┬────────────────────┬──────────┐
+//! │ count │ length │ message: key, revisions, ... │ place, 0 – 4 bytes │ how many │
+//! └───────┴────────┴──────────────────────────────┴────────────────────┴──────────┘
+//! ```
 
+use smallvec::SmallVec;
 use std::fmt;
-use std::sync::Arc;
+use std::hash::{Hash, Hasher};
+use triomphe::ThinArc;
 
 const KEY: u8 = 0x0a;
 const CREATE: u8 = 0x10;
@@ -14,8 +26,11 @@ const VALUE: u8 = 0x2a;
 const LEASE: u8 = 0x30;
 
 /// One immutable, encoded key-value; cloning shares the bytes.
-#[derive(Clone, PartialEq, Eq, Hash)]
-pub struct Kv(Arc<[u8]>);
+#[derive(Clone)]
+pub struct Kv(ThinArc<(), u8>);
+
+/// Memory for an encoding that is not copied to its own memory yet.
+type Scratch = SmallVec<[u8; 512]>;
 
 /// The decoded fields of a [`Kv`], borrowed from it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,14 +52,19 @@ pub struct Fields<'a> {
 impl Kv {
     /// Encodes `fields`.
     pub fn new(fields: &Fields<'_>) -> Self {
-        let mut buf = Vec::with_capacity(fields.key.len() + fields.value.len() + 48);
+        Self::placed(fields, 0)
+    }
+
+    /// Encodes `fields`, the change at place `sub` of its transaction.
+    pub(super) fn placed(fields: &Fields<'_>, sub: u32) -> Self {
+        let mut buf = Scratch::new();
         put_bytes(&mut buf, KEY, fields.key);
         put_int(&mut buf, CREATE, fields.create_revision);
         put_int(&mut buf, MOD, fields.mod_revision);
         put_int(&mut buf, VERSION, fields.version);
         put_bytes(&mut buf, VALUE, fields.value);
         put_int(&mut buf, LEASE, fields.lease);
-        Self(buf.into())
+        Self::of(buf, sub)
     }
 
     /// The key-value of a delete event: key and mod revision only.
@@ -54,6 +74,23 @@ impl Kv {
             mod_revision,
             ..Fields::default()
         })
+    }
+
+    /// Adds the place of the change to an encoded message.
+    fn of(mut message: Scratch, sub: u32) -> Self {
+        let bytes = sub.to_le_bytes();
+        let count = bytes.len() - sub.leading_zeros() as usize / 8;
+        message.extend_from_slice(&bytes[..count]);
+        message.push(count as u8);
+        Self(ThinArc::from_header_and_slice((), &message))
+    }
+
+    /// The same key-value at place `sub` of its transaction.
+    pub(super) fn with_sub(self, sub: u32) -> Self {
+        match self.sub() == sub {
+            true => self,
+            false => Self::of(Scratch::from_slice(self.as_bytes()), sub),
+        }
     }
 
     /// Checks stored bytes; `None` if [`Kv::new`] cannot have written them.
@@ -75,25 +112,59 @@ impl Kv {
             }
             last = tag;
         }
-        Some(Self(bytes.into()))
+        Some(Self::of(Scratch::from_slice(bytes), 0))
+    }
+
+    /// The encoded message, and the bytes of the place.
+    fn parts(&self) -> (&[u8], &[u8]) {
+        let (count, rest) = self.0.slice.split_last().unwrap_or((&0, &[]));
+        rest.split_at(rest.len() - usize::from(*count))
     }
 
     /// The encoded message.
     pub fn as_bytes(&self) -> &[u8] {
-        &self.0
+        self.parts().0
+    }
+
+    /// The place of the change in its transaction, from 0.
+    pub(super) fn sub(&self) -> u32 {
+        let bytes = self.parts().1;
+        bytes.iter().rev().fold(0, |sub, byte| sub << 8 | u32::from(*byte))
     }
 
     /// The key. Cheaper than [`Kv::fields`].
     pub fn key(&self) -> &[u8] {
-        match self.0.first() {
-            Some(&KEY) => take_bytes(&self.0, &mut 1),
+        let bytes = &self.0.slice;
+        match bytes.first() {
+            Some(&KEY) => take_bytes(bytes, &mut 1),
             _ => &[],
         }
     }
 
+    /// The main revision of the change.
+    pub fn mod_revision(&self) -> i64 {
+        numbers(&self.0.slice)[1]
+    }
+
+    /// Whether the key-value is that of a deletion. A put has a create revision.
+    pub fn is_tombstone(&self) -> bool {
+        numbers(&self.0.slice)[0] == 0
+    }
+
+    /// Whether this is a put of a key that was absent before the revision, or that the revision has deleted before.
+    pub(super) fn is_created(&self) -> bool {
+        let [create, modified, _] = numbers(&self.0.slice);
+        create == modified
+    }
+
+    /// Whether this is a put of a key that was absent right before, so that the number of live keys grew.
+    pub(super) fn is_first(&self) -> bool {
+        numbers(self.as_bytes())[2] == 1
+    }
+
     /// Decodes all fields. Cannot fail, because [`Kv::new`] has written the bytes or [`Kv::checked`] has checked them.
     pub fn fields(&self) -> Fields<'_> {
-        let buf = &self.0;
+        let buf = self.as_bytes();
         let mut fields = Fields::default();
         let mut at = 0;
         while let Some(&tag) = buf.get(at) {
@@ -121,9 +192,23 @@ impl Kv {
     }
 }
 
+impl PartialEq for Kv {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_bytes() == other.as_bytes()
+    }
+}
+
+impl Eq for Kv {}
+
+impl Hash for Kv {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_bytes().hash(state);
+    }
+}
+
 impl AsRef<[u8]> for Kv {
     fn as_ref(&self) -> &[u8] {
-        &self.0
+        self.as_bytes()
     }
 }
 
@@ -143,13 +228,35 @@ impl fmt::Debug for Kv {
     }
 }
 
+/// The create revision, the mod revision and the version of a message. What follows the message of a version in a store is
+/// read as no revision, because each has a mod revision. (The end of a key-value may not be in the processor's cache.)
+fn numbers(bytes: &[u8]) -> [i64; 3] {
+    let mut at = 0;
+    if bytes.first() == Some(&KEY) {
+        at = 1;
+        let len = take_varint(bytes, &mut at) as usize;
+        at += len;
+    }
+    [CREATE, MOD, VERSION].map(|tag| match bytes.get(at) == Some(&tag) {
+        true => {
+            at += 1;
+            take_int(bytes, &mut at)
+        }
+        false => 0,
+    })
+}
+
 /// Appends a protobuf varint.
-pub fn put_varint(buf: &mut Vec<u8>, mut n: u64) {
+pub fn put_varint(buf: &mut Vec<u8>, n: u64) {
+    each_of_varint(n, |byte| buf.push(byte));
+}
+
+fn each_of_varint(mut n: u64, mut push: impl FnMut(u8)) {
     while n >= 0x80 {
-        buf.push((n as u8 & 0x7f) | 0x80);
+        push((n as u8 & 0x7f) | 0x80);
         n >>= 7;
     }
-    buf.push(n as u8);
+    push(n as u8);
 }
 
 /// Encoded length of a protobuf varint, in bytes.
@@ -172,17 +279,17 @@ pub fn take_varint(buf: &[u8], at: &mut usize) -> u64 {
     n
 }
 
-fn put_int(buf: &mut Vec<u8>, tag: u8, n: i64) {
+fn put_int(buf: &mut Scratch, tag: u8, n: i64) {
     if n != 0 {
         buf.push(tag);
-        put_varint(buf, n as u64);
+        each_of_varint(n as u64, |byte| buf.push(byte));
     }
 }
 
-fn put_bytes(buf: &mut Vec<u8>, tag: u8, bytes: &[u8]) {
+fn put_bytes(buf: &mut Scratch, tag: u8, bytes: &[u8]) {
     if !bytes.is_empty() {
         buf.push(tag);
-        put_varint(buf, bytes.len() as u64);
+        each_of_varint(bytes.len() as u64, |byte| buf.push(byte));
         buf.extend_from_slice(bytes);
     }
 }
@@ -204,6 +311,11 @@ mod tests {
     use crate::mvcc::tests::message::KeyValue;
     use prost::Message;
 
+    #[test]
+    fn a_key_value_is_one_pointer() {
+        assert_eq!(size_of::<Option<Kv>>(), size_of::<usize>());
+    }
+
     proptest::proptest! {
         #[test]
         fn the_encoding_equals_that_of_prost(
@@ -219,6 +331,7 @@ mod tests {
             proptest::prop_assert_eq!(kv.as_bytes(), &reference.encode_to_vec()[..]);
             proptest::prop_assert_eq!(kv.fields(), fields);
             proptest::prop_assert_eq!(kv.key(), &key[..]);
+            proptest::prop_assert_eq!(numbers(kv.as_bytes()), [create_revision, mod_revision, version]);
             proptest::prop_assert_eq!(Kv::checked(kv.as_bytes()), Some(kv));
         }
 
@@ -227,6 +340,15 @@ mod tests {
             if let Some(kv) = Kv::checked(&bytes) {
                 proptest::prop_assert_eq!(Kv::new(&kv.fields()), kv);
             }
+        }
+
+        #[test]
+        fn the_place_of_a_change_is_no_part_of_the_message(key in proptest::collection::vec(0u8.., 0..9), sub: u32) {
+            let kv = Kv::tombstone(&key, 7);
+            let placed = Kv::placed(&kv.fields(), sub);
+            proptest::prop_assert_eq!((placed.sub(), kv.clone().with_sub(sub).sub(), kv.sub()), (sub, sub, 0));
+            proptest::prop_assert_eq!((placed.as_bytes(), placed.key()), (kv.as_bytes(), &key[..]));
+            proptest::prop_assert!(placed == kv && placed.is_tombstone() && placed.mod_revision() == 7);
         }
 
         #[test]

@@ -125,7 +125,7 @@ impl SyncStore {
                     return None;
                 }
                 if !entry.is_as_desired() {
-                    entry.enqueue(key, queue);
+                    entry.enqueue(key.clone(), queue);
                     return None;
                 }
                 entry.always = false;
@@ -177,8 +177,8 @@ impl SyncStore {
         table.update(key, |entry| {
             if !entry.queued && entry.desired.is_some() {
                 entry.set_desired(None, None);
-                entry.since = None;
-                entry.enqueue(key, queue);
+                entry.waits_no_more();
+                entry.enqueue(key.clone(), queue);
             }
         });
     }
@@ -223,19 +223,19 @@ impl SyncStore {
             let was_stored = entry.written.is_some();
             entry.set_written(found.remove(key));
             let is_lost = was_stored && entry.written.is_none() && entry.desired.is_some();
-            if entry.value.is_some() && !entry.is_as_desired() && (is_lost || !entry.queued) {
-                first.insert(key.clone());
+            if entry.value().is_some() && !entry.is_as_desired() && (is_lost || !entry.queued) {
+                first.insert(Bytes::copy_from_slice(key));
             }
         });
         for (key, digest) in found {
             table.insert(&key, |entry| entry.set_written(Some(digest)));
         }
         table.remove_idle();
-        let is_listed = |key: &Bytes| table.prefix_of(key).is_some_and(|at| progress[at].listed);
+        let is_listed = |key: &[u8]| table.prefix_of(key).is_some_and(|at| progress[at].listed);
         let stale = table
             .iter()
             .filter(|(key, e)| e.desired.is_none() && !e.is_as_desired() && !e.queued && is_listed(key));
-        first.extend(stale.map(|(key, _)| key.clone()));
+        first.extend(stale.map(|(key, _)| Bytes::copy_from_slice(key)));
         queue.retain(|key| !first.contains(key));
         for key in first.into_iter().rev() {
             if table.update(&key, |entry| entry.queued = true).is_some() {
