@@ -3,14 +3,14 @@
 //! A put encodes the key-value once. Every range response and watch event copies these bytes. Fields are in the
 //! order of their numbers and zero fields are omitted, as etcd writes them, so that hashes are equal.
 //!
-//! A store has millions of key-values, in the index, the revision log and answers. So a [`Kv`] is one pointer, and what
-//! the store has to know of a version is read from the encoding: its revisions, and whether it is a tombstone, which
-//! alone has no create revision. The place of the change in its transaction follows the message:
+//! A store has millions of key-values, in the index, the revision log and answers. So a [`Kv`] is one pointer, to memory
+//! that also has what the store has to know of a version at once. A change that is not the first of its transaction has its
+//! place behind the message:
 //!
 //! ```text
-//! ┌───────┬────────┬──────────────────────────────┬────────────────────┬──────────┐
-//! │ count │ length │ message: key, revisions, ... │ place, 0 – 4 bytes │ how many │
-//! └───────┴────────┴──────────────────────────────┴────────────────────┴──────────┘
+//! ┌───────┬─────────────────────────────────────┬────────┬──────────────────────────────┬─────────┐
+//! │ count │ mod revision, tombstone, has place? │ length │ message: key, revisions, ... │ (place) │
+//! └───────┴─────────────────────────────────────┴────────┴──────────────────────────────┴─────────┘
 //! ```
 
 use smallvec::SmallVec;
@@ -27,7 +27,19 @@ const LEASE: u8 = 0x30;
 
 /// One immutable, encoded key-value; cloning shares the bytes.
 #[derive(Clone)]
-pub struct Kv(ThinArc<(), u8>);
+pub struct Kv(ThinArc<Head, u8>);
+
+/// The mod revision, and two flags in the lowest bits.
+#[derive(Clone, Copy)]
+struct Head(u64);
+
+/// The key-value is that of a deletion.
+const TOMBSTONE: u64 = 1;
+/// The place of the change follows the message.
+const HAS_SUB: u64 = 2;
+const FLAGS: u32 = 2;
+/// Bytes of a place.
+const SUB: usize = size_of::<u32>();
 
 /// Memory for an encoding that is not copied to its own memory yet.
 type Scratch = SmallVec<[u8; 512]>;
@@ -64,7 +76,7 @@ impl Kv {
         put_int(&mut buf, VERSION, fields.version);
         put_bytes(&mut buf, VALUE, fields.value);
         put_int(&mut buf, LEASE, fields.lease);
-        Self::of(buf, sub)
+        Self::of(buf, fields.mod_revision, fields.create_revision == 0, sub)
     }
 
     /// The key-value of a delete event: key and mod revision only.
@@ -76,21 +88,26 @@ impl Kv {
         })
     }
 
-    /// Adds the place of the change to an encoded message.
-    fn of(mut message: Scratch, sub: u32) -> Self {
-        let bytes = sub.to_le_bytes();
-        let count = bytes.len() - sub.leading_zeros() as usize / 8;
-        message.extend_from_slice(&bytes[..count]);
-        message.push(count as u8);
-        Self(ThinArc::from_header_and_slice((), &message))
+    /// The key-value of an encoded message.
+    fn of(mut message: Scratch, mod_revision: i64, is_tombstone: bool, sub: u32) -> Self {
+        let mut head = (mod_revision as u64) << FLAGS;
+        if is_tombstone {
+            head |= TOMBSTONE;
+        }
+        if sub > 0 {
+            head |= HAS_SUB;
+            message.extend_from_slice(&sub.to_le_bytes());
+        }
+        Self(ThinArc::from_header_and_slice(Head(head), &message))
     }
 
     /// The same key-value at place `sub` of its transaction.
     pub(super) fn with_sub(self, sub: u32) -> Self {
-        match self.sub() == sub {
-            true => self,
-            false => Self::of(Scratch::from_slice(self.as_bytes()), sub),
+        if self.sub() == sub {
+            return self;
         }
+        let message = Scratch::from_slice(self.as_bytes());
+        Self::of(message, self.mod_revision(), self.is_tombstone(), sub)
     }
 
     /// Checks stored bytes; `None` if [`Kv::new`] cannot have written them.
@@ -112,48 +129,55 @@ impl Kv {
             }
             last = tag;
         }
-        Some(Self::of(Scratch::from_slice(bytes), 0))
+        // A put has a create revision.
+        let [create, modified, _] = numbers(bytes);
+        Some(Self::of(Scratch::from_slice(bytes), modified, create == 0, 0))
     }
 
-    /// The encoded message, and the bytes of the place.
-    fn parts(&self) -> (&[u8], &[u8]) {
-        let (count, rest) = self.0.slice.split_last().unwrap_or((&0, &[]));
-        rest.split_at(rest.len() - usize::from(*count))
+    fn head(&self) -> u64 {
+        self.0.header.header.0
     }
 
     /// The encoded message.
     pub fn as_bytes(&self) -> &[u8] {
-        self.parts().0
+        let bytes = &self.0.slice;
+        match self.head() & HAS_SUB {
+            0 => bytes,
+            _ => &bytes[..bytes.len() - SUB],
+        }
     }
 
     /// The place of the change in its transaction, from 0.
     pub(super) fn sub(&self) -> u32 {
-        let bytes = self.parts().1;
-        bytes.iter().rev().fold(0, |sub, byte| sub << 8 | u32::from(*byte))
+        match self.0.slice.last_chunk::<SUB>() {
+            Some(sub) if self.head() & HAS_SUB != 0 => u32::from_le_bytes(*sub),
+            _ => 0,
+        }
     }
 
     /// The key. Cheaper than [`Kv::fields`].
     pub fn key(&self) -> &[u8] {
-        let bytes = &self.0.slice;
-        match bytes.first() {
-            Some(&KEY) => take_bytes(bytes, &mut 1),
+        match self.as_bytes() {
+            // Searches compare keys more often than they do anything else, and most keys are short.
+            [KEY, len, rest @ ..] if *len < 0x80 => &rest[..usize::from(*len)],
+            bytes @ [KEY, ..] => take_bytes(bytes, &mut 1),
             _ => &[],
         }
     }
 
     /// The main revision of the change.
     pub fn mod_revision(&self) -> i64 {
-        numbers(&self.0.slice)[1]
+        (self.head() as i64) >> FLAGS
     }
 
-    /// Whether the key-value is that of a deletion. A put has a create revision.
+    /// Whether the key-value is that of a deletion.
     pub fn is_tombstone(&self) -> bool {
-        numbers(&self.0.slice)[0] == 0
+        self.head() & TOMBSTONE != 0
     }
 
     /// Whether this is a put of a key that was absent before the revision, or that the revision has deleted before.
     pub(super) fn is_created(&self) -> bool {
-        let [create, modified, _] = numbers(&self.0.slice);
+        let [create, modified, _] = numbers(self.as_bytes());
         create == modified
     }
 
@@ -228,8 +252,7 @@ impl fmt::Debug for Kv {
     }
 }
 
-/// The create revision, the mod revision and the version of a message. What follows the message of a version in a store is
-/// read as no revision, because each has a mod revision. (The end of a key-value may not be in the processor's cache.)
+/// The create revision, the mod revision and the version of a message.
 fn numbers(bytes: &[u8]) -> [i64; 3] {
     let mut at = 0;
     if bytes.first() == Some(&KEY) {
@@ -321,7 +344,7 @@ mod tests {
         fn the_encoding_equals_that_of_prost(
             key in proptest::collection::vec(0u8.., 1..200),
             value in proptest::collection::vec(0u8.., 0..400),
-            create_revision in 0i64.., mod_revision in 0i64.., version in 0i64.., lease: i64,
+            create_revision in 0i64.., mod_revision in 0i64..1 << 60, version in 0i64.., lease: i64,
         ) {
             let fields = Fields { key: &key, create_revision, mod_revision, version, value: &value, lease };
             let kv = Kv::new(&fields);

@@ -164,7 +164,12 @@ impl Index {
     /// Compacts the history of one key to revision `at`, and removes a key without versions. Returns the encoded bytes
     /// freed.
     pub(super) fn compact(&mut self, key: &[u8], at: i64) -> usize {
-        let Place { branch, leaf, at: Ok(place) } = self.place(key) else {
+        let Place {
+            branch,
+            leaf,
+            at: Ok(place),
+        } = self.place(key)
+        else {
             return 0;
         };
         let of = &mut self.branches[branch];

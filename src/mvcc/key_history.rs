@@ -212,7 +212,11 @@ mod tests {
             let mut history = example();
             let freed = history.compact(compacted);
             assert_eq!(revisions(&history), kept, "compacted to {compacted}");
-            assert_eq!((freed.bytes > 0, freed.all), (kept.len() < 4, false), "compacted to {compacted}");
+            assert_eq!(
+                (freed.bytes > 0, freed.all),
+                (kept.len() < 4, false),
+                "compacted to {compacted}"
+            );
             for revision in compacted..10 {
                 assert_eq!(read(&history, revision), read(&example(), revision));
             }

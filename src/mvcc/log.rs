@@ -190,14 +190,25 @@ mod tests {
             log.push(revision, changes(revision));
             log.truncate_before(revision - 12);
             let first = (revision - 12).max(2);
-            let all: Vec<_> = log.since(0).map(|at| (at.revision, at.changes().cloned().collect::<Vec<_>>())).collect();
-            let expected: Vec<_> = (first..=revision).map(|at| (at, changes(at).collect::<Vec<_>>())).collect();
+            let all: Vec<_> = log
+                .since(0)
+                .map(|at| (at.revision, at.changes().cloned().collect::<Vec<_>>()))
+                .collect();
+            let expected: Vec<_> = (first..=revision)
+                .map(|at| (at, changes(at).collect::<Vec<_>>()))
+                .collect();
             assert_eq!(all, expected);
             assert_eq!((log.len(), log.next()), (expected.len(), revision + 1));
             for after in 0..revision + 3 {
-                let count = expected.iter().filter(|(at, _)| *at > after).map(|(_, of)| of.len() as u64);
+                let count = expected
+                    .iter()
+                    .filter(|(at, _)| *at > after)
+                    .map(|(_, of)| of.len() as u64);
                 assert_eq!(log.events_after(after), count.sum::<u64>(), "after {after}");
-                assert_eq!(log.since(after).next().map(|at| at.revision), (first.max(after)..=revision).next());
+                assert_eq!(
+                    log.since(after).next().map(|at| at.revision),
+                    (first.max(after)..=revision).next()
+                );
             }
         }
     }

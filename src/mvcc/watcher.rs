@@ -80,7 +80,10 @@ impl Missed {
     fn encode(&self, filter: &WatchFilter) -> Option<Bytes> {
         let seen = || {
             let events = self.events.iter();
-            events.map(|(kv, prev)| Seen { kv, prev: prev.as_ref() })
+            events.map(|(kv, prev)| Seen {
+                kv,
+                prev: prev.as_ref(),
+            })
         };
         filter.view().encode(seen)
     }

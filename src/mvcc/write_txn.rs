@@ -225,7 +225,9 @@ impl<'a> WriteTxn<'a> {
         if key.is_empty() || !fits || (is_deletion && was.is_none()) {
             return false;
         }
-        self.state.leases.attach(key, was.as_ref().map_or(0, Kv::lease), kv.lease());
+        self.state
+            .leases
+            .attach(key, was.as_ref().map_or(0, Kv::lease), kv.lease());
         self.change(place, was.as_ref(), kv);
         true
     }
