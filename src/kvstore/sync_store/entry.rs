@@ -125,9 +125,10 @@ impl Entry {
         self.written_size = written.map_or(0, |(_, size)| size);
     }
 
-    pub(super) fn set_desired(&mut self, desired: Option<Digest>, value: Option<Bytes>) {
-        self.size = value.as_deref().map_or(0, size_of);
-        self.desired = desired;
+    /// The value that the key should have, its size, and the value itself if it may have to be written.
+    pub(super) fn set_desired(&mut self, desired: Option<(Digest, u32)>, value: Option<Bytes>) {
+        self.desired = desired.map(|(digest, _)| digest);
+        self.size = desired.map_or(0, |(_, size)| size);
         self.set_value(value);
     }
 
