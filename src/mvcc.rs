@@ -21,6 +21,7 @@
 //! ```
 
 mod branches;
+mod chunks;
 mod encoded;
 mod frame;
 mod group;

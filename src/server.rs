@@ -23,6 +23,7 @@ mod io;
 mod kv;
 mod lease;
 pub mod listen;
+mod lists;
 mod logins;
 mod maintenance;
 mod metrics;

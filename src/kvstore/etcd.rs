@@ -56,6 +56,9 @@ pub struct EtcdBackend {
     dialer: Dialer,
     /// The cluster id of the etcd that answered last; 0 before the first answer.
     cluster_id: AtomicU64,
+    /// Held while a lease of an earlier run is looked up: lists that are read at the same time have keys of the same
+    /// leases, and ask for each lease once.
+    adopting: tokio::sync::Mutex<()>,
 }
 
 impl From<client::Error> for Error {
@@ -94,6 +97,7 @@ impl EtcdBackend {
             availability: Mutex::default(),
             dialer: Dialer::default(),
             cluster_id: AtomicU64::new(0),
+            adopting: tokio::sync::Mutex::default(),
         });
         let keeper = Arc::clone(&this);
         life.spawn_forever("leases", async move { keeper.leases.keep_alive(&keeper.client).await });
@@ -263,6 +267,16 @@ impl EtcdBackend {
         if lease == 0 {
             return Ok(Adopted::Key);
         }
+        if !self.leases.holds(lease) && !self.adopt_lease(client, lease).await? {
+            return Ok(Adopted::Expired);
+        }
+        self.leases.attach(key, lease);
+        Ok(Adopted::Key)
+    }
+
+    /// Renews a lease of an earlier run from now on. Returns whether the lease exists.
+    async fn adopt_lease(&self, client: &EtcdClient, lease: i64) -> Result<bool, Error> {
+        let _one_after_the_other = self.adopting.lock().await;
         if !self.leases.holds(lease) {
             let found = client.raw().lease_time_to_live(lease, None).await;
             let found = found.map_err(client::Error::from)?;
@@ -270,12 +284,11 @@ impl EtcdBackend {
                 .ok()
                 .filter(|ttl| *ttl > 0 && found.ttl() > 0)
             else {
-                return Ok(Adopted::Expired);
+                return Ok(false);
             };
             self.leases.hold(lease, Duration::from_secs(ttl));
         }
-        self.leases.attach(key, lease);
-        Ok(Adopted::Key)
+        Ok(true)
     }
 }
 

@@ -103,15 +103,21 @@ impl Leases {
     /// Notes that a key is attached to a lease.
     pub(super) fn attach(&self, key: &Bytes, id: i64) {
         let mut state = self.state.lock();
-        if state.by_key.get(key) == Some(&id) {
-            return;
+        match state.by_key.insert(key.clone(), id) {
+            Some(before) if before == id => return,
+            Some(before) => state.leave(before),
+            None => {}
         }
-        state.detach(key);
         // The lease may have been forgotten as empty in the meantime.
         let ttl = self.ttl;
-        state.leases.entry(id).or_insert_with(|| Lease::new(ttl)).keys += 1;
-        state.by_key.insert(key.clone(), id);
-        self.changed.notify_one();
+        let lease = state.leases.entry(id).or_insert_with(|| Lease::new(ttl));
+        lease.keys += 1;
+        let is_first = lease.keys == 1;
+        drop(state);
+        // An adoption attaches hundreds of thousands of keys to a few hundred leases.
+        if is_first {
+            self.changed.notify_one();
+        }
     }
 
     pub(super) fn detach(&self, key: &[u8]) {
@@ -210,7 +216,14 @@ async fn sleep_until(at: Option<Instant>) {
 
 impl State {
     fn detach(&mut self, key: &[u8]) {
-        if let Some(lease) = self.by_key.remove(key).and_then(|id| self.leases.get_mut(&id)) {
+        if let Some(id) = self.by_key.remove(key) {
+            self.leave(id);
+        }
+    }
+
+    /// A key is not attached to this lease any more.
+    fn leave(&mut self, id: i64) {
+        if let Some(lease) = self.leases.get_mut(&id) {
             lease.keys -= 1;
         }
     }

@@ -189,7 +189,8 @@ impl SyncStore {
     }
 
     fn desire(&self, key: Bytes, value: Option<Bytes>, mode: WriteMode, known: Instant) {
-        let desired = value.as_ref().map(|v| self.digest(v));
+        let sized = value.as_ref().map(|v| (self.digest(v), entry::size_of(v)));
+        let desired = sized.map(|(digest, _)| digest);
         let mut state = self.state.lock();
         let State {
             table,
@@ -205,15 +206,18 @@ impl SyncStore {
             if entry.queued && entry.desired != desired {
                 stats.coalesced_bytes += u64::from(entry.size);
             }
-            entry.set_desired(desired, value);
+            // Of millions of keys, a restart finds few that differ: their values need no place.
+            let is_there = entry.is_known && entry.written == desired && mode == WriteMode::IfChanged;
+            let is_dropped = is_there && self.written_values == WrittenValues::Drop;
+            entry.set_desired(sized, value.filter(|_| !is_dropped));
             (entry.generation, entry.always) = (*generation, mode == WriteMode::Always);
             if entry.is_as_desired() && !entry.always {
                 // If the key is queued for another value, the queue skips it later.
                 entry.settle(self.written_values);
                 return false;
             }
-            entry.since.get_or_insert(self.micros(known));
-            entry.enqueue(&key, queue)
+            entry.waits_since(self.micros(known));
+            entry.enqueue(key.clone(), queue)
         });
         if is_queued {
             self.wake.notify_one();
@@ -241,8 +245,8 @@ impl SyncStore {
                 return;
             }
             entry.set_desired(None, None);
-            if !entry.is_as_desired() && entry.enqueue(key, queue) {
-                entry.since.get_or_insert(now);
+            if !entry.is_as_desired() && entry.enqueue(Bytes::copy_from_slice(key), queue) {
+                entry.waits_since(now);
             }
         });
         self.wake.notify_one();

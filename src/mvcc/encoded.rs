@@ -2,9 +2,21 @@
 //!
 //! A put encodes the key-value once. Every range response and watch event copies these bytes. Fields are in the
 //! order of their numbers and zero fields are omitted, as etcd writes them, so that hashes are equal.
+//!
+//! A store has millions of key-values, in the index, the revision log and answers. So a [`Kv`] is one pointer, to memory
+//! that also has what the store has to know of a version at once. A change that is not the first of its transaction has its
+//! place behind the message:
+//!
+//! ```text
+//! ┌───────┬─────────────────────────────────────┬────────┬──────────────────────────────┬─────────┐
+//! │ count │ mod revision, tombstone, has place? │ length │ message: key, revisions, ... │ (place) │
+//! └───────┴─────────────────────────────────────┴────────┴──────────────────────────────┴─────────┘
+//! ```
 
+use smallvec::SmallVec;
 use std::fmt;
-use std::sync::Arc;
+use std::hash::{Hash, Hasher};
+use triomphe::ThinArc;
 
 const KEY: u8 = 0x0a;
 const CREATE: u8 = 0x10;
@@ -14,8 +26,23 @@ const VALUE: u8 = 0x2a;
 const LEASE: u8 = 0x30;
 
 /// One immutable, encoded key-value; cloning shares the bytes.
-#[derive(Clone, PartialEq, Eq, Hash)]
-pub struct Kv(Arc<[u8]>);
+#[derive(Clone)]
+pub struct Kv(ThinArc<Head, u8>);
+
+/// The mod revision, and two flags in the lowest bits.
+#[derive(Clone, Copy)]
+struct Head(u64);
+
+/// The key-value is that of a deletion.
+const TOMBSTONE: u64 = 1;
+/// The place of the change follows the message.
+const HAS_SUB: u64 = 2;
+const FLAGS: u32 = 2;
+/// Bytes of a place.
+const SUB: usize = size_of::<u32>();
+
+/// Memory for an encoding that is not copied to its own memory yet.
+type Scratch = SmallVec<[u8; 512]>;
 
 /// The decoded fields of a [`Kv`], borrowed from it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,14 +64,19 @@ pub struct Fields<'a> {
 impl Kv {
     /// Encodes `fields`.
     pub fn new(fields: &Fields<'_>) -> Self {
-        let mut buf = Vec::with_capacity(fields.key.len() + fields.value.len() + 48);
+        Self::placed(fields, 0)
+    }
+
+    /// Encodes `fields`, the change at place `sub` of its transaction.
+    pub(super) fn placed(fields: &Fields<'_>, sub: u32) -> Self {
+        let mut buf = Scratch::new();
         put_bytes(&mut buf, KEY, fields.key);
         put_int(&mut buf, CREATE, fields.create_revision);
         put_int(&mut buf, MOD, fields.mod_revision);
         put_int(&mut buf, VERSION, fields.version);
         put_bytes(&mut buf, VALUE, fields.value);
         put_int(&mut buf, LEASE, fields.lease);
-        Self(buf.into())
+        Self::of(buf, fields.mod_revision, fields.create_revision == 0, sub)
     }
 
     /// The key-value of a delete event: key and mod revision only.
@@ -54,6 +86,28 @@ impl Kv {
             mod_revision,
             ..Fields::default()
         })
+    }
+
+    /// The key-value of an encoded message.
+    fn of(mut message: Scratch, mod_revision: i64, is_tombstone: bool, sub: u32) -> Self {
+        let mut head = (mod_revision as u64) << FLAGS;
+        if is_tombstone {
+            head |= TOMBSTONE;
+        }
+        if sub > 0 {
+            head |= HAS_SUB;
+            message.extend_from_slice(&sub.to_le_bytes());
+        }
+        Self(ThinArc::from_header_and_slice(Head(head), &message))
+    }
+
+    /// The same key-value at place `sub` of its transaction.
+    pub(super) fn with_sub(self, sub: u32) -> Self {
+        if self.sub() == sub {
+            return self;
+        }
+        let message = Scratch::from_slice(self.as_bytes());
+        Self::of(message, self.mod_revision(), self.is_tombstone(), sub)
     }
 
     /// Checks stored bytes; `None` if [`Kv::new`] cannot have written them.
@@ -75,25 +129,66 @@ impl Kv {
             }
             last = tag;
         }
-        Some(Self(bytes.into()))
+        // A put has a create revision.
+        let [create, modified, _] = numbers(bytes);
+        Some(Self::of(Scratch::from_slice(bytes), modified, create == 0, 0))
+    }
+
+    fn head(&self) -> u64 {
+        self.0.header.header.0
     }
 
     /// The encoded message.
     pub fn as_bytes(&self) -> &[u8] {
-        &self.0
+        let bytes = &self.0.slice;
+        match self.head() & HAS_SUB {
+            0 => bytes,
+            _ => &bytes[..bytes.len() - SUB],
+        }
+    }
+
+    /// The place of the change in its transaction, from 0.
+    pub(super) fn sub(&self) -> u32 {
+        match self.0.slice.last_chunk::<SUB>() {
+            Some(sub) if self.head() & HAS_SUB != 0 => u32::from_le_bytes(*sub),
+            _ => 0,
+        }
     }
 
     /// The key. Cheaper than [`Kv::fields`].
     pub fn key(&self) -> &[u8] {
-        match self.0.first() {
-            Some(&KEY) => take_bytes(&self.0, &mut 1),
+        match self.as_bytes() {
+            // Searches compare keys more often than they do anything else, and most keys are short.
+            [KEY, len, rest @ ..] if *len < 0x80 => &rest[..usize::from(*len)],
+            bytes @ [KEY, ..] => take_bytes(bytes, &mut 1),
             _ => &[],
         }
     }
 
+    /// The main revision of the change.
+    pub fn mod_revision(&self) -> i64 {
+        (self.head() as i64) >> FLAGS
+    }
+
+    /// Whether the key-value is that of a deletion.
+    pub fn is_tombstone(&self) -> bool {
+        self.head() & TOMBSTONE != 0
+    }
+
+    /// Whether this is a put of a key that was absent before the revision, or that the revision has deleted before.
+    pub(super) fn is_created(&self) -> bool {
+        let [create, modified, _] = numbers(self.as_bytes());
+        create == modified
+    }
+
+    /// Whether this is a put of a key that was absent right before, so that the number of live keys grew.
+    pub(super) fn is_first(&self) -> bool {
+        numbers(self.as_bytes())[2] == 1
+    }
+
     /// Decodes all fields. Cannot fail, because [`Kv::new`] has written the bytes or [`Kv::checked`] has checked them.
     pub fn fields(&self) -> Fields<'_> {
-        let buf = &self.0;
+        let buf = self.as_bytes();
         let mut fields = Fields::default();
         let mut at = 0;
         while let Some(&tag) = buf.get(at) {
@@ -121,9 +216,23 @@ impl Kv {
     }
 }
 
+impl PartialEq for Kv {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_bytes() == other.as_bytes()
+    }
+}
+
+impl Eq for Kv {}
+
+impl Hash for Kv {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_bytes().hash(state);
+    }
+}
+
 impl AsRef<[u8]> for Kv {
     fn as_ref(&self) -> &[u8] {
-        &self.0
+        self.as_bytes()
     }
 }
 
@@ -143,13 +252,34 @@ impl fmt::Debug for Kv {
     }
 }
 
+/// The create revision, the mod revision and the version of a message.
+fn numbers(bytes: &[u8]) -> [i64; 3] {
+    let mut at = 0;
+    if bytes.first() == Some(&KEY) {
+        at = 1;
+        let len = take_varint(bytes, &mut at) as usize;
+        at += len;
+    }
+    [CREATE, MOD, VERSION].map(|tag| match bytes.get(at) == Some(&tag) {
+        true => {
+            at += 1;
+            take_int(bytes, &mut at)
+        }
+        false => 0,
+    })
+}
+
 /// Appends a protobuf varint.
-pub fn put_varint(buf: &mut Vec<u8>, mut n: u64) {
+pub fn put_varint(buf: &mut Vec<u8>, n: u64) {
+    each_of_varint(n, |byte| buf.push(byte));
+}
+
+fn each_of_varint(mut n: u64, mut push: impl FnMut(u8)) {
     while n >= 0x80 {
-        buf.push((n as u8 & 0x7f) | 0x80);
+        push((n as u8 & 0x7f) | 0x80);
         n >>= 7;
     }
-    buf.push(n as u8);
+    push(n as u8);
 }
 
 /// Encoded length of a protobuf varint, in bytes.
@@ -172,17 +302,17 @@ pub fn take_varint(buf: &[u8], at: &mut usize) -> u64 {
     n
 }
 
-fn put_int(buf: &mut Vec<u8>, tag: u8, n: i64) {
+fn put_int(buf: &mut Scratch, tag: u8, n: i64) {
     if n != 0 {
         buf.push(tag);
-        put_varint(buf, n as u64);
+        each_of_varint(n as u64, |byte| buf.push(byte));
     }
 }
 
-fn put_bytes(buf: &mut Vec<u8>, tag: u8, bytes: &[u8]) {
+fn put_bytes(buf: &mut Scratch, tag: u8, bytes: &[u8]) {
     if !bytes.is_empty() {
         buf.push(tag);
-        put_varint(buf, bytes.len() as u64);
+        each_of_varint(bytes.len() as u64, |byte| buf.push(byte));
         buf.extend_from_slice(bytes);
     }
 }
@@ -204,12 +334,17 @@ mod tests {
     use crate::mvcc::tests::message::KeyValue;
     use prost::Message;
 
+    #[test]
+    fn a_key_value_is_one_pointer() {
+        assert_eq!(size_of::<Option<Kv>>(), size_of::<usize>());
+    }
+
     proptest::proptest! {
         #[test]
         fn the_encoding_equals_that_of_prost(
             key in proptest::collection::vec(0u8.., 1..200),
             value in proptest::collection::vec(0u8.., 0..400),
-            create_revision in 0i64.., mod_revision in 0i64.., version in 0i64.., lease: i64,
+            create_revision in 0i64.., mod_revision in 0i64..1 << 60, version in 0i64.., lease: i64,
         ) {
             let fields = Fields { key: &key, create_revision, mod_revision, version, value: &value, lease };
             let kv = Kv::new(&fields);
@@ -219,6 +354,7 @@ mod tests {
             proptest::prop_assert_eq!(kv.as_bytes(), &reference.encode_to_vec()[..]);
             proptest::prop_assert_eq!(kv.fields(), fields);
             proptest::prop_assert_eq!(kv.key(), &key[..]);
+            proptest::prop_assert_eq!(numbers(kv.as_bytes()), [create_revision, mod_revision, version]);
             proptest::prop_assert_eq!(Kv::checked(kv.as_bytes()), Some(kv));
         }
 
@@ -227,6 +363,15 @@ mod tests {
             if let Some(kv) = Kv::checked(&bytes) {
                 proptest::prop_assert_eq!(Kv::new(&kv.fields()), kv);
             }
+        }
+
+        #[test]
+        fn the_place_of_a_change_is_no_part_of_the_message(key in proptest::collection::vec(0u8.., 0..9), sub: u32) {
+            let kv = Kv::tombstone(&key, 7);
+            let placed = Kv::placed(&kv.fields(), sub);
+            proptest::prop_assert_eq!((placed.sub(), kv.clone().with_sub(sub).sub(), kv.sub()), (sub, sub, 0));
+            proptest::prop_assert_eq!((placed.as_bytes(), placed.key()), (kv.as_bytes(), &key[..]));
+            proptest::prop_assert!(placed == kv && placed.is_tombstone() && placed.mod_revision() == 7);
         }
 
         #[test]

@@ -5,8 +5,7 @@
 //! budget. When the budget is exceeded, the oldest frames go first: watchers that keep up have taken these already, and
 //! the others read the revision log instead.
 
-use super::encoded::{put_varint, varint_len};
-use super::log::{Event, EventKind};
+use super::encoded::{Kv, put_varint, varint_len};
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -65,6 +64,15 @@ pub(super) struct View {
     pub(super) prev_kv: bool,
     pub(super) no_put: bool,
     pub(super) no_delete: bool,
+}
+
+/// An event to be encoded.
+#[derive(Clone, Copy)]
+pub(super) struct Seen<'a> {
+    /// The new key-value, or a tombstone.
+    pub(super) kv: &'a Kv,
+    /// The key-value before the revision, for views that show it.
+    pub(super) prev: Option<&'a Kv>,
 }
 
 // === impl Frame ===
@@ -182,58 +190,56 @@ impl Budget {
 // === impl View ===
 
 impl View {
-    fn shows(self, event: &Event) -> bool {
-        match event.kind {
-            EventKind::Put => !self.no_put,
-            EventKind::Delete => !self.no_delete,
+    pub(super) fn shows(self, kv: &Kv) -> bool {
+        match kv.is_tombstone() {
+            false => !self.no_put,
+            true => !self.no_delete,
         }
     }
 
     /// Length of the encoded `events`, in bytes; 0 if the view shows none of them.
-    pub(super) fn len<'a>(self, events: impl Iterator<Item = &'a Event>) -> usize {
-        let shown = events.filter(|event| self.shows(event));
-        shown.map(|event| field(event_len(event, self.prev_kv))).sum()
+    pub(super) fn len<'a>(self, events: impl Iterator<Item = Seen<'a>>) -> usize {
+        let shown = events.filter(|event| self.shows(event.kv));
+        shown.map(|event| field(event.len())).sum()
     }
 
     /// Encodes the events that the view shows, each as one `WatchResponse.events` field (11); `None` if there are none.
-    pub(super) fn encode<'a, I: Iterator<Item = &'a Event>>(self, events: impl Fn() -> I) -> Option<Bytes> {
+    pub(super) fn encode<'a, I: Iterator<Item = Seen<'a>>>(self, events: impl Fn() -> I) -> Option<Bytes> {
         let len = self.len(events());
         let mut body = Vec::with_capacity(len);
-        for event in events().filter(|event| self.shows(event)) {
-            encode_event(&mut body, event, self.prev_kv);
+        for event in events().filter(|event| self.shows(event.kv)) {
+            event.encode(&mut body);
         }
         debug_assert_eq!(body.len(), len);
         (len > 0).then(|| body.into())
     }
+}
 
-    /// The view of events whose previous key-values cannot be read any more.
-    pub(super) fn without_prev(self) -> Self {
-        Self { prev_kv: false, ..self }
+// === impl Seen ===
+
+impl Seen<'_> {
+    fn len(self) -> usize {
+        let kind = if self.kv.is_tombstone() { 2 } else { 0 };
+        let prev = self.prev.map_or(0, |prev| field(prev.as_bytes().len()));
+        kind + field(self.kv.as_bytes().len()) + prev
+    }
+
+    fn encode(self, body: &mut Vec<u8>) {
+        body.push(11 << 3 | 2);
+        put_varint(body, self.len() as u64);
+        if self.kv.is_tombstone() {
+            body.extend_from_slice(&[1 << 3, 1]);
+        }
+        for (tag, kv) in [(2 << 3 | 2, Some(self.kv)), (3 << 3 | 2, self.prev)] {
+            if let Some(kv) = kv {
+                body.push(tag);
+                put_varint(body, kv.as_bytes().len() as u64);
+                body.extend_from_slice(kv.as_bytes());
+            }
+        }
     }
 }
 
 fn field(len: usize) -> usize {
     1 + varint_len(len as u64) + len
-}
-
-fn event_len(event: &Event, with_prev: bool) -> usize {
-    let kind = if event.kind == EventKind::Delete { 2 } else { 0 };
-    let prev = event.prev.as_ref().filter(|_| with_prev);
-    kind + field(event.kv.as_bytes().len()) + prev.map_or(0, |prev| field(prev.as_bytes().len()))
-}
-
-fn encode_event(body: &mut Vec<u8>, event: &Event, with_prev: bool) {
-    body.push(11 << 3 | 2);
-    put_varint(body, event_len(event, with_prev) as u64);
-    if event.kind == EventKind::Delete {
-        body.extend_from_slice(&[1 << 3, 1]);
-    }
-    let prev = event.prev.as_ref().filter(|_| with_prev);
-    for (tag, kv) in [(2 << 3 | 2, Some(&event.kv)), (3 << 3 | 2, prev)] {
-        if let Some(kv) = kv {
-            body.push(tag);
-            put_varint(body, kv.as_bytes().len() as u64);
-            body.extend_from_slice(kv.as_bytes());
-        }
-    }
 }

@@ -6,7 +6,6 @@
 //! slow watcher costs the other members nothing.
 
 use super::frame::{FRAMES_MAX, Frame, View};
-use super::log::Batch;
 use super::range::KeyRange;
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -85,17 +84,6 @@ impl WatchFilter {
             no_put: self.no_put,
             no_delete: self.no_delete,
         }
-    }
-
-    /// The events of `batch` that pass the filter, encoded; `None` if no event passes. Revisions up to `compacted`
-    /// have no previous key-values, because reads cannot see them any more.
-    pub(super) fn encode(&self, batch: &Batch, compacted: i64) -> Option<Bytes> {
-        let passing = || batch.events.iter().filter(|e| self.range.contains(e.kv.key()));
-        let view = match batch.revision > compacted {
-            true => self.view(),
-            false => self.view().without_prev(),
-        };
-        view.encode(passing)
     }
 }
 

@@ -1,8 +1,10 @@
 //! All groups of a store: which groups want to see a revision, and what their frames take together.
 
-use super::frame::{Body, Budget, FRAMES_MAX, View};
+use super::encoded::Kv;
+use super::frame::{Body, Budget, FRAMES_MAX, Seen, View};
 use super::group::{Group, Wake, WatchFilter};
-use super::log::Batch;
+use super::index::Index;
+use super::log::Revision;
 use super::waking::Dirty;
 use crate::util::interval::IntervalMap;
 use bytes::Bytes;
@@ -32,17 +34,20 @@ impl PartialEq for ById {
     }
 }
 
-/// Makes the frames of one batch.
+/// Makes the frames of one revision.
 struct Publishing<'a> {
-    batch: &'a Batch,
-    /// Keys and places of the events, in key order.
+    revision: i64,
+    changes: SmallVec<[&'a Kv; 4]>,
+    /// Knows the key-values before the revision.
+    index: &'a Index,
+    /// Keys and places of the changes, in key order.
     events: SmallVec<[(&'a [u8], usize); 4]>,
     /// What was encoded so far. The events that a group sees are next to each other in key order.
     made: HashMap<(Range<usize>, View), Encoded>,
     budget: &'a mut Budget,
 }
 
-/// The events of a batch that some groups see.
+/// The events of a revision that some groups see.
 #[derive(Clone)]
 enum Encoded {
     /// The groups see no event.
@@ -110,14 +115,14 @@ impl Groups {
         group
     }
 
-    /// Leaves a frame of `batch` in each interested group; appends to `dirty` the groups that do not wait to be woken
+    /// Leaves a frame of a revision in each interested group; appends to `dirty` the groups that do not wait to be woken
     /// already.
-    pub(super) fn publish(&mut self, batch: &Batch, dirty: &mut Vec<Dirty>) {
+    pub(super) fn publish(&mut self, revision: Revision<'_>, index: &Index, dirty: &mut Vec<Dirty>) {
         if self.by_filter.is_empty() {
             return;
         }
-        self.make_frames(batch, dirty);
-        self.budget.made(batch.revision);
+        self.make_frames(revision, index, dirty);
+        self.budget.made(revision.revision);
         if self.budget.is_exceeded() {
             let old = self.budget.old();
             let drop_old = |group: &Arc<Group>| group.state.lock().drop_through(old) as u64;
@@ -125,14 +130,14 @@ impl Groups {
         }
     }
 
-    fn make_frames(&mut self, batch: &Batch, dirty: &mut Vec<Dirty>) {
-        let mut publishing = Publishing::new(batch, &mut self.budget);
+    fn make_frames(&mut self, revision: Revision<'_>, index: &Index, dirty: &mut Vec<Dirty>) {
+        let mut publishing = Publishing::new(revision, index, &mut self.budget);
         let keys: SmallVec<[&[u8]; 4]> = publishing.events.iter().map(|(key, _)| *key).collect();
         let mut publish = |group: &Arc<Group>, events: Range<usize>| {
             if publishing.publish(group, events) && group.mark_dirty() {
                 dirty.push(Dirty {
                     group: Arc::clone(group),
-                    since: batch.revision,
+                    since: revision.revision,
                 });
             }
         };
@@ -157,12 +162,15 @@ impl Groups {
 // === impl Publishing ===
 
 impl<'a> Publishing<'a> {
-    fn new(batch: &'a Batch, budget: &'a mut Budget) -> Self {
-        let events = batch.events.iter().enumerate();
-        let mut events: SmallVec<[_; 4]> = events.map(|(at, event)| (event.kv.key(), at)).collect();
+    fn new(revision: Revision<'a>, index: &'a Index, budget: &'a mut Budget) -> Self {
+        let changes: SmallVec<[&Kv; 4]> = revision.changes().collect();
+        let events = changes.iter().enumerate();
+        let mut events: SmallVec<[_; 4]> = events.map(|(at, kv)| (kv.key(), at)).collect();
         events.sort_unstable();
         Self {
-            batch,
+            revision: revision.revision,
+            changes,
+            index,
             events,
             made: HashMap::new(),
             budget,
@@ -171,7 +179,7 @@ impl<'a> Publishing<'a> {
 
     /// Leaves a frame in `group`, in whose range are `events`; false if the group sees none of them.
     fn publish(&mut self, group: &Group, events: Range<usize>) -> bool {
-        let revision = self.batch.revision;
+        let revision = self.revision;
         match self.encoded(events, group.filter.view()) {
             Encoded::Nothing => return false,
             Encoded::Body(body) => group.state.lock().push(self.budget.frame(revision, &body)),
@@ -186,7 +194,14 @@ impl<'a> Publishing<'a> {
         }
         let mut places: SmallVec<[usize; 4]> = self.events[events.clone()].iter().map(|(_, at)| *at).collect();
         places.sort_unstable();
-        let passing = || places.iter().map(|at| &self.batch.events[*at]);
+        let seen = |at: &usize| {
+            let kv = self.changes[*at];
+            let shows_prev = view.prev_kv && view.shows(kv);
+            let prev = shows_prev.then(|| self.index.before(kv)).flatten();
+            Seen { kv, prev }
+        };
+        let seen: SmallVec<[Seen<'_>; 4]> = places.iter().map(seen).collect();
+        let passing = || seen.iter().copied();
         let encoded = match view.len(passing()) {
             0 => Encoded::Nothing,
             n if n > FRAMES_MAX || !self.budget.has_room(n) => Encoded::TooLong,

@@ -1,61 +1,96 @@
 //! The ordered index: every key with its history, and the number of live keys in any range.
 //!
-//! The index has leaves of up to [`LEAF_MAX`] histories in key order, and Fenwick trees over the sizes and the live counts
-//! of the leaves. Finding a key takes a binary search over the leaves and another inside a leaf. Counting a range takes
-//! two ranks, O(log n), however many keys the range holds. So a paginated list takes linear time, while etcd walks the
-//! rest of the prefix on every page to fill `count`.
+//! The index is a tree of three levels: leaves of up to [`LEAF_MAX`] histories in key order, branches of up to
+//! [`BRANCH_MAX`] leaves, and the list of all branches. Fenwick trees (`counts`) over the leaves of a branch, and over the
+//! branches, know the numbers of keys and of live keys before each. Finding a key takes a binary search in each level.
+//! Counting a range takes two ranks, O(log n), however many keys the range holds. So a paginated list takes linear time,
+//! while etcd walks the rest of the prefix on every page to fill `count`. A leaf that splits changes its branch only, so
+//! that the time of a put does not grow with the index.
 
-use super::key_history::{KeyHistory, Version};
+mod branch;
+mod counts;
+
+use super::encoded::Kv;
+use super::key_history::KeyHistory;
 use super::range::KeyRange;
+use branch::{Branch, Fits, Leaf};
+use counts::Counts;
 
-const LEAF_MAX: usize = 256;
-
-struct Leaf {
-    entries: Vec<KeyHistory>,
-    live: usize,
-}
+/// Keys of a leaf, and leaves of a branch. Few in unit tests, so that tests reach every level.
+const LEAF_MAX: usize = if cfg!(test) { 16 } else { 256 };
+const BRANCH_MAX: usize = if cfg!(test) { 8 } else { 256 };
 
 /// All keys that are live, or have versions that compaction has not removed.
 pub(super) struct Index {
-    leaves: Vec<Leaf>,
-    live: Fenwick,
-    /// Over all histories, those of deleted keys included.
-    sizes: Fenwick,
-    keys: usize,
+    /// At least one. Only the branch of an index without keys has an empty leaf.
+    branches: Vec<Branch>,
+    /// Over the live keys of the branches.
+    live: Counts,
+    /// Over all keys of the branches, deleted ones included.
+    sizes: Counts,
 }
 
 /// The place of a key, or the place to insert it; valid until the index changes.
 #[derive(Clone, Copy)]
 pub(super) struct Place {
+    branch: usize,
     leaf: usize,
     at: Result<usize, usize>,
 }
 
-struct Fenwick(Vec<usize>);
+/// How many keys a range has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Size {
+    /// All of them, deleted ones included.
+    pub(super) keys: usize,
+    pub(super) live: usize,
+}
+
+/// The histories of a range, in key order.
+pub(super) struct Histories<'a> {
+    index: &'a Index,
+    /// The present leaf, and what is left of it.
+    branch: usize,
+    leaf: usize,
+    entries: std::slice::Iter<'a, KeyHistory>,
+    /// The first key after the range.
+    end: Option<&'a [u8]>,
+}
+
+// === impl Place ===
+
+impl Place {
+    fn index(self) -> usize {
+        self.at.unwrap_or_else(|at| at)
+    }
+}
 
 // === impl Index ===
 
 impl Index {
     pub(super) fn new() -> Self {
-        Self {
-            leaves: vec![Leaf {
-                entries: Vec::new(),
-                live: 0,
-            }],
-            live: Fenwick(vec![0]),
-            sizes: Fenwick(vec![0]),
-            keys: 0,
-        }
+        let mut index = Self {
+            branches: vec![Branch::new(vec![Leaf::new(Vec::new())])],
+            live: Counts::of(std::iter::empty()),
+            sizes: Counts::of(std::iter::empty()),
+        };
+        index.recount();
+        index
+    }
+
+    fn recount(&mut self) {
+        self.live = Counts::of(self.branches.iter().map(Branch::live));
+        self.sizes = Counts::of(self.branches.iter().map(Branch::keys));
     }
 
     /// Number of live keys.
     pub(super) fn live(&self) -> usize {
-        self.live.before(self.leaves.len())
+        self.live.total()
     }
 
     /// Number of keys, tombstoned ones included.
     pub(super) fn keys(&self) -> usize {
-        self.keys
+        self.sizes.total()
     }
 
     pub(super) fn get(&self, key: &[u8]) -> Option<&KeyHistory> {
@@ -64,207 +99,221 @@ impl Index {
 
     /// Finds a key. The search is the most expensive part of a write, so a write searches once and keeps the place.
     pub(super) fn place(&self, key: &[u8]) -> Place {
-        let (leaf, at) = self.find(key);
-        Place { leaf, at }
+        let branch = self.branches.partition_point(|branch| branch.starts_by(key));
+        let branch = branch.saturating_sub(1);
+        let (leaf, at) = self.branches[branch].find(key);
+        Place { branch, leaf, at }
     }
 
     pub(super) fn get_at(&self, place: Place) -> Option<&KeyHistory> {
-        let Place { leaf, at } = place;
-        at.ok().map(|at| &self.leaves[leaf].entries[at])
+        let Place { branch, leaf, at } = place;
+        at.ok().map(|at| &self.branches[branch].leaves[leaf].entries[at])
+    }
+
+    /// The key-value before the revision of `change`, as events carry it. The index has it unless a compaction to that
+    /// revision or a later one was purged.
+    pub(super) fn before(&self, change: &Kv) -> Option<&Kv> {
+        // Parity: a key that the revision has created has no previous key-value, even if the revision has deleted an older
+        // one.
+        if change.is_created() {
+            return None;
+        }
+        self.get(change.key())?.at(change.mod_revision() - 1)
     }
 
     /// Like [`Index::push_at`], without a search, for the last key or a new key after it.
-    pub(super) fn append(&mut self, version: Version) {
-        let leaf = self.leaves.len() - 1;
-        let entries = &self.leaves[leaf].entries;
+    pub(super) fn append(&mut self, version: Kv) {
+        let branch = self.branches.len() - 1;
+        let leaf = self.branches[branch].leaves.len() - 1;
+        let entries = &self.branches[branch].leaves[leaf].entries;
         let at = match entries.last() {
-            Some(last) if last.key() == version.kv.key() => Ok(entries.len() - 1),
+            Some(last) if last.key() == version.key() => Ok(entries.len() - 1),
             _ => Err(entries.len()),
         };
-        self.push_at(Place { leaf, at }, version);
+        self.push_at(Place { branch, leaf, at }, version);
     }
 
     /// Appends a version to the history of its key. A new key gets a history.
-    pub(super) fn push_at(&mut self, place: Place, version: Version) {
-        let Place { leaf, at } = place;
-        let entries = &mut self.leaves[leaf].entries;
-        let (was, is) = match at {
+    pub(super) fn push_at(&mut self, place: Place, version: Kv) {
+        let (branch, is_live) = (place.branch, !version.is_tombstone());
+        let of = &mut self.branches[branch];
+        let was_live = match place.at {
             Ok(at) => {
-                let was = entries[at].live().is_some();
-                let is = !version.tombstone;
-                entries[at].push(version);
-                (was, is)
+                let history = &mut of.leaves[place.leaf].entries[at];
+                let was_live = history.live().is_some();
+                history.push(version);
+                of.adjust(place.leaf, was_live, is_live);
+                was_live
             }
             Err(at) => {
-                let is = !version.tombstone;
-                entries.insert(at, KeyHistory::from(version));
-                self.sizes.add(leaf, 1);
-                self.keys += 1;
-                (false, is)
+                let fits = of.insert(place.leaf, at, KeyHistory::new(version));
+                self.sizes.add(branch, 1);
+                if fits == Fits::TooMany {
+                    return self.split(branch);
+                }
+                false
             }
         };
-        self.adjust(leaf, was, is);
-        if self.leaves[leaf].entries.len() > LEAF_MAX {
-            self.split(leaf);
+        match (was_live, is_live) {
+            (false, true) => self.live.add(branch, 1),
+            (true, false) => self.live.subtract(branch, 1),
+            _ => {}
         }
     }
 
     /// Compacts the history of one key to revision `at`, and removes a key without versions. Returns the encoded bytes
     /// freed.
     pub(super) fn compact(&mut self, key: &[u8], at: i64) -> usize {
-        let (leaf, Ok(pos)) = self.find(key) else { return 0 };
-        let entries = &mut self.leaves[leaf].entries;
-        let freed = entries[pos].compact(at);
-        if entries[pos].is_empty() {
+        let Place {
+            branch,
+            leaf,
+            at: Ok(place),
+        } = self.place(key)
+        else {
+            return 0;
+        };
+        let of = &mut self.branches[branch];
+        let freed = of.leaves[leaf].entries[place].compact(at);
+        if freed.all {
             // The last version was a tombstone, so live counts do not change.
-            entries.remove(pos);
-            self.sizes.add(leaf, usize::MAX); // minus one, wrapping
-            self.keys -= 1;
-            self.merge(leaf);
+            of.remove(leaf, place);
+            self.sizes.subtract(branch, 1);
+            self.merge(branch);
         }
-        freed
+        freed.bytes
+    }
+
+    fn split(&mut self, branch: usize) {
+        let is_last = branch + 1 == self.branches.len();
+        let right = self.branches[branch].split(is_last);
+        self.branches.insert(branch + 1, right);
+        self.recount();
+    }
+
+    /// Merges a small branch with a neighbour, if that has room.
+    fn merge(&mut self, branch: usize) {
+        let is_small = self.branches[branch].leaves.len() < BRANCH_MAX / 4;
+        if !is_small || self.branches.len() == 1 {
+            return;
+        }
+        if self.branches[branch].keys() == 0 {
+            // The search compares first keys.
+            self.branches.remove(branch);
+            return self.recount();
+        }
+        let left = branch.saturating_sub(1);
+        let together = self.branches[left].leaves.len() + self.branches[left + 1].leaves.len();
+        if together <= BRANCH_MAX / 2 {
+            let right = self.branches.remove(left + 1);
+            self.branches[left].append(right);
+            self.recount();
+        }
     }
 
     /// Histories of the keys in `range`, in key order.
-    pub(super) fn range<'a>(&'a self, range: &'a KeyRange) -> impl Iterator<Item = &'a KeyHistory> + 'a {
-        let (leaf, at) = self.find(range.start());
-        let first = at.unwrap_or_else(|at| at);
-        self.leaves[leaf..]
-            .iter()
-            .enumerate()
-            .flat_map(move |(i, l)| &l.entries[if i == 0 { first } else { 0 }..])
-            .take_while(move |h| range.is_before_end(h.key()))
+    pub(super) fn range<'a>(&'a self, range: &'a KeyRange) -> Histories<'a> {
+        let place = self.place(range.start());
+        let (branch, leaf) = (place.branch, place.leaf);
+        let mut histories = Histories {
+            index: self,
+            branch,
+            leaf,
+            entries: self.branches[branch].leaves[leaf].entries[place.index()..].iter(),
+            end: range.end(),
+        };
+        histories.cut();
+        histories
     }
 
     /// Number of live keys in `range`.
     pub(super) fn count(&self, range: &KeyRange) -> usize {
-        let to = match range.end() {
-            Some(end) => self.rank(end),
-            None => self.live(),
-        };
-        to.saturating_sub(self.rank(range.start()))
+        self.size(range).live
     }
 
     /// Number of keys in `range` that a read visits, tombstoned ones included.
     pub(super) fn visited(&self, range: &KeyRange) -> usize {
-        let before = |key: &[u8]| {
-            let (leaf, at) = self.find(key);
-            self.sizes.before(leaf) + at.unwrap_or_else(|at| at)
+        self.size(range).keys
+    }
+
+    /// The numbers of keys in `range`.
+    pub(super) fn size(&self, range: &KeyRange) -> Size {
+        let to = match range.end() {
+            Some(end) => self.before_key(end),
+            None => Size {
+                keys: self.keys(),
+                live: self.live(),
+            },
         };
-        let to = range.end().map_or(self.keys, before);
-        to.saturating_sub(before(range.start()))
-    }
-
-    /// Number of live keys before `key`.
-    fn rank(&self, key: &[u8]) -> usize {
-        let (leaf, at) = self.find(key);
-        let at = at.unwrap_or_else(|at| at);
-        let Leaf { entries, live } = &self.leaves[leaf];
-        let inside = match entries.len() == *live {
-            true => at,
-            false => entries[..at].iter().filter(|h| h.live().is_some()).count(),
-        };
-        self.live.before(leaf) + inside
-    }
-
-    /// The leaf for `key`, and the place of the key, or the place to insert it, in the leaf.
-    fn find(&self, key: &[u8]) -> (usize, Result<usize, usize>) {
-        let leaf = self
-            .leaves
-            .partition_point(|l| l.entries.first().is_some_and(|h| h.key() <= key));
-        let leaf = leaf.saturating_sub(1);
-        (leaf, self.leaves[leaf].entries.binary_search_by(|h| h.key().cmp(key)))
-    }
-
-    /// Counts a key in or out of its leaf.
-    fn adjust(&mut self, leaf: usize, was_live: bool, is_live: bool) {
-        match (was_live, is_live) {
-            (false, true) => {
-                self.leaves[leaf].live += 1;
-                self.live.add(leaf, 1);
-            }
-            (true, false) => {
-                self.leaves[leaf].live -= 1;
-                self.live.add(leaf, usize::MAX); // minus one, wrapping
-            }
-            _ => {}
+        let from = self.before_key(range.start());
+        Size {
+            keys: to.keys.saturating_sub(from.keys),
+            live: to.live.saturating_sub(from.live),
         }
     }
 
-    fn split(&mut self, leaf: usize) {
-        // Keys often arrive in order: then keep the old leaf nearly full, and begin the new leaf nearly empty.
-        let at = if leaf + 1 == self.leaves.len() {
-            LEAF_MAX * 7 / 8
-        } else {
-            LEAF_MAX / 2
-        };
-        let entries = self.leaves[leaf].entries.split_off(at);
-        self.leaves[leaf].entries.shrink_to_fit();
-        let live = entries.iter().filter(|h| h.live().is_some()).count();
-        self.leaves[leaf].live -= live;
-        self.leaves.insert(leaf + 1, Leaf { entries, live });
-        self.recount();
-    }
-
-    fn merge(&mut self, leaf: usize) {
-        if self.leaves[leaf].entries.len() >= LEAF_MAX / 4 || self.leaves.len() == 1 {
-            return;
+    /// The numbers of keys before `key`.
+    fn before_key(&self, key: &[u8]) -> Size {
+        let place = self.place(key);
+        let branch = &self.branches[place.branch];
+        Size {
+            keys: self.sizes.before(place.branch) + branch.keys_before(place.leaf, place.index()),
+            live: self.live.before(place.branch) + branch.live_before(place.leaf, place.index()),
         }
-        let left = leaf.saturating_sub(1);
-        let together = self.leaves[left].entries.len() + self.leaves[left + 1].entries.len();
-        // An empty leaf must go, because the search compares first keys.
-        if together > LEAF_MAX / 2 && !self.leaves[leaf].entries.is_empty() {
-            return;
-        }
-        let right = self.leaves.remove(left + 1);
-        self.leaves[left].live += right.live;
-        self.leaves[left].entries.extend(right.entries);
-        debug_assert!(self.leaves.len() == 1 || self.leaves.iter().all(|l| !l.entries.is_empty()));
-        self.recount();
-    }
-
-    fn recount(&mut self) {
-        self.live = Fenwick::of(self.leaves.iter().map(|l| l.live));
-        self.sizes = Fenwick::of(self.leaves.iter().map(|l| l.entries.len()));
     }
 }
 
-// === impl Fenwick ===
+// === impl Histories ===
 
-impl Fenwick {
-    fn of(counts: impl Iterator<Item = usize>) -> Self {
-        let mut tree: Vec<usize> = counts.collect();
-        for i in 0..tree.len() {
-            let parent = i | (i + 1);
-            if parent < tree.len() {
-                tree[parent] = tree[parent].wrapping_add(tree[i]);
+impl Histories<'_> {
+    /// Cuts what is left of the present leaf where the range ends.
+    fn cut(&mut self) {
+        let Some(end) = self.end else { return };
+        let entries = self.entries.as_slice();
+        if entries.last().is_none_or(|last| last.key() < end) {
+            return;
+        }
+        self.entries = entries[..entries.partition_point(|h| h.key() < end)].iter();
+        // No later leaf has keys of the range.
+        self.branch = usize::MAX;
+    }
+
+    /// Goes to the next leaf; false at the end.
+    fn advance(&mut self) -> bool {
+        let Some(branch) = self.index.branches.get(self.branch) else {
+            return false;
+        };
+        (self.branch, self.leaf) = match self.leaf + 1 < branch.leaves.len() {
+            true => (self.branch, self.leaf + 1),
+            false => (self.branch + 1, 0),
+        };
+        let Some(branch) = self.index.branches.get(self.branch) else {
+            return false;
+        };
+        self.entries = branch.leaves[self.leaf].entries.iter();
+        self.cut();
+        true
+    }
+}
+
+impl<'a> Iterator for Histories<'a> {
+    type Item = &'a KeyHistory;
+
+    fn next(&mut self) -> Option<&'a KeyHistory> {
+        loop {
+            if let Some(history) = self.entries.next() {
+                return Some(history);
+            }
+            if !self.advance() {
+                return None;
             }
         }
-        Self(tree)
-    }
-
-    fn add(&mut self, mut i: usize, delta: usize) {
-        while let Some(n) = self.0.get_mut(i) {
-            *n = n.wrapping_add(delta);
-            i |= i + 1;
-        }
-    }
-
-    /// Sum of the counts before index `end`.
-    fn before(&self, mut end: usize) -> usize {
-        let mut sum = 0usize;
-        while end > 0 {
-            sum = sum.wrapping_add(self.0[end - 1]);
-            end &= end - 1;
-        }
-        sum
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mvcc::Kv;
+    use crate::mvcc::Fields;
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 
@@ -272,13 +321,13 @@ mod tests {
         format!("k/{i:06}").into_bytes()
     }
 
-    fn version(key: &[u8], main: i64, tombstone: bool) -> Version {
-        Version {
-            main,
-            sub: 0,
-            tombstone,
-            kv: Kv::tombstone(key, main),
-        }
+    fn version(key: &[u8], mod_revision: i64, tombstone: bool) -> Kv {
+        Kv::new(&Fields {
+            key,
+            create_revision: if tombstone { 0 } else { mod_revision },
+            mod_revision,
+            ..Fields::default()
+        })
     }
 
     proptest! {
@@ -305,6 +354,11 @@ mod tests {
                 }
                 prop_assert_eq!(index.live(), model.len());
                 prop_assert_eq!(index.keys(), model.len());
+                let levels = index.branches.iter().all(|b| {
+                    let full = b.leaves.iter().all(|l| (1..=LEAF_MAX).contains(&l.entries.len()));
+                    (1..=BRANCH_MAX).contains(&b.leaves.len()) && (full || model.is_empty())
+                });
+                prop_assert!(levels, "too many or too few parts");
                 // Tombstones count among the visited keys until they are compacted.
                 let all = KeyRange::all();
                 index.push_at(index.place(b"z"), version(b"z", main, false));
@@ -319,6 +373,9 @@ mod tests {
                 prop_assert_eq!(index.count(&range), expected.len());
                 prop_assert_eq!(index.visited(&range), expected.len());
                 prop_assert_eq!(found, expected);
+                let rest: Vec<_> = model.range(key(from)..).map(|(k, _)| k.clone()).collect();
+                let range = KeyRange::new(key(from), &b"\0"[..]);
+                prop_assert_eq!(index.range(&range).map(|h| h.key().to_vec()).collect::<Vec<_>>(), rest);
                 prop_assert_eq!(index.get(&key(from)).is_some(), model.contains_key(&key(from)));
             }
         }

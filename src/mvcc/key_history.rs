@@ -18,10 +18,8 @@
 //! generation. The key leaves the index when a compaction has removed all versions.
 
 use super::encoded::Kv;
-use super::log::{Event, EventKind};
-use smallvec::SmallVec;
 
-/// One stored change of one key.
+/// One stored change of one key, as checkpoints, snapshots and hashes have it.
 #[derive(Clone, Debug)]
 pub struct Version {
     /// Main revision.
@@ -34,102 +32,129 @@ pub struct Version {
     pub kv: Kv,
 }
 
-/// The versions of one key in (main, sub) order; never empty while it is in the index.
+/// The versions of one key in (main, sub) order; never empty while it is in the index. A key with one version, as most
+/// are, takes two words.
 ///
 /// A transaction may delete a range and put a key of that range, so two versions may share a main revision. `sub`
 /// orders them, and reads see the last one.
-#[derive(Clone, Debug, Default)]
-pub(super) struct KeyHistory(SmallVec<[Version; 1]>);
+#[derive(Clone, Debug)]
+pub(super) enum KeyHistory {
+    One(Kv),
+    /// Two versions at least.
+    Many(Box<Vec<Kv>>),
+}
+
+/// What a compaction of a history has freed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Freed {
+    /// Encoded bytes.
+    pub(super) bytes: usize,
+    /// Whether no version is left, so that the key has to leave the index. The last version is still there.
+    pub(super) all: bool,
+}
+
+impl From<Kv> for Version {
+    fn from(kv: Kv) -> Self {
+        Self {
+            main: kv.mod_revision(),
+            sub: kv.sub(),
+            tombstone: kv.is_tombstone(),
+            kv,
+        }
+    }
+}
 
 impl Version {
-    pub(super) fn kind(&self) -> EventKind {
-        if self.tombstone {
-            EventKind::Delete
-        } else {
-            EventKind::Put
-        }
-    }
-}
-
-impl Event {
-    /// The event that a change of a key at main revision `main` makes. `before` has the versions of the key before the
-    /// change; a deletion needs a live key.
-    pub(super) fn after(before: &[Version], main: i64, kind: EventKind, kv: Kv) -> Self {
-        let existed = before.last().is_some_and(|v| !v.tombstone);
-        // Parity: a key that this revision has created has no previous key-value, even if the revision has deleted an
-        // older one.
-        let has_prev = existed && (kind == EventKind::Delete || kv.fields().create_revision < main);
-        let prev = has_prev.then(|| at(before, main - 1)).flatten().cloned();
-        Self {
-            kind,
-            kv,
-            prev,
-            created: kind == EventKind::Put && !existed,
-        }
-    }
-}
-
-/// The key-value at main revision `revision`, unless absent or deleted then.
-fn at(versions: &[Version], revision: i64) -> Option<&Kv> {
-    let newest = versions.iter().rev().find(|v| v.main <= revision);
-    newest.filter(|v| !v.tombstone).map(|v| &v.kv)
-}
-
-impl From<Version> for KeyHistory {
-    fn from(first: Version) -> Self {
-        Self(smallvec::smallvec![first])
+    /// The key-value with the place of its change; `None` if it is not that of this change.
+    pub(super) fn into_kv(self) -> Option<Kv> {
+        let fits = self.kv.mod_revision() == self.main && self.kv.is_tombstone() == self.tombstone;
+        fits.then(|| self.kv.with_sub(self.sub))
     }
 }
 
 impl KeyHistory {
+    pub(super) fn new(first: Kv) -> Self {
+        Self::One(first)
+    }
+
+    /// All versions, in order.
+    pub(super) fn versions(&self) -> &[Kv] {
+        match self {
+            Self::One(only) => std::slice::from_ref(only),
+            Self::Many(all) => all,
+        }
+    }
+
+    /// The newest version.
+    fn newest(&self) -> &Kv {
+        match self {
+            Self::One(only) => only,
+            Self::Many(all) => &all[all.len() - 1],
+        }
+    }
+
     pub(super) fn key(&self) -> &[u8] {
-        self.0.first().map_or(&[], |v| v.kv.key())
+        self.newest().key()
     }
 
     /// The key-value of the newest version, unless that is a tombstone.
     pub(super) fn live(&self) -> Option<&Kv> {
-        self.0.last().filter(|v| !v.tombstone).map(|v| &v.kv)
+        Some(self.newest()).filter(|kv| !kv.is_tombstone())
     }
 
     /// The key-value at main revision `revision`, unless absent or deleted then.
     pub(super) fn at(&self, revision: i64) -> Option<&Kv> {
-        at(&self.0, revision)
-    }
-
-    /// All versions, in order.
-    pub(super) fn versions(&self) -> &[Version] {
-        &self.0
+        let newest = self.newest();
+        let kv = match newest.mod_revision() <= revision {
+            true => newest,
+            false => self.up_to(revision).last()?,
+        };
+        Some(kv).filter(|kv| !kv.is_tombstone())
     }
 
     /// The versions up to main revision `revision`, in order.
-    pub(super) fn up_to(&self, revision: i64) -> &[Version] {
-        &self.0[..self.0.partition_point(|v| v.main <= revision)]
+    pub(super) fn up_to(&self, revision: i64) -> &[Kv] {
+        let all = self.versions();
+        &all[..all.partition_point(|kv| kv.mod_revision() <= revision)]
     }
 
-    pub(super) fn push(&mut self, version: Version) {
-        debug_assert!(
-            self.0
-                .last()
-                .is_none_or(|l| (l.main, l.sub) < (version.main, version.sub))
-        );
-        self.0.push(version);
+    pub(super) fn push(&mut self, kv: Kv) {
+        let place = |kv: &Kv| (kv.mod_revision(), kv.sub());
+        debug_assert!(place(self.newest()) < place(&kv));
+        match self {
+            Self::One(only) => *self = Self::Many(Box::new(vec![only.clone(), kv])),
+            Self::Many(all) => all.push(kv),
+        }
     }
 
-    /// Whether compaction has removed all versions.
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// Removes the versions that no read at `revision` or later can see; returns the encoded bytes freed. A
-    /// tombstone at exactly `revision` stays, because a watch may still start there.
-    pub(super) fn compact(&mut self, revision: i64) -> usize {
+    /// Removes the versions that no read at `revision` or later can see. A tombstone at exactly `revision` stays, because a
+    /// watch may still start there.
+    pub(super) fn compact(&mut self, revision: i64) -> Freed {
         let newest = self.up_to(revision).len();
-        let Some(keep) = newest.checked_sub(1) else { return 0 };
-        let gone = match &self.0[keep] {
-            v if v.tombstone && v.main < revision => newest,
+        let Some(keep) = newest.checked_sub(1) else {
+            return Freed::default();
+        };
+        let all = self.versions();
+        let gone = match &all[keep] {
+            kv if kv.is_tombstone() && kv.mod_revision() < revision => newest,
             _ => keep,
         };
-        self.0.drain(..gone).map(|v| v.kv.as_bytes().len()).sum()
+        let freed = Freed {
+            bytes: all[..gone].iter().map(|kv| kv.as_bytes().len()).sum(),
+            all: gone == all.len(),
+        };
+        if let Self::Many(all) = self
+            && !freed.all
+        {
+            all.drain(..gone);
+            match &all[..] {
+                [only] => *self = Self::One(only.clone()),
+                // What a burst of changes has left is given back.
+                kept if all.capacity() > 4 * kept.len() => all.shrink_to_fit(),
+                _ => {}
+            }
+        }
+        freed
     }
 }
 
@@ -140,25 +165,23 @@ mod tests {
 
     /// The history of the module's worked example.
     fn example() -> KeyHistory {
-        let mut history = KeyHistory::default();
-        for (main, tombstone) in [(2, false), (4, false), (6, true), (8, false)] {
-            let kv = Kv::new(&Fields {
+        let change = |create_revision, mod_revision| {
+            Kv::new(&Fields {
                 key: b"k",
-                mod_revision: main,
+                create_revision,
+                mod_revision,
                 ..Fields::default()
-            });
-            history.push(Version {
-                main,
-                sub: 0,
-                tombstone,
-                kv,
-            });
-        }
+            })
+        };
+        let mut history = KeyHistory::new(change(2, 2));
+        history.push(change(2, 4));
+        history.push(Kv::tombstone(b"k", 6));
+        history.push(change(8, 8));
         history
     }
 
     fn revisions(history: &KeyHistory) -> Vec<i64> {
-        history.versions().iter().map(|v| v.main).collect()
+        history.versions().iter().map(Kv::mod_revision).collect()
     }
 
     fn read(history: &KeyHistory, revision: i64) -> Option<i64> {
@@ -189,7 +212,11 @@ mod tests {
             let mut history = example();
             let freed = history.compact(compacted);
             assert_eq!(revisions(&history), kept, "compacted to {compacted}");
-            assert_eq!(freed > 0, kept.len() < 4, "compacted to {compacted}");
+            assert_eq!(
+                (freed.bytes > 0, freed.all),
+                (kept.len() < 4, false),
+                "compacted to {compacted}"
+            );
             for revision in compacted..10 {
                 assert_eq!(read(&history, revision), read(&example(), revision));
             }
@@ -198,11 +225,18 @@ mod tests {
 
     #[test]
     fn a_deleted_key_is_gone_after_a_compaction_past_its_tombstone() {
-        let mut history = example();
-        history.0.pop();
-        history.compact(6);
+        let mut history = KeyHistory::new(example().at(4).unwrap().clone());
+        history.push(Kv::tombstone(b"k", 6));
+        assert!(!history.compact(6).all);
         assert_eq!(revisions(&history), [6]);
-        history.compact(7);
-        assert!(history.is_empty());
+        assert!(history.compact(7).all);
+    }
+
+    #[test]
+    fn a_key_with_one_version_takes_two_words() {
+        assert_eq!(size_of::<KeyHistory>(), 2 * size_of::<usize>());
+        let mut history = example();
+        history.compact(8);
+        assert!(matches!(history, KeyHistory::One(_)));
     }
 }

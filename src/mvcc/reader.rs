@@ -4,8 +4,8 @@
 //! at which it began, which a pin keeps readable. Between two locks the caller is asked whether the read shall go on.
 
 use super::Error;
+use super::encoded::Kv;
 use super::key_history::KeyHistory;
-use super::log::Batch;
 use super::pages::Rest;
 use super::pins::Pin;
 use super::range::{KeyRange, RangeOptions, RangeResult};
@@ -13,6 +13,10 @@ use super::state::{State, undone};
 use super::store::{READ_CHUNK, Store};
 use super::txn::Compare;
 use parking_lot::RwLockReadGuard;
+use smallvec::SmallVec;
+
+/// Keys that a visitor is given at a time, at most.
+const AT_ONCE: usize = if cfg!(test) { 3 } else { 16 };
 
 /// One read, which may consist of several ranges and compares.
 pub(super) struct Reader<'a> {
@@ -61,9 +65,12 @@ impl<'a> Reader<'a> {
             return Ok(result);
         }
         let mut kvs = Vec::with_capacity(needed);
-        self.visit(&options.range, |history| {
-            kvs.extend(history.at(at).cloned());
-            kvs.len() < needed
+        self.visit(&options.range, needed, |histories| {
+            // Key-values are spread over the memory. Looking at several before the first is cloned, which is an atomic
+            // operation, lets the processor fetch them at the same time.
+            let found: SmallVec<[&Kv; AT_ONCE]> = histories.iter().filter_map(|history| history.at(at)).collect();
+            kvs.extend(found.into_iter().cloned());
+            needed - kvs.len()
         })?;
         if kvs.len() > READ_CHUNK {
             // Sorting takes a while, too.
@@ -88,12 +95,12 @@ impl<'a> Reader<'a> {
             return Ok(compare.holds_for(kv));
         }
         let (mut any, mut all) = (false, true);
-        self.visit(&compare.range, |history| {
-            if let Some(kv) = history.at(at) {
+        self.visit(&compare.range, usize::MAX, |histories| {
+            for kv in histories.iter().filter_map(|history| history.at(at)) {
                 any = true;
-                all = compare.holds_for(Some(kv));
+                all &= compare.holds_for(Some(kv));
             }
-            all
+            if all { usize::MAX } else { 0 }
         })?;
         Ok(if any { all } else { compare.holds_for(None) })
     }
@@ -119,55 +126,59 @@ impl<'a> Reader<'a> {
         }
         if state.log.events_after(at) > work as u64 {
             let mut count = 0;
-            self.visit(range, |history| {
-                count += usize::from(history.at(at).is_some());
-                true
+            self.visit(range, usize::MAX, |histories| {
+                count += histories.iter().filter(|history| history.at(at).is_some()).count();
+                usize::MAX
             })?;
             return Ok(count);
         }
         let (now, current) = (state.index.count(range), state.current);
         let (mut next, mut delta) = (at + 1, 0);
         while next <= current {
-            let mut events = 0;
-            let batches = self
-                .state()
-                .log
-                .since(next)
-                .take_while(|batch| batch.revision <= current);
-            let few = |batch: &&Batch| {
-                let first = events == 0;
-                events += batch.events.len();
-                first || events <= READ_CHUNK
-            };
-            let batches: Vec<Batch> = batches.take_while(few).cloned().collect();
+            let mut changes: Vec<Kv> = Vec::new();
+            let first = next;
+            for revision in self.state().log.since(next) {
+                let all = changes.len() + revision.len();
+                if revision.revision > current || (next > first && all > READ_CHUNK) {
+                    break;
+                }
+                changes.extend(revision.changes().cloned());
+                next = revision.revision + 1;
+            }
             self.pause()?;
-            if batches.is_empty() {
+            if next == first {
                 break;
             }
-            delta += batches.iter().map(|batch| undone(&batch.events, range)).sum::<i64>();
-            next += batches.len() as i64;
+            delta += undone(changes.iter(), range);
         }
         Ok(usize::try_from(now as i64 + delta).unwrap_or(0))
     }
 
-    /// Calls `f` for the keys in `range`, in order, until `f` returns false.
-    fn visit(&mut self, range: &KeyRange, mut f: impl FnMut(&KeyHistory) -> bool) -> Result<(), Error> {
+    /// Calls `f` for the keys in `range`, in order, a few at a time: no more than `wanted`, and then no more than `f` returns.
+    fn visit(
+        &mut self,
+        range: &KeyRange,
+        mut wanted: usize,
+        mut f: impl FnMut(&[&KeyHistory]) -> usize,
+    ) -> Result<(), Error> {
         self.step()?;
         let mut rest = None;
         loop {
             let mut left = self.left;
-            let mut next = None;
             let range = rest.as_ref().unwrap_or(range);
-            for history in self.state().index.range(range) {
+            let mut histories = self.state().index.range(range);
+            let next = loop {
+                let most = wanted.min(left).min(AT_ONCE);
+                let few: SmallVec<[&KeyHistory; AT_ONCE]> = histories.by_ref().take(most).collect();
+                left -= few.len();
+                wanted = f(&few);
+                if wanted == 0 || few.len() < most {
+                    break None;
+                }
                 if left == 0 {
-                    next = Some(range.from(history.key()));
-                    break;
+                    break histories.next().map(|history| range.from(history.key()));
                 }
-                left -= 1;
-                if !f(history) {
-                    break;
-                }
-            }
+            };
             self.left = left;
             let Some(next) = next else { return Ok(()) };
             rest = Some(next);

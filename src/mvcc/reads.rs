@@ -5,7 +5,7 @@
 use super::Error;
 use super::encoded::Kv;
 use super::lease_book::GrantedLease;
-use super::log::Batch;
+use super::log::{Batch, Event, Revision};
 use super::range::{RangeOptions, RangeResult};
 use super::reader::Reader;
 use super::stats::Stats;
@@ -33,7 +33,7 @@ impl Store {
     /// Encoded bytes of history: of the versions that changes since the purge have replaced, and of tombstones. A
     /// compaction to now would free them.
     pub fn history_bytes(&self) -> usize {
-        self.state.read().log.replaced()
+        self.state.read().history_bytes()
     }
 
     /// Sizes and counts.
@@ -91,6 +91,11 @@ impl Store {
     /// Up to `max` published batches with a revision of at least `from`.
     pub fn batches(&self, from: i64, max: usize) -> Vec<Batch> {
         let state = self.state.read();
-        state.visible_since(from).take(max).cloned().collect()
+        state.visible_since(from).take(max).map(Revision::to_batch).collect()
+    }
+
+    /// The key-value before the revision of an event of the store; `None` if there was none, or if it was compacted.
+    pub fn before(&self, event: &Event) -> Option<Kv> {
+        self.state.read().index.before(&event.kv).cloned()
     }
 }

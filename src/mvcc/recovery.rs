@@ -7,7 +7,7 @@ use super::encoded::Kv;
 use super::hooks::Hooks;
 use super::key_history::Version;
 use super::lease_book::GrantedLease;
-use super::log::{Batch, Event, EventKind, Log};
+use super::log::{EventKind, Log};
 use super::range::KeyRange;
 use super::state::State;
 use super::store::Store;
@@ -27,7 +27,7 @@ pub struct OutOfOrder {
 /// Builds a store from the contents of a checkpoint or a snapshot; see [`Frozen`](super::Frozen).
 pub struct Loader {
     state: State,
-    last: Option<Version>,
+    last: Option<Kv>,
     /// Whether the last key has more than one version.
     several: bool,
 }
@@ -52,40 +52,44 @@ impl Loader {
         }
     }
 
-    /// Adds a version. Versions come in order of key and revision; false if this one is out of order.
+    /// Adds a version. Versions come in order of key and revision; false if this one is out of order, or if its key-value is
+    /// that of another change.
     pub fn push(&mut self, version: Version) -> bool {
-        let place = |v: &Version| (v.main, v.sub);
+        let main = version.main;
+        let Some(kv) = version.into_kv() else { return false };
+        let place = |kv: &Kv| (kv.mod_revision(), kv.sub());
         let in_order = match &self.last {
-            Some(last) => match last.kv.key().cmp(version.kv.key()) {
+            Some(last) => match last.key().cmp(kv.key()) {
                 std::cmp::Ordering::Less => {
                     self.end_key();
                     true
                 }
                 std::cmp::Ordering::Equal => {
                     self.several = true;
-                    place(last) < place(&version)
+                    place(last) < place(&kv)
                 }
                 std::cmp::Ordering::Greater => false,
             },
             None => true,
         };
-        if !in_order || version.kv.key().is_empty() || !(2..=self.state.current).contains(&version.main) {
+        if !in_order || kv.key().is_empty() || !(2..=self.state.current).contains(&main) {
             return false;
         }
-        self.state.bytes += version.kv.as_bytes().len();
-        self.state.index.append(version.clone());
-        self.last = Some(version);
+        self.state.bytes += kv.as_bytes().len();
+        self.state.index.append(kv.clone());
+        self.last = Some(kv);
         true
     }
 
     /// Attaches and compacts the last key, once all of its versions are there.
     fn end_key(&mut self) {
         let Some(last) = self.last.take() else { return };
-        let (state, key) = (&mut self.state, last.kv.key());
-        if !last.tombstone {
-            state.leases.attach(key, 0, last.kv.lease());
+        let (state, key, is_tombstone) = (&mut self.state, last.key(), last.is_tombstone());
+        if !is_tombstone {
+            state.live_bytes += last.as_bytes().len();
+            state.leases.attach(key, 0, last.lease());
         }
-        if std::mem::take(&mut self.several) || last.tombstone {
+        if std::mem::take(&mut self.several) || is_tombstone {
             // The purge of a compaction may have been cut short.
             state.bytes = state.bytes.saturating_sub(state.index.compact(key, state.compacted));
         }
@@ -127,14 +131,14 @@ impl Recovery {
         for (kind, kv) in changes {
             fits &= fits && txn.replay(kind, kv);
         }
-        let batch = txn.finish().batch;
+        let is_revision = txn.finish().events > 0;
         if let Some(lease) = revoked {
             // The changes above have deleted the keys of the lease.
             state.leases.take(lease);
         }
         state.visible = state.current;
         // The end of a lease without keys makes no revision.
-        match fits && (batch.is_none() || revision == state.current) && (batch.is_some() || revoked.is_some()) {
+        match fits && (!is_revision || revision == state.current) && (is_revision || revoked.is_some()) {
             true => Ok(()),
             false => Err(out_of_order),
         }
@@ -158,26 +162,23 @@ impl Recovery {
     }
 }
 
-/// Rebuilds the batches from revision `first` on from the versions of all keys.
+/// Rebuilds the log from revision `first` on from the versions of all keys.
 fn log(state: &State, first: i64) -> Result<Log, OutOfOrder> {
-    let mut events: Vec<(i64, u32, Event)> = Vec::new();
+    let mut changes: Vec<(i64, u32, &Kv)> = Vec::new();
     let all = KeyRange::all();
     for history in state.index.range(&all) {
-        let versions = history.versions();
-        for (i, version) in versions.iter().enumerate().filter(|(_, v)| v.main >= first) {
-            let event = Event::after(&versions[..i], version.main, version.kind(), version.kv.clone());
-            events.push((version.main, version.sub, event));
-        }
+        let versions = history.versions().iter().map(|kv| (kv.mod_revision(), kv.sub(), kv));
+        changes.extend(versions.filter(|(main, ..)| *main >= first));
     }
-    events.sort_unstable_by_key(|(main, sub, _)| (*main, *sub));
+    changes.sort_unstable_by_key(|(main, sub, _)| (*main, *sub));
     // An etcd that compacted to revision `first` may have kept nothing of that revision.
-    let begins = events.first().is_some_and(|(main, ..)| *main == first);
+    let begins = changes.first().is_some_and(|(main, ..)| *main == first);
     let mut log = Log::new(if begins || state.compacted < first {
         first
     } else {
         first + 1
     });
-    for revision in events.chunk_by(|a, b| a.0 == b.0) {
+    for revision in changes.chunk_by(|a, b| a.0 == b.0) {
         let (found, next) = (revision[0].0, log.next());
         if found != next {
             return Err(OutOfOrder {
@@ -185,11 +186,7 @@ fn log(state: &State, first: i64) -> Result<Log, OutOfOrder> {
                 current: next - 1,
             });
         }
-        let events = revision.iter().map(|(_, _, event)| event.clone()).collect();
-        log.push(Batch {
-            revision: found,
-            events,
-        });
+        log.push(found, revision.iter().map(|(.., kv)| (*kv).clone()));
     }
     match log.next() - 1 {
         last if last == state.current => Ok(log),

@@ -1,7 +1,7 @@
 //! Sizes and counts of a store.
 
-use super::log::{Batch, EventKind};
 use super::state::State;
+use super::write_txn::Committed;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Sizes and counts at one moment.
@@ -50,13 +50,13 @@ pub(super) struct Counters {
 }
 
 impl Counters {
-    pub(super) fn count(&self, batch: &Batch) {
+    /// Counts a new revision.
+    pub(super) fn count(&self, committed: &Committed) {
         let add = |counter: &AtomicU64, n: usize| counter.fetch_add(n as u64, Ordering::Relaxed);
-        let deletes = batch.events.iter().filter(|e| e.kind == EventKind::Delete).count();
         add(&self.commits, 1);
-        add(&self.deletes, deletes);
-        add(&self.puts, batch.events.len() - deletes);
-        add(&self.txns, usize::from(batch.events.len() > 1));
+        add(&self.deletes, committed.deletes);
+        add(&self.puts, committed.events - committed.deletes);
+        add(&self.txns, usize::from(committed.events > 1));
     }
 
     pub(super) fn stats(&self, state: &State) -> Stats {

@@ -8,6 +8,7 @@
 use super::Error;
 use super::hooks::Hooks;
 use super::journal::{Change, Journal};
+use super::log::Revision;
 use super::pages::Pages;
 use super::pins::Pins;
 use super::range::KeyRange;
@@ -15,7 +16,7 @@ use super::state::State;
 use super::stats::Counters;
 use super::txn::{DeleteResult, Put, PutResult, Txn, TxnResult};
 use super::waking::{Gathering, Waking, Woken};
-use super::write_txn::{Committed, WriteTxn};
+use super::write_txn::WriteTxn;
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
 use std::sync::Arc;
@@ -148,15 +149,18 @@ impl Store {
         let mut state = self.state.write();
         let mut txn = WriteTxn::new(&mut state);
         let done = f(&mut txn);
-        let Committed { batch, revoked } = txn.finish();
+        let committed = txn.finish();
         let revision = state.current;
-        if batch.is_none() && revoked.is_none() {
+        if committed.is_nothing() {
             return (done, revision);
         }
-        if let Some(batch) = &batch {
-            self.counters.count(batch);
+        if committed.events > 0 {
+            self.counters.count(&committed);
         }
         if self.journal.is_some() {
+            let revoked = committed.revoked;
+            let batch = (committed.events > 0).then(|| state.log.last()).flatten();
+            let batch = batch.map(Revision::to_batch);
             self.record(|| Change::Commit { batch, revoked });
         } else {
             self.publish_to(revision, state);
@@ -182,9 +186,9 @@ impl Store {
         let mut dirty = Vec::new();
         let from = state.visible + 1;
         state.visible = state.visible.max(revision.min(state.current));
-        let State { log, groups, .. } = &mut *state;
-        for batch in log.since(from).take_while(|b| b.revision <= revision) {
-            groups.publish(batch, &mut dirty);
+        let State { log, groups, index, .. } = &mut *state;
+        for published in log.since(from).take_while(|at| at.revision <= revision) {
+            groups.publish(published, index, &mut dirty);
         }
         let wanted = !dirty.is_empty();
         self.waking.add(state.visible, dirty);

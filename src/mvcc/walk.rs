@@ -78,7 +78,7 @@ impl Walk {
             let (mut seen, mut last) = (0, Vec::new());
             for history in state.index.range(&rest).take(READ_CHUNK) {
                 let from = versions.len();
-                versions.extend_from_slice(history.up_to(self.revision));
+                versions.extend(history.up_to(self.revision).iter().cloned().map(Version::from));
                 size += versions[from..].iter().map(|v| v.kv.as_bytes().len()).sum::<usize>();
                 seen += 1;
                 if seen == READ_CHUNK || size >= bytes {

@@ -1,7 +1,9 @@
 //! Watchers: a filter and a cursor in the revision log, without a queue of their own.
 
+use super::encoded::Kv;
+use super::frame::Seen;
 use super::group::{Group, Wake, WatchFilter};
-use super::log::Batch;
+use super::state::State;
 use super::store::Store;
 use bytes::Bytes;
 use std::any::Any;
@@ -10,6 +12,8 @@ use std::sync::atomic::Ordering;
 
 /// Events that a watcher copies from the log under one lock while it catches up. A revision is never split.
 const CATCH_UP_EVENTS: usize = if cfg!(test) { 7 } else { 2000 };
+/// How many events an event with its previous key-value counts for, which is searched for in the index.
+const PREV_COST: usize = if cfg!(test) { 2 } else { 8 };
 
 /// A cursor in the revision log; made by [`Store::watch`].
 pub struct Watcher {
@@ -40,6 +44,49 @@ pub enum WatchUpdate {
     },
     /// The watcher needs history that was compacted. The owner must cancel the watcher with this compact revision.
     Compacted(i64),
+}
+
+/// The events of one revision of the log that pass a filter.
+struct Missed {
+    revision: i64,
+    /// The key-value, and the key-value before the revision where the filter wants it.
+    events: Vec<(Kv, Option<Kv>)>,
+}
+
+// === impl Missed ===
+
+impl Missed {
+    /// The next published revisions from `next` to `last`, as many as may be read under one lock.
+    fn read(state: &State, filter: &WatchFilter, next: i64, last: i64) -> Vec<Self> {
+        let cost = if filter.prev_kv { PREV_COST } else { 1 };
+        let (mut missed, mut read) = (Vec::new(), 0);
+        for revision in state.visible_since(next).take_while(|at| at.revision <= last) {
+            read += revision.len() * cost;
+            if read > CATCH_UP_EVENTS && !missed.is_empty() {
+                break;
+            }
+            // Reads cannot see revisions before the compact revision, so the key-values of these are not shown.
+            let has_prev = filter.prev_kv && revision.revision > state.compacted;
+            let prev = |kv: &Kv| has_prev.then(|| state.index.before(kv)).flatten().cloned();
+            let passing = revision.changes().filter(|kv| filter.range.contains(kv.key()));
+            missed.push(Self {
+                revision: revision.revision,
+                events: passing.map(|kv| (kv.clone(), prev(kv))).collect(),
+            });
+        }
+        missed
+    }
+
+    fn encode(&self, filter: &WatchFilter) -> Option<Bytes> {
+        let seen = || {
+            let events = self.events.iter();
+            events.map(|(kv, prev)| Seen {
+                kv,
+                prev: prev.as_ref(),
+            })
+        };
+        filter.view().encode(seen)
+    }
 }
 
 // === impl Store ===
@@ -149,30 +196,21 @@ impl Watcher {
         if self.next < compacted {
             return WatchUpdate::Compacted(compacted);
         }
-        let mut events = 0;
-        let few = |batch: &&Batch| {
-            let first = events == 0;
-            events += batch.events.len();
-            first || events <= CATCH_UP_EVENTS
-        };
-        let missed = read
-            .visible_since(self.next)
-            .take_while(|b| b.revision <= complete_after);
-        let batches: Vec<Batch> = missed.take_while(few).cloned().collect();
+        let missed = Missed::read(&read, &group.filter, self.next, complete_after);
         drop(read);
 
         let (mut frames, mut bytes) = (Vec::new(), 0);
-        let mut all = batches.last().is_none_or(|batch| batch.revision == complete_after);
-        for batch in &batches {
+        let mut all = missed.last().is_none_or(|missed| missed.revision == complete_after);
+        for missed in &missed {
             if bytes > max {
                 all = false;
                 break;
             }
-            if let Some(body) = group.filter.encode(batch, compacted) {
+            if let Some(body) = missed.encode(&group.filter) {
                 bytes += body.len();
                 frames.push(body);
             }
-            self.next = batch.revision + 1;
+            self.next = missed.revision + 1;
         }
         if all {
             // Revision 1 and purged revisions have no batch.

@@ -1,5 +1,6 @@
 //! How much a request would read, before it runs.
 
+use super::index::Size;
 use super::range::{KeyRange, RangeOptions};
 use super::state::State;
 use super::store::Store;
@@ -71,9 +72,10 @@ impl State {
             _ if options.count_only => 0,
             None => self.keys_of(range),
             // A limit ends the read after so many live keys, but tombstones may come before these.
+            Some(_) if range.is_single() => 1,
             Some(needed) => {
-                let all = self.keys_of(range);
-                all.min(needed.saturating_add(all - self.index.count(range).min(all)))
+                let Size { keys, live } = self.index.size(range);
+                keys.min(needed.saturating_add(keys - live))
             }
         };
         count.saturating_add(visited).max(1)

@@ -8,12 +8,11 @@ use super::Error;
 use super::branches::{branch, check_range, path};
 use super::encoded::{Fields, Kv};
 use super::index::Place;
-use super::key_history::Version;
-use super::log::{Batch, Event, EventKind};
+use super::log::EventKind;
 use super::range::KeyRange;
 use super::state::State;
 use super::txn::{Compare, DeleteResult, Op, OpResult, Put, PutResult, Txn, TxnResult};
-use std::sync::Arc;
+use smallvec::SmallVec;
 
 /// An open write transaction under the store's lock. [`WriteTxn::finish`] makes its changes one batch.
 ///
@@ -22,7 +21,9 @@ pub(super) struct WriteTxn<'a> {
     state: &'a mut State,
     /// The main revision of all changes.
     main: i64,
-    events: Vec<Event>,
+    /// The changes so far, in order.
+    changes: SmallVec<[Kv; 1]>,
+    deletes: usize,
     /// The lease that the transaction has revoked.
     revoked: Option<i64>,
     finished: bool,
@@ -30,8 +31,10 @@ pub(super) struct WriteTxn<'a> {
 
 /// The outcome of a write transaction.
 pub(super) struct Committed {
-    /// The new revision, if anything has changed.
-    pub(super) batch: Option<Batch>,
+    /// The number of events of the new revision; 0 if there is none.
+    pub(super) events: usize,
+    /// How many of them are deletions.
+    pub(super) deletes: usize,
     /// The lease that was revoked.
     pub(super) revoked: Option<i64>,
 }
@@ -81,7 +84,8 @@ impl<'a> WriteTxn<'a> {
         Self {
             state,
             main,
-            events: Vec::new(),
+            changes: SmallVec::new(),
+            deletes: 0,
             revoked: None,
             finished: false,
         }
@@ -108,7 +112,7 @@ impl<'a> WriteTxn<'a> {
             results.push(match op {
                 Op::Range(options) => {
                     let now = self.revision();
-                    OpResult::Range(self.state.range(options, now, &self.events))
+                    OpResult::Range(self.state.range(options, now, &self.changes))
                 }
                 Op::Put(put) => {
                     let prev = self.put(put);
@@ -132,7 +136,7 @@ impl<'a> WriteTxn<'a> {
 
     /// The revision that the transaction reports: the new revision once something has changed.
     fn revision(&self) -> i64 {
-        if self.events.is_empty() {
+        if self.changes.is_empty() {
             self.state.current
         } else {
             self.main
@@ -145,16 +149,17 @@ impl<'a> WriteTxn<'a> {
         let prev = self.state.index.get_at(place).and_then(|h| h.live()).cloned();
         let was = prev.as_ref().map(Kv::fields).unwrap_or_default();
         let lease = if put.ignore_lease { was.lease } else { put.lease };
-        let kv = Kv::new(&Fields {
+        let fields = Fields {
             key: &put.key,
             create_revision: if prev.is_some() { was.create_revision } else { self.main },
             mod_revision: self.main,
             version: was.version + 1,
             value: if put.ignore_value { was.value } else { &put.value },
             lease,
-        });
+        };
+        let kv = Kv::placed(&fields, self.sub());
         self.state.leases.attach(&put.key, was.lease, lease);
-        self.change(place, EventKind::Put, kv);
+        self.change(place, prev.as_ref(), kv);
         prev
     }
 
@@ -180,7 +185,7 @@ impl<'a> WriteTxn<'a> {
             let key = kv.key();
             let place = self.state.index.place(key);
             self.state.leases.attach(key, kv.lease(), 0);
-            self.change(place, EventKind::Delete, Kv::tombstone(key, self.main));
+            self.change(place, Some(kv), Kv::tombstone(key, self.main));
         }
         gone
     }
@@ -192,59 +197,68 @@ impl<'a> WriteTxn<'a> {
         Ok(keys.into_iter().map(|key| self.delete(&KeyRange::key(key)).len()).sum())
     }
 
-    fn change(&mut self, place: Place, kind: EventKind, kv: Kv) {
-        let before = self.state.index.get_at(place).map_or(&[][..], |h| h.versions());
-        let event = Event::after(before, self.main, kind, kv);
-        let sub = u32::try_from(self.events.len()).expect("a txn has fewer than 2^32 changes");
-        self.state.bytes += event.kv.as_bytes().len();
-        let version = Version {
-            main: self.main,
-            sub,
-            tombstone: event.kind == EventKind::Delete,
-            kv: event.kv.clone(),
-        };
-        self.state.index.push_at(place, version);
-        self.events.push(event);
+    /// The place of the next change.
+    fn sub(&self) -> u32 {
+        u32::try_from(self.changes.len()).expect("a txn has fewer than 2^32 changes")
+    }
+
+    /// Adds a change of a key, whose live key-value was `was`.
+    fn change(&mut self, place: Place, was: Option<&Kv>, kv: Kv) {
+        let kv = kv.with_sub(self.sub());
+        let (bytes, is_tombstone) = (kv.as_bytes().len(), kv.is_tombstone());
+        let state = &mut *self.state;
+        state.bytes += bytes;
+        state.live_bytes -= was.map_or(0, |was| was.as_bytes().len());
+        state.live_bytes += if is_tombstone { 0 } else { bytes };
+        self.deletes += usize::from(is_tombstone);
+        self.changes.push(kv.clone());
+        state.index.push_at(place, kv);
     }
 
     /// Repeats a recorded change; false if the change cannot come next.
     pub(super) fn replay(&mut self, kind: EventKind, kv: Kv) -> bool {
         let key = kv.key();
         let place = self.state.index.place(key);
-        let live = self.state.index.get_at(place).and_then(|h| h.live());
-        let (was, existed) = (live.map_or(0, Kv::lease), live.is_some());
-        if key.is_empty() || kv.fields().mod_revision != self.main || (kind == EventKind::Delete && !existed) {
+        let was = self.state.index.get_at(place).and_then(|h| h.live()).cloned();
+        let is_deletion = kind == EventKind::Delete;
+        let fits = kv.mod_revision() == self.main && kv.is_tombstone() == is_deletion;
+        if key.is_empty() || !fits || (is_deletion && was.is_none()) {
             return false;
         }
-        self.state.leases.attach(key, was, kv.lease());
-        self.change(place, kind, kv);
+        self.state
+            .leases
+            .attach(key, was.as_ref().map_or(0, Kv::lease), kv.lease());
+        self.change(place, was.as_ref(), kv);
         true
     }
 
     /// Makes the changes one revision.
     pub(super) fn finish(mut self) -> Committed {
         self.finished = true;
-        let revoked = self.revoked;
-        if self.events.is_empty() {
-            return Committed { batch: None, revoked };
-        }
-        let events: Arc<[Event]> = std::mem::take(&mut self.events).into();
-        let batch = Batch {
-            revision: self.main,
-            events,
+        let changes = std::mem::take(&mut self.changes);
+        let committed = Committed {
+            events: changes.len(),
+            deletes: self.deletes,
+            revoked: self.revoked,
         };
-        self.state.current = self.main;
-        self.state.log.push(batch.clone());
-        Committed {
-            batch: Some(batch),
-            revoked,
+        if !changes.is_empty() {
+            self.state.current = self.main;
+            self.state.log.push(self.main, changes);
         }
+        committed
+    }
+}
+
+impl Committed {
+    /// Whether nothing has changed.
+    pub(super) fn is_nothing(&self) -> bool {
+        self.events == 0 && self.revoked.is_none()
     }
 }
 
 impl Drop for WriteTxn<'_> {
     fn drop(&mut self) {
-        if !self.finished && !self.events.is_empty() {
+        if !self.finished && !self.changes.is_empty() {
             // Reached only by unwinding.
             tracing::error!("a write transaction panicked: aborting, so that no reader sees half of it");
             std::process::abort();

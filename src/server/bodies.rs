@@ -106,6 +106,8 @@ pub(super) struct AnswerBody {
     rest: VecDeque<Bytes>,
     urgent: bool,
     held: Option<Held>,
+    /// Bytes that count as held, because their body has announced them, and have not been produced yet.
+    announced: usize,
 }
 
 /// A part of an answer, which counts as held by the connection until the transport has written and dropped the part.
@@ -261,19 +263,29 @@ impl AnswerBody {
             rest: VecDeque::new(),
             urgent,
             held,
+            announced: 0,
         }
     }
 
-    /// Cuts a frame into pieces, all of which count as held.
+    /// Cuts a frame into pieces, all of which count as held, and so does what the body has announced: a client that takes
+    /// the pieces slowly is slow, although the pieces are produced as it takes them.
     fn cut(&mut self, mut data: Bytes) {
         let length = match self.held {
             Some(_) => Length::Long,
             None => Length::Usual,
         };
+        let answers = &self.call.call.connection().answers;
+        if length == Length::Long && self.announced == 0 {
+            let rest = usize::try_from(self.inner.size_hint().lower()).unwrap_or(usize::MAX);
+            self.announced = data.len() + rest;
+            answers.hold(self.announced, length);
+        }
         while !data.is_empty() {
             let bytes = data.split_to(PIECE.min(data.len()));
             let counted = bytes.len() + FRAME;
-            self.call.call.connection().answers.hold(counted, length);
+            let announced = bytes.len().min(self.announced);
+            self.announced -= announced;
+            answers.hold(counted - announced, length);
             let piece = Piece {
                 bytes,
                 counted,
@@ -281,6 +293,15 @@ impl AnswerBody {
                 call: Arc::clone(&self.call),
             };
             self.rest.push_back(Bytes::from_owner(piece));
+        }
+    }
+}
+
+impl Drop for AnswerBody {
+    fn drop(&mut self) {
+        if self.announced > 0 {
+            let answers = &self.call.call.connection().answers;
+            answers.release(self.announced, Length::Long);
         }
     }
 }

@@ -5,6 +5,7 @@ mod txn;
 
 use super::admission::{Call, Caller, Operation, PrevKv};
 use super::commit::Cause;
+use super::lists::Streamed;
 use super::metrics::ReadOnlyTxn;
 use super::refusals::Budget;
 use super::turns::{self, Done};
@@ -222,8 +223,15 @@ impl KvService {
         result: RangeResult,
     ) -> Result<Response<pb::RangeResponse>, Status> {
         let bytes = result.bytes();
-        let message = self.range_response(result);
-        self.0.answer(caller.peer(), done, bytes, message).await
+        if !turns::is_long_answer(bytes) {
+            let message = self.range_response(result);
+            return self.0.answer(caller.peer(), done, bytes, message).await;
+        }
+        let list = Streamed::new(self.0.header(result.revision), result);
+        let empty = pb::RangeResponse::default();
+        let mut response = self.0.answer(caller.peer(), done, bytes, empty).await?;
+        response.extensions_mut().insert(list);
+        Ok(response)
     }
 
     fn range_response(&self, result: RangeResult) -> pb::RangeResponse {

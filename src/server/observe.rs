@@ -1,6 +1,7 @@
 //! Counts gRPC calls, their messages and their bytes. Replaces errors of the transport by grpc-go's texts.
 
 use super::frames::Frames;
+use super::lists::Streamed;
 use super::metrics::{Method, Metrics, ReadOnlyTxn, TxnKind};
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::Request;
@@ -142,7 +143,7 @@ pub(super) async fn observe(metrics: &Metrics, request: Request, next: Next) -> 
             direction: Direction::Request(method),
         })
     });
-    let mut response = match deadline(request.headers()) {
+    let response = match deadline(request.headers()) {
         None => next.run(request).await,
         Some(time) => match tokio::time::timeout(time, next.run(request)).await {
             Ok(response) => response,
@@ -150,6 +151,7 @@ pub(super) async fn observe(metrics: &Metrics, request: Request, next: Next) -> 
             Err(_) => tonic::Status::deadline_exceeded("context deadline exceeded").into_http(),
         },
     };
+    let mut response = Streamed::take(response);
     // An answer without a body has its status in the headers.
     call.code = code_of(response.headers_mut());
     if response.extensions().get::<ReadOnlyTxn>().is_some() {

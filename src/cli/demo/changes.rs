@@ -2,7 +2,7 @@
 
 use super::MIRRORED;
 use crate::cli::print;
-use crate::mvcc::{Event, EventKind, KeyRange, Store, Wake, WatchFilter, WatchUpdate};
+use crate::mvcc::{Event, EventKind, KeyRange, Kv, Store, Wake, WatchFilter, WatchUpdate};
 use serde_json::Value;
 use std::sync::Arc;
 use tokio::sync::Notify;
@@ -36,7 +36,7 @@ pub(super) async fn print(cluster: &str, store: &Arc<Store>) {
             seen = batch.revision;
             for event in batch.events.iter().filter(is_mirrored) {
                 let time = jiff::Timestamp::now().strftime("%H:%M:%S%.3f");
-                let text = change(event);
+                let text = change(event, store.before(event).as_ref());
                 // The demo goes on for those who use it with other tools.
                 let _ = print::answer(&format!("{time} {cluster} revision {seen}: {text}\n"));
             }
@@ -48,13 +48,13 @@ fn is_mirrored(event: &&Event) -> bool {
     event.kv.key().starts_with(MIRRORED.as_bytes())
 }
 
-/// The text of a change.
-fn change(event: &Event) -> String {
+/// The text of a change of a key, whose key-value was `before`.
+fn change(event: &Event, before: Option<&Kv>) -> String {
     let key = String::from_utf8_lossy(event.kv.key());
     match event.kind {
         EventKind::Put => {
             let value = event.kv.value();
-            let changed = event.prev.as_ref().and_then(|before| fields(before.value(), value));
+            let changed = before.and_then(|before| fields(before.value(), value));
             format!("put    {key}  {}", changed.unwrap_or_else(|| whole(value)))
         }
         EventKind::Delete => format!("delete {key}"),

@@ -8,7 +8,7 @@ use super::entry::{Digest, Next, size_of};
 use super::{State, SyncStore, is_delete, key_of};
 use crate::kvstore::{HistoryMark, StoredKey, Write};
 use bytes::Bytes;
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -125,7 +125,7 @@ impl SyncStore {
                     return None;
                 }
                 if !entry.is_as_desired() {
-                    entry.enqueue(key, queue);
+                    entry.enqueue(key.clone(), queue);
                     return None;
                 }
                 entry.always = false;
@@ -177,8 +177,8 @@ impl SyncStore {
         table.update(key, |entry| {
             if !entry.queued && entry.desired.is_some() {
                 entry.set_desired(None, None);
-                entry.since = None;
-                entry.enqueue(key, queue);
+                entry.waits_no_more();
+                entry.enqueue(key.clone(), queue);
             }
         });
     }
@@ -213,7 +213,11 @@ impl SyncStore {
     /// the store has lost and those that a completed list did not contain.
     pub(super) fn adopted(&self, found: Vec<StoredKey>) {
         let of = |value: &Bytes| (self.digest(value), size_of(value));
-        let mut found: HashMap<Bytes, (Digest, u32)> = found.into_iter().map(|f| (f.key, of(&f.value))).collect();
+        let mut found: Vec<(Bytes, (Digest, u32))> = found.into_iter().map(|f| (f.key, of(&f.value))).collect();
+        // The lists of a few prefixes, each in the order of its keys.
+        found.sort_by(|(a, _), (b, _)| a.cmp(b));
+        let mut found = found.into_iter().peekable();
+        let mut unknown = vec![];
         let mut state = self.state.lock();
         let State {
             table, queue, progress, ..
@@ -221,21 +225,25 @@ impl SyncStore {
         let mut first = BTreeSet::new();
         table.update_all(|key, entry| {
             let was_stored = entry.written.is_some();
-            entry.set_written(found.remove(key));
+            while let Some(other) = found.next_if(|(found, _)| found[..] < *key) {
+                unknown.push(other);
+            }
+            let written = found.next_if(|(found, _)| found[..] == *key);
+            entry.set_written(written.map(|(_, written)| written));
             let is_lost = was_stored && entry.written.is_none() && entry.desired.is_some();
-            if entry.value.is_some() && !entry.is_as_desired() && (is_lost || !entry.queued) {
-                first.insert(key.clone());
+            if entry.value().is_some() && !entry.is_as_desired() && (is_lost || !entry.queued) {
+                first.insert(Bytes::copy_from_slice(key));
             }
         });
-        for (key, digest) in found {
-            table.insert(&key, |entry| entry.set_written(Some(digest)));
+        for (key, written) in unknown.into_iter().chain(found) {
+            table.insert(&key, |entry| entry.set_written(Some(written)));
         }
         table.remove_idle();
-        let is_listed = |key: &Bytes| table.prefix_of(key).is_some_and(|at| progress[at].listed);
+        let is_listed = |key: &[u8]| table.prefix_of(key).is_some_and(|at| progress[at].listed);
         let stale = table
             .iter()
             .filter(|(key, e)| e.desired.is_none() && !e.is_as_desired() && !e.queued && is_listed(key));
-        first.extend(stale.map(|(key, _)| key.clone()));
+        first.extend(stale.map(|(key, _)| Bytes::copy_from_slice(key)));
         queue.retain(|key| !first.contains(key));
         for key in first.into_iter().rev() {
             if table.update(&key, |entry| entry.queued = true).is_some() {

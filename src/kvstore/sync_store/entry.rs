@@ -8,7 +8,7 @@ use std::num::NonZeroU64;
 /// because values are kept only until they are written.
 pub(super) type Digest = NonZeroU64;
 
-/// The state of one key. A writer can have hundreds of thousands of entries; each takes 72 bytes.
+/// The state of one key. The writers of a process can have millions of entries; each takes 40 bytes.
 pub(super) struct Entry {
     /// The value that the key should have; `None`: the key should be absent.
     pub(super) desired: Option<Digest>,
@@ -26,10 +26,17 @@ pub(super) struct Entry {
     pub(super) size: u32,
     /// Bytes of the value that the key has in the store.
     pub(super) written_size: u32,
+    /// Few keys have something here, unless [`WrittenValues::Keep`].
+    pending: Option<Box<Pending>>,
+}
+
+/// What an entry has only sometimes.
+#[derive(Default)]
+struct Pending {
     /// The value to write. Dropped after the write, unless [`WrittenValues::Keep`].
-    pub(super) value: Option<Bytes>,
+    value: Option<Bytes>,
     /// When the change that is not written yet was received: microseconds since the writer's start, plus one.
-    pub(super) since: Option<NonZeroU64>,
+    since: Option<NonZeroU64>,
 }
 
 /// The size of a value in an entry.
@@ -64,13 +71,45 @@ impl Default for Entry {
             generation: 0,
             size: 0,
             written_size: 0,
-            value: None,
-            since: None,
+            pending: None,
         }
     }
 }
 
 impl Entry {
+    /// The value to write.
+    pub(super) fn value(&self) -> Option<&Bytes> {
+        self.pending.as_ref()?.value.as_ref()
+    }
+
+    /// When the change that is not written yet was received.
+    pub(super) fn since(&self) -> Option<NonZeroU64> {
+        self.pending.as_ref()?.since
+    }
+
+    /// Notes when a change was received, unless an earlier one is not written yet.
+    pub(super) fn waits_since(&mut self, at: NonZeroU64) {
+        self.pending.get_or_insert_default().since.get_or_insert(at);
+    }
+
+    /// Nothing waits to be written. Returns since when a change had been waiting.
+    pub(super) fn waits_no_more(&mut self) -> Option<NonZeroU64> {
+        let pending = self.pending.as_mut()?;
+        let since = pending.since.take();
+        if pending.value.is_none() {
+            self.pending = None;
+        }
+        since
+    }
+
+    fn set_value(&mut self, value: Option<Bytes>) {
+        match (value, &mut self.pending) {
+            (None, None) => {}
+            (None, Some(pending)) if pending.since.is_none() => self.pending = None,
+            (value, pending) => pending.get_or_insert_default().value = value,
+        }
+    }
+
     pub(super) fn is_as_desired(&self) -> bool {
         self.is_known && self.written == self.desired
     }
@@ -86,24 +125,26 @@ impl Entry {
         self.written_size = written.map_or(0, |(_, size)| size);
     }
 
-    pub(super) fn set_desired(&mut self, desired: Option<Digest>, value: Option<Bytes>) {
-        self.size = value.as_deref().map_or(0, size_of);
-        (self.desired, self.value) = (desired, value);
+    /// The value that the key should have, its size, and the value itself if it may have to be written.
+    pub(super) fn set_desired(&mut self, desired: Option<(Digest, u32)>, value: Option<Bytes>) {
+        self.desired = desired.map(|(digest, _)| digest);
+        self.size = desired.map_or(0, |(_, size)| size);
+        self.set_value(value);
     }
 
     /// The key has the desired value: nothing is left to write. Returns since when the change had been waiting.
     pub(super) fn settle(&mut self, values: WrittenValues) -> Option<NonZeroU64> {
         if values == WrittenValues::Drop {
-            self.value = None;
+            self.set_value(None);
         }
-        self.since.take()
+        self.waits_no_more()
     }
 
     /// Appends the key to the queue, unless it is queued already. Returns whether it was appended.
-    pub(super) fn enqueue(&mut self, key: &Bytes, queue: &mut VecDeque<Bytes>) -> bool {
+    pub(super) fn enqueue(&mut self, key: impl Into<Bytes>, queue: &mut VecDeque<Bytes>) -> bool {
         let is_new = !std::mem::replace(&mut self.queued, true);
         if is_new {
-            queue.push_back(key.clone());
+            queue.push_back(key.into());
         }
         is_new
     }
@@ -115,10 +156,10 @@ impl Entry {
             self.settle(values);
             return Next::Nothing;
         }
-        match (&self.value, self.desired) {
+        match (self.value().cloned(), self.desired) {
             (Some(value), Some(_)) => {
                 self.is_known = false;
-                Next::Put(value.clone())
+                Next::Put(value)
             }
             (_, None) => {
                 self.is_known = false;

@@ -4,14 +4,14 @@
 //! counters and never visits the keys.
 
 use super::entry::Entry;
-use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 use std::ops::Bound;
 
 pub(super) struct Table {
     prefixes: Vec<String>,
-    entries: BTreeMap<Bytes, Entry>,
+    /// The keys have memory of their own: a `Bytes` takes more, and a slice of an answer keeps the answer.
+    entries: BTreeMap<Box<[u8]>, Entry>,
     /// In the order of `prefixes`.
     counts: Vec<PrefixCounts>,
 }
@@ -31,7 +31,7 @@ pub(super) struct PrefixCounts {
     pub(super) stored: usize,
     /// Keys with a change that is not written yet.
     pub(super) waiting: usize,
-    /// When those changes were received (see [`Entry::since`]) → how many of them.
+    /// When those changes were received ([`Entry::since`]) → how many of them.
     waiting_since: BTreeMap<NonZeroU64, usize>,
 }
 
@@ -50,7 +50,7 @@ impl Share {
             is_desired: entry.desired.is_some(),
             bytes: entry.size,
             is_stored: entry.written.is_some(),
-            since: entry.since,
+            since: entry.since(),
         }
     }
 }
@@ -123,8 +123,8 @@ impl Table {
         self.entries.get(key)
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&Bytes, &Entry)> {
-        self.entries.iter()
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&[u8], &Entry)> {
+        self.entries.iter().map(|(key, entry)| (&key[..], entry))
     }
 
     /// Changes the entry of `key`, if there is one.
@@ -134,13 +134,17 @@ impl Table {
     }
 
     /// Changes the entry of `key`, which is made first if there is none.
-    pub(super) fn insert<R>(&mut self, key: &Bytes, change: impl FnOnce(&mut Entry) -> R) -> R {
-        let entry = self.entries.entry(key.clone()).or_default();
+    pub(super) fn insert<R>(&mut self, key: &[u8], change: impl FnOnce(&mut Entry) -> R) -> R {
+        // Most keys are there, and need no copy.
+        let Some(entry) = self.entries.get_mut(key) else {
+            let entry = self.entries.entry(key.into()).or_default();
+            return tracked(&self.prefixes, &mut self.counts, key, entry, change);
+        };
         tracked(&self.prefixes, &mut self.counts, key, entry, change)
     }
 
     /// Changes all entries of a prefix, in the order of their keys.
-    pub(super) fn update_prefix(&mut self, prefix: usize, mut change: impl FnMut(&Bytes, &mut Entry)) {
+    pub(super) fn update_prefix(&mut self, prefix: usize, mut change: impl FnMut(&[u8], &mut Entry)) {
         let (text, counts) = (self.prefixes[prefix].as_bytes(), &mut self.counts[prefix]);
         let entries = self
             .entries
@@ -151,7 +155,7 @@ impl Table {
     }
 
     /// Changes all entries, in the order of their keys.
-    pub(super) fn update_all(&mut self, mut change: impl FnMut(&Bytes, &mut Entry)) {
+    pub(super) fn update_all(&mut self, mut change: impl FnMut(&[u8], &mut Entry)) {
         for (key, entry) in &mut self.entries {
             tracked(&self.prefixes, &mut self.counts, key, entry, |entry| change(key, entry));
         }
@@ -161,7 +165,7 @@ impl Table {
     pub(super) fn remove_if_idle(&mut self, key: &[u8]) {
         if self.entries.get(key).is_some_and(Entry::is_idle) {
             // An idle entry still counts if its last change was never written.
-            self.update(key, |entry| entry.since = None);
+            self.update(key, Entry::waits_no_more);
             self.entries.remove(key);
         }
     }
@@ -170,7 +174,7 @@ impl Table {
     pub(super) fn remove_idle(&mut self) {
         self.update_all(|_, entry| {
             if entry.is_idle() {
-                entry.since = None;
+                entry.waits_no_more();
             }
         });
         self.entries.retain(|_, entry| !entry.is_idle());

@@ -312,6 +312,6 @@ async fn keys_deleted_before_their_write_leave_no_entry() {
 }
 
 #[test]
-fn an_entry_has_72_bytes() {
-    assert_eq!(std::mem::size_of::<Entry>(), 72);
+fn an_entry_has_40_bytes() {
+    assert_eq!(std::mem::size_of::<Entry>(), 40);
 }

@@ -60,12 +60,9 @@ func newRig(dir, shape string, ca *authority, sources []*source) (*rig, error) {
 
 func (r *rig) args() []string {
 	args := []string{
-		"kvstoremesh", "--cluster-name=local", "--cluster-id=500", fmt.Sprint("--max-connected-clusters=", *most),
+		"kvstoremesh", "--cluster-name=local", fmt.Sprint("--cluster-id=", *most), fmt.Sprint("--max-connected-clusters=", *most),
 		"--clustermesh-config=" + r.remotes, "--api-serve-addr=" + r.api, "--health-port=" + peer.PortOf(r.health),
 		"--prometheus-serve-addr=" + r.metrics,
-	}
-	if *most == 255 {
-		args[2] = "--cluster-id=250"
 	}
 	switch r.shape {
 	case "serve":

@@ -109,10 +109,10 @@ impl Bench {
                 .filter(|(key, _)| of_prefix(key))
                 .map(|(_, e)| e)
                 .collect();
-            assert_eq!(stats.queued, entries.iter().filter(|e| e.since.is_some()).count());
+            assert_eq!(stats.queued, entries.iter().filter(|e| e.since().is_some()).count());
             assert_eq!(stats.keys, entries.iter().filter(|e| e.desired.is_some()).count());
             assert_eq!(recounted.stored, entries.iter().filter(|e| e.written.is_some()).count());
-            assert_eq!(recounted.oldest(), entries.iter().filter_map(|e| e.since).min());
+            assert_eq!(recounted.oldest(), entries.iter().filter_map(|e| e.since()).min());
         }
     }
 }
