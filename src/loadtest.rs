@@ -2,17 +2,20 @@
 //! receive, and reports latencies, costs and faults.
 //!
 //! An agent must cost less than what the server spends on it, because both may share a machine. So an agent is one task with
-//! one connection, which speaks gRPC over h2 and reads answers without copying them.
+//! one connection, whose buffers it has only while it uses them, and reads answers without copying them.
 
 mod agent;
 mod dial;
 mod error;
+mod explain;
 mod histogram;
 mod lane;
 mod link;
+pub mod merge;
 pub mod outcome;
 pub mod plan;
 mod process;
+mod removal;
 pub mod report;
 mod run;
 mod sampler;
@@ -20,7 +23,9 @@ pub mod scenarios;
 mod session;
 mod shared;
 mod stamp;
+mod survey;
 mod tally;
+mod verdict;
 mod verify;
 mod wire;
 mod writer;

@@ -1,14 +1,16 @@
-//! Groups of flags that several subcommands share, with Cilium's names, defaults and `CILIUM_` variables.
+//! Groups of flags that several subcommands share, with Cilium's names, defaults and `CILIUM_` variables, or etcdctl's names.
 //!
 //! Each group turns into the configuration of one room.
 
 mod kvstore;
 mod mesh;
 mod publisher;
+mod store;
 
 pub use kvstore::KvstoreArgs;
 pub use mesh::MeshArgs;
 pub use publisher::{PublisherArgs, ServiceArgs};
+pub use store::EndpointArgs;
 
 use super::ignored::IgnoredFlags;
 use crate::app;

@@ -1,14 +1,15 @@
 //! `loadtest`: simulated agents and writers against a store, with a report.
 
+mod output;
 mod progress;
 
-use super::flags::{boolean, duration};
-use super::print;
+use self::output::OutputArgs;
+use super::flags::{EndpointArgs, boolean, duration};
+use super::{logging, print};
 use crate::app::signal;
-use crate::kvstore::config::ClientConfig;
-use crate::loadtest::outcome::Outcome;
+use crate::kvstore::config::{self, ClientConfig};
+use crate::loadtest::merge::merge;
 use crate::loadtest::plan::{Layout, Plan};
-use crate::loadtest::report::{Summary, html};
 use crate::loadtest::scenarios::Scenario;
 use crate::loadtest::{self, Target};
 use crate::util::blocking;
@@ -71,28 +72,13 @@ pub struct RunArgs {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Store")]
 struct StoreArgs {
-    /// Addresses of the store. Connections are spread over them.
-    #[arg(
-        long,
-        default_value = "127.0.0.1:2379",
-        value_delimiter = ',',
-        value_name = "HOST:PORT,..."
-    )]
-    endpoints: Vec<String>,
-    /// CA certificates that the server certificate must be signed by, PEM. Selects TLS.
-    #[arg(long, value_name = "FILE")]
-    cacert: Option<PathBuf>,
-    /// Client certificate of all agents and writers, PEM. Selects TLS.
-    #[arg(long, value_name = "FILE")]
-    cert: Option<PathBuf>,
-    /// Private key of the client certificate, PEM.
-    #[arg(long, value_name = "FILE")]
-    key: Option<PathBuf>,
+    #[command(flatten)]
+    endpoints: EndpointArgs,
     /// The etcd client's YAML file with endpoints and TLS files, instead of the four flags above.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["endpoints", "cacert", "cert", "key"])]
     client_config: Option<PathBuf>,
-    /// Process of the server, whose CPU time and memory are reported. By default, the process that listens on a loopback
-    /// endpoint.
+    /// Process of the server, whose CPU time and memory are reported, and after its end the process that listens on the
+    /// endpoint. By default, the process that listens on a loopback endpoint.
     #[arg(long, value_name = "PID")]
     server_pid: Option<u32>,
 }
@@ -180,6 +166,11 @@ struct AgentArgs {
     /// Time that agents have for the last events before they count as behind.
     #[arg(long, value_parser = duration, value_name = "DURATION")]
     settle: Option<Duration>,
+    /// Time that all agents have for being in sync, after the start and in each storm, beyond the time that --connect-rate
+    /// takes. Agents that are later count as errors, and the test goes on. By default 2m, or 20ms for each connection if that
+    /// is longer.
+    #[arg(long, value_parser = duration, value_name = "DURATION")]
+    sync_timeout: Option<Duration>,
 }
 
 /// What may be written, and where.
@@ -204,21 +195,6 @@ struct SafetyArgs {
     lease_ttl: Option<Duration>,
 }
 
-/// Where the results go.
-#[derive(Args, Debug)]
-#[command(next_help_heading = "Output")]
-struct OutputArgs {
-    /// Print the figures as JSON instead of a table.
-    #[arg(long)]
-    json: bool,
-    /// File for a report with plots, HTML. The file loads nothing from elsewhere.
-    #[arg(long, value_name = "FILE")]
-    report: Option<PathBuf>,
-    /// File for the whole result with its histograms, JSON, to be added up by `loadtest merge`.
-    #[arg(long, value_name = "FILE")]
-    output: Option<PathBuf>,
-}
-
 impl LoadtestArgs {
     /// Runs the test or the subcommand. Fails if the store did not pass.
     pub fn run(self) -> anyhow::Result<()> {
@@ -232,16 +208,8 @@ impl LoadtestArgs {
 
 impl MergeArgs {
     fn run(self) -> anyhow::Result<()> {
-        let mut sum: Option<Outcome> = None;
-        for file in &self.files {
-            let outcome = Outcome::read(file)?;
-            match &mut sum {
-                Some(sum) => sum.add(outcome),
-                None => sum = Some(outcome),
-            }
-        }
-        let sum = sum.context("no result to add up")?;
-        self.output.write(&sum)
+        self.output.check(&self.files)?;
+        self.output.write(&merge(&self.files)?)
     }
 }
 
@@ -249,7 +217,7 @@ impl RunArgs {
     fn run(self) -> anyhow::Result<()> {
         let plan = self.plan();
         let target = self.store.target()?;
-        self.output.check()?;
+        self.output.check(self.store.files())?;
         let runtime = blocking::runtime()?;
         let outcome = runtime.block_on(async {
             let life = Lifecycle::default();
@@ -302,6 +270,7 @@ impl RunArgs {
         set(&mut plan.page, &agents.page);
         set(&mut plan.keepalive, &agents.keepalive);
         set(&mut plan.settle, &agents.settle);
+        plan.sync_timeout = agents.sync_timeout.or(plan.sync_timeout);
         set(&mut plan.lease_ttl, &safety.lease_ttl);
         (plan.bdp_pings, plan.aborted_handshakes) = (agents.bdp_pings, agents.aborted_handshakes);
         plan.source_addresses = agents.source_addresses;
@@ -319,22 +288,12 @@ impl RunArgs {
 impl StoreArgs {
     fn target(&self) -> anyhow::Result<Target> {
         let config = match &self.client_config {
-            Some(file) => ClientConfig::read(file)?,
-            None => {
-                let secure = self.cacert.is_some() || self.cert.is_some();
-                let scheme = if secure { "https" } else { "http" };
-                let url = |endpoint: &String| match endpoint.contains("://") {
-                    true => endpoint.clone(),
-                    false => format!("{scheme}://{endpoint}"),
-                };
-                ClientConfig {
-                    endpoints: self.endpoints.iter().map(url).collect(),
-                    trusted_ca_file: self.cacert.clone(),
-                    cert_file: self.cert.clone(),
-                    key_file: self.key.clone(),
-                    ..ClientConfig::default()
-                }
+            Some(file) => {
+                let config = ClientConfig::read(file)?;
+                complain_of_unknown_fields(file);
+                config
             }
+            None => self.endpoints.config(),
         };
         if config.username.is_some() {
             bail!("agents authenticate by certificates: a user name with a password is not supported");
@@ -344,41 +303,23 @@ impl StoreArgs {
             pid: self.server_pid,
         })
     }
-}
 
-impl OutputArgs {
-    /// Fails before the test if a file cannot be written after it.
-    fn check(&self) -> anyhow::Result<()> {
-        for file in [&self.report, &self.output].into_iter().flatten() {
-            let opened = std::fs::OpenOptions::new().append(true).create(true).open(file);
-            opened.with_context(|| format!("cannot write {}", file.display()))?;
-        }
-        Ok(())
-    }
-
-    /// Prints and writes an outcome. Fails if the store did not pass.
-    fn write(&self, outcome: &Outcome) -> anyhow::Result<()> {
-        let summary = Summary::of(outcome);
-        if let Some(file) = &self.report {
-            write(file, &html::page(outcome))?;
-        }
-        if let Some(file) = &self.output {
-            write(file, &(serde_json::to_string(outcome)? + "\n"))?;
-        }
-        print::answer(&match self.json {
-            true => serde_json::to_string_pretty(&summary)? + "\n",
-            false => summary.table(),
-        })?;
-        match (summary.passed, summary.interrupted) {
-            (true, false) => Ok(()),
-            (true, true) => bail!("the test was interrupted: {}", summary.tested()),
-            (false, _) => bail!("the store did not pass: {}", summary.faults.join("; ")),
-        }
+    /// The files that are read.
+    fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        self.endpoints.files().chain(&self.client_config)
     }
 }
 
-fn write(file: &Path, text: &str) -> anyhow::Result<()> {
-    std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
+/// A misspelled field is ignored by every client of etcd, and makes an error that does not name it.
+fn complain_of_unknown_fields(file: &Path) {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    let unknown = config::unknown_fields(&text);
+    if !unknown.is_empty() {
+        let (file, fields) = (file.display(), unknown.join(", "));
+        logging::complain(&format!(
+            "note: {file} has fields that no client of etcd knows, and that are ignored: {fields}\n"
+        ));
+    }
 }
 
 /// The scenarios with their settings.
@@ -428,17 +369,11 @@ mod tests {
         assert_eq!((plan.agents, plan.storms, plan.bdp_pings), (7, 3, false));
         assert_eq!(plan.duration, Duration::from_secs(90));
         assert_eq!(parsed(&[]).plan().scenario, "quick");
+        let plan = parsed(&["--sync-timeout=7s"]).plan();
+        assert_eq!(plan.sync_timeout, Some(Duration::from_secs(7)));
         assert_eq!(
             parsed(&["--prefix=isthmus/test/"]).plan().layout,
             Layout::Own("isthmus/test".to_owned())
         );
-    }
-
-    #[test]
-    fn a_certificate_selects_tls() {
-        let endpoint = |args: &[&str]| parsed(args).store.target().unwrap().config.endpoints[0].clone();
-        assert_eq!(endpoint(&["--endpoints=a:1"]), "http://a:1");
-        assert_eq!(endpoint(&["--endpoints=a:1", "--cacert=ca"]), "https://a:1");
-        assert_eq!(endpoint(&["--endpoints=http://a:1", "--cacert=ca"]), "http://a:1");
     }
 }

@@ -1,6 +1,7 @@
 //! `snapshot`: the snapshot commands of etcdctl and etcdutl.
 
 use super::data::one_of;
+use super::flags::EndpointArgs;
 use crate::durable::{self, EngineKind, Import};
 use crate::kvstore::client::{self, EtcdClient};
 use crate::kvstore::config::ClientConfig;
@@ -38,23 +39,8 @@ pub struct SaveArgs {
     /// Data directory of a stopped store, to save instead of a running store.
     #[arg(long, value_name = "DIR", conflicts_with = "endpoints")]
     data_dir: Option<PathBuf>,
-    /// Addresses of the running store to save, tried in order.
-    #[arg(
-        long,
-        default_value = "127.0.0.1:2379",
-        value_delimiter = ',',
-        value_name = "HOST:PORT,..."
-    )]
-    endpoints: Vec<String>,
-    /// CA certificates that the server certificate must be signed by, PEM. Selects TLS.
-    #[arg(long, value_name = "FILE")]
-    cacert: Option<PathBuf>,
-    /// Client certificate, PEM. Selects TLS.
-    #[arg(long, value_name = "FILE")]
-    cert: Option<PathBuf>,
-    /// Private key of the client certificate, PEM.
-    #[arg(long, value_name = "FILE")]
-    key: Option<PathBuf>,
+    #[command(flatten)]
+    store: EndpointArgs,
     /// User name and password, for stores with password authentication.
     #[arg(long, value_name = "NAME:PASSWORD")]
     user: Option<String>,
@@ -123,25 +109,15 @@ impl SaveArgs {
     }
 
     async fn save_running(&self, out: &mut File) -> anyhow::Result<()> {
-        let secure = self.cacert.is_some() || self.cert.is_some();
-        let scheme = if secure { "https" } else { "http" };
-        let url = |endpoint: &String| match endpoint.contains("://") {
-            true => endpoint.clone(),
-            false => format!("{scheme}://{endpoint}"),
-        };
         let user = self.user.as_deref().map(|user| {
             let pair = user.split_once(':');
             pair.with_context(|| format!("--user={user} has no password: write NAME:PASSWORD"))
         });
         let (username, password) = user.transpose()?.unzip();
         let config = ClientConfig {
-            endpoints: self.endpoints.iter().map(url).collect(),
-            trusted_ca_file: self.cacert.clone(),
-            cert_file: self.cert.clone(),
-            key_file: self.key.clone(),
             username: username.map(str::to_owned),
             password: password.map(str::to_owned),
-            ..ClientConfig::default()
+            ..self.store.config()
         };
         let client = EtcdClient::connect(&config).await;
         let client = client.map_err(remedy);

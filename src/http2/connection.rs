@@ -233,7 +233,7 @@ fn discard<I: AsyncRead>(mut io: Pin<&mut I>, cx: &mut Context<'_>) -> Poll<io::
 }
 
 /// Writes and flushes all of `output`.
-fn write<I: AsyncWrite>(
+pub(super) fn write<I: AsyncWrite>(
     mut io: Pin<&mut I>,
     output: &mut Output,
     unflushed: &mut bool,

@@ -2,7 +2,7 @@
 
 use std::io;
 
-/// Error codes (RFC 9113, section 7). The other codes are only ever sent by clients.
+/// Error codes (RFC 9113, section 7) that a server, or our client, sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Code {
@@ -13,6 +13,7 @@ pub enum Code {
     StreamClosed = 0x5,
     FrameSizeError = 0x6,
     RefusedStream = 0x7,
+    Cancel = 0x8,
     CompressionError = 0x9,
     EnhanceYourCalm = 0xb,
 }

@@ -91,7 +91,7 @@ impl Fields {
                 Ok(path) if !value.is_empty() => self.path.replace(path).is_none(),
                 _ => false,
             },
-            Name::Header(_) | Name::Invalid => false,
+            Name::Header(_) | Name::Status | Name::Invalid => false,
         }
     }
 

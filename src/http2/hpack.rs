@@ -6,5 +6,5 @@ mod huffman;
 mod table;
 
 pub(super) use decode::{Decoder, Malformed};
-pub(super) use encode::Encoder;
+pub(super) use encode::{Encoder, request};
 pub(super) use table::Name;

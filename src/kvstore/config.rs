@@ -163,9 +163,14 @@ fn names(text: &str) -> Vec<String> {
     fields.map_or_else(|_| vec![], |fields| fields.into_keys().collect())
 }
 
+/// The fields of a client's file that mean nothing, such as misspelled ones.
+pub fn unknown_fields(text: &str) -> Vec<String> {
+    let names = names(text).into_iter();
+    names.filter(|name| !FIELDS.contains(&&**name)).collect()
+}
+
 fn no_endpoints(text: &str) -> String {
-    let names = names(text);
-    let unknown: Vec<_> = names.into_iter().filter(|name| !FIELDS.contains(&&**name)).collect();
+    let unknown = unknown_fields(text);
     let missing = "the field `endpoints:` is missing or empty";
     match unknown.is_empty() {
         true => missing.to_owned(),

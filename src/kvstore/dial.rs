@@ -87,12 +87,16 @@ impl Target {
         })
     }
 
+    /// Host and port of a URL.
+    pub fn authority(&self) -> String {
+        match self.host.contains(':') {
+            true => format!("[{}]:{}", self.host, self.port),
+            false => format!("{}:{}", self.host, self.port),
+        }
+    }
+
     fn origin(&self) -> String {
-        let host = match self.host.contains(':') {
-            true => format!("[{}]", self.host),
-            false => self.host.clone(),
-        };
-        format!("http{}://{host}:{}", if self.secure { "s" } else { "" }, self.port)
+        format!("http{}://{}", if self.secure { "s" } else { "" }, self.authority())
     }
 }
 
@@ -203,27 +207,6 @@ impl Connector {
         Ok(found.into_iter().map(address).collect())
     }
 
-    /// The error of a handshake, with what a reader needs to find the mistake.
-    fn explained(&self, tls: &Tls, error: io::Error) -> io::Error {
-        let ca = match &self.config.trusted_ca_file {
-            Some(file) => file.display().to_string(),
-            None => "the CAs of the system, since no CA file is given".to_owned(),
-        };
-        let hint = match of_rustls(&error) {
-            Some(rustls::Error::InvalidCertificate(
-                CertificateError::UnknownIssuer | CertificateError::BadSignature,
-            )) => {
-                let issuer = tls.verifier.refused_issuer();
-                format!("the server's certificate is issued by {issuer:?}, whose CA certificate is not in {ca}")
-            }
-            Some(rustls::Error::InvalidMessage(_)) => {
-                "the server does not speak TLS on this port: is it http?".to_owned()
-            }
-            _ => return error,
-        };
-        io::Error::new(error.kind(), format!("{error}; {hint}"))
-    }
-
     async fn connect_to(&self, address: &Address) -> io::Result<Either<TcpStream, TlsStream<TcpStream>>> {
         let tcp = TcpStream::connect(address.at).await?;
         tcp.set_nodelay(true)?;
@@ -232,8 +215,27 @@ impl Connector {
         };
         let name = ServerName::try_from(address.host.clone()).map_err(io::Error::other)?;
         let connected = tls.connector.connect(name, tcp).await;
-        Ok(Either::Right(connected.map_err(|error| self.explained(tls, error))?))
+        Ok(Either::Right(
+            connected.map_err(|error| explained(&self.config, &tls.verifier, error))?,
+        ))
     }
+}
+
+/// The error of a handshake, with what a reader needs to find the mistake.
+pub fn explained(config: &ClientConfig, verifier: &ServerVerifier, error: io::Error) -> io::Error {
+    let ca = match &config.trusted_ca_file {
+        Some(file) => file.display().to_string(),
+        None => "the CAs of the system, since no CA file is given".to_owned(),
+    };
+    let hint = match of_rustls(&error) {
+        Some(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature)) => {
+            let issuer = verifier.refused_issuer();
+            format!("the server's certificate is issued by {issuer:?}, whose CA certificate is not in {ca}")
+        }
+        Some(rustls::Error::InvalidMessage(_)) => "the server does not speak TLS on this port: is it http?".to_owned(),
+        _ => return error,
+    };
+    io::Error::new(error.kind(), format!("{error}; {hint}"))
 }
 
 /// The error of rustls inside an error of a connection.

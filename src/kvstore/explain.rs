@@ -27,17 +27,44 @@ pub enum Refused {
     Allowed { user: String, keys: Vec<String> },
 }
 
+/// How a connection ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ended {
+    /// Without a word of the store.
+    pub is_lost: bool,
+    /// The store speaks TLS, and the client does not.
+    pub asks_for_tls: bool,
+    /// The store refused the handshake.
+    pub has_alert: bool,
+}
+
+impl From<&Error> for Ended {
+    fn from(error: &Error) -> Self {
+        Self {
+            is_lost: error.is_connection_lost(),
+            asks_for_tls: matches!(error, Error::NotPlain),
+            has_alert: has_alert(&error.to_string()),
+        }
+    }
+}
+
+/// Whether an error is a TLS alert of the store, by rustls's text.
+pub fn has_alert(error: &str) -> bool {
+    error.contains("received fatal alert")
+}
+
 /// What is wrong with the client's own configuration, if that explains why a connection ended: the store ends connections
 /// in several ways, whose errors differ.
-pub fn own_mistake(config: &ClientConfig, error: &Error) -> Option<String> {
+pub fn own_mistake(config: &ClientConfig, ended: impl Into<Ended>) -> Option<String> {
+    let ended = ended.into();
     let is_plain = !config.endpoints.iter().any(|url| url.starts_with("https://")) && config.cert_file.is_none();
-    if is_plain && (error.is_connection_lost() || matches!(error, Error::NotPlain)) {
+    if is_plain && (ended.is_lost || ended.asks_for_tls) {
         let urls = config.endpoints.join(",");
         return Some(format!(
             "the store at {urls} ends plain connections: does it speak TLS? Use https://, and name the CA of its certificate"
         ));
     }
-    let is_refusal = error.is_connection_lost() || error.to_string().contains("received fatal alert");
+    let is_refusal = ended.is_lost || ended.has_alert;
     let path = config.cert_file.as_deref().filter(|_| is_refusal)?;
     let (der, now) = (certificate(path)?, SystemTime::now());
     let validity = Validity::of(&der)?;

@@ -5,7 +5,6 @@
 
 use super::error::Error;
 use super::histogram::Measure;
-use super::link;
 use super::plan::Prefix;
 use super::shared::{Phase, Shared, Written};
 use super::verify::{Follower, State};
@@ -31,6 +30,8 @@ pub struct Agent {
     pub(super) cluster_id: u64,
     /// Whether the lists are complete, so that watches can resume.
     pub(super) is_listed: bool,
+    /// Whether the present connection was made.
+    is_connected: bool,
     is_live: bool,
     /// Stops reading once it is in sync.
     pub(super) stalls: bool,
@@ -92,6 +93,7 @@ impl Agent {
             watched,
             cluster_id: 0,
             is_listed: false,
+            is_connected: false,
             is_live: false,
             stalls,
             has_stalled: false,
@@ -109,6 +111,7 @@ impl Agent {
     pub async fn run(mut self) {
         let mut failures = 0;
         loop {
+            self.is_connected = false;
             let ended = self.session().await;
             let was_live = self.is_live;
             if was_live {
@@ -118,6 +121,7 @@ impl Agent {
             match ended {
                 Ok(Ended::Done) => return,
                 Ok(Ended::Storm) => {
+                    self.shared.tally.storm_closed.add(1);
                     self.forget();
                     if let Phase::Storm { began, .. } = *self.phase.borrow() {
                         self.lost = Some(began);
@@ -130,8 +134,14 @@ impl Agent {
                     return;
                 }
                 Err(error) => {
-                    self.shared.tally.disconnects.add(u64::from(was_live));
-                    self.shared.tally.error(&error);
+                    let tally = &self.shared.tally;
+                    let lost = if self.is_connected {
+                        &tally.disconnects
+                    } else {
+                        &tally.failed_connects
+                    };
+                    lost.add(1);
+                    tally.error(&error);
                     if error.is_lasting() {
                         self.shared.tally.refuse(&error);
                     }
@@ -202,12 +212,12 @@ impl Agent {
         let shared = Arc::clone(&self.shared);
         self.last_ping = None;
         let (link, mut connection, took) = shared.dialer.agent(self.number).await?;
+        self.is_connected = true;
         shared.tally.connects.add(1);
         shared.tally.record(self.number, Measure::Connect, took);
         self.began = Instant::now() - took;
-        let pings = connection.ping_pong();
         let paused = Arc::clone(&self.is_paused);
-        link::drive(&mut connection, &paused, self.work(link, pings)).await
+        connection.drive(&paused, self.work(link)).await
     }
 
     /// The agent is in sync: everything is listed and watched.

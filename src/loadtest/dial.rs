@@ -1,10 +1,11 @@
 //! Opens the tester's connections: which endpoint, from which address of this machine, and at which pace.
 
 use super::error::Error;
-use super::link::{Connection, Link, Socket};
+use super::link::{Connection, Link, RequestHead, Socket};
 use crate::kvstore::config::ClientConfig;
-use crate::kvstore::dial::{Target, tls_config};
+use crate::kvstore::dial::{Target, explained, tls_config};
 use crate::util::resolve;
+use crate::util::trust::ServerVerifier;
 use parking_lot::Mutex;
 use rustls::client::Resumption;
 use rustls::pki_types::ServerName;
@@ -25,17 +26,21 @@ pub const SOURCES_MAX: u32 = 1 << 16;
 /// One endpoint with an address.
 #[derive(Debug)]
 struct Endpoint {
+    /// As the operator wrote it.
+    url: String,
     address: SocketAddr,
     name: ServerName<'static>,
     secure: bool,
-    /// The `:authority` of calls.
-    authority: String,
+    head: Arc<RequestHead>,
 }
 
 /// Opens connections. All of them share the TLS configuration.
 pub struct Dialer {
     endpoints: Vec<Endpoint>,
     tls: Option<TlsConnector>,
+    /// Remembers the issuer of the certificate that was refused last.
+    verifier: Option<Arc<ServerVerifier>>,
+    config: ClientConfig,
     /// How many addresses of 127.0.0.0/8 to connect from; 0 leaves the choice to the kernel.
     sources: u32,
     /// Whether each connection is preceded by one that ends during its handshake, as in Cilium.
@@ -87,23 +92,21 @@ impl Dialer {
                 return Err(Error::NotLoopback(endpoint.clone()));
             }
             endpoints.push(Endpoint {
+                url: endpoint.clone(),
                 address,
                 name: ServerName::try_from(target.host.clone()).map_err(|e| failed(std::io::Error::other(e)))?,
                 secure: target.secure,
-                authority: match target.host.contains(':') {
-                    true => format!("[{}]:{}", target.host, target.port),
-                    false => format!("{}:{}", target.host, target.port),
-                },
+                head: RequestHead::new(target.authority(), target.secure),
             });
         }
-        let tls = match endpoints.iter().any(|endpoint| endpoint.secure) {
+        let (tls, verifier) = match endpoints.iter().any(|endpoint| endpoint.secure) {
             true => {
-                let (mut tls, _) = tls_config(config)?;
+                let (mut tls, verifier) = tls_config(config)?;
                 // Go's clients make full handshakes.
                 tls.resumption = Resumption::disabled();
-                Some(TlsConnector::from(Arc::new(tls)))
+                (Some(TlsConnector::from(Arc::new(tls))), Some(verifier))
             }
-            false => None,
+            false => (None, None),
         };
         let pace = (options.rate > 0.0).then(|| Pace {
             gap: Duration::from_secs_f64(1.0 / options.rate),
@@ -112,6 +115,8 @@ impl Dialer {
         Ok(Self {
             endpoints,
             tls,
+            verifier,
+            config: config.clone(),
             sources: options.sources,
             aborted: options.aborted,
             pace,
@@ -121,6 +126,16 @@ impl Dialer {
     /// The addresses of the endpoints.
     pub fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
         self.endpoints.iter().map(|endpoint| endpoint.address)
+    }
+
+    /// The endpoints, as the operator wrote them. Connection `n` goes to number `n`, modulo their number.
+    pub fn urls(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.endpoints.iter().map(|endpoint| &*endpoint.url)
+    }
+
+    /// The configuration of the client.
+    pub fn config(&self) -> &ClientConfig {
+        &self.config
     }
 
     /// Opens connection number `n` when its time has come. Returns the time of the handshakes, too.
@@ -150,10 +165,18 @@ impl Dialer {
             None => Either::Left(tcp),
             Some(tls) => {
                 let connected = tls.connect(endpoint.name.clone(), tcp).await;
-                Either::Right(Box::new(connected.map_err(Error::Tls)?))
+                Either::Right(Box::new(connected.map_err(|error| self.refused(error))?))
             }
         };
-        Link::open(socket, &endpoint.authority, endpoint.secure).await
+        Ok(Link::open(socket, &endpoint.head))
+    }
+
+    /// The error of a handshake, with the mistake behind it if that is known.
+    fn refused(&self, error: std::io::Error) -> Error {
+        match &self.verifier {
+            Some(verifier) => Error::of_tls(explained(&self.config, verifier, error)),
+            None => Error::of_tls(error),
+        }
     }
 
     /// Begins a handshake and closes the connection.

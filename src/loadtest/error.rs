@@ -1,6 +1,7 @@
 //! Why a load test, or one call of it, failed.
 
 use super::wire::Malformed;
+use crate::http2::client as http2;
 use crate::kvstore::client;
 use std::io;
 use std::path::PathBuf;
@@ -23,6 +24,11 @@ pub enum Error {
     File { path: PathBuf, why: String },
     #[error("interrupted before the test had begun")]
     Interrupted,
+    #[error("{url}: {source}")]
+    Endpoint { url: String, source: Box<Self> },
+    /// An error of the first connection, with what the operator has to change.
+    #[error("{text}; {remedy}")]
+    Explained { text: String, remedy: String },
 
     // === of a connection ===
     #[error("connect: {0}")]
@@ -30,9 +36,13 @@ pub enum Error {
     #[error("TLS handshake: {0}")]
     Tls(io::Error),
     #[error("HTTP/2: {0}")]
-    Http(h2::Error),
+    Http(http2::Error),
     #[error("the store closed the connection")]
     Closed,
+    #[error("the store speaks TLS on this port, and the test does not")]
+    AsksForTls,
+    #[error("the port answers, but not with HTTP/2: it is not the client port of an etcd")]
+    NotHttp2,
     #[error("no answer in time: {0}")]
     Timeout(&'static str),
     #[error(transparent)]
@@ -60,6 +70,15 @@ pub enum Error {
 }
 
 impl Error {
+    /// An error of a connection over TLS.
+    pub fn of_tls(error: io::Error) -> Self {
+        use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+        match error.kind() {
+            BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof => Self::Closed,
+            _ => Self::Tls(error),
+        }
+    }
+
     /// Whether the store says that it does not know the lease.
     pub fn is_lease_lost(&self) -> bool {
         matches!(self, Self::Status { message, .. } if message.contains("requested lease not found"))
@@ -81,11 +100,15 @@ impl Error {
     }
 }
 
-impl From<h2::Error> for Error {
-    fn from(error: h2::Error) -> Self {
-        match error.is_io() || error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR) {
-            true => Self::Closed,
-            false => Self::Http(error),
+impl From<http2::Error> for Error {
+    fn from(error: http2::Error) -> Self {
+        match error {
+            http2::Error::Closed => Self::Closed,
+            http2::Error::AsksForTls => Self::AsksForTls,
+            http2::Error::NotHttp2 => Self::NotHttp2,
+            // With TLS 1.3, a store refuses a client's certificate after the client's handshake.
+            http2::Error::Io(error) => Self::of_tls(error),
+            other => Self::Http(other),
         }
     }
 }

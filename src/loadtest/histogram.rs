@@ -13,7 +13,8 @@ const DIGITS: u8 = 3;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Measure {
-    /// From the moment the store answered a write to the event's arrival at an agent.
+    /// From the moment the store's answer to a write came, or the write was sent if its event came first, to the event's
+    /// arrival at an agent.
     CommitToDelivery,
     /// From the moment a write was sent to the event's arrival at an agent.
     SendToDelivery,
@@ -21,7 +22,7 @@ pub enum Measure {
     Put,
     /// From the request of a transaction of many puts to its answer.
     Batch,
-    /// From the moment a write was due to its request: the tester's own delay.
+    /// From the moment a change was due to its request, or to the end of the outage that prevented it.
     WriteDelay,
     /// TCP, TLS and HTTP/2 of a connection.
     Connect,
@@ -55,6 +56,54 @@ impl Measure {
             Self::Ping => "ping",
             Self::HeartbeatSpread => "heartbeat, first to other",
             Self::HeartbeatAge => "heartbeat, upper bound",
+        }
+    }
+}
+
+impl Measure {
+    /// All measures.
+    pub const ALL: [Self; 12] = [
+        Self::CommitToDelivery,
+        Self::SendToDelivery,
+        Self::Put,
+        Self::Batch,
+        Self::WriteDelay,
+        Self::Connect,
+        Self::Sync,
+        Self::Page,
+        Self::Recovery,
+        Self::Ping,
+        Self::HeartbeatSpread,
+        Self::HeartbeatAge,
+    ];
+
+    /// What the figure means, for people who see the report alone.
+    pub fn meaning(self) -> &'static str {
+        match self {
+            Self::CommitToDelivery => {
+                "From the arrival of the store's answer to a write to the arrival of its event at an agent. If the event came \
+                 first, from the request: never less than the latency."
+            }
+            Self::SendToDelivery => "From the request of a write to the arrival of its event at an agent.",
+            Self::Put => "From the request of a single change to its answer, attempts after lost answers included.",
+            Self::Batch => "The same, of a transaction of many puts.",
+            Self::WriteDelay => {
+                "How much later than planned a change was sent. Changes that fell into an outage count with the time to its end."
+            }
+            Self::Connect => "TCP, TLS and HTTP/2 of a connection, with the aborted handshake that precedes it.",
+            Self::Sync => {
+                "From the beginning of a connection until all its lists were read and all its watches were confirmed."
+            }
+            Self::Page => "One Range request of a list.",
+            Self::Recovery => {
+                "From the loss of a connection, or the beginning of a storm, until the agent was in sync again: the time for which \
+                 a node would have worked with its last state."
+            }
+            Self::Ping => "A ping of HTTP/2 and its answer. Seconds mean that the store is overloaded.",
+            Self::HeartbeatSpread => "How much later than the first agent the others received the same heartbeat.",
+            Self::HeartbeatAge => {
+                "From the time in a heartbeat, which has whole seconds, to its arrival; contains the difference of the clocks."
+            }
         }
     }
 }

@@ -3,8 +3,8 @@
 use super::error::Error;
 use super::histogram::{Histogram, Measure};
 use super::plan::Plan;
-use super::process::Cost;
-use super::tally::Tally;
+use super::process::{CPU_MIN, Cost};
+use super::tally::{Tally, now_nanos};
 use super::verify::Findings;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -13,6 +13,8 @@ use std::sync::atomic::Ordering::Relaxed;
 
 /// The version of the format.
 const FORMAT: u32 = 1;
+/// Growth of a process that says nothing about what it holds.
+const GROWTH_MIN: u64 = 1 << 20;
 
 /// Everything about one run, or about several that were added up.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -36,6 +38,42 @@ pub struct Outcome {
     pub seconds: Vec<Second>,
     /// What was written and could not be removed.
     pub left_behind: Vec<String>,
+    /// The random numbers of the runs that were added up.
+    #[serde(default)]
+    pub members: Vec<u32>,
+    /// The cluster id of the store at the beginning; 0 if it is not known.
+    #[serde(default)]
+    pub store: u64,
+    /// Changes that the rate asked for while agents watched.
+    #[serde(default)]
+    pub planned_changes: u64,
+    /// What happened when, for plots.
+    #[serde(default)]
+    pub marks: Vec<Mark>,
+    /// The server's process had been in use before the run, so that its growth is less than what was added.
+    #[serde(default)]
+    pub is_server_used: bool,
+    /// Cores of the testers' machines.
+    #[serde(default)]
+    pub tester_cores: usize,
+}
+
+/// Something that happened during a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Mark {
+    /// Milliseconds since 1970.
+    pub at_ms: u64,
+    pub text: String,
+}
+
+impl Mark {
+    /// Marks this moment.
+    pub fn now(text: impl Into<String>) -> Self {
+        Self {
+            at_ms: now_nanos() / 1_000_000,
+            text: text.into(),
+        }
+    }
 }
 
 /// The counters at the end.
@@ -43,6 +81,10 @@ pub struct Outcome {
 pub struct Counts {
     pub connects: u64,
     pub disconnects: u64,
+    #[serde(default)]
+    pub failed_connects: u64,
+    #[serde(default)]
+    pub storm_closed: u64,
     pub synced: u64,
     pub listed: u64,
     pub delivered: u64,
@@ -51,6 +93,12 @@ pub struct Counts {
     pub messages: u64,
     pub received_bytes: u64,
     pub written: u64,
+    #[serde(default)]
+    pub early: u64,
+    #[serde(default)]
+    pub skipped: u64,
+    #[serde(default)]
+    pub changes: u64,
     pub rewritten: u64,
     pub pings: u64,
     pub relists: u64,
@@ -80,6 +128,12 @@ pub struct Spent {
     pub cpu_secs: f64,
     pub rss_before: u64,
     pub rss_after: u64,
+    /// Memory that the process had before the phase and gave back.
+    #[serde(default)]
+    pub given_back: u64,
+    /// Restarts of the process in the phase.
+    #[serde(default)]
+    pub restarts: u32,
 }
 
 /// One second of a run, for plots.
@@ -106,6 +160,8 @@ impl Counts {
         Self {
             connects: tally.connects.get(),
             disconnects: tally.disconnects.get(),
+            failed_connects: tally.failed_connects.get(),
+            storm_closed: tally.storm_closed.get(),
             synced: tally.synced.get(),
             listed: tally.listed.get(),
             delivered: tally.delivered.get(),
@@ -114,6 +170,9 @@ impl Counts {
             messages: tally.messages.get(),
             received_bytes: tally.received_bytes.get(),
             written: tally.written.get(),
+            early: tally.early.get(),
+            skipped: tally.skipped.get(),
+            changes: tally.changes.get(),
             rewritten: tally.rewritten.get(),
             pings: tally.pings.get(),
             relists: tally.relists.get(),
@@ -128,6 +187,8 @@ impl Counts {
         for (sum, n) in [
             (&mut self.connects, other.connects),
             (&mut self.disconnects, other.disconnects),
+            (&mut self.failed_connects, other.failed_connects),
+            (&mut self.storm_closed, other.storm_closed),
             (&mut self.synced, other.synced),
             (&mut self.listed, other.listed),
             (&mut self.delivered, other.delivered),
@@ -136,6 +197,9 @@ impl Counts {
             (&mut self.messages, other.messages),
             (&mut self.received_bytes, other.received_bytes),
             (&mut self.written, other.written),
+            (&mut self.early, other.early),
+            (&mut self.skipped, other.skipped),
+            (&mut self.changes, other.changes),
             (&mut self.rewritten, other.rewritten),
             (&mut self.pings, other.pings),
             (&mut self.relists, other.relists),
@@ -155,12 +219,20 @@ impl Spent {
             cpu_secs: after.cpu.saturating_sub(before.cpu).as_secs_f64(),
             rss_before: before.rss,
             rss_after: after.rss,
+            given_back: before.peak.saturating_sub(before.rss),
+            restarts: after.restarts - before.restarts,
         }
     }
 
-    /// By how much the memory grew.
-    pub fn grown(&self) -> u64 {
-        self.rss_after.saturating_sub(self.rss_before)
+    /// By how much the memory grew; `None` if that says nothing.
+    pub fn grown(&self) -> Option<u64> {
+        let grown = self.rss_after.checked_sub(self.rss_before)?;
+        (self.restarts == 0 && grown >= GROWTH_MIN).then_some(grown)
+    }
+
+    /// The CPU time, unless the kernel's ticks are too coarse for it.
+    pub fn known_cpu(&self) -> Option<f64> {
+        (self.cpu_secs >= CPU_MIN.as_secs_f64()).then_some(self.cpu_secs)
     }
 }
 
@@ -183,6 +255,12 @@ impl Outcome {
             phases: vec![],
             seconds: vec![],
             left_behind: vec![],
+            members: vec![plan.run],
+            store: 0,
+            planned_changes: 0,
+            marks: vec![],
+            is_server_used: false,
+            tester_cores: std::thread::available_parallelism().map_or(0, usize::from),
         }
     }
 
@@ -191,27 +269,6 @@ impl Outcome {
         self.counts = Counts::of(tally);
         self.findings = tally.findings();
         self.errors = tally.errors();
-    }
-
-    /// Why the store did not pass, in sentences; empty if it did.
-    pub fn faults(&self) -> Vec<String> {
-        let findings = &self.findings;
-        let count = |n: u64, text: &str| (n > 0).then(|| format!("{n} {text}"));
-        let faults = [
-            count(findings.missing, "events never came"),
-            count(findings.duplicate, "events came twice"),
-            count(findings.reordered, "events came out of order"),
-            count(
-                findings.wrong_state,
-                "prefixes of agents did not have the state that was written",
-            ),
-            count(
-                self.counts.behind,
-                "connections were lost or had not received everything at the end",
-            ),
-            count(self.left_behind.len() as u64, "prefixes could not be emptied"),
-        ];
-        faults.into_iter().flatten().collect()
     }
 
     /// Adds the outcome of a run of the same time on another machine.
@@ -223,6 +280,12 @@ impl Outcome {
         self.counts.add(&other.counts);
         self.findings += other.findings;
         self.left_behind.extend(other.left_behind);
+        self.members.extend(other.members);
+        self.planned_changes += other.planned_changes;
+        self.is_server_used |= other.is_server_used;
+        self.tester_cores += other.tester_cores;
+        self.marks.extend(other.marks);
+        self.marks.sort_by_key(|mark| mark.at_ms);
         for endpoint in other.endpoints {
             if !self.endpoints.contains(&endpoint) {
                 self.endpoints.push(endpoint);
@@ -256,8 +319,20 @@ impl Outcome {
             why,
         };
         let text = std::fs::read_to_string(path).map_err(|e| fail(e.to_string()))?;
-        let outcome: Self =
-            serde_json::from_str(&text).map_err(|e| fail(format!("not a result of `loadtest --output`: {e}")))?;
+        let mut outcome: Self = match serde_json::from_str(&text) {
+            Ok(outcome) => outcome,
+            Err(error) => match serde_json::from_str::<Printed>(&text) {
+                Ok(printed) => printed.result,
+                Err(_) => {
+                    return Err(fail(format!(
+                        "not a result of `loadtest --output` or `--json`: {error}"
+                    )));
+                }
+            },
+        };
+        if outcome.members.is_empty() {
+            outcome.members.push(outcome.plan.run);
+        }
         match outcome.format {
             FORMAT => Ok(outcome),
             other => Err(fail(format!(
@@ -265,6 +340,12 @@ impl Outcome {
             ))),
         }
     }
+}
+
+/// What `--json` prints: figures, and the result that they are computed from.
+#[derive(Deserialize)]
+struct Printed {
+    result: Outcome,
 }
 
 impl PhaseCosts {

@@ -21,6 +21,10 @@ const DURATION_MAX: Duration = Duration::from_secs(86_400);
 const RATE_MAX: f64 = 1_000_000.0;
 /// Local ports of one source address that the kernel hands out by default.
 const PORTS: usize = 28_000;
+/// The least time that all agents have for being in sync, by default.
+const SYNC_MIN: Duration = Duration::from_secs(120);
+/// Time of one connection, if all of them are made at once.
+const SYNC_EACH: Duration = Duration::from_millis(20);
 /// The scopes that agents watch, in their order.
 const SCOPES: [Scope; 5] = [
     Scope::Identities,
@@ -89,6 +93,10 @@ pub struct Plan {
     pub keepalive: Duration,
     /// How long agents may take for the last events.
     pub settle: Duration,
+    /// How long all agents may take for being in sync, beyond the time that `connect_rate` takes; `None` for a time that
+    /// follows from their number.
+    #[serde(default)]
+    pub sync_timeout: Option<Duration>,
     /// The lifetime of written keys if nobody renews it.
     pub lease_ttl: Duration,
     /// Nothing is written: agents read the clusters that exist.
@@ -134,6 +142,25 @@ impl Plan {
     pub fn total_keys(&self) -> u64 {
         let keys = (0..self.scopes()).map(|scope| u64::from(self.keys_of(scope)));
         keys.sum::<u64>() * self.clusters as u64
+    }
+
+    /// How long all agents have for being in sync.
+    pub fn sync_limit(&self) -> Duration {
+        let total = self.connections();
+        let each = SYNC_EACH.saturating_mul(u32::try_from(total).unwrap_or(u32::MAX));
+        let paced = match self.connect_rate > 0.0 {
+            true => Duration::from_secs_f64(total as f64 / self.connect_rate),
+            false => Duration::ZERO,
+        };
+        self.sync_timeout.unwrap_or(SYNC_MIN.max(each)) + paced
+    }
+
+    /// Changes on schedule in a time.
+    pub fn planned_changes(&self, time: Duration) -> u64 {
+        match self.read_only {
+            true => 0,
+            false => (self.rate * time.as_secs_f64()) as u64,
+        }
     }
 
     /// Scopes that agents watch.
@@ -228,12 +255,16 @@ impl Plan {
             ("--burst-interval", self.burst_interval),
             ("--bulk-interval", self.bulk_interval),
             ("--settle", self.settle),
+            ("--sync-timeout", self.sync_timeout.unwrap_or_default()),
         ];
         if let Some((flag, rate)) = rates.iter().find(|(_, rate)| !(0.0..=RATE_MAX).contains(rate)) {
             return fail(format!("{flag}={rate} is not a rate from 0 to {RATE_MAX} per second"));
         }
         if let Some((flag, _)) = times.iter().find(|(_, time)| *time > DURATION_MAX) {
             return fail(format!("{flag} is longer than 24 hours, the most that a run may take"));
+        }
+        if let Layout::Own(own) = &self.layout {
+            check_prefix(own)?;
         }
         match () {
             () if self.clusters == 0 || connections == 0 => {
@@ -281,10 +312,66 @@ impl Plan {
     }
 }
 
+/// Checks a prefix of the user's own: it must not be where something else looks.
+fn check_prefix(own: &str) -> Result<(), Error> {
+    let fail = |text: String| Err(Error::Plan(text));
+    if own.trim_matches('/').is_empty() {
+        return fail("--prefix is empty: name a prefix for the keys of the test, such as isthmus/loadtest".to_owned());
+    }
+    if own == "cilium" || own.starts_with("cilium/") {
+        return fail(format!(
+            "--prefix={own} is where agents and mirrors of Cilium look: use cilium/cache, cilium/state, or a prefix outside of \
+             cilium/"
+        ));
+    }
+    match own.chars().find(|c| c.is_whitespace() || c.is_control()) {
+        Some(bad) => fail(format!(
+            "--prefix={own:?} contains {bad:?}: use letters, digits, '-', '.' and '/'"
+        )),
+        None => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::loadtest::scenarios::Scenario;
+
+    #[test]
+    fn prefixes_where_others_look_are_refused() {
+        let check = |own: &str| {
+            let layout = Layout::Own(own.to_owned());
+            let plan = Plan {
+                layout,
+                ..Scenario::Quick.plan()
+            };
+            plan.check().map_err(|error| error.to_string())
+        };
+        assert_eq!(check("isthmus/loadtest"), Ok(()));
+        for (bad, word) in [
+            ("", "empty"),
+            ("//", "empty"),
+            ("cilium", "Cilium look"),
+            ("cilium/cluster-config", "Cilium look"),
+            ("a b", "contains ' '"),
+        ] {
+            let error = check(bad).unwrap_err();
+            assert!(error.contains("--prefix") && error.contains(word), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_time_to_be_in_sync_can_be_set() {
+        let plan = Scenario::Storm.plan();
+        assert_eq!(plan.sync_limit(), Duration::from_secs(120));
+        let many = Scenario::Kvstoremesh250.plan();
+        assert_eq!(many.sync_limit(), Duration::from_secs(500 + 25));
+        let set = Plan {
+            sync_timeout: Some(Duration::from_secs(7)),
+            ..plan
+        };
+        assert_eq!(set.sync_limit(), Duration::from_secs(7));
+    }
 
     #[test]
     fn every_scenario_is_within_the_limits() {

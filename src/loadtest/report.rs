@@ -1,7 +1,9 @@
 //! An outcome in figures: as a summary for JSON, and as a table for people. [`html`] draws it.
 
+mod counts;
 pub mod html;
 mod plot;
+mod prose;
 
 use super::histogram::Histogram;
 use super::outcome::{Counts, Outcome, PhaseCosts, Spent};
@@ -25,14 +27,19 @@ pub struct Summary {
     pub interrupted: bool,
     /// Why the store did not pass.
     pub faults: Vec<String>,
+    /// What limits the meaning of the figures.
+    pub warnings: Vec<String>,
     pub findings: Findings,
     pub counts: Counts,
     pub errors: BTreeMap<String, u64>,
     pub latencies: BTreeMap<&'static str, Quantiles>,
     pub phases: Vec<Phase>,
-    /// Server memory that the connections of the phase `connect` and the keys of the phase `fill` took, in bytes.
+    /// Server memory that the connections of the phase `connect` and the keys of the phase `fill` took, in bytes; `None` if the
+    /// growth of the process says nothing about it.
     pub server_bytes_per_connection: Option<f64>,
     pub server_bytes_per_key: Option<f64>,
+    /// The process had been in use before, so that it may hold more than it grew.
+    pub server_memory_is_lower_bound: bool,
     pub tester_bytes_per_connection: Option<f64>,
     pub left_behind: Vec<String>,
 }
@@ -66,10 +73,13 @@ pub struct Phase {
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Share {
     pub cpu_secs: f64,
-    pub cores: f64,
-    /// CPU time of one operation; `None` without operations.
+    /// Cores that the process kept busy; `None` if it used less than ten ticks of the kernel.
+    pub cores: Option<f64>,
+    /// CPU time of one operation; `None` without operations, or if the process used less than ten ticks of the kernel.
     pub cpu_us_per_operation: Option<f64>,
     pub rss_mib: f64,
+    /// Restarts of the process in the phase.
+    pub restarts: u32,
 }
 
 fn millis(duration: Duration) -> f64 {
@@ -95,9 +105,13 @@ impl Phase {
     fn of(costs: &PhaseCosts) -> Self {
         let share = |spent: &Spent| Share {
             cpu_secs: spent.cpu_secs,
-            cores: spent.cpu_secs / costs.secs.max(0.001),
-            cpu_us_per_operation: (costs.operations > 0).then(|| spent.cpu_secs * 1e6 / costs.operations as f64),
+            cores: spent.known_cpu().map(|secs| secs / costs.secs.max(0.001)),
+            cpu_us_per_operation: spent
+                .known_cpu()
+                .filter(|_| costs.operations > 0)
+                .map(|secs| secs * 1e6 / costs.operations as f64),
             rss_mib: spent.rss_after as f64 / f64::from(1 << 20),
+            restarts: spent.restarts,
         };
         Self {
             name: costs.name.clone(),
@@ -119,7 +133,7 @@ impl Summary {
         let phase = |name: &str| outcome.phases.iter().find(|phase| phase.name == name);
         let each = |phase: Option<&PhaseCosts>, spent: fn(&PhaseCosts) -> Option<Spent>| {
             let phase = phase.filter(|phase| phase.operations > 0)?;
-            Some(spent(phase)?.grown() as f64 / phase.operations as f64)
+            Some(spent(phase)?.grown()? as f64 / phase.operations as f64)
         };
         Self {
             scenario: outcome.plan.scenario.clone(),
@@ -131,6 +145,7 @@ impl Summary {
             passed: faults.is_empty(),
             interrupted: outcome.interrupted,
             faults,
+            warnings: outcome.warnings(),
             findings: outcome.findings,
             counts: outcome.counts,
             errors: outcome.errors.clone(),
@@ -140,6 +155,7 @@ impl Summary {
             phases: outcome.phases.iter().map(Phase::of).collect(),
             server_bytes_per_connection: each(phase("connect"), |phase| phase.server),
             server_bytes_per_key: each(phase("fill"), |phase| phase.server),
+            server_memory_is_lower_bound: outcome.has_old_memory(),
             tester_bytes_per_connection: each(phase("connect"), |phase| Some(phase.tester)),
             left_behind: outcome.left_behind.clone(),
         }
@@ -158,7 +174,8 @@ impl Summary {
         let verdict = match (self.passed, self.interrupted) {
             (true, false) => "PASSED".to_owned(),
             (true, true) => format!("INTERRUPTED: {}", self.tested()),
-            (false, _) => format!("FAILED: {}", self.faults.join("; ")),
+            (false, true) => format!("INTERRUPTED: {}", self.faults.join("; ")),
+            (false, false) => format!("FAILED: {}", self.faults.join("; ")),
         };
         format!(
             "{} against {}, {}: {verdict}",
@@ -166,6 +183,16 @@ impl Summary {
             self.endpoints.join(", "),
             self.began
         )
+    }
+
+    /// The figures as JSON, with the result that they are computed from, so that the text can be added up.
+    pub fn json(&self, outcome: &Outcome) -> serde_json::Result<String> {
+        let figures = serde_json::to_string_pretty(self)?;
+        let result = serde_json::to_string(outcome)?;
+        Ok(format!(
+            "{},\n  \"result\": {result}\n}}\n",
+            figures.strip_suffix("\n}").unwrap_or(&figures)
+        ))
     }
 
     /// The figures as a table.
@@ -178,15 +205,23 @@ impl Summary {
         };
         let _ = writeln!(
             out,
-            "{} connections, {} keys{runs}\n",
+            "{} connections, {} keys{runs}",
             grouped(self.connections),
             grouped(self.keys)
         );
+        for warning in &self.warnings {
+            let _ = writeln!(out, "note: {warning}");
+        }
+        out.push('\n');
         out += &aligned(&self.latency_rows());
         out.push('\n');
         out += &aligned(&self.phase_rows());
         out.push('\n');
-        out += &aligned(&self.count_rows());
+        let counts = self
+            .counts()
+            .into_iter()
+            .map(|count| vec![count.title.to_owned(), count.value]);
+        out += &aligned(&counts.collect::<Vec<_>>());
         for (error, n) in &self.errors {
             let _ = writeln!(out, "{n:>8} × {error}");
         }
@@ -230,8 +265,11 @@ impl Summary {
                     share
                         .cpu_us_per_operation
                         .map_or("-".to_owned(), |us| duration(us / 1000.0)),
-                    format!("{:.2}", share.cores),
-                    format!("{:.0} MiB", share.rss_mib),
+                    share.cores.map_or("-".to_owned(), |cores| format!("{cores:.2}")),
+                    match share.rss_mib {
+                        0.0 => "-".to_owned(),
+                        mib => format!("{mib:.0} MiB"),
+                    },
                 ],
                 None => ["-"; 3].map(str::to_owned),
             };
@@ -244,49 +282,6 @@ impl Summary {
             rows.push([&first[..], &share(phase.server.as_ref()), &share(Some(&phase.tester))].concat());
         }
         rows
-    }
-
-    /// Counters that are worth a line: those of faults always, others unless they are 0.
-    pub fn count_rows(&self) -> Vec<Vec<String>> {
-        let (counts, findings) = (&self.counts, &self.findings);
-        let bytes = |n: Option<f64>| n.map(|n| n.round() as u64).unwrap_or_default();
-        let rows = [
-            ("events received", counts.delivered, false),
-            ("events missing", findings.missing, true),
-            ("events twice", findings.duplicate, true),
-            ("events out of order", findings.reordered, true),
-            ("wrong states", findings.wrong_state, true),
-            ("connections verified at the end", counts.verified, true),
-            ("connections behind or lost at the end", counts.behind, true),
-            ("connections made", counts.connects, false),
-            ("connections lost", counts.disconnects, true),
-            ("keys listed", counts.listed, false),
-            ("keys written", counts.written, false),
-            ("writes repeated", counts.rewritten, false),
-            ("lists repeated", counts.relists, false),
-            ("events of others", counts.foreign, false),
-            ("heartbeats received", counts.heartbeats, false),
-            ("pings answered", counts.pings, false),
-            ("bytes of watches", counts.received_bytes, false),
-            ("readers that stopped reading", counts.stalled, false),
-            ("of them disconnected by the store", counts.stalled_closed, false),
-            (
-                "server memory per connection, bytes",
-                bytes(self.server_bytes_per_connection),
-                false,
-            ),
-            ("server memory per key, bytes", bytes(self.server_bytes_per_key), false),
-            (
-                "tester memory per connection, bytes",
-                bytes(self.tester_bytes_per_connection),
-                false,
-            ),
-            ("errors", self.errors.values().sum(), true),
-        ];
-        let shown = rows.iter().filter(|(_, n, always)| *always || *n > 0);
-        shown
-            .map(|(title, n, _)| vec![(*title).to_owned(), grouped(*n)])
-            .collect()
     }
 }
 
@@ -342,7 +337,7 @@ fn aligned(rows: &[Vec<String>]) -> String {
 pub(super) mod tests {
     use super::*;
     use crate::loadtest::histogram::Measure;
-    use crate::loadtest::outcome::Second;
+    use crate::loadtest::outcome::{Mark, Second};
     use crate::loadtest::scenarios::Scenario;
 
     /// An outcome with a known figure everywhere.
@@ -355,6 +350,7 @@ pub(super) mod tests {
             cpu_secs: 2.0,
             rss_before: 1 << 20,
             rss_after,
+            ..Spent::default()
         };
         outcome.phases = vec![PhaseCosts {
             name: "connect".to_owned(),
@@ -363,7 +359,7 @@ pub(super) mod tests {
             unit: "connection".to_owned(),
             written: 0,
             server: Some(spent((1 << 20) + 3_000_000)),
-            tester: spent((1 << 20) + 1_000_000),
+            tester: spent((1 << 20) + 2_000_000),
         }];
         outcome.seconds = (0..30)
             .map(|at| Second {
@@ -376,6 +372,10 @@ pub(super) mod tests {
                 ..Second::default()
             })
             .collect();
+        outcome.marks.push(Mark {
+            at_ms: 1_800_000_010_000,
+            text: "storm 1".to_owned(),
+        });
         outcome.counts.delivered = 12_345_678;
         outcome
     }
@@ -419,6 +419,32 @@ pub(super) mod tests {
         std::fs::write(&path, "{}").unwrap();
         let error = Outcome::read(&path).unwrap_err().to_string();
         assert!(error.contains("one.json") && error.contains("--output"), "{error}");
+    }
+
+    #[test]
+    fn what_json_prints_can_be_added_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("printed.json");
+        let outcome = outcome();
+        std::fs::write(&path, Summary::of(&outcome).json(&outcome).unwrap()).unwrap();
+        let read = Outcome::read(&path).unwrap();
+        assert_eq!(Summary::of(&read).table(), Summary::of(&outcome).table());
+    }
+
+    #[test]
+    fn figures_that_would_be_guesses_are_withheld() {
+        let mut outcome = outcome();
+        let server = outcome.phases[0].server.as_mut().unwrap();
+        (server.cpu_secs, server.rss_after) = (0.09, server.rss_before + 4096);
+        let summary = Summary::of(&outcome);
+        let server = summary.phases[0].server.unwrap();
+        assert_eq!((server.cpu_us_per_operation, server.cores), (None, None));
+        assert_eq!(summary.server_bytes_per_connection, None);
+        assert!(!summary.table().contains("server memory per connection"));
+        outcome.phases[0].server.as_mut().unwrap().rss_after = 8 << 20;
+        outcome.is_server_used = true;
+        let table = Summary::of(&outcome).table();
+        assert!(table.contains("≥ 73,400"), "{table}");
     }
 
     #[test]

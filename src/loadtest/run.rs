@@ -4,24 +4,21 @@ use super::agent::Agent;
 use super::dial::{Dialer, Options};
 use super::error::Error;
 use super::lane::Lane;
-use super::link::{self, Call, Link};
 use super::outcome::{Outcome, live};
 use super::plan::{Plan, Prefix};
-use super::process;
+use super::process::Server;
+use super::removal::Removal;
 use super::sampler::{Sampler, Unit};
-use super::session::prefix_end;
 use super::shared::{Phase, Shared, Written};
+use super::survey::{refused, survey};
 use super::tally::Tally;
 use super::verify::State;
 use super::writer::Writer;
 use crate::kvstore::config::ClientConfig;
-use crate::model::keys;
-use crate::pb::etcdserverpb::{DeleteRangeRequest, LeaseRevokeRequest, RangeRequest};
 use crate::util::descriptors;
 use crate::util::lifecycle::Lifecycle;
 use parking_lot::Mutex;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
@@ -32,12 +29,10 @@ const LOOK: Duration = Duration::from_millis(50);
 const OTHER_FILES: u64 = 64;
 /// The time after which writers that write nothing give up.
 const STUCK: Duration = Duration::from_secs(30);
-/// The least time that all agents have for being in sync.
-const SYNC_MIN: Duration = Duration::from_secs(120);
-/// Time of one connection, if all of them are made at once.
-const SYNC_EACH: Duration = Duration::from_millis(20);
 /// Limit for the last answers of writers and agents.
 const LAST: Duration = Duration::from_secs(90);
+/// The same, once the operator has stopped the run.
+const HURRY: Duration = Duration::from_millis(500);
 
 /// What a run is doing, for a progress bar.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -81,23 +76,28 @@ pub async fn run(
         aborted: plan.aborted_handshakes,
         rate: plan.connect_rate,
     };
-    let dialer = Dialer::new(&target.config, options).await?;
-    find_clusters(&mut plan, &dialer).await?;
-    let addresses: Vec<_> = dialer.addresses().collect();
-    let server = target.pid.or_else(|| process::listening(&addresses));
+    let first = async {
+        let dialer = Dialer::new(&target.config, options).await?;
+        let store = survey(&mut plan, &dialer).await?;
+        Ok::<_, Error>((dialer, store))
+    };
+    let (dialer, store) = tokio::select! {
+        first = first => first?,
+        () = life.stop_token().cancelled() => return Err(Error::Interrupted),
+    };
+    let server = Server::find(target.pid, dialer.addresses().collect())?;
     let lanes = if plan.read_only { vec![] } else { lanes(&plan) };
     let shared = Arc::new(Shared {
         tally: Tally::new(lanes.len()),
         dialer,
         plan,
     });
-    if life.stop_token().is_cancelled() {
-        return Err(Error::Interrupted);
-    }
     let sampler = Sampler::new(&shared, server);
     life.spawn_part("samples", Arc::clone(&sampler).run());
+    let mut outcome = Outcome::new(&shared.plan, &target.config.endpoints);
+    (outcome.store, outcome.is_server_used) = (store, sampler.is_server_used());
     let leader = Leader {
-        outcome: Outcome::new(&shared.plan, &target.config.endpoints),
+        outcome,
         phase: watch::Sender::new(Phase::Fill),
         leases: Arc::default(),
         shared,
@@ -123,69 +123,6 @@ fn enough_files(plan: &Plan) -> Result<(), Error> {
     )))
 }
 
-/// Calls the store for the first time: may this client read? For a read-only run, finds the clusters to read.
-async fn find_clusters(plan: &mut Plan, dialer: &Dialer) -> Result<(), Error> {
-    let (mut link, mut connection) = dialer.connect(0).await?;
-    let never = AtomicBool::new(false);
-    let found = link::drive(&mut connection, &never, async {
-        // Every user of a mesh may read the heartbeat.
-        let request = RangeRequest {
-            key: keys::HEARTBEAT.into(),
-            ..RangeRequest::default()
-        };
-        link.call(Call::Range, &request, |_, _| Ok(())).await?;
-        let mut names = vec![];
-        if plan.read_only && plan.existing.is_empty() {
-            let request = RangeRequest {
-                key: keys::CLUSTER_CONFIGS.into(),
-                range_end: prefix_end(keys::CLUSTER_CONFIGS.as_bytes()).into(),
-                keys_only: true,
-                ..RangeRequest::default()
-            };
-            let listed = link.call(Call::Range, &request, |tag, field| {
-                if tag == 2 {
-                    let key = super::wire::KeyValue::read(field.bytes())?.key;
-                    let name = String::from_utf8_lossy(key).replacen(keys::CLUSTER_CONFIGS, "", 1);
-                    names.push(name);
-                }
-                Ok(())
-            });
-            listed.await?;
-        }
-        Ok(names)
-    });
-    let mut names = found.await.map_err(|error| match error.is_lasting() {
-        true => refused(&error.to_string()),
-        false => error,
-    })?;
-    if !plan.read_only {
-        return Ok(());
-    }
-    if plan.existing.is_empty() {
-        names.truncate(plan.clusters);
-        plan.existing = names;
-    }
-    if plan.existing.is_empty() {
-        let text = "the store has no cluster configurations: name the clusters to read with --cluster, or let the test write \
-                    (without --read-only)";
-        return Err(Error::Plan(text.to_owned()));
-    }
-    plan.clusters = plan.existing.len();
-    plan.check()
-}
-
-/// The error of a store that refuses the client, with what to do.
-fn refused(refusal: &str) -> Error {
-    let remedy = match refusal.contains("database space exceeded") {
-        true => "the store has reached its quota: lower --keys or --value-bytes, or raise the quota",
-        false => {
-            "give the certificate of a user who may read and write the prefixes of the test (`loadtest scenarios` names \
-             them), or use --read-only with a user who may read"
-        }
-    };
-    Error::Plan(format!("the store refuses the test: {refusal}; {remedy}"))
-}
-
 /// The lanes of all prefixes, with all their keys to be written.
 fn lanes(plan: &Plan) -> Vec<Arc<Mutex<Lane>>> {
     let each = plan.lanes() as u32;
@@ -205,7 +142,9 @@ impl Leader<'_> {
         self.phase.send_replace(Phase::End);
         self.clean_up().await;
         done?;
-        (self.outcome.seconds, self.outcome.histograms) = self.sampler.take();
+        let samples = self.sampler.take();
+        (self.outcome.seconds, self.outcome.histograms) = (samples.seconds, samples.histograms);
+        self.outcome.marks = samples.marks;
         self.outcome.interrupted = self.is_stopped();
         self.outcome.close(&self.shared.tally);
         Ok(self.outcome)
@@ -221,7 +160,9 @@ impl Leader<'_> {
             return Ok(());
         }
         let agents = self.connect().await?;
-        self.live().await;
+        if !self.is_stopped() {
+            self.live().await;
+        }
         self.verify(writers, agents).await;
         Ok(())
     }
@@ -255,6 +196,7 @@ impl Leader<'_> {
         if self.shared.plan.read_only {
             return Ok(ended);
         }
+        self.sampler.mark("fill");
         let begun = self.sampler.begin();
         let (count, total) = (self.shared.plan.writers, self.shared.plan.total_keys());
         let filled = Arc::new(watch::Sender::new(0));
@@ -289,7 +231,7 @@ impl Leader<'_> {
         let most = errors.iter().max_by_key(|(_, count)| **count);
         let why = most.map_or_else(String::new, |(error, count)| format!(" ({count} × {error})"));
         Error::Plan(format!(
-            "{written} of {total} keys were written, and none in the last {} s{why}: is every endpoint one of the same store, and              reachable from here?",
+            "{written} of {total} keys were written, and none in the last {} s{why}: read the log of the store",
             STUCK.as_secs()
         ))
     }
@@ -297,6 +239,7 @@ impl Leader<'_> {
     /// Starts the agents and waits until all of them are in sync.
     async fn connect(&mut self) -> Result<mpsc::Receiver<()>, Error> {
         self.phase.send_replace(Phase::Connect);
+        self.sampler.mark("connect");
         let begun = self.sampler.begin();
         let (alive, ended) = mpsc::channel(1);
         let plan = &self.shared.plan;
@@ -328,10 +271,7 @@ impl Leader<'_> {
     async fn in_sync(&self, what: &'static str, synced: u64) -> Result<(), Error> {
         let (plan, tally) = (&self.shared.plan, &self.shared.tally);
         let total = plan.connections() as u64;
-        let mut limit = SYNC_MIN.max(SYNC_EACH * u32::try_from(total).unwrap_or(u32::MAX));
-        if plan.connect_rate > 0.0 {
-            limit += Duration::from_secs_f64(total as f64 / plan.connect_rate);
-        }
+        let limit = plan.sync_limit();
         let began = Instant::now();
         loop {
             let now = live(tally).max(0) as u64;
@@ -346,7 +286,7 @@ impl Leader<'_> {
             }
             if began.elapsed() > limit {
                 tally.error(&format!(
-                    "{} connections were not in sync after {} s",
+                    "{} connections were not in sync after {} s (--sync-timeout)",
                     total - now,
                     limit.as_secs()
                 ));
@@ -365,6 +305,7 @@ impl Leader<'_> {
             (plan.duration, plan.storms, plan.storm_interval)
         };
         self.phase.send_replace(Phase::Live);
+        self.sampler.mark("live");
         let began = Instant::now();
         let mut number = 0;
         while began.elapsed() < duration && !self.is_stopped() {
@@ -378,6 +319,7 @@ impl Leader<'_> {
             self.tell("watching", done, duration.as_secs(), detail);
             sleep(LOOK).await;
         }
+        self.outcome.planned_changes = self.shared.plan.planned_changes(began.elapsed());
         self.outcome.phases.push(self.sampler.end(&begun, "live", Unit::Event));
     }
 
@@ -385,6 +327,7 @@ impl Leader<'_> {
         let begun = self.sampler.begin();
         let synced = self.shared.tally.synced.get();
         let began = Instant::now();
+        self.sampler.mark(format!("storm {number}"));
         self.phase.send_replace(Phase::Storm { number, began });
         // Agents need a moment to notice; whatever fails is among the errors.
         let _ = self.in_sync("reconnect storm", synced).await;
@@ -398,7 +341,7 @@ impl Leader<'_> {
     async fn verify(&mut self, mut writers: mpsc::Receiver<()>, mut agents: mpsc::Receiver<()>) {
         self.phase.send_replace(Phase::Quiet);
         self.tell("last events", 0, 0, String::new);
-        let _ = timeout(LAST, writers.recv()).await;
+        self.ended(&mut writers, LAST).await;
         let plan = &self.shared.plan;
         let mut states = vec![];
         if !plan.read_only {
@@ -412,10 +355,23 @@ impl Leader<'_> {
                 lane.add_to(&mut states[lane.prefix]);
             }
         }
-        let deadline = Instant::now() + plan.settle;
+        let settle = if self.is_stopped() { HURRY } else { plan.settle };
+        let deadline = Instant::now() + settle;
         self.phase
             .send_replace(Phase::Verify(Arc::new(Written { states, deadline })));
-        let _ = timeout(plan.settle + LAST, agents.recv()).await;
+        self.ended(&mut agents, settle + LAST).await;
+    }
+
+    /// Waits for the end of all tasks of a kind, but not for long once the operator has stopped the run.
+    async fn ended(&self, tasks: &mut mpsc::Receiver<()>, limit: Duration) {
+        let hurried = async {
+            self.life.stop_token().cancelled().await;
+            sleep(2 * HURRY).await;
+        };
+        tokio::select! {
+            _ = timeout(limit, tasks.recv()) => {}
+            () = hurried => {}
+        }
     }
 
     /// Removes what was written.
@@ -425,45 +381,14 @@ impl Leader<'_> {
             return;
         }
         self.tell("cleaning up", 0, 0, String::new);
-        if let Err(error) = self.remove(&written).await {
+        let removal = Removal {
+            dialer: &self.shared.dialer,
+            written: &written,
+            leases: self.leases.lock().clone(),
+        };
+        if let Err(error) = removal.run(self.life.stop_token()).await {
             self.shared.tally.error(&format!("cleaning up: {error}"));
             self.outcome.left_behind = written;
         }
     }
-
-    async fn remove(&self, written: &[String]) -> Result<(), Error> {
-        let (link, mut connection) = self.shared.dialer.connect(0).await?;
-        let leases = self.leases.lock().clone();
-        link::drive(
-            &mut connection,
-            &AtomicBool::new(false),
-            remove_all(link, written, leases),
-        )
-        .await
-    }
-}
-
-async fn remove_all(mut link: Link, written: &[String], leases: Vec<i64>) -> Result<(), Error> {
-    for prefix in written {
-        let request = DeleteRangeRequest {
-            key: prefix.clone().into(),
-            range_end: match prefix.ends_with('/') {
-                true => prefix_end(prefix.as_bytes()).into(),
-                false => bytes::Bytes::new(),
-            },
-            ..DeleteRangeRequest::default()
-        };
-        link.call(Call::DeleteRange, &request, |_, _| Ok(())).await?;
-    }
-    for id in leases {
-        let revoked = link
-            .call(Call::LeaseRevoke, &LeaseRevokeRequest { id }, |_, _| Ok(()))
-            .await;
-        match revoked {
-            // Leases of a store that has begun anew since.
-            Err(error) if !error.is_lease_lost() => return Err(error),
-            _ => {}
-        }
-    }
-    Ok(())
 }

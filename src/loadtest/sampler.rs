@@ -1,14 +1,17 @@
 //! Looks at counters, histograms and processes once a second, and at the ends of phases.
 
 use super::histogram::{Histogram, Measure};
-use super::outcome::{PhaseCosts, Second, Spent, live};
-use super::process::Cost;
+use super::outcome::{Mark, PhaseCosts, Second, Spent, live};
+use super::process::{Cost, Server};
 use super::shared::Shared;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::time::{Instant, MissedTickBehavior, interval};
+
+/// The loss of so many connections in a second is marked, if it is a tenth of those that are left.
+const MANY: u64 = 3;
 
 /// The costs of the server, if it runs here, and of the tester.
 #[derive(Clone, Copy, Debug, Default)]
@@ -35,21 +38,30 @@ pub enum Unit {
 /// Samples of a run.
 pub struct Sampler {
     shared: Arc<Shared>,
-    server: Option<u32>,
-    samples: Mutex<Samples>,
+    server: Option<Server>,
+    samples: Mutex<Taken>,
 }
 
 #[derive(Default)]
-struct Samples {
+struct Taken {
     seconds: Vec<Second>,
     histograms: BTreeMap<Measure, Histogram>,
+    marks: Vec<Mark>,
     last: Costs,
     counts: [u64; 3],
+    disconnects: u64,
+}
+
+/// What the sampler has seen of a run.
+pub struct Samples {
+    pub seconds: Vec<Second>,
+    pub histograms: BTreeMap<Measure, Histogram>,
+    pub marks: Vec<Mark>,
 }
 
 impl Sampler {
-    /// A sampler that also looks at the process `server`.
-    pub fn new(shared: &Arc<Shared>, server: Option<u32>) -> Arc<Self> {
+    /// A sampler that also looks at the process of the server.
+    pub fn new(shared: &Arc<Shared>, server: Option<Server>) -> Arc<Self> {
         Arc::new(Self {
             shared: Arc::clone(shared),
             server,
@@ -72,7 +84,7 @@ impl Sampler {
 
     fn costs(&self) -> Costs {
         Costs {
-            server: self.server.and_then(Cost::of),
+            server: self.server.as_ref().map(Server::cost),
             tester: Cost::of(std::process::id()).unwrap_or_default(),
         }
     }
@@ -110,11 +122,25 @@ impl Sampler {
             server_rss: costs.server.map_or(0, |cost| cost.rss),
             tester_cpu: busy(costs.tester, samples.last.tester),
         };
+        let disconnects = self.shared.tally.disconnects.get();
+        let lost = disconnects - samples.disconnects;
+        samples.note(&costs, lost, second.live.max(0) as u64);
+        samples.disconnects = disconnects;
         samples.seconds.push(second);
         (samples.last, samples.counts) = (costs, counts);
         for (measure, histogram) in drained {
             samples.histograms.entry(measure).or_default().add(&histogram);
         }
+    }
+
+    /// Notes for the plots that something happened now.
+    pub fn mark(&self, text: impl Into<String>) {
+        self.samples.lock().marks.push(Mark::now(text));
+    }
+
+    /// Whether the server's process was in use before the test; false if it is not known.
+    pub fn is_server_used(&self) -> bool {
+        self.server.as_ref().is_some_and(|server| server.cost().is_used())
     }
 
     /// Notes the beginning of a phase.
@@ -155,11 +181,28 @@ impl Sampler {
     }
 
     /// All samples, when the run is over.
-    pub fn take(&self) -> (Vec<Second>, BTreeMap<Measure, Histogram>) {
-        let mut samples = std::mem::take(&mut *self.samples.lock());
+    pub fn take(&self) -> Samples {
+        let mut taken = std::mem::take(&mut *self.samples.lock());
         for (measure, histogram) in self.shared.tally.drain() {
-            samples.histograms.entry(measure).or_default().add(&histogram);
+            taken.histograms.entry(measure).or_default().add(&histogram);
         }
-        (samples.seconds, samples.histograms)
+        Samples {
+            seconds: taken.seconds,
+            histograms: taken.histograms,
+            marks: taken.marks,
+        }
+    }
+}
+
+impl Taken {
+    /// Marks a restart of the server, and the loss of many connections in the last second.
+    fn note(&mut self, costs: &Costs, lost: u64, left: u64) {
+        let restarts = |costs: &Costs| costs.server.map_or(0, |cost| cost.restarts);
+        if restarts(costs) > restarts(&self.last) {
+            self.marks.push(Mark::now("server restarted"));
+        }
+        if lost >= MANY && lost * 10 >= left {
+            self.marks.push(Mark::now(format!("{lost} connections lost")));
+        }
     }
 }

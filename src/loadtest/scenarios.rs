@@ -83,6 +83,7 @@ impl Scenario {
             bdp_pings: true,
             keepalive: Duration::from_secs(15),
             settle: Duration::from_secs(60),
+            sync_timeout: None,
             lease_ttl: Duration::from_secs(600),
             read_only: false,
             existing: vec![],

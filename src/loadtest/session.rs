@@ -5,19 +5,17 @@
 use super::agent::{Agent, Ended};
 use super::error::Error;
 use super::histogram::Measure;
-use super::link::{Answers, Call, Link};
+use super::link::{Call, Exchange, Link};
 use super::plan::Prefix;
 use super::shared::Phase;
 use super::stamp::Stamp;
-use super::tally::{Tally, now_nanos};
+use super::tally::{SinceAnswer, Tally, now_nanos};
 use super::verify::{Findings, Follower};
 use super::wire::{Event, Field, Header, KeyValue, frame};
 use crate::model::keys;
 use crate::pb::etcdserverpb::watch_request::RequestUnion;
 use crate::pb::etcdserverpb::{RangeRequest, WatchCreateRequest, WatchRequest};
 use bytes::Bytes;
-use h2::{Ping, PingPong, SendStream};
-use std::future::poll_fn;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use tokio::time::{Instant, interval_at, sleep_until, timeout};
@@ -31,12 +29,6 @@ const STALL_CHECK: Duration = Duration::from_secs(5);
 /// Limit for the confirmation of a watch.
 const CREATE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The watch stream of a connection.
-struct Stream {
-    send: SendStream<Bytes>,
-    answers: Answers,
-}
-
 /// What a message of the watch stream was, beside its events.
 #[derive(Default)]
 struct Received {
@@ -49,17 +41,20 @@ struct Received {
     events: u64,
     foreign: u64,
     findings: Findings,
-    /// Nanoseconds since each event was sent, and since its write was answered.
+    /// Nanoseconds since each write was sent.
     since_sent: Vec<u64>,
-    since_answered: Vec<u64>,
+    /// Nanoseconds since each write was answered, or sent if the event came before the answer.
+    since_commit: Vec<u64>,
+    /// Events that came before the answer to their write.
+    early: u64,
     beats: Vec<(i64, Option<Duration>)>,
 }
 
 impl Agent {
     /// Everything that happens on one connection.
-    pub(super) async fn work(&mut self, mut link: Link, mut pings: Option<PingPong>) -> Result<Ended, Error> {
+    pub(super) async fn work(&mut self, link: Link) -> Result<Ended, Error> {
         loop {
-            let ended = match self.follow(&mut link, pings.as_mut()).await {
+            let ended = match self.follow(&link).await {
                 Err(error) if error.is_out_of_range() => Ended::Relist,
                 ended => ended?,
             };
@@ -73,48 +68,47 @@ impl Agent {
     }
 
     /// Lists and watches until something ends the watches.
-    async fn follow(&mut self, link: &mut Link, pings: Option<&mut PingPong>) -> Result<Ended, Error> {
+    async fn follow(&mut self, link: &Link) -> Result<Ended, Error> {
         let resumes = self.is_listed;
         self.watches.iter_mut().for_each(|watch| watch.id = None);
         if !resumes {
             self.list(link, 0).await?;
             self.configuration(link).await?;
         }
-        let (mut send, pending) = link.begin(Call::Watch).await?;
-        self.create(&mut send, 0)?;
-        let answers = timeout(CREATE_TIMEOUT, pending.answers()).await;
-        let answers = answers.map_err(|_| Error::Timeout("watch"))??;
-        let mut stream = Stream { send, answers };
+        let mut stream = link.begin(Call::Watch)?;
+        self.create(&stream, 0);
+        let begun = timeout(CREATE_TIMEOUT, stream.begun()).await;
+        begun.map_err(|_| Error::Timeout("watch"))??;
         for at in 0..self.watched.len() {
             if at > 0 {
                 if !resumes {
                     self.list(link, at).await?;
                 }
-                self.create(&mut stream.send, at)?;
+                self.create(&stream, at);
             }
             let until = Instant::now() + CREATE_TIMEOUT;
             while self.watches[at].id.is_none() {
                 tokio::select! {
-                    more = stream.answers.more() => more?,
+                    more = stream.more() => more?,
                     () = sleep_until(until) => return Err(Error::Timeout("watch")),
                 }
-                if let Some(ended) = self.receive(&mut stream.answers, Some(at)).await? {
+                if let Some(ended) = self.receive(&mut stream, Some(at)).await? {
                     return Ok(ended);
                 }
             }
         }
         self.in_sync();
         if self.stalls {
-            return self.stall(&mut stream.answers).await;
+            return self.stall(&mut stream).await;
         }
         if let Some(ended) = self.led() {
             return Ok(ended);
         }
-        self.watch(&mut stream, pings).await
+        self.watch(&mut stream, link).await
     }
 
     /// Does not read until the end of the test, and then looks whether the store has closed the connection.
-    async fn stall(&mut self, answers: &mut Answers) -> Result<Ended, Error> {
+    async fn stall(&mut self, stream: &mut Exchange) -> Result<Ended, Error> {
         self.out_of_sync();
         self.shared.tally.stalled.add(1);
         self.has_stalled = true;
@@ -126,14 +120,14 @@ impl Agent {
         }
         self.is_paused.store(false, Relaxed);
         // The end of what has piled up is the store's farewell, if there was one.
-        match timeout(STALL_CHECK, answers.discard()).await {
+        match timeout(STALL_CHECK, stream.discard()).await {
             Ok(closed) => closed.and(Err(Error::Closed)),
             Err(_) => Ok(Ended::Done),
         }
     }
 
     /// Reads a prefix page by page, all pages at the revision of the first.
-    async fn list(&mut self, link: &mut Link, at: usize) -> Result<(), Error> {
+    async fn list(&mut self, link: &Link, at: usize) -> Result<(), Error> {
         let (shared, run) = (&self.shared, self.shared.plan.run);
         let prefix = self.watched[at].text();
         let end = Bytes::from(prefix_end(prefix.as_bytes()));
@@ -184,7 +178,7 @@ impl Agent {
     }
 
     /// Reads the configuration of the cluster, which may be missing.
-    async fn configuration(&mut self, link: &mut Link) -> Result<(), Error> {
+    async fn configuration(&mut self, link: &Link) -> Result<(), Error> {
         let Some(Prefix::Canaries { prefix }) = self.watched.get(1) else {
             return Ok(());
         };
@@ -197,7 +191,7 @@ impl Agent {
     }
 
     /// Asks for a watch from where its follower is.
-    fn create(&self, send: &mut SendStream<Bytes>, at: usize) -> Result<(), Error> {
+    fn create(&self, stream: &Exchange, at: usize) {
         let prefix = self.watched[at].text();
         let request = WatchCreateRequest {
             key: prefix.to_owned().into(),
@@ -208,11 +202,11 @@ impl Agent {
         let request = WatchRequest {
             request_union: Some(RequestUnion::CreateRequest(request)),
         };
-        Ok(send.send_data(frame(&request), false)?)
+        stream.send(frame(&request), false);
     }
 
     /// Receives events until something ends the watches.
-    async fn watch(&mut self, stream: &mut Stream, mut pings: Option<&mut PingPong>) -> Result<Ended, Error> {
+    async fn watch(&mut self, stream: &mut Exchange, link: &Link) -> Result<Ended, Error> {
         let plan = &self.shared.plan;
         let (keepalive, answers_with_pings) = (plan.keepalive, plan.bdp_pings);
         let mut ticks = interval_at(Instant::now() + keepalive, keepalive);
@@ -222,21 +216,20 @@ impl Agent {
             let deadline = self.verify.as_ref().map(|written| written.deadline);
             tokio::select! {
                 biased;
-                more = stream.answers.more() => {
+                more = stream.more() => {
                     more?;
                     was_active = true;
-                    if let Some(ended) = self.receive(&mut stream.answers, None).await? {
+                    if let Some(ended) = self.receive(stream, None).await? {
                         return Ok(ended);
                     }
                     if answers_with_pings {
-                        self.ping(&mut pings)?;
+                        self.ping(link);
                     }
                     if let Some(ended) = self.verified(false) {
                         return Ok(ended);
                     }
                 }
-                pong = pong(&mut pings), if self.last_ping.is_some() => {
-                    pong?;
+                () = link.pong(), if self.last_ping.is_some() => {
                     self.shared.tally.pings.add(1);
                     if let Some(sent) = self.last_ping.take() {
                         self.shared.tally.record(self.number, Measure::Ping, sent.elapsed());
@@ -252,7 +245,7 @@ impl Agent {
                 }
                 _ = ticks.tick() => {
                     if !std::mem::take(&mut was_active) {
-                        self.ping(&mut pings)?;
+                        self.ping(link);
                     }
                     self.check_times()?;
                 }
@@ -266,12 +259,11 @@ impl Agent {
     }
 
     /// Sends a ping, unless one is under way.
-    fn ping(&mut self, pings: &mut Option<&mut PingPong>) -> Result<(), Error> {
-        if let (Some(pings), None) = (pings, self.last_ping) {
-            pings.send_ping(Ping::opaque())?;
+    fn ping(&mut self, link: &Link) {
+        if self.last_ping.is_none() {
+            link.ping();
             self.last_ping = Some(Instant::now());
         }
-        Ok(())
     }
 
     /// Fails if a ping was not answered in time, or if heartbeats have ended.
@@ -288,12 +280,12 @@ impl Agent {
     }
 
     /// Reads one message of the watch stream. `creating` is the watch whose confirmation is waited for.
-    async fn receive(&mut self, answers: &mut Answers, creating: Option<usize>) -> Result<Option<Ended>, Error> {
+    async fn receive(&mut self, stream: &mut Exchange, creating: Option<usize>) -> Result<Option<Ended>, Error> {
         let (tally, plan) = (&self.shared.tally, &self.shared.plan);
         let (run, lanes) = (plan.run, plan.lanes());
         let mut received = Received::default();
         let mut now = 0;
-        let found = answers.message(|tag, field| {
+        let found = stream.message(|tag, field| {
             match tag {
                 1 => received.header = Some(Header::read(field.bytes())?),
                 2 => received.id = field.signed(),
@@ -327,10 +319,10 @@ impl Agent {
             Ok(())
         });
         if !found.await? {
-            answers.end().await?;
+            stream.end().await?;
             return Err(Error::Closed);
         }
-        tally.received_bytes.add(std::mem::take(&mut answers.received));
+        tally.received_bytes.add(std::mem::take(&mut stream.received));
         self.conclude(received, creating)
     }
 
@@ -355,10 +347,11 @@ impl Agent {
         }
         tally.delivered.add(received.events);
         tally.foreign.add(received.foreign);
+        tally.early.add(received.early);
         tally.find(received.findings);
         for (measure, nanos) in [
             (Measure::SendToDelivery, received.since_sent),
-            (Measure::CommitToDelivery, received.since_answered),
+            (Measure::CommitToDelivery, received.since_commit),
         ] {
             if !nanos.is_empty() {
                 tally.record_all(self.number, measure, nanos);
@@ -391,10 +384,18 @@ impl Received {
         };
         self.events += 1;
         self.findings += follower.put(&stamp, kv.mod_revision, kv.create_revision == kv.mod_revision);
-        self.since_sent.push(now.saturating_sub(stamp.sent_nanos));
+        let since_sent = now.saturating_sub(stamp.sent_nanos);
+        self.since_sent.push(since_sent);
         let lane = lane + usize::from(stamp.lane);
-        self.since_answered
-            .extend(tally.since_answer(lane, stamp.sequence, now));
+        match tally.since_answer(lane, stamp.sequence, now) {
+            SinceAnswer::Nanos(since) => self.since_commit.push(since),
+            // The commit was after the request, so that this is no less than the latency.
+            SinceAnswer::NotAnswered => {
+                self.early += 1;
+                self.since_commit.push(since_sent);
+            }
+            SinceAnswer::Forgotten => {}
+        }
     }
 
     /// Takes an event of somebody else's key: nothing but its order can be verified.
@@ -414,13 +415,6 @@ impl Received {
         if !event.deleted {
             self.beats.push((event.kv.mod_revision, age));
         }
-    }
-}
-
-async fn pong(pings: &mut Option<&mut PingPong>) -> Result<(), Error> {
-    match pings {
-        Some(pings) => Ok(poll_fn(|cx| pings.poll_pong(cx)).await.map(drop)?),
-        None => std::future::pending().await,
     }
 }
 

@@ -42,7 +42,12 @@ pub struct Tally {
     /// Agents whose watches all live.
     pub live: AtomicI64,
     pub connects: Counter,
+    /// Connections that were made and ended before the test did, without storms.
     pub disconnects: Counter,
+    /// Connections that storms of the test have closed.
+    pub storm_closed: Counter,
+    /// Attempts to connect that failed.
+    pub failed_connects: Counter,
     /// Connections whose lists and watches are complete, storms included.
     pub synced: Counter,
     pub listed: Counter,
@@ -54,6 +59,11 @@ pub struct Tally {
     pub messages: Counter,
     pub received_bytes: Counter,
     pub written: Counter,
+    /// Changes that were made at the moments of the schedule, and moments that passed without a connection.
+    pub changes: Counter,
+    pub skipped: Counter,
+    /// Events that came before the answer to their write.
+    pub early: Counter,
     /// Writes that were repeated because their answer was lost.
     pub rewritten: Counter,
     pub pings: Counter,
@@ -83,6 +93,8 @@ impl Tally {
             live: AtomicI64::new(0),
             connects: Counter::default(),
             disconnects: Counter::default(),
+            storm_closed: Counter::default(),
+            failed_connects: Counter::default(),
             synced: Counter::default(),
             listed: Counter::default(),
             delivered: Counter::default(),
@@ -91,6 +103,9 @@ impl Tally {
             messages: Counter::default(),
             received_bytes: Counter::default(),
             written: Counter::default(),
+            changes: Counter::default(),
+            skipped: Counter::default(),
+            early: Counter::default(),
             rewritten: Counter::default(),
             pings: Counter::default(),
             relists: Counter::default(),
@@ -185,21 +200,37 @@ impl Tally {
         }
     }
 
-    /// Nanoseconds from the answer to the write with this sequence number to `now`: 0 if the writer has not had the answer
-    /// yet, `None` if it was too long ago.
-    pub fn since_answer(&self, lane: usize, sequence: u64, now: u64) -> Option<u64> {
-        let packed = self.answers.get(lane)?[sequence as usize % ANSWERS].load(Relaxed);
+    /// The time from the answer to the write with this sequence number to `now`.
+    pub fn since_answer(&self, lane: usize, sequence: u64, now: u64) -> SinceAnswer {
+        let Some(answers) = self.answers.get(lane) else {
+            return SinceAnswer::Forgotten;
+        };
+        let packed = answers[sequence as usize % ANSWERS].load(Relaxed);
         let (noted, at) = (packed >> TIME_BITS, packed & TIME_MASK);
         let expected = sequence & (u64::MAX >> TIME_BITS);
         match () {
-            () if noted == expected => {
-                Some(now.wrapping_sub(at) & TIME_MASK).map(|since| if since > TIME_MASK / 2 { 0 } else { since })
-            }
+            () if noted == expected => match now.wrapping_sub(at) & TIME_MASK {
+                // The answer came after the event.
+                since if since > TIME_MASK / 2 => SinceAnswer::NotAnswered,
+                since => SinceAnswer::Nanos(since),
+            },
             // The slot still has the answer of an earlier round.
-            () if expected.wrapping_sub(noted) & (u64::MAX >> TIME_BITS) <= ANSWERS as u64 || packed == 0 => Some(0),
-            () => None,
+            () if expected.wrapping_sub(noted) & (u64::MAX >> TIME_BITS) <= ANSWERS as u64 || packed == 0 => {
+                SinceAnswer::NotAnswered
+            }
+            () => SinceAnswer::Forgotten,
         }
     }
+}
+
+/// How long before an event its write was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SinceAnswer {
+    Nanos(u64),
+    /// The event came first.
+    NotAnswered,
+    /// Too long ago.
+    Forgotten,
 }
 
 /// A sequence number's last bits and a time's last bits fit into one atomic number.
@@ -217,15 +248,25 @@ mod tests {
     #[test]
     fn the_time_since_an_answer_is_that_of_the_same_write() {
         let tally = Tally::new(1);
-        assert_eq!(tally.since_answer(0, 1, now_nanos()), Some(0));
+        let before = now_nanos() - 1_000_000_000;
+        assert_eq!(tally.since_answer(0, 1, now_nanos()), SinceAnswer::NotAnswered);
         tally.answered(0, 1);
+        assert_eq!(
+            tally.since_answer(0, 1, before),
+            SinceAnswer::NotAnswered,
+            "the event came first"
+        );
         let later = now_nanos() + 5_000_000;
-        let since = tally.since_answer(0, 1, later).unwrap();
+        let SinceAnswer::Nanos(since) = tally.since_answer(0, 1, later) else {
+            panic!("the answer is known");
+        };
         assert!((5_000_000..5_100_000_000).contains(&since), "{since}");
         // The answer to a later write in the same slot is not known yet.
-        assert_eq!(tally.since_answer(0, 1 + ANSWERS as u64, later), Some(0));
-        tally.answered(0, 1 + ANSWERS as u64);
-        assert_eq!(tally.since_answer(0, 1, later), None);
+        let next = 1 + ANSWERS as u64;
+        assert_eq!(tally.since_answer(0, next, later), SinceAnswer::NotAnswered);
+        tally.answered(0, next);
+        assert_eq!(tally.since_answer(0, 1, later), SinceAnswer::Forgotten);
+        assert_eq!(tally.since_answer(9, 1, later), SinceAnswer::Forgotten);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use super::error::Error;
 use super::histogram::Measure;
 use super::lane::{Lane, Write};
-use super::link::{self, Call, Link};
+use super::link::{Call, Link, NEVER_PAUSED};
 use super::plan::Plan;
 use super::shared::{Phase, Shared};
 use super::tally::now_nanos;
@@ -17,7 +17,6 @@ use crate::pb::etcdserverpb::{
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep};
@@ -28,6 +27,17 @@ const RETRY: Duration = Duration::from_millis(500);
 const LAST_TRIES: u32 = 20;
 /// How often the heartbeat is written, as in Cilium.
 const HEARTBEAT: Duration = Duration::from_secs(60);
+
+/// What a writer does next.
+enum Due {
+    Nothing,
+    /// A change, which was planned for this moment.
+    Change(Instant),
+    Burst,
+    Bulk,
+    Lease,
+    Heartbeat,
+}
 
 /// One writer.
 pub struct Writer {
@@ -45,14 +55,27 @@ pub struct Writer {
     cluster_id: u64,
     /// The lane that is written next.
     at: usize,
-    /// The write whose answer is awaited, and its lane. Without an answer exactly the same is written again.
-    pending: Option<(usize, Vec<Write>)>,
+    /// The write whose answer is awaited. Without an answer exactly the same is written again.
+    pending: Option<Pending>,
     /// Attempts at that write beyond the first.
     attempt: u16,
     renewed: Instant,
     changes: u32,
     is_filled: Arc<watch::Sender<usize>>,
     has_reported: bool,
+    /// The moments at which this writer writes. They do not depend on connections, so that an outage is seen.
+    times: Option<Times>,
+    /// Whether changes have begun.
+    has_begun: bool,
+}
+
+/// A write without an answer.
+struct Pending {
+    /// Its lane.
+    at: usize,
+    writes: Vec<Write>,
+    /// When it was sent first.
+    since: Instant,
 }
 
 /// The moments at which a writer writes.
@@ -97,6 +120,8 @@ impl Writer {
             changes: 0,
             is_filled: Arc::clone(is_filled),
             has_reported: false,
+            times: None,
+            has_begun: false,
         }
     }
 
@@ -133,46 +158,72 @@ impl Writer {
     async fn session(&mut self) -> Result<(), Error> {
         let shared = Arc::clone(&self.shared);
         let (link, mut connection) = shared.dialer.connect(self.number).await?;
-        link::drive(&mut connection, &AtomicBool::new(false), self.work(link)).await
+        connection.drive(&NEVER_PAUSED, self.work(link)).await
     }
 
-    async fn work(&mut self, mut link: Link) -> Result<(), Error> {
+    async fn work(&mut self, link: Link) -> Result<(), Error> {
         if self.lease == 0 {
-            self.grant(&mut link).await?;
+            self.grant(&link).await?;
         }
-        if let Some((at, writes)) = self.pending.take() {
-            self.write(&mut link, at, writes).await?;
+        if let Some(pending) = self.pending.take() {
+            self.write(&link, pending).await?;
         }
-        self.fill(&mut link).await?;
-        let mut times = self.times();
+        self.fill(&link).await?;
+        // What was due earlier fell into an outage.
+        let resumed = Instant::now();
         loop {
             let is_live = matches!(*self.phase.borrow_and_update(), Phase::Live | Phase::Storm { .. });
             if self.is_over() {
                 return Ok(());
             }
-            tokio::select! {
-                changed = self.phase.changed() => {
-                    if changed.is_err() {
-                        return Ok(());
-                    }
-                    // Changes begin now, and do not make up for the time before.
-                    if !is_live {
-                        times = self.times();
-                    }
-                }
-                due = tick(&mut times.change), if is_live => {
-                    self.shared.tally.record(self.number, Measure::WriteDelay, due.elapsed());
-                    self.change(&mut link).await?;
-                }
-                _ = tick(&mut times.burst), if is_live => {
-                    for _ in 0..self.share(self.shared.plan.burst) {
-                        self.change(&mut link).await?;
-                    }
-                }
-                _ = tick(&mut times.bulk), if is_live => self.rewrite(&mut link).await?,
-                _ = times.lease.tick() => self.keep_alive(&mut link).await?,
-                _ = tick(&mut times.heartbeat) => self.beat(&mut link).await?,
+            if is_live && !std::mem::replace(&mut self.has_begun, true) {
+                // Changes begin now, and do not make up for the time before.
+                self.times = None;
             }
+            let mut times = match self.times.take() {
+                Some(times) => times,
+                None => self.new_times(),
+            };
+            let due = tokio::select! {
+                changed = self.phase.changed() => match changed {
+                    Ok(()) => Due::Nothing,
+                    Err(_) => return Ok(()),
+                },
+                at = tick(&mut times.change), if is_live => Due::Change(at),
+                _ = tick(&mut times.burst), if is_live => Due::Burst,
+                _ = tick(&mut times.bulk), if is_live => Due::Bulk,
+                _ = times.lease.tick() => Due::Lease,
+                _ = tick(&mut times.heartbeat) => Due::Heartbeat,
+            };
+            self.times = Some(times);
+            self.act(&link, due, resumed).await?;
+        }
+    }
+
+    /// Does what is due. What was due before `resumed` fell into an outage.
+    async fn act(&mut self, link: &Link, due: Due, resumed: Instant) -> Result<(), Error> {
+        match due {
+            Due::Nothing => Ok(()),
+            Due::Change(at) => {
+                let tally = &self.shared.tally;
+                tally.record(self.number, Measure::WriteDelay, at.elapsed());
+                if at < resumed {
+                    tally.skipped.add(1);
+                    return Ok(());
+                }
+                self.change(link).await?;
+                self.shared.tally.changes.add(1);
+                Ok(())
+            }
+            Due::Burst => {
+                for _ in 0..self.share(self.shared.plan.burst) {
+                    self.change(link).await?;
+                }
+                Ok(())
+            }
+            Due::Bulk => self.rewrite(link).await,
+            Due::Lease => self.keep_alive(link).await,
+            Due::Heartbeat => self.beat(link).await,
         }
     }
 
@@ -188,12 +239,12 @@ impl Writer {
         n / writers + u32::from((self.number as u32) < n % writers)
     }
 
-    fn times(&self) -> Times {
+    fn new_times(&self) -> Times {
         let plan = &self.shared.plan;
         let now = Instant::now();
         let every = |period: Duration, first: Duration| {
             let mut interval = interval_at(now + first, period);
-            interval.set_missed_tick_behavior(MissedTickBehavior::Burst);
+            interval.set_missed_tick_behavior(MissedTickBehavior::Skip);
             interval
         };
         // A writer without lanes would have nothing to change.
@@ -201,7 +252,10 @@ impl Writer {
             let busy = f64::from(self.busy());
             let seconds = (busy / plan.rate).min(86_400.0);
             let first = seconds * (self.number + 1) as f64 / busy;
-            every(Duration::from_secs_f64(seconds), Duration::from_secs_f64(first))
+            let mut changes = every(Duration::from_secs_f64(seconds), Duration::from_secs_f64(first));
+            // No change is left out because an earlier one was slow.
+            changes.set_missed_tick_behavior(MissedTickBehavior::Burst);
+            changes
         });
         let repeated = |is_wanted: bool, period: Duration| {
             (is_wanted && !period.is_zero() && !self.lanes.is_empty()).then(|| every(period, period))
@@ -235,7 +289,7 @@ impl Writer {
         (self.pending, self.lease, self.attempt) = (None, 0, 0);
     }
 
-    async fn grant(&mut self, link: &mut Link) -> Result<(), Error> {
+    async fn grant(&mut self, link: &Link) -> Result<(), Error> {
         let request = LeaseGrantRequest {
             ttl: i64::try_from(self.shared.plan.lease_ttl.as_secs()).unwrap_or(600),
             id: 0,
@@ -255,7 +309,7 @@ impl Writer {
     }
 
     /// Renews the lease by a stream of one message.
-    async fn keep_alive(&mut self, link: &mut Link) -> Result<(), Error> {
+    async fn keep_alive(&mut self, link: &Link) -> Result<(), Error> {
         let request = LeaseKeepAliveRequest { id: self.lease };
         let mut left = 0;
         let renewed = link.call(Call::LeaseKeepAlive, &request, |tag, field| {
@@ -274,14 +328,14 @@ impl Writer {
         Ok(())
     }
 
-    async fn beat(&mut self, link: &mut Link) -> Result<(), Error> {
+    async fn beat(&mut self, link: &Link) -> Result<(), Error> {
         let request = put(keys::HEARTBEAT.to_owned(), keys::timestamp().into_bytes(), self.lease);
         let header = link.call(Call::Put, &request, |_, _| Ok(())).await?;
         self.seen(header)
     }
 
     /// Writes all keys that the store does not have.
-    async fn fill(&mut self, link: &mut Link) -> Result<(), Error> {
+    async fn fill(&mut self, link: &Link) -> Result<(), Error> {
         for at in 0..self.lanes.len() {
             loop {
                 if self.is_over() {
@@ -291,7 +345,7 @@ impl Writer {
                 if writes.is_empty() {
                     break;
                 }
-                self.write(link, at, writes).await?;
+                self.write(link, Pending::now(at, writes)).await?;
             }
         }
         if !std::mem::replace(&mut self.has_reported, true) {
@@ -301,7 +355,7 @@ impl Writer {
     }
 
     /// Changes a key of the next lane.
-    async fn change(&mut self, link: &mut Link) -> Result<(), Error> {
+    async fn change(&mut self, link: &Link) -> Result<(), Error> {
         self.at = (self.at + 1) % self.lanes.len();
         self.changes = self.changes.wrapping_add(1);
         let deletes = self.shared.plan.deletes;
@@ -310,12 +364,12 @@ impl Writer {
         let writes = self.lanes[self.at].lock().change(1, delete);
         match writes.is_empty() {
             true => Ok(()),
-            false => self.write(link, self.at, writes).await,
+            false => self.write(link, Pending::now(self.at, writes)).await,
         }
     }
 
     /// Writes all keys of the own lanes of one cluster again.
-    async fn rewrite(&mut self, link: &mut Link) -> Result<(), Error> {
+    async fn rewrite(&mut self, link: &Link) -> Result<(), Error> {
         let (plan, first) = (&self.shared.plan, self.lanes[self.at].lock().prefix);
         let (scopes, batch) = (plan.scopes(), plan.batch);
         let own: Vec<_> = (0..self.lanes.len())
@@ -327,22 +381,24 @@ impl Writer {
                 let writes = self.lanes[at].lock().change(batch.min(left), false);
                 left -= writes.len().max(1);
                 if !writes.is_empty() {
-                    self.write(link, at, writes).await?;
+                    self.write(link, Pending::now(at, writes)).await?;
                 }
             }
         }
         Ok(())
     }
 
-    /// Writes to the lane at `at`, in one request.
-    async fn write(&mut self, link: &mut Link, at: usize, writes: Vec<Write>) -> Result<(), Error> {
+    /// Writes to a lane, in one request.
+    async fn write(&mut self, link: &Link, pending: Pending) -> Result<(), Error> {
+        let Pending { at, since, ref writes } = pending;
+        let writes = writes.clone();
+        self.pending = Some(pending);
         if self.renewed.elapsed() > self.shared.plan.lease_ttl / 3 {
             self.keep_alive(link).await?;
         }
-        self.pending = Some((at, writes.clone()));
         let (plan, prefix) = (&self.shared.plan, &self.prefixes[at]);
         let mut operations = Vec::with_capacity(writes.len() + 1);
-        let (lane, sent) = (Arc::clone(&self.lanes[at]), Instant::now());
+        let lane = Arc::clone(&self.lanes[at]);
         let (number, ring) = {
             let lane = lane.lock();
             let nanos = now_nanos();
@@ -380,13 +436,24 @@ impl Writer {
         let tally = &self.shared.tally;
         writes.iter().for_each(|write| tally.answered(ring, write.sequence));
         let measure = if writes.len() > 1 { Measure::Batch } else { Measure::Put };
-        tally.record(number, measure, sent.elapsed());
+        tally.record(number, measure, since.elapsed());
         tally.written.add(writes.len() as u64);
         if std::mem::take(&mut self.attempt) > 0 {
             tally.rewritten.add(1);
         }
         lane.lock().written(&writes);
         Ok(())
+    }
+}
+
+impl Pending {
+    /// A write that is sent now.
+    fn now(at: usize, writes: Vec<Write>) -> Self {
+        Self {
+            at,
+            writes,
+            since: Instant::now(),
+        }
     }
 }
 

@@ -2,9 +2,11 @@
 
 use crate::support::store::plain_etcd;
 use crate::support::tls::etcd;
-use crate::support::{CommandLine, Process, Tls, isthmus};
+use crate::support::{CommandLine, Process, Signal, Tls, isthmus};
 use etcd_client::GetOptions;
 use serde_json::Value;
+use std::path::PathBuf;
+use std::time::Duration;
 
 /// A load test of a few seconds against a store over mutual TLS.
 async fn short_test(tls: &Tls, server: &Process, flags: &[&str]) -> CommandLine {
@@ -104,13 +106,55 @@ async fn a_test_with_storms_bursts_and_slow_readers_passes_and_reports() {
     assert_eq!(all.count(), 0, "{:?}", all.kvs());
     assert!(client.leases().await.unwrap().leases().is_empty());
 
-    let merged = isthmus(["loadtest", "merge"]).arg(&raw).arg(&raw).run();
-    assert!(merged.succeeded(), "{}", merged.text());
-    for part in ["80 connections", "2 runs added up", "commit to delivery", "PASSED"] {
-        assert!(merged.stdout.contains(part), "{part}: {}", merged.stdout);
-    }
+    // The connections that the storm closed are no losses.
+    assert_eq!(
+        (count("/counts/storm_closed"), count("/counts/disconnects")),
+        (40, 0),
+        "{summary:#}"
+    );
     let raw: Value = serde_json::from_slice(&std::fs::read(raw).unwrap()).unwrap();
     assert_eq!(raw["format"], 1);
+    let marks: Vec<_> = raw["marks"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|mark| &mark["text"])
+        .collect();
+    assert_eq!(marks, ["fill", "connect", "live", "storm 1"]);
+}
+
+/// Two machines test at the same time. One result is a file of `--output`, the other what `--json` printed.
+#[tokio::test(flavor = "multi_thread")]
+async fn results_of_two_machines_add_up_once() {
+    let tls = Tls::new();
+    let server = etcd(&tls).start();
+    let [one, two, sum] = ["one.json", "two.json", "sum.json"].map(|name| tls.path(name));
+    let first = short_test(&tls, &server, &["--rate=50"]).await;
+    let first = first.arg(format!("--output={}", one.display())).start();
+    let second = short_test(&tls, &server, &["--rate=50", "--json"]).await.run();
+    assert!(second.succeeded(), "{}", second.text());
+    std::fs::write(&two, &second.stdout).unwrap();
+    assert!(first.ended().await.success(), "{}", first.log());
+
+    let merge = |files: &[&PathBuf]| isthmus(["loadtest", "merge"]).args(files);
+    let merged = merge(&[&one, &two]).arg(format!("--output={}", sum.display())).run();
+    assert!(merged.succeeded(), "{}", merged.text());
+    for part in ["40 connections", "2 runs added up", "commit to delivery", "PASSED"] {
+        assert!(merged.stdout.contains(part), "{part}: {}", merged.stdout);
+    }
+    let again = merge(&[&one, &sum]).run();
+    assert!(!again.succeeded());
+    for part in ["one.json", "sum.json", "both contain the run"] {
+        assert!(again.stderr.contains(part), "{part}: {}", again.stderr);
+    }
+    let other = short_test(&tls, &server, &["--rate=51"]).await;
+    assert!(other.arg(format!("--output={}", two.display())).run().succeeded());
+    let different = merge(&[&one, &two]).run();
+    assert!(
+        different.stderr.contains("settings differ: rate (50.0 and 51.0)"),
+        "{}",
+        different.stderr
+    );
 }
 
 /// The pod restarts without its data: agents and writers begin anew, and nothing is missing at the end.
@@ -131,6 +175,66 @@ async fn a_store_that_restarts_empty_is_listed_and_written_again() {
     let summary: Value = serde_json::from_str(&log[log.find('{').unwrap()..=log.rfind('}').unwrap()]).unwrap();
     assert_eq!(summary["counts"]["verified"], 20, "{summary:#}");
     assert_eq!(summary["counts"]["disconnects"], 20, "{summary:#}");
+    // The figures of the server are those of both processes.
+    let live = &summary["phases"][2];
+    assert_eq!(
+        (&live["name"], &live["server"]["restarts"]),
+        (&"live".into(), &1.into()),
+        "{summary:#}"
+    );
+    assert!(live["server"]["rss_mib"].as_f64() > Some(1.0), "{summary:#}");
+    let marks = summary["result"]["marks"].as_array().unwrap();
+    for text in ["server restarted", "connections lost"] {
+        let is_marked = |mark: &Value| mark["text"].as_str().unwrap().ends_with(text);
+        assert!(marks.iter().any(is_marked), "{text}: {marks:?}");
+    }
+    // The changes that the outage prevented count with their delay.
+    assert!(summary["counts"]["skipped"].as_u64() > Some(0), "{summary:#}");
+    assert!(
+        summary["latencies"]["writers' delay"]["max_ms"].as_f64() > Some(100.0),
+        "{summary:#}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rate_that_is_not_reached_is_told() {
+    let tls = Tls::new();
+    let server = etcd(&tls).start();
+    let flags = ["--rate=500000", "--writers=1", "--json"];
+    let test = short_test(&tls, &server, &flags).await.run();
+    assert!(test.succeeded(), "{}", test.text());
+    let summary: Value = serde_json::from_str(&test.stdout).unwrap();
+    let warnings = summary["warnings"].as_array().unwrap();
+    assert!(
+        warnings
+            .iter()
+            .any(|warning| warning.as_str().unwrap().contains("the rate was not reached")),
+        "{summary:#}"
+    );
+}
+
+/// The store stops answering, as a node without power does, and the operator presses Ctrl-C.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupted_test_of_a_dead_store_ends_soon_with_its_result() {
+    let tls = Tls::new();
+    let server = etcd(&tls).start();
+    let test = short_test(&tls, &server, &["--duration=5m"]).await.start();
+    test.line("watching").await;
+    server.signal(Signal::SIGSTOP);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    test.signal(Signal::SIGINT);
+    let status = test.ended_within(Duration::from_secs(4)).await;
+    assert!(!status.success());
+    let log = test.log();
+    for part in [
+        "connect to in sync",
+        "20 connections",
+        "INTERRUPTED",
+        "could not be emptied",
+        "remain until their lease ends",
+    ] {
+        assert!(log.contains(part), "{part}: {log}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -24,6 +24,7 @@ mod kubernetes;
 mod kubernetes_client;
 mod layers;
 mod loadtest;
+mod loadtest_mistakes;
 mod membership;
 mod mesh;
 mod mesh_certs;

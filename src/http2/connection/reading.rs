@@ -2,25 +2,18 @@
 
 use super::Connection;
 use crate::http2::error::Error;
-use crate::http2::frame::{self, HEAD, PAYLOAD_MAX, Split};
+use crate::http2::frame::{self, HEAD, Split};
 use crate::http2::inbound::RequestStream;
+use crate::http2::window::Window;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
-use std::cell::Cell;
 use std::pin::Pin;
 use std::task::Context;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 
-/// Bytes that are read at once. Frames in them may be small, and much work.
-const READ: usize = 8 << 10;
 /// Bytes that are read in a turn of the connection. Then others of the thread go first.
 const TURN: usize = 16 << 10;
-
-thread_local! {
-    /// The buffer that the connections of a thread read into, one after another.
-    static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
-}
 
 /// What a turn has received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,52 +22,6 @@ pub(super) enum Received {
     Some,
     /// The client will send nothing more.
     End,
-}
-
-/// A place in the buffer of the thread.
-struct Window {
-    buffer: Vec<u8>,
-    from: usize,
-    to: usize,
-}
-
-impl Window {
-    /// A window that begins with `rest`.
-    fn new(rest: &mut Vec<u8>) -> Self {
-        let mut buffer = BUFFER.take();
-        // A frame, or the beginning of one and a read.
-        buffer.resize(HEAD + PAYLOAD_MAX + READ, 0);
-        let to = rest.len();
-        match buffer.get_mut(..to) {
-            Some(beginning) => beginning.copy_from_slice(rest),
-            None => buffer = [&rest[..], &[0; READ]].concat(),
-        }
-        rest.clear();
-        Self { buffer, from: 0, to }
-    }
-
-    fn bytes(&self) -> &[u8] {
-        &self.buffer[self.from..self.to]
-    }
-
-    /// Space for a read, when a frame of `wanted` bytes is being read.
-    fn space(&mut self, wanted: usize) -> ReadBuf<'_> {
-        if self.from > 0 {
-            self.buffer.copy_within(self.from..self.to, 0);
-            (self.from, self.to) = (0, self.to - self.from);
-        }
-        let end = wanted.max(self.to + READ).min(self.buffer.len());
-        ReadBuf::new(&mut self.buffer[self.to..end])
-    }
-
-    /// Gives the buffer back. What was not used is the next beginning.
-    fn close(self, rest: &mut Vec<u8>) {
-        match self.bytes() {
-            [] => *rest = Vec::new(),
-            bytes => rest.extend_from_slice(bytes),
-        }
-        BUFFER.set(self.buffer);
-    }
 }
 
 impl<I, S, F, B> Connection<I, S, F, B>
@@ -112,7 +59,7 @@ where
             }
             received = Received::Some;
             turn += read;
-            window.to += read;
+            window.filled(read);
         }
     }
 
@@ -128,7 +75,7 @@ where
             let length = HEAD + payload.len();
             let event = self.core.receive(head, payload)?;
             self.calls.take(event, &mut self.core, &self.service);
-            window.from += length;
+            window.used(length);
         }
         self.suspended = true;
         Ok(None)

@@ -4,6 +4,11 @@
 use http::{HeaderMap, HeaderName, StatusCode, header};
 
 /// Indexes of the static table.
+const AUTHORITY: u8 = 1;
+const POST: u8 = 3;
+const PATH: u8 = 4;
+const SCHEME_HTTP: u8 = 6;
+const SCHEME_HTTPS: u8 = 7;
 const STATUS: u8 = 8;
 /// An entry with a status that has an index of its own.
 const STATUSES: [(u16, u8); 7] = [
@@ -60,6 +65,17 @@ impl Encoder {
             out.push(0x20);
         }
     }
+}
+
+/// Appends the block of a request by POST.
+pub(in crate::http2) fn request(out: &mut Vec<u8>, secure: bool, authority: &str, path: &str, headers: &HeaderMap) {
+    out.push(0x80 | POST);
+    out.push(0x80 | if secure { SCHEME_HTTPS } else { SCHEME_HTTP });
+    for (name, value) in [(PATH, path), (AUTHORITY, authority)] {
+        out.push(name);
+        string(out, value.as_bytes());
+    }
+    fields(out, headers);
 }
 
 /// Appends fields that no table keeps.
@@ -133,7 +149,7 @@ mod tests {
             let code = StatusCode::from_u16(status).unwrap();
             Encoder::default().head(&mut block, code, &map);
             let fields = fields_of(&block);
-            assert_eq!(fields[0], (Name::Invalid, status.to_string()), "the name is `:status`");
+            assert_eq!(fields[0], (Name::Status, status.to_string()));
             let rest: Vec<_> = fields[1..]
                 .iter()
                 .map(|(name, value)| (name.clone(), &**value))
@@ -147,6 +163,24 @@ mod tests {
             ];
             assert_eq!(rest, expected);
         }
+    }
+
+    #[test]
+    fn a_request_has_its_pseudo_headers_first() {
+        let (mut block, mut headers) = (Vec::new(), HeaderMap::new());
+        headers.insert("te", "trailers".parse().unwrap());
+        request(&mut block, true, "a:1", "/x/Y", &headers);
+        let mut found = vec![];
+        let decoded = Decoder::default().decode(&block, |name, value, _| found.push((name.clone(), value.clone())));
+        assert_eq!(decoded, Ok(()));
+        let expected = [
+            (Name::Method, "POST"),
+            (Name::Scheme, "https"),
+            (Name::Path, "/x/Y"),
+            (Name::Authority, "a:1"),
+            (Name::Header(header::TE), "trailers"),
+        ];
+        assert_eq!(found, expected.map(|(name, value)| (name, value.into())));
     }
 
     #[test]

@@ -17,8 +17,10 @@ pub(in crate::http2) enum Name {
     Scheme,
     Authority,
     Path,
+    /// The pseudo-header of answers.
+    Status,
     Header(HeaderName),
-    /// A name that no request may have: `:status`, capital letters, bytes that names cannot contain.
+    /// A name that no message may have: capital letters, bytes that names cannot contain.
     Invalid,
 }
 
@@ -29,6 +31,7 @@ impl Name {
             b":scheme" => Self::Scheme,
             b":authority" => Self::Authority,
             b":path" => Self::Path,
+            b":status" => Self::Status,
             name => HeaderName::from_lowercase(name).map_or(Self::Invalid, Self::Header),
         }
     }
@@ -215,8 +218,9 @@ mod tests {
     #[test]
     fn names_with_capitals_or_unknown_colons_are_invalid() {
         assert_eq!(Name::read(b":path"), Name::Path);
+        assert_eq!(Name::read(b":status"), Name::Status);
         assert_eq!(Name::read(b"te"), Name::Header(http::header::TE));
-        for name in [&b"Te"[..], b":status", b":x", b"", b"a b", b"\xff"] {
+        for name in [&b"Te"[..], b":x", b"", b"a b", b"\xff"] {
             assert_eq!(Name::read(name), Name::Invalid);
         }
     }

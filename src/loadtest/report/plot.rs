@@ -14,8 +14,13 @@ const BOTTOM: f64 = 30.0;
 const POINTS_MAX: usize = 600;
 /// The most powers of ten of a logarithmic axis.
 const DECADES_MAX: f64 = 6.0;
-/// Colours that colour-blind readers can tell apart (Okabe and Ito).
-const COLOURS: [&str; 4] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7"];
+/// Colours of lines, as classes of the page's style.
+const COLOURS: usize = 4;
+/// Rows of labels of marks, so that neighbours do not overlap, and the height of one.
+const MARK_ROWS: usize = 4;
+const MARK_ROW: f64 = 12.0;
+/// The most marks of a plot.
+const MARKS_MAX: usize = 40;
 
 /// How values are placed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +40,8 @@ pub struct Plot<'a> {
     /// The label of an x.
     pub x_label: &'a dyn Fn(f64) -> String,
     pub lines: Vec<Line<'a>>,
+    /// What happened at some x.
+    pub marks: &'a [(f64, String)],
 }
 
 /// A line with its name.
@@ -124,8 +131,32 @@ impl Plot<'_> {
             escaped(self.unit)
         );
         self.draw_axes(&axes, &mut out);
+        self.draw_marks(&axes, &mut out);
         self.draw_lines(&axes, &mut out);
-        out + "</svg>\n"
+        format!("<div class=\"plot\">{out}</svg></div>\n")
+    }
+
+    fn draw_marks(&self, axes: &Axes, out: &mut String) {
+        let within = |x: f64| (axes.x.0..=axes.x.1).contains(&x);
+        let marks = self.marks.iter().filter(|(x, _)| within(*x)).take(MARKS_MAX);
+        for (row, (x, text)) in marks.enumerate() {
+            let at = axes.x_at(*x);
+            // The label is on the side with more space.
+            let (side, anchor) = if at > WIDTH * 0.7 {
+                (-4.0, "end")
+            } else {
+                (4.0, "start")
+            };
+            let _ = write!(
+                out,
+                "<line x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{TOP}\" y2=\"{}\" class=\"m\"/><text x=\"{:.1}\" y=\"{}\" \
+                 text-anchor=\"{anchor}\" class=\"m\">{}</text>",
+                HEIGHT - BOTTOM,
+                at + side,
+                TOP + 10.0 + MARK_ROW * (row % MARK_ROWS) as f64,
+                escaped(text)
+            );
+        }
     }
 
     fn draw_axes(&self, axes: &Axes, out: &mut String) {
@@ -168,13 +199,14 @@ impl Plot<'_> {
 
     fn draw_lines(&self, axes: &Axes, out: &mut String) {
         let mut legend = WIDTH - RIGHT;
-        for (line, colour) in self.lines.iter().zip(COLOURS).rev() {
+        for (at, line) in self.lines.iter().enumerate().rev() {
+            let colour = at % COLOURS;
             for path in axes.paths(&line.points) {
-                let _ = write!(out, "<polyline points=\"{path}\" stroke=\"{colour}\"/>");
+                let _ = write!(out, "<polyline points=\"{path}\" class=\"c{colour}\"/>");
             }
             let _ = write!(
                 out,
-                "<text x=\"{legend:.0}\" y=\"15\" text-anchor=\"end\" style=\"fill:{colour}\">{}</text>",
+                "<text x=\"{legend:.0}\" y=\"15\" text-anchor=\"end\" class=\"l{colour}\">{}</text>",
                 escaped(line.name)
             );
             legend -= 7.0 * (line.name.chars().count() as f64) + 16.0;
@@ -252,9 +284,11 @@ mod tests {
                     points: vec![(0.0, 3.0), (10.0, 400.0)],
                 },
             ],
+            marks: &[(5.0, "storm <1>".to_owned()), (99.0, "outside".to_owned())],
         };
         let svg = plot.svg();
-        assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
+        assert!(svg.starts_with("<div class=\"plot\"><svg") && svg.trim_end().ends_with("</svg></div>"));
+        assert!(svg.contains("storm &lt;1&gt;") && !svg.contains("outside"), "{svg}");
         // The zero has no place on a logarithmic scale, and makes a gap.
         assert_eq!(svg.matches("<polyline").count(), 3);
         assert!(svg.contains("points=\"848.0,"), "{svg}");

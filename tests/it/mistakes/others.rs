@@ -165,5 +165,41 @@ pub(super) const OTHERS: &[Mistake] = &[
         1,
         &["https://127.0.0.1:0", "--cert-file and --key-file"],
     ),
+    mistake("loadtest --prefix=/", 1, &["--prefix is empty", "isthmus/loadtest"]),
+    mistake(
+        "loadtest --prefix=cilium/cluster-config/",
+        1,
+        &["--prefix=cilium/cluster-config", "outside of cilium/"],
+    ),
+    mistake(
+        "loadtest --endpoints=127.0.0.1:1",
+        1,
+        &["http://127.0.0.1:1", "refused", "does a store run there?"],
+    ),
+    mistake(
+        "loadtest merge DIR/text --report=DIR/text",
+        1,
+        &["--report=DIR/text would overwrite DIR/text", "another file"],
+    ),
+    mistake(
+        "loadtest --report=DIR/r --output=DIR/r",
+        1,
+        &["--report and --output", "DIR/r", "two files"],
+    ),
+    mistake(
+        "loadtest --report=DIR/text --client-config=DIR/text",
+        1,
+        &["DIR/text", "etcd client configuration"],
+    ),
+    mistake(
+        "loadtest --cacert=DIR/certs/server.crt --output=DIR/certs/server.crt",
+        1,
+        &["--output=DIR/certs/server.crt would overwrite"],
+    ),
+    mistake(
+        "loadtest merge DIR/empty",
+        1,
+        &["DIR/empty", "`loadtest --output` or `--json`"],
+    ),
     mistake("etcd --quota-backend-bytes=big", 2, &["'big'", "--quota-backend-bytes"]),
 ];
