@@ -17,6 +17,7 @@ mod connection;
 mod connections;
 mod descriptors;
 mod frames;
+mod fresh;
 mod gateway;
 pub mod http;
 mod io;
@@ -38,6 +39,7 @@ pub mod tls;
 mod transport;
 mod turns;
 mod unknown;
+pub mod upstream;
 mod wakers;
 mod watch;
 
@@ -64,13 +66,14 @@ use refusals::Refusals;
 use shares::Shares;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::service::Routes;
 use transport::Transport;
 use turns::Turns;
+use upstream::Upstream;
 
 /// The etcd version that is reported to clients.
 pub const ETCD_VERSION: &str = "3.7.3";
@@ -97,6 +100,19 @@ pub enum Serve {
     Metrics,
 }
 
+/// What a server is made of.
+pub struct Parts {
+    pub store: Arc<Store>,
+    pub lessor: Arc<Lessor>,
+    pub auth: Arc<AuthStore>,
+    /// The data directory; `None` for a store in memory.
+    pub durable: Option<Arc<Durable>>,
+    /// The cluster that the store follows; `None` for a store that decides for itself.
+    pub upstream: Option<Arc<dyn Upstream>>,
+    /// The notifiers that the store's hooks notify.
+    pub wakers: Wakers,
+}
+
 /// The state that the services share.
 pub struct Core {
     store: Arc<Store>,
@@ -105,6 +121,8 @@ pub struct Core {
     alarms: Arc<Alarms>,
     admission: Admission,
     durability: Durability,
+    /// The cluster that a replica follows.
+    upstream: Option<Arc<dyn Upstream>>,
     metrics: metrics::Metrics,
     connections: Arc<Connections>,
     refusals: Arc<Refusals>,
@@ -124,22 +142,28 @@ pub struct Core {
     published: Arc<Notify>,
     /// Notified when all watchers with news have been woken.
     woken: Notify,
+    /// Changes when a revision has become visible.
+    visible: watch::Sender<()>,
 }
 
 impl Core {
-    /// Connects a store to the services. `wakers` are those that the store's hooks notify. Starts the tasks that
-    /// expire leases, purge history and wake watchers.
-    pub fn start(
-        store: Arc<Store>,
-        lessor: Arc<Lessor>,
-        auth: Arc<AuthStore>,
-        durable: Option<Arc<Durable>>,
-        wakers: Wakers,
-        config: Config,
-        life: &Lifecycle,
-    ) -> Arc<Self> {
+    /// Connects a store to the services. Starts the tasks that expire leases, purge history and wake watchers. In a
+    /// replica, leases end upstream.
+    pub fn start(parts: Parts, config: Config, life: &Lifecycle) -> Arc<Self> {
+        let Parts {
+            store,
+            lessor,
+            auth,
+            durable,
+            upstream,
+            wakers,
+        } = parts;
         let stop = life.stop_token().clone();
-        let Wakers { published, compacted } = wakers;
+        let Wakers {
+            published,
+            compacted,
+            visible,
+        } = wakers;
         let mut metrics = metrics::Metrics::new(
             Arc::clone(&store),
             Arc::clone(&lessor),
@@ -158,6 +182,7 @@ impl Core {
             auth: Arc::clone(&auth),
             alarms: Arc::clone(&alarms),
             durability: durability.clone(),
+            follows: upstream.is_some(),
             limits: Limits {
                 max_request_bytes: config.max_request_bytes,
                 quota_bytes: usize::try_from(config.quota_bytes).unwrap_or(usize::MAX),
@@ -171,6 +196,7 @@ impl Core {
             alarms,
             admission,
             durability,
+            upstream,
             metrics,
             connections,
             refusals,
@@ -185,13 +211,33 @@ impl Core {
             compacted,
             published,
             woken: Notify::new(),
+            visible,
         });
-        let (expiry, purge, wake) = (Arc::clone(&core), Arc::clone(&core), Arc::clone(&core));
-        life.spawn_forever("lease expiry", async move { expiry.lessor.expire().await });
+        let (purge, wake) = (Arc::clone(&core), Arc::clone(&core));
+        if core.upstream.is_none() {
+            let lessor = Arc::clone(&core.lessor);
+            life.spawn_forever("lease expiry", async move { lessor.expire().await });
+        }
         life.spawn_forever("purge", async move { purge.purge_when_compacted().await });
         life.spawn_forever("watchers", async move { wake.wake_watchers().await });
         life.spawn_forever("connections", Arc::clone(&core.connections).watch_over());
         core
+    }
+
+    /// The identity of the store. A replica shows the cluster that it follows, as a member of its own.
+    fn identity(&self) -> MemberIdentity {
+        let own = self.config.identity;
+        match &self.upstream {
+            None => own,
+            Some(upstream) => {
+                let identity = upstream.identity();
+                MemberIdentity {
+                    cluster_id: identity.cluster_id,
+                    raft_term: identity.raft_term,
+                    ..own
+                }
+            }
+        }
     }
 
     fn header(&self, revision: i64) -> pb::ResponseHeader {
@@ -199,7 +245,7 @@ impl Core {
             cluster_id,
             member_id,
             raft_term,
-        } = self.config.identity;
+        } = self.identity();
         pb::ResponseHeader {
             cluster_id,
             member_id,

@@ -12,7 +12,7 @@ use crate::mvcc::{Hooks, Store};
 use crate::server::listen::{Address, Listener};
 use crate::server::peer::UserSource;
 use crate::server::tls::{TlsConfig, TlsFiles};
-use crate::server::{self, Core, MemberIdentity, Serve, Wakers};
+use crate::server::{self, Core, MemberIdentity, Parts, Serve, Wakers};
 use crate::util::expiry::{CertificateFile, Role};
 use crate::util::lifecycle::Lifecycle;
 use crate::util::metrics::Page;
@@ -145,15 +145,15 @@ impl Etcd {
         let compaction_wanted = Arc::<AtomicBool>::default();
         let quota_bytes = usize::try_from(server.quota_bytes).unwrap_or(usize::MAX);
         let lessor = Arc::new(Lessor::new(Arc::clone(&store), config.min_lease_ttl_secs));
-        let core = Core::start(
-            Arc::clone(&store),
+        let parts = Parts {
+            store: Arc::clone(&store),
             lessor,
-            Arc::clone(&auth),
-            durable.clone(),
+            auth: Arc::clone(&auth),
+            durable: durable.clone(),
+            upstream: None,
             wakers,
-            server,
-            life,
-        );
+        };
+        let core = Core::start(parts, server, life);
         compact(&core, config.auto_compaction, life);
         if let Some(most) = config.history_max {
             let (core, wanted) = (Arc::clone(&core), Arc::clone(&compaction_wanted));

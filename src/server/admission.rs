@@ -64,6 +64,8 @@ pub(super) struct Admission {
     pub(super) alarms: Arc<Alarms>,
     pub(super) durability: Durability,
     pub(super) refusals: Arc<Refusals>,
+    /// Whether the store follows a cluster, which then decides by its own alarms, quota and members.
+    pub(super) follows: bool,
     pub(super) limits: Limits,
 }
 
@@ -89,6 +91,16 @@ pub(super) struct Admitted {
 pub(super) struct Refusal {
     pub(super) status: Status,
     pub(super) cause: Cause,
+}
+
+impl Check {
+    /// Whether the check rests on state of the cluster that a replica does not have.
+    const fn is_upstreams(self) -> bool {
+        match self {
+            Self::Member | Self::NotCorrupt | Self::NoSpaceAlarm | Self::Quota | Self::Disk => true,
+            Self::Size | Self::Token | Self::Authenticated | Self::Root | Self::RootOrOwn | Self::Grants => false,
+        }
+    }
 }
 
 impl Call {
@@ -230,7 +242,7 @@ impl Admission {
             [] => Ok(None),
             _ => caller.principal(&self.auth),
         };
-        for check in checks {
+        for check in checks.iter().filter(|check| !(self.follows && check.is_upstreams())) {
             let checked = self.run(*check, operation, &principal);
             if checked.is_err() && self.is_unknown(caller, &principal) {
                 // Any certificate of the CA opens a connection. Whoever is no user has no use for the connection.

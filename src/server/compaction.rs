@@ -113,7 +113,7 @@ mod tests {
     use crate::auth::{self, AuthStore};
     use crate::lease::Lessor;
     use crate::mvcc::{Store, Write};
-    use crate::server::{Config, MemberIdentity, Wakers};
+    use crate::server::{Config, MemberIdentity, Parts, Wakers};
     use crate::util::lifecycle::Lifecycle;
     use std::sync::Arc;
 
@@ -137,7 +137,15 @@ mod tests {
         let lessor = Arc::new(Lessor::new(Arc::clone(&store), 2));
         let auth = Arc::new(AuthStore::new(auth::Config::default()).unwrap());
         let config = Config::new(MemberIdentity::random());
-        let core = Core::start(Arc::clone(&store), lessor, auth, None, wakers, config, &life);
+        let parts = Parts {
+            store: Arc::clone(&store),
+            lessor,
+            auth,
+            durable: None,
+            upstream: None,
+            wakers,
+        };
+        let core = Core::start(parts, config, &life);
         let wanted = AtomicBool::new(false);
         let drive = async {
             let largest = change(&store, 60, 10).await;
