@@ -22,6 +22,8 @@ use tokio::time::{Instant, timeout};
 const CONNECT: Duration = Duration::from_secs(3);
 /// Calls that find no member fail for so long before it is tried again.
 const PAUSE: Duration = Duration::from_millis(200);
+/// Time between questions for leader, term and version.
+const FACTS: Duration = Duration::from_secs(10);
 /// Limit for one read of the upstream's revision.
 const READ: Duration = Duration::from_secs(2);
 
@@ -34,6 +36,10 @@ pub struct Link {
     cluster_id: AtomicU64,
     /// The highest term in any answer.
     term: AtomicU64,
+    /// The member that leads, as far as is known; 0 without a leader.
+    leader: AtomicU64,
+    /// The version of the member that was asked last.
+    version: Mutex<[u16; 3]>,
     /// The index of the endpoint that is tried first.
     first: AtomicUsize,
     /// The member that calls go to.
@@ -59,6 +65,8 @@ impl Link {
             config: Mutex::new(ClientConfig::read(file)?),
             cluster_id: AtomicU64::new(0),
             term: AtomicU64::new(0),
+            leader: AtomicU64::new(0),
+            version: Mutex::default(),
             // Replicas begin with different members.
             first: AtomicUsize::new(rand::random_range(0..usize::from(u16::MAX))),
             calls: ArcSwapOption::empty(),
@@ -111,6 +119,36 @@ impl Link {
         self.calls.store(None);
     }
 
+    /// The member that leads, as far as is known; 0 without a leader.
+    pub(super) fn leader(&self) -> u64 {
+        self.leader.load(Ordering::Relaxed)
+    }
+
+    /// The version of the member that was asked last.
+    pub(super) fn version(&self) -> [u16; 3] {
+        *self.version.lock()
+    }
+
+    /// Notes what a member of the followed cluster says of itself.
+    fn note(&self, facts: &Facts) {
+        self.note_term(facts.term);
+        self.leader.store(facts.leader, Ordering::Relaxed);
+        *self.version.lock() = facts.version();
+    }
+
+    /// Asks the member that calls go to for leader, term and version, again and again.
+    pub(super) async fn keep_facts(&self) {
+        loop {
+            tokio::time::sleep(FACTS).await;
+            if let Some(member) = self.current()
+                && let Ok(facts) = member.ask_facts().await
+                && facts.cluster_id == self.cluster_id()
+            {
+                self.note(&facts);
+            }
+        }
+    }
+
     /// Notes the term of an answer.
     pub(super) fn note_term(&self, term: u64) {
         self.term.fetch_max(term, Ordering::Relaxed);
@@ -138,13 +176,12 @@ impl Link {
         for endpoint in self.endpoints(&config) {
             match self.connect(&endpoint, purpose, self.cluster_id()).await {
                 Ok(member) => {
-                    let Facts { cluster_id, term, .. } = member.facts;
-                    let pinned = self
+                    // Fails if a cluster is pinned: then it is the one of this member.
+                    let found = member.facts.cluster_id;
+                    let _ = self
                         .cluster_id
-                        .compare_exchange(0, cluster_id, Ordering::Relaxed, Ordering::Relaxed);
-                    if pinned.is_ok() {
-                        self.note_term(term);
-                    }
+                        .compare_exchange(0, found, Ordering::Relaxed, Ordering::Relaxed);
+                    self.note(&member.facts);
                     return Ok(member);
                 }
                 Err(error) => errors.push(error),
@@ -209,7 +246,7 @@ impl Link {
         let begun = Instant::now();
         match read_from(&member).await {
             Ok(seen) => {
-                self.metrics.index(begun.elapsed());
+                self.metrics.index(begun.elapsed(), seen.revision);
                 let expected = self.cluster_id();
                 if seen.cluster_id != expected {
                     let error = Error::OtherCluster {

@@ -1,6 +1,6 @@
 //! A connection to one member of the upstream: calls, watches, and what the member says of itself.
 
-use super::error::{Error, is_of_transport};
+use super::error::Error;
 use super::wire::{Raw, WatchResponse};
 use crate::kvstore::config::ClientConfig;
 use crate::kvstore::dial::{self, Dialer, Transport};
@@ -18,7 +18,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::client::Grpc;
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 use tonic::transport::Channel;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Request, Status, Streaming};
 
 /// etcd takes pings at most every five seconds. A member that is cut off is noticed within ten.
 const KEEPALIVE: Keepalive = Keepalive {
@@ -33,7 +33,7 @@ const GREETING: Duration = Duration::from_secs(3);
 /// Requests of a watch stream that wait for the transport.
 const REQUESTS: usize = 8;
 /// The lowest versions whose watches lose nothing.
-const VERSIONS: [[u32; 3]; 2] = [[3, 5, 13], [3, 6, 0]];
+const VERSIONS: [[u16; 3]; 2] = [[3, 5, 13], [3, 6, 0]];
 
 /// The paths of the calls that the replica makes for itself.
 pub(super) mod path {
@@ -81,11 +81,25 @@ pub(super) struct Member {
     broken: Mutex<Option<String>>,
 }
 
+/// Why a call failed.
+pub(super) enum Failed {
+    /// The time is up. The member may have executed the call, and may do so later.
+    Late,
+    /// An error of the member, or of the connection.
+    Status(Status),
+}
+
 /// A watch stream of one member.
 pub(super) struct WatchStream {
     endpoint: String,
     answers: Streaming<Bytes>,
     requests: mpsc::Sender<Bytes>,
+}
+
+impl From<Status> for Failed {
+    fn from(status: Status) -> Self {
+        Self::Status(status)
+    }
 }
 
 impl Facts {
@@ -108,13 +122,19 @@ impl Facts {
         self.db_size_in_use > 0 && self.db_size > 3 * self.db_size_in_use
     }
 
+    /// The version as numbers.
+    pub(super) fn version(&self) -> [u16; 3] {
+        let mut numbers = self.version.split(['.', '-']).map(|n| n.parse().unwrap_or(0));
+        std::array::from_fn(|_| numbers.next().unwrap_or(0))
+    }
+
     /// Fails if the member cannot be followed. `expected` is the followed cluster, or 0.
     pub(super) fn admit(&self, endpoint: &str, expected: u64) -> Result<(), Error> {
         let endpoint = endpoint.to_owned();
         if self.cluster_id == 0 {
             return Err(Error::Proxy(endpoint));
         }
-        if !is_sound(&self.version) {
+        if !is_sound(self.version()) {
             let version = self.version.clone();
             return Err(Error::TooOld { endpoint, version });
         }
@@ -134,15 +154,8 @@ impl Facts {
 }
 
 /// Whether watches of this version of etcd lose nothing.
-fn is_sound(version: &str) -> bool {
-    let release = version.split_once('-').map_or(version, |(release, _)| release);
-    let mut numbers = release.split('.').map(|n| n.parse::<u32>());
-    let mut next = || numbers.next().and_then(Result::ok);
-    let (Some(major), Some(minor), Some(patch)) = (next(), next(), next()) else {
-        return false;
-    };
+fn is_sound(found: [u16; 3]) -> bool {
     let [patched, newer] = VERSIONS;
-    let found = [major, minor, patch];
     found >= newer || (found[..2] == patched[..2] && found >= patched)
 }
 
@@ -172,9 +185,14 @@ impl Member {
         if let (Some(user), Some(password)) = (&config.username, &config.password) {
             member.token = member.authenticate(user, password).await?;
         }
-        let status: pb::StatusResponse = member.ask(path::STATUS, &pb::StatusRequest {}, GREETING).await?;
-        member.facts = Facts::of(status);
+        member.facts = member.ask_facts().await?;
         Ok(member)
+    }
+
+    /// What the member says of itself now.
+    pub(super) async fn ask_facts(&self) -> Result<Facts, Error> {
+        let status: pb::StatusResponse = self.ask(path::STATUS, &pb::StatusRequest {}, GREETING).await?;
+        Ok(Facts::of(status))
     }
 
     async fn authenticate(&self, user: &str, password: &str) -> Result<Option<MetadataValue<Ascii>>, Error> {
@@ -251,7 +269,7 @@ impl Member {
         metadata: MetadataMap,
         request: Bytes,
         limit: Duration,
-    ) -> Result<Response<Bytes>, Status> {
+    ) -> Result<Bytes, Failed> {
         let mut grpc = self.grpc();
         let path = path_of(path)?;
         let mut request = Request::from_parts(metadata, http::Extensions::new(), request);
@@ -260,8 +278,10 @@ impl Member {
             grpc.ready().await.map_err(|e| Status::from_error(e.into()))?;
             grpc.unary(request, path, Raw).await
         };
-        let answered = timeout(limit, Box::pin(call)).await;
-        answered.unwrap_or_else(|_| Err(Status::deadline_exceeded("context deadline exceeded")))
+        match timeout(limit, Box::pin(call)).await {
+            Ok(answered) => Ok(answered?.into_inner()),
+            Err(_) => Err(Failed::Late),
+        }
     }
 
     /// Makes a call of this replica.
@@ -273,14 +293,14 @@ impl Member {
     ) -> Result<A, Error> {
         let request = Bytes::from(request.encode_to_vec());
         let answer = self.unary(path, self.metadata(), request, limit).await;
-        let answer = answer.map_err(|status| match status.code() {
-            tonic::Code::DeadlineExceeded if !is_of_transport(&status) => Error::Timeout {
+        let answer = answer.map_err(|failed| match failed {
+            Failed::Late => Error::Timeout {
                 endpoint: self.endpoint.clone(),
                 limit,
             },
-            _ => self.failed(status),
+            Failed::Status(status) => self.failed(status),
         })?;
-        A::decode(answer.into_inner()).map_err(|e| self.invalid(e.to_string()))
+        A::decode(answer).map_err(|e| self.invalid(e.to_string()))
     }
 
     /// Begins a call whose answers, and maybe requests, are streams.
@@ -375,6 +395,14 @@ mod tests {
 
     #[test]
     fn versions_whose_watches_lose_events_are_refused() {
+        let is_sound = |version: &str| {
+            let version = version.to_owned();
+            let facts = Facts {
+                version,
+                ..Facts::default()
+            };
+            is_sound(facts.version())
+        };
         for sound in ["3.5.13", "3.5.21", "3.6.0", "3.6.16", "3.7.3", "4.0.0", "3.7.0-rc.1"] {
             assert!(is_sound(sound), "{sound}");
         }

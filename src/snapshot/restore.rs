@@ -2,15 +2,24 @@
 
 use super::content::{Content, KeyEntry, Lease};
 use crate::auth::AuthState;
-use crate::mvcc::{Fields, GrantedLease, Hooks, Kv, Loader, OutOfOrder, Store, Version};
+use crate::mvcc::{Fields, GrantedLease, Hooks, Kv, Loader, OutOfOrder, Recovery, Store, Version};
 use std::sync::Arc;
 
 impl Content {
     /// The store that the snapshot holds.
     pub fn store(&self) -> Result<Arc<Store>, OutOfOrder> {
-        let revision = self.revision();
+        Ok(self.recovery()?.open(Hooks::default()))
+    }
+
+    /// The compact revision; −1 if never compacted.
+    pub fn compacted(&self) -> i64 {
         // Parity: an etcd that starts on the snapshot finishes a compaction that was begun.
-        let compacted = self.finished_compaction.max(self.scheduled_compaction).unwrap_or(-1);
+        self.finished_compaction.max(self.scheduled_compaction).unwrap_or(-1)
+    }
+
+    /// The store that the snapshot holds, not yet in use.
+    pub fn recovery(&self) -> Result<Recovery, OutOfOrder> {
+        let (revision, compacted) = (self.revision(), self.compacted());
         let granted = |lease: &Lease| GrantedLease {
             id: lease.id,
             ttl_secs: lease.ttl,
@@ -30,7 +39,7 @@ impl Content {
                 });
             }
         }
-        Ok(loader.finish()?.open(Hooks::default()))
+        loader.finish()
     }
 
     /// Users and roles of the snapshot.
