@@ -65,6 +65,8 @@ pub struct EtcdConfig {
     pub data: Option<durable::Config>,
     /// Creates the users and roles of this cluster and enables authentication.
     pub users_of: Option<ClusterName>,
+    /// The upstream whose keys, users and revisions the store takes over; `None` for a store of its own.
+    pub follow: Option<follow::Config>,
 }
 
 /// Compaction by the server itself (etcd's `--auto-compaction-mode`).
@@ -106,6 +108,7 @@ impl EtcdConfig {
             history_max: None,
             data: None,
             users_of: None,
+            follow: None,
         }
     }
 }

@@ -3,6 +3,7 @@
 use super::budgets::BudgetArgs;
 use super::data::DataArgs;
 use super::etcd::listen::Tls;
+use super::follow::FollowArgs;
 use super::flags::{ClusterArgs, LogArgs, MeshArgs, ObserveArgs, PublisherArgs, ServiceArgs, boolean, duration};
 use super::users::UserArgs;
 use crate::app::{self, AutoCompaction, Etcd, EtcdConfig, Starting};
@@ -63,6 +64,8 @@ pub struct ServeArgs {
     client_cert_auth: bool,
     #[command(flatten)]
     sizes: SizeArgs,
+    #[command(flatten)]
+    follow: FollowArgs,
     #[command(flatten)]
     budgets: BudgetArgs,
     #[command(flatten)]
@@ -127,6 +130,7 @@ impl ServeArgs {
             trusted_ca_file,
             client_cert_auth,
             sizes,
+            follow,
             budgets,
             observe,
         } = self;

@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 /// Time between the beginnings of two reads.
 const SPACING: Duration = Duration::from_millis(2);
 /// Limit for the answer to a call.
-const LIMIT: Duration = Duration::from_secs(2);
+pub(super) const LIMIT: Duration = Duration::from_secs(2);
 /// Time between attempts while the upstream does not answer.
 const AGAIN: Duration = Duration::from_millis(100);
 
@@ -44,6 +44,8 @@ pub struct Index {
     done: watch::Sender<Done>,
     /// The last revision that was read.
     last: AtomicI64,
+    /// The time since when reads fail.
+    failing: Mutex<Option<Instant>>,
 }
 
 impl Index {
@@ -57,7 +59,13 @@ impl Index {
             wanted: Notify::new(),
             done: watch::Sender::new(nothing),
             last: AtomicI64::new(0),
+            failing: Mutex::default(),
         }
+    }
+
+    /// For how long reads have failed.
+    pub(super) fn outage(&self) -> Option<Duration> {
+        self.failing.lock().map(|since| since.elapsed())
     }
 
     /// The last revision that was read.
@@ -66,7 +74,7 @@ impl Index {
     }
 
     /// Asks for a read that begins after this call; returns its number.
-    fn ask(&self) -> u64 {
+    pub(super) fn ask(&self) -> u64 {
         let mut numbers = self.numbers.lock();
         let next = numbers.begun + 1;
         numbers.wanted = next;
@@ -116,8 +124,14 @@ impl Index {
             next = Instant::now() + SPACING;
             let outcome = read().await.map_err(|error| error.to_string());
             match outcome {
-                Ok(revision) => drop(self.last.fetch_max(revision, Ordering::Relaxed)),
-                Err(_) => next += AGAIN,
+                Ok(revision) => {
+                    self.last.fetch_max(revision, Ordering::Relaxed);
+                    *self.failing.lock() = None;
+                }
+                Err(_) => {
+                    next += AGAIN;
+                    self.failing.lock().get_or_insert_with(Instant::now);
+                }
             }
             self.done.send_replace(Done { number, outcome });
         }

@@ -1,7 +1,7 @@
 //! The upstream as the server's services see it.
 
 use super::error::{is_of_transport, is_stale_token, is_unsent};
-use super::index::Index;
+use super::index::{self, Index};
 use super::link::Link;
 use super::member::{Failed, Member};
 use crate::mvcc::Store;
@@ -98,15 +98,19 @@ impl Upstream for Following {
         if self.doubtful.load(Ordering::Relaxed) {
             return Err(cut_off());
         }
-        match self.index.get().await {
-            Ok(revision) => Ok(revision),
-            Err(error) => match self.cut_off {
-                CutOff::Refuse => {
-                    tracing::debug!(%error, "a linearizable read is refused");
-                    Err(cut_off())
-                }
-                CutOff::Serve => Ok(self.store.revision()),
-            },
+        let outage = self.index.outage();
+        if self.cut_off == CutOff::Serve && outage.is_some_and(|lasted| lasted >= index::LIMIT) {
+            // The end of the outage must be noticed, and nobody waits for it.
+            self.index.ask();
+            return Ok(self.store.revision());
+        }
+        match (self.index.get().await, self.cut_off) {
+            (Ok(revision), _) => Ok(revision),
+            (Err(_), CutOff::Serve) => Ok(self.store.revision()),
+            (Err(error), CutOff::Refuse) => {
+                tracing::debug!(%error, "a linearizable read is refused");
+                Err(cut_off())
+            }
         }
     }
 
@@ -161,18 +165,12 @@ impl Upstream for Following {
                 None => not_sent(),
             }
         })?;
-        let link = Arc::clone(&self.link);
-        Ok(stream
-            .map(move |answer| {
-                answer.map_err(|status| match is_of_transport(&status) {
-                    true => {
-                        link.leave(&member, status.message());
-                        lost()
-                    }
-                    false => status,
-                })
-            })
-            .boxed())
+        // The end of one stream says nothing about the connection.
+        let passed = |answer: Result<Bytes, Status>| answer.map_err(|status| match is_of_transport(&status) {
+            true => lost(),
+            false => status,
+        });
+        Ok(stream.map(passed).boxed())
     }
 
     fn identity(&self) -> UpstreamIdentity {
