@@ -8,6 +8,8 @@ use std::io;
 use std::time::Duration;
 use tonic::{Code, Status};
 
+/// etcd's error of a member that has lost its leader.
+const NO_LEADER: &str = "no leader";
 /// etcd's error while authentication is off.
 const NO_AUTH: &str = "authentication is not enabled";
 /// etcd's errors about a token that has ended, or that is older than the last change of users.
@@ -42,7 +44,9 @@ pub enum Error {
         found: u64,
         expected: u64,
     },
-    /// An answer that no etcd would give.
+    #[error("{0} sent other events than those that are here")]
+    OtherEvents(String),
+    /// An answer that no etcd would give, or that this cluster cannot give.
     #[error("{endpoint}: invalid answer: {why}")]
     Invalid { endpoint: String, why: String },
     /// No endpoint can be followed.
@@ -82,6 +86,11 @@ impl Error {
     pub(super) fn is_compacted(&self) -> bool {
         let by_status = |s: &Status| s.code() == Code::OutOfRange && s.message().contains("compacted");
         matches!(self, Self::Compacted(_)) || self.status().is_some_and(by_status)
+    }
+
+    /// Whether the member has no leader at the moment.
+    pub(super) fn is_without_leader(&self) -> bool {
+        self.status().is_some_and(|s| s.message().contains(NO_LEADER))
     }
 
     /// Whether the upstream says that it has no users.

@@ -171,19 +171,27 @@ impl Link {
 
     /// Connects to the first endpoint whose member can be followed, and pins its cluster if no cluster is pinned.
     pub(super) async fn connect_to_any(&self, purpose: Purpose) -> Result<Member, Error> {
+        let member = self.connect_to_first(purpose, self.cluster_id()).await?;
+        // Fails if a cluster is pinned: then it is the one of this member.
+        let found = member.facts.cluster_id;
+        let _ = self
+            .cluster_id
+            .compare_exchange(0, found, Ordering::Relaxed, Ordering::Relaxed);
+        self.note(&member.facts);
+        Ok(member)
+    }
+
+    /// Connects to the first endpoint whose member can be followed, of whatever cluster.
+    pub(super) async fn connect_to_any_cluster(&self, purpose: Purpose) -> Result<Member, Error> {
+        self.connect_to_first(purpose, 0).await
+    }
+
+    async fn connect_to_first(&self, purpose: Purpose, expected: u64) -> Result<Member, Error> {
         let config = self.config();
         let mut errors = vec![];
         for endpoint in self.endpoints(&config) {
-            match self.connect(&endpoint, purpose, self.cluster_id()).await {
-                Ok(member) => {
-                    // Fails if a cluster is pinned: then it is the one of this member.
-                    let found = member.facts.cluster_id;
-                    let _ = self
-                        .cluster_id
-                        .compare_exchange(0, found, Ordering::Relaxed, Ordering::Relaxed);
-                    self.note(&member.facts);
-                    return Ok(member);
-                }
+            match self.connect(&endpoint, purpose, expected).await {
+                Ok(member) => return Ok(member),
                 Err(error) => errors.push(error),
             }
         }

@@ -5,10 +5,11 @@
 //! come first.
 
 use super::error::Error;
+use super::feed::Load;
 use super::member::{Facts, Member, path};
 use super::wire::{RangeResponse, RangeStreamResponse};
 use crate::auth::AuthState;
-use crate::mvcc::{Kv, Loader, OutOfOrder, Recovery, Version};
+use crate::mvcc::{Kv, Loader, OutOfOrder, Recovery};
 use crate::pb::etcdserverpb as pb;
 use crate::snapshot::{Content, Reader};
 use bytes::Bytes;
@@ -44,13 +45,8 @@ pub enum How {
 pub struct Loaded {
     pub how: How,
     pub store: Recovery,
-    /// The revision of the store.
-    pub revision: i64,
-    /// The compact revision of the upstream, if the way of loading tells it.
-    pub compacted: Option<i64>,
     /// Users and roles without password hashes, if the way of loading tells them.
     pub auth: Option<AuthState>,
-    pub keys: usize,
 }
 
 /// All key-values at one revision, in the order of keys.
@@ -60,6 +56,14 @@ struct List {
 }
 
 impl How {
+    /// What the loaded state knows of its own revision.
+    pub(super) fn knows(self) -> Load {
+        match self {
+            Self::Snapshot => Load::Exact,
+            Self::RangeStream | Self::Pages => Load::Listed,
+        }
+    }
+
     /// The label in metrics and logs.
     pub fn label(self) -> &'static str {
         match self {
@@ -98,8 +102,8 @@ pub(super) async fn load(member: &Member, scratch: Option<PathBuf>) -> Result<Lo
         match loaded {
             Ok(loaded) => {
                 tracing::info!(
-                    endpoint = member.endpoint, how = how.label(), revision = loaded.revision, keys = loaded.keys,
-                    secs = begun.elapsed().as_secs_f64(), "the upstream's keys are loaded"
+                    endpoint = member.endpoint, how = how.label(), revision = loaded.store.revision(),
+                    floor = loaded.store.floor(), secs = begun.elapsed().as_secs_f64(), "the upstream's keys are loaded"
                 );
                 return Ok(loaded);
             }
@@ -148,15 +152,10 @@ fn read_snapshot(mut file: File) -> Result<Loaded, Error> {
     drop(reader);
     let mut auth = content.auth();
     auth.forget_passwords();
-    let (revision, compacted) = (content.revision(), content.compacted());
-    let store = content.recovery()?;
     Ok(Loaded {
         how: How::Snapshot,
-        revision,
-        compacted: Some(compacted),
+        store: content.recovery_following()?,
         auth: Some(auth),
-        keys: store.keys(),
-        store,
     })
 }
 
@@ -246,32 +245,21 @@ async fn finish(member: &Member, how: How, list: Result<List, Error>) -> Result<
     if revision == 0 {
         return Err(member.invalid("a list without a header"));
     }
-    let keys = kvs.len();
-    let store = blocking(move || Ok(of_list(kvs, revision)?)).await?;
     Ok(Loaded {
         how,
-        store,
-        revision,
-        compacted: None,
+        store: blocking(move || Ok(of_list(kvs, revision)?)).await?,
         auth: None,
-        keys,
     })
 }
 
 /// A store with these keys and no history. The order of the changes inside a revision is not known.
 fn of_list(kvs: Vec<Kv>, revision: i64) -> Result<Recovery, OutOfOrder> {
-    let mut loader = Loader::listed(revision);
+    let mut loader = Loader::following(revision, revision);
     for kv in kvs {
-        let main = kv.fields().mod_revision;
-        let version = Version {
-            main,
-            sub: 0,
-            tombstone: false,
-            kv,
-        };
-        if !loader.push(version) {
+        let found = kv.fields().mod_revision;
+        if !loader.push_listed(kv) {
             return Err(OutOfOrder {
-                found: main,
+                found,
                 current: revision,
             });
         }

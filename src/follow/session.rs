@@ -3,47 +3,46 @@
 use super::error::Error;
 use super::feed::{FeedMessage, Input};
 use super::link::{Link, Seen, read_from};
-use super::member::{Member, Purpose, WatchStream};
+use super::member::{Member, WatchStream};
 use super::wire::WatchResponse;
 use crate::mvcc::Followed;
 use std::time::Duration;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 /// Silence after which the member is asked for its progress.
 const SILENCE: Duration = Duration::from_secs(5);
+
+/// Time between requests for progress until something comes: etcd drops such a request now and then (etcd#20221).
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// A connection of the feed.
 pub(super) struct Session {
     pub(super) member: Member,
     stream: WatchStream,
     cluster_id: u64,
+    /// The time of the last message, or of the last report of silence.
+    heard: Instant,
+    /// Whether progress was asked for, and nothing came since.
+    asking: bool,
 }
 
 /// What a session yields.
 pub(super) enum Received {
     Input(Input),
-    /// The stream has ended, or its answers are of no use.
+    /// The stream has ended, or its messages are of no use.
     Broken(Error),
 }
 
 impl Session {
-    /// Connects to a member that can be followed.
-    pub(super) async fn connect(link: &Link) -> Result<Member, Error> {
-        link.connect_to_any(Purpose::Feed).await
-    }
-
     /// Watches everything from revision `start` on; 0 begins with the next revision.
     pub(super) async fn open(member: Member, start: i64) -> Result<Self, Error> {
         Ok(Self {
             cluster_id: member.facts.cluster_id,
             stream: member.watch(start).await?,
             member,
+            heard: Instant::now(),
+            asking: false,
         })
-    }
-
-    /// Watches everything from another revision on.
-    pub(super) async fn reopen(self, start: i64) -> Result<Self, Error> {
-        Self::open(self.member, start).await
     }
 
     /// What the member has, linearizably.
@@ -51,19 +50,35 @@ impl Session {
         read_from(&self.member).await
     }
 
-    pub(super) fn ask_progress(&self) {
+    /// Asks for progress, and again until something comes.
+    pub(super) fn ask_progress(&mut self) {
+        self.asking = true;
         self.stream.ask_progress();
     }
 
     /// The next input. Cancellation safe.
     pub(super) async fn next(&mut self, link: &Link) -> Received {
-        match timeout(SILENCE, self.stream.next()).await {
-            Err(_) => Received::Input(Input::Silence),
-            Ok(Err(error)) => Received::Broken(error),
-            Ok(Ok(response)) => match self.input(response, link) {
-                Ok(input) => Received::Input(input),
-                Err(error) => Received::Broken(error),
-            },
+        loop {
+            let silent = self.heard + SILENCE;
+            let until = match self.asking {
+                true => silent.min(Instant::now() + AGAIN),
+                false => silent,
+            };
+            match timeout_at(until, self.stream.next()).await {
+                Err(_) if Instant::now() < silent => self.stream.ask_progress(),
+                Err(_) => {
+                    self.heard = Instant::now();
+                    return Received::Input(Input::Silence);
+                }
+                Ok(Err(error)) => return Received::Broken(error),
+                Ok(Ok(response)) => {
+                    (self.heard, self.asking) = (Instant::now(), false);
+                    return match self.input(response, link) {
+                        Ok(input) => Received::Input(input),
+                        Err(error) => Received::Broken(error),
+                    };
+                }
+            }
         }
     }
 

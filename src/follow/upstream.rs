@@ -12,6 +12,7 @@ use futures::stream::BoxStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 use tonic::Status;
 use tonic::metadata::{MetadataMap, MetadataValue};
@@ -36,13 +37,32 @@ pub(super) struct Following {
     pub(super) index: Arc<Index>,
     pub(super) store: Arc<Store>,
     pub(super) cut_off: CutOff,
-    /// Whether the state here has the order of the upstream, also inside revisions.
-    pub(super) exact: AtomicBool,
+    /// Notified when a linearizable answer shows that the upstream has less than this replica.
+    pub(super) rewound: Arc<Notify>,
     /// Set while it is not known whether the upstream has the same past: reads would mix both.
     pub(super) doubtful: AtomicBool,
 }
 
 impl Following {
+    /// Reads the upstream's revision for all who wait for it.
+    pub(super) async fn read_index(&self) {
+        let read = async || {
+            // Everything that is here was committed before the upstream is asked.
+            let here = self.store.revision();
+            let seen = self.link.read().await.map_err(|error| error.to_string())?;
+            if seen.revision < here && !self.doubtful.load(Ordering::Relaxed) {
+                self.rewound.notify_one();
+                return Err(format!(
+                    "the upstream is at revision {}, and revision {here} is here",
+                    seen.revision
+                ));
+            }
+            self.link.note_term(seen.term);
+            Ok(seen.revision)
+        };
+        self.index.run(read).await;
+    }
+
     /// The metadata of a call on behalf of `who`.
     fn metadata(&self, member: &Member, who: &Credentials, given: &MetadataMap) -> Result<MetadataMap, Status> {
         let mut metadata = given.clone();
@@ -191,6 +211,6 @@ impl Upstream for Following {
     }
 
     fn is_exact(&self) -> bool {
-        self.exact.load(Ordering::Relaxed)
+        self.store.is_exact()
     }
 }

@@ -52,11 +52,6 @@ impl Loader {
         }
     }
 
-    /// Begins a store at `revision` whose live keys are all that is known: its history begins at this revision.
-    pub fn listed(revision: i64) -> Self {
-        Self::new(revision, revision, [])
-    }
-
     /// Adds a version. Versions come in order of key and revision; false if this one is out of order.
     pub fn push(&mut self, version: Version) -> bool {
         let place = |v: &Version| (v.main, v.sub);
@@ -113,11 +108,6 @@ impl Recovery {
     /// Begins with an empty store at revision 1.
     pub fn empty() -> Self {
         Self(State::new())
-    }
-
-    /// The number of keys that are live.
-    pub fn keys(&self) -> usize {
-        self.0.index.count(&KeyRange::all())
     }
 
     /// Repeats a recorded commit. After an error the recovery is of no use.

@@ -2,24 +2,15 @@
 
 use super::content::{Content, KeyEntry, Lease};
 use crate::auth::AuthState;
-use crate::mvcc::{Fields, GrantedLease, Hooks, Kv, Loader, OutOfOrder, Recovery, Store, Version};
+use crate::mvcc::{Fields, GrantedLease, Hooks, Kv, Loader, OutOfOrder, Store, Version};
 use std::sync::Arc;
 
 impl Content {
     /// The store that the snapshot holds.
     pub fn store(&self) -> Result<Arc<Store>, OutOfOrder> {
-        Ok(self.recovery()?.open(Hooks::default()))
-    }
-
-    /// The compact revision; −1 if never compacted.
-    pub fn compacted(&self) -> i64 {
+        let revision = self.revision();
         // Parity: an etcd that starts on the snapshot finishes a compaction that was begun.
-        self.finished_compaction.max(self.scheduled_compaction).unwrap_or(-1)
-    }
-
-    /// The store that the snapshot holds, not yet in use.
-    pub fn recovery(&self) -> Result<Recovery, OutOfOrder> {
-        let (revision, compacted) = (self.revision(), self.compacted());
+        let compacted = self.finished_compaction.max(self.scheduled_compaction).unwrap_or(-1);
         let granted = |lease: &Lease| GrantedLease {
             id: lease.id,
             ttl_secs: lease.ttl,
@@ -39,7 +30,7 @@ impl Content {
                 });
             }
         }
-        loader.finish()
+        Ok(loader.finish()?.open(Hooks::default()))
     }
 
     /// Users and roles of the snapshot.
