@@ -4,7 +4,7 @@ use super::data::one_of;
 use super::variables::Variables;
 use crate::follow::{Config, CutOff, OnDivergence};
 use clap::Args;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 pub const VARIABLES: &[Variables] = &[
     Variables {
@@ -50,6 +50,11 @@ impl FollowArgs {
     /// Whether this process is a replica.
     pub fn is_replica(&self) -> bool {
         self.follow.is_some()
+    }
+
+    /// The file that names the upstream.
+    pub fn file(&self) -> Option<&Path> {
+        self.follow.as_deref()
     }
 
     /// The configuration of the replica; `None` without `--follow`.
