@@ -17,6 +17,7 @@ mod connection;
 mod connections;
 mod descriptors;
 mod frames;
+mod forward;
 mod fresh;
 mod gateway;
 pub mod http;
@@ -59,6 +60,7 @@ use admission::{Admission, Admitted, Caller, Limits, Operation};
 use alarm::Alarms;
 use commit::{Cause, Durability};
 use connections::Connections;
+use forward::Forwarding;
 use listen::Listener;
 use logins::Logins;
 use parking_lot::RwLock;
@@ -123,6 +125,7 @@ pub struct Core {
     durability: Durability,
     /// The cluster that a replica follows.
     upstream: Option<Arc<dyn Upstream>>,
+    forwarding: Forwarding,
     metrics: metrics::Metrics,
     connections: Arc<Connections>,
     refusals: Arc<Refusals>,
@@ -174,6 +177,10 @@ impl Core {
         let refusals: Arc<Refusals> = Arc::default();
         let connections = Connections::new(config.budgets.clone(), Arc::clone(&refusals));
         metrics.register(&connections);
+        let forwarding = Forwarding::default();
+        if upstream.is_some() {
+            metrics.register_forwarding(&forwarding);
+        }
         let durability = Durability::new(durable);
         let alarms = Arc::new(Alarms::new(&config.alarms, durability.clone()));
         let admission = Admission {
@@ -197,6 +204,7 @@ impl Core {
             admission,
             durability,
             upstream,
+            forwarding,
             metrics,
             connections,
             refusals,
@@ -355,14 +363,21 @@ impl Core {
             .add_service(health_service);
         drop(health);
         let core = core();
+        let forwarder = Arc::clone(&core);
+        let forward = move |request: axum::extract::Request, next: axum::middleware::Next| {
+            Arc::clone(&forwarder).forward(request, next)
+        };
+        let observer = Arc::clone(&core);
         let observe = move |request: axum::extract::Request, next: axum::middleware::Next| {
-            let core = Arc::clone(&core);
+            let core = Arc::clone(&observer);
             async move { observe::observe(&core.metrics, request, next).await }
         };
         // The HTTP router has the fallback.
-        routes
-            .into_axum_router()
-            .reset_fallback()
-            .route_layer(axum::middleware::from_fn(observe))
+        let router = routes.into_axum_router().reset_fallback();
+        let router = match &core.upstream {
+            None => router,
+            Some(_) => router.route_layer(axum::middleware::from_fn(forward)),
+        };
+        router.route_layer(axum::middleware::from_fn(observe))
     }
 }

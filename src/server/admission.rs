@@ -245,9 +245,7 @@ impl Admission {
         for check in checks.iter().filter(|check| !(self.follows && check.is_upstreams())) {
             let checked = self.run(*check, operation, &principal);
             if checked.is_err() && self.is_unknown(caller, &principal) {
-                // Any certificate of the CA opens a connection. Whoever is no user has no use for the connection.
-                self.refusals.note(Budget::UnknownUser, caller.peer());
-                caller.peer().connection.close();
+                self.turn_away(caller);
             }
             checked?;
         }
@@ -258,6 +256,38 @@ impl Admission {
         Ok(Admitted {
             certificate_user: user.filter(|_| !caller.has_token()),
         })
+    }
+
+    /// Admits a call that upstream checks for its user. Only the size is checked here, since upstream would not take so
+    /// large a message from anybody; as in etcd, an invalid token is noticed before.
+    pub(super) async fn admit_for_upstream(&self, caller: &Caller, operation: &Operation) -> Result<(), Status> {
+        let principal = caller.principal(&self.auth);
+        if self.is_user(&principal) {
+            caller.peer().connection.admitted();
+        }
+        if !operation.call.checks().contains(&Check::Size) {
+            return Ok(());
+        }
+        match (self.run(Check::Size, operation, &principal), principal) {
+            (Ok(()), _) => Ok(()),
+            (Err(_), Err(error)) => Err(self.refused(error.into()).await),
+            (Err(refusal), Ok(_)) => Err(self.refused(refusal).await),
+        }
+    }
+
+    /// Notes that upstream refused a call. As for calls that are refused here, a certificate that names no user loses its
+    /// connection.
+    pub(super) fn refused_by_upstream(&self, caller: &Caller) {
+        let principal = caller.principal(&self.auth);
+        if self.is_unknown(caller, &principal) {
+            self.turn_away(caller);
+        }
+    }
+
+    /// Any certificate of the CA opens a connection. Whoever is no user has no use for the connection.
+    fn turn_away(&self, caller: &Caller) {
+        self.refusals.note(Budget::UnknownUser, caller.peer());
+        caller.peer().connection.close();
     }
 
     /// Whether a user whose watcher of `range` was admitted may still read all of the range.

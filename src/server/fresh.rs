@@ -4,7 +4,7 @@
 //! revision, after the read came, and waits until that revision is here: so it sees everything that was answered anywhere
 //! before. Serializable reads take what is here.
 
-use super::upstream::cut_off;
+use super::upstream::{Upstream, cut_off};
 use super::{Core, status};
 use crate::pb::etcdserverpb as pb;
 use std::time::Duration;
@@ -39,8 +39,8 @@ impl Freshness {
         let ops = request.success.iter().chain(&request.failure);
         let of_ops = ops.filter_map(|op| op.request.as_ref()).map(|op| match op {
             R::RequestRange(range) => Self::of_range(range),
-            R::RequestTxn(nested) => Self::of_txn(nested),
-            R::RequestPut(_) | R::RequestDeleteRange(_) => Self::Latest,
+            // etcd runs a nested transaction through its log, whatever it does.
+            R::RequestTxn(_) | R::RequestPut(_) | R::RequestDeleteRange(_) => Self::Latest,
         });
         let all: Vec<_> = of_ops.collect();
         // As in etcd, a transaction is serializable if each of its ranges is, whatever it compares.
@@ -55,14 +55,16 @@ impl Freshness {
 impl Core {
     /// Waits until a read may be answered here.
     pub(super) async fn fresh(&self, needed: Freshness) -> Result<(), Status> {
-        let Some(upstream) = &self.upstream else {
-            return Ok(());
-        };
-        match needed {
-            Freshness::Any => return Ok(()),
-            Freshness::At(revision) if revision <= self.store.revision() => return Ok(()),
-            Freshness::At(_) | Freshness::Latest => {}
+        match (&self.upstream, needed) {
+            (None, _) | (_, Freshness::Any) => Ok(()),
+            (Some(_), Freshness::At(revision)) if revision <= self.store.revision() => Ok(()),
+            // On the heap, so that a store of its own has small futures.
+            (Some(upstream), _) => Box::pin(self.catch_up(&**upstream)).await,
         }
+    }
+
+    /// Waits until everything that upstream has now is here.
+    async fn catch_up(&self, upstream: &dyn Upstream) -> Result<(), Status> {
         let index = tokio::select! {
             index = upstream.index() => index?,
             () = self.stop.cancelled() => return Err(status::stopped()),
@@ -125,7 +127,7 @@ mod tests {
         assert_eq!(of(&[(5, false), (0, false)], vec![]), Latest);
         assert_eq!(of(&[(5, false)], compare()), Latest, "a compare reads the present");
         assert_eq!(of(&[(0, true)], compare()), Any, "all ranges are serializable");
-        let nested = txn(vec![R::RequestRange(range(0, false))], vec![]);
+        let nested = txn(vec![R::RequestRange(range(0, true))], vec![]);
         assert_eq!(Freshness::of_txn(&txn(vec![R::RequestTxn(nested)], vec![])), Latest);
     }
 }

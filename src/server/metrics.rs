@@ -10,6 +10,7 @@ pub(super) use methods::{Method, TxnKind};
 pub(super) use requests::ReadOnlyTxn;
 
 use super::connections::Connections;
+use super::forward::Forwarding;
 use super::{CLUSTER_VERSION, Config, Core, ETCD_VERSION};
 use crate::auth::AuthStore;
 use crate::durable::{self, Durable};
@@ -138,6 +139,11 @@ impl Metrics {
         connections.refusals.register(&mut self.registry);
         let held = budgets::Held(Arc::clone(connections));
         self.registry.register_collector(Box::new(held));
+    }
+
+    /// Registers what a replica counts about the calls that it forwards.
+    pub(super) fn register_forwarding(&mut self, forwarding: &Forwarding) {
+        forwarding.figures.register(&mut self.registry);
     }
 
     /// The metrics of a method, found by its path `/package.Service/Method`.

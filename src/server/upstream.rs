@@ -8,6 +8,9 @@ use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Status};
 
+/// The metadata by which a replica asks another one for a snapshot of its own store, rather than of upstream's.
+pub const SISTER: &str = "isthmus-sister";
+
 /// The cluster that a replica follows: an etcd, or an Isthmus.
 #[tonic::async_trait]
 pub trait Upstream: Send + Sync {
