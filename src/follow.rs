@@ -7,6 +7,7 @@
 //! together.
 
 mod drive;
+mod endpoints;
 mod error;
 pub mod feed;
 mod index;

@@ -1,6 +1,7 @@
 //! Follows the upstream: carries out what the feed decides, connects again, and loads anew where it must.
 
 use super::OnDivergence;
+use super::endpoints::{Candidate, Endpoints, Hashed, hash, is_other_past};
 use super::error::Error;
 use super::feed::{Action, Feed, Input, Load, Why};
 use super::link::{Link, Seen, read_from};
@@ -8,9 +9,12 @@ use super::load::{self, How, Loaded};
 use super::member::{Member, Purpose};
 use super::session::{Received, Session};
 use super::upstream::Following;
+use super::witness::{Decision, Verdict};
 use crate::mvcc::{Compared, Divergence};
 use crate::util::backoff::Backoff;
-use std::collections::{BTreeMap, VecDeque};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,13 +22,6 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// More missing revisions than this are not read by a watch: etcd scans them under the lock that applies writes (etcd#22264),
-/// for about 20 ms.
-const BEHIND: i64 = 20_000;
-/// How long no endpoint may have the past of this replica before the state is loaded anew.
-const DOUBT: Duration = Duration::from_secs(30);
-/// How long an endpoint with other events is not asked again.
-const SUSPICION: Duration = Duration::from_secs(60);
 /// A session that lasted so long was a success.
 const STEADY: Duration = Duration::from_secs(2);
 /// Messages that are taken before other tasks get a turn.
@@ -45,16 +42,6 @@ enum Next {
     Reload(Why),
 }
 
-/// Whether an endpoint can be followed from here.
-enum Candidate {
-    /// Its answers fit to the state here.
-    Fits(Member),
-    /// It has more revisions than a watch should read.
-    Ahead,
-    /// It has another past.
-    Differs(Why, Error),
-}
-
 /// The task that keeps the store equal to the upstream.
 pub(super) struct Driver {
     following: Arc<Following>,
@@ -65,8 +52,11 @@ pub(super) struct Driver {
     session: Option<Session>,
     /// What is still to be done.
     first: Vec<Input>,
-    /// Endpoints that had other events than this replica, and when.
-    suspects: BTreeMap<String, Instant>,
+    endpoints: Endpoints,
+    /// The hash of all keys that the upstream was asked for.
+    hashing: Option<BoxFuture<'static, Result<Hashed, Error>>>,
+    /// When the last session ended.
+    left: Instant,
 }
 
 /// Loads everything from an upstream that was never followed, while a watch from before the load is buffered.
@@ -135,6 +125,14 @@ async fn next_of(session: Option<&mut Session>, link: &Link) -> Received {
     }
 }
 
+/// The answer to the question for a hash; nothing while there is no question.
+async fn answer(hashing: &mut Option<BoxFuture<'static, Result<Hashed, Error>>>) -> Result<Hashed, Error> {
+    match hashing {
+        Some(hashing) => hashing.await,
+        None => std::future::pending().await,
+    }
+}
+
 impl Driver {
     /// The task of a state that was just loaded. `session` is the watch that was buffered meanwhile.
     pub(super) fn new(
@@ -150,6 +148,7 @@ impl Driver {
             revision,
             how: how.knows(),
         };
+        let endpoints = Endpoints::new(Arc::clone(&following.link), Arc::clone(&following.store));
         Self {
             following,
             on_divergence,
@@ -157,7 +156,9 @@ impl Driver {
             feed,
             session,
             first: vec![loaded],
-            suspects: BTreeMap::new(),
+            endpoints,
+            hashing: None,
+            left: Instant::now(),
         }
     }
 
@@ -172,29 +173,21 @@ impl Driver {
             if why == Why::Gap {
                 self.following.link.metrics.gaps.inc();
             }
-            if why == Why::Diverged {
-                self.suspect();
-            }
-            self.session = None;
+            (self.session, self.hashing, self.left) = (None, None, Instant::now());
             match begun.elapsed() < STEADY {
                 true => backoff.wait().await,
                 false => backoff.reset(),
             }
             match next {
-                Next::Reload(why) if why != Why::Diverged => self.reload(why).await?,
                 // Another endpoint may have the past of this replica.
-                Next::Reload(why) | Next::Reconnect(why) => self.reconnect(why).await?,
+                Next::Reload(why) if is_other_past(why) => {
+                    self.feed = Feed::new(self.following.store.revision());
+                    self.reconnect(why).await?;
+                }
+                Next::Reload(why) => self.reload(why).await?,
+                Next::Reconnect(why) => self.reconnect(why).await?,
             }
         }
-    }
-
-    /// Notes that the present endpoint has other events, and begins anew with the state that is here.
-    fn suspect(&mut self) {
-        if let Some(session) = &self.session {
-            let endpoint = session.member.endpoint.clone();
-            self.suspects.insert(endpoint, Instant::now());
-        }
-        self.feed = Feed::new(self.following.store.revision());
     }
 
     /// Takes what the session brings, until it ends.
@@ -215,6 +208,13 @@ impl Driver {
                 () = self.following.rewound.notified() => {
                     return Next::Reconnect(Why::Rewound);
                 }
+                hashed = answer(&mut self.hashing) => {
+                    self.hashing = None;
+                    match self.judge(hashed) {
+                        Some(next) => return next,
+                        None => continue,
+                    }
+                }
                 received = session.next(link) => received,
             };
             let input = match received {
@@ -227,14 +227,26 @@ impl Driver {
                 }
                 Received::Broken(error) => self.broken(&error),
             };
+            let is_created = matches!(input, Input::Created { .. });
             if let Some(next) = self.take(input) {
                 return next;
+            }
+            if is_created && self.feed.applied() <= 1 {
+                self.fresh();
             }
             taken += 1;
             if taken % TURN == 0 {
                 tokio::task::yield_now().await;
             }
         }
+    }
+
+    /// The endpoint has nothing that could be compared: revision 1 is that of an empty store.
+    fn fresh(&mut self) {
+        if let Some(session) = &self.session {
+            self.endpoints.agrees(&session.member.endpoint);
+        }
+        self.proven();
     }
 
     /// Notes why a session ended.
@@ -266,10 +278,7 @@ impl Driver {
                 Action::Complete { revision, events } => store.complete(revision, &events),
                 Action::Compare { revision, events } => {
                     self.following.link.metrics.compared.inc();
-                    match store.compare(revision, &events) {
-                        Compared::Different => Err(Divergence::Different { revision }),
-                        Compared::Same | Compared::Part | Compared::Unknown => Ok(()),
-                    }
+                    self.compared(revision, store.compare(revision, &events))
                 }
                 Action::AskProgress => {
                     if let Some(session) = &mut self.session {
@@ -293,37 +302,71 @@ impl Driver {
         None
     }
 
+    /// Notes how a revision that was sent again compares with the one here.
+    fn compared(&mut self, revision: i64, compared: Compared) -> Result<(), Divergence> {
+        let Some(session) = &self.session else { return Ok(()) };
+        let verdict = self.endpoints.replayed(&session.member.endpoint, revision, compared);
+        if compared == Compared::Different || matches!(verdict, Verdict::Differs(_)) {
+            return Err(Divergence::Different { revision });
+        }
+        if revision == self.following.store.revision() {
+            self.proven();
+        }
+        Ok(())
+    }
+
+    /// The endpoint has shown the last revision that is here.
+    fn proven(&mut self) {
+        self.following.doubtful.store(false, Ordering::Relaxed);
+        let Some(session) = &self.session else { return };
+        if self.hashing.is_none() && self.endpoints.is_hash_due(self.left.elapsed()) {
+            let (member, store) = (Arc::clone(&session.member), Arc::clone(&self.following.store));
+            self.hashing = Some(hash(member, store).boxed());
+        }
+    }
+
+    /// Judges the upstream's hash of all keys.
+    fn judge(&mut self, hashed: Result<Hashed, Error>) -> Option<Next> {
+        let hashed = match hashed {
+            Ok(hashed) => hashed,
+            Err(error) => {
+                tracing::debug!(%error, "the hash of the upstream's keys cannot be compared");
+                return None;
+            }
+        };
+        let why = self.endpoints.hashed(&hashed)?;
+        self.following.link.metrics.divergences.inc();
+        tracing::warn!(why, "the upstream has other keys than this replica");
+        Some(Next::Reload(Why::OtherPast))
+    }
+
     /// Connects to an endpoint that has the past of this replica. Loads anew if there is none for a while.
     async fn reconnect(&mut self, why: Why) -> Result<(), Ended> {
         tracing::info!(%why, revision = self.feed.applied(), "connecting to the upstream again");
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
-        let mut doubt: Option<Instant> = None;
         loop {
-            let mut differs = None;
-            for endpoint in self.following.link.all_endpoints() {
-                match Box::pin(self.candidate(&endpoint)).await {
+            match self.endpoints.decide() {
+                Decision::Follow => {}
+                // Reads of two pasts must not be mixed.
+                Decision::Wait { .. } => self.following.doubtful.store(true, Ordering::Relaxed),
+                Decision::LoadAnew { why } => return self.reload(why).await,
+            }
+            for endpoint in self.endpoints.order() {
+                let applied = self.feed.applied();
+                match Box::pin(self.endpoints.candidate(&endpoint, applied)).await {
                     Ok(Candidate::Fits(member)) => match Session::open(member, self.feed.start()).await {
                         Ok(session) => {
                             self.session = Some(session);
-                            self.following.doubtful.store(false, Ordering::Relaxed);
                             return Ok(());
                         }
-                        Err(error) => self.unreachable(&error),
+                        Err(error) => self.unreachable(&endpoint, &error),
                     },
                     Ok(Candidate::Ahead) => return self.reload(Why::Behind).await,
-                    Ok(Candidate::Differs(why, error)) => {
-                        tracing::warn!(endpoint, %why, %error, "the endpoint has another past than this replica; it is shut out");
-                        self.following.link.metrics.disconnected(error.to_string());
-                        differs = Some(why);
+                    Ok(Candidate::Differs(why)) => {
+                        tracing::warn!(endpoint, why, "the endpoint has another past than this replica; it is shut out");
+                        self.following.link.metrics.disconnected(format!("{endpoint}: {why}"));
                     }
-                    Err(error) => self.unreachable(&error),
-                }
-            }
-            if let Some(why) = differs {
-                // Reads of two pasts must not be mixed.
-                self.following.doubtful.store(true, Ordering::Relaxed);
-                if doubt.get_or_insert_with(Instant::now).elapsed() >= DOUBT {
-                    return self.reload(why).await;
+                    Err(error) => self.unreachable(&endpoint, &error),
                 }
             }
             self.following.link.prefer_next();
@@ -331,43 +374,16 @@ impl Driver {
         }
     }
 
-    fn unreachable(&self, error: &Error) {
+    fn unreachable(&mut self, endpoint: &str, error: &Error) {
         tracing::warn!(%error, revision = self.feed.applied(), "an endpoint of the upstream cannot be followed; another one is tried");
         self.following.link.metrics.disconnected(error.to_string());
-    }
-
-    /// Whether an endpoint can be followed from the applied revision on.
-    async fn candidate(&self, endpoint: &str) -> Result<Candidate, Error> {
-        let link = &self.following.link;
-        if self.suspects.get(endpoint).is_some_and(|since| since.elapsed() < SUSPICION) {
-            let endpoint = endpoint.to_owned();
-            return Ok(Candidate::Differs(Why::Diverged, Error::OtherEvents(endpoint)));
-        }
-        let member = match link.connect(endpoint, Purpose::Feed, link.cluster_id()).await {
-            Err(error) if error.is_other_cluster() => return Ok(Candidate::Differs(Why::OtherCluster, error)),
-            connected => connected?,
-        };
-        let (seen, applied) = (read_from(&member).await?, self.feed.applied());
-        if seen.revision < applied {
-            let why = format!("it is at revision {}, and revision {applied} is here", seen.revision);
-            return Ok(Candidate::Differs(Why::Rewound, member.invalid(why)));
-        }
-        if seen.term < link.term() {
-            let why = format!("its term is {}, and term {} was seen", seen.term, link.term());
-            return Ok(Candidate::Differs(Why::OtherPast, member.invalid(why)));
-        }
-        link.note_term(seen.term);
-        match seen.revision - applied > BEHIND {
-            true => Ok(Candidate::Ahead),
-            false => Ok(Candidate::Fits(member)),
-        }
+        self.endpoints.unreachable(endpoint);
     }
 
     /// Loads everything anew. Where the histories meet, the missing revisions are adopted, and no watcher notices.
     async fn reload(&mut self, why: Why) -> Result<(), Ended> {
         tracing::warn!(%why, revision = self.following.store.revision(), "everything is loaded from the upstream anew");
-        let is_other = matches!(why, Why::OtherCluster | Why::OtherPast | Why::Rewound | Why::Diverged);
-        self.suspects.clear();
+        let is_other = is_other_past(why);
         if is_other {
             self.following.doubtful.store(true, Ordering::Relaxed);
             if self.on_divergence == OnDivergence::Exit {
@@ -381,13 +397,14 @@ impl Driver {
             match Box::pin(self.load(is_other)).await {
                 Ok((loaded, seen)) => break (loaded, is_other.then_some(seen)),
                 Err(error) => {
-                    self.unreachable(&error);
+                    self.unreachable("", &error);
                     self.following.link.prefer_next();
                     backoff.wait().await;
                 }
             }
         };
         self.replace(loaded, pin);
+        self.endpoints.begin();
         self.following.doubtful.store(false, Ordering::Relaxed);
         Ok(())
     }

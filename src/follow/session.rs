@@ -2,10 +2,11 @@
 
 use super::error::Error;
 use super::feed::{FeedMessage, Input};
-use super::link::{Link, Seen, read_from};
+use super::link::Link;
 use super::member::{Member, WatchStream};
 use super::wire::WatchResponse;
 use crate::mvcc::Followed;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
@@ -17,7 +18,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 
 /// A connection of the feed.
 pub(super) struct Session {
-    pub(super) member: Member,
+    pub(super) member: Arc<Member>,
     stream: WatchStream,
     cluster_id: u64,
     /// The time of the last message, or of the last report of silence.
@@ -39,15 +40,10 @@ impl Session {
         Ok(Self {
             cluster_id: member.facts.cluster_id,
             stream: member.watch(start).await?,
-            member,
+            member: Arc::new(member),
             heard: Instant::now(),
             asking: false,
         })
-    }
-
-    /// What the member has, linearizably.
-    pub(super) async fn read(&self) -> Result<Seen, Error> {
-        read_from(&self.member).await
     }
 
     /// Asks for progress, and again until something comes.
