@@ -1,0 +1,3 @@
+//! A replica.
+
+pub mod people;
