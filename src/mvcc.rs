@@ -20,6 +20,7 @@
 //! # Ok::<(), isthmus::mvcc::Error>(())
 //! ```
 
+mod adopt;
 mod branches;
 mod encoded;
 mod frame;
@@ -51,6 +52,7 @@ mod watcher;
 mod work;
 mod write_txn;
 
+pub use adopt::{Compared, Divergence, Followed};
 pub use encoded::{Fields, Kv, put_varint, take_varint, varint_len};
 pub use group::{Wake, WatchFilter};
 pub use hash::Versions;

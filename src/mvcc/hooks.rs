@@ -14,7 +14,7 @@ pub struct Hooks {
     /// the history that a compaction had to leave.
     pub unpinned: Box<dyn Fn() + Send + Sync>,
     /// Records every change. With a journal, readers and watchers see a commit only after
-    /// [`Store::publish`](super::Store::publish).
+    /// [`Store::publish`](super::Store::publish); adopted revisions are visible at once.
     pub journal: Option<Arc<dyn Journal>>,
 }
 

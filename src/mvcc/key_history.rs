@@ -26,7 +26,7 @@ use smallvec::SmallVec;
 pub struct Version {
     /// Main revision.
     pub main: i64,
-    /// Sub revision: the place of the change in its main revision, from 0.
+    /// Sub revision: the place of the change in its main revision, from 0, or [`UNORDERED`](Self::UNORDERED).
     pub sub: u32,
     /// Whether the change deletes the key.
     pub tombstone: bool,
@@ -42,6 +42,9 @@ pub struct Version {
 pub(super) struct KeyHistory(SmallVec<[Version; 1]>);
 
 impl Version {
+    /// The sub revision of a version from a list, which does not tell the place. A key has one version in a list.
+    pub const UNORDERED: u32 = u32::MAX;
+
     pub(super) fn kind(&self) -> EventKind {
         if self.tombstone {
             EventKind::Delete
@@ -113,6 +116,13 @@ impl KeyHistory {
                 .is_none_or(|l| (l.main, l.sub) < (version.main, version.sub))
         );
         self.0.push(version);
+    }
+
+    /// Gives the last version another place in its revision.
+    pub(super) fn renumber(&mut self, sub: u32) {
+        if let Some(last) = self.0.last_mut() {
+            last.sub = sub;
+        }
     }
 
     /// Whether compaction has removed all versions.

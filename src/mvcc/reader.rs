@@ -1,7 +1,8 @@
 //! Reads that give way to writers and can be stopped.
 //!
 //! A read visits at most [`READ_CHUNK`] keys under one lock. A longer read continues under the next lock at the revision
-//! at which it began, which a pin keeps readable. Between two locks the caller is asked whether the read shall go on.
+//! at which it began, which a pin keeps readable. Between two locks the caller is asked whether the read shall go on. A
+//! read during which another state was swapped in fails as compacted.
 
 use super::Error;
 use super::key_history::KeyHistory;
@@ -23,6 +24,8 @@ pub(super) struct Reader<'a> {
     left: usize,
     /// The oldest revision that the read looks at.
     oldest: i64,
+    /// The generation of the state at the beginning: another one has another past.
+    generation: u64,
     /// Protects `oldest` once the reader has paused.
     pin: Option<Pin<'a>>,
     keep_going: &'a mut dyn FnMut() -> bool,
@@ -38,6 +41,7 @@ impl<'a> Reader<'a> {
     ) -> Self {
         Self {
             store,
+            generation: lock.generation,
             lock: Some(lock),
             left: READ_CHUNK,
             oldest,
@@ -50,7 +54,7 @@ impl<'a> Reader<'a> {
     pub(super) fn range(&mut self, options: &RangeOptions, at: i64) -> Result<RangeResult, Error> {
         if options.range.is_single() {
             self.step()?;
-            return Ok(self.state().single(options, at));
+            return Ok(self.state()?.single(options, at));
         }
         let mut result = RangeResult {
             count: self.count(&options.range, at)?,
@@ -74,6 +78,7 @@ impl<'a> Reader<'a> {
             let rest = Rest {
                 range: options.range.after(last.key()),
                 revision: at,
+                generation: self.generation,
             };
             self.store.pages.lock().put(&rest, result.count - result.kvs.len());
         }
@@ -84,7 +89,7 @@ impl<'a> Reader<'a> {
     pub(super) fn holds(&mut self, compare: &Compare, at: i64) -> Result<bool, Error> {
         if compare.range.is_single() {
             self.step()?;
-            let kv = self.state().index.get(compare.range.start()).and_then(|h| h.at(at));
+            let kv = self.state()?.index.get(compare.range.start()).and_then(|h| h.at(at));
             return Ok(compare.holds_for(kv));
         }
         let (mut any, mut all) = (false, true);
@@ -104,13 +109,14 @@ impl<'a> Reader<'a> {
         let page = Rest {
             range: range.clone(),
             revision: at,
+            generation: self.generation,
         };
         let known = self.store.pages.lock().get(&page);
         if let Some(known) = known {
             return Ok(known);
         }
         let left = self.left;
-        let state = self.state();
+        let state = self.state()?;
         let work = state.work_of_count(range, at);
         if work <= left {
             let count = state.count(range, at, &[]);
@@ -130,7 +136,7 @@ impl<'a> Reader<'a> {
         while next <= current {
             let mut events = 0;
             let batches = self
-                .state()
+                .state()?
                 .log
                 .since(next)
                 .take_while(|batch| batch.revision <= current);
@@ -158,7 +164,7 @@ impl<'a> Reader<'a> {
             let mut left = self.left;
             let mut next = None;
             let range = rest.as_ref().unwrap_or(range);
-            for history in self.state().index.range(range) {
+            for history in self.state()?.index.range(range) {
                 if left == 0 {
                     next = Some(range.from(history.key()));
                     break;
@@ -175,8 +181,12 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn state(&mut self) -> &State {
-        self.lock.get_or_insert_with(|| self.store.state.read())
+    fn state(&mut self) -> Result<&State, Error> {
+        let state = self.lock.get_or_insert_with(|| self.store.state.read());
+        match state.generation == self.generation {
+            true => Ok(state),
+            false => Err(Error::Compacted),
+        }
     }
 
     /// Counts one look-up.

@@ -30,6 +30,10 @@ pub(super) struct State {
     pub(super) purged: i64,
     /// Encoded bytes of all versions.
     pub(super) bytes: usize,
+    /// Whether a part of the revision `compacted` is missing in the log, because the state came from lists.
+    pub(super) partial: bool,
+    /// How many states were swapped in before this one.
+    pub(super) generation: u64,
 }
 
 impl State {
@@ -44,6 +48,16 @@ impl State {
             compacted: -1,
             purged: 0,
             bytes: 0,
+            partial: false,
+            generation: 0,
+        }
+    }
+
+    /// The empty state of a store that follows another one.
+    pub(super) fn following() -> Self {
+        Self {
+            leases: LeaseBook::implied(),
+            ..Self::new()
         }
     }
 

@@ -14,7 +14,7 @@ use super::range::KeyRange;
 use super::state::State;
 use super::stats::Counters;
 use super::txn::{DeleteResult, Put, PutResult, Txn, TxnResult};
-use super::waking::{Gathering, Waking, Woken};
+use super::waking::{Dirty, Gathering, Waking, Woken};
 use super::write_txn::{Committed, WriteTxn};
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
@@ -151,20 +151,33 @@ impl Store {
         let mut state = self.state.write();
         let mut txn = WriteTxn::new(&mut state);
         let done = f(&mut txn);
-        let Committed { batch, revoked } = txn.finish();
+        let committed = txn.finish();
         let revision = state.current;
-        if batch.is_none() && revoked.is_none() {
+        if committed.batch.is_none() && committed.revoked.is_none() {
             return (done, revision);
         }
-        if let Some(batch) = &batch {
-            self.counters.count(batch);
-        }
-        if self.journal.is_some() {
-            self.record(|| Change::Commit { batch, revoked });
-        } else {
+        self.committed(committed);
+        if self.journal.is_none() {
             self.publish_to(revision, state);
         }
         (done, revision)
+    }
+
+    /// Counts and records a commit. The caller holds the lock.
+    pub(super) fn committed(&self, committed: Committed) {
+        let Committed { batch, revoked } = committed;
+        if let Some(batch) = &batch {
+            self.counters.count(batch);
+        }
+        self.record(|| Change::Commit { batch, revoked });
+    }
+
+    /// Records that another state was put into place, and wakes the watchers of the former one.
+    pub(super) fn swapped(&self, state: RwLockWriteGuard<'_, State>, ended: Vec<Dirty>) {
+        self.record(|| Change::Swapped);
+        self.waking.restart(state.visible, ended);
+        drop(state);
+        (self.published)();
     }
 
     /// Records a change in the journal, if there is one. The caller holds the lock, so that the journal is in the
@@ -181,7 +194,7 @@ impl Store {
         self.publish_to(revision, self.state.write());
     }
 
-    fn publish_to(&self, revision: i64, mut state: RwLockWriteGuard<'_, State>) {
+    pub(super) fn publish_to(&self, revision: i64, mut state: RwLockWriteGuard<'_, State>) {
         let mut dirty = Vec::new();
         let from = state.visible + 1;
         state.visible = state.visible.max(revision.min(state.current));
