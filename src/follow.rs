@@ -15,6 +15,7 @@ mod link;
 mod load;
 mod member;
 mod metrics;
+pub mod people;
 mod session;
 mod upstream;
 mod wire;

@@ -154,7 +154,7 @@ fn read_snapshot(mut file: File) -> Result<Loaded, Error> {
     auth.forget_passwords();
     Ok(Loaded {
         how: How::Snapshot,
-        store: content.recovery_following()?,
+        store: content.following()?,
         auth: Some(auth),
     })
 }

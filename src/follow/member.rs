@@ -30,6 +30,8 @@ const KEEPALIVE: Keepalive = Keepalive {
 const WIDE: u32 = 64 << 20;
 /// Limit for connecting, and for the first answers of a member.
 const GREETING: Duration = Duration::from_secs(3);
+/// The limit of calls that wait for as long as their clients do.
+const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 /// Requests of a watch stream that wait for the transport.
 const REQUESTS: usize = 8;
 /// The lowest versions whose watches lose nothing.
@@ -262,22 +264,25 @@ impl Member {
         metadata
     }
 
-    /// Makes a call, with this limit, once.
+    /// Makes a call, once; with a limit, for so long at most.
     pub(super) async fn unary(
         &self,
         path: &str,
         metadata: MetadataMap,
         request: Bytes,
-        limit: Duration,
+        limit: Option<Duration>,
     ) -> Result<Bytes, Failed> {
         let mut grpc = self.grpc();
         let path = path_of(path)?;
         let mut request = Request::from_parts(metadata, http::Extensions::new(), request);
-        request.set_timeout(limit);
+        if let Some(limit) = limit {
+            request.set_timeout(limit);
+        }
         let call = async {
             grpc.ready().await.map_err(|e| Status::from_error(e.into()))?;
             grpc.unary(request, path, Raw).await
         };
+        let limit = limit.unwrap_or(FOREVER);
         match timeout(limit, Box::pin(call)).await {
             Ok(answered) => Ok(answered?.into_inner()),
             Err(_) => Err(Failed::Late),
@@ -292,7 +297,7 @@ impl Member {
         limit: Duration,
     ) -> Result<A, Error> {
         let request = Bytes::from(request.encode_to_vec());
-        let answer = self.unary(path, self.metadata(), request, limit).await;
+        let answer = self.unary(path, self.metadata(), request, Some(limit)).await;
         let answer = answer.map_err(|failed| match failed {
             Failed::Late => Error::Timeout {
                 endpoint: self.endpoint.clone(),

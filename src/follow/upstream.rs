@@ -17,8 +17,8 @@ use tokio::time::{Instant, timeout_at};
 use tonic::Status;
 use tonic::metadata::{MetadataMap, MetadataValue};
 
-/// The longest time for a call (etcd: server/config, `ReqTimeout`).
-const LIMIT: Duration = Duration::from_secs(7);
+/// The longest time in which a call without a deadline must find a connection.
+const CONNECT: Duration = Duration::from_secs(7);
 /// Connections that a call may find broken before it was sent.
 const TRIES: usize = 4;
 
@@ -143,14 +143,14 @@ impl Upstream for Following {
         deadline: Option<Instant>,
     ) -> Result<Bytes, Status> {
         let begun = Instant::now();
-        let most = begun + LIMIT;
-        let deadline = deadline.map_or(most, |deadline| deadline.min(most));
         for _ in 0..TRIES {
-            let Ok(Ok(member)) = timeout_at(deadline, self.link.member()).await else {
+            // Whoever waits for a lock waits for as long as the client does, but not for a connection.
+            let patience = deadline.unwrap_or_else(|| Instant::now() + CONNECT);
+            let Ok(Ok(member)) = timeout_at(patience, self.link.member()).await else {
                 return Err(not_sent());
             };
             let metadata = self.metadata(&member, who, metadata)?;
-            let left = deadline.saturating_duration_since(Instant::now());
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             match member.unary(path, metadata, request.clone(), left).await {
                 Ok(answer) => {
                     self.link.metrics.forwarded(begun.elapsed());

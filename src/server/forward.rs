@@ -8,7 +8,6 @@
 mod codec;
 mod keepalive;
 mod methods;
-mod metrics;
 mod rights;
 #[cfg(test)]
 mod tests;
@@ -31,7 +30,7 @@ use codec::{Raw, Reply};
 use futures::stream::{BoxStream, StreamExt};
 use keepalive::KeepAlives;
 use methods::{Handling, PLAIN, Patience, Read, Then, Unary, handling};
-use metrics::Figures;
+use prometheus_client::metrics::counter::Counter;
 use pb::kv_server::Kv;
 use prost::Message;
 use rights::decode;
@@ -53,7 +52,8 @@ type Answers<T> = BoxStream<'static, Result<Reply<T>, Status>>;
 #[derive(Default)]
 pub(super) struct Forwarding {
     keep_alives: KeepAlives,
-    pub(super) figures: Figures,
+    /// Answers that were sent before their revision was here.
+    pub(super) unheld: Counter,
 }
 
 /// The handler of one call.
@@ -110,7 +110,7 @@ impl Core {
     async fn hold(&self, answer: &Bytes) {
         let revision = revision_of(answer);
         if revision > 0 && !self.reached(revision, HOLD).await {
-            self.forwarding.figures.unheld.inc();
+            self.forwarding.unheld.inc();
             tracing::debug!(revision, "an answer was sent before its revision was here");
         }
     }
@@ -303,7 +303,6 @@ impl Forward {
     /// Sends a call and waits for its answer. A call that upstream refused because of a token of ours is sent again with a
     /// new one: a refused call was not executed.
     async fn send(&self, call: &Outgoing) -> Result<Bytes, Status> {
-        let begun = Instant::now();
         let mut answer = self.send_once(call).await;
         if let Err(status) = &answer
             && is_old_token(status)
@@ -312,7 +311,6 @@ impl Forward {
             self.upstream.reload_users().await?;
             answer = self.send_once(call).await;
         }
-        self.core.forwarding.figures.seconds.observe(begun.elapsed().as_secs_f64());
         answer.inspect_err(|status| {
             if status.code() == Code::PermissionDenied {
                 self.core.admission.refused_by_upstream(&call.caller);

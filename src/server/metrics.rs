@@ -143,7 +143,11 @@ impl Metrics {
 
     /// Registers what a replica counts about the calls that it forwards.
     pub(super) fn register_forwarding(&mut self, forwarding: &Forwarding) {
-        forwarding.figures.register(&mut self.registry);
+        self.registry.register(
+            "isthmus_follow_unheld",
+            "Answers to forwarded calls that were sent before their revision was here",
+            forwarding.unheld.clone(),
+        );
     }
 
     /// The metrics of a method, found by its path `/package.Service/Method`.
