@@ -30,13 +30,13 @@ use crate::mvcc::{Hooks, Store};
 use crate::server::upstream::Upstream;
 use crate::util::backoff::Backoff;
 use crate::util::lifecycle::Lifecycle;
-use drive::Driver;
+use drive::{Driver, Settings};
 use index::Index;
 use link::Link;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Notify;
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use upstream::Following;
 
@@ -98,16 +98,20 @@ pub async fn begin(config: &Config, hooks: Hooks, scratch: Option<PathBuf>) -> R
     };
     let load::Loaded { how, store, auth } = loaded;
     let store = store.open(hooks);
-    let alarm: Arc<Notify> = Arc::default();
+    let (rewound, reports) = mpsc::channel(1);
     let following = Arc::new(Following {
         link,
         index: Arc::new(Index::new()),
         store: Arc::clone(&store),
         cut_off: config.cut_off,
         doubtful: false.into(),
-        rewound: Arc::clone(&alarm),
+        rewound,
     });
-    let driver = Driver::new(Arc::clone(&following), config.on_divergence, scratch, feed, session, how);
+    let settings = Settings {
+        on_divergence: config.on_divergence,
+        scratch,
+    };
+    let driver = Driver::new(Arc::clone(&following), settings, reports, (feed, session, how));
     metrics.revision.set(store.revision());
     Ok(Replica {
         store,

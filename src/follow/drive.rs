@@ -8,7 +8,7 @@ use super::link::{Link, Seen, read_from};
 use super::load::{self, How, Loaded};
 use super::member::{Member, Purpose};
 use super::session::{Received, Session};
-use super::upstream::Following;
+use super::upstream::{Following, Rewound};
 use super::witness::{Decision, Verdict};
 use crate::mvcc::{Compared, Divergence};
 use crate::util::backoff::Backoff;
@@ -20,6 +20,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 /// A session that lasted so long was a success.
@@ -42,17 +43,27 @@ enum Next {
     Reload(Why),
 }
 
+/// What an operator has chosen.
+pub(super) struct Settings {
+    pub(super) on_divergence: OnDivergence,
+    /// A directory for temporary files if the system's directory for them takes none.
+    pub(super) scratch: Option<PathBuf>,
+}
+
 /// The task that keeps the store equal to the upstream.
 pub(super) struct Driver {
     following: Arc<Following>,
-    on_divergence: OnDivergence,
-    scratch: Option<PathBuf>,
+    settings: Settings,
+    /// Linearizable answers that show less than this replica has.
+    reports: mpsc::Receiver<Rewound>,
     feed: Feed,
     /// The present session.
     session: Option<Session>,
     /// What is still to be done.
     first: Vec<Input>,
     endpoints: Endpoints,
+    /// Whether the present session has shown the last revision that is here.
+    is_proven: bool,
     /// The hash of all keys that the upstream was asked for.
     hashing: Option<BoxFuture<'static, Result<Hashed, Error>>>,
     /// When the last session ended.
@@ -97,7 +108,7 @@ async fn load_beside(
     let loaded = loop {
         let received = tokio::select! {
             loaded = &mut loading => break loaded?,
-            received = next_of(session.as_mut(), link) => received,
+            received = next_of(session.as_mut()) => received,
         };
         match received {
             Received::Input(input) => {
@@ -118,9 +129,9 @@ async fn load_beside(
 }
 
 /// The next of a session; nothing without one.
-async fn next_of(session: Option<&mut Session>, link: &Link) -> Received {
+async fn next_of(session: Option<&mut Session>) -> Received {
     match session {
-        Some(session) => session.next(link).await,
+        Some(session) => session.next().await,
         None => std::future::pending().await,
     }
 }
@@ -137,11 +148,9 @@ impl Driver {
     /// The task of a state that was just loaded. `session` is the watch that was buffered meanwhile.
     pub(super) fn new(
         following: Arc<Following>,
-        on_divergence: OnDivergence,
-        scratch: Option<PathBuf>,
-        feed: Feed,
-        session: Option<Session>,
-        how: How,
+        settings: Settings,
+        reports: mpsc::Receiver<Rewound>,
+        (feed, session, how): (Feed, Option<Session>, How),
     ) -> Self {
         let revision = following.store.revision();
         let loaded = Input::Loaded {
@@ -151,12 +160,13 @@ impl Driver {
         let endpoints = Endpoints::new(Arc::clone(&following.link), Arc::clone(&following.store));
         Self {
             following,
-            on_divergence,
-            scratch,
+            settings,
+            reports,
             feed,
             session,
             first: vec![loaded],
             endpoints,
+            is_proven: false,
             hashing: None,
             left: Instant::now(),
         }
@@ -173,7 +183,8 @@ impl Driver {
             if why == Why::Gap {
                 self.following.link.metrics.gaps.inc();
             }
-            (self.session, self.hashing, self.left) = (None, None, Instant::now());
+            (self.session, self.hashing) = (None, None);
+            (self.is_proven, self.left) = (false, Instant::now());
             match begun.elapsed() < STEADY {
                 true => backoff.wait().await,
                 false => backoff.reset(),
@@ -205,8 +216,12 @@ impl Driver {
             let link = &self.following.link;
             let received = tokio::select! {
                 biased;
-                () = self.following.rewound.notified() => {
-                    return Next::Reconnect(Why::Rewound);
+                Some(report) = self.reports.recv() => {
+                    let is_here = session.member.endpoint == report.endpoint;
+                    match self.endpoints.rewound(&report) && is_here {
+                        true => return Next::Reconnect(Why::Rewound),
+                        false => continue,
+                    }
                 }
                 hashed = answer(&mut self.hashing) => {
                     self.hashing = None;
@@ -215,7 +230,7 @@ impl Driver {
                         None => continue,
                     }
                 }
-                received = session.next(link) => received,
+                received = session.next() => received,
             };
             let input = match received {
                 Received::Input(input) => {
@@ -234,10 +249,18 @@ impl Driver {
             if is_created && self.feed.applied() <= 1 {
                 self.fresh();
             }
+            self.note_term();
             taken += 1;
             if taken % TURN == 0 {
                 tokio::task::yield_now().await;
             }
+        }
+    }
+
+    /// Notes the term of the present session, once the session has shown the past of this replica.
+    fn note_term(&self) {
+        if let Some(session) = self.session.as_ref().filter(|_| self.is_proven) {
+            self.following.link.note_term(session.term);
         }
     }
 
@@ -317,6 +340,7 @@ impl Driver {
 
     /// The endpoint has shown the last revision that is here.
     fn proven(&mut self) {
+        self.is_proven = true;
         self.following.doubtful.store(false, Ordering::Relaxed);
         let Some(session) = &self.session else { return };
         if self.hashing.is_none() && self.endpoints.is_hash_due(self.left.elapsed()) {
@@ -386,7 +410,7 @@ impl Driver {
         let is_other = is_other_past(why);
         if is_other {
             self.following.doubtful.store(true, Ordering::Relaxed);
-            if self.on_divergence == OnDivergence::Exit {
+            if self.settings.on_divergence == OnDivergence::Exit {
                 return Err(Ended::Diverged(why));
             }
         }
@@ -417,7 +441,7 @@ impl Driver {
             true => link.connect_to_any_cluster(Purpose::Feed).await?,
         };
         let seen = read_from(&member).await?;
-        let (loaded, session) = load_beside(&link, member, &mut self.feed, self.scratch.clone()).await?;
+        let (loaded, session) = load_beside(&link, member, &mut self.feed, self.settings.scratch.clone()).await?;
         self.session = session;
         Ok((loaded, seen))
     }

@@ -2,8 +2,9 @@
 
 use super::error::Error;
 use super::feed::Why;
-use super::link::{Link, read_from};
+use super::link::{Link, Seen, read_from};
 use super::member::{Member, Purpose, path};
+use super::upstream::Rewound;
 use super::wire::RangeResponse;
 use super::witness::{Decision, Header, Read, Sample, Verdict, Witness, samples};
 use crate::mvcc::{Compared, Kv, Store, Versions};
@@ -111,15 +112,39 @@ impl Endpoints {
         self.witness.unreachable(self.place(endpoint));
     }
 
+    /// Keeps calls away from the endpoint while it differs.
+    fn tell(&self, endpoint: &str) {
+        self.link.shut_out(endpoint, self.witness.is_shut_out(self.place(endpoint)));
+    }
+
+    /// Judges a linearizable answer that shows less than is here; whether it proves another past.
+    pub(super) fn rewound(&mut self, report: &Rewound) -> bool {
+        let Rewound {
+            endpoint,
+            seen,
+            applied,
+        } = report;
+        let (read, now) = (Read::Linearizable { applied: *applied }, self.now());
+        let found = differs(self.witness.header(self.place(endpoint), &header(*seen), read, now));
+        self.tell(endpoint);
+        if let Some(why) = &found {
+            tracing::warn!(endpoint, why, "the endpoint has another past than this replica; it is shut out");
+        }
+        found.is_some()
+    }
+
     /// Notes how a revision that the endpoint sent again compares with the one here.
     pub(super) fn replayed(&mut self, endpoint: &str, revision: i64, compared: Compared) -> Verdict {
         let (place, now) = (self.place(endpoint), self.now());
-        self.witness.replayed(place, revision, compared, now)
+        let verdict = self.witness.replayed(place, revision, compared, now);
+        self.tell(endpoint);
+        verdict
     }
 
     /// Notes that the endpoint has nothing that could be compared, as an empty store.
     pub(super) fn agrees(&mut self, endpoint: &str) {
         self.witness.agrees(self.place(endpoint));
+        self.tell(endpoint);
     }
 
     pub(super) fn is_hash_due(&self, away: Duration) -> bool {
@@ -131,49 +156,64 @@ impl Endpoints {
         let (place, now) = (self.place(&hashed.endpoint), self.now());
         self.compacted = self.compacted.max(hashed.compacted);
         let theirs = (hashed.hash, hashed.compacted);
-        differs(self.witness.hashed(place, &hashed.versions, theirs, now))
+        let found = differs(self.witness.hashed(place, &hashed.versions, theirs, now));
+        self.tell(&hashed.endpoint);
+        found
     }
 
     /// Whether an endpoint can be followed from revision `applied` on.
     pub(super) async fn candidate(&mut self, endpoint: &str, applied: i64) -> Result<Candidate, Error> {
         let member = self.link.connect(endpoint, Purpose::Feed, 0).await?;
-        let place = self.place(endpoint);
-        let header = |revision, raft_term, cluster_id| Header {
-            cluster_id,
-            revision,
-            raft_term,
+        let own = Seen {
+            cluster_id: member.facts.cluster_id,
+            revision: 0,
+            term: member.facts.term,
         };
-        let facts = &member.facts;
-        let (own, now) = (header(0, facts.term, facts.cluster_id), self.now());
-        if let Some(why) = differs(self.witness.header(place, &own, Read::Local, now)) {
+        if let Some(why) = self.header(endpoint, own, Read::Local) {
             return Ok(Candidate::Differs(why));
         }
         let seen = read_from(&member).await?;
-        let (answer, now) = (header(seen.revision, seen.term, seen.cluster_id), self.now());
-        let read = Read::Linearizable { applied };
-        if let Some(why) = differs(self.witness.header(place, &answer, read, now)) {
+        if let Some(why) = self.header(endpoint, seen, Read::Linearizable { applied }) {
             return Ok(Candidate::Differs(why));
         }
-        if let Some(why) = self.sample(&member, place).await {
+        if let Some(why) = self.sample(&member).await {
             return Ok(Candidate::Differs(why));
         }
-        self.link.note_term(seen.term);
         match seen.revision - applied > BEHIND {
             true => Ok(Candidate::Ahead),
             false => Ok(Candidate::Fits(member)),
         }
     }
 
+    /// Judges a header; the reason if it proves another past.
+    fn header(&mut self, endpoint: &str, seen: Seen, read: Read) -> Option<String> {
+        let (place, now) = (self.place(endpoint), self.now());
+        let found = differs(self.witness.header(place, &header(seen), read, now));
+        self.tell(endpoint);
+        found
+    }
+
     /// Reads a few older key-values; the reason if one proves another past.
-    async fn sample(&mut self, member: &Member, place: usize) -> Option<String> {
+    async fn sample(&mut self, member: &Member) -> Option<String> {
+        let place = self.place(&member.endpoint);
         let chosen = samples(&self.store, self.compacted, rand::random);
         let found = join_all(chosen.iter().map(|sample| read_sample(member, sample))).await;
         let now = self.now();
-        chosen.iter().zip(found).find_map(|(sample, found)| {
+        let reason = chosen.iter().zip(found).find_map(|(sample, found)| {
             // A revision that the upstream has compacted proves nothing, and neither does an answer that does not come.
             let found = found.ok()?;
             differs(self.witness.sampled(place, sample, found.as_ref(), now))
-        })
+        });
+        self.tell(&member.endpoint);
+        reason
+    }
+}
+
+fn header(seen: Seen) -> Header {
+    Header {
+        cluster_id: seen.cluster_id,
+        revision: seen.revision,
+        raft_term: seen.term,
     }
 }
 

@@ -12,6 +12,7 @@ use crate::pb::etcdserverpb as pb;
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use parking_lot::Mutex;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -34,7 +35,7 @@ pub struct Link {
     config: Mutex<ClientConfig>,
     /// The cluster that is followed; 0 before the first member was admitted.
     cluster_id: AtomicU64,
-    /// The highest term in any answer.
+    /// The highest term in answers of endpoints that have the past of this replica.
     term: AtomicU64,
     /// The member that leads, as far as is known; 0 without a leader.
     leader: AtomicU64,
@@ -42,6 +43,8 @@ pub struct Link {
     version: Mutex<[u16; 3]>,
     /// The index of the endpoint that is tried first.
     first: AtomicUsize,
+    /// Endpoints with another past than this replica, which calls must not go to.
+    shut_out: Mutex<BTreeSet<String>>,
     /// The member that calls go to.
     calls: ArcSwapOption<Member>,
     /// Held while a member for calls is looked for: the time and the reason of the last failure.
@@ -69,6 +72,7 @@ impl Link {
             version: Mutex::default(),
             // Replicas begin with different members.
             first: AtomicUsize::new(rand::random_range(0..usize::from(u16::MAX))),
+            shut_out: Mutex::default(),
             calls: ArcSwapOption::empty(),
             looking: tokio::sync::Mutex::default(),
             metrics,
@@ -102,7 +106,7 @@ impl Link {
         self.cluster_id.load(Ordering::Relaxed)
     }
 
-    /// The highest term in any answer.
+    /// The highest term in answers of endpoints that have the past of this replica.
     pub fn term(&self) -> u64 {
         self.term.load(Ordering::Relaxed)
     }
@@ -112,8 +116,25 @@ impl Link {
         self.calls.load_full()
     }
 
+    /// Keeps calls away from an endpoint, or lets them go there again.
+    pub(super) fn shut_out(&self, endpoint: &str, is_shut_out: bool) {
+        let mut shut_out = self.shut_out.lock();
+        match is_shut_out {
+            true => drop(shut_out.insert(endpoint.to_owned())),
+            false => drop(shut_out.remove(endpoint)),
+        }
+        drop(shut_out);
+        if is_shut_out
+            && let Some(member) = self.current()
+            && member.endpoint == endpoint
+        {
+            self.leave(&member, "the endpoint has another past than this replica");
+        }
+    }
+
     /// Follows another cluster, or another past of the same cluster, from now on.
     pub(super) fn pin(&self, seen: Seen) {
+        self.shut_out.lock().clear();
         self.cluster_id.store(seen.cluster_id, Ordering::Relaxed);
         self.term.store(seen.term, Ordering::Relaxed);
         self.calls.store(None);
@@ -131,12 +152,11 @@ impl Link {
 
     /// Notes what a member of the followed cluster says of itself.
     fn note(&self, facts: &Facts) {
-        self.note_term(facts.term);
         self.leader.store(facts.leader, Ordering::Relaxed);
         *self.version.lock() = facts.version();
     }
 
-    /// Asks the member that calls go to for leader, term and version, again and again.
+    /// Asks the member that calls go to for leader and version, again and again.
     pub(super) async fn keep_facts(&self) {
         loop {
             tokio::time::sleep(FACTS).await;
@@ -149,7 +169,7 @@ impl Link {
         }
     }
 
-    /// Notes the term of an answer.
+    /// Notes the term of an answer of an endpoint that has the past of this replica.
     pub(super) fn note_term(&self, term: u64) {
         self.term.fetch_max(term, Ordering::Relaxed);
     }
@@ -174,9 +194,12 @@ impl Link {
         let member = self.connect_to_first(purpose, self.cluster_id()).await?;
         // Fails if a cluster is pinned: then it is the one of this member.
         let found = member.facts.cluster_id;
-        let _ = self
+        let pinned = self
             .cluster_id
             .compare_exchange(0, found, Ordering::Relaxed, Ordering::Relaxed);
+        if pinned.is_ok() {
+            self.note_term(member.facts.term);
+        }
         self.note(&member.facts);
         Ok(member)
     }
@@ -190,6 +213,10 @@ impl Link {
         let config = self.config();
         let mut errors = vec![];
         for endpoint in self.endpoints(&config) {
+            if expected != 0 && self.shut_out.lock().contains(&endpoint) {
+                errors.push(Error::OtherEvents(endpoint));
+                continue;
+            }
             match self.connect(&endpoint, purpose, expected).await {
                 Ok(member) => return Ok(member),
                 Err(error) => errors.push(error),
@@ -248,8 +275,8 @@ impl Link {
         }
     }
 
-    /// Reads what the upstream has, linearizably: everything that was committed before is in it.
-    pub(super) async fn read(&self) -> Result<Seen, Arc<Error>> {
+    /// Reads what the upstream has, linearizably: everything that was committed before is in it. Returns the endpoint, too.
+    pub(super) async fn read(&self) -> Result<(Seen, Arc<Member>), Arc<Error>> {
         let member = self.member().await?;
         let begun = Instant::now();
         match read_from(&member).await {
@@ -265,7 +292,7 @@ impl Link {
                     self.leave(&member, &error.to_string());
                     return Err(Arc::new(error));
                 }
-                Ok(seen)
+                Ok((seen, member))
             }
             Err(error) => {
                 self.leave(&member, &error.to_string());

@@ -2,7 +2,6 @@
 
 use super::error::Error;
 use super::feed::{FeedMessage, Input};
-use super::link::Link;
 use super::member::{Member, WatchStream};
 use super::wire::WatchResponse;
 use crate::mvcc::Followed;
@@ -21,6 +20,8 @@ pub(super) struct Session {
     pub(super) member: Arc<Member>,
     stream: WatchStream,
     cluster_id: u64,
+    /// The term of the last message.
+    pub(super) term: u64,
     /// The time of the last message, or of the last report of silence.
     heard: Instant,
     /// Whether progress was asked for, and nothing came since.
@@ -39,6 +40,7 @@ impl Session {
     pub(super) async fn open(member: Member, start: i64) -> Result<Self, Error> {
         Ok(Self {
             cluster_id: member.facts.cluster_id,
+            term: member.facts.term,
             stream: member.watch(start).await?,
             member: Arc::new(member),
             heard: Instant::now(),
@@ -53,7 +55,7 @@ impl Session {
     }
 
     /// The next input. Cancellation safe.
-    pub(super) async fn next(&mut self, link: &Link) -> Received {
+    pub(super) async fn next(&mut self) -> Received {
         loop {
             let silent = self.heard + SILENCE;
             let until = match self.asking {
@@ -69,7 +71,7 @@ impl Session {
                 Ok(Err(error)) => return Received::Broken(error),
                 Ok(Ok(response)) => {
                     (self.heard, self.asking) = (Instant::now(), false);
-                    return match self.input(response, link) {
+                    return match self.input(response) {
                         Ok(input) => Received::Input(input),
                         Err(error) => Received::Broken(error),
                     };
@@ -78,7 +80,7 @@ impl Session {
         }
     }
 
-    fn input(&self, response: WatchResponse, link: &Link) -> Result<Input, Error> {
+    fn input(&mut self, response: WatchResponse) -> Result<Input, Error> {
         let header = response.header.unwrap_or_default();
         if header.cluster_id != self.cluster_id {
             return Err(Error::OtherCluster {
@@ -87,7 +89,7 @@ impl Session {
                 expected: self.cluster_id,
             });
         }
-        link.note_term(header.raft_term);
+        self.term = header.raft_term;
         let revision = header.revision;
         if response.canceled {
             return Ok(Input::Cancelled {

@@ -2,7 +2,7 @@
 
 use super::error::{is_of_transport, is_stale_token, is_unsent};
 use super::index::{self, Index};
-use super::link::Link;
+use super::link::{Link, Seen};
 use super::member::{Failed, Member};
 use crate::mvcc::Store;
 use crate::server::upstream::{Credentials, Judge, Upstream, UpstreamIdentity, cut_off, lost, not_sent};
@@ -12,7 +12,7 @@ use futures::stream::BoxStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tokio::sync::Notify;
+use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 use tonic::Status;
 use tonic::metadata::{MetadataMap, MetadataValue};
@@ -31,14 +31,23 @@ pub enum CutOff {
     Serve,
 }
 
+/// A linearizable answer that shows less than this replica has.
+#[derive(Debug)]
+pub(super) struct Rewound {
+    pub(super) endpoint: String,
+    pub(super) seen: Seen,
+    /// What was here when the answer was asked for.
+    pub(super) applied: i64,
+}
+
 /// The upstream of a replica.
 pub(super) struct Following {
     pub(super) link: Arc<Link>,
     pub(super) index: Arc<Index>,
     pub(super) store: Arc<Store>,
     pub(super) cut_off: CutOff,
-    /// Notified when a linearizable answer shows that the upstream has less than this replica.
-    pub(super) rewound: Arc<Notify>,
+    /// Hears of linearizable answers that show less than this replica has.
+    pub(super) rewound: mpsc::Sender<Rewound>,
     /// Set while it is not known whether the upstream has the same past: reads would mix both.
     pub(super) doubtful: AtomicBool,
 }
@@ -49,15 +58,23 @@ impl Following {
         let read = async || {
             // Everything that is here was committed before the upstream is asked.
             let here = self.store.revision();
-            let seen = self.link.read().await.map_err(|error| error.to_string())?;
-            if seen.revision < here && !self.doubtful.load(Ordering::Relaxed) {
-                self.rewound.notify_one();
-                return Err(format!(
-                    "the upstream is at revision {}, and revision {here} is here",
-                    seen.revision
-                ));
+            let (seen, member) = self.link.read().await.map_err(|error| error.to_string())?;
+            if seen.revision < here || seen.term < self.link.term() {
+                let endpoint = member.endpoint.clone();
+                let why = format!(
+                    "{endpoint} is at revision {} of term {}, and revision {here} of term {} is here",
+                    seen.revision,
+                    seen.term,
+                    self.link.term()
+                );
+                // A report that waits says the same.
+                let _ = self.rewound.try_send(Rewound {
+                    endpoint,
+                    seen,
+                    applied: here,
+                });
+                return Err(why);
             }
-            self.link.note_term(seen.term);
             Ok(seen.revision)
         };
         self.index.run(read).await;
