@@ -50,6 +50,13 @@ pub(super) struct Settings {
     pub(super) scratch: Option<PathBuf>,
 }
 
+/// What can happen while a session is followed.
+enum Event {
+    Report(Rewound),
+    Hashed(Result<Hashed, Error>),
+    Received(Received),
+}
+
 /// The task that keeps the store equal to the upstream.
 pub(super) struct Driver {
     following: Arc<Following>,
@@ -207,49 +214,22 @@ impl Driver {
             if let Some(next) = self.take(input) {
                 return next;
             }
+            self.joined();
         }
         let mut taken = 0;
         loop {
             let Some(session) = &mut self.session else {
                 return Next::Reconnect(Why::Broken);
             };
-            let link = &self.following.link;
-            let received = tokio::select! {
+            let event = tokio::select! {
                 biased;
-                Some(report) = self.reports.recv() => {
-                    let is_here = session.member.endpoint == report.endpoint;
-                    match self.endpoints.rewound(&report) && is_here {
-                        true => return Next::Reconnect(Why::Rewound),
-                        false => continue,
-                    }
-                }
-                hashed = answer(&mut self.hashing) => {
-                    self.hashing = None;
-                    match self.judge(hashed) {
-                        Some(next) => return next,
-                        None => continue,
-                    }
-                }
-                received = session.next() => received,
+                Some(report) = self.reports.recv() => Event::Report(report),
+                hashed = answer(&mut self.hashing) => Event::Hashed(hashed),
+                received = session.next() => Event::Received(received),
             };
-            let input = match received {
-                Received::Input(input) => {
-                    if matches!(input, Input::Created { .. }) {
-                        tracing::info!(endpoint = session.member.endpoint, revision = self.feed.applied(), "following the upstream");
-                        link.metrics.connected();
-                    }
-                    input
-                }
-                Received::Broken(error) => self.broken(&error),
-            };
-            let is_created = matches!(input, Input::Created { .. });
-            if let Some(next) = self.take(input) {
+            if let Some(next) = self.event(event) {
                 return next;
             }
-            if is_created && self.feed.applied() <= 1 {
-                self.fresh();
-            }
-            self.note_term();
             taken += 1;
             if taken % TURN == 0 {
                 tokio::task::yield_now().await;
@@ -257,26 +237,58 @@ impl Driver {
         }
     }
 
-    /// Notes the term of the present session, once the session has shown the past of this replica.
-    fn note_term(&self) {
+    fn event(&mut self, event: Event) -> Option<Next> {
+        let input = match event {
+            Event::Report(report) => {
+                let differs = self.endpoints.rewound(&report);
+                return (differs && self.endpoint() == report.endpoint).then_some(Next::Reconnect(Why::Rewound));
+            }
+            Event::Hashed(hashed) => {
+                self.hashing = None;
+                return self.judge(hashed);
+            }
+            Event::Received(Received::Broken(error)) => self.broken(&error),
+            Event::Received(Received::Input(input)) => input,
+        };
+        let is_created = matches!(input, Input::Created { .. });
+        if is_created {
+            self.connected();
+        }
+        let next = self.take(input);
+        if is_created && next.is_none() && self.feed.applied() <= 1 {
+            // Revision 1 is that of an empty store: nothing can be compared.
+            self.endpoints.agrees(&self.endpoint());
+            self.proven();
+        }
         if let Some(session) = self.session.as_ref().filter(|_| self.is_proven) {
             self.following.link.note_term(session.term);
         }
+        next
     }
 
-    /// The endpoint has nothing that could be compared: revision 1 is that of an empty store.
-    fn fresh(&mut self) {
-        if let Some(session) = &self.session {
-            self.endpoints.agrees(&session.member.endpoint);
+    /// The endpoint of the present session.
+    fn endpoint(&self) -> String {
+        self.session.as_ref().map_or_else(String::new, |session| session.member.endpoint.clone())
+    }
+
+    fn connected(&self) {
+        tracing::info!(endpoint = self.endpoint(), revision = self.feed.applied(), "following the upstream");
+        self.following.link.metrics.connected();
+    }
+
+    /// The watch from before a load goes on behind it: both have the same past.
+    fn joined(&mut self) {
+        if self.session.is_some() {
+            self.connected();
+            self.endpoints.agrees(&self.endpoint());
+            self.is_proven = true;
         }
-        self.proven();
     }
 
     /// Notes why a session ended.
     fn broken(&self, error: &Error) -> Input {
         let link = &self.following.link;
-        let endpoint = self.session.as_ref().map_or("", |session| &session.member.endpoint);
-        tracing::warn!(endpoint, %error, revision = self.feed.applied(), "the watch of the upstream broke; connecting again");
+        tracing::warn!(endpoint = self.endpoint(), %error, revision = self.feed.applied(), "the watch of the upstream broke; connecting again");
         link.metrics.disconnected(error.to_string());
         link.prefer_next();
         Input::Broken(match error {
@@ -298,7 +310,9 @@ impl Driver {
                     self.following.link.metrics.revision.set(store.revision());
                     adopted
                 }
-                Action::Complete { revision, events } => store.complete(revision, &events),
+                Action::Complete { revision, events } => {
+                    store.complete(revision, &events).map(|()| self.proven())
+                }
                 Action::Compare { revision, events } => {
                     self.following.link.metrics.compared.inc();
                     self.compared(revision, store.compare(revision, &events))
@@ -316,8 +330,7 @@ impl Driver {
             };
             if let Err(divergence) = done {
                 self.following.link.metrics.divergences.inc();
-                let endpoint = self.session.as_ref().map_or("", |session| &session.member.endpoint);
-                tracing::warn!(endpoint, %divergence, "the upstream sent what cannot follow the state of this replica");
+                tracing::warn!(endpoint = self.endpoint(), %divergence, "the upstream sent what cannot follow the state of this replica");
                 let applied = store.revision();
                 actions = self.feed.input(Input::Refused { applied }).into();
             }
