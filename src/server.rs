@@ -63,6 +63,7 @@ use parking_lot::RwLock;
 use refusals::Refusals;
 use shares::Shares;
 use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
 use std::time::Duration;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
@@ -124,6 +125,8 @@ pub struct Core {
     published: Arc<Notify>,
     /// Notified when all watchers with news have been woken.
     woken: Notify,
+    /// History before this revision is about to go although it is not old: quiet watches that need it are told first.
+    history_goes: AtomicI64,
 }
 
 impl Core {
@@ -185,6 +188,7 @@ impl Core {
             compacted,
             published,
             woken: Notify::new(),
+            history_goes: AtomicI64::new(0),
         });
         let (expiry, purge, wake) = (Arc::clone(&core), Arc::clone(&core), Arc::clone(&core));
         life.spawn_forever("lease expiry", async move { expiry.lessor.expire().await });
