@@ -1,8 +1,9 @@
 //! The wiring of a store, its users, its data directory and the etcd server.
 
 use super::{expiry, users};
-use crate::auth::{self, AuthStore, OnChange};
+use crate::auth::{self, AuthState, AuthStore, OnChange};
 use crate::durable::{self, Durable, Loaded};
+use crate::follow::{self, Followed, Replica};
 use crate::kvstore::Backend;
 use crate::kvstore::local::{LocalBackend, LocalDisk};
 use crate::kvstore::users::UserAdmin;
@@ -16,7 +17,7 @@ use crate::server::{self, Core, MemberIdentity, Parts, Serve, Wakers};
 use crate::util::expiry::{CertificateFile, Role};
 use crate::util::lifecycle::Lifecycle;
 use crate::util::metrics::Page;
-use anyhow::Context;
+use anyhow::{Context, bail};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use prometheus_client::collector::Collector;
@@ -65,6 +66,8 @@ pub struct EtcdConfig {
     pub data: Option<durable::Config>,
     /// Creates the users and roles of this cluster and enables authentication.
     pub users_of: Option<ClusterName>,
+    /// The upstream whose keys, users and revisions the store takes over; `None` for a store of its own.
+    pub follow: Option<follow::Config>,
 }
 
 /// Compaction by the server itself (etcd's `--auto-compaction-mode`).
@@ -83,6 +86,7 @@ pub struct Etcd {
     pub store: Arc<Store>,
     auth: Arc<AuthStore>,
     durable: Option<Arc<Durable>>,
+    followed: Option<Followed>,
     quota_bytes: usize,
     /// Set when a writer of this process waits for a compaction.
     compaction_wanted: Arc<AtomicBool>,
@@ -106,6 +110,7 @@ impl EtcdConfig {
             history_max: None,
             data: None,
             users_of: None,
+            follow: None,
         }
     }
 }
@@ -125,7 +130,11 @@ impl Etcd {
     pub async fn start(config: EtcdConfig, life: &Lifecycle) -> anyhow::Result<Self> {
         let mut server = config.server;
         let wakers = Wakers::default();
-        let Opened { store, auth, durable } = open(config.data, config.auth, &wakers, &mut server, life).await?;
+        let opened = match &config.follow {
+            Some(follow) => follow_upstream(follow, config.data, config.auth, &wakers, &mut server).await?,
+            None => open(config.data, config.auth, &wakers, &mut server, life).await?,
+        };
+        let Opened { store, auth, durable, replica } = opened;
         if let Some(cluster) = &config.users_of {
             users::init(&auth, Some(cluster)).context("cannot set up the users")?;
         }
@@ -150,10 +159,11 @@ impl Etcd {
             lessor,
             auth: Arc::clone(&auth),
             durable: durable.clone(),
-            upstream: None,
+            upstream: replica.as_ref().map(Replica::upstream),
             wakers,
         };
         let core = Core::start(parts, server, life);
+        let followed = replica.map(|replica| replica.start(life));
         compact(&core, config.auto_compaction, life);
         if let Some(most) = config.history_max {
             let (core, wanted) = (Arc::clone(&core), Arc::clone(&compaction_wanted));
@@ -161,11 +171,15 @@ impl Etcd {
                 core.compact_by_size(most, &wanted).await
             });
         }
+        if let Some(followed) = &followed {
+            followed.caught_up().await;
+        }
         sockets.serve(&core, life);
         Ok(Self {
             store,
             auth,
             durable,
+            followed,
             quota_bytes,
             compaction_wanted,
             addresses,
@@ -271,6 +285,39 @@ struct Opened {
     store: Arc<Store>,
     auth: Arc<AuthStore>,
     durable: Option<Arc<Durable>>,
+    /// The replica that owns the store.
+    replica: Option<Replica>,
+}
+
+/// Takes everything over from the upstream, whose identity `server` takes over, too.
+async fn follow_upstream(
+    follow: &follow::Config,
+    data: Option<durable::Config>,
+    auth: auth::Config,
+    wakers: &Wakers,
+    server: &mut server::Config,
+) -> anyhow::Result<Opened> {
+    if data.is_some() {
+        bail!("--data-dir: a replica keeps no data yet; leave --data-dir out");
+    }
+    let mut replica = follow::begin(follow, wakers.hooks(), server.scratch.clone()).await.context("--follow")?;
+    let (cluster_id, raft_term) = replica.identity();
+    server.identity = MemberIdentity {
+        cluster_id,
+        raft_term,
+        ..server.identity
+    };
+    let users = replica.auth.take().unwrap_or_else(AuthState::default);
+    tracing::info!(
+        etcd_cluster_id = %format_args!("{cluster_id:x}"), revision = replica.store.revision(),
+        keys = replica.store.stats().keys, floor = replica.store.floor(), "the state of the upstream is here"
+    );
+    Ok(Opened {
+        store: Arc::clone(&replica.store),
+        auth: Arc::new(AuthStore::with(users, auth, None).context(TOKENS)?),
+        durable: None,
+        replica: Some(replica),
+    })
 }
 
 /// Opens the store of the data directory, whose identity `server` takes over, or an empty store in memory.
@@ -286,6 +333,7 @@ async fn open(
             store: Store::with_hooks(wakers.hooks()),
             auth: Arc::new(AuthStore::new(auth).context(TOKENS)?),
             durable: None,
+            replica: None,
         });
     };
     server.scratch = Some(data.directory.clone());
@@ -297,6 +345,7 @@ async fn open(
         auth: Arc::new(AuthStore::with(loaded.metadata.auth(), auth, Some(on_change)).context(TOKENS)?),
         store: loaded.store,
         durable: Some(durable),
+        replica: None,
     })
 }
 

@@ -3,9 +3,10 @@
 use super::budgets::BudgetArgs;
 use super::data::DataArgs;
 use super::etcd::listen::Tls;
+use super::follow::FollowArgs;
 use super::flags::{ClusterArgs, LogArgs, MeshArgs, ObserveArgs, PublisherArgs, ServiceArgs, boolean, duration};
 use super::users::UserArgs;
-use crate::app::{self, AutoCompaction, Etcd, EtcdConfig, Starting};
+use crate::app::{self, AutoCompaction, Candidates, Etcd, EtcdConfig, Starting};
 use crate::server::{self, MemberIdentity};
 use crate::util::lifecycle::Lifecycle;
 use crate::util::readiness::Ready;
@@ -63,6 +64,8 @@ pub struct ServeArgs {
     client_cert_auth: bool,
     #[command(flatten)]
     sizes: SizeArgs,
+    #[command(flatten)]
+    follow: FollowArgs,
     #[command(flatten)]
     budgets: BudgetArgs,
     #[command(flatten)]
@@ -127,6 +130,7 @@ impl ServeArgs {
             trusted_ca_file,
             client_cert_auth,
             sizes,
+            follow,
             budgets,
             observe,
         } = self;
@@ -155,8 +159,9 @@ impl ServeArgs {
             auto_compaction: sizes.auto_compaction(),
             history_max: sizes.history_max(),
             data: data.config(),
-            // Without client certificates, users cannot be told apart.
-            users_of: client_cert_auth.then(|| cluster.name.clone()),
+            // Without client certificates, users cannot be told apart. A replica has the users of its upstream.
+            users_of: (client_cert_auth && !follow.is_replica()).then(|| cluster.name.clone()),
+            follow: follow.config(),
             ..EtcdConfig::new(
                 server,
                 tls.listeners(&listen_client_urls).context("--listen-client-urls")?,
@@ -164,20 +169,32 @@ impl ServeArgs {
         };
         let etcd = Etcd::start(config, life).await?;
         metrics.follow_store(etcd.figures());
-        metrics.conditions(&etcd.backend(), observe.ready_needs, &ready);
         for address in &etcd.addresses {
             tracing::info!(%address, cluster_name = %cluster.name, cluster_id = cluster.id, "serving etcd clients");
         }
+        let options = publisher.options(cluster.clone(), mode);
+        if mesh_config.is_some() {
+            let api = app::start_mesh_api(&mesh.api_serve_addr, &metrics, life).await;
+            api.context("--api-serve-addr")?;
+        }
+        if let Some(file) = follow.file() {
+            let candidates = Candidates {
+                publisher: options,
+                objects: source,
+                mirror: mesh_config,
+            };
+            candidates.start(file, &metrics, observe.ready_needs, &ready, life);
+            starting.complete();
+            return Ok(());
+        }
+        metrics.conditions(&etcd.backend(), observe.ready_needs, &ready);
         match users.path() {
             Some(path) if client_cert_auth => app::start_users(path, etcd.users(), &cluster.name, &metrics, life),
             Some(_) => tracing::warn!("--cluster-users-enabled has no effect with --client-cert-auth=false"),
             None => {}
         }
-        let options = publisher.options(cluster.clone(), mode);
         app::start_publisher(options, source, etcd.backend(), &metrics, &ready, life);
         if let Some(config) = mesh_config {
-            let api = app::start_mesh_api(&mesh.api_serve_addr, &metrics, life).await;
-            api.context("--api-serve-addr")?;
             app::start_mesh(config, etcd.mirror_backend(), &metrics, &ready, life);
         }
         starting.complete();
