@@ -31,6 +31,7 @@ use crate::server::upstream::Upstream;
 use crate::util::backoff::Backoff;
 use crate::util::lifecycle::Lifecycle;
 use drive::{Driver, Settings};
+use feed::Load;
 use index::Index;
 use link::Link;
 use std::path::PathBuf;
@@ -104,6 +105,7 @@ pub async fn begin(config: &Config, hooks: Hooks, scratch: Option<PathBuf>) -> R
         index: Arc::new(Index::new()),
         store: Arc::clone(&store),
         cut_off: config.cut_off,
+        exact: (how.knows() == Load::Exact).into(),
         doubtful: false.into(),
         rewound,
     });

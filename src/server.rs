@@ -178,8 +178,8 @@ impl Core {
         let connections = Connections::new(config.budgets.clone(), Arc::clone(&refusals));
         metrics.register(&connections);
         let forwarding = Forwarding::default();
-        if upstream.is_some() {
-            metrics.register_forwarding(&forwarding);
+        if let Some(upstream) = &upstream {
+            metrics.register_forwarding(&**upstream, &forwarding);
         }
         let durability = Durability::new(durable);
         let alarms = Arc::new(Alarms::new(&config.alarms, durability.clone()));

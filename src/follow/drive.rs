@@ -488,6 +488,7 @@ impl Driver {
                 self.following.link.pin(seen);
             }
             store.swap(newer);
+            self.following.exact.store(how.knows() == Load::Exact, Ordering::Relaxed);
             how.knows()
         };
         let revision = store.revision();

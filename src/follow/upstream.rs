@@ -9,6 +9,7 @@ use crate::server::upstream::{Credentials, Judge, Upstream, UpstreamIdentity, cu
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
+use prometheus_client::registry::Registry;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -48,6 +49,8 @@ pub(super) struct Following {
     pub(super) cut_off: CutOff,
     /// Hears of linearizable answers that show less than this replica has.
     pub(super) rewound: mpsc::Sender<Rewound>,
+    /// Whether the state here has the order of the upstream, also inside revisions.
+    pub(super) exact: AtomicBool,
     /// Set while it is not known whether the upstream has the same past: reads would mix both.
     pub(super) doubtful: AtomicBool,
 }
@@ -228,6 +231,10 @@ impl Upstream for Following {
     }
 
     fn is_exact(&self) -> bool {
-        self.store.is_exact()
+        self.exact.load(Ordering::Relaxed)
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        self.link.metrics.register(registry);
     }
 }

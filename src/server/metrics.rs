@@ -11,6 +11,7 @@ pub(super) use requests::ReadOnlyTxn;
 
 use super::connections::Connections;
 use super::forward::Forwarding;
+use super::upstream::Upstream;
 use super::{CLUSTER_VERSION, Config, Core, ETCD_VERSION};
 use crate::auth::AuthStore;
 use crate::durable::{self, Durable};
@@ -141,8 +142,9 @@ impl Metrics {
         self.registry.register_collector(Box::new(held));
     }
 
-    /// Registers what a replica counts about the calls that it forwards.
-    pub(super) fn register_forwarding(&mut self, forwarding: &Forwarding) {
+    /// Registers what a replica counts about its upstream and the calls that it forwards.
+    pub(super) fn register_forwarding(&mut self, upstream: &dyn Upstream, forwarding: &Forwarding) {
+        upstream.register(&mut self.registry);
         self.registry.register(
             "isthmus_follow_unheld",
             "Answers to forwarded calls that were sent before their revision was here",

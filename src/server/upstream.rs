@@ -3,6 +3,7 @@
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
+use prometheus_client::registry::Registry;
 use std::sync::Arc;
 use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
@@ -51,6 +52,9 @@ pub trait Upstream: Send + Sync {
 
     /// Whether the history here has the order of upstream, also inside revisions, so that hashes of keys can be compared.
     fn is_exact(&self) -> bool;
+
+    /// Registers figures of the connections to upstream on the server's page.
+    fn register(&self, _registry: &mut Registry) {}
 }
 
 /// What answers tell about upstream. Changes with leaders, upgrades and restores.
