@@ -15,7 +15,7 @@ mod link;
 mod load;
 mod member;
 mod metrics;
-pub mod people;
+mod people;
 mod session;
 mod upstream;
 mod wire;
@@ -25,7 +25,7 @@ pub use error::Error;
 pub use metrics::Metrics;
 pub use upstream::CutOff;
 
-use crate::auth::AuthState;
+use crate::auth::AuthStore;
 use crate::mvcc::{Hooks, Store};
 use crate::server::upstream::Upstream;
 use crate::util::backoff::Backoff;
@@ -34,6 +34,7 @@ use drive::{Driver, Settings};
 use feed::Load;
 use index::Index;
 use link::Link;
+use people::People;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -65,8 +66,6 @@ pub enum OnDivergence {
 /// A replica that has everything the upstream had when it was loaded.
 pub struct Replica {
     pub store: Arc<Store>,
-    /// The users and roles of the upstream, if this replica may read them.
-    pub auth: Option<AuthState>,
     following: Arc<Following>,
     driver: Driver,
 }
@@ -76,12 +75,18 @@ pub struct Followed {
     following: Arc<Following>,
 }
 
-/// Loads everything from the upstream, for however long the upstream cannot be reached. The store of the replica gets
-/// `hooks`. A snapshot of the upstream is kept in a temporary file, in `scratch` if the system's directory for temporary files
+/// Loads everything from the upstream, for however long the upstream cannot be reached: users and roles into `auth`, and
+/// the keys into a store that gets `hooks`. A snapshot of the upstream is kept in a temporary file, in `scratch` if the system's directory for temporary files
 /// takes none. Fails if the file that names the upstream cannot be used.
-pub async fn begin(config: &Config, hooks: Hooks, scratch: Option<PathBuf>) -> Result<Replica, Error> {
+pub async fn begin(
+    config: &Config,
+    auth: Arc<AuthStore>,
+    hooks: Hooks,
+    scratch: Option<PathBuf>,
+) -> Result<Replica, Error> {
     let metrics = Arc::new(Metrics::default());
-    let link = Arc::new(Link::new(&config.file, Arc::clone(&metrics))?);
+    let people = Arc::new(People::new(auth));
+    let link = Arc::new(Link::new(&config.file, people, Arc::clone(&metrics))?);
     let mut backoff = Backoff::connect();
     let began = Instant::now();
     let (loaded, feed, session) = loop {
@@ -97,7 +102,7 @@ pub async fn begin(config: &Config, hooks: Hooks, scratch: Option<PathBuf>) -> R
             }
         }
     };
-    let load::Loaded { how, store, auth } = loaded;
+    let load::Loaded { how, store } = loaded;
     let store = store.open(hooks);
     let (rewound, reports) = mpsc::channel(1);
     let following = Arc::new(Following {
@@ -117,7 +122,6 @@ pub async fn begin(config: &Config, hooks: Hooks, scratch: Option<PathBuf>) -> R
     metrics.revision.set(store.revision());
     Ok(Replica {
         store,
-        auth,
         following,
         driver,
     })
@@ -146,6 +150,10 @@ impl Replica {
         });
         let reader = Arc::clone(&following);
         life.spawn_forever("read index", async move { reader.read_index().await });
+        let users = Arc::clone(&following);
+        life.spawn_forever("users of the upstream", async move {
+            users.link.people.keep(&*users).await;
+        });
         let link = Arc::clone(&following.link);
         life.spawn_forever("leader of the upstream", async move { link.keep_facts().await });
         Followed { following }

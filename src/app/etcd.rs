@@ -1,7 +1,7 @@
 //! The wiring of a store, its users, its data directory and the etcd server.
 
 use super::{expiry, users};
-use crate::auth::{self, AuthState, AuthStore, OnChange};
+use crate::auth::{self, AuthStore, OnChange};
 use crate::durable::{self, Durable, Loaded};
 use crate::follow::{self, Followed, Replica};
 use crate::kvstore::Backend;
@@ -149,7 +149,8 @@ impl Etcd {
             None => open(config.data, config.auth, &wakers, &mut server, life).await?,
         };
         let Opened { store, auth, durable, replica } = opened;
-        if let Some(cluster) = &config.users_of {
+        // The users of a replica are its upstream's.
+        if let Some(cluster) = config.users_of.as_ref().filter(|_| replica.is_none()) {
             users::init(&auth, Some(cluster)).context("cannot set up the users")?;
         }
         let all = [&config.listen, &config.listen_http, &config.listen_metrics];
@@ -314,21 +315,22 @@ async fn follow_upstream(
     if data.is_some() {
         bail!("--data-dir: a replica keeps no data yet; leave --data-dir out");
     }
-    let mut replica = follow::begin(follow, wakers.hooks(), server.scratch.clone()).await.context("--follow")?;
+    let auth = Arc::new(AuthStore::new(auth).context(TOKENS)?);
+    let begun = follow::begin(follow, Arc::clone(&auth), wakers.hooks(), server.scratch.clone());
+    let replica = begun.await.context("--follow")?;
     let (cluster_id, raft_term) = replica.identity();
     server.identity = MemberIdentity {
         cluster_id,
         raft_term,
         ..server.identity
     };
-    let users = replica.auth.take().unwrap_or_else(AuthState::default);
     tracing::info!(
         etcd_cluster_id = %format_args!("{cluster_id:x}"), revision = replica.store.revision(),
         keys = replica.store.stats().keys, floor = replica.store.floor(), "the state of the upstream is here"
     );
     Ok(Opened {
         store: Arc::clone(&replica.store),
-        auth: Arc::new(AuthStore::with(users, auth, None).context(TOKENS)?),
+        auth,
         durable: None,
         replica: Some(replica),
     })

@@ -41,12 +41,6 @@ impl AuthState {
         state
     }
 
-    /// Removes all password hashes. Users who have a password keep the mark that they have one.
-    pub fn forget_passwords(&mut self) {
-        let hashes = self.users.values_mut().filter_map(|user| user.password.as_mut());
-        hashes.for_each(String::clear);
-    }
-
     pub fn user_messages(&self) -> Vec<authpb::User> {
         self.users.iter().map(|(name, user)| user.message(name)).collect()
     }

@@ -105,6 +105,12 @@ async fn load_beside(
     scratch: Option<PathBuf>,
 ) -> Result<(Loaded, Option<Session>), Error> {
     let begun = Instant::now();
+    // Nobody may read keys here before it is known who may read them there.
+    let users = link.people.reload(&member).await;
+    users.map_err(|status| Error::Users {
+        endpoint: member.endpoint.clone(),
+        status,
+    })?;
     // The watch must not wait behind the load.
     let source = link
         .connect(&member.endpoint, Purpose::Feed, member.facts.cluster_id)

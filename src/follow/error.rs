@@ -26,6 +26,10 @@ pub enum Error {
     /// An error of the upstream, or of the connection to it.
     #[error("{endpoint}: {}", describe(status))]
     Call { endpoint: String, status: Status },
+    #[error(
+        "{endpoint}: users and roles cannot be read: {}; give the user of this replica the role root", describe(status)
+    )]
+    Users { endpoint: String, status: Status },
     #[error("{endpoint}: no answer in {} s", limit.as_secs_f32())]
     Timeout { endpoint: String, limit: Duration },
     #[error(

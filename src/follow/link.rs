@@ -6,6 +6,7 @@
 use super::error::Error;
 use super::member::{Facts, Member, Purpose, path};
 use super::metrics::Metrics;
+use super::people::People;
 use super::wire::RangeResponse;
 use crate::kvstore::config::ClientConfig;
 use crate::pb::etcdserverpb as pb;
@@ -49,6 +50,7 @@ pub struct Link {
     calls: ArcSwapOption<Member>,
     /// Held while a member for calls is looked for: the time and the reason of the last failure.
     looking: tokio::sync::Mutex<Option<(Instant, Arc<Error>)>>,
+    pub(super) people: Arc<People>,
     pub(super) metrics: Arc<Metrics>,
 }
 
@@ -62,7 +64,7 @@ pub(super) struct Seen {
 
 impl Link {
     /// Reads the file. Nothing is connected to.
-    pub fn new(file: &Path, metrics: Arc<Metrics>) -> Result<Self, Error> {
+    pub fn new(file: &Path, people: Arc<People>, metrics: Arc<Metrics>) -> Result<Self, Error> {
         Ok(Self {
             file: file.to_owned(),
             config: Mutex::new(ClientConfig::read(file)?),
@@ -75,6 +77,7 @@ impl Link {
             shut_out: Mutex::default(),
             calls: ArcSwapOption::empty(),
             looking: tokio::sync::Mutex::default(),
+            people,
             metrics,
         })
     }
@@ -177,7 +180,7 @@ impl Link {
     /// Connects to an endpoint and admits its member, of the followed cluster or of any.
     pub(super) async fn connect(&self, endpoint: &str, purpose: Purpose, expected: u64) -> Result<Member, Error> {
         let config = self.config();
-        let connected = Box::pin(Member::connect(&config, endpoint, purpose));
+        let connected = Box::pin(Member::connect(&config, Arc::clone(&self.people), endpoint, purpose));
         let connected = timeout(CONNECT, connected).await;
         let member = connected.unwrap_or_else(|_| {
             Err(Error::Timeout {
@@ -292,6 +295,8 @@ impl Link {
                     self.leave(&member, &error.to_string());
                     return Err(Arc::new(error));
                 }
+                // A read with a token of an older revision fails.
+                self.people.proven();
                 Ok((seen, member))
             }
             Err(error) => {

@@ -8,7 +8,6 @@ use super::error::Error;
 use super::feed::Load;
 use super::member::{Facts, Member, path};
 use super::wire::{RangeResponse, RangeStreamResponse};
-use crate::auth::AuthState;
 use crate::mvcc::{Kv, Loader, OutOfOrder, Recovery};
 use crate::pb::etcdserverpb as pb;
 use crate::snapshot::{Content, Reader};
@@ -45,8 +44,6 @@ pub enum How {
 pub struct Loaded {
     pub how: How,
     pub store: Recovery,
-    /// Users and roles without password hashes, if the way of loading tells them.
-    pub auth: Option<AuthState>,
 }
 
 /// All key-values at one revision, in the order of keys.
@@ -150,12 +147,9 @@ fn read_snapshot(mut file: File) -> Result<Loaded, Error> {
     let reader = Reader::from_file(file).map_err(crate::snapshot::Error::from)?;
     let content = Content::read(&reader)?;
     drop(reader);
-    let mut auth = content.auth();
-    auth.forget_passwords();
     Ok(Loaded {
         how: How::Snapshot,
         store: content.following()?,
-        auth: Some(auth),
     })
 }
 
@@ -248,7 +242,6 @@ async fn finish(member: &Member, how: How, list: Result<List, Error>) -> Result<
     Ok(Loaded {
         how,
         store: blocking(move || Ok(of_list(kvs, revision)?)).await?,
-        auth: None,
     })
 }
 

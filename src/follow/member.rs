@@ -1,16 +1,19 @@
 //! A connection to one member of the upstream: calls, watches, and what the member says of itself.
 
 use super::error::Error;
+use super::people::{Asked, People};
 use super::wire::{Raw, WatchResponse};
 use crate::kvstore::config::ClientConfig;
 use crate::kvstore::dial::{self, Dialer, Transport};
 use crate::pb::etcdserverpb as pb;
+use crate::server::upstream::{Credentials, Judge, is_old_token};
 use crate::util::net::Keepalive;
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use http::uri::PathAndQuery;
 use parking_lot::Mutex;
 use prost::Message;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
@@ -77,6 +80,7 @@ pub(super) struct Member {
     pub(super) endpoint: String,
     pub(super) facts: Facts,
     channel: Channel,
+    people: Arc<People>,
     token: Option<MetadataValue<Ascii>>,
     made: Instant,
     /// Why the connection is of no use any more.
@@ -163,7 +167,12 @@ fn is_sound(found: [u16; 3]) -> bool {
 
 impl Member {
     /// Connects to an endpoint, authenticates if the configuration has a password, and asks for the status.
-    pub(super) async fn connect(config: &ClientConfig, endpoint: &str, purpose: Purpose) -> Result<Self, Error> {
+    pub(super) async fn connect(
+        config: &ClientConfig,
+        people: Arc<People>,
+        endpoint: &str,
+        purpose: Purpose,
+    ) -> Result<Self, Error> {
         let of_endpoint = ClientConfig {
             endpoints: vec![endpoint.to_owned()],
             ..config.clone()
@@ -180,6 +189,7 @@ impl Member {
             endpoint: endpoint.to_owned(),
             facts: Facts::default(),
             channel,
+            people,
             token: None,
             made: Instant::now(),
             broken: Mutex::default(),
@@ -258,8 +268,10 @@ impl Member {
     /// The metadata of this replica's own calls.
     pub(super) fn metadata(&self) -> MetadataMap {
         let mut metadata = MetadataMap::new();
-        if let Some(token) = &self.token {
-            metadata.insert("token", token.clone());
+        let signed = self.people.token(&Credentials::Replica).ok().flatten();
+        let signed = signed.and_then(|token| MetadataValue::try_from(&*token).ok());
+        if let Some(token) = signed.or_else(|| self.token.clone()) {
+            metadata.insert("token", token);
         }
         metadata
     }
@@ -289,7 +301,8 @@ impl Member {
         }
     }
 
-    /// Makes a call of this replica.
+    /// Makes a call of this replica. Where the upstream takes a token that was signed here for old, users and roles have
+    /// changed: they are loaded, and the call is made again.
     pub(super) async fn ask<A: Message + Default>(
         &self,
         path: &str,
@@ -297,7 +310,11 @@ impl Member {
         limit: Duration,
     ) -> Result<A, Error> {
         let request = Bytes::from(request.encode_to_vec());
-        let answer = self.unary(path, self.metadata(), request, Some(limit)).await;
+        let mut answer = self.unary(path, self.metadata(), request.clone(), Some(limit)).await;
+        let old = matches!(&answer, Err(Failed::Status(status)) if is_old_token(status));
+        if old && self.people.judge() == Judge::Upstream && self.people.reload(self).await.is_ok() {
+            answer = self.unary(path, self.metadata(), request, Some(limit)).await;
+        }
         let answer = answer.map_err(|failed| match failed {
             Failed::Late => Error::Timeout {
                 endpoint: self.endpoint.clone(),
@@ -357,6 +374,17 @@ impl Member {
             endpoint: self.endpoint.clone(),
             answers: begun.map_err(|status| self.failed(status))?,
             requests,
+        })
+    }
+}
+
+#[tonic::async_trait]
+impl Asked for Member {
+    async fn answer(&self, path: &str, request: Bytes) -> Result<Bytes, Status> {
+        let answer = self.unary(path, self.metadata(), request, Some(GREETING)).await;
+        answer.map_err(|failed| match failed {
+            Failed::Late => Status::deadline_exceeded(format!("no answer in {} s", GREETING.as_secs())),
+            Failed::Status(status) => status,
         })
     }
 }

@@ -8,7 +8,7 @@
 use crate::auth::{AuthState, AuthStore, ROOT};
 use crate::pb::authpb;
 use crate::pb::etcdserverpb as pb;
-use crate::server::upstream::{Credentials, Judge, Upstream};
+use crate::server::upstream::{Credentials, Judge};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use parking_lot::Mutex;
@@ -17,15 +17,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
-use tonic::metadata::MetadataMap;
 use tonic::{Code, Status};
 
 /// Time between two looks at the version of the users.
 const PERIOD: Duration = Duration::from_secs(5);
 /// The same while reads of the index prove the version.
 const PROVEN_PERIOD: Duration = Duration::from_secs(60);
-/// Limit for one question.
-const LIMIT: Duration = Duration::from_secs(5);
 /// Questions about users and roles at a time. Each is an entry in the log of an etcd.
 const AT_ONCE: usize = 8;
 /// Loads that begin anew because users or roles changed meanwhile.
@@ -90,21 +87,21 @@ impl Version {
     }
 }
 
+/// Something that answers calls of the replica itself.
+#[tonic::async_trait]
+pub trait Asked: Send + Sync {
+    /// Makes a call with the rights of the replica.
+    async fn answer(&self, path: &str, request: Bytes) -> Result<Bytes, Status>;
+}
+
 /// Asks the Auth service of the upstream.
-async fn ask<A: Message + Default>(
-    upstream: &dyn Upstream,
-    method: &str,
-    request: impl Message,
-) -> Result<A, Status> {
+async fn ask<A: Message + Default>(upstream: &dyn Asked, method: &str, request: impl Message) -> Result<A, Status> {
     let path = format!("/etcdserverpb.Auth/{method}");
-    let request = Bytes::from(request.encode_to_vec());
-    let (who, metadata) = (Credentials::Replica, MetadataMap::new());
-    let deadline = Some(Instant::now() + LIMIT);
-    let answer = upstream.call(&path, &who, &metadata, request, deadline).await?;
+    let answer = upstream.answer(&path, request.encode_to_vec().into()).await?;
     A::decode(answer).map_err(|error| Status::internal(format!("{method}: {error}")))
 }
 
-async fn ask_version(upstream: &dyn Upstream) -> Result<Version, Status> {
+async fn ask_version(upstream: &dyn Asked) -> Result<Version, Status> {
     let status: pb::AuthStatusResponse = ask(upstream, "AuthStatus", pb::AuthStatusRequest {}).await?;
     Ok(Version {
         enabled: status.enabled,
@@ -112,7 +109,7 @@ async fn ask_version(upstream: &dyn Upstream) -> Result<Version, Status> {
     })
 }
 
-async fn ask_user(upstream: &dyn Upstream, name: String) -> Result<authpb::User, Status> {
+async fn ask_user(upstream: &dyn Asked, name: String) -> Result<authpb::User, Status> {
     let request = pb::AuthUserGetRequest { name: name.clone() };
     let user: pb::AuthUserGetResponse = ask(upstream, "UserGet", request).await?;
     Ok(authpb::User {
@@ -124,7 +121,7 @@ async fn ask_user(upstream: &dyn Upstream, name: String) -> Result<authpb::User,
     })
 }
 
-async fn ask_role(upstream: &dyn Upstream, name: String) -> Result<authpb::Role, Status> {
+async fn ask_role(upstream: &dyn Asked, name: String) -> Result<authpb::Role, Status> {
     let request = pb::AuthRoleGetRequest { role: name.clone() };
     let role: pb::AuthRoleGetResponse = ask(upstream, "RoleGet", request).await?;
     Ok(authpb::Role {
@@ -134,7 +131,7 @@ async fn ask_role(upstream: &dyn Upstream, name: String) -> Result<authpb::Role,
 }
 
 /// All users and roles, which may be of several versions.
-async fn ask_all(upstream: &dyn Upstream, version: Version) -> Result<AuthState, Status> {
+async fn ask_all(upstream: &dyn Asked, version: Version) -> Result<AuthState, Status> {
     let users: pb::AuthUserListResponse = ask(upstream, "UserList", pb::AuthUserListRequest {}).await?;
     let roles: pb::AuthRoleListResponse = ask(upstream, "RoleList", pb::AuthRoleListRequest {}).await?;
     let users = futures::stream::iter(users.users).map(|name| ask_user(upstream, name));
@@ -196,8 +193,14 @@ impl People {
         Ok(token)
     }
 
-    /// Notes that the users here are those of the upstream.
-    pub fn confirm(&self) {
+    /// Notes that a read of the upstream has succeeded, which proves the users here if it had a token of their revision.
+    pub fn proven(&self) {
+        if self.auth.signs() && self.auth.state().enabled {
+            self.confirm();
+        }
+    }
+
+    fn confirm(&self) {
         *self.confirmed_at.lock() = Instant::now();
     }
 
@@ -207,18 +210,18 @@ impl People {
     }
 
     /// Keeps the users here as they are upstream. Never returns.
-    pub async fn keep(&self, upstream: &dyn Upstream) {
+    pub async fn keep(&self, upstream: &dyn Asked) {
         loop {
-            let proven = self.auth.signs() && self.auth.state().enabled;
-            tokio::time::sleep(if proven { PROVEN_PERIOD } else { PERIOD }).await;
             if let Err(status) = self.look(upstream).await {
                 tracing::debug!(error = status.message(), "cannot ask the upstream for its users");
             }
+            let proven = self.auth.signs() && self.auth.state().enabled;
+            tokio::time::sleep(if proven { PROVEN_PERIOD } else { PERIOD }).await;
         }
     }
 
     /// Asks the upstream for the version of its users, and loads them if it is another one.
-    pub async fn look(&self, upstream: &dyn Upstream) -> Result<(), Status> {
+    pub async fn look(&self, upstream: &dyn Asked) -> Result<(), Status> {
         let version = ask_version(upstream).await?;
         match Version::of(&self.auth.state()).next(version) {
             Next::Nothing => self.confirm(),
@@ -229,7 +232,7 @@ impl People {
 
     /// Loads users and roles; they are in force when this returns. Fails as long as the upstream does not show them: this
     /// needs the role root.
-    pub async fn reload(&self, upstream: &dyn Upstream) -> Result<(), Status> {
+    pub async fn reload(&self, upstream: &dyn Asked) -> Result<(), Status> {
         let asked = Instant::now();
         let _loading = self.loading.lock().await;
         if *self.confirmed_at.lock() > asked {
@@ -271,8 +274,6 @@ impl People {
 mod tests {
     use super::*;
     use crate::auth::{self, JwtOptions};
-    use crate::server::upstream::UpstreamIdentity;
-    use futures::stream::BoxStream;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     /// An upstream whose users are those of a store here.
@@ -302,85 +303,44 @@ mod tests {
     }
 
     #[tonic::async_trait]
-    impl Upstream for Users {
-        async fn index(&self) -> Result<i64, Status> {
-            Ok(1)
-        }
-
-        async fn call(
-            &self,
-            path: &str,
-            _: &Credentials,
-            _: &MetadataMap,
-            request: Bytes,
-            _: Option<Instant>,
-        ) -> Result<Bytes, Status> {
+    impl Asked for Users {
+        async fn answer(&self, path: &str, request: Bytes) -> Result<Bytes, Status> {
             self.asked.fetch_add(1, Ordering::Relaxed);
-            let state = self.auth.state();
-            Ok(match path {
-                "/etcdserverpb.Auth/AuthStatus" => pb::AuthStatusResponse {
-                    header: None,
-                    enabled: state.enabled,
-                    auth_revision: state.revision,
+            let (state, header) = (self.auth.state(), None);
+            let answer = match path {
+                "/etcdserverpb.Auth/AuthStatus" => {
+                    let (enabled, auth_revision) = (state.enabled, state.revision);
+                    let answer = pb::AuthStatusResponse {
+                        header,
+                        enabled,
+                        auth_revision,
+                    };
+                    answer.encode_to_vec()
                 }
-                .encode_to_vec(),
-                "/etcdserverpb.Auth/UserList" => pb::AuthUserListResponse {
-                    header: None,
-                    users: state.users.keys().cloned().collect(),
+                "/etcdserverpb.Auth/UserList" => {
+                    let users = state.users.keys().cloned().collect();
+                    pb::AuthUserListResponse { header, users }.encode_to_vec()
                 }
-                .encode_to_vec(),
-                "/etcdserverpb.Auth/RoleList" => pb::AuthRoleListResponse {
-                    header: None,
-                    roles: state.roles.keys().cloned().collect(),
+                "/etcdserverpb.Auth/RoleList" => {
+                    let roles = state.roles.keys().cloned().collect();
+                    pb::AuthRoleListResponse { header, roles }.encode_to_vec()
                 }
-                .encode_to_vec(),
                 "/etcdserverpb.Auth/UserGet" => {
                     (self.meddle)(&self.auth);
                     let name = pb::AuthUserGetRequest::decode(request).unwrap().name;
                     let user = state.users.get(&name).ok_or(auth::Error::UserNotFound)?;
                     let roles = user.roles.iter().cloned().collect();
-                    pb::AuthUserGetResponse { header: None, roles }.encode_to_vec()
+                    pb::AuthUserGetResponse { header, roles }.encode_to_vec()
                 }
                 "/etcdserverpb.Auth/RoleGet" => {
                     let role = pb::AuthRoleGetRequest::decode(request).unwrap().role;
                     let permissions = state.roles.get(&role).ok_or(auth::Error::RoleNotFound)?;
                     let perm = permissions.iter().map(Into::into).collect();
-                    pb::AuthRoleGetResponse { header: None, perm }.encode_to_vec()
+                    pb::AuthRoleGetResponse { header, perm }.encode_to_vec()
                 }
                 path => panic!("{path}"),
-            }
-            .into())
-        }
-
-        async fn stream(
-            &self,
-            _: &str,
-            _: &Credentials,
-            _: &MetadataMap,
-            _: BoxStream<'static, Bytes>,
-        ) -> Result<BoxStream<'static, Result<Bytes, Status>>, Status> {
-            Err(Status::unimplemented("no streams"))
-        }
-
-        fn identity(&self) -> UpstreamIdentity {
-            UpstreamIdentity {
-                cluster_id: 1,
-                raft_term: 2,
-                leader: 3,
-                version: [3, 7, 3],
-            }
-        }
-
-        fn judge(&self) -> Judge {
-            Judge::Replica
-        }
-
-        async fn reload_users(&self) -> Result<(), Status> {
-            Ok(())
-        }
-
-        fn is_exact(&self) -> bool {
-            true
+            };
+            Ok(answer.into())
         }
     }
 

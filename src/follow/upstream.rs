@@ -4,6 +4,7 @@ use super::error::{is_of_transport, is_stale_token, is_unsent};
 use super::index::{self, Index};
 use super::link::{Link, Seen};
 use super::member::{Failed, Member};
+use super::people::Asked;
 use crate::mvcc::Store;
 use crate::server::upstream::{Credentials, Judge, Upstream, UpstreamIdentity, cut_off, lost, not_sent};
 use bytes::Bytes;
@@ -94,15 +95,11 @@ impl Following {
                     metadata.insert("token", token.clone());
                 }
             }
-            Credentials::Token(token) => {
-                let token = MetadataValue::try_from(&**token);
-                let token = token.map_err(|_| Status::unauthenticated("etcdserver: invalid auth token"))?;
-                metadata.insert("token", token);
-            }
-            Credentials::User(user) => {
-                return Err(Status::unauthenticated(format!(
-                    "etcdserver: this replica cannot sign a token for {user}"
-                )));
+            Credentials::Token(_) | Credentials::User(_) => {
+                // Never without a token, which would be the rights of this replica.
+                let invalid = || Status::from(crate::auth::Error::InvalidAuthToken);
+                let token = self.link.people.token(who)?.ok_or_else(invalid)?;
+                metadata.insert("token", MetadataValue::try_from(&*token).map_err(|_| invalid())?);
             }
         }
         Ok(metadata)
@@ -129,6 +126,15 @@ impl Following {
             }
             Failed::Status(status) => Some(status),
         }
+    }
+}
+
+#[tonic::async_trait]
+impl Asked for Following {
+    async fn answer(&self, path: &str, request: Bytes) -> Result<Bytes, Status> {
+        let limit = Instant::now() + LIMIT;
+        self.call(path, &Credentials::Replica, &MetadataMap::new(), request, Some(limit))
+            .await
     }
 }
 
@@ -223,11 +229,11 @@ impl Upstream for Following {
     }
 
     fn judge(&self) -> Judge {
-        Judge::Replica
+        self.link.people.judge()
     }
 
     async fn reload_users(&self) -> Result<(), Status> {
-        Ok(())
+        self.link.people.reload(self).await
     }
 
     fn is_exact(&self) -> bool {

@@ -275,6 +275,22 @@ impl Admission {
         }
     }
 
+    /// The alarms that etcd would look at before it refuses the call as this replica does, with the error of each.
+    pub(super) fn alarms_before_refusal(&self, caller: &Caller, operation: &Operation) -> Vec<(AlarmType, Status)> {
+        let principal = caller.principal(&self.auth);
+        let mut alarms = vec![];
+        for check in operation.call.checks() {
+            match check {
+                Check::NotCorrupt => alarms.push((AlarmType::Corrupt, status::corrupt())),
+                Check::NoSpaceAlarm => alarms.push((AlarmType::Nospace, status::no_space())),
+                check if check.is_upstreams() => {}
+                check if self.run(*check, operation, &principal).is_err() => return alarms,
+                _ => {}
+            }
+        }
+        vec![]
+    }
+
     /// Notes that upstream refused a call. As for calls that are refused here, a certificate that names no user loses its
     /// connection.
     pub(super) fn refused_by_upstream(&self, caller: &Caller) {

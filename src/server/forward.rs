@@ -43,6 +43,9 @@ use tower::service_fn;
 
 /// How long an answer is held until its revision is here.
 const HOLD: Duration = Duration::from_secs(2);
+const ALARMS: &str = "/etcdserverpb.Maintenance/Alarm";
+/// Time between two looks at the alarms of upstream, and the limit for one.
+const ALARMS_EVERY: Duration = Duration::from_secs(1);
 /// The metadata that means something to an etcd, beside credentials.
 const METADATA: [&str; 4] = ["hasleader", "client-api-version", "traceparent", "tracestate"];
 
@@ -52,8 +55,15 @@ type Answers<T> = BoxStream<'static, Result<Reply<T>, Status>>;
 #[derive(Default)]
 pub(super) struct Forwarding {
     keep_alives: KeepAlives,
+    /// The alarms of upstream, for callers that are denied here.
+    alarms: tokio::sync::Mutex<Option<KnownAlarms>>,
     /// Answers that were sent before their revision was here.
     pub(super) unheld: Counter,
+}
+
+struct KnownAlarms {
+    at: Instant,
+    active: Vec<pb::AlarmMember>,
 }
 
 /// The handler of one call.
@@ -252,12 +262,44 @@ impl Forward {
     async fn vouch(&self, caller: &Caller, operation: &Operation) -> Result<Credentials, Status> {
         let who = caller.credentials(&self.core.auth, self.upstream.judge());
         match who {
-            Credentials::Replica => self.core.admit(caller, operation).await.map(drop)?,
+            Credentials::Replica => {
+                if let Err(refused) = self.core.admit(caller, operation).await {
+                    return Err(self.alarm_before(caller, operation).await.unwrap_or(refused));
+                }
+            }
             Credentials::Token(_) | Credentials::User(_) => {
                 self.core.admission.admit_for_upstream(caller, operation).await?;
             }
         }
         Ok(who)
+    }
+
+    /// The alarm that etcd tells a caller of before it denies the call. Upstream is asked once a second at most, because each
+    /// answer is an entry in the log of an etcd.
+    async fn alarm_before(&self, caller: &Caller, operation: &Operation) -> Option<Status> {
+        let before = self.core.admission.alarms_before_refusal(caller, operation);
+        if before.is_empty() {
+            return None;
+        }
+        let mut known = self.core.forwarding.alarms.lock().await;
+        if known.as_ref().is_none_or(|known| known.at.elapsed() >= ALARMS_EVERY) {
+            let call = Outgoing {
+                caller: Caller::default(),
+                who: Credentials::Replica,
+                metadata: MetadataMap::new(),
+                // The action GET, and all alarms.
+                message: Bytes::new(),
+                deadline: Some(Instant::now() + ALARMS_EVERY),
+            };
+            let answer = self.send_to(ALARMS, &call).await.ok();
+            let answer = answer.and_then(|answer| decode::<pb::AlarmResponse>(&answer).ok());
+            *known = Some(KnownAlarms {
+                at: Instant::now(),
+                active: answer.map(|answer| answer.alarms).unwrap_or_default(),
+            });
+        }
+        let active = |kind| known.iter().flat_map(|known| &known.active).any(|alarm| alarm.alarm() == kind);
+        before.into_iter().find(|(kind, _)| active(*kind)).map(|(_, status)| status)
     }
 
     async fn outgoing(
@@ -319,6 +361,10 @@ impl Forward {
     }
 
     async fn send_once(&self, call: &Outgoing) -> Result<Bytes, Status> {
+        self.send_to(self.uri.path(), call).await
+    }
+
+    async fn send_to(&self, path: &str, call: &Outgoing) -> Result<Bytes, Status> {
         let Outgoing {
             who,
             metadata,
@@ -326,9 +372,7 @@ impl Forward {
             deadline,
             ..
         } = call;
-        let sent = self
-            .upstream
-            .call(self.uri.path(), who, metadata, message.clone(), *deadline);
+        let sent = self.upstream.call(path, who, metadata, message.clone(), *deadline);
         match deadline {
             Some(deadline) => match tokio::time::timeout_at(*deadline, sent).await {
                 Ok(answer) => answer,
