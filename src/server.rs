@@ -68,7 +68,7 @@ use refusals::Refusals;
 use shares::Shares;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch as changes};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -146,7 +146,7 @@ pub struct Core {
     /// Notified when all watchers with news have been woken.
     woken: Notify,
     /// Changes when a revision has become visible.
-    visible: watch::Sender<()>,
+    visible: changes::Sender<()>,
 }
 
 impl Core {

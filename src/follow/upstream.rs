@@ -56,6 +56,9 @@ pub(super) struct Following {
     pub(super) doubtful: AtomicBool,
 }
 
+/// Limit for a question of the replica itself.
+const ANSWER: Duration = Duration::from_secs(5);
+
 impl Following {
     /// Reads the upstream's revision for all who wait for it.
     pub(super) async fn read_index(&self) {
@@ -132,7 +135,7 @@ impl Following {
 #[tonic::async_trait]
 impl Asked for Following {
     async fn answer(&self, path: &str, request: Bytes) -> Result<Bytes, Status> {
-        let limit = Instant::now() + LIMIT;
+        let limit = Instant::now() + ANSWER;
         self.call(path, &Credentials::Replica, &MetadataMap::new(), request, Some(limit))
             .await
     }

@@ -447,7 +447,7 @@ impl Forward {
     }
 
     /// Passes a call with a stream of answers on.
-    async fn pass_stream<T: 'static>(
+    async fn pass_stream<T: Send + 'static>(
         self,
         request: tonic::Request<Bytes>,
         held: Option<tokio::sync::OwnedSemaphorePermit>,
