@@ -67,6 +67,7 @@ use parking_lot::RwLock;
 use refusals::Refusals;
 use shares::Shares;
 use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
 use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, watch as changes};
 use tokio::time::Instant;
@@ -147,6 +148,8 @@ pub struct Core {
     woken: Notify,
     /// Changes when a revision has become visible.
     visible: changes::Sender<()>,
+    /// History before this revision is about to go although it is not old: quiet watches that need it are told first.
+    history_goes: AtomicI64,
 }
 
 impl Core {
@@ -220,6 +223,7 @@ impl Core {
             published,
             woken: Notify::new(),
             visible,
+            history_goes: AtomicI64::new(0),
         });
         let (purge, wake) = (Arc::clone(&core), Arc::clone(&core));
         if core.upstream.is_none() {

@@ -30,6 +30,8 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use tokio::time::Instant;
 
+/// For how long clients that compact themselves are expected to keep revisions; Kubernetes compacts every five minutes.
+const KEPT_BY_CLIENTS: Duration = Duration::from_secs(300);
 /// The share (1/n) of the quota that remote clusters cannot use up.
 const NOT_FOR_MIRROR: usize = 8;
 
@@ -79,6 +81,18 @@ pub enum AutoCompaction {
     Periodic(Duration),
     /// Keeps this many of the latest revisions.
     Revision(i64),
+}
+
+impl AutoCompaction {
+    /// How long a watch may be without a message if its client shall be able to resume: a third of the time for which
+    /// revisions are kept. Where that is not known, clients that compact themselves keep at least some minutes.
+    pub fn quiet_watch_time(self) -> Duration {
+        let kept = match self {
+            Self::Periodic(kept) => kept,
+            Self::Off | Self::Revision(_) => KEPT_BY_CLIENTS,
+        };
+        (kept / 3).max(Duration::from_millis(100))
+    }
 }
 
 /// A store, and the etcd server in front of it.

@@ -160,6 +160,11 @@ pub struct EtcdArgs {
     /// Interval of progress notifications to idle watchers that asked for them.
     #[arg(long, env = "ETCD_WATCH_PROGRESS_NOTIFY_INTERVAL", default_value = "10m", value_parser = duration, value_name = "DURATION", help_heading = heading::LIMITS)]
     watch_progress_notify_interval: Duration,
+    /// Tell a watch that had no message for a third of --auto-compaction-retention, or for 100 seconds, the revision that
+    /// it has, so that its client can resume from there after hours. The message has no events. etcd has no such
+    /// messages; kube-apiserver would make bookmarks of them.
+    #[arg(long, env = "ETCD_PROGRESS_TO_QUIET_WATCHES", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", value_parser = boolean, action = ArgAction::Set, help_heading = heading::LIMITS)]
+    progress_to_quiet_watches: bool,
     #[command(flatten)]
     follow: FollowArgs,
     /// Age up to which a replica keeps revisions, so that its clients can resume watches and page through lists; 0s keeps
@@ -328,6 +333,7 @@ impl EtcdArgs {
         let tls = self.tls()?;
         let set = |list: &[String]| list.iter().filter(|s| !s.is_empty()).cloned().collect();
         let defaults = server::Config::new(MemberIdentity::random());
+        let compaction = auto_compaction(&self.auto_compaction_mode, &self.auto_compaction_retention)?;
         Ok(EtcdConfig {
             server: server::Config {
                 name: self.name.clone(),
@@ -339,6 +345,7 @@ impl EtcdArgs {
                 max_request_bytes: self.max_request_bytes,
                 max_txn_ops: self.max_txn_ops,
                 watch_progress_interval: self.watch_progress_notify_interval.max(Duration::from_millis(100)),
+                quiet_watch_time: self.progress_to_quiet_watches.then(|| compaction.quiet_watch_time()),
                 quota_bytes: match self.quota_backend_bytes {
                     0 => defaults.quota_bytes,
                     bytes => bytes,
@@ -374,6 +381,8 @@ impl EtcdArgs {
             listen_metrics: tls.listeners(&self.listen_metrics_urls)?,
             auto_compaction: self.auto_compaction()?,
             history_max: (self.follow.is_replica() && self.history_max_bytes > 0).then_some(self.history_max_bytes),
+            auto_compaction: compaction,
+            history_max: None,
             data: self.data_config(),
             users_of: None,
             follow: self.follow.config(),

@@ -84,6 +84,12 @@ struct SizeArgs {
     #[arg(long, env = "CILIUM_HISTORY_MAX_BYTES", default_value_t = 256 << 20, value_name = "BYTES",
           help_heading = SERVER)]
     history_max_bytes: usize,
+    /// Tell a watch that had no message for a third of --history the revision that it has, so that its client can
+    /// resume from there after hours. The message has no events. Disable it for clients that take it for an error.
+    #[arg(long, env = "CILIUM_PROGRESS_TO_QUIET_WATCHES", num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", default_value = "true", value_parser = boolean, action = ArgAction::Set,
+          help_heading = SERVER)]
+    progress_to_quiet_watches: bool,
     /// Size of the data, with its history, in bytes, from which the store takes deletions only; 0 for no limit.
     #[arg(long, env = "CILIUM_QUOTA_BACKEND_BYTES", default_value_t = 2 << 30, value_name = "BYTES",
           help_heading = SERVER)]
@@ -97,6 +103,12 @@ impl SizeArgs {
             true => AutoCompaction::Off,
             false => AutoCompaction::Periodic(self.history),
         }
+    }
+
+    /// How long a watch may be without a message before it is told its progress; `None` for ever.
+    fn quiet_watch_time(&self) -> Option<Duration> {
+        self.progress_to_quiet_watches
+            .then(|| self.auto_compaction().quiet_watch_time())
     }
 
     /// Bytes of history from which it is compacted; `None` for no limit.
@@ -151,6 +163,7 @@ impl ServeArgs {
             quota_bytes: sizes.quota_bytes(),
             max_concurrent_streams: budgets.max_concurrent_streams,
             watch_gather_time: budgets.watch_gather_time,
+            quiet_watch_time: sizes.quiet_watch_time(),
             budgets: budgets.budgets(),
             expiry: metrics.expiry.clone(),
             ..server::Config::new(MemberIdentity::random())

@@ -1,3 +1,4 @@
+mod follower;
 mod formats;
 mod obstacles;
 
@@ -157,7 +158,7 @@ fn a_second_process_a_newer_format_and_a_foreign_directory_are_refused() {
     let text = r#"{"format":99,"more":"than we know"}"#;
     let newer = format!(r#"{{"identity":{text},"crc32c":{}}}"#, crc32c::crc32c(text.as_bytes()));
     fs::write(home.path().join("store/identity"), newer).unwrap();
-    assert!(refused(&config).contains("has format 99, and this version reads formats up to 2"));
+    assert!(refused(&config).contains("has format 99, and this version reads formats up to 3"));
     assert!(home.path().join("store").exists(), "nothing is set aside");
     fs::write(home.path().join("store/identity"), identity).unwrap();
     drop(start(&config));

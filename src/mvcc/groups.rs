@@ -166,6 +166,11 @@ impl Groups {
         }
     }
 
+    /// Every group, in no order.
+    pub(super) fn all(&self) -> Vec<Arc<Group>> {
+        self.by_filter.values().cloned().collect()
+    }
+
     /// Number of watchers in all groups.
     pub(super) fn watchers(&self) -> usize {
         self.by_filter.values().map(|g| g.state.lock().members()).sum()

@@ -223,6 +223,13 @@ impl Store {
         self.waking.wake(now, gathering)
     }
 
+    /// Wakes every watcher, with or without events to take. Like [`Store::wake_watchers`], not to be called by a
+    /// [`Wake`](super::Wake).
+    pub fn wake_every_watcher(&self) {
+        let groups = self.state.read().groups.all();
+        groups.iter().for_each(|group| drop(group.wake()));
+    }
+
     /// The revision up to which every watcher was woken that has events to take.
     ///
     /// For each event of a revision up to this one, and for each watcher that wanted the event and existed when the

@@ -78,6 +78,8 @@ impl Core {
         let mut tick = tokio::time::interval(SIZE_TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut revisions = VecDeque::new();
+        // Quiet watches can resume from here.
+        let mut told = 0;
         loop {
             tick.tick().await;
             let bytes = self.store.history_bytes();
@@ -93,6 +95,10 @@ impl Core {
             let Some(revision) = revision.filter(|_| is_due) else {
                 continue;
             };
+            if revision > told {
+                told = self.store.revision();
+                self.history_goes(revision).await;
+            }
             if self.store.compact(revision).is_ok() {
                 self.purge().await;
                 let left = self.store.history_bytes();

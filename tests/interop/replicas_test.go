@@ -134,7 +134,11 @@ func revisionOf(s *server, serializable bool) int64 {
 // === replicas ===
 
 // replica is a replica with a fixed address.
-type replica struct{ *kept }
+type replica struct {
+	*kept
+	// follows is the file that names the etcd.
+	follows string
+}
 
 // replicasOf starts replicas of the etcd at these addresses.
 func replicasOf(t testing.TB, n int, addresses []string, args ...string) (all []*replica) {
@@ -151,7 +155,7 @@ func replicasOf(t testing.TB, n int, addresses []string, args ...string) (all []
 		address := peer.FreePort()
 		url := "http://" + address
 		flags := append([]string{"etcd", "--follow=" + file, "--listen-client-urls=" + url, "--advertise-client-urls=" + url}, args...)
-		r := &replica{&kept{&server{process(t, fmt.Sprint("replica", i), isthmusBin(t), flags...), address}}}
+		r := &replica{&kept{&server{process(t, fmt.Sprint("replica", i), isthmusBin(t), flags...), address}}, file}
 		if err := r.Start(); err != nil {
 			t.Fatal(err)
 		}
