@@ -145,7 +145,7 @@ impl Replica {
         life.spawn("feed", async move {
             tokio::select! {
                 () = stop.cancelled() => Ok(()),
-                ended = driver.run() => ended,
+                ended = driver.run() => ended.map(|never| match never {}),
             }
         });
         let reader = Arc::clone(&following);

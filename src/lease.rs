@@ -364,7 +364,10 @@ mod tests {
         let kind = EventKind::Put;
         store.adopt(2, vec![Followed { kind, kv: put }]).unwrap();
         assert_eq!(store.lease_keys(7).unwrap(), ["a"]);
-        assert_eq!((lessor.ids(), lessor.info(7), lessor.keep_alive(7)), (vec![], None, None));
+        assert_eq!(
+            (lessor.ids(), lessor.info(7), lessor.keep_alive(7)),
+            (vec![], None, None)
+        );
         assert_eq!(lessor.revoke(7), Err(Error::NotFound));
         // Neither does one that begins later, as after a restart.
         let lessor = Lessor::new(Arc::clone(&store), MIN_TTL_SECS);

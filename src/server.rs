@@ -16,8 +16,8 @@ mod config;
 mod connection;
 mod connections;
 mod descriptors;
-mod frames;
 mod forward;
+mod frames;
 mod fresh;
 mod gateway;
 pub mod http;
@@ -69,7 +69,8 @@ use shares::Shares;
 use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
 use std::time::Duration;
-use tokio::sync::{Notify, Semaphore, watch as changes};
+use tokio::sync::watch::Sender as WatchSender;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -147,7 +148,7 @@ pub struct Core {
     /// Notified when all watchers with news have been woken.
     woken: Notify,
     /// Changes when a revision has become visible.
-    visible: changes::Sender<()>,
+    visible: WatchSender<()>,
     /// History before this revision is about to go although it is not old: quiet watches that need it are told first.
     history_goes: AtomicI64,
 }

@@ -70,7 +70,14 @@ impl Candidates {
         let published = shown_in(ready, "publisher");
         let (of_publisher, lives, backend) = (metrics.clone(), life.clone(), Arc::clone(&store));
         leader::candidate(&store, PUBLISHER_LOCK, life, move || {
-            start_publisher(publisher, objects, Arc::clone(&backend) as _, &of_publisher, &published, &lives);
+            start_publisher(
+                publisher,
+                objects,
+                Arc::clone(&backend) as _,
+                &of_publisher,
+                &published,
+                &lives,
+            );
             once_ready(&published, &lives, move || backend.initial_write_done());
         });
         let Some(mirror) = mirror else { return };

@@ -148,7 +148,12 @@ impl Etcd {
             Some(follow) => follow_upstream(follow, config.data, config.auth, &wakers, &mut server).await?,
             None => open(config.data, config.auth, &wakers, &mut server, life).await?,
         };
-        let Opened { store, auth, durable, replica } = opened;
+        let Opened {
+            store,
+            auth,
+            durable,
+            replica,
+        } = opened;
         // The users of a replica are its upstream's.
         if let Some(cluster) = config.users_of.as_ref().filter(|_| replica.is_none()) {
             users::init(&auth, Some(cluster)).context("cannot set up the users")?;

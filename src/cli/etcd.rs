@@ -333,7 +333,7 @@ impl EtcdArgs {
         let tls = self.tls()?;
         let set = |list: &[String]| list.iter().filter(|s| !s.is_empty()).cloned().collect();
         let defaults = server::Config::new(MemberIdentity::random());
-        let compaction = auto_compaction(&self.auto_compaction_mode, &self.auto_compaction_retention)?;
+        let compaction = self.auto_compaction()?;
         Ok(EtcdConfig {
             server: server::Config {
                 name: self.name.clone(),
@@ -379,10 +379,8 @@ impl EtcdArgs {
             listen: tls.listeners(&self.listen_client_urls)?,
             listen_http: tls.listeners(&self.listen_client_http_urls)?,
             listen_metrics: tls.listeners(&self.listen_metrics_urls)?,
-            auto_compaction: self.auto_compaction()?,
-            history_max: (self.follow.is_replica() && self.history_max_bytes > 0).then_some(self.history_max_bytes),
             auto_compaction: compaction,
-            history_max: None,
+            history_max: (self.follow.is_replica() && self.history_max_bytes > 0).then_some(self.history_max_bytes),
             data: self.data_config(),
             users_of: None,
             follow: self.follow.config(),

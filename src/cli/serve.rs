@@ -3,8 +3,8 @@
 use super::budgets::BudgetArgs;
 use super::data::DataArgs;
 use super::etcd::listen::Tls;
-use super::follow::FollowArgs;
 use super::flags::{ClusterArgs, LogArgs, MeshArgs, ObserveArgs, PublisherArgs, ServiceArgs, boolean, duration};
+use super::follow::FollowArgs;
 use super::users::UserArgs;
 use crate::app::{self, AutoCompaction, Candidates, Etcd, EtcdConfig, Starting};
 use crate::server::{self, MemberIdentity};

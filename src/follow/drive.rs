@@ -274,11 +274,17 @@ impl Driver {
 
     /// The endpoint of the present session.
     fn endpoint(&self) -> String {
-        self.session.as_ref().map_or_else(String::new, |session| session.member.endpoint.clone())
+        self.session
+            .as_ref()
+            .map_or_else(String::new, |session| session.member.endpoint.clone())
     }
 
     fn connected(&self) {
-        tracing::info!(endpoint = self.endpoint(), revision = self.feed.applied(), "following the upstream");
+        tracing::info!(
+            endpoint = self.endpoint(),
+            revision = self.feed.applied(),
+            "following the upstream"
+        );
         self.following.link.metrics.connected();
     }
 
@@ -316,9 +322,7 @@ impl Driver {
                     self.following.link.metrics.revision.set(store.revision());
                     adopted
                 }
-                Action::Complete { revision, events } => {
-                    store.complete(revision, &events).map(|()| self.proven())
-                }
+                Action::Complete { revision, events } => store.complete(revision, &events).map(|()| self.proven()),
                 Action::Compare { revision, events } => {
                     self.following.link.metrics.compared.inc();
                     self.compared(revision, store.compare(revision, &events))
@@ -406,7 +410,11 @@ impl Driver {
                     },
                     Ok(Candidate::Ahead) => return self.reload(Why::Behind).await,
                     Ok(Candidate::Differs(why)) => {
-                        tracing::warn!(endpoint, why, "the endpoint has another past than this replica; it is shut out");
+                        tracing::warn!(
+                            endpoint,
+                            why,
+                            "the endpoint has another past than this replica; it is shut out"
+                        );
                         self.following.link.metrics.disconnected(format!("{endpoint}: {why}"));
                     }
                     Err(error) => self.unreachable(&endpoint, &error),
@@ -483,18 +491,26 @@ impl Driver {
             },
         };
         let how = if continued {
-            tracing::info!(before, revision = store.revision(), "the missing revisions were taken over in order");
+            tracing::info!(
+                before,
+                revision = store.revision(),
+                "the missing revisions were taken over in order"
+            );
             Load::Exact
         } else {
             tracing::warn!(
-                before, revision = newer.revision(), floor,
+                before,
+                revision = newer.revision(),
+                floor,
                 "the state of the upstream replaces that of this replica: all watches are cancelled as compacted, and clients list again"
             );
             if let Some(seen) = pin {
                 self.following.link.pin(seen);
             }
             store.swap(newer);
-            self.following.exact.store(how.knows() == Load::Exact, Ordering::Relaxed);
+            self.following
+                .exact
+                .store(how.knows() == Load::Exact, Ordering::Relaxed);
             how.knows()
         };
         let revision = store.revision();

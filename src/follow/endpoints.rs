@@ -84,7 +84,9 @@ impl Endpoints {
     /// The place of an endpoint.
     fn place(&self, endpoint: &str) -> usize {
         // A place that is none counts for nothing.
-        self.names.binary_search_by(|name| (**name).cmp(endpoint)).unwrap_or(usize::MAX)
+        self.names
+            .binary_search_by(|name| (**name).cmp(endpoint))
+            .unwrap_or(usize::MAX)
     }
 
     /// The endpoints in the order in which they are tried: those with another past come last, since they may have changed.
@@ -114,7 +116,8 @@ impl Endpoints {
 
     /// Keeps calls away from the endpoint while it differs.
     fn tell(&self, endpoint: &str) {
-        self.link.shut_out(endpoint, self.witness.is_shut_out(self.place(endpoint)));
+        self.link
+            .shut_out(endpoint, self.witness.is_shut_out(self.place(endpoint)));
     }
 
     /// Judges a linearizable answer that shows less than is here; whether it proves another past.
@@ -128,7 +131,11 @@ impl Endpoints {
         let found = differs(self.witness.header(self.place(endpoint), &header(*seen), read, now));
         self.tell(endpoint);
         if let Some(why) = &found {
-            tracing::warn!(endpoint, why, "the endpoint has another past than this replica; it is shut out");
+            tracing::warn!(
+                endpoint,
+                why,
+                "the endpoint has another past than this replica; it is shut out"
+            );
         }
         found.is_some()
     }

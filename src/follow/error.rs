@@ -27,7 +27,8 @@ pub enum Error {
     #[error("{endpoint}: {}", describe(status))]
     Call { endpoint: String, status: Status },
     #[error(
-        "{endpoint}: users and roles cannot be read: {}; give the user of this replica the role root", describe(status)
+        "{endpoint}: users and roles cannot be read: {}; give the user of this replica the role root",
+        describe(status)
     )]
     Users { endpoint: String, status: Status },
     #[error("{endpoint}: no answer in {} s", limit.as_secs_f32())]
@@ -36,9 +37,7 @@ pub enum Error {
         "{0} is a grpc-proxy, whose answers have the cluster id 0: name the etcd members instead, because a proxy passes on neither progress nor revisions of its members"
     )]
     Proxy(String),
-    #[error(
-        "{endpoint} runs etcd {version}, whose watches can lose events: upgrade it to 3.5.13, 3.6.0 or later"
-    )]
+    #[error("{endpoint} runs etcd {version}, whose watches can lose events: upgrade it to 3.5.13, 3.6.0 or later")]
     TooOld { endpoint: String, version: String },
     #[error("{0} is a learner, which serves no watches: promote it, or name another endpoint")]
     Learner(String),
@@ -125,7 +124,10 @@ pub(super) fn is_unsent(status: &Status) -> bool {
             return true;
         }
         // Hyper's word for a request that waited for a connection which ended before.
-        if error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_canceled) {
+        if error
+            .downcast_ref::<hyper::Error>()
+            .is_some_and(hyper::Error::is_canceled)
+        {
             return true;
         }
         source = error.source();

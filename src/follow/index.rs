@@ -3,6 +3,7 @@
 //! At most one read of the upstream is on its way. Whoever comes meanwhile shares the next one, because the present one may
 //! have been answered from before. Reads are spaced, so that readers here cannot load the upstream, whatever they do.
 
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
@@ -19,8 +20,8 @@ const AGAIN: Duration = Duration::from_millis(100);
 /// Why there is no index.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    #[error("the upstream did not say its revision in {} s: {0}", LIMIT.as_secs())]
-    Silent(String),
+    #[error("the upstream did not say its revision in {} s: {why}", LIMIT.as_secs())]
+    Silent { why: String },
 }
 
 /// The number of a read, and its outcome.
@@ -107,22 +108,24 @@ impl Index {
         };
         match timeout(LIMIT, reached).await {
             Ok(revision) => Ok(revision),
-            Err(_) => Err(Error::Silent(match &self.done.borrow().outcome {
-                Err(why) => why.clone(),
-                Ok(_) => "no answer".to_owned(),
-            })),
+            Err(_) => Err(Error::Silent {
+                why: match &self.done.borrow().outcome {
+                    Err(why) => why.clone(),
+                    Ok(_) => "no answer".to_owned(),
+                },
+            }),
         }
     }
 
     /// Reads with `read` whenever somebody waits.
-    pub(super) async fn run<E: std::fmt::Display>(&self, read: impl AsyncFn() -> Result<i64, E>) {
+    pub(super) async fn run<'a>(&self, read: impl Fn() -> BoxFuture<'a, Result<i64, String>>) {
         let mut next = Instant::now();
         loop {
             self.wanted.notified().await;
             sleep_until(next).await;
             let Some(number) = self.begin() else { continue };
             next = Instant::now() + SPACING;
-            let outcome = read().await.map_err(|error| error.to_string());
+            let outcome = read().await;
             match outcome {
                 Ok(revision) => {
                     self.last.fetch_max(revision, Ordering::Relaxed);
@@ -141,25 +144,28 @@ impl Index {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::cell::Cell;
+    use futures::FutureExt;
+    use std::sync::atomic::AtomicU64;
 
     /// Runs `test` beside the task of an index whose reads take 10 ms, and say the number of reads so far.
     async fn beside<T>(fails: u64, test: impl AsyncFnOnce(&Index) -> T) -> (T, u64) {
-        let (index, reads) = (Index::new(), Cell::new(0));
-        let read = async || {
-            reads.set(reads.get() + 1);
-            let number = reads.get();
-            tokio::time::sleep(Duration::from_millis(10)).await;
-            match number <= fails {
-                true => Err(format!("failure {number}")),
-                false => Ok(number as i64),
-            }
+        let (index, reads) = (Index::new(), AtomicU64::new(0));
+        let read = || {
+            let number = reads.fetch_add(1, Ordering::Relaxed) + 1;
+            let answer = async move {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                match number <= fails {
+                    true => Err(format!("failure {number}")),
+                    false => Ok(number as i64),
+                }
+            };
+            answer.boxed()
         };
         let done = tokio::select! {
             done = test(&index) => done,
             () = index.run(read) => unreachable!("it reads for ever"),
         };
-        (done, reads.get())
+        (done, reads.load(Ordering::Relaxed))
     }
 
     #[tokio::test(start_paused = true)]
@@ -186,7 +192,10 @@ mod tests {
         let begun = Instant::now();
         let (found, _) = beside(u64::MAX, async |index| index.get().await).await;
         let error = found.unwrap_err().to_string();
-        assert!(error.starts_with("the upstream did not say its revision in 2 s: failure"), "{error}");
+        assert!(
+            error.starts_with("the upstream did not say its revision in 2 s: failure"),
+            "{error}"
+        );
         assert_eq!(begun.elapsed(), LIMIT);
     }
 
@@ -201,7 +210,7 @@ mod tests {
         };
         tokio::select! {
             () = test => {}
-            () = index.run(async || Ok::<_, String>(1)) => unreachable!("it reads for ever"),
+            () = index.run(|| async { Ok(1) }.boxed()) => unreachable!("it reads for ever"),
         }
         assert!(begun.elapsed() >= 99 * SPACING, "{:?}", begun.elapsed());
     }

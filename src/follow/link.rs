@@ -86,7 +86,9 @@ impl Link {
     fn config(&self) -> ClientConfig {
         match ClientConfig::read(&self.file) {
             Ok(config) => config.clone_into(&mut self.config.lock()),
-            Err(error) => tracing::warn!(%error, "the file of the upstream cannot be read; its former content stays in use"),
+            Err(error) => {
+                tracing::warn!(%error, "the file of the upstream cannot be read; its former content stays in use")
+            }
         }
         self.config.lock().clone()
     }
@@ -270,7 +272,9 @@ impl Link {
         let current = self.calls.load();
         if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, member)) && member.is_broken_by(why) {
             tracing::warn!(
-                endpoint = member.endpoint, error = why, secs = member.age().as_secs(),
+                endpoint = member.endpoint,
+                error = why,
+                secs = member.age().as_secs(),
                 "the connection for calls to the upstream is given up; another endpoint is tried"
             );
             self.prefer_next();
@@ -315,7 +319,9 @@ pub(super) async fn read_from(member: &Member) -> Result<Seen, Error> {
         ..pb::RangeRequest::default()
     };
     let answer: RangeResponse = member.ask(path::RANGE, &request, READ).await?;
-    let header = answer.header.ok_or_else(|| member.invalid("an answer without a header"))?;
+    let header = answer
+        .header
+        .ok_or_else(|| member.invalid("an answer without a header"))?;
     Ok(Seen {
         cluster_id: header.cluster_id,
         revision: header.revision,

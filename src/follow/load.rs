@@ -84,7 +84,9 @@ impl How {
 pub(super) async fn load(member: &Member, scratch: Option<PathBuf>) -> Result<Loaded, Error> {
     if member.facts.is_fragmented() {
         tracing::info!(
-            endpoint = member.endpoint, bytes = member.facts.db_size, bytes_in_use = member.facts.db_size_in_use,
+            endpoint = member.endpoint,
+            bytes = member.facts.db_size,
+            bytes_in_use = member.facts.db_size_in_use,
             "the database file of the upstream is mostly free pages: its keys are listed; `etcdctl defrag` makes the file small"
         );
     }
@@ -99,8 +101,12 @@ pub(super) async fn load(member: &Member, scratch: Option<PathBuf>) -> Result<Lo
         match loaded {
             Ok(loaded) => {
                 tracing::info!(
-                    endpoint = member.endpoint, how = how.label(), revision = loaded.store.revision(),
-                    floor = loaded.store.floor(), secs = begun.elapsed().as_secs_f64(), "the upstream's keys are loaded"
+                    endpoint = member.endpoint,
+                    how = how.label(),
+                    revision = loaded.store.revision(),
+                    floor = loaded.store.floor(),
+                    secs = begun.elapsed().as_secs_f64(),
+                    "the upstream's keys are loaded"
                 );
                 return Ok(loaded);
             }
@@ -288,6 +294,9 @@ mod tests {
             ..Facts::default()
         };
         assert_eq!(How::order(&facts(100))[0], How::Snapshot);
-        assert_eq!(How::order(&facts(1000)).map(How::label), ["range_stream", "pages", "snapshot"]);
+        assert_eq!(
+            How::order(&facts(1000)).map(How::label),
+            ["range_stream", "pages", "snapshot"]
+        );
     }
 }

@@ -219,7 +219,9 @@ impl Member {
             Err(error) => Err(error),
             Ok(answer) => {
                 let token = MetadataValue::try_from(answer.token);
-                token.map(Some).map_err(|_| self.invalid("a token that is no ASCII text"))
+                token
+                    .map(Some)
+                    .map_err(|_| self.invalid("a token that is no ASCII text"))
             }
         }
     }
@@ -391,7 +393,8 @@ impl Asked for Member {
 
 /// The path of a call.
 fn path_of(path: &str) -> Result<PathAndQuery, Status> {
-    path.parse().map_err(|_| Status::internal(format!("{path:?} is no path of a call")))
+    path.parse()
+        .map_err(|_| Status::internal(format!("{path:?} is no path of a call")))
 }
 
 impl WatchStream {

@@ -357,7 +357,11 @@ mod tests {
         let version = |enabled, revision| Version { enabled, revision };
         assert_eq!(version(true, 5).next(version(true, 5)), Next::Nothing);
         assert_eq!(version(true, 5).next(version(true, 6)), Next::Load);
-        assert_eq!(version(true, 5).next(version(true, 4)), Next::Load, "a restored upstream");
+        assert_eq!(
+            version(true, 5).next(version(true, 4)),
+            Next::Load,
+            "a restored upstream"
+        );
         assert_eq!(version(false, 5).next(version(true, 5)), Next::Load);
         assert_eq!(version(true, 5).next(version(false, 6)), Next::Off);
     }

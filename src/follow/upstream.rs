@@ -8,8 +8,8 @@ use super::people::Asked;
 use crate::mvcc::Store;
 use crate::server::upstream::{Credentials, Judge, Upstream, UpstreamIdentity, cut_off, lost, not_sent};
 use bytes::Bytes;
-use futures::StreamExt;
 use futures::stream::BoxStream;
+use futures::{FutureExt, StreamExt};
 use prometheus_client::registry::Registry;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,8 +19,8 @@ use tokio::time::{Instant, timeout_at};
 use tonic::Status;
 use tonic::metadata::{MetadataMap, MetadataValue};
 
-/// The longest time in which a call without a deadline must find a connection.
-const CONNECT: Duration = Duration::from_secs(7);
+/// The longest time for a call of this replica, and for finding a connection for a call without a deadline.
+const PATIENCE: Duration = Duration::from_secs(7);
 /// Connections that a call may find broken before it was sent.
 const TRIES: usize = 4;
 
@@ -56,35 +56,34 @@ pub(super) struct Following {
     pub(super) doubtful: AtomicBool,
 }
 
-/// Limit for a question of the replica itself.
-const ANSWER: Duration = Duration::from_secs(5);
-
 impl Following {
     /// Reads the upstream's revision for all who wait for it.
     pub(super) async fn read_index(&self) {
-        let read = async || {
-            // Everything that is here was committed before the upstream is asked.
-            let here = self.store.revision();
-            let (seen, member) = self.link.read().await.map_err(|error| error.to_string())?;
-            if seen.revision < here || seen.term < self.link.term() {
-                let endpoint = member.endpoint.clone();
-                let why = format!(
-                    "{endpoint} is at revision {} of term {}, and revision {here} of term {} is here",
-                    seen.revision,
-                    seen.term,
-                    self.link.term()
-                );
-                // A report that waits says the same.
-                let _ = self.rewound.try_send(Rewound {
-                    endpoint,
-                    seen,
-                    applied: here,
-                });
-                return Err(why);
-            }
-            Ok(seen.revision)
-        };
+        let read = || self.read_once().boxed();
         self.index.run(read).await;
+    }
+
+    async fn read_once(&self) -> Result<i64, String> {
+        // Everything that is here was committed before the upstream is asked.
+        let here = self.store.revision();
+        let (seen, member) = self.link.read().await.map_err(|error| error.to_string())?;
+        if seen.revision < here || seen.term < self.link.term() {
+            let endpoint = member.endpoint.clone();
+            let why = format!(
+                "{endpoint} is at revision {} of term {}, and revision {here} of term {} is here",
+                seen.revision,
+                seen.term,
+                self.link.term()
+            );
+            // A report that waits says the same.
+            let _ = self.rewound.try_send(Rewound {
+                endpoint,
+                seen,
+                applied: here,
+            });
+            return Err(why);
+        }
+        Ok(seen.revision)
     }
 
     /// The metadata of a call on behalf of `who`.
@@ -121,9 +120,7 @@ impl Following {
                 Some(lost())
             }
             // The password of this replica gets a new token with a new connection.
-            Failed::Status(status)
-                if *who == Credentials::Replica && member.has_token() && is_stale_token(&status) =>
-            {
+            Failed::Status(status) if *who == Credentials::Replica && member.has_token() && is_stale_token(&status) => {
                 self.link.leave(member, status.message());
                 None
             }
@@ -135,7 +132,7 @@ impl Following {
 #[tonic::async_trait]
 impl Asked for Following {
     async fn answer(&self, path: &str, request: Bytes) -> Result<Bytes, Status> {
-        let limit = Instant::now() + ANSWER;
+        let limit = Instant::now() + PATIENCE;
         self.call(path, &Credentials::Replica, &MetadataMap::new(), request, Some(limit))
             .await
     }
@@ -174,7 +171,7 @@ impl Upstream for Following {
         let begun = Instant::now();
         for _ in 0..TRIES {
             // Whoever waits for a lock waits for as long as the client does, but not for a connection.
-            let patience = deadline.unwrap_or_else(|| Instant::now() + CONNECT);
+            let patience = deadline.unwrap_or_else(|| Instant::now() + PATIENCE);
             let Ok(Ok(member)) = timeout_at(patience, self.link.member()).await else {
                 return Err(not_sent());
             };
@@ -215,10 +212,12 @@ impl Upstream for Following {
             }
         })?;
         // The end of one stream says nothing about the connection.
-        let passed = |answer: Result<Bytes, Status>| answer.map_err(|status| match is_of_transport(&status) {
-            true => lost(),
-            false => status,
-        });
+        let passed = |answer: Result<Bytes, Status>| {
+            answer.map_err(|status| match is_of_transport(&status) {
+                true => lost(),
+                false => status,
+            })
+        };
         Ok(stream.map(passed).boxed())
     }
 

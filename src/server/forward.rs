@@ -30,8 +30,8 @@ use codec::{Raw, Reply};
 use futures::stream::{BoxStream, StreamExt};
 use keepalive::KeepAlives;
 use methods::{Handling, PLAIN, Patience, Read, Then, Unary, handling};
-use prometheus_client::metrics::counter::Counter;
 use pb::kv_server::Kv;
+use prometheus_client::metrics::counter::Counter;
 use prost::Message;
 use rights::decode;
 use std::sync::Arc;
@@ -203,7 +203,10 @@ impl Forward {
                 if !checked.read_only {
                     return this.pass(request, checked.operation, PLAIN).await.map(passed);
                 }
-                if checked.oldest.is_some_and(|revision| this.core.is_below_floor(revision)) {
+                if checked
+                    .oldest
+                    .is_some_and(|revision| this.core.is_below_floor(revision))
+                {
                     return this.pass(request, checked.operation, PLAIN).await.map(passed);
                 }
                 Ok(service.txn(request.map(|_| message)).await?.map(Reply::Made))
@@ -298,8 +301,16 @@ impl Forward {
                 active: answer.map(|answer| answer.alarms).unwrap_or_default(),
             });
         }
-        let active = |kind| known.iter().flat_map(|known| &known.active).any(|alarm| alarm.alarm() == kind);
-        before.into_iter().find(|(kind, _)| active(*kind)).map(|(_, status)| status)
+        let active = |kind| {
+            known
+                .iter()
+                .flat_map(|known| &known.active)
+                .any(|alarm| alarm.alarm() == kind)
+        };
+        before
+            .into_iter()
+            .find(|(kind, _)| active(*kind))
+            .map(|(_, status)| status)
     }
 
     async fn outgoing(
@@ -339,7 +350,9 @@ impl Forward {
         self.core.hold(&answer).await;
         let answer = self.follow_up(&call, answer, how.then).await?;
         let bytes = answer.len();
-        self.core.answer(call.caller.peer(), Done::default(), bytes, answer).await
+        self.core
+            .answer(call.caller.peer(), Done::default(), bytes, answer)
+            .await
     }
 
     /// Sends a call and waits for its answer. A call that upstream refused because of a token of ours is sent again with a

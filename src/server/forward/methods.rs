@@ -156,12 +156,24 @@ mod tests {
             let handling = handling.unwrap_or_else(|| panic!("a replica does not know what to do with {path}"));
             // What has a stream of requests cannot be forwarded as one message.
             let streams = matches!(handling, Handling::Here | Handling::KeepAlive);
-            assert!(method.kind != "bidi_stream" || streams, "{path} has a stream of requests");
+            assert!(
+                method.kind != "bidi_stream" || streams,
+                "{path} has a stream of requests"
+            );
             let unary = matches!(handling, Handling::Unary(_) | Handling::Txn | Handling::Hash);
             assert!(!unary || method.kind == "unary", "{path} is no unary call");
             by_word.entry(word(handling)).or_default().push(method.name);
         }
-        let here = ["Defragment", "Hash", "HashKV", "Range", "RangeStream", "Status", "Txn", "Watch"];
+        let here = [
+            "Defragment",
+            "Hash",
+            "HashKV",
+            "Range",
+            "RangeStream",
+            "Status",
+            "Txn",
+            "Watch",
+        ];
         let mut found = by_word["here"].clone();
         found.sort();
         assert_eq!(found, here);
@@ -173,7 +185,14 @@ mod tests {
     #[test]
     fn every_change_of_users_is_in_force_before_its_answer() {
         let changes = |name: &str| {
-            let reads = ["AuthStatus", "Authenticate", "UserGet", "UserList", "RoleGet", "RoleList"];
+            let reads = [
+                "AuthStatus",
+                "Authenticate",
+                "UserGet",
+                "UserList",
+                "RoleGet",
+                "RoleList",
+            ];
             !reads.contains(&name)
         };
         for method in grpc_methods().into_iter().filter(|m| m.service == "etcdserverpb.Auth") {

@@ -64,10 +64,7 @@ fn of_lease(method: &str, message: &Bytes) -> Result<Operation, Status> {
             Operation::lease_grant()
         }
         "LeaseRevoke" => Operation::lease(Call::LeaseRevoke, decode::<pb::LeaseRevokeRequest>(message)?.id),
-        "LeaseKeepAlive" => Operation::lease(
-            Call::LeaseKeepAlive,
-            decode::<pb::LeaseKeepAliveRequest>(message)?.id,
-        ),
+        "LeaseKeepAlive" => Operation::lease(Call::LeaseKeepAlive, decode::<pb::LeaseKeepAliveRequest>(message)?.id),
         "LeaseTimeToLive" => {
             decode::<pb::LeaseTimeToLiveRequest>(message)?;
             Operation::new(Call::LeaseTimeToLive)
@@ -155,7 +152,9 @@ fn of_election(method: &str, message: &Bytes) -> Result<Operation, Status> {
             of_leader(&leader, Op::Put(put))
         }
         "Resign" => {
-            let leader = decode::<epb::ResignRequest>(message)?.leader.ok_or_else(missing_leader)?;
+            let leader = decode::<epb::ResignRequest>(message)?
+                .leader
+                .ok_or_else(missing_leader)?;
             let delete = Op::Delete(KeyRange::key(leader.key.clone()));
             of_leader(&leader, delete)
         }

@@ -105,7 +105,10 @@ async fn an_answer_is_sent_after_two_seconds_although_its_revision_is_not_here()
 async fn a_linearizable_read_waits_for_the_upstream_and_a_fact_waits_for_nothing() {
     let bench = Bench::new();
     for value in ["1", "2", "3"] {
-        bench.upstream.store.apply(&[crate::mvcc::Write::Put("a".into(), value.into())]);
+        bench
+            .upstream
+            .store
+            .apply(&[crate::mvcc::Write::Put("a".into(), value.into())]);
     }
     bench.follow_to(3);
     let (one, client) = (range("a", 0), anybody());
@@ -138,13 +141,25 @@ async fn a_linearizable_read_waits_for_the_upstream_and_a_fact_waits_for_nothing
 async fn reads_fail_as_in_etcd_while_the_upstream_is_away() {
     let bench = Bench::new();
     *bench.upstream.mood.lock() = Mood::Away;
-    let refused = bench.call::<Listed>(&anybody(), RANGE, &range("a", 0)).await.unwrap_err();
-    assert_eq!((refused.code(), refused.message()), (Code::Unavailable, "etcdserver: request timed out"));
+    let refused = bench
+        .call::<Listed>(&anybody(), RANGE, &range("a", 0))
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (refused.code(), refused.message()),
+        (Code::Unavailable, "etcdserver: request timed out")
+    );
     // The upstream answers, and its revision does not come.
     *bench.upstream.mood.lock() = Mood::Works;
-    bench.upstream.store.apply(&[crate::mvcc::Write::Put("a".into(), "1".into())]);
+    bench
+        .upstream
+        .store
+        .apply(&[crate::mvcc::Write::Put("a".into(), "1".into())]);
     let begun = Instant::now();
-    let refused = bench.call::<Listed>(&anybody(), RANGE, &range("a", 0)).await.unwrap_err();
+    let refused = bench
+        .call::<Listed>(&anybody(), RANGE, &range("a", 0))
+        .await
+        .unwrap_err();
     assert_eq!(refused.message(), "etcdserver: request timed out");
     assert_eq!(begun.elapsed().as_secs(), 2);
 }
@@ -153,11 +168,20 @@ async fn reads_fail_as_in_etcd_while_the_upstream_is_away() {
 async fn what_surely_was_not_sent_and_what_may_have_been_executed_are_told_apart() {
     let bench = Bench::new();
     *bench.upstream.mood.lock() = Mood::Away;
-    let refused = bench.call::<pb::PutResponse>(&anybody(), PUT, &put("a", "1")).await.unwrap_err();
-    assert_eq!((refused.code(), refused.message()), (Code::Unavailable, not_sent().message()));
+    let refused = bench
+        .call::<pb::PutResponse>(&anybody(), PUT, &put("a", "1"))
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (refused.code(), refused.message()),
+        (Code::Unavailable, not_sent().message())
+    );
     *bench.upstream.mood.lock() = Mood::Silent;
     let begun = Instant::now();
-    let lost = bench.call::<pb::PutResponse>(&anybody(), PUT, &put("a", "1")).await.unwrap_err();
+    let lost = bench
+        .call::<pb::PutResponse>(&anybody(), PUT, &put("a", "1"))
+        .await
+        .unwrap_err();
     assert_eq!(begun.elapsed().as_secs(), 7);
     let text = "etcdserver: request timed out, possibly due to connection lost";
     assert_eq!((lost.code(), lost.message()), (Code::Unavailable, text));
@@ -168,7 +192,10 @@ async fn what_surely_was_not_sent_and_what_may_have_been_executed_are_told_apart
         ..anybody()
     };
     let begun = Instant::now();
-    let late = bench.call::<pb::PutResponse>(&hurried, PUT, &put("a", "2")).await.unwrap_err();
+    let late = bench
+        .call::<pb::PutResponse>(&hurried, PUT, &put("a", "2"))
+        .await
+        .unwrap_err();
     assert_eq!(begun.elapsed().as_secs(), 2, "{late}");
 }
 
@@ -183,7 +210,9 @@ async fn a_message_goes_upstream_as_it_came() {
         metadata: vec![("hasleader", "true"), ("cookie", "no"), ("client-api-version", "3.7")],
         ..anybody()
     };
-    bench::unary(&bench.router, PUT, None, client.metadata(), message.clone()).await.unwrap();
+    bench::unary(&bench.router, PUT, None, client.metadata(), message.clone())
+        .await
+        .unwrap();
     let Sent {
         message: sent,
         metadata,
@@ -213,7 +242,10 @@ async fn history_from_before_the_floor_comes_from_the_upstream() {
     let _: Listed = bench.call(&anybody(), RANGE, &range("a", 4)).await.unwrap();
     assert!(bench.upstream.take_sent().is_empty(), "the floor is here");
     bench.upstream.store.compact(3).unwrap();
-    let gone = bench.call::<Listed>(&anybody(), RANGE, &range("a", 2)).await.unwrap_err();
+    let gone = bench
+        .call::<Listed>(&anybody(), RANGE, &range("a", 2))
+        .await
+        .unwrap_err();
     assert_eq!(gone.message(), status::compacted().message());
 }
 
@@ -229,9 +261,13 @@ async fn a_compaction_compacts_here_too_and_nothing_else_does() {
     };
     let _: pb::CompactionResponse = bench.call(&anybody(), COMPACT, &compact(3)).await.unwrap();
     assert_eq!((bench.upstream.store.compacted(), bench.store.compacted()), (3, 3));
-    let again = bench.call::<pb::CompactionResponse>(&anybody(), COMPACT, &compact(3)).await;
+    let again = bench
+        .call::<pb::CompactionResponse>(&anybody(), COMPACT, &compact(3))
+        .await;
     assert_eq!(again.unwrap_err().message(), status::compacted().message());
-    let ahead = bench.call::<pb::CompactionResponse>(&anybody(), COMPACT, &compact(99)).await;
+    let ahead = bench
+        .call::<pb::CompactionResponse>(&anybody(), COMPACT, &compact(99))
+        .await;
     assert_eq!(ahead.unwrap_err().message(), status::future_revision().message());
 }
 
@@ -265,7 +301,10 @@ async fn leases_live_upstream_and_their_keys_go_when_it_says_so() {
     let left: pb::LeaseTimeToLiveResponse = bench.call(&anybody(), path, &asked).await.unwrap();
     assert_eq!((left.granted_ttl, left.keys), (10, vec![Bytes::from("a")]));
     let path = "/etcdserverpb.Lease/LeaseRevoke";
-    let _: pb::LeaseRevokeResponse = bench.call(&anybody(), path, &pb::LeaseRevokeRequest { id: 7 }).await.unwrap();
+    let _: pb::LeaseRevokeResponse = bench
+        .call(&anybody(), path, &pb::LeaseRevokeRequest { id: 7 })
+        .await
+        .unwrap();
     assert!(bench.store.get(b"a").is_none(), "the answer was held");
 }
 
@@ -279,14 +318,20 @@ async fn clients_share_the_streams_of_renewals() {
         let (bench, client) = (&bench, anybody());
         async move {
             let renewal = pb::LeaseKeepAliveRequest { id };
-            let answer = bench.call::<pb::LeaseKeepAliveResponse>(&client, KEEP_ALIVE, &renewal).await;
+            let answer = bench
+                .call::<pb::LeaseKeepAliveResponse>(&client, KEEP_ALIVE, &renewal)
+                .await;
             (id, answer.unwrap())
         }
     });
     for (id, renewed) in futures::future::join_all(renewals).await {
         assert_eq!((renewed.id, renewed.ttl), (id, 600));
     }
-    assert_eq!(bench.upstream.take_sent(), ["LeaseKeepAlive"; 8], "one stream for each slot");
+    assert_eq!(
+        bench.upstream.take_sent(),
+        ["LeaseKeepAlive"; 8],
+        "one stream for each slot"
+    );
     // Idle and old streams end, and renewals go on.
     tokio::time::sleep(Duration::from_secs(300)).await;
     let renewal = pb::LeaseKeepAliveRequest { id: 5 };
@@ -304,7 +349,9 @@ async fn a_renewal_with_an_old_token_of_ours_is_sent_again_and_an_outage_ends_al
     assert_eq!(renewed.ttl, 600);
     tokio::time::sleep(Duration::from_secs(300)).await;
     *bench.upstream.mood.lock() = Mood::Away;
-    let refused = bench.call::<pb::LeaseKeepAliveResponse>(&anybody(), KEEP_ALIVE, &renewal).await;
+    let refused = bench
+        .call::<pb::LeaseKeepAliveResponse>(&anybody(), KEEP_ALIVE, &renewal)
+        .await;
     assert_eq!(refused.unwrap_err().message(), not_sent().message());
 }
 
@@ -347,7 +394,10 @@ async fn members_and_status_are_the_upstreams_with_the_urls_of_the_replica() {
         .call(&anybody(), &maintenance("Status"), &pb::StatusRequest {})
         .await
         .unwrap();
-    assert_eq!((shown.leader, shown.raft_term, &*shown.version), (LEADER, TERM, "3.6.16"));
+    assert_eq!(
+        (shown.leader, shown.raft_term, &*shown.version),
+        (LEADER, TERM, "3.6.16")
+    );
     let _: pb::DefragmentResponse = bench
         .call(&anybody(), &maintenance("Defragment"), &pb::DefragmentRequest {})
         .await
@@ -363,7 +413,11 @@ async fn members_and_status_are_the_upstreams_with_the_urls_of_the_replica() {
         .unwrap();
     assert_eq!(bench.upstream.take_sent(), ["HashKV", "Alarm"]);
     let moved = bench
-        .call::<pb::MoveLeaderResponse>(&anybody(), &maintenance("MoveLeader"), &pb::MoveLeaderRequest::default())
+        .call::<pb::MoveLeaderResponse>(
+            &anybody(),
+            &maintenance("MoveLeader"),
+            &pb::MoveLeaderRequest::default(),
+        )
         .await;
     assert_eq!(moved.unwrap_err().message(), "etcdserver: not leader");
     let down = bench
@@ -378,7 +432,9 @@ async fn a_snapshot_is_the_upstreams_and_for_another_replica_ours() {
     let blobs = async |client: &Client| {
         let request = futures::stream::once(async { Bytes::new() }).boxed();
         let path = "/etcdserverpb.Maintenance/Snapshot";
-        let answers = bench::stream(&bench.router, path, None, client.metadata(), request).await.unwrap();
+        let answers = bench::stream(&bench.router, path, None, client.metadata(), request)
+            .await
+            .unwrap();
         let sizes = answers.map(|answer| pb::SnapshotResponse::decode(answer.unwrap()).unwrap().blob.len());
         sizes.fold(0, |sum, size| async move { sum + size }).await
     };
@@ -407,7 +463,9 @@ async fn the_json_gateway_of_a_replica_forwards_and_reads_here() {
     assert!(done.contains(r#""revision":"2""#), "{done}");
     assert_eq!(bench.upstream.take_sent(), ["Put"]);
     let read = post("/v3/kv/range", r#"{"key":"YQ=="}"#).await;
-    assert!(read.contains(r#""value":"MQ==""#) && read.contains(r#""cluster_id":"77""#), "{read}");
+    assert!(
+        read.contains(r#""value":"MQ==""#) && read.contains(r#""cluster_id":"77""#),
+        "{read}"
+    );
     assert!(bench.upstream.take_sent().is_empty());
 }
-

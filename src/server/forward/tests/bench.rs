@@ -101,9 +101,7 @@ pub(super) async fn stream(
     requests: BoxStream<'static, Bytes>,
 ) -> Result<BoxStream<'static, Result<Bytes, Status>>, Status> {
     let frames = requests.map(|message| Ok::<_, std::io::Error>(frame(&message)));
-    let mut request = axum::http::Request::post(path)
-        .body(Body::from_stream(frames))
-        .unwrap();
+    let mut request = axum::http::Request::post(path).body(Body::from_stream(frames)).unwrap();
     *request.headers_mut() = metadata.into_headers();
     request
         .headers_mut()
@@ -154,7 +152,10 @@ pub(super) async fn unary(
 ) -> Result<Bytes, Status> {
     let requests = futures::stream::once(async move { message }).boxed();
     let mut answers = stream(router, path, user, metadata, requests).await?;
-    let answer = answers.next().await.unwrap_or_else(|| Err(Status::internal("no answer")))?;
+    let answer = answers
+        .next()
+        .await
+        .unwrap_or_else(|| Err(Status::internal("no answer")))?;
     match answers.next().await {
         Some(Err(status)) => Err(status),
         _ => Ok(answer),
@@ -376,7 +377,14 @@ impl Bench {
         request: &impl Message,
     ) -> Result<A, Status> {
         let message = request.encode_to_vec().into();
-        let answer = unary(&self.router, path, client.user.map(Into::into), client.metadata(), message).await?;
+        let answer = unary(
+            &self.router,
+            path,
+            client.user.map(Into::into),
+            client.metadata(),
+            message,
+        )
+        .await?;
         Ok(A::decode(answer).unwrap())
     }
 }

@@ -19,7 +19,9 @@ async fn a_replica_without_the_key_checks_the_users_of_certificates_itself() {
     }
     let nobody = put_of(&anybody(), "k").await.unwrap_err();
     assert_eq!(nobody.message(), "etcdserver: user name is empty");
-    let unknown = bench.call::<Listed>(&Client::with_token("x.1"), RANGE, &range("k", 0)).await;
+    let unknown = bench
+        .call::<Listed>(&Client::with_token("x.1"), RANGE, &range("k", 0))
+        .await;
     assert_eq!(unknown.unwrap_err().message(), "etcdserver: invalid auth token");
     assert!(bench.upstream.take_sent().is_empty(), "nothing of that was sent");
     let read: Listed = bench.call(&kim, RANGE, &range("k", 0)).await.unwrap();
@@ -29,7 +31,10 @@ async fn a_replica_without_the_key_checks_the_users_of_certificates_itself() {
         .call(&Client::named("root"), path, &pb::LeaseGrantRequest { id: 7, ttl: 600 })
         .await
         .unwrap();
-    let secret = pb::PutRequest { lease: 7, ..put("z", "") };
+    let secret = pb::PutRequest {
+        lease: 7,
+        ..put("z", "")
+    };
     let _: pb::PutResponse = bench.call(&Client::named("root"), PUT, &secret).await.unwrap();
     let shown = pb::LeaseTimeToLiveRequest { id: 7, keys: true };
     let path = "/etcdserverpb.Lease/LeaseTimeToLive";
@@ -55,7 +60,10 @@ async fn an_alarm_comes_before_a_denial_as_in_etcd() {
     let _: pb::AlarmResponse = bench.call(&root, path, &raise).await.unwrap();
     bench.upstream.take_sent();
     for _ in 0..10 {
-        let full = bench.call::<pb::PutResponse>(&kim, PUT, &put("z", "")).await.unwrap_err();
+        let full = bench
+            .call::<pb::PutResponse>(&kim, PUT, &put("z", ""))
+            .await
+            .unwrap_err();
         assert_eq!(full.message(), "etcdserver: mvcc: database space exceeded");
     }
     assert_eq!(bench.upstream.take_sent(), ["Alarm"], "once a second");
@@ -64,7 +72,10 @@ async fn an_alarm_comes_before_a_denial_as_in_etcd() {
         ..Default::default()
     };
     let path = "/etcdserverpb.KV/DeleteRange";
-    let denied = bench.call::<pb::DeleteRangeResponse>(&kim, path, &delete).await.unwrap_err();
+    let denied = bench
+        .call::<pb::DeleteRangeResponse>(&kim, path, &delete)
+        .await
+        .unwrap_err();
     assert_eq!(denied.code(), Code::PermissionDenied, "a deletion makes room");
 }
 
@@ -79,12 +90,21 @@ async fn with_the_key_the_upstream_checks_the_user_and_an_old_token_is_signed_an
     let whose: Vec<_> = bench.upstream.sent.lock().drain(..).map(|sent| sent.who).collect();
     let user = Credentials::User("kim".into());
     assert_eq!(whose, [user.clone(), user], "refused once, and repeated once");
-    let denied = bench.call::<pb::PutResponse>(&kim, PUT, &put("z", "")).await.unwrap_err();
+    let denied = bench
+        .call::<pb::PutResponse>(&kim, PUT, &put("z", ""))
+        .await
+        .unwrap_err();
     assert_eq!(denied.code(), Code::PermissionDenied);
     assert_eq!(bench.upstream.take_sent(), ["Put"], "the upstream has refused it");
-    let nobody = bench.call::<pb::PutResponse>(&anybody(), PUT, &put("k", "")).await.unwrap_err();
+    let nobody = bench
+        .call::<pb::PutResponse>(&anybody(), PUT, &put("k", ""))
+        .await
+        .unwrap_err();
     assert_eq!(nobody.message(), "etcdserver: user name is empty");
-    assert!(bench.upstream.take_sent().is_empty(), "never with the rights of the replica");
+    assert!(
+        bench.upstream.take_sent().is_empty(),
+        "never with the rights of the replica"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -96,7 +116,9 @@ async fn a_token_from_a_login_here_goes_through_and_is_known_here() {
         name: "kim".to_owned(),
         password: password.to_owned(),
     };
-    let wrong = bench.call::<pb::AuthenticateResponse>(&anybody(), path, &login("?")).await;
+    let wrong = bench
+        .call::<pb::AuthenticateResponse>(&anybody(), path, &login("?"))
+        .await;
     assert!(wrong.unwrap_err().message().contains("authentication failed"));
     let token = bench
         .call::<pb::AuthenticateResponse>(&anybody(), path, &login("secret"))
@@ -116,7 +138,11 @@ async fn a_token_from_a_login_here_goes_through_and_is_known_here() {
     };
     let _: pb::AuthUserRevokeRoleResponse = bench.call(&Client::named("root"), path, &revoke).await.unwrap();
     let forgotten = bench.call::<Listed>(&kim, RANGE, &range("k", 0)).await.unwrap_err();
-    assert_eq!(forgotten.message(), "etcdserver: invalid auth token", "before the answer");
+    assert_eq!(
+        forgotten.message(),
+        "etcdserver: invalid auth token",
+        "before the answer"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -127,9 +153,15 @@ async fn a_request_that_is_too_large_is_refused_here_after_a_bad_token() {
         value: vec![7; bench.core.config.max_request_bytes + 1].into(),
         ..put("k", "")
     };
-    let root = bench.call::<pb::PutResponse>(&Client::named("root"), PUT, &long).await.unwrap_err();
+    let root = bench
+        .call::<pb::PutResponse>(&Client::named("root"), PUT, &long)
+        .await
+        .unwrap_err();
     assert_eq!(root.message(), "etcdserver: request is too large");
-    let stale = bench.call::<pb::PutResponse>(&Client::with_token("x.1"), PUT, &long).await.unwrap_err();
+    let stale = bench
+        .call::<pb::PutResponse>(&Client::with_token("x.1"), PUT, &long)
+        .await
+        .unwrap_err();
     assert_eq!(stale.message(), "etcdserver: invalid auth token");
     assert!(bench.upstream.take_sent().is_empty());
 }
