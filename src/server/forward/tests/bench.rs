@@ -4,7 +4,7 @@ use crate::auth::{self, AuthStore, ROOT};
 use crate::lease::Lessor;
 use crate::mvcc::{Followed, Store};
 use crate::server::peer::Peer;
-use crate::server::upstream::{Credentials, Judge, Upstream, UpstreamIdentity, lost, not_sent};
+use crate::server::upstream::{Credentials, Judge, Upstream, UpstreamIdentity, not_sent};
 use crate::server::{Config, Core, MemberIdentity, Parts, Serve, Wakers};
 use crate::util::lifecycle::Lifecycle;
 use axum::Router;
