@@ -112,7 +112,7 @@ pub struct Loaded {
     /// Sizes on disk.
     pub sizes: Sizes,
     /// The directory held nothing that counts, so a checkpoint is due.
-    is_void: bool,
+    pub is_void: bool,
 }
 
 impl Config {

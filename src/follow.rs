@@ -26,7 +26,7 @@ pub use metrics::Metrics;
 pub use upstream::CutOff;
 
 use crate::auth::AuthStore;
-use crate::mvcc::{Hooks, Store};
+use crate::mvcc::Store;
 use crate::server::upstream::Upstream;
 use crate::util::backoff::Backoff;
 use crate::util::lifecycle::Lifecycle;
@@ -63,6 +63,15 @@ pub enum OnDivergence {
     Exit,
 }
 
+/// Whether a store has a state from before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Contents {
+    /// Nothing that could be continued.
+    Nothing,
+    /// A state of the followed cluster, as of an earlier run.
+    Kept,
+}
+
 /// A replica that has everything the upstream had when it was loaded.
 pub struct Replica {
     pub store: Arc<Store>,
@@ -75,56 +84,101 @@ pub struct Followed {
     following: Arc<Following>,
 }
 
-/// Loads everything from the upstream, for however long the upstream cannot be reached: users and roles into `auth`, and
-/// the keys into a store that gets `hooks`. A snapshot of the upstream is kept in a temporary file, in `scratch` if the system's directory for temporary files
-/// takes none. Fails if the file that names the upstream cannot be used.
-pub async fn begin(
-    config: &Config,
-    auth: Arc<AuthStore>,
-    hooks: Hooks,
-    scratch: Option<PathBuf>,
-) -> Result<Replica, Error> {
-    let metrics = Arc::new(Metrics::default());
+/// An upstream that answers, and whose users are known.
+pub struct Connected {
+    config: Config,
+    link: Arc<Link>,
+}
+
+/// Connects to the upstream, for however long that takes, and loads its users and roles into `auth`. Fails if the file that
+/// names the upstream cannot be used.
+pub async fn connect(config: &Config, auth: Arc<AuthStore>) -> Result<Connected, Error> {
     let people = Arc::new(People::new(auth));
-    let link = Arc::new(Link::new(&config.file, people, Arc::clone(&metrics))?);
-    let mut backoff = Backoff::connect();
-    let began = Instant::now();
-    let (loaded, feed, session) = loop {
-        match Box::pin(drive::load_first(&link, scratch.clone())).await {
-            Ok(first) => break first,
-            Err(error) => {
-                tracing::warn!(
-                    %error, file = %config.file.display(), secs = began.elapsed().as_secs(),
-                    "cannot follow the upstream; trying again"
-                );
-                link.prefer_next();
-                backoff.wait().await;
-            }
-        }
-    };
-    let load::Loaded { how, store } = loaded;
-    let store = store.open(hooks);
-    let (rewound, reports) = mpsc::channel(1);
-    let following = Arc::new(Following {
+    let link = Arc::new(Link::new(&config.file, people, Arc::default())?);
+    let mut waiting = Waiting::new(config, &link);
+    while let Err(error) = Box::pin(drive::meet(&link)).await {
+        waiting.after(&error).await;
+    }
+    Ok(Connected {
+        config: config.clone(),
         link,
-        index: Arc::new(Index::new()),
-        store: Arc::clone(&store),
-        cut_off: config.cut_off,
-        exact: (how.knows() == Load::Exact).into(),
-        doubtful: false.into(),
-        rewound,
-    });
-    let settings = Settings {
-        on_divergence: config.on_divergence,
-        scratch,
-    };
-    let driver = Driver::new(Arc::clone(&following), settings, reports, (feed, session, how));
-    metrics.revision.set(store.revision());
-    Ok(Replica {
-        store,
-        following,
-        driver,
     })
+}
+
+impl Connected {
+    /// The id of the cluster.
+    pub fn cluster_id(&self) -> u64 {
+        self.link.cluster_id()
+    }
+
+    /// Takes everything over from the upstream, for however long that takes, unless `store` has a state of this cluster that
+    /// can be continued. A snapshot of the upstream is kept in a temporary file, in `scratch` if the system's directory for
+    /// temporary files takes none.
+    pub async fn load(self, store: Arc<Store>, contents: Contents, scratch: Option<PathBuf>) -> Replica {
+        let Self { config, link } = self;
+        let mut waiting = Waiting::new(&config, &link);
+        let loaded = loop {
+            if contents == Contents::Kept {
+                break None;
+            }
+            match Box::pin(drive::load_first(&link, scratch.clone())).await {
+                Ok((loaded, feed, session)) => {
+                    store.swap(loaded.store);
+                    break Some((loaded.how.knows(), feed, session));
+                }
+                Err(error) => waiting.after(&error).await,
+            }
+        };
+        let (rewound, reports) = mpsc::channel(1);
+        let is_exact = loaded.as_ref().is_some_and(|(how, ..)| *how == Load::Exact);
+        link.metrics.revision.set(store.revision());
+        let following = Arc::new(Following {
+            link,
+            index: Arc::new(Index::new()),
+            store: Arc::clone(&store),
+            cut_off: config.cut_off,
+            exact: is_exact.into(),
+            doubtful: false.into(),
+            rewound,
+        });
+        let settings = Settings {
+            on_divergence: config.on_divergence,
+            scratch,
+        };
+        Replica {
+            store,
+            driver: Driver::new(Arc::clone(&following), settings, reports, loaded),
+            following,
+        }
+    }
+}
+
+/// The pauses between attempts to reach the upstream at the start.
+struct Waiting<'a> {
+    config: &'a Config,
+    link: &'a Link,
+    backoff: Backoff,
+    began: Instant,
+}
+
+impl<'a> Waiting<'a> {
+    fn new(config: &'a Config, link: &'a Link) -> Self {
+        Self {
+            config,
+            link,
+            backoff: Backoff::connect(),
+            began: Instant::now(),
+        }
+    }
+
+    async fn after(&mut self, error: &Error) {
+        tracing::warn!(
+            %error, file = %self.config.file.display(), secs = self.began.elapsed().as_secs(),
+            "cannot follow the upstream; trying again"
+        );
+        self.link.prefer_next();
+        self.backoff.wait().await;
+    }
 }
 
 impl Replica {

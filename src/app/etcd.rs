@@ -3,13 +3,13 @@
 use super::{expiry, users};
 use crate::auth::{self, AuthStore, OnChange};
 use crate::durable::{self, Durable, Loaded};
-use crate::follow::{self, Followed, Replica};
+use crate::follow::{self, Contents, Followed, Replica};
 use crate::kvstore::Backend;
 use crate::kvstore::local::{LocalBackend, LocalDisk};
 use crate::kvstore::users::UserAdmin;
 use crate::lease::Lessor;
 use crate::model::cluster::ClusterName;
-use crate::mvcc::{Hooks, Store};
+use crate::mvcc::{Hooks, Recovery, Store};
 use crate::server::listen::{Address, Listener};
 use crate::server::peer::UserSource;
 use crate::server::tls::{TlsConfig, TlsFiles};
@@ -17,7 +17,7 @@ use crate::server::{self, Core, MemberIdentity, Parts, Serve, Wakers};
 use crate::util::expiry::{CertificateFile, Role};
 use crate::util::lifecycle::Lifecycle;
 use crate::util::metrics::Page;
-use anyhow::{Context, bail};
+use anyhow::Context;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use prometheus_client::collector::Collector;
@@ -145,7 +145,7 @@ impl Etcd {
         let mut server = config.server;
         let wakers = Wakers::default();
         let opened = match &config.follow {
-            Some(follow) => follow_upstream(follow, config.data, config.auth, &wakers, &mut server).await?,
+            Some(follow) => follow_upstream(follow, config.data, config.auth, &wakers, &mut server, life).await?,
             None => open(config.data, config.auth, &wakers, &mut server, life).await?,
         };
         let Opened {
@@ -205,6 +205,12 @@ impl Etcd {
             addresses,
             metrics_addresses,
         })
+    }
+
+    /// Tells why the upstream of a replica is not followed at the moment; `None` for a store of its own.
+    pub fn upstream_trouble(&self) -> Option<impl Fn() -> Option<String> + Send + use<>> {
+        let metrics = Arc::clone(self.followed.as_ref()?.metrics());
+        Some(move || metrics.trouble())
     }
 
     /// A backend for the publisher.
@@ -316,13 +322,28 @@ async fn follow_upstream(
     auth: auth::Config,
     wakers: &Wakers,
     server: &mut server::Config,
+    life: &Lifecycle,
 ) -> anyhow::Result<Opened> {
-    if data.is_some() {
-        bail!("--data-dir: a replica keeps no data yet; leave --data-dir out");
-    }
     let auth = Arc::new(AuthStore::new(auth).context(TOKENS)?);
-    let begun = follow::begin(follow, Arc::clone(&auth), wakers.hooks(), server.scratch.clone());
-    let replica = begun.await.context("--follow")?;
+    let connected = follow::connect(follow, Arc::clone(&auth)).await.context("--follow")?;
+    let (store, durable, contents) = match data {
+        None => (Recovery::following().open(wakers.hooks()), None, Contents::Nothing),
+        Some(data) => {
+            server.scratch = Some(data.directory.clone());
+            let copy = durable::Config {
+                follows: Some(connected.cluster_id()),
+                ..data
+            };
+            let (durable, loaded) = load(copy, wakers.hooks(), life).await?;
+            server.identity.member_id = loaded.identity.member_id;
+            let contents = match loaded.is_void || loaded.store.revision() <= 1 {
+                true => Contents::Nothing,
+                false => Contents::Kept,
+            };
+            (loaded.store, Some(durable), contents)
+        }
+    };
+    let replica = connected.load(store, contents, server.scratch.clone()).await;
     let (cluster_id, raft_term) = replica.identity();
     server.identity = MemberIdentity {
         cluster_id,
@@ -336,7 +357,7 @@ async fn follow_upstream(
     Ok(Opened {
         store: Arc::clone(&replica.store),
         auth,
-        durable: None,
+        durable,
         replica: Some(replica),
     })
 }

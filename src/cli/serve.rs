@@ -9,7 +9,7 @@ use super::users::UserArgs;
 use crate::app::{self, AutoCompaction, Candidates, Etcd, EtcdConfig, Starting};
 use crate::server::{self, MemberIdentity};
 use crate::util::lifecycle::Lifecycle;
-use crate::util::readiness::Ready;
+use crate::util::readiness::{Ready, Requirement};
 use anyhow::Context;
 use clap::{ArgAction, Args};
 use std::path::PathBuf;
@@ -189,6 +189,10 @@ impl ServeArgs {
         if mesh_config.is_some() {
             let api = app::start_mesh_api(&mesh.api_serve_addr, &metrics, life).await;
             api.context("--api-serve-addr")?;
+        }
+        if let Some(trouble) = etcd.upstream_trouble() {
+            // An outage of the upstream must not take all of its replicas out of their Service.
+            ready.condition("upstream", Requirement::Informative, trouble);
         }
         if let Some(file) = follow.file() {
             let candidates = Candidates {

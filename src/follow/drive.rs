@@ -5,7 +5,7 @@ use super::endpoints::{Candidate, Endpoints, Hashed, hash, is_other_past};
 use super::error::Error;
 use super::feed::{Action, Feed, Input, Load, Why};
 use super::link::{Link, Seen, read_from};
-use super::load::{self, How, Loaded};
+use super::load::{self, Loaded};
 use super::member::{Member, Purpose};
 use super::session::{Received, Session};
 use super::upstream::{Following, Rewound};
@@ -77,6 +77,21 @@ pub(super) struct Driver {
     left: Instant,
 }
 
+/// Connects to the upstream for the first time, and loads its users.
+pub(super) async fn meet(link: &Link) -> Result<(), Error> {
+    let member = link.connect_to_any(Purpose::Calls).await?;
+    load_users(link, &member).await
+}
+
+/// Loads users and roles. Nobody may read keys here before it is known who may read them there.
+async fn load_users(link: &Link, member: &Member) -> Result<(), Error> {
+    let users = link.people.reload(member).await;
+    users.map_err(|status| Error::Users {
+        endpoint: member.endpoint.clone(),
+        status,
+    })
+}
+
 /// Loads everything from an upstream that was never followed, while a watch from before the load is buffered.
 pub(super) async fn load_first(
     link: &Link,
@@ -105,12 +120,7 @@ async fn load_beside(
     scratch: Option<PathBuf>,
 ) -> Result<(Loaded, Option<Session>), Error> {
     let begun = Instant::now();
-    // Nobody may read keys here before it is known who may read them there.
-    let users = link.people.reload(&member).await;
-    users.map_err(|status| Error::Users {
-        endpoint: member.endpoint.clone(),
-        status,
-    })?;
+    load_users(link, &member).await?;
     // The watch must not wait behind the load.
     let source = link
         .connect(&member.endpoint, Purpose::Feed, member.facts.cluster_id)
@@ -158,17 +168,17 @@ async fn answer(hashing: &mut Option<BoxFuture<'static, Result<Hashed, Error>>>)
 }
 
 impl Driver {
-    /// The task of a state that was just loaded. `session` is the watch that was buffered meanwhile.
+    /// The task of a state that was just loaded, with the watch that was buffered meanwhile, or of a state from before.
     pub(super) fn new(
         following: Arc<Following>,
         settings: Settings,
         reports: mpsc::Receiver<Rewound>,
-        (feed, session, how): (Feed, Option<Session>, How),
+        loaded: Option<(Load, Feed, Option<Session>)>,
     ) -> Self {
         let revision = following.store.revision();
-        let loaded = Input::Loaded {
-            revision,
-            how: how.knows(),
+        let (first, feed, session) = match loaded {
+            Some((how, feed, session)) => (vec![Input::Loaded { revision, how }], feed, session),
+            None => (vec![], Feed::new(revision), None),
         };
         let endpoints = Endpoints::new(Arc::clone(&following.link), Arc::clone(&following.store));
         Self {
@@ -177,7 +187,7 @@ impl Driver {
             reports,
             feed,
             session,
-            first: vec![loaded],
+            first,
             endpoints,
             is_proven: false,
             hashing: None,

@@ -100,15 +100,6 @@ impl Error {
     pub(super) fn is_without_auth(&self) -> bool {
         self.status().is_some_and(|s| s.message().contains(NO_AUTH))
     }
-
-    /// Whether the endpoint is reachable, but is another cluster than the one that is followed.
-    pub(super) fn is_other_cluster(&self) -> bool {
-        match self {
-            Self::OtherCluster { .. } => true,
-            Self::Nobody(errors) => errors.iter().any(Self::is_other_cluster),
-            _ => false,
-        }
-    }
 }
 
 /// Whether the token of a refused call has ended. The call was not executed.

@@ -5,7 +5,6 @@
 
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -43,8 +42,6 @@ pub struct Index {
     numbers: Mutex<Numbers>,
     wanted: Notify,
     done: watch::Sender<Done>,
-    /// The last revision that was read.
-    last: AtomicI64,
     /// The time since when reads fail.
     failing: Mutex<Option<Instant>>,
 }
@@ -59,7 +56,6 @@ impl Index {
             numbers: Mutex::default(),
             wanted: Notify::new(),
             done: watch::Sender::new(nothing),
-            last: AtomicI64::new(0),
             failing: Mutex::default(),
         }
     }
@@ -67,11 +63,6 @@ impl Index {
     /// For how long reads have failed.
     pub(super) fn outage(&self) -> Option<Duration> {
         self.failing.lock().map(|since| since.elapsed())
-    }
-
-    /// The last revision that was read.
-    pub fn last(&self) -> i64 {
-        self.last.load(Ordering::Relaxed)
     }
 
     /// Asks for a read that begins after this call; returns its number.
@@ -127,10 +118,7 @@ impl Index {
             next = Instant::now() + SPACING;
             let outcome = read().await;
             match outcome {
-                Ok(revision) => {
-                    self.last.fetch_max(revision, Ordering::Relaxed);
-                    *self.failing.lock() = None;
-                }
+                Ok(_) => *self.failing.lock() = None,
                 Err(_) => {
                     next += AGAIN;
                     self.failing.lock().get_or_insert_with(Instant::now);
@@ -145,7 +133,7 @@ impl Index {
 mod tests {
     use super::*;
     use futures::FutureExt;
-    use std::sync::atomic::AtomicU64;
+    use std::sync::atomic::{AtomicU64, Ordering};
 
     /// Runs `test` beside the task of an index whose reads take 10 ms, and say the number of reads so far.
     async fn beside<T>(fails: u64, test: impl AsyncFnOnce(&Index) -> T) -> (T, u64) {

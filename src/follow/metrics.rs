@@ -1,12 +1,17 @@
 //! Figures of a replica.
 
-use crate::util::metrics::Labels;
+use super::people::People;
+use crate::util::metrics::{Labels, Page};
 use parking_lot::Mutex;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
+use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
@@ -50,6 +55,25 @@ impl Default for Metrics {
     }
 }
 
+/// The time since users were known to be those of the upstream, computed at each scrape.
+struct AuthAge(Arc<People>);
+
+impl fmt::Debug for AuthAge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AuthAge")
+    }
+}
+
+impl Collector for AuthAge {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        Page(encoder).gauges(
+            "isthmus_follow_auth_age_seconds",
+            "Seconds since the users and roles here were known to be those of the upstream",
+            vec![(vec![], self.0.age().as_secs_f64())],
+        )
+    }
+}
+
 impl Metrics {
     /// The feed follows the upstream.
     pub(super) fn connected(&self) {
@@ -87,7 +111,8 @@ impl Metrics {
     }
 
     /// Registers everything.
-    pub fn register(&self, registry: &mut Registry) {
+    pub(super) fn register(&self, people: &Arc<People>, registry: &mut Registry) {
+        registry.register_collector(Box::new(AuthAge(Arc::clone(people))));
         let ours = registry.sub_registry_with_prefix("isthmus_follow");
         let help = "1 while the changes of the upstream are followed";
         ours.register("connected", help, self.connected.clone());

@@ -243,6 +243,6 @@ impl Upstream for Following {
     }
 
     fn register(&self, registry: &mut Registry) {
-        self.link.metrics.register(registry);
+        self.link.metrics.register(&self.link.people, registry);
     }
 }
