@@ -183,7 +183,7 @@ impl Core {
         metrics.register(&connections);
         let forwarding = Forwarding::default();
         if let Some(upstream) = &upstream {
-            metrics.register_forwarding(&**upstream, &forwarding);
+            metrics.register_forwarding(&**upstream, &forwarding.unheld);
         }
         let durability = Durability::new(durable);
         let alarms = Arc::new(Alarms::new(&config.alarms, durability.clone()));

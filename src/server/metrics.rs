@@ -10,7 +10,6 @@ pub(super) use methods::{Method, TxnKind};
 pub(super) use requests::ReadOnlyTxn;
 
 use super::connections::Connections;
-use super::forward::Forwarding;
 use super::upstream::Upstream;
 use super::{CLUSTER_VERSION, Config, Core, ETCD_VERSION};
 use crate::auth::AuthStore;
@@ -143,12 +142,12 @@ impl Metrics {
     }
 
     /// Registers what a replica counts about its upstream and the calls that it forwards.
-    pub(super) fn register_forwarding(&mut self, upstream: &dyn Upstream, forwarding: &Forwarding) {
+    pub(super) fn register_forwarding(&mut self, upstream: &dyn Upstream, unheld: &Counter) {
         upstream.register(&mut self.registry);
         self.registry.register(
             "isthmus_follow_unheld",
             "Answers to forwarded calls that were sent before their revision was here",
-            forwarding.unheld.clone(),
+            unheld.clone(),
         );
     }
 

@@ -77,7 +77,13 @@ func TestReplicasHops(t *testing.T) {
 	t.Logf("-replicas.seed=%d", seed)
 	rng := rand.New(rand.NewPCG(seed, 3))
 	m := cluster(t, 3)
-	h := &hops{t: t, m: m, replicas: replicasOf(t, 3, m.addresses())}
+	h := &hops{t: t, m: m, replicas: replicasOf(t, 1, m.addresses())}
+	for i := range 2 {
+		// These continue from their own copies after a kill.
+		r := replicaOf(t, fmt.Sprint("replica with data ", i), m.addresses(), "--data-dir="+t.TempDir(), "--checkpoint-bytes=100000")
+		r.answers(t)
+		h.replicas = append(h.replicas, r)
+	}
 	for i, w := range []*hopWatch{
 		{prefix: "hop/", prev: true, puts: true, dels: true}, {prefix: "hop/a/", puts: true, dels: true},
 		{prefix: "hop/b/", prev: true, puts: true}, {prefix: "hop/", dels: true}, {prefix: "hop/a/0", prev: true, puts: true, dels: true},

@@ -140,8 +140,8 @@ type replica struct {
 	follows string
 }
 
-// replicasOf starts replicas of the etcd at these addresses.
-func replicasOf(t testing.TB, n int, addresses []string, args ...string) (all []*replica) {
+// replicaOf starts a replica of the etcd at these addresses, without waiting for it.
+func replicaOf(t testing.TB, name string, addresses []string, args ...string) *replica {
 	t.Helper()
 	var urls []string
 	for _, a := range addresses {
@@ -151,18 +151,30 @@ func replicasOf(t testing.TB, n int, addresses []string, args ...string) (all []
 	if err := os.WriteFile(file, []byte("endpoints: ["+strings.Join(urls, ", ")+"]\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	address := peer.FreePort()
+	url := "http://" + address
+	flags := append([]string{"etcd", "--follow=" + file, "--listen-client-urls=" + url, "--advertise-client-urls=" + url}, args...)
+	r := &replica{&kept{&server{process(t, name, isthmusBin(t), flags...), address}}, file}
+	if err := r.Start(); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// answers waits until the replica answers linearizable reads.
+func (r *replica) answers(t testing.TB) {
+	t.Helper()
+	eventually(t, r.Name+" answers", func() bool { return revisionOf(r.server, false) > 0 })
+}
+
+// replicasOf starts replicas, and waits until each answers.
+func replicasOf(t testing.TB, n int, addresses []string, args ...string) (all []*replica) {
+	t.Helper()
 	for i := range n {
-		address := peer.FreePort()
-		url := "http://" + address
-		flags := append([]string{"etcd", "--follow=" + file, "--listen-client-urls=" + url, "--advertise-client-urls=" + url}, args...)
-		r := &replica{&kept{&server{process(t, fmt.Sprint("replica", i), isthmusBin(t), flags...), address}}, file}
-		if err := r.Start(); err != nil {
-			t.Fatal(err)
-		}
-		all = append(all, r)
+		all = append(all, replicaOf(t, fmt.Sprint("replica", i), addresses, args...))
 	}
 	for _, r := range all {
-		eventually(t, r.Name+" answers", func() bool { return revisionOf(r.server, false) > 0 })
+		r.answers(t)
 	}
 	return all
 }
