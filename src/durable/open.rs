@@ -194,10 +194,25 @@ fn identity(directory: &Directory, config: &Config) -> Result<StoreIdentity, Err
     let path = || directory.path().to_owned();
     match (directory.identity()?, config.follows) {
         (None, _) => {}
-        (Some(StoreIdentity { role: StoreRole::Follower, cluster_id, .. }), None) => {
-            return Err(Error::Follower { path: path(), cluster_id });
+        (
+            Some(StoreIdentity {
+                role: StoreRole::Follower,
+                cluster_id,
+                ..
+            }),
+            None,
+        ) => {
+            return Err(Error::Follower {
+                path: path(),
+                cluster_id,
+            });
         }
-        (Some(StoreIdentity { role: StoreRole::Own, .. }), Some(_)) => return Err(Error::NotFollower(path())),
+        (
+            Some(StoreIdentity {
+                role: StoreRole::Own, ..
+            }),
+            Some(_),
+        ) => return Err(Error::NotFollower(path())),
         (Some(identity), Some(cluster)) if identity.cluster_id != cluster => {
             tracing::warn!(
                 data_dir = %directory.path().display(),

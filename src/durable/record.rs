@@ -251,12 +251,7 @@ impl Group {
     }
 
     /// Repeats the changes of the group. Those of keys and leases are left out once `is_void` is set.
-    pub(super) fn apply(
-        self,
-        store: &mut Recovery,
-        metadata: &mut Metadata,
-        is_void: &mut bool,
-    ) -> Result<(), Damage> {
+    pub(super) fn apply(self, store: &mut Recovery, metadata: &mut Metadata, is_void: &mut bool) -> Result<(), Damage> {
         for entry in self.entries {
             let record = entry
                 .record

@@ -31,22 +31,36 @@ pub struct FeedMessage {
 #[derive(Clone, Debug)]
 pub enum Input {
     /// Upstream has created the watch; its store is at this revision.
-    Created { revision: i64 },
+    Created {
+        revision: i64,
+    },
     Message(FeedMessage),
     /// A message without events: everything up to this revision was delivered.
-    Progress { revision: i64 },
+    Progress {
+        revision: i64,
+    },
     /// Upstream has ended the watch; a compact revision of 0 stands for another reason.
-    Cancelled { compact_revision: i64, reason: String },
+    Cancelled {
+        compact_revision: i64,
+        reason: String,
+    },
     /// Nothing came for five seconds; again after each further five.
     Silence,
     /// The stream ended.
     Broken(Why),
     /// The state was loaded at this revision.
-    Loaded { revision: i64, how: Load },
+    Loaded {
+        revision: i64,
+        how: Load,
+    },
     /// The store refused an action, and is at this revision.
-    Refused { applied: i64 },
+    Refused {
+        applied: i64,
+    },
     /// The answer to [`Action::AskIndex`]: a revision that upstream has committed.
-    Index { revision: i64 },
+    Index {
+        revision: i64,
+    },
     /// The owner wants the state to be loaded anew.
     Reload(Why),
 }

@@ -215,9 +215,7 @@ impl Witness {
     pub fn is_hash_due(&self, away: Duration, now: Duration) -> bool {
         match self.hashed {
             None => true,
-            Some((at, term)) => {
-                (self.term > term || away > AWAY) && now.saturating_sub(at) >= HASH_PAUSE
-            }
+            Some((at, term)) => (self.term > term || away > AWAY) && now.saturating_sub(at) >= HASH_PAUSE,
         }
     }
 
@@ -264,7 +262,9 @@ impl Witness {
                 until: since + PATIENCE,
             };
         }
-        let is_other_cluster = findings.iter().all(|finding| matches!(finding, Finding::Cluster { .. }));
+        let is_other_cluster = findings
+            .iter()
+            .all(|finding| matches!(finding, Finding::Cluster { .. }));
         Decision::LoadAnew {
             why: match is_other_cluster {
                 true => Why::OtherCluster,
@@ -313,7 +313,10 @@ pub fn samples(store: &Store, compacted: i64, mut random: impl FnMut() -> u64) -
     for _ in 0..SAMPLES {
         let revision = first + i64::try_from(random() % revisions).unwrap_or(0);
         let events = store.events_of(revision).unwrap_or_default();
-        let Some(chosen) = usize::try_from(random()).ok().and_then(|n| events.get(n % events.len().max(1))) else {
+        let Some(chosen) = usize::try_from(random())
+            .ok()
+            .and_then(|n| events.get(n % events.len().max(1)))
+        else {
             continue;
         };
         let key = chosen.kv.key();
@@ -341,7 +344,10 @@ impl fmt::Display for Finding {
             Self::Cluster { found, pinned } => write!(f, "the cluster is {found:x}, not {pinned:x}"),
             Self::Term { found, seen } => write!(f, "the term went back from {seen} to {found}"),
             Self::Revision { found, applied } => {
-                write!(f, "the store is at revision {found}, and revision {applied} was there before")
+                write!(
+                    f,
+                    "the store is at revision {found}, and revision {applied} was there before"
+                )
             }
             Self::Events { revision } => write!(f, "revision {revision} has other events"),
             Self::Sample { revision } => write!(f, "a key has another value at revision {revision}"),
@@ -397,8 +403,14 @@ mod tests {
     fn an_endpoint_that_differs_is_shut_out_while_another_one_agrees() {
         let mut witness = Witness::new(7, 3);
         assert_eq!(witness.replayed(0, 9, Compared::Same, secs(0)), Verdict::Fits);
-        assert_eq!(witness.replayed(1, 9, Compared::Different, secs(1)), Verdict::Differs(OTHER));
-        assert_eq!(witness.replayed(2, 9, Compared::Different, secs(1)), Verdict::Differs(OTHER));
+        assert_eq!(
+            witness.replayed(1, 9, Compared::Different, secs(1)),
+            Verdict::Differs(OTHER)
+        );
+        assert_eq!(
+            witness.replayed(2, 9, Compared::Different, secs(1)),
+            Verdict::Differs(OTHER)
+        );
         assert_eq!(witness.decide(secs(1000)), Decision::Follow);
         assert_eq!([0, 1, 2].map(|e| witness.is_shut_out(e)), [false, true, true]);
         // The clone is gone, and the name leads to a member again.
@@ -481,13 +493,18 @@ mod tests {
     fn samples_are_of_revisions_that_both_sides_have() {
         let store = Store::new();
         for n in 0..50 {
-            store.apply(&[Write::Put(format!("k{n}").into(), "v".into()), Write::Delete(format!("k{}", n - 1).into())]);
+            store.apply(&[
+                Write::Put(format!("k{n}").into(), "v".into()),
+                Write::Delete(format!("k{}", n - 1).into()),
+            ]);
         }
         store.compact(10).unwrap();
-        let mut n = 0;
+        let mut n = 1u64;
         let chosen = samples(&store, 30, || {
-            n += 7;
-            n
+            n = n
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            n >> 33
         });
         assert!((2..=SAMPLES).contains(&chosen.len()), "{chosen:?}");
         let mut witness = Witness::new(7, 1);

@@ -213,14 +213,21 @@ impl State {
 
 /// For each key, the place of its last event.
 fn last_of_each_key(events: &[Followed]) -> HashMap<&[u8], usize> {
-    events.iter().enumerate().map(|(at, event)| (event.kv.key(), at)).collect()
+    events
+        .iter()
+        .enumerate()
+        .map(|(at, event)| (event.kv.key(), at))
+        .collect()
 }
 
 fn events_of(state: &State, revision: i64) -> Option<Vec<Followed>> {
     if revision < state.floor() {
         return None;
     }
-    let batch = state.visible_since(revision).next().filter(|b| b.revision == revision)?;
+    let batch = state
+        .visible_since(revision)
+        .next()
+        .filter(|b| b.revision == revision)?;
     Some(batch.events.iter().map(Followed::from).collect())
 }
 
@@ -333,9 +340,13 @@ fn compare(state: &State, revision: i64, theirs: &[Followed]) -> Compared {
 /// The events that a compaction to this very revision never removes: the last put of each key.
 fn left(events: &[Followed]) -> Vec<&Followed> {
     let last = last_of_each_key(events);
-    let stays =
-        |(at, event): &(usize, &Followed)| event.kind == EventKind::Put && last.get(event.kv.key()) == Some(at);
-    events.iter().enumerate().filter(stays).map(|(_, event)| event).collect()
+    let stays = |(at, event): &(usize, &Followed)| event.kind == EventKind::Put && last.get(event.kv.key()) == Some(at);
+    events
+        .iter()
+        .enumerate()
+        .filter(stays)
+        .map(|(_, event)| event)
+        .collect()
 }
 
 fn by_key(mut events: Vec<&Followed>) -> Vec<&Followed> {

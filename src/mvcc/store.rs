@@ -223,7 +223,9 @@ impl Store {
     /// [`Wake`](super::Wake).
     pub fn wake_every_watcher(&self) {
         let groups = self.state.read().groups.all();
-        groups.iter().for_each(|group| drop(group.wake()));
+        for group in groups {
+            group.wake();
+        }
     }
 
     /// The revision up to which every watcher was woken that has events to take.

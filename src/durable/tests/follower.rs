@@ -77,7 +77,10 @@ fn a_replica_restarts_where_its_copy_ends_under_the_ids_of_its_cluster() {
         running.checkpoints(|n| n > 0);
         for n in 0..50 {
             let (key, value) = (format!("later{}", n % 10).into(), "v".into());
-            leader.apply(&[Write::Put(key, value), Write::Delete(format!("later{}", n % 10 + 1).into())]);
+            leader.apply(&[
+                Write::Put(key, value),
+                Write::Delete(format!("later{}", n % 10 + 1).into()),
+            ]);
         }
         catch_up(store, &leader);
         crashed(&running, home.path(), other.path());
@@ -86,12 +89,13 @@ fn a_replica_restarts_where_its_copy_ends_under_the_ids_of_its_cluster() {
         let path = other.path().join("store/running");
         let marker = fs::read_to_string(&path).unwrap();
         fs::write(&path, marker.replace(r#""boot":""#, r#""boot":"another"#)).unwrap();
+        let (expected, hash) = (content(&leader), leader.versions(0).unwrap().hash());
         for path in [home.path(), other.path()] {
             let again = start(&config(path));
             assert_eq!(again.loaded.identity, identity, "{engine:?}");
             let store = &again.loaded.store;
-            assert_eq!(content(store), content(&leader), "{engine:?}");
-            assert_eq!(store.versions(0).unwrap().hash(), leader.versions(0).unwrap().hash());
+            assert_eq!(content(store), expected, "{engine:?}");
+            assert_eq!(store.versions(0).unwrap().hash(), hash);
             assert_eq!(store.lease_keys(7), leader.lease_keys(7));
             assert!(store.leases().is_empty());
             // It goes on.
@@ -112,20 +116,34 @@ fn directories_of_replicas_and_of_stores_are_not_mixed_up() {
     drop(running);
     let refused = |config: &Config| open(config, Hooks::default()).err().unwrap().to_string();
     let text = refused(&config(replica.path()));
-    assert!(text.contains("is a replica's copy of cluster c1: start the replica with --follow"), "{text}");
-    assert_eq!(read(replica.path()).unwrap().store.revision(), 11, "it can be inspected");
+    assert!(
+        text.contains("is a replica's copy of cluster c1: start the replica with --follow"),
+        "{text}"
+    );
+    assert_eq!(
+        read(replica.path()).unwrap().store.revision(),
+        11,
+        "it can be inspected"
+    );
     drop(start(&config(own.path())));
     let identity = read(own.path()).unwrap().identity;
     let text = refused(&following(own.path()));
     assert!(text.contains("holds a store of its own"), "{text}");
-    assert_eq!(start(&config(own.path())).loaded.identity, identity, "nothing was changed");
+    assert_eq!(
+        start(&config(own.path())).loaded.identity,
+        identity,
+        "nothing was changed"
+    );
     // Nothing of a copy is carried over to another cluster.
     let other = Config {
         follows: Some(0xc2),
         ..following(replica.path())
     };
     let running = start(&other);
-    assert_eq!((running.loaded.identity.cluster_id, running.loaded.store.revision()), (0xc2, 1));
+    assert_eq!(
+        (running.loaded.identity.cluster_id, running.loaded.store.revision()),
+        (0xc2, 1)
+    );
     drop(running);
     assert_eq!(start(&other).loaded.identity.cluster_id, 0xc2);
 }
@@ -142,7 +160,10 @@ fn a_directory_whose_state_was_swapped_is_void_until_the_next_checkpoint() {
     let (first, second) = (leader("a", 60), leader("b", 60));
     running.loaded.store.swap(state_of(&first));
     running.checkpoints(|n| n > 0);
-    assert_eq!(content(&read_copy(&running, home.path(), after.path())), content(&first));
+    assert_eq!(
+        content(&read_copy(&running, home.path(), after.path())),
+        content(&first)
+    );
 
     // No checkpoint can be written.
     *fault.lock() = Some((files::Step::CreateCheckpoint, nix::errno::Errno::ENOSPC));
@@ -162,7 +183,10 @@ fn a_directory_whose_state_was_swapped_is_void_until_the_next_checkpoint() {
     again.flushed();
     again.checkpoints(|n| n > 0);
     drop(again);
-    assert_eq!(content(&start(&following(between.path())).loaded.store), content(&second));
+    assert_eq!(
+        content(&start(&following(between.path())).loaded.store),
+        content(&second)
+    );
 }
 
 /// The store that a crash would leave.
@@ -182,7 +206,10 @@ fn a_disk_that_hangs_delays_nobody_and_too_many_changes_are_replaced_by_a_mark()
     running.durable.stall(true);
     let leader = leader("a", 10);
     for n in 0..80 {
-        leader.apply(&[Write::Put(format!("big{}", n % 3).into(), vec![n as u8; 1 << 20].into())]);
+        leader.apply(&[Write::Put(
+            format!("big{}", n % 3).into(),
+            vec![n as u8; 1 << 20].into(),
+        )]);
     }
     catch_up(store, &leader);
     assert_eq!(store.revision(), 91, "what upstream has committed is visible");
@@ -190,7 +217,10 @@ fn a_disk_that_hangs_delays_nobody_and_too_many_changes_are_replaced_by_a_mark()
     running.checkpoints(|n| n > written);
     leader.apply(&[Write::Put("last".into(), "v".into())]);
     catch_up(store, &leader);
-    assert_eq!(content(&read_copy(&running, home.path(), other.path())), content(&leader));
+    assert_eq!(
+        content(&read_copy(&running, home.path(), other.path())),
+        content(&leader)
+    );
 }
 
 #[test]
@@ -202,13 +232,18 @@ fn damage_of_a_copy_is_set_aside_and_the_cluster_id_stays() {
     drop(running);
     let checkpoint = fs::read_dir(home.path().join("store")).unwrap();
     let mut paths = checkpoint.map(|entry| entry.unwrap().path());
-    let path = paths.find(|path| path.to_string_lossy().contains("checkpoint")).unwrap();
+    let path = paths
+        .find(|path| path.to_string_lossy().contains("checkpoint"))
+        .unwrap();
     let mut bytes = fs::read(&path).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     fs::write(&path, bytes).unwrap();
     let again = start(&following(home.path()));
-    assert_eq!((again.loaded.identity.cluster_id, again.loaded.store.revision()), (CLUSTER, 1));
+    assert_eq!(
+        (again.loaded.identity.cluster_id, again.loaded.store.revision()),
+        (CLUSTER, 1)
+    );
 }
 
 #[test]

@@ -71,7 +71,10 @@ fn revisions_are_adopted_in_order_whatever_the_header_says() {
     assert_eq!(short(&feed.input(message(30_401, &batch))), "+6/2 +7/1 +8/1");
     assert_eq!(feed.applied(), 8);
     // Old events are compared, not adopted again.
-    assert_eq!(short(&feed.input(message(9, &[(7, "a"), (8, "c"), (9, "d")]))), "=7/1 =8/1 +9/1");
+    assert_eq!(
+        short(&feed.input(message(9, &[(7, "a"), (8, "c"), (9, "d")]))),
+        "=7/1 =8/1 +9/1"
+    );
 }
 
 #[test]
@@ -84,9 +87,15 @@ fn fragments_are_joined_and_a_revision_waits_for_its_last_part() {
     assert_eq!(short(&feed.input(fragment(8, &[(8, "a")]))), "");
     assert_eq!(short(&feed.input(Input::Broken(Why::Broken))), "reconnect 7 broken");
     feed.input(Input::Created { revision: 8 });
-    assert_eq!(short(&feed.input(message(8, &[(7, "a"), (7, "b"), (8, "a"), (8, "b")]))), "=7/2 +8/2");
+    assert_eq!(
+        short(&feed.input(message(8, &[(7, "a"), (7, "b"), (8, "a"), (8, "b")]))),
+        "=7/2 +8/2"
+    );
     feed.input(fragment(9, &[(9, "a")]));
-    assert_eq!(short(&feed.input(Input::Progress { revision: 9 })), "reconnect 8 disorder");
+    assert_eq!(
+        short(&feed.input(Input::Progress { revision: 9 })),
+        "reconnect 8 disorder"
+    );
 }
 
 #[test]
@@ -94,7 +103,7 @@ fn a_gap_is_a_fault_and_the_second_in_a_row_loads_anew() {
     let mut feed = at_five();
     assert_eq!(short(&feed.input(message(7, &[(7, "a")]))), "reconnect 5 gap");
     feed.input(Input::Created { revision: 7 });
-    let answer = feed.input(message(7, &[(5, "a"), (6, "a"), (8, "b")]));
+    let answer = feed.input(message(8, &[(5, "a"), (6, "a"), (8, "b")]));
     assert_eq!(short(&answer), "=5/1 +6/1 reconnect 6 gap", "revision 6 was new");
     feed.input(Input::Created { revision: 8 });
     // The watch must begin with revision 6.
@@ -147,7 +156,10 @@ fn a_member_that_is_behind_is_waited_for_and_a_rewound_upstream_is_not() {
 fn a_refused_action_counts_as_a_fault_although_a_revision_was_passed_on() {
     let mut feed = at_five();
     assert_eq!(short(&feed.input(message(7, &[(6, "a"), (7, "a")]))), "+6/1 +7/1");
-    assert_eq!(short(&feed.input(Input::Refused { applied: 6 })), "reconnect 6 diverged");
+    assert_eq!(
+        short(&feed.input(Input::Refused { applied: 6 })),
+        "reconnect 6 diverged"
+    );
     assert_eq!(feed.applied(), 6);
     feed.input(Input::Created { revision: 7 });
     assert_eq!(short(&feed.input(message(7, &[(6, "a"), (7, "a")]))), "=6/1 +7/1");
@@ -173,7 +185,10 @@ fn a_load_is_joined_with_the_watch_that_was_buffered() {
         let mut feed = Feed::new(0);
         assert_eq!((feed.start(), feed.applied()), (0, 0));
         feed.input(Input::Created { revision: 3 });
-        assert_eq!(short(&feed.input(message(6, &[(4, "a"), (5, "a"), (5, "b"), (6, "a")]))), "");
+        assert_eq!(
+            short(&feed.input(message(6, &[(4, "a"), (5, "a"), (5, "b"), (6, "a")]))),
+            ""
+        );
         feed
     };
     assert_eq!(short(&buffered().input(loaded(5, Load::Exact))), "=4/1 =5/2 +6/1");
@@ -219,7 +234,10 @@ fn a_buffer_that_is_full_or_broken_begins_anew_at_the_load() {
         });
         assert_eq!(short(&loaded), "reconnect 500 buffer", "{what}");
         feed.input(Input::Created { revision: 501 });
-        assert_eq!(short(&feed.input(message(501, &[(500, "a"), (501, "a")]))), "=500/1 +501/1");
+        assert_eq!(
+            short(&feed.input(message(501, &[(500, "a"), (501, "a")]))),
+            "=500/1 +501/1"
+        );
     }
 }
 
@@ -471,7 +489,12 @@ impl Bench {
             let events = self.store.events_of(r);
             let is_same = |past: &Past| past.head() >= r && events.as_deref() == Some(past.events(r));
             let is_part = r == self.store.floor();
-            prop_assert!(is_part || self.pasts.iter().any(is_same), "revision {}: {:?}", r, events);
+            prop_assert!(
+                is_part || self.pasts.iter().any(is_same),
+                "revision {}: {:?}",
+                r,
+                events
+            );
         }
         Ok(())
     }
@@ -576,6 +599,9 @@ fn a_version_of_a_list_has_no_place_in_its_revision_until_it_is_completed() {
     assert_eq!((store.floor(), store.events_of(revision)), (revision + 1, None));
     store.complete(revision, bench.past().events(revision)).unwrap();
     assert_eq!(store.floor(), revision);
-    assert_eq!(store.events_of(revision).as_deref(), Some(bench.past().events(revision)));
+    assert_eq!(
+        store.events_of(revision).as_deref(),
+        Some(bench.past().events(revision))
+    );
     assert!(unordered(&store) < before);
 }

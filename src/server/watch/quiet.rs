@@ -61,9 +61,7 @@ pub(super) async fn due(looks: &mut Option<Interval>) {
 impl WatchSession {
     /// Tells progress to the watches that had no message since the last look.
     pub(super) fn look_at_quiet(&mut self) {
-        let quiet = |(id, entry): (&i64, &mut super::Entry)| {
-            (!std::mem::take(&mut entry.told.lately)).then_some(*id)
-        };
+        let quiet = |(id, entry): (&i64, &mut super::Entry)| (!std::mem::take(&mut entry.told.lately)).then_some(*id);
         let ids: Vec<i64> = self.watchers.iter_mut().filter_map(quiet).collect();
         for id in ids {
             self.tell(id);
@@ -80,7 +78,9 @@ impl WatchSession {
 
     /// Tells a watch the revision up to which it has everything, if that is news.
     fn tell(&mut self, id: i64) {
-        let Some(entry) = self.watchers.get_mut(&id) else { return };
+        let Some(entry) = self.watchers.get_mut(&id) else {
+            return;
+        };
         // A watch that begins in the future must not be told less than it asked for: Go's client would go back.
         let Some(revision) = self.core.store.synced([&entry.watcher]) else {
             return;
@@ -203,11 +203,16 @@ mod tests {
         let soon = Duration::from_secs(1);
         create(&mut session, "quiet", 0);
         assert!(within(&mut session, soon).await.unwrap().head.created);
-        (0..5).for_each(|_| drop(write(&core, "other")));
+        for _ in 0..5 {
+            write(&core, "other");
+        }
         core.history_goes(4).await;
         let told = within(&mut session, soon).await.unwrap();
         assert_eq!((told.head.watch_id, revision(&told)), (0, 6));
         core.history_goes(6).await;
-        assert!(within(&mut session, soon).await.is_none(), "the client can resume there");
+        assert!(
+            within(&mut session, soon).await.is_none(),
+            "the client can resume there"
+        );
     }
 }
