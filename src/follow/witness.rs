@@ -499,10 +499,12 @@ mod tests {
             ]);
         }
         store.compact(10).unwrap();
-        let mut n = 0;
+        let mut n = 1u64;
         let chosen = samples(&store, 30, || {
-            n += 7;
-            n
+            n = n
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            n >> 33
         });
         assert!((2..=SAMPLES).contains(&chosen.len()), "{chosen:?}");
         let mut witness = Witness::new(7, 1);

@@ -28,7 +28,6 @@ pub struct Store {
     pub(super) state: RwLock<State>,
     waking: Waking,
     published: Box<dyn Fn() + Send + Sync>,
-    visible: Box<dyn Fn() + Send + Sync>,
     journal: Option<Arc<dyn Journal>>,
     pub(super) pins: Pins,
     pub(super) pages: Mutex<Pages>,
@@ -67,7 +66,6 @@ impl Store {
     pub(super) fn open(state: State, hooks: Hooks) -> Arc<Self> {
         let Hooks {
             published,
-            visible,
             unpinned,
             journal,
         } = hooks;
@@ -75,7 +73,6 @@ impl Store {
             waking: Waking::new(state.visible),
             state: RwLock::new(state),
             published,
-            visible,
             journal,
             pins: Pins::new(unpinned),
             pages: Mutex::default(),
@@ -205,7 +202,6 @@ impl Store {
         let wanted = !dirty.is_empty();
         self.waking.add(state.visible, dirty);
         drop(state);
-        (self.visible)();
         if wanted {
             (self.published)();
         }
@@ -228,7 +224,7 @@ impl Store {
     pub fn wake_every_watcher(&self) {
         let groups = self.state.read().groups.all();
         for group in groups {
-            let _ = group.wake();
+            group.wake();
         }
     }
 

@@ -103,7 +103,7 @@ fn a_gap_is_a_fault_and_the_second_in_a_row_loads_anew() {
     let mut feed = at_five();
     assert_eq!(short(&feed.input(message(7, &[(7, "a")]))), "reconnect 5 gap");
     feed.input(Input::Created { revision: 7 });
-    let answer = feed.input(message(7, &[(5, "a"), (6, "a"), (8, "b")]));
+    let answer = feed.input(message(8, &[(5, "a"), (6, "a"), (8, "b")]));
     assert_eq!(short(&answer), "=5/1 +6/1 reconnect 6 gap", "revision 6 was new");
     feed.input(Input::Created { revision: 8 });
     // The watch must begin with revision 6.

@@ -203,7 +203,9 @@ mod tests {
         let soon = Duration::from_secs(1);
         create(&mut session, "quiet", 0);
         assert!(within(&mut session, soon).await.unwrap().head.created);
-        (0..5).for_each(|_| drop(write(&core, "other")));
+        for _ in 0..5 {
+            write(&core, "other");
+        }
         core.history_goes(4).await;
         let told = within(&mut session, soon).await.unwrap();
         assert_eq!((told.head.watch_id, revision(&told)), (0, 6));
