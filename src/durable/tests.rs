@@ -326,7 +326,7 @@ proptest! {
             }
         }
         payloads.truncate(payloads.len().saturating_sub(cut / 100));
-        let mut replayer = Replayer::default();
+        let mut replayer = Replayer::new(StoreRole::Own);
         let all = payloads.iter().try_for_each(|(kind, number, payload)| {
             let (kind, number) = (*kind, *number);
             replayer.take(Frame { kind, number, payload: payload.into() })
