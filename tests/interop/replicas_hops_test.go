@@ -143,7 +143,7 @@ func (h *hops) client(rng *rand.Rand, id int) {
 	endpoints := h.endpoints()
 	for n := 0; !h.stop.Load(); n++ {
 		s := endpoints[rng.IntN(len(endpoints))]
-		kv := pb.NewKVClient(connect(s.address))
+		kv := pb.NewKVClient(connectionTo(s.address))
 		key := []byte(hopKey(rng.IntN(80)))
 		c, cancel := context.WithTimeout(context.Background(), 3*time.Second)
 		a := answered{began: time.Now(), where: s.Name}
@@ -216,7 +216,7 @@ func (h *hops) watch(rng *rand.Rand, w *hopWatch, last *atomic.Int64) {
 func (h *hops) once(rng *rand.Rand, w *hopWatch, s *server, last *atomic.Int64) {
 	c, cancel := context.WithTimeout(context.Background(), time.Duration(300+rng.IntN(1000))*time.Millisecond)
 	defer cancel()
-	stream, err := pb.NewWatchClient(connect(s.address)).Watch(c)
+	stream, err := pb.NewWatchClient(connectionTo(s.address)).Watch(c)
 	if err != nil {
 		return
 	}

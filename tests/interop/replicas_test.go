@@ -104,8 +104,8 @@ func (m *members) addresses() (all []string) {
 // connections has one connection to each address, for as long as the tests run.
 var connections sync.Map
 
-// connect returns a connection to an address, which finds the server again after a restart.
-func connect(address string) *grpc.ClientConn {
+// connectionTo returns a connection to an address, which finds the server again after a restart.
+func connectionTo(address string) *grpc.ClientConn {
 	if found, ok := connections.Load(address); ok {
 		return found.(*grpc.ClientConn)
 	}
@@ -123,7 +123,7 @@ func connect(address string) *grpc.ClientConn {
 func revisionOf(s *server, serializable bool) int64 {
 	c, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
-	conn := connect(s.address)
+	conn := connectionTo(s.address)
 	r, err := pb.NewKVClient(conn).Range(c, &pb.RangeRequest{Key: []byte("\x00"), CountOnly: true, Serializable: serializable})
 	if err != nil {
 		return 0
@@ -290,7 +290,7 @@ func sameHash(t testing.TB, servers []*server, revision int64) {
 	}
 	hashes := map[int64]map[uint32][]string{}
 	for _, s := range servers {
-		r, err := pb.NewMaintenanceClient(connect(s.address)).HashKV(ctx(t), &pb.HashKVRequest{Revision: revision})
+		r, err := pb.NewMaintenanceClient(connectionTo(s.address)).HashKV(ctx(t), &pb.HashKVRequest{Revision: revision})
 		if err != nil {
 			continue
 		}

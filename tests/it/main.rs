@@ -19,6 +19,7 @@ mod environments;
 mod etcd_api;
 mod etcd_flags;
 mod etcdctl;
+mod follow;
 mod forbidden;
 mod kubernetes;
 mod kubernetes_client;
