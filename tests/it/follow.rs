@@ -100,7 +100,11 @@ async fn a_replica_shows_the_history_of_its_upstream_and_passes_writes_on() {
     let client = &mut plain_client(&here.address().await).await;
     let now = revision(up).await;
     for at in 2..=now {
-        assert_eq!(everything(client, at).await, everything(up, at).await, "at revision {at}");
+        assert_eq!(
+            everything(client, at).await,
+            everything(up, at).await,
+            "at revision {at}"
+        );
     }
     // Changes from now on arrive from both sides.
     put(up, "after", "up").await;
@@ -108,7 +112,10 @@ async fn a_replica_shows_the_history_of_its_upstream_and_passes_writes_on() {
     assert_eq!(written, now + 2);
     assert_eq!(everything(client, 0).await, everything(up, 0).await);
     let last = put(up, "end", "").await;
-    let mut streams = [up.watch("", watch_all(2)).await.unwrap(), client.watch("", watch_all(2)).await.unwrap()];
+    let mut streams = [
+        up.watch("", watch_all(2)).await.unwrap(),
+        client.watch("", watch_all(2)).await.unwrap(),
+    ];
     let there = events_until(&mut streams[0], last).await;
     assert_eq!(events_until(&mut streams[1], last).await, there);
     assert_eq!(there.len(), 20 + 1 + 2 + 3);
@@ -170,7 +177,9 @@ async fn another_store_at_the_same_address_ends_watches_as_compacted() {
     let up = &mut plain_client(&address).await;
     put(up, "other", "past").await;
     // A client that meets another cluster id connects again, and so do streams: they end, or are cancelled.
-    let ended = timeout(PATIENCE + Duration::from_secs(30), stream.message()).await.unwrap();
+    let ended = timeout(PATIENCE + Duration::from_secs(30), stream.message())
+        .await
+        .unwrap();
     if let Ok(Some(last)) = &ended {
         assert!(last.canceled() && last.compact_revision() > 0, "{last:?}");
     }
@@ -189,7 +198,11 @@ async fn an_upstream_that_cannot_be_followed_is_named_and_waited_for() {
     let place = Place::new();
     let missing = etcd_at("127.0.0.1:0", &["--follow=/nonexistent/upstream.yaml"]).run();
     assert_eq!(missing.code, Some(1));
-    assert!(missing.text().contains("cannot read /nonexistent/upstream.yaml"), "{}", missing.text());
+    assert!(
+        missing.text().contains("cannot read /nonexistent/upstream.yaml"),
+        "{}",
+        missing.text()
+    );
     // Nothing listens at the address yet.
     let probe = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = probe.local_addr().unwrap().to_string();
