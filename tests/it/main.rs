@@ -20,6 +20,7 @@ mod etcd_api;
 mod etcd_flags;
 mod etcdctl;
 mod follow;
+mod follow_users;
 mod forbidden;
 mod kubernetes;
 mod kubernetes_client;

@@ -118,7 +118,7 @@ mod tests {
     use crate::pb::WatchResponse;
     use crate::pb::etcdserverpb as pb;
     use crate::server::admission::Caller;
-    use crate::server::{Config, MemberIdentity, Wakers};
+    use crate::server::{Config, MemberIdentity, Parts, Wakers};
     use crate::util::lifecycle::Lifecycle;
     use std::sync::Arc;
 
@@ -139,7 +139,15 @@ mod tests {
             quiet_watch_time: Some(TIME),
             ..Config::new(MemberIdentity::random())
         };
-        let core = Core::start(store, lessor, auth, None, wakers, config, &life);
+        let parts = Parts {
+            store,
+            lessor,
+            auth,
+            durable: None,
+            upstream: None,
+            wakers,
+        };
+        let core = Core::start(parts, config, &life);
         Bench {
             session: WatchSession::new(Arc::clone(&core), Caller::default(), None),
             core,

@@ -48,7 +48,7 @@ pub(super) struct Fake {
     router: Router,
     pub(super) store: Arc<Store>,
     pub(super) auth: Arc<AuthStore>,
-    lessor: Arc<Lessor>,
+    core: Arc<Core>,
     pub(super) mood: Mutex<Mood>,
     pub(super) judge: Mutex<Judge>,
     pub(super) exact: Mutex<bool>,
@@ -306,6 +306,7 @@ impl Bench {
         let (store, core) = serve(&auth, None, &life);
         let upstream = Arc::new(Fake {
             router: core.router(Serve::Grpc),
+            core,
             store,
             auth,
             mood: Mutex::new(Mood::Works),
@@ -313,7 +314,6 @@ impl Bench {
             exact: Mutex::new(true),
             sent: Mutex::default(),
             old: Mutex::default(),
-            lessor: Arc::clone(&core.lessor),
             replica: OnceLock::new(),
         });
         let auth = users();
@@ -331,11 +331,14 @@ impl Bench {
     /// A bench whose replica follows all the time.
     pub(super) fn following() -> Self {
         let bench = Self::new();
-        let (upstream, store) = (Arc::clone(&bench.upstream.store), Arc::clone(&bench.store));
+        let (upstream, store) = (Arc::clone(&bench.upstream.core), Arc::clone(&bench.store));
         bench.life.spawn_part("feed", async move {
+            let mut visible = upstream.visible.subscribe();
             loop {
-                follow(&upstream, &store, i64::MAX);
-                tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+                follow(&upstream.store, &store, i64::MAX);
+                if visible.changed().await.is_err() {
+                    return;
+                }
             }
         });
         bench
@@ -366,7 +369,7 @@ impl Bench {
 
     /// Grants a lease of ten minutes, upstream.
     pub(super) fn upstream_grant(&self, id: i64) {
-        self.upstream.lessor.grant(id, 600).unwrap();
+        self.upstream.core.lessor.grant(id, 600).unwrap();
     }
 
     /// Makes a call of a client.
