@@ -49,13 +49,13 @@ fn catch_up(follower: &Store, leader: &Store) {
 impl Running {
     /// Waits until `done` holds for the number of checkpoints.
     fn checkpoints(&self, done: impl Fn(u64) -> bool) {
-        for _ in 0..10_000 {
-            if done(self.durable.metrics().checkpoints.get()) {
-                return;
+        let written = async {
+            while !done(self.durable.metrics().checkpoints.get()) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
             }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        panic!("no checkpoint was written");
+        };
+        let written = async { tokio::time::timeout(Duration::from_secs(30), written).await };
+        wait(written).expect("a checkpoint is written");
     }
 }
 
