@@ -28,6 +28,7 @@ pub struct Store {
     pub(super) state: RwLock<State>,
     waking: Waking,
     published: Box<dyn Fn() + Send + Sync>,
+    visible: Box<dyn Fn() + Send + Sync>,
     journal: Option<Arc<dyn Journal>>,
     pub(super) pins: Pins,
     pub(super) pages: Mutex<Pages>,
@@ -66,6 +67,7 @@ impl Store {
     pub(super) fn open(state: State, hooks: Hooks) -> Arc<Self> {
         let Hooks {
             published,
+            visible,
             unpinned,
             journal,
         } = hooks;
@@ -73,6 +75,7 @@ impl Store {
             waking: Waking::new(state.visible),
             state: RwLock::new(state),
             published,
+            visible,
             journal,
             pins: Pins::new(unpinned),
             pages: Mutex::default(),
@@ -174,6 +177,7 @@ impl Store {
         self.record(|| Change::Swapped);
         self.waking.restart(state.visible, ended);
         drop(state);
+        (self.visible)();
         (self.published)();
     }
 
@@ -202,6 +206,7 @@ impl Store {
         let wanted = !dirty.is_empty();
         self.waking.add(state.visible, dirty);
         drop(state);
+        (self.visible)();
         if wanted {
             (self.published)();
         }
