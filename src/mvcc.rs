@@ -4,6 +4,7 @@
 //! A write goes `store` → `write_txn` (changes the `state`) → `log` (one batch per revision). Publishing the revision
 //! leaves a frame in each interested `group`, and `watcher` cursors take the frames. With a `journal`, a revision is
 //! published only once it is durable. `recovery` makes a store again from a checkpoint and the changes recorded after.
+//! `adopt` is for a store that follows another one: it repeats revisions, and swaps the state for one with another past.
 //!
 //! ```
 //! use isthmus::mvcc::{KeyRange, Put, RangeOptions, Store};

@@ -97,18 +97,22 @@ struct SizeArgs {
 }
 
 impl SizeArgs {
+    /// Sets what the server has to know of the sizes.
+    fn server(&self, config: server::Config) -> server::Config {
+        let quiet_watch_time = self.auto_compaction().quiet_watch_time();
+        server::Config {
+            quota_bytes: self.quota_bytes(),
+            quiet_watch_time: self.progress_to_quiet_watches.then_some(quiet_watch_time),
+            ..config
+        }
+    }
+
     /// The automatic compaction by time.
     fn auto_compaction(&self) -> AutoCompaction {
         match self.history.is_zero() {
             true => AutoCompaction::Off,
             false => AutoCompaction::Periodic(self.history),
         }
-    }
-
-    /// How long a watch may be without a message before it is told its progress; `None` for ever.
-    fn quiet_watch_time(&self) -> Option<Duration> {
-        self.progress_to_quiet_watches
-            .then(|| self.auto_compaction().quiet_watch_time())
     }
 
     /// Bytes of history from which it is compacted; `None` for no limit.
@@ -157,17 +161,15 @@ impl ServeArgs {
         let starting = Starting::new(&ready);
         let metrics = observe.start("cilium_clustermesh_apiserver", &ready, life).await?;
         let tls = tls(cert_file, key_file, client_cert_auth.then_some(trusted_ca_file));
-        let server = server::Config {
+        let server = sizes.server(server::Config {
             name: cluster.name.to_string(),
             client_urls: listen_client_urls.clone(),
-            quota_bytes: sizes.quota_bytes(),
             max_concurrent_streams: budgets.max_concurrent_streams,
             watch_gather_time: budgets.watch_gather_time,
-            quiet_watch_time: sizes.quiet_watch_time(),
             budgets: budgets.budgets(),
             expiry: metrics.expiry.clone(),
             ..server::Config::new(MemberIdentity::random())
-        };
+        });
         let config = EtcdConfig {
             auto_compaction: sizes.auto_compaction(),
             history_max: sizes.history_max(),

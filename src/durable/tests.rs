@@ -20,6 +20,7 @@ struct Running {
 
 fn wait<T>(f: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread()
+        .enable_time()
         .build()
         .unwrap()
         .block_on(f)

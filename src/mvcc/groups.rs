@@ -118,6 +118,7 @@ impl Groups {
     pub(super) fn retire(&mut self, compacted: i64) -> Vec<Dirty> {
         self.by_key = HashMap::new();
         self.by_range = IntervalMap::default();
+        self.budget.begin_anew();
         let mut ended = Vec::new();
         for group in std::mem::take(&mut self.by_filter).into_values() {
             group.state.lock().end(compacted);

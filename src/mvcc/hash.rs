@@ -3,7 +3,8 @@
 use super::Error;
 use super::encoded::{Fields, Kv};
 use super::key_history::Version;
-use super::store::Store;
+use super::range::KeyRange;
+use super::store::{READ_CHUNK, Store};
 use super::walk::Walk;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -95,6 +96,33 @@ impl Versions {
 // === impl Store ===
 
 impl Store {
+    /// Whether the place of every version in its revision is known, as far as nothing is written meanwhile. Writers wait
+    /// for at most a few thousand keys.
+    pub fn is_exact(&self) -> bool {
+        let mut rest = KeyRange::all();
+        loop {
+            let mut last = vec![];
+            let state = self.state.read();
+            for (n, history) in (1..).zip(state.index.range(&rest).take(READ_CHUNK)) {
+                if history
+                    .versions()
+                    .iter()
+                    .any(|version| version.sub == Version::UNORDERED)
+                {
+                    return false;
+                }
+                if n == READ_CHUNK {
+                    last = history.key().to_vec();
+                }
+            }
+            drop(state);
+            if last.is_empty() {
+                return true;
+            }
+            rest = rest.after(&last);
+        }
+    }
+
     /// All versions up to `revision` (0: up to now). Writers wait for at most a few thousand keys.
     pub fn versions(self: &Arc<Self>, revision: i64) -> Result<Versions, Error> {
         let (mut walk, revision, current, compacted) = {

@@ -147,7 +147,8 @@ impl State {
         if revision > self.visible {
             return Err(Error::FutureRevision);
         }
-        self.compacted = revision;
+        // Later revisions are whole.
+        (self.compacted, self.partial) = (revision, false);
         Ok(())
     }
 

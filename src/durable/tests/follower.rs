@@ -49,13 +49,13 @@ fn catch_up(follower: &Store, leader: &Store) {
 impl Running {
     /// Waits until `done` holds for the number of checkpoints.
     fn checkpoints(&self, done: impl Fn(u64) -> bool) {
-        for _ in 0..10_000 {
-            if done(self.durable.metrics().checkpoints.get()) {
-                return;
+        let written = async {
+            while !done(self.durable.metrics().checkpoints.get()) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
             }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        panic!("no checkpoint was written");
+        };
+        let written = async { tokio::time::timeout(Duration::from_secs(30), written).await };
+        wait(written).expect("a checkpoint is written");
     }
 }
 
@@ -83,14 +83,19 @@ fn a_replica_restarts_where_its_copy_ends_under_the_ids_of_its_cluster() {
             ]);
         }
         catch_up(store, &leader);
-        crashed(&running, home.path(), other.path());
+        let mut paths = vec![home.path()];
+        if engine == EngineKind::Log {
+            // sled keeps groups that were not synced in the process.
+            crashed(&running, home.path(), other.path());
+            paths.push(other.path());
+            // The machine was restarted.
+            let path = other.path().join("store/running");
+            let marker = fs::read_to_string(&path).unwrap();
+            fs::write(&path, marker.replace(r#""boot":""#, r#""boot":"another"#)).unwrap();
+        }
         drop(running);
-        // The machine of the crashed one was restarted, and nobody had synced.
-        let path = other.path().join("store/running");
-        let marker = fs::read_to_string(&path).unwrap();
-        fs::write(&path, marker.replace(r#""boot":""#, r#""boot":"another"#)).unwrap();
         let (expected, hash) = (content(&leader), leader.versions(0).unwrap().hash());
-        for path in [home.path(), other.path()] {
+        for path in paths {
             let again = start(&config(path));
             assert_eq!(again.loaded.identity, identity, "{engine:?}");
             let store = &again.loaded.store;

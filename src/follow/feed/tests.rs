@@ -350,10 +350,10 @@ impl Bench {
         let key = |n: usize| format!("k{}", n % 5);
         let value = format!("{}", self.written);
         let mut writes = vec![Write::Put(key(seed).into(), value.into())];
-        if seed % 3 == 0 {
+        if seed.is_multiple_of(3) {
             writes.push(Write::Delete(key(seed / 3).into()));
         }
-        if seed % 7 == 0 {
+        if seed.is_multiple_of(7) {
             writes.push(Write::Put(key(seed / 7).into(), "again".into()));
         }
         let revision = self.upstream.apply(&writes);
@@ -525,7 +525,7 @@ impl Bench {
         let few = n as i64 % 6;
         match op {
             0..=3 => (0..=n % 4).for_each(|i| self.write(n + i)),
-            4..=7 => self.deliver(1 + few, 1 + n % 3, n % 2 == 0),
+            4..=7 => self.deliver(1 + few, 1 + n % 3, n.is_multiple_of(2)),
             // An old message again.
             8 => {
                 let to = self.watch.next.min(self.head() + 1) - 1;
@@ -542,7 +542,7 @@ impl Bench {
             }
             12 => self.compacted = self.compacted.max(self.head() - few),
             13 => self.input(Input::Silence),
-            14 | 15 => self.load(few % 4, n % 2 == 0),
+            14 | 15 => self.load(few % 4, n.is_multiple_of(2)),
             _ => self.rewind(few, n % 7),
         }
     }

@@ -249,7 +249,7 @@ fn a_state_from_lists_is_completed_by_the_events_of_its_revision() {
     leader.apply(&writes);
     let store = list(&leader).open(Hooks::default());
     assert_eq!((store.revision(), store.floor(), store.events_of(22)), (22, 23, None));
-    assert!(!store.versions(0).unwrap().is_exact());
+    assert!(!store.versions(0).unwrap().is_exact() && !store.is_exact() && leader.is_exact());
     assert_eq!(store.versions(0).unwrap().hash_compacted(22), None);
     // A watch from there would miss a part.
     let mut early = watch_all(&store, 22);
@@ -282,6 +282,10 @@ fn a_state_from_lists_is_completed_by_the_events_of_its_revision() {
     catch_up(&store, &leader);
     store.complete(23, &events).unwrap();
     assert_eq!(store.floor(), 24);
+    // A compaction beyond it ends that.
+    store.compact(24).unwrap();
+    assert_eq!(store.floor(), 24);
+    assert!(!matches!(watch_all(&store, 24).take_now(1), WatchUpdate::Compacted(_)));
     // An empty store has nothing to complete.
     let store = list(&Store::new()).open(Hooks::default());
     assert_eq!((store.revision(), store.floor()), (1, 1));
