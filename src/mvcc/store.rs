@@ -177,6 +177,7 @@ impl Store {
         self.record(|| Change::Swapped);
         self.waking.restart(state.visible, ended);
         drop(state);
+        (self.visible)();
         (self.published)();
     }
 

@@ -83,7 +83,7 @@ async fn a_replica_that_may_read_the_users_checks_them_itself() {
     denied("without the role", kim.put("k1", "2", None)).await;
     // Any other change is noticed after a while.
     root.user_grant_role("kim", "k").await.unwrap();
-    eventually("the role is back", async || kim.get("k1", None).await.is_ok()).await;
+    eventually("the role is back", async || kim.get("k1", None).await.ok()).await;
     assert_eq!(
         root.get("k1", None).await.unwrap().kvs()[0].version(),
         2,

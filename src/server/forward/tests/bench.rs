@@ -2,7 +2,7 @@
 
 use crate::auth::{self, AuthStore, ROOT};
 use crate::lease::Lessor;
-use crate::mvcc::{Followed, Store};
+use crate::mvcc::{Followed, Recovery, Store};
 use crate::server::peer::Peer;
 use crate::server::upstream::{Credentials, Judge, Upstream, UpstreamIdentity, not_sent};
 use crate::server::{Config, Core, MemberIdentity, Parts, Serve, Wakers};
@@ -166,7 +166,10 @@ pub(super) async fn unary(
 /// and has the password `secret`; `eve` is none.
 fn serve(auth: &Arc<AuthStore>, upstream: Option<Arc<dyn Upstream>>, life: &Lifecycle) -> (Arc<Store>, Arc<Core>) {
     let wakers = Wakers::default();
-    let store = Store::with_hooks(wakers.hooks());
+    let store = match &upstream {
+        None => Store::with_hooks(wakers.hooks()),
+        Some(_) => Recovery::following().open(wakers.hooks()),
+    };
     let parts = Parts {
         store: Arc::clone(&store),
         lessor: Arc::new(Lessor::new(Arc::clone(&store), 2)),
