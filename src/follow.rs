@@ -159,8 +159,9 @@ impl Connected {
 /// Whether the state of a store has the order of the upstream, also inside revisions.
 async fn has_order(store: &Arc<Store>) -> bool {
     let store = Arc::clone(store);
-    let versions = tokio::task::spawn_blocking(move || store.versions(0)).await;
-    versions.is_ok_and(|versions| versions.is_ok_and(|versions| versions.is_exact()))
+    tokio::task::spawn_blocking(move || store.is_exact())
+        .await
+        .unwrap_or(false)
 }
 
 /// The pauses between attempts to reach the upstream at the start.

@@ -425,7 +425,7 @@ impl Driver {
             for endpoint in self.endpoints.order() {
                 let applied = self.feed.applied();
                 match Box::pin(self.endpoints.candidate(&endpoint, applied)).await {
-                    Ok(Candidate::Fits(member)) => match Session::open(member, self.feed.start()).await {
+                    Ok(Candidate::Fits(member)) => match Session::open(*member, self.feed.start()).await {
                         Ok(session) => {
                             self.session = Some(session);
                             return Ok(());
