@@ -1,6 +1,6 @@
 # Every target first installs missing build tools (`make setup`). Targets that compare with peers also need Go.
 .PHONY: demo test check bench fuzz setup build fmt lint doc deny interop kubernetes interop-kubernetes interop-publisher \
-	interop-cilium peers helm deploy crash load publish mesh adversary guard profile monitoring bench-store image image-test release e2e e2e-up e2e-tools e2e-short
+	interop-cilium peers helm deploy crash replicas load publish mesh adversary guard profile monitoring bench-store image image-test release e2e e2e-up e2e-tools e2e-short
 
 CARGO ?= cargo
 TARGET ?= $(or $(CARGO_TARGET_DIR),target)
@@ -149,6 +149,13 @@ mesh: peers ## measure mirroring 250 clusters: cold start, churn, restart; MESH=
 	./tests/interop/cilium/build $(PEERS)
 	go run -C tests/interop ./mesh -isthmus $(abspath $(TARGET))/dist/clustermesh-apiserver -etcd $(PEERS)/etcd \
 		-cilium $(PEERS)/clustermesh-apiserver $(MESH)
+
+# `make interop` has a short form. One round takes about 10 s.
+replicas: peers ## kill and stop members and replicas of an etcd under hopping watchers, 3.7 and 3.6; ROUNDS=200
+	$(CARGO) build --locked --release
+	@for etcd in $(PEERS) $(PEERS)/etcd36; do \
+		ISTHMUS_BIN=$(abspath $(TARGET))/release/clustermesh-apiserver PEERS_BIN=$$etcd go test -C tests/interop -count=1 -v \
+			-timeout 5h -run Replicas . -args -replicas.rounds $(or $(ROUNDS),200) -replicas.seeds 10 -replicas.calls 1000 || exit 1; done
 
 crash: peers ## kill the store at random and drop unsynced writes, then check the data; ROUNDS=500 ENGINE=log MODE=sync
 	$(CARGO) build --locked --release

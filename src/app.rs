@@ -1,5 +1,6 @@
 //! The composition root: the only module that knows all rooms. `cli` chooses which of them to start, and how.
 
+mod candidates;
 pub mod certs;
 mod etcd;
 pub mod etcdinit;
@@ -9,6 +10,7 @@ pub mod metrics;
 pub mod signal;
 mod users;
 
+pub use candidates::Candidates;
 pub use etcd::{AutoCompaction, Etcd, EtcdConfig, ListenConfig};
 pub use leader::lead;
 

@@ -207,6 +207,25 @@ impl AuthStore {
         })
     }
 
+    /// Replaces users and roles by those of the cluster that this store follows. A change forgets all tokens that were
+    /// remembered, since it may have been a change of their users. Returns whether anything changed.
+    pub fn follow(&self, mut state: AuthState) -> bool {
+        let _writer = self.writer.lock();
+        let before = self.state.load();
+        if (before.enabled, before.revision) == (state.enabled, state.revision)
+            && (&before.users, &before.roles) == (&state.users, &state.roles)
+        {
+            return false;
+        }
+        state.derive();
+        if let Some(on_change) = &self.on_change {
+            on_change(&before, &state);
+        }
+        self.state.store(Arc::new(state));
+        self.tokens.clear();
+        true
+    }
+
     /// Enables authentication. Needs a user `root` with the role `root`.
     pub fn enable(&self) -> Result<(), Error> {
         self.change(|state| {

@@ -13,6 +13,7 @@ mod demo;
 pub mod etcd;
 mod etcdinit;
 mod flags;
+mod follow;
 mod help;
 mod ignored;
 pub mod kvstoremesh;
@@ -128,7 +129,7 @@ fn command_line(program: Program) -> clap::Command {
         .long("version")
         .help("Print the version of this program.")
         .action(ArgAction::Version);
-    let shared = [data::VARIABLES, budgets::VARIABLES];
+    let shared = [data::VARIABLES, budgets::VARIABLES, follow::VARIABLES];
     let cli = match program {
         Program::ClustermeshApiserver => Cli::command(),
         Program::Isthmus => Cli::augment_args(mesh::MeshCommand::augment_subcommands(clap::Command::new(

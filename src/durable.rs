@@ -35,7 +35,7 @@ mod wipe;
 mod writer;
 
 pub use damage::Damage;
-pub use directory::StoreIdentity;
+pub use directory::{StoreIdentity, StoreRole};
 pub use engine::Sizes;
 pub use engines::EngineKind;
 pub use error::Error;
@@ -54,6 +54,8 @@ use std::time::Duration;
 
 /// Format version of new data directories. Older formats are read, newer ones are refused.
 pub const FORMAT: u32 = 2;
+/// Format version of the directories of replicas, which hold marks and roles that [`FORMAT`] does not know.
+pub const FOLLOWER_FORMAT: u32 = 3;
 /// Length of a log file, in bytes, unless checkpoints are wanted sooner.
 const SEGMENT_MAX: u64 = 64 << 20;
 const SEGMENT_MIN: u64 = 64 << 10;
@@ -93,6 +95,9 @@ pub struct Config {
     pub on_corruption: OnCorruption,
     /// The writer makes a checkpoint once the log has this many bytes and half the size of the last checkpoint.
     pub checkpoint_bytes: u64,
+    /// The cluster that the store follows; `None` for a store of its own. The directory of a replica is a copy that is
+    /// written behind: revisions are visible before they are written, and what is missing comes again from upstream.
+    pub follows: Option<u64>,
 }
 
 /// A store as its data directory holds it.
@@ -106,6 +111,8 @@ pub struct Loaded {
     pub groups: u64,
     /// Sizes on disk.
     pub sizes: Sizes,
+    /// The directory held nothing that counts, so a checkpoint is due.
+    pub is_void: bool,
 }
 
 impl Config {
@@ -118,6 +125,7 @@ impl Config {
             interval: Duration::from_millis(100),
             on_corruption: OnCorruption::Rebuild,
             checkpoint_bytes: 64 << 20,
+            follows: None,
         }
     }
 

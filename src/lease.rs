@@ -309,7 +309,7 @@ impl Lessor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mvcc::Put;
+    use crate::mvcc::{EventKind, Fields, Followed, Hooks, Kv, Put, Recovery};
 
     fn granted(id: i64, ttl_secs: i64) -> Result<GrantedLease, Error> {
         Ok(GrantedLease { id, ttl_secs })
@@ -347,6 +347,32 @@ mod tests {
         assert_eq!(lessor.info(kept).unwrap().granted_secs, 10);
         assert_eq!(store.lease_keys(kept).unwrap(), ["b"]);
         assert_eq!(lessor.ids(), [kept]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn leases_that_keys_name_are_known_and_belong_to_no_lessor() {
+        let store = Recovery::following().open(Hooks::default());
+        let lessor = Lessor::new(Arc::clone(&store), MIN_TTL_SECS);
+        let put = Kv::new(&Fields {
+            key: b"a",
+            create_revision: 2,
+            mod_revision: 2,
+            version: 1,
+            lease: 7,
+            ..Fields::default()
+        });
+        let kind = EventKind::Put;
+        store.adopt(2, vec![Followed { kind, kv: put }]).unwrap();
+        assert_eq!(store.lease_keys(7).unwrap(), ["a"]);
+        assert_eq!(
+            (lessor.ids(), lessor.info(7), lessor.keep_alive(7)),
+            (vec![], None, None)
+        );
+        assert_eq!(lessor.revoke(7), Err(Error::NotFound));
+        // Neither does one that begins later, as after a restart.
+        let lessor = Lessor::new(Arc::clone(&store), MIN_TTL_SECS);
+        beside_expiry(&lessor, tokio::time::sleep(Duration::from_secs(10_000))).await;
+        assert!(store.get(b"a").is_some());
     }
 
     #[tokio::test(start_paused = true)]

@@ -4,6 +4,7 @@
 //! A write goes `store` → `write_txn` (changes the `state`) → `log` (one batch per revision). Publishing the revision
 //! leaves a frame in each interested `group`, and `watcher` cursors take the frames. With a `journal`, a revision is
 //! published only once it is durable. `recovery` makes a store again from a checkpoint and the changes recorded after.
+//! `adopt` is for a store that follows another one: it repeats revisions, and swaps the state for one with another past.
 //!
 //! ```
 //! use isthmus::mvcc::{KeyRange, Put, RangeOptions, Store};
@@ -20,6 +21,7 @@
 //! # Ok::<(), isthmus::mvcc::Error>(())
 //! ```
 
+mod adopt;
 mod branches;
 mod chunks;
 mod encoded;
@@ -52,6 +54,7 @@ mod watcher;
 mod work;
 mod write_txn;
 
+pub use adopt::{Compared, Divergence, Followed};
 pub use encoded::{Fields, Kv, put_varint, take_varint, varint_len};
 pub use group::{Wake, WatchFilter};
 pub use hash::Versions;

@@ -16,7 +16,9 @@ mod config;
 mod connection;
 mod connections;
 mod descriptors;
+mod forward;
 mod frames;
+mod fresh;
 mod gateway;
 pub mod http;
 mod io;
@@ -39,6 +41,7 @@ pub mod tls;
 mod transport;
 mod turns;
 mod unknown;
+pub mod upstream;
 mod wakers;
 mod watch;
 
@@ -58,13 +61,16 @@ use admission::{Admission, Admitted, Caller, Limits, Operation};
 use alarm::Alarms;
 use commit::{Cause, Durability};
 use connections::Connections;
+use forward::Forwarding;
 use listen::Listener;
 use logins::Logins;
 use parking_lot::RwLock;
 use refusals::Refusals;
 use shares::Shares;
 use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
 use std::time::Duration;
+use tokio::sync::watch::Sender as WatchSender;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -72,6 +78,7 @@ use tonic::Status;
 use tonic::service::Routes;
 use transport::Transport;
 use turns::Turns;
+use upstream::Upstream;
 
 /// The etcd version that is reported to clients.
 pub const ETCD_VERSION: &str = "3.7.3";
@@ -98,6 +105,19 @@ pub enum Serve {
     Metrics,
 }
 
+/// What a server is made of.
+pub struct Parts {
+    pub store: Arc<Store>,
+    pub lessor: Arc<Lessor>,
+    pub auth: Arc<AuthStore>,
+    /// The data directory; `None` for a store in memory.
+    pub durable: Option<Arc<Durable>>,
+    /// The cluster that the store follows; `None` for a store that decides for itself.
+    pub upstream: Option<Arc<dyn Upstream>>,
+    /// The notifiers that the store's hooks notify.
+    pub wakers: Wakers,
+}
+
 /// The state that the services share.
 pub struct Core {
     store: Arc<Store>,
@@ -106,6 +126,9 @@ pub struct Core {
     alarms: Arc<Alarms>,
     admission: Admission,
     durability: Durability,
+    /// The cluster that a replica follows.
+    upstream: Option<Arc<dyn Upstream>>,
+    forwarding: Forwarding,
     metrics: metrics::Metrics,
     connections: Arc<Connections>,
     refusals: Arc<Refusals>,
@@ -125,22 +148,30 @@ pub struct Core {
     published: Arc<Notify>,
     /// Notified when all watchers with news have been woken.
     woken: Notify,
+    /// Changes when a revision has become visible.
+    visible: WatchSender<()>,
+    /// History before this revision is about to go although it is not old: quiet watches that need it are told first.
+    history_goes: AtomicI64,
 }
 
 impl Core {
-    /// Connects a store to the services. `wakers` are those that the store's hooks notify. Starts the tasks that
-    /// expire leases, purge history and wake watchers.
-    pub fn start(
-        store: Arc<Store>,
-        lessor: Arc<Lessor>,
-        auth: Arc<AuthStore>,
-        durable: Option<Arc<Durable>>,
-        wakers: Wakers,
-        config: Config,
-        life: &Lifecycle,
-    ) -> Arc<Self> {
+    /// Connects a store to the services. Starts the tasks that expire leases, purge history and wake watchers. In a
+    /// replica, leases end upstream.
+    pub fn start(parts: Parts, config: Config, life: &Lifecycle) -> Arc<Self> {
+        let Parts {
+            store,
+            lessor,
+            auth,
+            durable,
+            upstream,
+            wakers,
+        } = parts;
         let stop = life.stop_token().clone();
-        let Wakers { published, compacted } = wakers;
+        let Wakers {
+            published,
+            compacted,
+            visible,
+        } = wakers;
         let mut metrics = metrics::Metrics::new(
             Arc::clone(&store),
             Arc::clone(&lessor),
@@ -151,6 +182,10 @@ impl Core {
         let refusals: Arc<Refusals> = Arc::default();
         let connections = Connections::new(config.budgets.clone(), Arc::clone(&refusals));
         metrics.register(&connections);
+        let forwarding = Forwarding::default();
+        if let Some(upstream) = &upstream {
+            metrics.register_forwarding(&**upstream, &forwarding.unheld);
+        }
         let durability = Durability::new(durable);
         let alarms = Arc::new(Alarms::new(&config.alarms, durability.clone()));
         let admission = Admission {
@@ -159,11 +194,8 @@ impl Core {
             auth: Arc::clone(&auth),
             alarms: Arc::clone(&alarms),
             durability: durability.clone(),
-            limits: Limits {
-                max_request_bytes: config.max_request_bytes,
-                quota_bytes: usize::try_from(config.quota_bytes).unwrap_or(usize::MAX),
-                member_id: config.identity.member_id,
-            },
+            follows: upstream.is_some(),
+            limits: Limits::of(&config),
         };
         let core = Arc::new(Self {
             store,
@@ -172,6 +204,8 @@ impl Core {
             alarms,
             admission,
             durability,
+            upstream,
+            forwarding,
             metrics,
             connections,
             refusals,
@@ -186,13 +220,38 @@ impl Core {
             compacted,
             published,
             woken: Notify::new(),
+            visible,
+            history_goes: AtomicI64::new(0),
         });
-        let (expiry, purge, wake) = (Arc::clone(&core), Arc::clone(&core), Arc::clone(&core));
-        life.spawn_forever("lease expiry", async move { expiry.lessor.expire().await });
+        core.spawn_tasks(life);
+        core
+    }
+
+    fn spawn_tasks(self: &Arc<Self>, life: &Lifecycle) {
+        let (purge, wake) = (Arc::clone(self), Arc::clone(self));
+        if self.upstream.is_none() {
+            let lessor = Arc::clone(&self.lessor);
+            life.spawn_forever("lease expiry", async move { lessor.expire().await });
+        }
         life.spawn_forever("purge", async move { purge.purge_when_compacted().await });
         life.spawn_forever("watchers", async move { wake.wake_watchers().await });
-        life.spawn_forever("connections", Arc::clone(&core.connections).watch_over());
-        core
+        life.spawn_forever("connections", Arc::clone(&self.connections).watch_over());
+    }
+
+    /// The identity of the store. A replica shows the cluster that it follows, as a member of its own.
+    fn identity(&self) -> MemberIdentity {
+        let own = self.config.identity;
+        match &self.upstream {
+            None => own,
+            Some(upstream) => {
+                let identity = upstream.identity();
+                MemberIdentity {
+                    cluster_id: identity.cluster_id,
+                    raft_term: identity.raft_term,
+                    ..own
+                }
+            }
+        }
     }
 
     fn header(&self, revision: i64) -> pb::ResponseHeader {
@@ -200,7 +259,7 @@ impl Core {
             cluster_id,
             member_id,
             raft_term,
-        } = self.config.identity;
+        } = self.identity();
         pb::ResponseHeader {
             cluster_id,
             member_id,
@@ -310,14 +369,21 @@ impl Core {
             .add_service(health_service);
         drop(health);
         let core = core();
+        let forwarder = Arc::clone(&core);
+        let forward = move |request: axum::extract::Request, next: axum::middleware::Next| {
+            Arc::clone(&forwarder).forward(request, next)
+        };
+        let observer = Arc::clone(&core);
         let observe = move |request: axum::extract::Request, next: axum::middleware::Next| {
-            let core = Arc::clone(&core);
+            let core = Arc::clone(&observer);
             async move { observe::observe(&core.metrics, request, next).await }
         };
         // The HTTP router has the fallback.
-        routes
-            .into_axum_router()
-            .reset_fallback()
-            .route_layer(axum::middleware::from_fn(observe))
+        let router = routes.into_axum_router().reset_fallback();
+        let router = match &core.upstream {
+            None => router,
+            Some(_) => router.route_layer(axum::middleware::from_fn(forward)),
+        };
+        router.route_layer(axum::middleware::from_fn(observe))
     }
 }

@@ -58,7 +58,13 @@ type Entries = Vec<(Vec<u8>, Vec<u8>)>;
 impl Snapshot {
     /// Writes the snapshot into a temporary file without a name; returns the file, at its start, and its length in
     /// bytes. The file is in the system's directory for temporary files, or in `fallback` if that directory takes none.
+    /// Fails if versions came from lists: the file names each version by its place in its revision.
     pub fn write(self, fallback: Option<&Path>) -> io::Result<(File, u64)> {
+        if !self.versions.is_exact() {
+            return Err(io::Error::other(
+                "the state of this replica came from lists, which do not tell the order of changes: ask upstream",
+            ));
+        }
         let mut out = bolt::Writer::new(temporary(fallback)?)?;
         let compacted = self.versions.compacted;
         let leases = leases(&self.leases, &self.versions);

@@ -3,16 +3,17 @@
 use super::{expiry, users};
 use crate::auth::{self, AuthStore, OnChange};
 use crate::durable::{self, Durable, Loaded};
+use crate::follow::{self, Contents, Followed, Replica};
 use crate::kvstore::Backend;
 use crate::kvstore::local::{LocalBackend, LocalDisk};
 use crate::kvstore::users::UserAdmin;
 use crate::lease::Lessor;
 use crate::model::cluster::ClusterName;
-use crate::mvcc::{Hooks, Store};
+use crate::mvcc::{Hooks, Recovery, Store};
 use crate::server::listen::{Address, Listener};
 use crate::server::peer::UserSource;
 use crate::server::tls::{TlsConfig, TlsFiles};
-use crate::server::{self, Core, MemberIdentity, Serve, Wakers};
+use crate::server::{self, Core, MemberIdentity, Parts, Serve, Wakers};
 use crate::util::expiry::{CertificateFile, Role};
 use crate::util::lifecycle::Lifecycle;
 use crate::util::metrics::Page;
@@ -29,6 +30,8 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use tokio::time::Instant;
 
+/// For how long clients that compact themselves are expected to keep revisions; Kubernetes compacts every five minutes.
+const KEPT_BY_CLIENTS: Duration = Duration::from_secs(300);
 /// The share (1/n) of the quota that remote clusters cannot use up.
 const NOT_FOR_MIRROR: usize = 8;
 
@@ -65,6 +68,8 @@ pub struct EtcdConfig {
     pub data: Option<durable::Config>,
     /// Creates the users and roles of this cluster and enables authentication.
     pub users_of: Option<ClusterName>,
+    /// The upstream whose keys, users and revisions the store takes over; `None` for a store of its own.
+    pub follow: Option<follow::Config>,
 }
 
 /// Compaction by the server itself (etcd's `--auto-compaction-mode`).
@@ -78,12 +83,25 @@ pub enum AutoCompaction {
     Revision(i64),
 }
 
+impl AutoCompaction {
+    /// How long a watch may be without a message if its client shall be able to resume: a third of the time for which
+    /// revisions are kept. Where that is not known, clients that compact themselves keep at least some minutes.
+    pub fn quiet_watch_time(self) -> Duration {
+        let kept = match self {
+            Self::Periodic(kept) => kept,
+            Self::Off | Self::Revision(_) => KEPT_BY_CLIENTS,
+        };
+        (kept / 3).max(Duration::from_millis(100))
+    }
+}
+
 /// A store, and the etcd server in front of it.
 pub struct Etcd {
     pub store: Arc<Store>,
     auth: Arc<AuthStore>,
     durable: Option<Arc<Durable>>,
     core: Arc<Core>,
+    followed: Option<Followed>,
     quota_bytes: usize,
     /// Set when a writer of this process waits for a compaction.
     compaction_wanted: Arc<AtomicBool>,
@@ -107,6 +125,7 @@ impl EtcdConfig {
             history_max: None,
             data: None,
             users_of: None,
+            follow: None,
         }
     }
 }
@@ -126,8 +145,18 @@ impl Etcd {
     pub async fn start(config: EtcdConfig, life: &Lifecycle) -> anyhow::Result<Self> {
         let mut server = config.server;
         let wakers = Wakers::default();
-        let Opened { store, auth, durable } = open(config.data, config.auth, &wakers, &mut server, life).await?;
-        if let Some(cluster) = &config.users_of {
+        let opened = match &config.follow {
+            Some(follow) => follow_upstream(follow, config.data, config.auth, &wakers, &mut server, life).await?,
+            None => open(config.data, config.auth, &wakers, &mut server, life).await?,
+        };
+        let Opened {
+            store,
+            auth,
+            durable,
+            replica,
+        } = opened;
+        // The users of a replica are its upstream's.
+        if let Some(cluster) = config.users_of.as_ref().filter(|_| replica.is_none()) {
             users::init(&auth, Some(cluster)).context("cannot set up the users")?;
         }
         let all = [&config.listen, &config.listen_http, &config.listen_metrics];
@@ -146,15 +175,16 @@ impl Etcd {
         let compaction_wanted = Arc::<AtomicBool>::default();
         let quota_bytes = usize::try_from(server.quota_bytes).unwrap_or(usize::MAX);
         let lessor = Arc::new(Lessor::new(Arc::clone(&store), config.min_lease_ttl_secs));
-        let core = Core::start(
-            Arc::clone(&store),
+        let parts = Parts {
+            store: Arc::clone(&store),
             lessor,
-            Arc::clone(&auth),
-            durable.clone(),
+            auth: Arc::clone(&auth),
+            durable: durable.clone(),
+            upstream: replica.as_ref().map(Replica::upstream),
             wakers,
-            server,
-            life,
-        );
+        };
+        let core = Core::start(parts, server, life);
+        let followed = replica.map(|replica| replica.start(life));
         compact(&core, config.auto_compaction, life);
         if let Some(most) = config.history_max {
             let (core, wanted) = (Arc::clone(&core), Arc::clone(&compaction_wanted));
@@ -162,17 +192,27 @@ impl Etcd {
                 core.compact_by_size(most, &wanted).await
             });
         }
+        if let Some(followed) = &followed {
+            followed.caught_up().await;
+        }
         sockets.serve(&core, life);
         Ok(Self {
             store,
             auth,
             durable,
             core,
+            followed,
             quota_bytes,
             compaction_wanted,
             addresses,
             metrics_addresses,
         })
+    }
+
+    /// Tells why the upstream of a replica is not followed at the moment; `None` for a store of its own.
+    pub fn upstream_trouble(&self) -> Option<impl Fn() -> Option<String> + Send + use<>> {
+        let metrics = Arc::clone(self.followed.as_ref()?.metrics());
+        Some(move || metrics.trouble())
     }
 
     /// A backend for the publisher.
@@ -280,6 +320,55 @@ struct Opened {
     store: Arc<Store>,
     auth: Arc<AuthStore>,
     durable: Option<Arc<Durable>>,
+    /// The replica that owns the store.
+    replica: Option<Replica>,
+}
+
+/// Takes everything over from the upstream, whose identity `server` takes over, too.
+async fn follow_upstream(
+    follow: &follow::Config,
+    data: Option<durable::Config>,
+    auth: auth::Config,
+    wakers: &Wakers,
+    server: &mut server::Config,
+    life: &Lifecycle,
+) -> anyhow::Result<Opened> {
+    let auth = Arc::new(AuthStore::new(auth).context(TOKENS)?);
+    let connected = follow::connect(follow, Arc::clone(&auth)).await.context("--follow")?;
+    let (store, durable, contents) = match data {
+        None => (Recovery::following().open(wakers.hooks()), None, Contents::Nothing),
+        Some(data) => {
+            server.scratch = Some(data.directory.clone());
+            let copy = durable::Config {
+                follows: Some(connected.cluster_id()),
+                ..data
+            };
+            let (durable, loaded) = load(copy, wakers.hooks(), life).await?;
+            server.identity.member_id = loaded.identity.member_id;
+            let contents = match loaded.is_void || loaded.store.revision() <= 1 {
+                true => Contents::Nothing,
+                false => Contents::Kept,
+            };
+            (loaded.store, Some(durable), contents)
+        }
+    };
+    let replica = connected.load(store, contents, server.scratch.clone()).await;
+    let (cluster_id, raft_term) = replica.identity();
+    server.identity = MemberIdentity {
+        cluster_id,
+        raft_term,
+        ..server.identity
+    };
+    tracing::info!(
+        etcd_cluster_id = %format_args!("{cluster_id:x}"), revision = replica.store.revision(),
+        keys = replica.store.stats().keys, floor = replica.store.floor(), "the state of the upstream is here"
+    );
+    Ok(Opened {
+        store: Arc::clone(&replica.store),
+        auth,
+        durable,
+        replica: Some(replica),
+    })
 }
 
 /// Opens the store of the data directory, whose identity `server` takes over, or an empty store in memory.
@@ -295,6 +384,7 @@ async fn open(
             store: Store::with_hooks(wakers.hooks()),
             auth: Arc::new(AuthStore::new(auth).context(TOKENS)?),
             durable: None,
+            replica: None,
         });
     };
     server.scratch = Some(data.directory.clone());
@@ -306,12 +396,14 @@ async fn open(
         auth: Arc::new(AuthStore::with(loaded.metadata.auth(), auth, Some(on_change)).context(TOKENS)?),
         store: loaded.store,
         durable: Some(durable),
+        replica: None,
     })
 }
 
-/// Loads the data directory. A later failure to write to the directory ends the process.
+/// Loads the data directory. A later failure to write to the directory ends the process, unless the directory is a copy of what
+/// a replica follows.
 async fn load(config: durable::Config, hooks: Hooks, life: &Lifecycle) -> anyhow::Result<(Arc<Durable>, Loaded)> {
-    let directory = config.directory.clone();
+    let (directory, is_copy) = (config.directory.clone(), config.follows.is_some());
     let begun = Instant::now();
     let (durable, loaded) = tokio::task::spawn_blocking(move || durable::open(&config, hooks)).await??;
     tracing::info!(
@@ -326,6 +418,17 @@ async fn load(config: durable::Config, hooks: Hooks, life: &Lifecycle) -> anyhow
     let (stop, watched) = (life.stop_token().clone(), Arc::clone(&durable));
     let closing = Arc::clone(&durable);
     life.at_end(move || closing.close());
+    if is_copy {
+        life.spawn_part("data directory", async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                why = watched.failed() => tracing::error!(
+                    error = %why, "the replica's copy cannot be written any more; the replica goes on, and its next start loads from the upstream"
+                ),
+            }
+        });
+        return Ok((durable, loaded));
+    }
     life.spawn("data directory", async move {
         tokio::select! {
             () = stop.cancelled() => Ok(()),

@@ -1,14 +1,17 @@
-//! The leader lock of the mirrors that share a store.
+//! The leader locks of those who write to the same store.
 
 use super::Starting;
 use super::metrics::DaemonMetrics;
+use crate::kvstore::election::Leadership;
 use crate::kvstore::etcd::EtcdBackend;
 use crate::util::lifecycle::Lifecycle;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// Key of the leader lock that all mirrors of one store share.
-const MESH_LOCK: &str = "cilium/kvstoremesh-lock";
+pub(super) const MESH_LOCK: &str = "cilium/kvstoremesh-lock";
+/// Key of the leader lock that the publishers of the replicas of one store share.
+pub(super) const PUBLISHER_LOCK: &str = "cilium/clustermesh-lock";
 /// Time to wait for the leader lock before this process becomes a standby, which is ready.
 const STANDBY: Duration = Duration::from_secs(10);
 
@@ -36,7 +39,14 @@ pub async fn lead(
         "leading: this instance holds the leader lock and mirrors"
     );
     metrics.set_leader(true);
-    let (store, metrics, stop) = (Arc::clone(store), metrics.clone(), life.stop_token().clone());
+    let metrics = metrics.clone();
+    keep(store, leadership, life, move || metrics.set_leader(false));
+    starting
+}
+
+/// Keeps a lock until the process stops, and then gives it back. Losing the lock ends the process.
+fn keep(store: &Arc<EtcdBackend>, leadership: Leadership, life: &Lifecycle, lost: impl FnOnce() + Send + 'static) {
+    let (store, stop) = (Arc::clone(store), life.stop_token().clone());
     life.spawn("leadership", async move {
         let lease = leadership.lease();
         tokio::select! {
@@ -45,10 +55,28 @@ pub async fn lead(
                 Ok(())
             }
             () = store.hold(leadership) => {
-                metrics.set_leader(false);
+                lost();
                 Err("Leader election lost")
             }
         }
     });
-    starting
+}
+
+/// Takes part in the election for `lock`, beside everything else, and calls `won` once this process holds the lock.
+pub(super) fn candidate(
+    store: &Arc<EtcdBackend>,
+    lock: &'static str,
+    life: &Lifecycle,
+    won: impl FnOnce() + Send + 'static,
+) {
+    let (store, lives, stop) = (Arc::clone(store), life.clone(), life.stop_token().clone());
+    life.spawn_vital(format!("candidate for {lock}"), async move {
+        let leadership = tokio::select! {
+            () = stop.cancelled() => return,
+            leadership = store.lead(lock) => leadership,
+        };
+        tracing::info!(lock, "leading: this replica holds the leader lock");
+        keep(&store, leadership, &lives, || {});
+        won();
+    });
 }

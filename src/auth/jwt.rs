@@ -114,13 +114,22 @@ impl Jwt {
         })
     }
 
+    pub(super) fn signs(&self) -> bool {
+        self.sign.is_some()
+    }
+
     pub(super) fn issue(&self, user: &str, revision: u64) -> Result<String, Error> {
+        self.issue_for(user, revision, self.ttl)
+    }
+
+    /// Issues a token with a lifetime of its own.
+    pub(super) fn issue_for(&self, user: &str, revision: u64, ttl: Duration) -> Result<String, Error> {
         let key = self.sign.as_ref().ok_or(Error::VerifyOnly)?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let claims = Claims {
             username: user.to_owned(),
             revision: revision as f64,
-            exp: Some((now + self.ttl).as_secs() as f64),
+            exp: Some((now + ttl).as_secs() as f64),
         };
         jsonwebtoken::encode(&Header::new(self.method), &claims, key).map_err(|e| Error::Internal(e.to_string()))
     }

@@ -45,6 +45,17 @@ impl Tokens {
     }
 }
 
+/// Adds a token, and drops those that have expired.
+fn hold(tokens: &mut HashMap<String, SimpleToken>, token: &str, user: &str, ttl: Duration) {
+    let now = Instant::now();
+    tokens.retain(|_, token| token.expires > now);
+    let held = SimpleToken {
+        user: user.into(),
+        expires: now + ttl,
+    };
+    tokens.insert(token.to_owned(), held);
+}
+
 impl AuthStore {
     /// Issues a token for a name and password. May block, as [`AuthStore::user_add`].
     pub fn authenticate(&self, name: &str, password: &str) -> Result<String, Error> {
@@ -65,19 +76,32 @@ impl AuthStore {
             .map(|_| char::from(rng.sample(rand::distr::Alphabetic)))
             .collect();
         let token = format!("{letters}.{}", state.revision);
-        let now = Instant::now();
         let mut tokens = self.tokens.simple.lock();
         // The password may have been changed during the verification.
         if self.state().revision != state.revision {
             return Err(Error::AuthOldRevision);
         }
-        tokens.retain(|_, token| token.expires > now);
-        let held = SimpleToken {
-            user: name.into(),
-            expires: now + self.tokens.ttl,
-        };
-        tokens.insert(token.clone(), held);
+        hold(&mut tokens, &token, name, self.tokens.ttl);
         Ok(token)
+    }
+
+    /// Accepts a token that the cluster which this store follows has issued to a user. Has no effect if tokens are
+    /// signed, since a signed token needs no memory.
+    pub fn remember(&self, token: &str, user: &str) {
+        if self.tokens.jwt.is_none() {
+            hold(&mut self.tokens.simple.lock(), token, user, self.tokens.ttl);
+        }
+    }
+
+    /// Whether [`AuthStore::sign`] can sign.
+    pub fn signs(&self) -> bool {
+        self.tokens.jwt.as_ref().is_some_and(Jwt::signs)
+    }
+
+    /// Signs a token for a user, without a password, at the present auth revision.
+    pub fn sign(&self, user: &str, ttl: Duration) -> Result<String, Error> {
+        let jwt = self.tokens.jwt.as_ref().ok_or(Error::VerifyOnly)?;
+        jwt.issue_for(user, self.state().revision, ttl)
     }
 
     /// The user of `token`. The use of a simple token prolongs it.

@@ -2,7 +2,7 @@
 
 use super::flags::duration;
 use super::variables::Variables;
-use crate::durable::{self, EngineKind, Mode, OnCorruption};
+use crate::durable::{self, EngineKind, Mode, OnCorruption, StoreRole};
 use anyhow::Context;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -101,6 +101,7 @@ impl DataArgs {
             interval: self.durability_interval,
             on_corruption: self.on_corruption,
             checkpoint_bytes: self.checkpoint_bytes,
+            follows: None,
         })
     }
 }
@@ -113,13 +114,17 @@ impl InspectArgs {
         let identity = loaded.identity;
         let mut text = format!(
             "{}: no damage found\n\
-             format {}, engine {}, cluster id {:x}, member id {:x}\n\
+             format {}, engine {}, cluster id {:x}{}, member id {:x}\n\
              revision {}, compact revision {}, {} keys, {} leases, {} users, {} roles, {} alarms\n\
              checkpoint of {} bytes; log of {} bytes; {} groups of writes in total\n",
             self.data_dir.display(),
             identity.format,
             identity.engine,
             identity.cluster_id,
+            match identity.role {
+                StoreRole::Own => "",
+                StoreRole::Follower => " (a replica of this cluster)",
+            },
             identity.member_id,
             stats.revision,
             stats.compacted,

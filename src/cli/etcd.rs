@@ -10,6 +10,7 @@ pub use without_effect::IGNORED;
 use super::budgets::BudgetArgs;
 use super::data::DataArgs;
 use super::flags::{boolean, duration};
+use super::follow::FollowArgs;
 use super::logging::{self, Format, Output};
 use crate::app::{AutoCompaction, Etcd, EtcdConfig, certs};
 use crate::auth::{self, JwtOptions};
@@ -32,6 +33,7 @@ mod heading {
     pub const SECURITY: &str = "Security";
     pub const AUTH: &str = "Authentication";
     pub const LIMITS: &str = "Limits and history";
+    pub const REPLICA: &str = "Replica";
     pub const LOGGING: &str = "Logging";
 }
 
@@ -158,6 +160,21 @@ pub struct EtcdArgs {
     /// Interval of progress notifications to idle watchers that asked for them.
     #[arg(long, env = "ETCD_WATCH_PROGRESS_NOTIFY_INTERVAL", default_value = "10m", value_parser = duration, value_name = "DURATION", help_heading = heading::LIMITS)]
     watch_progress_notify_interval: Duration,
+    /// Tell a watch that had no message for a third of --auto-compaction-retention, or for 100 seconds, the revision that
+    /// it has, so that its client can resume from there after hours. The message has no events. etcd has no such
+    /// messages; kube-apiserver would make bookmarks of them.
+    #[arg(long, env = "ETCD_PROGRESS_TO_QUIET_WATCHES", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", value_parser = boolean, action = ArgAction::Set, help_heading = heading::LIMITS)]
+    progress_to_quiet_watches: bool,
+    #[command(flatten)]
+    follow: FollowArgs,
+    /// Age up to which a replica keeps revisions, so that its clients can resume watches and page through lists; 0s keeps
+    /// all. Has an effect with --follow only, which --auto-compaction-retention has none with.
+    #[arg(long, env = "ETCD_HISTORY", default_value = "10m", value_parser = duration, value_name = "DURATION", help_heading = heading::REPLICA)]
+    history: Duration,
+    /// Bytes of history, that is, of replaced and deleted versions, from which a replica compacts revisions older than 10
+    /// seconds although --history keeps them; 0 for no limit. Has an effect with --follow only.
+    #[arg(long, env = "ETCD_HISTORY_MAX_BYTES", default_value_t = 256 << 20, value_name = "BYTES", help_heading = heading::REPLICA)]
+    history_max_bytes: usize,
     #[command(flatten)]
     budgets: BudgetArgs,
     /// Level of the log: debug, info, warn or error.
@@ -298,6 +315,15 @@ impl EtcdArgs {
         Some(config)
     }
 
+    /// What compacts revisions. The history of a replica is its own choice.
+    fn auto_compaction(&self) -> anyhow::Result<AutoCompaction> {
+        match (self.follow.is_replica(), self.history.is_zero()) {
+            (false, _) => auto_compaction(&self.auto_compaction_mode, &self.auto_compaction_retention),
+            (true, true) => Ok(AutoCompaction::Off),
+            (true, false) => Ok(AutoCompaction::Periodic(self.history)),
+        }
+    }
+
     fn config(&self) -> anyhow::Result<EtcdConfig> {
         let default_url = ["http://localhost:2379"];
         if self.advertise_client_urls.is_empty() && self.listen_client_urls != default_url {
@@ -307,6 +333,7 @@ impl EtcdArgs {
         let tls = self.tls()?;
         let set = |list: &[String]| list.iter().filter(|s| !s.is_empty()).cloned().collect();
         let defaults = server::Config::new(MemberIdentity::random());
+        let compaction = self.auto_compaction()?;
         Ok(EtcdConfig {
             server: server::Config {
                 name: self.name.clone(),
@@ -318,6 +345,7 @@ impl EtcdArgs {
                 max_request_bytes: self.max_request_bytes,
                 max_txn_ops: self.max_txn_ops,
                 watch_progress_interval: self.watch_progress_notify_interval.max(Duration::from_millis(100)),
+                quiet_watch_time: self.progress_to_quiet_watches.then(|| compaction.quiet_watch_time()),
                 quota_bytes: match self.quota_backend_bytes {
                     0 => defaults.quota_bytes,
                     bytes => bytes,
@@ -351,10 +379,11 @@ impl EtcdArgs {
             listen: tls.listeners(&self.listen_client_urls)?,
             listen_http: tls.listeners(&self.listen_client_http_urls)?,
             listen_metrics: tls.listeners(&self.listen_metrics_urls)?,
-            auto_compaction: auto_compaction(&self.auto_compaction_mode, &self.auto_compaction_retention)?,
-            history_max: None,
+            auto_compaction: compaction,
+            history_max: (self.follow.is_replica() && self.history_max_bytes > 0).then_some(self.history_max_bytes),
             data: self.data_config(),
             users_of: None,
+            follow: self.follow.config(),
         })
     }
 

@@ -4,14 +4,19 @@ use super::budgets::BudgetArgs;
 use super::data::DataArgs;
 use super::etcd::listen::Tls;
 use super::flags::{ClusterArgs, LogArgs, MeshArgs, ObserveArgs, PublisherArgs, ServiceArgs, boolean, duration};
+use super::follow::FollowArgs;
 use super::users::UserArgs;
-use crate::app::{self, AutoCompaction, Etcd, EtcdConfig, Starting};
+use crate::app::metrics::{DaemonMetrics, Needs};
+use crate::app::{self, AutoCompaction, Candidates, Etcd, EtcdConfig, ObjectSource, Starting};
+use crate::clustermesh::publisher::{Options, ServiceMode};
+use crate::kvstoremesh;
+use crate::model::cluster::{ClusterInfo, ClusterName};
 use crate::server::{self, MemberIdentity};
 use crate::util::lifecycle::Lifecycle;
-use crate::util::readiness::Ready;
+use crate::util::readiness::{Ready, Requirement};
 use anyhow::Context;
 use clap::{ArgAction, Args};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Heading of the flags that are not shared with other subcommands.
@@ -64,6 +69,8 @@ pub struct ServeArgs {
     #[command(flatten)]
     sizes: SizeArgs,
     #[command(flatten)]
+    follow: FollowArgs,
+    #[command(flatten)]
     budgets: BudgetArgs,
     #[command(flatten)]
     observe: ObserveArgs,
@@ -81,6 +88,12 @@ struct SizeArgs {
     #[arg(long, env = "CILIUM_HISTORY_MAX_BYTES", default_value_t = 256 << 20, value_name = "BYTES",
           help_heading = SERVER)]
     history_max_bytes: usize,
+    /// Tell a watch that had no message for a third of --history the revision that it has, so that its client can
+    /// resume from there after hours. The message has no events. Disable it for clients that take it for an error.
+    #[arg(long, env = "CILIUM_PROGRESS_TO_QUIET_WATCHES", num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", default_value = "true", value_parser = boolean, action = ArgAction::Set,
+          help_heading = SERVER)]
+    progress_to_quiet_watches: bool,
     /// Size of the data, with its history, in bytes, from which the store takes deletions only; 0 for no limit.
     #[arg(long, env = "CILIUM_QUOTA_BACKEND_BYTES", default_value_t = 2 << 30, value_name = "BYTES",
           help_heading = SERVER)]
@@ -88,6 +101,16 @@ struct SizeArgs {
 }
 
 impl SizeArgs {
+    /// Sets what the server has to know of the sizes.
+    fn server(&self, config: server::Config) -> server::Config {
+        let quiet_watch_time = self.auto_compaction().quiet_watch_time();
+        server::Config {
+            quota_bytes: self.quota_bytes(),
+            quiet_watch_time: self.progress_to_quiet_watches.then_some(quiet_watch_time),
+            ..config
+        }
+    }
+
     /// The automatic compaction by time.
     fn auto_compaction(&self) -> AutoCompaction {
         match self.history.is_zero() {
@@ -127,36 +150,34 @@ impl ServeArgs {
             trusted_ca_file,
             client_cert_auth,
             sizes,
+            follow,
             budgets,
             observe,
         } = self;
         let (cluster, mode) = (cluster.info()?, service.clustermesh_service_v2);
-        let source = publisher.source()?;
-        app::check_source(&source).await?;
-        let mesh_config = mesh.config(cluster.clone(), mode);
-        if let Some(config) = &mesh_config {
-            app::readable(&config.directory).context("--clustermesh-config")?;
-        }
+        let objects = publisher.source()?;
+        app::check_source(&objects).await?;
+        let mirror = mirror(&mesh, &cluster, mode)?;
         let ready = Ready::default();
         let starting = Starting::new(&ready);
         let metrics = observe.start("cilium_clustermesh_apiserver", &ready, life).await?;
         let tls = tls(cert_file, key_file, client_cert_auth.then_some(trusted_ca_file));
-        let server = server::Config {
+        let server = sizes.server(server::Config {
             name: cluster.name.to_string(),
             client_urls: listen_client_urls.clone(),
-            quota_bytes: sizes.quota_bytes(),
             max_concurrent_streams: budgets.max_concurrent_streams,
             watch_gather_time: budgets.watch_gather_time,
             budgets: budgets.budgets(),
             expiry: metrics.expiry.clone(),
             ..server::Config::new(MemberIdentity::random())
-        };
+        });
         let config = EtcdConfig {
             auto_compaction: sizes.auto_compaction(),
             history_max: sizes.history_max(),
             data: data.config(),
-            // Without client certificates, users cannot be told apart.
-            users_of: client_cert_auth.then(|| cluster.name.clone()),
+            // Without client certificates, users cannot be told apart. A replica has the users of its upstream.
+            users_of: (client_cert_auth && !follow.is_replica()).then(|| cluster.name.clone()),
+            follow: follow.config(),
             ..EtcdConfig::new(
                 server,
                 tls.listeners(&listen_client_urls).context("--listen-client-urls")?,
@@ -164,24 +185,82 @@ impl ServeArgs {
         };
         let etcd = Etcd::start(config, life).await?;
         metrics.follow_store(etcd.figures());
-        metrics.conditions(&etcd.backend(), observe.ready_needs, &ready);
         for address in &etcd.addresses {
             tracing::info!(%address, cluster_name = %cluster.name, cluster_id = cluster.id, "serving etcd clients");
         }
-        match users.path() {
-            Some(path) if client_cert_auth => app::start_users(path, etcd.users(), &cluster.name, &metrics, life),
-            Some(_) => tracing::warn!("--cluster-users-enabled has no effect with --client-cert-auth=false"),
-            None => {}
-        }
-        let options = publisher.options(cluster.clone(), mode);
-        app::start_publisher(options, source, etcd.backend(), &metrics, &ready, life);
-        if let Some(config) = mesh_config {
+        if mirror.is_some() {
             let api = app::start_mesh_api(&mesh.api_serve_addr, &metrics, life).await;
             api.context("--api-serve-addr")?;
-            app::start_mesh(config, etcd.mirror_backend(), &metrics, &ready, life);
+        }
+        let writers = Writers {
+            publisher: publisher.options(cluster.clone(), mode),
+            objects,
+            mirror,
+            cluster: cluster.name,
+            users: users.path().filter(|_| !follow.is_replica()),
+            has_users: client_cert_auth,
+        };
+        match follow.file() {
+            Some(file) => writers.start_where_they_lead(&etcd, file, observe.ready_needs, (&metrics, &ready, life)),
+            None => writers.start_here(&etcd, observe.ready_needs, (&metrics, &ready, life)),
         }
         starting.complete();
         Ok(())
+    }
+}
+
+/// The configuration of the mirror, whose directory can be read; `None` without a mirror.
+fn mirror(mesh: &MeshArgs, cluster: &ClusterInfo, mode: ServiceMode) -> anyhow::Result<Option<kvstoremesh::Config>> {
+    let config = mesh.config(cluster.clone(), mode);
+    if let Some(config) = &config {
+        app::readable(&config.directory).context("--clustermesh-config")?;
+    }
+    Ok(config)
+}
+
+/// What writes into the store.
+struct Writers {
+    publisher: Options,
+    objects: ObjectSource,
+    mirror: Option<kvstoremesh::Config>,
+    cluster: ClusterName,
+    /// The file of further users.
+    users: Option<PathBuf>,
+    /// Whether clients can be told apart.
+    has_users: bool,
+}
+
+/// Where parts of a process report, and what they live in.
+type Surroundings<'a> = (&'a DaemonMetrics, &'a Ready, &'a Lifecycle);
+
+impl Writers {
+    /// Starts publisher and mirror, which write to the store of this process.
+    fn start_here(self, etcd: &Etcd, needs: Needs, (metrics, ready, life): Surroundings<'_>) {
+        metrics.conditions(&etcd.backend(), needs, ready);
+        match self.users {
+            Some(path) if self.has_users => app::start_users(path, etcd.users(), &self.cluster, metrics, life),
+            Some(_) => tracing::warn!("--cluster-users-enabled has no effect with --client-cert-auth=false"),
+            None => {}
+        }
+        app::start_publisher(self.publisher, self.objects, etcd.backend(), metrics, ready, life);
+        if let Some(config) = self.mirror {
+            app::start_mesh(config, etcd.mirror_backend(), metrics, ready, life);
+        }
+    }
+
+    /// Takes part in the elections of publisher and mirror, which write to the upstream that `file` names.
+    fn start_where_they_lead(self, etcd: &Etcd, file: &Path, needs: Needs, surroundings: Surroundings<'_>) {
+        let (metrics, ready, life) = surroundings;
+        if let Some(trouble) = etcd.upstream_trouble() {
+            // An outage of the upstream must not take all of its replicas out of their Service.
+            ready.condition("upstream", Requirement::Informative, trouble);
+        }
+        let candidates = Candidates {
+            publisher: self.publisher,
+            objects: self.objects,
+            mirror: self.mirror,
+        };
+        candidates.start(file, metrics, needs, ready, life);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::frame::{self, Kind};
 use super::record::{self, Head, Metadata};
-use crate::mvcc::Frozen;
+use crate::mvcc::{self, Frozen};
 use prost::Message;
 
 /// Bytes of keys in one piece of a checkpoint. A group waits for at most one piece.
@@ -34,10 +34,10 @@ impl Pieces {
         }
     }
 
-    /// The next frame; `None` after the end.
-    pub(super) fn next(&mut self) -> Option<&[u8]> {
+    /// The next frame; `None` after the end. Fails once another state was put into place: the frames so far are of no use.
+    pub(super) fn next(&mut self) -> Result<Option<&[u8]>, mvcc::Error> {
         if self.ended {
-            return None;
+            return Ok(None);
         }
         self.frame.clear();
         if let Some(metadata) = self.head.take() {
@@ -45,7 +45,7 @@ impl Pieces {
             frame::write(&mut self.frame, self.salt, Kind::Head, self.number, |out| {
                 head.encode_raw(out);
             });
-        } else if let Some(versions) = self.frozen.next(PIECE) {
+        } else if let Some(versions) = self.frozen.next(PIECE)? {
             frame::write(&mut self.frame, self.salt, Kind::Chunk, self.chunks, |out| {
                 record::write_chunk(&versions, out);
             });
@@ -54,6 +54,6 @@ impl Pieces {
             self.ended = true;
             frame::write(&mut self.frame, self.salt, Kind::End, self.chunks, |_| {});
         }
-        Some(&self.frame)
+        Ok(Some(&self.frame))
     }
 }

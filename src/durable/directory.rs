@@ -13,7 +13,7 @@ use super::engines::EngineKind;
 use super::error::Error;
 use super::files::{new_file, sync_directory};
 use super::obstacle::Obstacle;
-use super::{FORMAT, Mode};
+use super::{FOLLOWER_FORMAT, FORMAT, Mode};
 use crate::util::access;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -41,8 +41,22 @@ pub struct StoreIdentity {
     pub engine: EngineKind,
     /// Seed of all checksums, so that files of another store are recognized.
     pub salt: u64,
+    /// The cluster of the store. A replica has the id of the cluster that it follows.
     pub cluster_id: u64,
     pub member_id: u64,
+    #[serde(default, skip_serializing_if = "StoreRole::is_own")]
+    pub role: StoreRole,
+}
+
+/// Whose data a store holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StoreRole {
+    /// A cluster of its own.
+    #[default]
+    Own,
+    /// A copy of the cluster that it follows.
+    Follower,
 }
 
 /// The identity with the checksum of its JSON text. The text may have fields of a later version.
@@ -95,7 +109,24 @@ impl StoreIdentity {
             salt: id(),
             cluster_id: id(),
             member_id: id(),
+            role: StoreRole::Own,
         }
+    }
+
+    /// The identity of a new copy of a cluster.
+    pub(super) fn follower_of(cluster_id: u64, engine: EngineKind) -> Self {
+        Self {
+            format: FOLLOWER_FORMAT,
+            cluster_id,
+            role: StoreRole::Follower,
+            ..Self::random(engine)
+        }
+    }
+}
+
+impl StoreRole {
+    fn is_own(&self) -> bool {
+        *self == Self::Own
     }
 }
 
@@ -204,7 +235,7 @@ impl Directory {
         let signed = signed.filter(|s| crc32c::crc32c(s.identity.get().as_bytes()) == s.crc32c);
         let identity = signed.ok_or_else(|| damaged("the checksum does not match"))?.identity;
         match serde_json::from_str::<Version>(identity.get()) {
-            Ok(Version { format }) if format > FORMAT => {
+            Ok(Version { format }) if format > FOLLOWER_FORMAT => {
                 let path = self.path.clone();
                 return Err(Error::Newer { path, format });
             }
@@ -212,6 +243,21 @@ impl Directory {
         }
         let identity = serde_json::from_str(identity.get());
         identity.map(Some).map_err(|e| damaged(&e.to_string()))
+    }
+
+    /// Removes the store.
+    pub(super) fn remove(&self) -> Result<(), Error> {
+        let removed = || -> io::Result<()> {
+            // A store that is removed in part must not look like a damaged one.
+            let gone = self.path.join("store.tmp");
+            if gone.exists() {
+                fs::remove_dir_all(&gone)?;
+            }
+            fs::rename(self.store(), &gone)?;
+            sync_directory(&self.path)?;
+            fs::remove_dir_all(&gone)
+        };
+        removed().map_err(|e| Error::io(format!("cannot remove {}", self.store().display()), e))
     }
 
     /// Moves the store to `damaged-<date>`; returns the new path.

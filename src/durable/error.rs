@@ -1,6 +1,6 @@
 //! Why a data directory could not be opened.
 
-use super::FORMAT;
+use super::FOLLOWER_FORMAT;
 use super::damage::Damage;
 use super::engine::LoadError;
 use super::engines::EngineKind;
@@ -35,8 +35,8 @@ pub enum Error {
     },
     /// A later version has written the directory.
     #[error(
-        "data directory {} has format {format}, and this version reads formats up to {FORMAT}: use the version \
-         that wrote it, or a later one",
+        "data directory {} has format {format}, and this version reads formats up to {FOLLOWER_FORMAT}: use the \
+         version that wrote it, or a later one",
         path.display()
     )]
     Newer { path: PathBuf, format: u32 },
@@ -50,6 +50,20 @@ pub enum Error {
         is: EngineKind,
         asked: EngineKind,
     },
+    /// The directory of a replica, and the store should be one of its own.
+    #[error(
+        "data directory {} is a replica's copy of cluster {cluster_id:x}: start the replica with --follow, or use \
+         another directory",
+        path.display()
+    )]
+    Follower { path: PathBuf, cluster_id: u64 },
+    /// The directory of a store of its own, and the store should be a replica.
+    #[error(
+        "data directory {} holds a store of its own, which --follow would replace with that of another cluster: use \
+         another directory",
+        .0.display()
+    )]
+    NotFollower(PathBuf),
     #[error("data directory {} holds no store: check the path", .0.display())]
     Missing(PathBuf),
     #[error("data directory {} already holds a store: use another directory", .0.display())]

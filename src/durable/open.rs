@@ -1,7 +1,7 @@
 //! Opening, reading and making data directories.
 
 use super::checkpoint::Pieces;
-use super::directory::{Directory, StoreIdentity};
+use super::directory::{Directory, StoreIdentity, StoreRole};
 use super::engine::{Engine, LoadOptions, Sizes};
 use super::engines::EngineKind;
 use super::error::Error;
@@ -42,6 +42,7 @@ impl Recovered {
             metadata: self.contents.metadata,
             groups: self.contents.groups,
             sizes: self.sizes,
+            is_void: self.contents.is_void,
         };
         (loaded, self.engine)
     }
@@ -63,10 +64,16 @@ pub(super) fn open_with(
     let recovered = match load(&directory, config) {
         Err(Error::Damaged(damage)) if config.on_corruption == OnCorruption::Rebuild => {
             let aside = directory.set_aside()?;
-            tracing::error!(
-                %damage, aside = %aside.display(),
-                "THE DATA IS DAMAGED: the store was set aside, and an empty store begins as another cluster"
-            );
+            match config.follows {
+                None => tracing::error!(
+                    %damage, aside = %aside.display(),
+                    "THE DATA IS DAMAGED: the store was set aside, and an empty store begins as another cluster"
+                ),
+                Some(_) => tracing::error!(
+                    %damage, aside = %aside.display(),
+                    "the replica's copy is damaged: it was set aside, and the state is loaded from upstream again"
+                ),
+            }
             load(&directory, config)?
         }
         recovered => recovered?,
@@ -77,7 +84,10 @@ pub(super) fn open_with(
             "the engine sled can lose answered writes when the machine stops; --data-engine=log does not lose any"
         );
     }
-    let queue = Arc::new(WriteQueue::default());
+    let queue = Arc::new(match config.follows {
+        None => WriteQueue::default(),
+        Some(_) => WriteQueue::behind(),
+    });
     let (loaded, engine) = recovered.open(Hooks {
         journal: Some(Arc::clone(&queue) as _),
         ..hooks
@@ -132,7 +142,7 @@ fn fill(directory: &Directory, engine: EngineKind, import: Import<'_>) -> Result
         // The checkpoint pretends to hold group 1: a log that begins with group 2 is incomplete without it.
         engine.begin(1)?;
         let mut pieces = Pieces::new(frozen, metadata, 1, identity.salt);
-        while let Some(piece) = pieces.next() {
+        while let Some(piece) = pieces.next().map_err(std::io::Error::other)? {
             engine.add(piece)?;
         }
         engine.finish()?;
@@ -143,15 +153,7 @@ fn fill(directory: &Directory, engine: EngineKind, import: Import<'_>) -> Result
 
 /// Reads the store of a directory, or makes an empty one, ready to be written to.
 fn load(directory: &Directory, config: &Config) -> Result<Recovered, Error> {
-    let identity = match directory.identity()? {
-        Some(identity) => identity,
-        None => {
-            let engine = config.engine.unwrap_or(EngineKind::Log);
-            let identity = StoreIdentity::random(engine);
-            directory.create(&identity, |store| engine.create(store, identity.salt, config.segment()))?;
-            identity
-        }
-    };
+    let identity = identity(directory, config)?;
     if let Some(asked) = config.engine.filter(|asked| *asked != identity.engine) {
         let (path, is) = (directory.path().to_owned(), identity.engine);
         return Err(Error::OtherEngine { path, is, asked });
@@ -165,7 +167,7 @@ fn load(directory: &Directory, config: &Config) -> Result<Recovered, Error> {
             "the last group was written only in part, and its writes were not answered: the group is cut off"
         );
     }
-    if identity.format < FORMAT {
+    if identity.format < FORMAT && identity.role == StoreRole::Own {
         // Earlier versions must not take the frames that follow for damage.
         recovered.identity.format = FORMAT;
         directory.change_identity(&recovered.identity)?;
@@ -174,7 +176,9 @@ fn load(directory: &Directory, config: &Config) -> Result<Recovered, Error> {
             "the data directory has a new format: earlier versions do not read it"
         );
     }
-    if lenient {
+    if lenient && identity.role == StoreRole::Follower {
+        tracing::info!("the machine stopped before all changes were synced: what is missing comes again from upstream");
+    } else if lenient {
         recovered.identity.cluster_id = StoreIdentity::random(identity.engine).cluster_id;
         directory.change_identity(&recovered.identity)?;
         tracing::warn!(
@@ -183,6 +187,50 @@ fn load(directory: &Directory, config: &Config) -> Result<Recovered, Error> {
         );
     }
     Ok(recovered)
+}
+
+/// The identity of the store in a directory, which is made if it is missing.
+fn identity(directory: &Directory, config: &Config) -> Result<StoreIdentity, Error> {
+    let path = || directory.path().to_owned();
+    match (directory.identity()?, config.follows) {
+        (None, _) => {}
+        (
+            Some(StoreIdentity {
+                role: StoreRole::Follower,
+                cluster_id,
+                ..
+            }),
+            None,
+        ) => {
+            return Err(Error::Follower {
+                path: path(),
+                cluster_id,
+            });
+        }
+        (
+            Some(StoreIdentity {
+                role: StoreRole::Own, ..
+            }),
+            Some(_),
+        ) => return Err(Error::NotFollower(path())),
+        (Some(identity), Some(cluster)) if identity.cluster_id != cluster => {
+            tracing::warn!(
+                data_dir = %directory.path().display(),
+                was = %format_args!("{:x}", identity.cluster_id),
+                is = %format_args!("{cluster:x}"),
+                "upstream is another cluster than the one in the data directory: the copy is removed"
+            );
+            directory.remove()?;
+        }
+        (Some(identity), _) => return Ok(identity),
+    }
+    let engine = config.engine.unwrap_or(EngineKind::Log);
+    let identity = match config.follows {
+        None => StoreIdentity::random(engine),
+        Some(cluster) => StoreIdentity::follower_of(cluster, engine),
+    };
+    directory.create(&identity, |store| engine.create(store, identity.salt, config.segment()))?;
+    Ok(identity)
 }
 
 fn recover(
@@ -194,7 +242,7 @@ fn recover(
     let path = directory.store();
     let failed = |e| Error::load(&path, e);
     let mut engine = identity.engine.open(&path, identity.salt, segment).map_err(failed)?;
-    let mut replayer = Replayer::default();
+    let mut replayer = Replayer::new(identity.role);
     let sizes = engine
         .load(options, &mut |frame| replayer.take(frame))
         .map_err(failed)?;

@@ -45,6 +45,8 @@ pub(super) struct WriteQueue {
     #[cfg(test)]
     pub(super) faults: Faults,
     failure: watch::Sender<Option<String>>,
+    /// The directory is a copy: nobody waits for it, and too many changes are replaced by a mark.
+    is_behind: bool,
 }
 
 #[cfg(test)]
@@ -125,7 +127,7 @@ impl Waiting {
                 let events = batch.iter().flat_map(|b| b.events.iter());
                 events.map(|e| e.kv.as_bytes().len() + 16).sum()
             }
-            Self::Change(Change::Grant { .. } | Change::Compact(_)) | Self::Record(_) => 16,
+            Self::Change(Change::Grant { .. } | Change::Compact(_) | Change::Swapped) | Self::Record(_) => 16,
         }
     }
 }
@@ -133,15 +135,29 @@ impl Waiting {
 // === for callers that make changes ===
 
 impl WriteQueue {
+    /// The queue of a replica's copy, which takes every change and keeps no writer waiting.
+    pub(super) fn behind() -> Self {
+        Self {
+            is_behind: true,
+            ..Self::default()
+        }
+    }
+
     pub(super) fn push(&self, waiting: Waiting) {
         let mut pending = self.pending.lock();
-        pending.bytes += waiting.size();
         pending.count += 1;
         // No answer rests on the term.
         if matches!(&waiting, Waiting::Record(record) if !matches!(record, Record::Term(_))) {
             self.metadata.store(pending.count, Ordering::Release);
         }
+        if pending.ended {
+            return;
+        }
+        pending.bytes += waiting.size();
         pending.records.push(waiting);
+        if self.is_behind && pending.bytes > WAITING_MAX {
+            pending.replace_changes();
+        }
         if pending.records.len() == 1 {
             self.work.notify_one();
         }
@@ -322,6 +338,13 @@ impl WriteQueue {
 }
 
 impl Pending {
+    /// Replaces the changes of keys by a mark that they are missing, after which the writer makes a checkpoint.
+    fn replace_changes(&mut self) {
+        self.records.retain(|waiting| matches!(waiting, Waiting::Record(_)));
+        self.records.push(Waiting::Change(Change::Swapped));
+        self.bytes = self.records.iter().map(Waiting::size).sum();
+    }
+
     fn take(&mut self) -> Work {
         self.bytes = 0;
         Work {

@@ -2,6 +2,7 @@
 //! adds. A later version that writes records which readers must understand uses a new format number.
 
 use super::damage::Damage;
+use super::directory::StoreRole;
 use crate::auth::{AuthState, Difference};
 use crate::mvcc::{Change, EventKind, Frozen, GrantedLease, Kv, Loader, Recovery, Version};
 use crate::pb::{authpb, etcdserverpb};
@@ -18,7 +19,7 @@ pub(super) struct Group {
 /// One change of a group.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Entry {
-    #[prost(oneof = "Record", tags = "1, 2, 3, 4, 5, 6, 7")]
+    #[prost(oneof = "Record", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
     pub(super) record: Option<Record>,
 }
 
@@ -40,6 +41,10 @@ pub(super) enum Record {
     Term(u64),
     #[prost(message, tag = "7")]
     PeerUrls(PeerUrls),
+    /// Keys and leases before this record and after it are void until a checkpoint; always true. Only in the
+    /// directories of replicas.
+    #[prost(bool, tag = "8")]
+    Swapped(bool),
 }
 
 /// A revision, the end of a lease, or both.
@@ -121,6 +126,9 @@ pub(super) struct Head {
     leases: Vec<Lease>,
     #[prost(message, optional, tag = "4")]
     metadata: Option<Metadata>,
+    /// Whether a part of the revision `compacted` is missing.
+    #[prost(bool, tag = "5")]
+    partial: bool,
 }
 
 /// Everything durable except keys and leases.
@@ -171,6 +179,7 @@ impl From<Change> for Record {
             }
             Change::Grant { lease, ttl_secs } => Self::Grant(Lease { id: lease, ttl_secs }),
             Change::Compact(revision) => Self::Compact(revision),
+            Change::Swapped => Self::Swapped(true),
         }
     }
 }
@@ -211,6 +220,7 @@ impl Head {
             compacted: frozen.compacted,
             leases: frozen.leases.iter().map(lease).collect(),
             metadata: Some(metadata),
+            partial: frozen.partial,
         }
     }
 }
@@ -240,13 +250,15 @@ impl Group {
         Self::decode(payload).map_err(|e| Damage::new(format!("a group cannot be decoded: {e}")))
     }
 
-    /// Repeats the changes of the group.
-    pub(super) fn apply(self, store: &mut Recovery, metadata: &mut Metadata) -> Result<(), Damage> {
+    /// Repeats the changes of the group. Those of keys and leases are left out once `is_void` is set.
+    pub(super) fn apply(self, store: &mut Recovery, metadata: &mut Metadata, is_void: &mut bool) -> Result<(), Damage> {
         for entry in self.entries {
             let record = entry
                 .record
                 .ok_or_else(|| Damage::new("a record is of an unknown kind"))?;
             match record {
+                Record::Swapped(_) => *is_void = true,
+                Record::Commit(_) | Record::Grant(_) | Record::Compact(_) if *is_void => {}
                 Record::Commit(commit) => commit.apply(store)?,
                 Record::Grant(Lease { id, ttl_secs }) => {
                     if !store.grant(id, ttl_secs) {
@@ -281,14 +293,18 @@ impl Commit {
 }
 
 impl Head {
-    pub(super) fn read(payload: &[u8]) -> Result<(Loader, Metadata), Damage> {
+    pub(super) fn read(payload: &[u8], role: StoreRole) -> Result<(Loader, Metadata), Damage> {
         let head = Self::decode(payload);
         let head = head.map_err(|e| Damage::new(format!("a checkpoint's head cannot be decoded: {e}")))?;
         let leases = head
             .leases
             .iter()
             .map(|&Lease { id, ttl_secs }| GrantedLease { id, ttl_secs });
-        let loader = Loader::new(head.revision, head.compacted, leases);
+        let loader = match role {
+            StoreRole::Own => Loader::new(head.revision, head.compacted, leases),
+            StoreRole::Follower => Loader::following(head.revision, head.compacted),
+        };
+        let loader = if head.partial { loader.partial() } else { loader };
         Ok((loader, head.metadata.unwrap_or_default()))
     }
 }
@@ -350,7 +366,7 @@ impl Metadata {
     /// Applies a record. Records of keys and leases change nothing here.
     pub(super) fn apply(&mut self, record: Record) {
         match record {
-            Record::Commit(_) | Record::Grant(_) | Record::Compact(_) => {}
+            Record::Commit(_) | Record::Grant(_) | Record::Compact(_) | Record::Swapped(_) => {}
             Record::Auth(change) => {
                 (self.auth_enabled, self.auth_revision) = (change.enabled, change.revision);
                 let name = |user: &authpb::User| user.name.clone();

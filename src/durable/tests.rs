@@ -1,3 +1,4 @@
+mod follower;
 mod formats;
 mod obstacles;
 
@@ -19,6 +20,7 @@ struct Running {
 
 fn wait<T>(f: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread()
+        .enable_time()
         .build()
         .unwrap()
         .block_on(f)
@@ -157,7 +159,7 @@ fn a_second_process_a_newer_format_and_a_foreign_directory_are_refused() {
     let text = r#"{"format":99,"more":"than we know"}"#;
     let newer = format!(r#"{{"identity":{text},"crc32c":{}}}"#, crc32c::crc32c(text.as_bytes()));
     fs::write(home.path().join("store/identity"), newer).unwrap();
-    assert!(refused(&config).contains("has format 99, and this version reads formats up to 2"));
+    assert!(refused(&config).contains("has format 99, and this version reads formats up to 3"));
     assert!(home.path().join("store").exists(), "nothing is set aside");
     fs::write(home.path().join("store/identity"), identity).unwrap();
     drop(start(&config));
@@ -325,7 +327,7 @@ proptest! {
             }
         }
         payloads.truncate(payloads.len().saturating_sub(cut / 100));
-        let mut replayer = Replayer::default();
+        let mut replayer = Replayer::new(StoreRole::Own);
         let all = payloads.iter().try_for_each(|(kind, number, payload)| {
             let (kind, number) = (*kind, *number);
             replayer.take(Frame { kind, number, payload: payload.into() })

@@ -48,6 +48,8 @@ pub(super) struct Writer {
     /// When the oldest group that is not synced was written.
     unsynced: Option<Instant>,
     checkpoint: Option<Checkpoint>,
+    /// What the directory holds says nothing about the store until a checkpoint is complete.
+    is_void: bool,
     /// Earliest time of the next group.
     next_group: Option<Instant>,
     /// Earliest time of the next checkpoint.
@@ -92,6 +94,7 @@ impl Writer {
             frame: vec![],
             unsynced: None,
             checkpoint: None,
+            is_void: loaded.is_void,
             next_group: None,
             next_checkpoint: None,
         }
@@ -136,7 +139,9 @@ impl Writer {
         let unsynced = self.unsynced.filter(|_| self.mode == Mode::Interval);
         let sync = unsynced.map(|since| self.interval.saturating_sub(since.elapsed()));
         let retry = self.queue.obstacle().map(|_| RETRY);
-        sync.into_iter().chain(retry).min()
+        let again = self.next_checkpoint.filter(|_| self.is_void);
+        let again = again.map(|at| at.saturating_duration_since(Instant::now()));
+        sync.into_iter().chain(retry).chain(again).min()
     }
 
     /// Writes the queued records, publishes their revisions, and releases the answers.
@@ -168,8 +173,10 @@ impl Writer {
         for waiting in records {
             let record = match waiting {
                 Waiting::Change(change) => {
-                    if let Change::Commit { batch: Some(batch), .. } = &change {
-                        self.revision = batch.revision;
+                    match &change {
+                        Change::Commit { batch: Some(batch), .. } => self.revision = batch.revision,
+                        Change::Swapped => self.begin_anew(),
+                        Change::Commit { .. } | Change::Grant { .. } | Change::Compact(_) => {}
                     }
                     Record::from(change)
                 }
@@ -288,7 +295,7 @@ impl Writer {
             true => checkpoint * 2 + PIECE as i64,
             false => (self.checkpoint_bytes as i64).max(checkpoint / 2),
         };
-        log >= enough && self.next_checkpoint.is_none_or(|at| Instant::now() >= at)
+        (log >= enough || self.is_void) && self.next_checkpoint.is_none_or(|at| Instant::now() >= at)
     }
 
     fn begin_checkpoint(&mut self) -> io::Result<()> {
@@ -315,11 +322,13 @@ impl Writer {
     fn go_on_with_checkpoint(&mut self) {
         let Some(checkpoint) = &mut self.checkpoint else { return };
         let done = match checkpoint.pieces.next() {
-            Some(piece) => {
+            Ok(Some(piece)) => {
                 checkpoint.bytes += piece.len() as u64;
                 self.engine.add(piece).map(|()| false)
             }
-            None => self.engine.finish().map(|()| true),
+            Ok(None) => self.engine.finish().map(|()| true),
+            // The mark is in the queue.
+            Err(_swapped) => return self.begin_anew(),
         };
         match done {
             Ok(false) => {}
@@ -335,10 +344,18 @@ impl Writer {
                     secs,
                     "checkpoint written"
                 );
-                self.checkpoint = None;
+                (self.checkpoint, self.is_void) = (None, false);
             }
             Err(error) => self.give_up_checkpoint(&error),
         }
+    }
+
+    /// Notes that another state was put into place, or that changes are missing: a checkpoint is due.
+    fn begin_anew(&mut self) {
+        if self.checkpoint.take().is_some() {
+            self.engine.abandon();
+        }
+        self.is_void = true;
     }
 
     fn give_up_checkpoint(&mut self, error: &io::Error) {

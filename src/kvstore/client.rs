@@ -6,7 +6,7 @@
 
 pub use super::client_error::Error;
 use super::config::ClientConfig;
-use super::dial::{self, Dialer};
+use super::dial::{self, Dialer, Transport};
 use crate::util::net::Keepalive;
 use etcd_client::{Channel, Client, ConnectOptions, EventType, GetOptions, ResponseHeader, WatchOptions, WatchStream};
 use std::sync::Arc;
@@ -126,7 +126,11 @@ impl EtcdClient {
 
     /// Makes a client. Sends no request, except to exchange a password for a token.
     pub async fn connect_with(config: &ClientConfig, options: &Options) -> Result<Self, Error> {
-        let channel = Channel::Tonic(dial::channel(config, &options.dialer, options.keepalive)?);
+        let transport = Transport {
+            keepalive: options.keepalive,
+            window: None,
+        };
+        let channel = Channel::Tonic(dial::channel(config, &options.dialer, transport)?);
         let plain = ConnectOptions::new().with_require_leader(true);
         let with_password = match (&config.username, &config.password) {
             (Some(user), Some(password)) => Some(plain.clone().with_user(user, password)),

@@ -115,9 +115,18 @@ struct Connector {
     dialer: Dialer,
 }
 
+/// How the connections of a channel behave.
+#[derive(Clone, Copy, Debug)]
+pub struct Transport {
+    pub keepalive: Keepalive,
+    /// Bytes that the store may send before they are read, per call and per connection; `None` for the library's default.
+    pub window: Option<u32>,
+}
+
 /// Makes a channel that connects at the first request, and again after its connection is lost. The TLS files are
 /// read now.
-pub(super) fn channel(config: &ClientConfig, dialer: &Dialer, keepalive: Keepalive) -> Result<Channel, Error> {
+pub fn channel(config: &ClientConfig, dialer: &Dialer, transport: Transport) -> Result<Channel, Error> {
+    let Transport { keepalive, window } = transport;
     let targets: Vec<_> = config
         .endpoints
         .iter()
@@ -132,7 +141,9 @@ pub(super) fn channel(config: &ClientConfig, dialer: &Dialer, keepalive: Keepali
     let endpoint = Endpoint::from_static("http://store")
         .origin(origin.parse().map_err(bad)?)
         .http2_keep_alive_interval(keepalive.interval)
-        .keep_alive_timeout(keepalive.timeout);
+        .keep_alive_timeout(keepalive.timeout)
+        .initial_stream_window_size(window)
+        .initial_connection_window_size(window);
     let tls = match targets.iter().any(|t| t.secure) {
         true => Some(tls(config)?),
         false => None,

@@ -176,6 +176,12 @@ impl Budget {
         }
     }
 
+    /// Forgets what was made, when the revisions begin anew.
+    pub(super) fn begin_anew(&mut self) {
+        self.recent.clear();
+        (self.recent_bytes, self.old, self.making) = (0, 0, 0);
+    }
+
     /// The revision up to which frames go when the budget is exceeded. The frames after it take about half the budget.
     pub(super) fn old(&self) -> i64 {
         self.old

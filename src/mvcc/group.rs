@@ -56,6 +56,8 @@ pub(super) struct GroupState {
     trim_at: usize,
     /// The group has the frames of every revision after this one.
     pub(super) complete_after: i64,
+    /// Another state was put into place: the members are cancelled with this compact revision.
+    pub(super) ended: Option<i64>,
     members: HashMap<u64, Member>,
 }
 
@@ -233,6 +235,12 @@ impl GroupState {
             (self.frames, self.bytes) = (VecDeque::new(), 0);
         }
         self.members.len()
+    }
+
+    /// Cancels the members with this compact revision.
+    pub(super) fn end(&mut self, compacted: i64) {
+        (self.frames, self.bytes) = (VecDeque::new(), 0);
+        self.ended = Some(compacted);
     }
 
     /// The number of members.

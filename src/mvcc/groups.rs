@@ -83,7 +83,10 @@ impl Groups {
             return;
         }
         let filter = &group.filter;
-        self.by_filter.remove(filter);
+        // The group of an older generation may have a successor.
+        if self.by_filter.get(filter).is_some_and(|g| Arc::ptr_eq(g, group)) {
+            self.by_filter.remove(filter);
+        }
         if filter.range.is_single() {
             if let Some(groups) = self.by_key.get_mut(filter.range.start()) {
                 groups.retain(|g| !Arc::ptr_eq(g, group));
@@ -113,6 +116,22 @@ impl Groups {
         }
         self.by_filter.insert(group.filter.clone(), Arc::clone(&group));
         group
+    }
+
+    /// Ends every group, as its events are of another past: the members are cancelled with the compact revision
+    /// `compacted`. Returns the groups that do not wait to be woken already.
+    pub(super) fn retire(&mut self, compacted: i64) -> Vec<Dirty> {
+        self.by_key = HashMap::new();
+        self.by_range = IntervalMap::default();
+        self.budget.begin_anew();
+        let mut ended = Vec::new();
+        for group in std::mem::take(&mut self.by_filter).into_values() {
+            group.state.lock().end(compacted);
+            if group.mark_dirty() {
+                ended.push(Dirty { group, since: i64::MAX });
+            }
+        }
+        ended
     }
 
     /// Leaves a frame of a revision in each interested group; appends to `dirty` the groups that do not wait to be woken
@@ -151,6 +170,11 @@ impl Groups {
                 groups.for_each(|group| publish(group, of.clone()));
             }
         }
+    }
+
+    /// Every group, in no order.
+    pub(super) fn all(&self) -> Vec<Arc<Group>> {
+        self.by_filter.values().cloned().collect()
     }
 
     /// Number of watchers in all groups.

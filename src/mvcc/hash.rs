@@ -3,7 +3,8 @@
 use super::Error;
 use super::encoded::{Fields, Kv};
 use super::key_history::Version;
-use super::store::Store;
+use super::range::KeyRange;
+use super::store::{READ_CHUNK, Store};
 use super::walk::Walk;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -55,6 +56,24 @@ impl Versions {
     /// etcd's HashKV: CRC-32C over the bucket's name, then over key and value of each version that a compaction
     /// does not drop. Equal bit by bit to etcd's hash (etcd: server/storage/mvcc/hash.go).
     pub fn hash(&self) -> u32 {
+        self.hash_of(self.compacted)
+    }
+
+    /// The hash that a store with the same past has whose compact revision is `compacted`; `None` if that cannot be known,
+    /// because too much history is gone here, or because the order inside of a revision is unknown.
+    pub fn hash_compacted(&self, compacted: i64) -> Option<u32> {
+        // −1, 0 and 1 all mean that nothing was compacted.
+        let can_be_known = compacted.max(1) >= self.compacted.max(1) && self.is_exact();
+        can_be_known.then(|| self.hash_of(compacted))
+    }
+
+    /// Whether the place of every version in its revision is known. A state from lists does not know the place of
+    /// versions until they are replaced.
+    pub fn is_exact(&self) -> bool {
+        self.all.iter().all(|version| version.sub != Version::UNORDERED)
+    }
+
+    fn hash_of(&self, compact_revision: i64) -> u32 {
         let mut newest = HashMap::new();
         for (at, version) in self.all.iter().enumerate() {
             newest.insert(version.kv.key(), at);
@@ -63,8 +82,8 @@ impl Versions {
         let kept = |at: usize, key: &[u8]| newest.is_empty() || newest.get(key) == Some(&at);
         let mut hash = crc32c::crc32c(b"key");
         for (at, version) in self.all.iter().enumerate() {
-            let compacted = version.main <= self.compacted && !kept(at, version.kv.key());
-            if compacted || (version.tombstone && version.main == self.compacted) {
+            let compacted = version.main <= compact_revision && !kept(at, version.kv.key());
+            if compacted || (version.tombstone && version.main == compact_revision) {
                 continue;
             }
             hash = crc32c::crc32c_append(hash, &version.revision_key());
@@ -77,6 +96,33 @@ impl Versions {
 // === impl Store ===
 
 impl Store {
+    /// Whether the place of every version in its revision is known, as far as nothing is written meanwhile. Writers wait
+    /// for at most a few thousand keys.
+    pub fn is_exact(&self) -> bool {
+        let mut rest = KeyRange::all();
+        loop {
+            let mut last = vec![];
+            let state = self.state.read();
+            for (n, history) in (1..).zip(state.index.range(&rest).take(READ_CHUNK)) {
+                if history
+                    .versions()
+                    .iter()
+                    .any(|version| version.sub() == Version::UNORDERED)
+                {
+                    return false;
+                }
+                if n == READ_CHUNK {
+                    last = history.key().to_vec();
+                }
+            }
+            drop(state);
+            if last.is_empty() {
+                return true;
+            }
+            rest = rest.after(&last);
+        }
+    }
+
     /// All versions up to `revision` (0: up to now). Writers wait for at most a few thousand keys.
     pub fn versions(self: &Arc<Self>, revision: i64) -> Result<Versions, Error> {
         let (mut walk, revision, current, compacted) = {
@@ -89,7 +135,7 @@ impl Store {
                 r => (Walk::new(self, &state, r), r, current, compacted),
             }
         };
-        let mut all = walk.next(usize::MAX).unwrap_or_default();
+        let mut all = walk.next(usize::MAX)?.unwrap_or_default();
         drop(walk);
         all.sort_unstable_by_key(|v| (v.main, v.sub));
         Ok(Versions {

@@ -161,6 +161,14 @@ impl Index {
         }
     }
 
+    /// Gives the last version of a key another place in its revision.
+    pub(super) fn renumber(&mut self, place: Place, sub: u32) {
+        let Place { branch, leaf, at } = place;
+        if let Ok(at) = at {
+            self.branches[branch].leaves[leaf].entries[at].renumber(sub);
+        }
+    }
+
     /// Compacts the history of one key to revision `at`, and removes a key without versions. Returns the encoded bytes
     /// freed.
     pub(super) fn compact(&mut self, key: &[u8], at: i64) -> usize {

@@ -20,6 +20,8 @@ pub enum Change {
     },
     /// A compaction to this revision.
     Compact(i64),
+    /// Another state was put into place: what was recorded before says nothing about the store any more.
+    Swapped,
 }
 
 /// Records changes. The owner of a journal has to call [`Store::publish`](super::Store::publish) for the revisions

@@ -24,7 +24,7 @@ use super::encoded::Kv;
 pub struct Version {
     /// Main revision.
     pub main: i64,
-    /// Sub revision: the place of the change in its main revision, from 0.
+    /// Sub revision: the place of the change in its main revision, from 0, or [`UNORDERED`](Self::UNORDERED).
     pub sub: u32,
     /// Whether the change deletes the key.
     pub tombstone: bool,
@@ -65,6 +65,9 @@ impl From<Kv> for Version {
 }
 
 impl Version {
+    /// The sub revision of a version from a list, which does not tell the place. A key has one version in a list.
+    pub const UNORDERED: u32 = u32::MAX;
+
     /// The key-value with the place of its change; `None` if it is not that of this change.
     pub(super) fn into_kv(self) -> Option<Kv> {
         let fits = self.kv.mod_revision() == self.main && self.kv.is_tombstone() == self.tombstone;
@@ -125,6 +128,18 @@ impl KeyHistory {
             Self::One(only) => *self = Self::Many(Box::new(vec![only.clone(), kv])),
             Self::Many(all) => all.push(kv),
         }
+    }
+
+    /// Gives the last version another place in its revision.
+    pub(super) fn renumber(&mut self, sub: u32) {
+        let last = match self {
+            Self::One(only) => only,
+            Self::Many(all) => {
+                let last = all.len() - 1;
+                &mut all[last]
+            }
+        };
+        *last = last.clone().with_sub(sub);
     }
 
     /// Removes the versions that no read at `revision` or later can see. A tombstone at exactly `revision` stays, because a

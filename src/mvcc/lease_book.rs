@@ -1,13 +1,19 @@
 //! Leases and the keys attached to them, without time: `crate::lease` expires leases.
+//!
+//! In a store that follows another one, leases are *implied*: a lease exists while keys name it, and nobody here may
+//! expire it.
 
 use bytes::Bytes;
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Bound;
 
-/// Lease id → lease. A granted lease is present, with or without keys.
+/// The leases of a store. A granted lease is present with or without keys, an implied one as long as it has keys.
 #[derive(Default)]
-pub(super) struct LeaseBook(HashMap<i64, Held>);
+pub(super) struct LeaseBook {
+    leases: HashMap<i64, Held>,
+    is_implied: bool,
+}
 
 /// A lease with its granted TTL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,17 +29,25 @@ struct Held {
 }
 
 impl LeaseBook {
+    /// A book of implied leases.
+    pub(super) fn implied() -> Self {
+        Self {
+            is_implied: true,
+            ..Self::default()
+        }
+    }
+
     pub(super) fn len(&self) -> usize {
-        self.0.len()
+        self.leases.len()
     }
 
     pub(super) fn contains(&self, lease: i64) -> bool {
-        self.0.contains_key(&lease)
+        self.leases.contains_key(&lease)
     }
 
     /// Adds a lease; false if the id is taken.
     pub(super) fn grant(&mut self, lease: i64, ttl_secs: i64) -> bool {
-        match self.0.entry(lease) {
+        match self.leases.entry(lease) {
             Entry::Occupied(_) => false,
             Entry::Vacant(v) => {
                 v.insert(Held {
@@ -47,17 +61,17 @@ impl LeaseBook {
 
     /// Removes a lease and returns its keys in order; `None` if unknown.
     pub(super) fn take(&mut self, lease: i64) -> Option<BTreeSet<Bytes>> {
-        self.0.remove(&lease).map(|held| held.keys)
+        self.leases.remove(&lease).map(|held| held.keys)
     }
 
     pub(super) fn keys(&self, lease: i64) -> Option<&BTreeSet<Bytes>> {
-        self.0.get(&lease).map(|held| &held.keys)
+        self.leases.get(&lease).map(|held| &held.keys)
     }
 
     /// Whether every key of a lease is in a granted range. `granted_until` gives the end of the granted range that
     /// contains a key, and `None` for a key in no granted range. Asks once for each range that has keys of the lease.
     pub(super) fn is_within<'a>(&self, lease: i64, granted_until: impl Fn(&[u8]) -> Option<Bound<&'a [u8]>>) -> bool {
-        let Some(Held { keys, .. }) = self.0.get(&lease) else {
+        let Some(Held { keys, .. }) = self.leases.get(&lease) else {
             return true;
         };
         let mut next = keys.first();
@@ -72,13 +86,16 @@ impl LeaseBook {
         true
     }
 
-    /// Every lease, in no order.
+    /// Every granted lease, in no order.
     pub(super) fn granted(&self) -> Vec<GrantedLease> {
+        if self.is_implied {
+            return vec![];
+        }
         let granted = |(&id, held): (&i64, &Held)| GrantedLease {
             id,
             ttl_secs: held.ttl_secs,
         };
-        self.0.iter().map(granted).collect()
+        self.leases.iter().map(granted).collect()
     }
 
     /// Moves `key` from lease `from` to lease `to`; lease 0 is no lease.
@@ -86,10 +103,17 @@ impl LeaseBook {
         if from == to {
             return;
         }
-        if let Some(held) = self.0.get_mut(&from) {
+        if let Some(held) = self.leases.get_mut(&from) {
             held.keys.remove(key);
+            if self.is_implied && held.keys.is_empty() {
+                self.leases.remove(&from);
+            }
         }
-        if let Some(held) = self.0.get_mut(&to) {
+        let held = match self.is_implied && to != 0 {
+            true => Some(self.leases.entry(to).or_default()),
+            false => self.leases.get_mut(&to),
+        };
+        if let Some(held) = held {
             held.keys.insert(Bytes::copy_from_slice(key));
         }
     }
@@ -123,5 +147,17 @@ mod tests {
             prop_assert!(asked.get() <= ranges.len() + 1);
             prop_assert!(book.is_within(8, until), "an unknown lease has no keys");
         }
+    }
+
+    #[test]
+    fn an_implied_lease_lives_as_long_as_keys_name_it() {
+        let mut book = LeaseBook::implied();
+        book.attach(b"a", 0, 7);
+        book.attach(b"b", 0, 7);
+        assert_eq!(book.keys(7).map(BTreeSet::len), Some(2));
+        book.attach(b"a", 7, 8);
+        book.attach(b"b", 7, 0);
+        assert!(!book.contains(7) && !book.contains(0));
+        assert_eq!((book.len(), book.granted()), (1, vec![]));
     }
 }

@@ -14,8 +14,10 @@ const MAX_KEYS: usize = 4 << 10;
 pub(super) struct Rest {
     /// The keys that the list has not returned yet.
     pub(super) range: KeyRange,
-    /// The revision of the list. The count at one revision never changes.
+    /// The revision of the list. The count at one revision of a generation never changes.
     pub(super) revision: i64,
+    /// The generation of the store's state.
+    pub(super) generation: u64,
 }
 
 /// Counts of the rests of lists.
@@ -33,7 +35,7 @@ impl Pages {
         }
         let rest = Rest {
             range: rest.range.detached(),
-            revision: rest.revision,
+            ..rest.clone()
         };
         if self.counts.insert(rest.clone(), count).is_none() {
             self.order.push_back(rest);

@@ -1,7 +1,8 @@
 //! Reads that give way to writers and can be stopped.
 //!
 //! A read visits at most [`READ_CHUNK`] keys under one lock. A longer read continues under the next lock at the revision
-//! at which it began, which a pin keeps readable. Between two locks the caller is asked whether the read shall go on.
+//! at which it began, which a pin keeps readable. Between two locks the caller is asked whether the read shall go on. A
+//! read during which another state was swapped in fails as compacted.
 
 use super::Error;
 use super::encoded::Kv;
@@ -27,6 +28,8 @@ pub(super) struct Reader<'a> {
     left: usize,
     /// The oldest revision that the read looks at.
     oldest: i64,
+    /// The generation of the state at the beginning: another one has another past.
+    generation: u64,
     /// Protects `oldest` once the reader has paused.
     pin: Option<Pin<'a>>,
     keep_going: &'a mut dyn FnMut() -> bool,
@@ -42,6 +45,7 @@ impl<'a> Reader<'a> {
     ) -> Self {
         Self {
             store,
+            generation: lock.generation,
             lock: Some(lock),
             left: READ_CHUNK,
             oldest,
@@ -54,7 +58,7 @@ impl<'a> Reader<'a> {
     pub(super) fn range(&mut self, options: &RangeOptions, at: i64) -> Result<RangeResult, Error> {
         if options.range.is_single() {
             self.step()?;
-            return Ok(self.state().single(options, at));
+            return Ok(self.state()?.single(options, at));
         }
         let mut result = RangeResult {
             count: self.count(&options.range, at)?,
@@ -81,6 +85,7 @@ impl<'a> Reader<'a> {
             let rest = Rest {
                 range: options.range.after(last.key()),
                 revision: at,
+                generation: self.generation,
             };
             self.store.pages.lock().put(&rest, result.count - result.kvs.len());
         }
@@ -91,7 +96,7 @@ impl<'a> Reader<'a> {
     pub(super) fn holds(&mut self, compare: &Compare, at: i64) -> Result<bool, Error> {
         if compare.range.is_single() {
             self.step()?;
-            let kv = self.state().index.get(compare.range.start()).and_then(|h| h.at(at));
+            let kv = self.state()?.index.get(compare.range.start()).and_then(|h| h.at(at));
             return Ok(compare.holds_for(kv));
         }
         let (mut any, mut all) = (false, true);
@@ -111,13 +116,14 @@ impl<'a> Reader<'a> {
         let page = Rest {
             range: range.clone(),
             revision: at,
+            generation: self.generation,
         };
         let known = self.store.pages.lock().get(&page);
         if let Some(known) = known {
             return Ok(known);
         }
         let left = self.left;
-        let state = self.state();
+        let state = self.state()?;
         let work = state.work_of_count(range, at);
         if work <= left {
             let count = state.count(range, at, &[]);
@@ -137,7 +143,7 @@ impl<'a> Reader<'a> {
         while next <= current {
             let mut changes: Vec<Kv> = Vec::new();
             let first = next;
-            for revision in self.state().log.since(next) {
+            for revision in self.state()?.log.since(next) {
                 let all = changes.len() + revision.len();
                 if revision.revision > current || (next > first && all > READ_CHUNK) {
                     break;
@@ -166,7 +172,7 @@ impl<'a> Reader<'a> {
         loop {
             let mut left = self.left;
             let range = rest.as_ref().unwrap_or(range);
-            let mut histories = self.state().index.range(range);
+            let mut histories = self.state()?.index.range(range);
             let next = loop {
                 let most = wanted.min(left).min(AT_ONCE);
                 let few: SmallVec<[&KeyHistory; AT_ONCE]> = histories.by_ref().take(most).collect();
@@ -186,8 +192,12 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn state(&mut self) -> &State {
-        self.lock.get_or_insert_with(|| self.store.state.read())
+    fn state(&mut self) -> Result<&State, Error> {
+        let state = self.lock.get_or_insert_with(|| self.store.state.read());
+        match state.generation == self.generation {
+            true => Ok(state),
+            false => Err(Error::Compacted),
+        }
     }
 
     /// Counts one look-up.

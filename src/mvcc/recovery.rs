@@ -52,6 +52,30 @@ impl Loader {
         }
     }
 
+    /// Begins the store at `revision` of a follower, whose history is complete from `floor` on.
+    pub fn following(revision: i64, floor: i64) -> Self {
+        let mut loader = Self::new(revision, floor, []);
+        loader.state.leases = State::following().leases;
+        loader
+    }
+
+    /// Notes that a part of the first revision of the history is missing.
+    pub fn partial(mut self) -> Self {
+        self.state.partial = true;
+        self
+    }
+
+    /// Adds a key-value of a list at the store's revision. Keys come in order; false if this one is out of order.
+    pub fn push_listed(&mut self, kv: Kv) -> bool {
+        self.state.partial = true;
+        self.push(Version {
+            main: kv.mod_revision(),
+            sub: Version::UNORDERED,
+            tombstone: false,
+            kv,
+        })
+    }
+
     /// Adds a version. Versions come in order of key and revision; false if this one is out of order, or if its key-value is
     /// that of another change.
     pub fn push(&mut self, version: Version) -> bool {
@@ -102,6 +126,8 @@ impl Loader {
         let first = state.compacted.max(2);
         state.log = log(&state, first)?;
         state.purged = state.compacted.max(0);
+        // Revision 1 has no content.
+        state.partial &= state.compacted > 1;
         Ok(Recovery(state))
     }
 }
@@ -112,6 +138,29 @@ impl Recovery {
     /// Begins with an empty store at revision 1.
     pub fn empty() -> Self {
         Self(State::new())
+    }
+
+    /// Begins with an empty store that follows another one.
+    pub fn following() -> Self {
+        Self(State::following())
+    }
+
+    /// The revision of the store.
+    pub fn revision(&self) -> i64 {
+        self.0.current
+    }
+
+    /// The first revision from which the history is complete.
+    pub fn floor(&self) -> i64 {
+        self.0.floor()
+    }
+
+    pub(super) fn state(&self) -> &State {
+        &self.0
+    }
+
+    pub(super) fn into_state(self) -> State {
+        self.0
     }
 
     /// Repeats a recorded commit. After an error the recovery is of no use.
@@ -253,7 +302,7 @@ mod tests {
     fn reloaded(store: &Arc<Store>, piece: usize) -> Recovery {
         let (mut frozen, ()) = store.freeze(|| ());
         let mut loader = Loader::new(frozen.revision, frozen.compacted, frozen.leases.clone());
-        while let Some(changes) = frozen.next(piece) {
+        while let Some(changes) = frozen.next(piece).unwrap() {
             for change in changes {
                 assert!(loader.push(change));
             }
@@ -272,6 +321,7 @@ mod tests {
                 }
                 Change::Grant { lease, ttl_secs } => assert!(recovery.grant(*lease, *ttl_secs)),
                 Change::Compact(revision) => recovery.compact(*revision).unwrap(),
+                Change::Swapped => unreachable!("nothing is swapped"),
             }
         }
     }

@@ -34,6 +34,10 @@ pub(super) struct State {
     pub(super) bytes: usize,
     /// Encoded bytes of the newest versions of live keys.
     pub(super) live_bytes: usize,
+    /// Whether a part of the revision `compacted` is missing in the log, because the state came from lists.
+    pub(super) partial: bool,
+    /// How many states were swapped in before this one.
+    pub(super) generation: u64,
 }
 
 impl State {
@@ -49,6 +53,16 @@ impl State {
             purged: 0,
             bytes: 0,
             live_bytes: 0,
+            partial: false,
+            generation: 0,
+        }
+    }
+
+    /// The empty state of a store that follows another one.
+    pub(super) fn following() -> Self {
+        Self {
+            leases: LeaseBook::implied(),
+            ..Self::new()
         }
     }
 
@@ -144,7 +158,8 @@ impl State {
         if revision > self.visible {
             return Err(Error::FutureRevision);
         }
-        self.compacted = revision;
+        // Later revisions are whole.
+        (self.compacted, self.partial) = (revision, false);
         Ok(())
     }
 

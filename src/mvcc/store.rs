@@ -15,8 +15,8 @@ use super::range::KeyRange;
 use super::state::State;
 use super::stats::Counters;
 use super::txn::{DeleteResult, Put, PutResult, Txn, TxnResult};
-use super::waking::{Gathering, Waking, Woken};
-use super::write_txn::WriteTxn;
+use super::waking::{Dirty, Gathering, Waking, Woken};
+use super::write_txn::{Committed, WriteTxn};
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
 use std::sync::Arc;
@@ -29,6 +29,7 @@ pub struct Store {
     pub(super) state: RwLock<State>,
     waking: Waking,
     published: Box<dyn Fn() + Send + Sync>,
+    visible: Box<dyn Fn() + Send + Sync>,
     journal: Option<Arc<dyn Journal>>,
     pub(super) pins: Pins,
     pub(super) pages: Mutex<Pages>,
@@ -67,6 +68,7 @@ impl Store {
     pub(super) fn open(state: State, hooks: Hooks) -> Arc<Self> {
         let Hooks {
             published,
+            visible,
             unpinned,
             journal,
         } = hooks;
@@ -74,6 +76,7 @@ impl Store {
             waking: Waking::new(state.visible),
             state: RwLock::new(state),
             published,
+            visible,
             journal,
             pins: Pins::new(unpinned),
             pages: Mutex::default(),
@@ -154,18 +157,33 @@ impl Store {
         if committed.is_nothing() {
             return (done, revision);
         }
+        self.committed(&committed, &state);
+        if self.journal.is_none() {
+            self.publish_to(revision, state);
+        }
+        (done, revision)
+    }
+
+    /// Counts and records a commit. The caller holds the lock.
+    pub(super) fn committed(&self, committed: &Committed, state: &State) {
         if committed.events > 0 {
-            self.counters.count(&committed);
+            self.counters.count(committed);
         }
         if self.journal.is_some() {
             let revoked = committed.revoked;
             let batch = (committed.events > 0).then(|| state.log.last()).flatten();
             let batch = batch.map(Revision::to_batch);
             self.record(|| Change::Commit { batch, revoked });
-        } else {
-            self.publish_to(revision, state);
         }
-        (done, revision)
+    }
+
+    /// Records that another state was put into place, and wakes the watchers of the former one.
+    pub(super) fn swapped(&self, state: RwLockWriteGuard<'_, State>, ended: Vec<Dirty>) {
+        self.record(|| Change::Swapped);
+        self.waking.restart(state.visible, ended);
+        drop(state);
+        (self.visible)();
+        (self.published)();
     }
 
     /// Records a change in the journal, if there is one. The caller holds the lock, so that the journal is in the
@@ -182,7 +200,7 @@ impl Store {
         self.publish_to(revision, self.state.write());
     }
 
-    fn publish_to(&self, revision: i64, mut state: RwLockWriteGuard<'_, State>) {
+    pub(super) fn publish_to(&self, revision: i64, mut state: RwLockWriteGuard<'_, State>) {
         let mut dirty = Vec::new();
         let from = state.visible + 1;
         state.visible = state.visible.max(revision.min(state.current));
@@ -193,6 +211,7 @@ impl Store {
         let wanted = !dirty.is_empty();
         self.waking.add(state.visible, dirty);
         drop(state);
+        (self.visible)();
         if wanted {
             (self.published)();
         }
@@ -208,6 +227,15 @@ impl Store {
     /// any fixed moment. These are due at [`Woken::next`].
     pub fn wake_due_watchers(&self, now: u64, gathering: Gathering) -> Woken {
         self.waking.wake(now, gathering)
+    }
+
+    /// Wakes every watcher, with or without events to take. Like [`Store::wake_watchers`], not to be called by a
+    /// [`Wake`](super::Wake).
+    pub fn wake_every_watcher(&self) {
+        let groups = self.state.read().groups.all();
+        for group in groups {
+            group.wake();
+        }
     }
 
     /// The revision up to which every watcher was woken that has events to take.

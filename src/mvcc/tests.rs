@@ -1,5 +1,6 @@
 //! Tests of the whole store: against a model that keeps the content of every revision, and by example.
 
+mod follow;
 pub(super) mod message;
 mod model;
 mod reads;

@@ -124,6 +124,16 @@ impl Txn {
         self.ops().all(|op| matches!(op, Op::Range(_)))
     }
 
+    /// The oldest revision that a range reads, at any depth; `None` if every range reads the present.
+    pub fn oldest_revision(&self) -> Option<i64> {
+        let of = |op: &Op| match op {
+            Op::Range(range) => (range.revision > 0).then_some(range.revision),
+            Op::Txn(nested) => nested.oldest_revision(),
+            Op::Put(_) | Op::Delete(_) => None,
+        };
+        self.ops().filter_map(of).min()
+    }
+
     /// The operations of both branches.
     pub(super) fn ops(&self) -> impl Iterator<Item = &Op> {
         self.success.iter().chain(&self.failure)

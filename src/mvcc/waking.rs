@@ -29,7 +29,7 @@ pub struct Woken {
 /// A group with frames of which its members were not told.
 pub(super) struct Dirty {
     pub(super) group: Arc<Group>,
-    /// The revision of the first of these frames.
+    /// The revision of the first of these frames; `i64::MAX` if the group has ended.
     pub(super) since: i64,
 }
 
@@ -49,6 +49,8 @@ struct Queue {
     woken: i64,
     /// Whether groups taken from the queue are being woken, or gather events.
     waits: bool,
+    /// How many times the revisions have begun anew.
+    generation: u64,
 }
 
 /// What only the caller that wakes uses.
@@ -58,6 +60,8 @@ struct Turn {
     gathering: Vec<Dirty>,
     /// When the first of them is due.
     next: Option<u64>,
+    /// The generation of the revisions in `gathering`.
+    generation: u64,
 }
 
 impl Waking {
@@ -68,6 +72,7 @@ impl Waking {
             published: revision,
             woken: revision,
             waits: false,
+            generation: 0,
         };
         Self {
             queue: Mutex::new(queue),
@@ -87,14 +92,27 @@ impl Waking {
         }
     }
 
+    /// Begins anew at `revision`, when another state is put into place whose watchers are all still to come. The groups of
+    /// the former state are still woken, with `ended`, but keep no revision back. The caller holds the store's lock.
+    pub(super) fn restart(&self, revision: i64, ended: Vec<Dirty>) {
+        let mut queue = self.queue.lock();
+        queue.generation += 1;
+        (queue.published, queue.woken) = (revision, revision);
+        queue.groups.iter_mut().for_each(|dirty| dirty.since = i64::MAX);
+        queue.groups.extend(ended);
+    }
+
     /// Wakes the members of every group that is due at `now`. Calls with a time that goes backwards are answered late.
     pub(super) fn wake(&self, now: u64, gathering: Gathering) -> Woken {
         let mut turn = self.turn.lock();
-        let (mut groups, revision) = {
+        let (mut groups, revision, generation) = {
             let mut queue = self.queue.lock();
             queue.waits = true;
-            (std::mem::take(&mut queue.groups), queue.published)
+            (std::mem::take(&mut queue.groups), queue.published, queue.generation)
         };
+        if std::mem::replace(&mut turn.generation, generation) != generation {
+            turn.gathering.iter_mut().for_each(|dirty| dirty.since = i64::MAX);
+        }
         if turn.next.is_some_and(|next| next <= now) {
             turn.next = None;
             groups.append(&mut turn.gathering);
@@ -115,7 +133,10 @@ impl Waking {
         let oldest = turn.gathering.iter().map(|dirty| dirty.since).min();
         let mut queue = self.queue.lock();
         queue.waits = oldest.is_some();
-        queue.woken = oldest.map_or(revision, |since| since - 1);
+        // Otherwise the revisions have begun anew meanwhile.
+        if queue.generation == generation {
+            queue.woken = oldest.map_or(revision, |since| revision.min(since - 1));
+        }
         Woken {
             groups: woken,
             next: turn.next,

@@ -1,6 +1,7 @@
 //! Reads of everything that a store holds at one revision, in short locks while writers continue: for hashes,
 //! snapshots and checkpoints.
 
+use super::Error;
 use super::key_history::Version;
 use super::lease_book::GrantedLease;
 use super::range::KeyRange;
@@ -14,6 +15,7 @@ pub(super) struct Walk {
     revision: i64,
     /// Pinned, so that history from this compact revision on stays during the walk.
     compacted: i64,
+    generation: u64,
     rest: Option<KeyRange>,
 }
 
@@ -24,6 +26,8 @@ pub struct Frozen {
     pub revision: i64,
     /// The compact revision, −1 if never compacted.
     pub compacted: i64,
+    /// Whether a part of the revision `compacted` is missing, because the state came from lists.
+    pub partial: bool,
     pub leases: Vec<GrantedLease>,
 }
 
@@ -38,6 +42,7 @@ impl Store {
             walk: Walk::new(self, &state, state.current),
             revision: state.current,
             compacted: state.compacted,
+            partial: state.partial,
             leases: state.leases.granted(),
         };
         (frozen, f())
@@ -48,8 +53,8 @@ impl Store {
 
 impl Frozen {
     /// The versions of the next keys, in order of key and revision, about `bytes` of them; `None` at the end.
-    /// Writers wait for at most a few thousand keys.
-    pub fn next(&mut self, bytes: usize) -> Option<Vec<Version>> {
+    /// Writers wait for at most a few thousand keys. Fails with [`Error::Compacted`] once another state was swapped in.
+    pub fn next(&mut self, bytes: usize) -> Result<Option<Vec<Version>>, Error> {
         self.walk.next(bytes)
     }
 }
@@ -64,17 +69,23 @@ impl Walk {
             store: Arc::clone(store),
             revision,
             compacted: state.compacted,
+            generation: state.generation,
             rest: Some(KeyRange::all()),
         }
     }
 
     /// See [`Frozen::next`].
-    pub(super) fn next(&mut self, bytes: usize) -> Option<Vec<Version>> {
-        let mut rest = self.rest.take()?;
+    pub(super) fn next(&mut self, bytes: usize) -> Result<Option<Vec<Version>>, Error> {
+        let Some(mut rest) = self.rest.take() else {
+            return Ok(None);
+        };
         let mut versions = Vec::new();
         let mut size = 0;
         loop {
             let state = self.store.state.read();
+            if state.generation != self.generation {
+                return Err(Error::Compacted);
+            }
             let (mut seen, mut last) = (0, Vec::new());
             for history in state.index.range(&rest).take(READ_CHUNK) {
                 let from = versions.len();
@@ -88,12 +99,12 @@ impl Walk {
             }
             drop(state);
             if last.is_empty() {
-                return (!versions.is_empty()).then_some(versions);
+                return Ok((!versions.is_empty()).then_some(versions));
             }
             rest = rest.after(&last);
             if size >= bytes {
                 self.rest = Some(rest);
-                return Some(versions);
+                return Ok(Some(versions));
             }
         }
     }

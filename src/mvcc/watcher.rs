@@ -42,7 +42,7 @@ pub enum WatchUpdate {
         frames: Vec<Bytes>,
         revision: i64,
     },
-    /// The watcher needs history that was compacted. The owner must cancel the watcher with this compact revision.
+    /// The watcher needs history that was compacted, or of a state that was swapped out. The owner must cancel the watcher with this compact revision.
     Compacted(i64),
 }
 
@@ -98,8 +98,10 @@ impl Store {
         let mut state = self.state.write();
         let current = state.visible;
         let start = if start == 0 { current + 1 } else { start };
-        // The group may still hold frames from before the compaction, but a new watcher must not see them.
-        let too_late = Some(state.compacted).filter(|compacted| start < *compacted);
+        // The group may still hold frames from before the compaction, but a new watcher must not see them. The first
+        // revision of a state from lists is incomplete.
+        let first = state.compacted + i64::from(state.partial);
+        let too_late = Some(first).filter(|first| start < *first);
         let (group, member) = state.groups.join(filter, current, start, wake);
         Watcher {
             store: Arc::clone(self),
@@ -160,6 +162,9 @@ impl Watcher {
         }
         {
             let mut state = self.group.state.lock();
+            if let Some(compacted) = state.ended {
+                return WatchUpdate::Compacted(compacted);
+            }
             if self.next > state.complete_after {
                 let (frames, last) = state.read(self.next, max);
                 let Some(revision) = last else {
@@ -192,6 +197,9 @@ impl Watcher {
         let state = group.state.lock();
         self.next = self.next.max(state.next_of(self.member));
         let (compacted, complete_after) = (read.compacted, state.complete_after);
+        if let Some(compacted) = state.ended {
+            return WatchUpdate::Compacted(compacted);
+        }
         drop(state);
         if self.next < compacted {
             return WatchUpdate::Compacted(compacted);
@@ -235,6 +243,7 @@ impl Watcher {
     pub(super) fn is_synced(&self, current: i64) -> bool {
         let state = self.group.state.lock();
         self.start <= current + 1
+            && state.ended.is_none()
             && (self.next > state.complete_after || self.next > current)
             && !state.has_after(self.next)
     }

@@ -19,6 +19,7 @@ pub(super) use operation::{Call, Operation, PrevKv, Subject};
 
 use super::alarm::Alarms;
 use super::commit::{Cause, Durability};
+use super::config::Config;
 use super::refusals::{Budget, Refusals};
 use super::status;
 use crate::auth::{self, AuthStore, AuthVersion, Principal, Span};
@@ -64,6 +65,8 @@ pub(super) struct Admission {
     pub(super) alarms: Arc<Alarms>,
     pub(super) durability: Durability,
     pub(super) refusals: Arc<Refusals>,
+    /// Whether the store follows a cluster, which then decides by its own alarms, quota and members.
+    pub(super) follows: bool,
     pub(super) limits: Limits,
 }
 
@@ -75,6 +78,16 @@ pub(super) struct Limits {
     pub(super) quota_bytes: usize,
     /// The only member, which NOSPACE alarms are raised for.
     pub(super) member_id: u64,
+}
+
+impl Limits {
+    pub(super) fn of(config: &Config) -> Self {
+        Self {
+            max_request_bytes: config.max_request_bytes,
+            quota_bytes: usize::try_from(config.quota_bytes).unwrap_or(usize::MAX),
+            member_id: config.identity.member_id,
+        }
+    }
 }
 
 /// The proof that a call was admitted.
@@ -89,6 +102,16 @@ pub(super) struct Admitted {
 pub(super) struct Refusal {
     pub(super) status: Status,
     pub(super) cause: Cause,
+}
+
+impl Check {
+    /// Whether the check rests on state of the cluster that a replica does not have.
+    const fn is_upstreams(self) -> bool {
+        match self {
+            Self::Member | Self::NotCorrupt | Self::NoSpaceAlarm | Self::Quota | Self::Disk => true,
+            Self::Size | Self::Token | Self::Authenticated | Self::Root | Self::RootOrOwn | Self::Grants => false,
+        }
+    }
 }
 
 impl Call {
@@ -230,12 +253,10 @@ impl Admission {
             [] => Ok(None),
             _ => caller.principal(&self.auth),
         };
-        for check in checks {
+        for check in checks.iter().filter(|check| !(self.follows && check.is_upstreams())) {
             let checked = self.run(*check, operation, &principal);
             if checked.is_err() && self.is_unknown(caller, &principal) {
-                // Any certificate of the CA opens a connection. Whoever is no user has no use for the connection.
-                self.refusals.note(Budget::UnknownUser, caller.peer());
-                caller.peer().connection.close();
+                self.turn_away(caller);
             }
             checked?;
         }
@@ -246,6 +267,54 @@ impl Admission {
         Ok(Admitted {
             certificate_user: user.filter(|_| !caller.has_token()),
         })
+    }
+
+    /// Admits a call that upstream checks for its user. Only the size is checked here, since upstream would not take so
+    /// large a message from anybody; as in etcd, an invalid token is noticed before.
+    pub(super) async fn admit_for_upstream(&self, caller: &Caller, operation: &Operation) -> Result<(), Status> {
+        let principal = caller.principal(&self.auth);
+        if self.is_user(&principal) {
+            caller.peer().connection.admitted();
+        }
+        if !operation.call.checks().contains(&Check::Size) {
+            return Ok(());
+        }
+        match (self.run(Check::Size, operation, &principal), principal) {
+            (Ok(()), _) => Ok(()),
+            (Err(_), Err(error)) => Err(self.refused(error.into()).await),
+            (Err(refusal), Ok(_)) => Err(self.refused(refusal).await),
+        }
+    }
+
+    /// The alarms that etcd would look at before it refuses the call as this replica does, with the error of each.
+    pub(super) fn alarms_before_refusal(&self, caller: &Caller, operation: &Operation) -> Vec<(AlarmType, Status)> {
+        let principal = caller.principal(&self.auth);
+        let mut alarms = vec![];
+        for check in operation.call.checks() {
+            match check {
+                Check::NotCorrupt => alarms.push((AlarmType::Corrupt, status::corrupt())),
+                Check::NoSpaceAlarm => alarms.push((AlarmType::Nospace, status::no_space())),
+                check if check.is_upstreams() => {}
+                check if self.run(*check, operation, &principal).is_err() => return alarms,
+                _ => {}
+            }
+        }
+        vec![]
+    }
+
+    /// Notes that upstream refused a call. As for calls that are refused here, a certificate that names no user loses its
+    /// connection.
+    pub(super) fn refused_by_upstream(&self, caller: &Caller) {
+        let principal = caller.principal(&self.auth);
+        if self.is_unknown(caller, &principal) {
+            self.turn_away(caller);
+        }
+    }
+
+    /// Any certificate of the CA opens a connection. Whoever is no user has no use for the connection.
+    fn turn_away(&self, caller: &Caller) {
+        self.refusals.note(Budget::UnknownUser, caller.peer());
+        caller.peer().connection.close();
     }
 
     /// Whether a user whose watcher of `range` was admitted may still read all of the range.

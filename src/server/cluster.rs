@@ -59,9 +59,7 @@ impl pb::cluster_server::Cluster for ClusterService {
     ) -> Result<Response<pb::MemberAddResponse>, Status> {
         let urls = &request.get_ref().peer_ur_ls;
         // As in etcd (v3rpc/member.go), the URLs are checked before the permission.
-        if urls.is_empty() || !urls.iter().all(|url| is_url(url)) {
-            return Err(status::bad_member_urls());
-        }
+        check_urls(urls)?;
         self.admit(&request, Call::MemberAdd).await?;
         let refused = match urls.iter().any(|url| self.0.peer_urls.read().contains(url)) {
             true => status::peer_url_exists(),
@@ -110,6 +108,14 @@ impl pb::cluster_server::Cluster for ClusterService {
         let id = request.get_ref().id;
         self.admit_for(&request, Call::MemberRemove, id).await?;
         Err(status::member_not_learner())
+    }
+}
+
+/// etcd's check of the peer URLs of a new member.
+pub(super) fn check_urls(urls: &[String]) -> Result<(), Status> {
+    match !urls.is_empty() && urls.iter().all(|url| is_url(url)) {
+        true => Ok(()),
+        false => Err(status::bad_member_urls()),
     }
 }
 

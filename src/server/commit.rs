@@ -11,7 +11,7 @@ use std::time::Duration;
 use tonic::Status;
 
 /// How long an answer waits for the disk (etcd: server/config, `ReqTimeout`: 5 s and two election timeouts).
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(7);
+pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(7);
 
 /// The state on which an answer or an error rests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -78,6 +78,8 @@ impl Core {
         let mut tick = tokio::time::interval(SIZE_TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut revisions = VecDeque::new();
+        // Quiet watches can resume from here.
+        let mut told = 0;
         loop {
             tick.tick().await;
             let bytes = self.store.history_bytes();
@@ -93,6 +95,10 @@ impl Core {
             let Some(revision) = revision.filter(|_| is_due) else {
                 continue;
             };
+            if revision > told {
+                told = self.store.revision();
+                self.history_goes(revision).await;
+            }
             if self.store.compact(revision).is_ok() {
                 self.purge().await;
                 let left = self.store.history_bytes();
@@ -113,7 +119,7 @@ mod tests {
     use crate::auth::{self, AuthStore};
     use crate::lease::Lessor;
     use crate::mvcc::{Store, Write};
-    use crate::server::{Config, MemberIdentity, Wakers};
+    use crate::server::{Config, MemberIdentity, Parts, Wakers};
     use crate::util::lifecycle::Lifecycle;
     use std::sync::Arc;
 
@@ -137,7 +143,15 @@ mod tests {
         let lessor = Arc::new(Lessor::new(Arc::clone(&store), 2));
         let auth = Arc::new(AuthStore::new(auth::Config::default()).unwrap());
         let config = Config::new(MemberIdentity::random());
-        let core = Core::start(Arc::clone(&store), lessor, auth, None, wakers, config, &life);
+        let parts = Parts {
+            store: Arc::clone(&store),
+            lessor,
+            auth,
+            durable: None,
+            upstream: None,
+            wakers,
+        };
+        let core = Core::start(parts, config, &life);
         let wanted = AtomicBool::new(false);
         let drive = async {
             let largest = change(&store, 60, 10).await;

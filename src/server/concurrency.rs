@@ -76,7 +76,7 @@ fn raw(text: &str) -> Status {
     Status::unknown(text)
 }
 
-fn candidates(name: &[u8]) -> KeyRange {
+pub(super) fn candidates(name: &[u8]) -> KeyRange {
     KeyRange::prefix([name, b"/"].concat())
 }
 
@@ -91,12 +91,12 @@ fn first_created(name: &[u8]) -> RangeOptions {
 }
 
 /// A lease id as Go prints it in hexadecimal.
-fn hex(lease: i64) -> String {
+pub(super) fn hex(lease: i64) -> String {
     let sign = if lease < 0 { "-" } else { "" };
     format!("{sign}{:x}", lease.unsigned_abs())
 }
 
-fn created_at(key: &Bytes, revision: i64) -> Compare {
+pub(super) fn created_at(key: &Bytes, revision: i64) -> Compare {
     Compare {
         range: KeyRange::key(key.clone()),
         target: Target::Create(revision),
@@ -105,7 +105,7 @@ fn created_at(key: &Bytes, revision: i64) -> Compare {
 }
 
 /// The transaction of a recipe as admission sees it. Recipes return no previous values, and put one key at most.
-fn operation(txn: &Txn) -> Operation {
+pub(super) fn operation(txn: &Txn) -> Operation {
     let bytes = txn.success.iter().map(|op| match op {
         Op::Put(put) => put.key.len() + put.value.len(),
         _ => 0,
@@ -332,7 +332,7 @@ impl lock_server::Lock for ConcurrencyService {
     }
 }
 
-fn missing_leader() -> Status {
+pub(super) fn missing_leader() -> Status {
     raw("\"leader\" field must be provided")
 }
 

@@ -34,6 +34,8 @@ pub struct Config {
     pub max_txn_ops: usize,
     /// How often idle watchers get the progress notifications that they asked for.
     pub watch_progress_interval: Duration,
+    /// How long a watch may be without a message before it is told its progress, asked for or not; `None` for ever.
+    pub quiet_watch_time: Option<Duration>,
     /// The longest time for which the events of a watched range are gathered, once they follow each other closely and
     /// the range has many watchers. Zero sends each event at once.
     pub watch_gather_time: Duration,
@@ -82,6 +84,7 @@ impl Config {
             max_request_bytes: 1_572_864,
             max_txn_ops: 128,
             watch_progress_interval: Duration::from_secs(600),
+            quiet_watch_time: None,
             watch_gather_time: Duration::from_millis(4),
             quota_bytes: 2 << 30,
             keepalive: Keepalive {

@@ -5,12 +5,13 @@ mod txn;
 
 use super::admission::{Call, Caller, Operation, PrevKv};
 use super::commit::Cause;
+use super::fresh::Freshness;
 use super::lists::Streamed;
 use super::metrics::ReadOnlyTxn;
 use super::refusals::Budget;
 use super::turns::{self, Done};
 use super::{Core, status};
-use crate::mvcc::{DeleteResult, KeyRange, PutResult, RangeOptions, RangeResult, SortOrder, SortTarget, Txn};
+use crate::mvcc::{DeleteResult, KeyRange, Put, PutResult, RangeOptions, RangeResult, SortOrder, SortTarget, Txn};
 use crate::pb::etcdserverpb as pb;
 use bytes::Bytes;
 use prost::Message;
@@ -33,8 +34,11 @@ pub(super) struct KvService(pub(super) Arc<Core>);
 impl pb::kv_server::Kv for KvService {
     async fn range(&self, request: Request<pb::RangeRequest>) -> Result<Response<pb::RangeResponse>, Status> {
         let caller = Caller::of(&request);
+        let freshness = Freshness::of_range(request.get_ref());
         let options = range_options(request.into_inner())?;
         let operation = Operation::read(Call::Range, options.range.clone());
+        // As in etcd, before the permission, which then is that of the same moment.
+        self.0.fresh(freshness).await?;
         self.0.admit(&caller, &operation).await?;
         let keys = self.0.store.work_of_range(&options);
         if !turns::is_short(keys) {
@@ -60,8 +64,8 @@ impl pb::kv_server::Kv for KvService {
         request: Request<pb::RangeRequest>,
     ) -> Result<Response<Self::RangeStreamStream>, Status> {
         let caller = Caller::of(&request);
-        let request = request.into_inner();
-        let options = range_options(request)?;
+        let freshness = Freshness::of_range(request.get_ref());
+        let options = range_options(request.into_inner())?;
         // etcd accepts a target without an order, and then loses keys between chunks that it sorts one by one.
         if options.target != SortTarget::Key || options.order == SortOrder::Descend {
             return Err(Status::unimplemented("RangeStream does not support custom sort orders"));
@@ -70,17 +74,15 @@ impl pb::kv_server::Kv for KvService {
             return Err(Status::unimplemented("RangeStream does not support revision filters"));
         }
         let operation = Operation::read(Call::Range, options.range.clone());
+        self.0.fresh(freshness).await?;
         self.0.admit(&caller, &operation).await?;
         Ok(Response::new(Box::pin(self.chunks(&caller, options))))
     }
 
     async fn put(&self, request: Request<pb::PutRequest>) -> Result<Response<pb::PutResponse>, Status> {
         let caller = Caller::of(&request);
-        let request = request.into_inner();
-        check_put(&request)?;
-        let (bytes, prev_kv) = (request.encoded_len(), PrevKv::from(request.prev_kv));
-        let put = to_put(request);
-        self.0.admit(&caller, &Operation::put(&put, prev_kv, bytes)).await?;
+        let (put, prev_kv, operation) = checked_put(request.into_inner())?;
+        self.0.admit(&caller, &operation).await?;
         let outcome = self.0.store.put(put);
         let outcome = self.0.commit(outcome, |put| Cause::Revision(put.revision)).await;
         let PutResult { prev, revision } = outcome?;
@@ -95,13 +97,7 @@ impl pb::kv_server::Kv for KvService {
         request: Request<pb::DeleteRangeRequest>,
     ) -> Result<Response<pb::DeleteRangeResponse>, Status> {
         let caller = Caller::of(&request);
-        let request = request.into_inner();
-        if request.key.is_empty() {
-            return Err(status::empty_key());
-        }
-        let (bytes, prev_kv) = (request.encoded_len(), PrevKv::from(request.prev_kv));
-        let range = KeyRange::new(request.key, request.range_end);
-        let operation = Operation::delete(range.clone(), prev_kv, bytes);
+        let (range, prev_kv, operation) = checked_delete(request.into_inner())?;
         self.0.admit(&caller, &operation).await?;
         let keys = self.0.store.work_of_range(&RangeOptions::new(range.clone()));
         let delete = move |core: &Core, _: &mut dyn FnMut() -> bool| core.store.delete(&range);
@@ -133,6 +129,9 @@ impl pb::kv_server::Kv for KvService {
         check_txn(&request, self.0.config.max_txn_ops)?;
         let txn = to_txn(request.clone());
         let operation = txn::operation(&request, &txn);
+        if txn.is_read_only() {
+            self.0.fresh(Freshness::of_txn(&request)).await?;
+        }
         self.0.admit(&caller, &operation).await?;
         let keys = self.check_work(&caller, &txn)?;
         let read_only = txn.is_read_only();
@@ -176,6 +175,34 @@ impl pb::kv_server::Kv for KvService {
     }
 }
 
+/// A put whose fields are right, and the put as admission sees it.
+pub(super) fn checked_put(request: pb::PutRequest) -> Result<(Put, PrevKv, Operation), Status> {
+    check_put(&request)?;
+    let (bytes, prev_kv) = (request.encoded_len(), PrevKv::from(request.prev_kv));
+    let put = to_put(request);
+    let operation = Operation::put(&put, prev_kv, bytes);
+    Ok((put, prev_kv, operation))
+}
+
+/// A deletion whose fields are right, and the deletion as admission sees it.
+pub(super) fn checked_delete(request: pb::DeleteRangeRequest) -> Result<(KeyRange, PrevKv, Operation), Status> {
+    if request.key.is_empty() {
+        return Err(status::empty_key());
+    }
+    let (bytes, prev_kv) = (request.encoded_len(), PrevKv::from(request.prev_kv));
+    let range = KeyRange::new(request.key, request.range_end);
+    let operation = Operation::delete(range.clone(), prev_kv, bytes);
+    Ok((range, prev_kv, operation))
+}
+
+/// A transaction whose fields are right, and the transaction as admission sees it.
+pub(super) struct CheckedTxn {
+    pub(super) operation: Operation,
+    pub(super) read_only: bool,
+    /// The oldest revision that a range reads; `None` if all of them read the present.
+    pub(super) oldest: Option<i64>,
+}
+
 /// Shortens a chunk whose key-values turned out to be larger than those of the chunks before.
 fn cut(chunk: &mut RangeResult) {
     let mut bytes = 0;
@@ -191,6 +218,18 @@ fn cut(chunk: &mut RangeResult) {
 }
 
 impl KvService {
+    /// Checks the fields of a transaction, in the turn of its connection if there are many.
+    pub(super) async fn check(&self, caller: &Caller, request: &pb::TxnRequest) -> Result<CheckedTxn, Status> {
+        let _turn = self.0.turn(caller.peer(), count_ops(request)).await?;
+        check_txn(request, self.0.config.max_txn_ops)?;
+        let txn = to_txn(request.clone());
+        Ok(CheckedTxn {
+            operation: txn::operation(request, &txn),
+            read_only: txn.is_read_only(),
+            oldest: txn.oldest_revision(),
+        })
+    }
+
     /// The keys that a transaction visits. A transaction that writes runs under one lock, so these have a limit.
     fn check_work(&self, caller: &Caller, txn: &Txn) -> Result<usize, Status> {
         let (keys, most) = (self.0.store.work_of_txn(txn).keys, self.0.config.budgets.txn_keys);

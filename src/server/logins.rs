@@ -7,11 +7,12 @@ use super::peer::Peer;
 use super::refusals::Budget;
 use super::status;
 use crate::auth::Error;
+use crate::util::lifecycle::Lifecycle;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::available_parallelism;
 use std::time::Duration;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::Status;
 
 /// Connections whose next check may wait.
@@ -55,6 +56,29 @@ impl Default for Logins {
     }
 }
 
+/// The turn of a password check.
+pub(super) struct LoginTurn {
+    /// The turn of the connection.
+    turn: OwnedSemaphorePermit,
+    slots: (OwnedSemaphorePermit, Waiting, Waiting),
+    life: Lifecycle,
+}
+
+impl LoginTurn {
+    /// Lets others check. A wrong password delays the next check of the connection.
+    pub(super) fn end(self, wrong: bool) {
+        let Self { turn, slots, life } = self;
+        drop(slots);
+        if wrong {
+            // The answer is not delayed: a client learns of a mistyped password at once.
+            life.spawn_part("delay after a wrong password", async move {
+                tokio::time::sleep(DELAY).await;
+                drop(turn);
+            });
+        }
+    }
+}
+
 impl Core {
     /// Runs `check`, which may hash a password, on a thread that may block, when its turn has come.
     pub(super) async fn log_in<T: Send + 'static>(
@@ -62,6 +86,17 @@ impl Core {
         peer: &Peer,
         check: impl FnOnce() -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Status> {
+        let turn = self.login_turn(peer).await?;
+        let done = tokio::task::spawn_blocking(move || {
+            let done = check();
+            turn.end(matches!(done, Err(Error::AuthFailed)));
+            done
+        });
+        Ok(done.await.map_err(|e| Status::internal(e.to_string()))??)
+    }
+
+    /// Waits for the turn of a password check.
+    pub(super) async fn login_turn(&self, peer: &Peer) -> Result<LoginTurn, Status> {
         let (connection, logins) = (&peer.connection, &self.logins);
         let refused = || {
             self.refusals.note(Budget::Passwords, peer);
@@ -74,20 +109,11 @@ impl Core {
         let all = Waiting::begin(&logins.waiting, WAITING_MAX).ok_or_else(refused)?;
         let slot = Arc::clone(&logins.slots).acquire_owned().await;
         let slot = slot.map_err(|_| status::stopped())?;
-        let life = self.life.clone();
-        let done = tokio::task::spawn_blocking(move || {
-            let done = check();
-            drop((slot, all, own));
-            if matches!(done, Err(Error::AuthFailed)) {
-                // The answer is not delayed: a client learns of a mistyped password at once.
-                life.spawn_part("delay after a wrong password", async move {
-                    tokio::time::sleep(DELAY).await;
-                    drop(turn);
-                });
-            }
-            done
-        });
-        Ok(done.await.map_err(|e| Status::internal(e.to_string()))??)
+        Ok(LoginTurn {
+            turn,
+            slots: (slot, all, own),
+            life: self.life.clone(),
+        })
     }
 }
 

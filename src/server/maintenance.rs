@@ -39,21 +39,30 @@ impl pb::maintenance_server::Maintenance for MaintenanceService {
         // it does not wait for the disk.
         self.admit(&request, Call::MaintenanceRead).await?;
         let stats = self.0.store.stats();
-        let identity = &self.0.config.identity;
+        let identity = self.0.identity();
+        // A replica is served by upstream's leader, and has the features of upstream's version.
+        let (leader, version) = match &self.0.upstream {
+            None => (identity.member_id, ETCD_VERSION.to_owned()),
+            Some(upstream) => {
+                let upstream = upstream.identity();
+                (upstream.leader, upstream.version_text())
+            }
+        };
         let errors = self.0.alarms.list(pb::AlarmType::None);
         // The texts are those of Go's protobuf messages, which etcd 3.7 prints with one or two blanks between fields.
         let errors = errors.into_iter().map(|a| match a.member_id {
             0 => format!("alarm:{}", a.alarm().as_str_name()),
             id => format!("memberID:{id} alarm:{}", a.alarm().as_str_name()),
         });
-        let errors = errors.collect();
+        let leaderless = (leader == 0).then(|| "etcdserver: no leader".to_owned());
+        let errors = errors.chain(leaderless).collect();
         // The revision stands for the Raft index, because the revision never goes back either.
         let index = stats.revision.unsigned_abs();
         Ok(Response::new(pb::StatusResponse {
             header: Some(self.0.header(stats.revision)),
-            version: ETCD_VERSION.to_owned(),
+            version,
             db_size: stats.bytes as i64,
-            leader: identity.member_id,
+            leader,
             raft_index: index,
             raft_term: identity.raft_term,
             raft_applied_index: index,
@@ -100,6 +109,10 @@ impl pb::maintenance_server::Maintenance for MaintenanceService {
         request: Request<pb::MoveLeaderRequest>,
     ) -> Result<Response<pb::MoveLeaderResponse>, Status> {
         self.admit(&request, Call::Maintenance).await?;
+        if self.0.upstream.is_some() {
+            // What etcd's followers answer. The leader's own endpoint takes the call.
+            return Err(status::not_leader());
+        }
         match request.get_ref().target_id == self.0.config.identity.member_id {
             true => Ok(Response::new(pb::MoveLeaderResponse::default())),
             false => Err(status::bad_leader_transferee()),
@@ -111,6 +124,9 @@ impl pb::maintenance_server::Maintenance for MaintenanceService {
         request: Request<pb::DowngradeRequest>,
     ) -> Result<Response<pb::DowngradeResponse>, Status> {
         self.admit(&request, Call::Maintenance).await?;
+        if self.0.upstream.is_some() {
+            return Err(status::members_only());
+        }
         use pb::downgrade_request::DowngradeAction;
         let version = &request.get_ref().version;
         let numbers: Option<Vec<u32>> = version.split('.').map(|n| n.parse().ok()).collect();
@@ -203,7 +219,7 @@ impl Core {
                 name: config.name.clone(),
                 peer_urls: self.peer_urls.read().clone(),
                 client_urls: config.client_urls.clone(),
-                term: config.identity.raft_term,
+                term: self.identity().raft_term,
                 index: self.store.revision().unsigned_abs(),
                 version: SNAPSHOT_VERSION.to_owned(),
             },

@@ -10,6 +10,7 @@ pub(super) use methods::{Method, TxnKind};
 pub(super) use requests::ReadOnlyTxn;
 
 use super::connections::Connections;
+use super::upstream::Upstream;
 use super::{CLUSTER_VERSION, Config, Core, ETCD_VERSION};
 use crate::auth::AuthStore;
 use crate::durable::{self, Durable};
@@ -142,6 +143,16 @@ impl Metrics {
         connections.refusals.register(&mut self.registry);
         let held = budgets::Held(Arc::clone(connections));
         self.registry.register_collector(Box::new(held));
+    }
+
+    /// Registers what a replica counts about its upstream and the calls that it forwards.
+    pub(super) fn register_forwarding(&mut self, upstream: &dyn Upstream, unheld: &Counter) {
+        upstream.register(&mut self.registry);
+        self.registry.register(
+            "isthmus_follow_unheld",
+            "Answers to forwarded calls that were sent before their revision was here",
+            unheld.clone(),
+        );
     }
 
     /// The metrics of a method, found by its path `/package.Service/Method`.

@@ -102,7 +102,7 @@ fn code_of(headers: &mut HeaderMap) -> Option<Code> {
 }
 
 /// The time that the client gives the call (gRPC over HTTP2: `Timeout` is up to eight digits and a unit).
-fn deadline(headers: &HeaderMap) -> Option<Duration> {
+pub(super) fn deadline(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get("grpc-timeout")?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if digits.is_empty() || digits.len() > 8 {

@@ -27,6 +27,9 @@ statuses! {
     member_not_found = NotFound, "member not found";
     member_not_learner = FailedPrecondition, "can only promote a learner member";
     peer_url_exists = FailedPrecondition, "Peer URLs already exists";
+    not_leader = FailedPrecondition, "not leader";
+    // etcd has no such error: each of its members takes the call.
+    members_only = FailedPrecondition, "a replica does not take this call; send it to a member of the upstream cluster";
     bad_leader_transferee = FailedPrecondition, "bad leader transferee";
     // etcd has no such error: a member of etcd can always be downgraded.
     no_downgrade = FailedPrecondition, "Isthmus cannot be downgraded in place; restore a snapshot with etcdutl";

@@ -56,7 +56,15 @@ impl Bench {
         };
         store.put(put).unwrap();
         let config = Config::new(MemberIdentity::random());
-        let core = Core::start(store, lessor, auth, Some(Arc::clone(&disk)), wakers, config, &life);
+        let parts = Parts {
+            store,
+            lessor,
+            auth,
+            durable: Some(Arc::clone(&disk)),
+            upstream: None,
+            wakers,
+        };
+        let core = Core::start(parts, config, &life);
         disk.flushed().await.unwrap();
         Self {
             core,

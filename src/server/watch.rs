@@ -5,6 +5,7 @@
 //! one watcher in one message. The header revision of a message is the last revision that was delivered as a whole.
 
 mod fragment;
+mod quiet;
 mod ready;
 mod requests;
 #[cfg(test)]
@@ -23,11 +24,14 @@ use crate::pb::{WatchHead, WatchResponse};
 use fragment::fragments;
 use futures::FutureExt;
 use pb::watch_request::RequestUnion;
+use quiet::Told;
 use rand::RngExt;
 use ready::{ReadyList, WatcherWake};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Range;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::time::{Interval, MissedTickBehavior};
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
@@ -60,6 +64,8 @@ struct WatchSession {
     answers: VecDeque<Answer>,
     ready: Arc<ReadyList>,
     ticker: Interval,
+    /// When the quiet watches are told of their progress.
+    quiet: Option<Interval>,
     next_id: i64,
     /// A watcher has read a part of the log, without an event, and goes on later.
     reads_history: bool,
@@ -92,6 +98,20 @@ struct Entry {
     progress: bool,
     /// Whether events were sent since the last progress tick.
     busy: bool,
+    /// What the client knows of the progress.
+    told: Told,
+}
+
+/// Why a stream that had nothing to do goes on.
+enum Happened {
+    /// There may be something to send.
+    Woken,
+    /// The time for the progress notifications that clients asked for.
+    Tick,
+    /// The time to look at quiet watches.
+    Look,
+    /// A request, or the end of them.
+    Request(Result<Option<pb::WatchRequest>, Status>),
 }
 
 #[tonic::async_trait]
@@ -120,15 +140,20 @@ async fn or_never(future: Pin<&mut Option<impl Future<Output = ()>>>) {
     }
 }
 
+/// Ticks about every `interval`. A random factor keeps streams that were opened together from reporting progress together.
+fn ticker(interval: Duration, factor: Range<f64>) -> Interval {
+    let interval = interval.mul_f64(rand::rng().random_range(factor));
+    let mut ticker = tokio::time::interval_at(tokio::time::Instant::now() + interval, interval);
+    ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticker
+}
+
 impl WatchSession {
     fn new(core: Arc<Core>, caller: Caller, inbound: Option<Streaming<pb::WatchRequest>>) -> Self {
-        // A random factor, so that streams opened together do not report progress together.
-        let interval = core.config.watch_progress_interval;
-        let interval = interval.mul_f64(rand::rng().random_range(1.0..1.1));
-        let mut ticker = tokio::time::interval_at(tokio::time::Instant::now() + interval, interval);
-        ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
             allowed_at: core.admission.auth_version(),
+            ticker: ticker(core.config.watch_progress_interval, 1.0..1.1),
+            quiet: quiet::looks(&core),
             core,
             caller,
             inbound,
@@ -136,7 +161,6 @@ impl WatchSession {
             ended_ids: BTreeSet::new(),
             answers: VecDeque::new(),
             ready: Arc::default(),
-            ticker,
             next_id: 0,
             progress_from: None,
             reads_history: false,
@@ -184,38 +208,45 @@ impl WatchSession {
             if !self.answers.is_empty() || !self.ready.is_empty() {
                 continue;
             }
-            let core = Arc::clone(&self.core);
-            // Only a stream that owes an answer waits for others to be woken: each waiting stream costs time in every
-            // publication.
-            let asked = self.progress_from.is_some();
-            let mut woken = pin!(asked.then(|| core.woken.notified()));
-            if let Some(woken) = woken.as_mut().as_pin_mut() {
-                woken.enable();
-            }
-            if self.report_progress() {
-                continue;
-            }
-            let inbound = async {
-                match &mut self.inbound {
-                    Some(inbound) => inbound.message().await,
-                    None => std::future::pending().await,
-                }
-            };
-            let message = tokio::select! {
-                () = self.core.stop.cancelled() => continue,
-                () = self.ready.woken() => continue,
-                () = or_never(woken) => continue,
-                _ = self.ticker.tick() => None,
-                message = inbound => Some(message),
-            };
-            match message {
-                None => self.tick(),
-                Some(message) => {
-                    if let Err(status) = self.received(message) {
+            match self.wait().await {
+                Happened::Woken => {}
+                Happened::Tick => self.tick(),
+                Happened::Look => self.look_at_quiet(),
+                Happened::Request(request) => {
+                    if let Err(status) = self.received(request) {
                         return self.end(status);
                     }
                 }
             }
+        }
+    }
+
+    /// Waits until there may be something to do. Cancel-safe.
+    async fn wait(&mut self) -> Happened {
+        let core = Arc::clone(&self.core);
+        // Only a stream that owes an answer waits for others to be woken: each waiting stream costs time in every
+        // publication.
+        let asked = self.progress_from.is_some();
+        let mut woken = pin!(asked.then(|| core.woken.notified()));
+        if let Some(woken) = woken.as_mut().as_pin_mut() {
+            woken.enable();
+        }
+        if self.report_progress() {
+            return Happened::Woken;
+        }
+        let inbound = async {
+            match &mut self.inbound {
+                Some(inbound) => inbound.message().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = self.core.stop.cancelled() => Happened::Woken,
+            () = self.ready.woken() => Happened::Woken,
+            () = or_never(woken) => Happened::Woken,
+            _ = self.ticker.tick() => Happened::Tick,
+            () = quiet::due(&mut self.quiet) => Happened::Look,
+            request = inbound => Happened::Request(request),
         }
     }
 
@@ -277,6 +308,9 @@ impl WatchSession {
             }
         }
         for (watch_id, revision) in idle {
+            if let Some(entry) = self.watchers.get_mut(&watch_id) {
+                entry.told.note(revision);
+            }
             let head = WatchHead {
                 watch_id,
                 ..WatchHead::default()
@@ -296,6 +330,12 @@ impl WatchSession {
             };
             entry.wake.reset();
             match entry.watcher.take(MESSAGE_BYTES) {
+                WatchUpdate::Nothing if self.quiet.is_some() => {
+                    self.tell_before_history_goes(id);
+                    if !self.answers.is_empty() {
+                        return None;
+                    }
+                }
                 WatchUpdate::Nothing => {}
                 WatchUpdate::Later => {
                     entry.wake.wake();
@@ -304,6 +344,7 @@ impl WatchSession {
                 }
                 WatchUpdate::Events { frames, revision } => {
                     entry.busy = true;
+                    entry.told.note(revision);
                     let fragment = entry.fragment;
                     // The watcher may have more events than one message takes.
                     entry.wake.wake();
@@ -327,6 +368,10 @@ impl WatchSession {
                 WatchUpdate::Compacted(compact_revision) => {
                     self.watchers.remove(&id);
                     self.ended(id);
+                    if self.watchers.is_empty() {
+                        // The answer would be about revisions that another state may have replaced.
+                        self.progress_from = None;
+                    }
                     let head = WatchHead {
                         watch_id: id,
                         canceled: true,

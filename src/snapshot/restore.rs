@@ -1,22 +1,34 @@
-//! Makes a store from the content of a snapshot.
+//! Makes a store from the content of a snapshot: a store of its own, or the state of one that follows the snapshot's.
 
 use super::content::{Content, KeyEntry, Lease};
 use crate::auth::AuthState;
-use crate::mvcc::{Fields, GrantedLease, Hooks, Kv, Loader, OutOfOrder, Store, Version};
+use crate::mvcc::{Fields, GrantedLease, Hooks, Kv, Loader, OutOfOrder, Recovery, Store, Version};
 use std::sync::Arc;
 
 impl Content {
     /// The store that the snapshot holds.
     pub fn store(&self) -> Result<Arc<Store>, OutOfOrder> {
-        let revision = self.revision();
-        // Parity: an etcd that starts on the snapshot finishes a compaction that was begun.
-        let compacted = self.finished_compaction.max(self.scheduled_compaction).unwrap_or(-1);
         let granted = |lease: &Lease| GrantedLease {
             id: lease.id,
             ttl_secs: lease.ttl,
         };
         let leases = self.leases.iter().map(granted);
-        let mut loader = Loader::new(revision, compacted, leases);
+        let loader = Loader::new(self.revision(), self.compacted(), leases);
+        Ok(self.load(loader)?.open(Hooks::default()))
+    }
+
+    /// The state of a store that follows the store of the snapshot, and so has no leases of its own.
+    pub fn following(&self) -> Result<Recovery, OutOfOrder> {
+        self.load(Loader::following(self.revision(), self.compacted()))
+    }
+
+    /// The compact revision.
+    fn compacted(&self) -> i64 {
+        // Parity: an etcd that starts on the snapshot finishes a compaction that was begun.
+        self.finished_compaction.max(self.scheduled_compaction).unwrap_or(-1)
+    }
+
+    fn load(&self, mut loader: Loader) -> Result<Recovery, OutOfOrder> {
         let mut entries: Vec<&KeyEntry> = self.keys.iter().filter(|e| !e.kv.key.is_empty()).collect();
         entries.sort_by(|a, b| {
             let place = |e: &KeyEntry| (e.revision.main, e.revision.sub);
@@ -26,11 +38,11 @@ impl Content {
             if !loader.push(version(entry)) {
                 return Err(OutOfOrder {
                     found: entry.revision.main,
-                    current: revision,
+                    current: self.revision(),
                 });
             }
         }
-        Ok(loader.finish()?.open(Hooks::default()))
+        loader.finish()
     }
 
     /// Users and roles of the snapshot.

@@ -82,6 +82,8 @@ type walk struct {
 	hashed    map[int64]bool
 	enabled   bool
 	watched   bool
+	// above says that revisions up to the compacted one are not asked for: replicas may have more history than etcd.
+	above bool
 	// before37 says that the peer is etcd 3.6.
 	before37 bool
 	user     string
@@ -93,15 +95,18 @@ type walk struct {
 func newWalk(t *testing.T, seed uint64, servers ...*server) *walk {
 	w := &walk{t: t, rng: rand.New(rand.NewPCG(seed, 1)), revision: 1, hashed: map[int64]bool{}}
 	for i, s := range servers {
-		conn := s.dial(t)
-		w.sides[i] = &side{
-			server: s, KVClient: pb.NewKVClient(conn), LeaseClient: pb.NewLeaseClient(conn), AuthClient: pb.NewAuthClient(conn),
-			ClusterClient: pb.NewClusterClient(conn), MaintenanceClient: pb.NewMaintenanceClient(conn), WatchClient: pb.NewWatchClient(conn),
-			tokens: map[string]string{},
-		}
+		w.sides[i] = &side{server: s, tokens: map[string]string{}}
+		w.sides[i].through(s.dial(t))
 	}
 	w.before37 = strings.HasPrefix(try(w.sides[0].Status(ctx(t), &pb.StatusRequest{})).or(t).Version, "3.6.")
 	return w
+}
+
+// through makes the side's calls over a connection.
+func (s *side) through(conn grpc.ClientConnInterface) {
+	s.KVClient, s.LeaseClient, s.AuthClient = pb.NewKVClient(conn), pb.NewLeaseClient(conn), pb.NewAuthClient(conn)
+	s.ClusterClient, s.MaintenanceClient = pb.NewClusterClient(conn), pb.NewMaintenanceClient(conn)
+	s.WatchClient = pb.NewWatchClient(conn)
 }
 
 func pick[T any](w *walk, of ...T) T { return of[w.rng.IntN(len(of))] }
@@ -212,6 +217,14 @@ func (w *walk) leaseID() int64 { return int64(w.rng.IntN(6)) }
 
 // atRevision returns a revision near the current or the compacted one.
 func (w *walk) atRevision() int64 {
+	at := w.anyRevision()
+	if w.above && at != 0 && at <= w.compacted {
+		return w.compacted + 1
+	}
+	return at
+}
+
+func (w *walk) anyRevision() int64 {
 	switch w.rng.IntN(8) {
 	case 0:
 		return w.rng.Int64N(w.revision + 1)

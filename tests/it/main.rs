@@ -19,6 +19,8 @@ mod environments;
 mod etcd_api;
 mod etcd_flags;
 mod etcdctl;
+mod follow;
+mod follow_users;
 mod forbidden;
 mod kubernetes;
 mod kubernetes_client;

@@ -1,11 +1,12 @@
 //! Proves that the Watch service behaves as etcd's: order, resumption from a revision, progress, filters, cancellation,
 //! compaction, many watchers on one stream, and the end of the server.
 
-use crate::support::store::{message, next};
+use crate::support::store::{message, next, plain_client, plain_etcd};
 use crate::support::tls::etcd;
-use crate::support::{Process, Signal, Tls};
+use crate::support::{PATIENCE, Process, Signal, Tls};
 use etcd_client::*;
 use std::time::Duration;
+use tokio::time::{Instant, timeout};
 
 /// A store and a client of it.
 struct Store {
@@ -131,6 +132,81 @@ async fn a_watch_of_compacted_history_is_created_and_then_cancelled() {
         .await
         .unwrap();
     assert_eq!(next(&mut stream).await.events().len(), 3);
+}
+
+/// Writes a key that nobody watches, until the store has compacted revision 2. Returns the last revision that the watch
+/// was told, and fails if it was told anything else.
+async fn write_until_compacted(client: &mut Client, stream: &mut WatchStream) -> i64 {
+    let mut told = 0;
+    let begun = Instant::now();
+    loop {
+        assert!(begun.elapsed() < PATIENCE, "revision 2 was not compacted");
+        let written = client
+            .put("other", "", None)
+            .await
+            .unwrap()
+            .header()
+            .unwrap()
+            .revision();
+        if let Ok(message) = timeout(Duration::from_millis(50), stream.message()).await {
+            let message = message.unwrap().unwrap();
+            let revision = message.header().unwrap().revision();
+            assert_eq!((message.watch_id(), message.events().len()), (0, 0));
+            assert!(!message.canceled() && !message.created());
+            assert!(revision > told && revision <= written, "{told} {revision} {written}");
+            told = revision;
+        }
+        let past = GetOptions::new().with_revision(2);
+        if client.get("other", Some(past)).await.is_err() {
+            return told;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_quiet_watch_resumes_although_its_first_revision_is_compacted() {
+    let flags = ["--progress-to-quiet-watches", "--auto-compaction-retention=3s"];
+    let server = plain_etcd().args(flags).start();
+    let address = server.address().await;
+    let mut client = plain_client(&address).await;
+    client.put("other", "", None).await.unwrap();
+    let mut stream = client.watch("quiet", None).await.unwrap();
+    assert!(message(&mut stream).await.created());
+    let told = write_until_compacted(&mut client, &mut stream).await;
+    // A client that was told nothing would ask for revision 3, and list everything again.
+    let late = WatchOptions::new().with_start_revision(3);
+    let mut late = client.watch("quiet", Some(late)).await.unwrap();
+    assert!(next(&mut late).await.canceled());
+    let mut moved = plain_client(&address).await;
+    let resume = WatchOptions::new().with_start_revision(told + 1);
+    let mut resumed = moved.watch("quiet", Some(resume)).await.unwrap();
+    assert!(message(&mut resumed).await.created());
+    client.put("quiet", "now", None).await.unwrap();
+    for stream in [&mut stream, &mut resumed] {
+        let mut seen = next(stream).await;
+        while seen.events().is_empty() {
+            assert!(!seen.canceled());
+            seen = next(stream).await;
+        }
+        assert_eq!(seen.events().len(), 1);
+        assert_eq!(seen.events()[0].kv().unwrap().value(), b"now");
+    }
+}
+
+#[tokio::test]
+async fn etcd_tells_quiet_watches_nothing_unless_it_is_asked_to() {
+    let server = plain_etcd().arg("--auto-compaction-retention=3s").start();
+    let mut client = plain_client(&server.address().await).await;
+    client.put("other", "", None).await.unwrap();
+    let mut stream = client.watch("quiet", None).await.unwrap();
+    assert!(message(&mut stream).await.created());
+    assert_eq!(write_until_compacted(&mut client, &mut stream).await, 0);
+    client.put("quiet", "", None).await.unwrap();
+    assert_eq!(
+        next(&mut stream).await.events().len(),
+        1,
+        "the first message of the watch"
+    );
 }
 
 #[tokio::test]

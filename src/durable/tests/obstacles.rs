@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use std::io;
 use std::time::Duration;
 
-type Fault = Arc<Mutex<Option<(Step, Errno)>>>;
+pub(super) type Fault = Arc<Mutex<Option<(Step, Errno)>>>;
 
 /// An engine whose disk fails as a test asks.
 struct Faulty {
@@ -57,7 +57,7 @@ impl Engine for Faulty {
     }
 }
 
-fn start_faulty(config: &Config) -> (Running, Fault) {
+pub(super) fn start_faulty(config: &Config) -> (Running, Fault) {
     let fault = Fault::default();
     let given = Arc::clone(&fault);
     let wrap = |engine| Box::new(Faulty { engine, fault: given }) as Box<dyn Engine>;

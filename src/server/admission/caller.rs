@@ -2,6 +2,8 @@
 
 use crate::auth::{AuthStore, Error, Principal};
 use crate::server::peer::Peer;
+use crate::server::upstream::{Credentials, Judge};
+use std::sync::Arc;
 use tonic::Request;
 use tonic::metadata::MetadataMap;
 
@@ -35,13 +37,28 @@ impl Caller {
         if !state.enabled {
             return Ok(None);
         }
-        if let Some(token) = &self.token {
-            let token = token.strip_prefix("Bearer ").unwrap_or(token);
+        if let Some(token) = self.token() {
             return auth.token_principal(token).map(Some);
         }
         let user = self.peer.common_name.clone();
         let revision = state.revision;
         Ok(user.map(|user| Principal { user, revision }))
+    }
+
+    fn token(&self) -> Option<&str> {
+        let token = self.token.as_deref()?;
+        Some(token.strip_prefix("Bearer ").unwrap_or(token))
+    }
+
+    /// On whose behalf a call of this caller goes to the cluster that a replica follows. As in etcd, a token wins over a
+    /// certificate. A token goes upstream even while authentication seems to be off, since only upstream knows.
+    pub(in crate::server) fn credentials(&self, auth: &AuthStore, judge: Judge) -> Credentials {
+        match (self.token(), judge, &self.peer.common_name) {
+            (Some(token), ..) => Credentials::Token(token.into()),
+            (None, Judge::Upstream, Some(user)) if auth.state().enabled => Credentials::User(Arc::clone(user)),
+            // Whoever has no credentials is refused by the checks here.
+            _ => Credentials::Replica,
+        }
     }
 
     /// The other end of the connection.

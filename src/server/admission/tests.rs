@@ -191,6 +191,7 @@ impl World {
                 alarms: Arc::new(alarms),
                 durability,
                 refusals: Arc::default(),
+                follows: false,
                 limits: Limits {
                     max_request_bytes: 10,
                     quota_bytes: 0,

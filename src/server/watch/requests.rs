@@ -1,5 +1,6 @@
 //! The requests of a client on a watch stream: create, cancel, progress.
 
+use super::quiet::Told;
 use super::ready::WatcherWake;
 use super::{Answer, Entry, WatchSession};
 use crate::mvcc::{KeyRange, Wake, WatchFilter};
@@ -69,6 +70,7 @@ impl WatchSession {
             fragment: request.fragment,
             progress: request.progress_notify,
             busy: false,
+            told: Told::new(start, revision),
         };
         self.watchers.insert(id, entry);
         let head = WatchHead {

@@ -21,7 +21,7 @@ use isthmus::kvstore::config::ClientConfig;
 use isthmus::lease::{Lessor, MIN_TTL_SECS};
 use isthmus::model::cluster::{ClusterConfig, ClusterInfo};
 use isthmus::mvcc::Store;
-use isthmus::server::{Config, Core, MemberIdentity, Serve, Wakers};
+use isthmus::server::{Config, Core, MemberIdentity, Parts, Serve, Wakers};
 use isthmus::util::lifecycle::Lifecycle;
 use libfuzzer_sys::fuzz_target;
 use std::cell::RefCell;
@@ -76,7 +76,8 @@ impl Server {
             let lessor = Arc::new(Lessor::new(Arc::clone(&store), MIN_TTL_SECS));
             let auth = Arc::new(AuthStore::new(auth::Config::default()).expect("simple tokens"));
             let config = Config { quota_bytes: 64 << 20, ..Config::new(MemberIdentity::random()) };
-            Core::start(store, lessor, auth, None, wakers, config, &life).router(Serve::All)
+            let parts = Parts { store, lessor, auth, durable: None, upstream: None, wakers };
+            Core::start(parts, config, &life).router(Serve::All)
         });
         Self { runtime, router, life, inputs: 0 }
     }
