@@ -2,6 +2,7 @@
 //
 //	go run ./mesh -isthmus PATH -etcd PATH -clusters 250 -shape serve
 //	go run ./mesh -isthmus PATH -etcd PATH -clusters 250 -shape mirror
+//	go run ./mesh -isthmus PATH -etcd PATH -clusters 510 -ips 5682 -rate 3000 -shape serve
 //	go run ./mesh -isthmus PATH -etcd PATH -cilium PATH -clusters 50 -shape original -run cold,restart
 //	go run ./mesh -isthmus PATH -etcd PATH -clusters 20 -run chaos,millions,kills,wiped
 //	unshare -rn go run ./mesh -isthmus PATH -etcd PATH -clusters 20 -run partition -away 5m
@@ -44,6 +45,7 @@ var (
 	away       = flag.Duration("away", 5*time.Minute, "duration of the partition")
 	most       = flag.Int("max-connected-clusters", 0, "255 or 511; 0 takes the smaller one that suffices")
 	more       = flag.String("args", "", "more arguments for Isthmus's mirror")
+	memory     = flag.Int64("memory", 6<<10, "memory of this program, in MiB: more keys than a million need more")
 	keep       = flag.Bool("keep", false, "keep the directory with the logs")
 )
 
@@ -60,7 +62,7 @@ func main() {
 	flag.Parse()
 	// Pauses of this program's garbage collector would distort the measurements.
 	debug.SetGCPercent(-1)
-	debug.SetMemoryLimit(6 << 30)
+	debug.SetMemoryLimit(*memory << 20)
 	// The client library would log every intended outage.
 	os.Setenv("ETCD_CLIENT_DEBUG", "fatal")
 	if *most == 0 {

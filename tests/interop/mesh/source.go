@@ -222,6 +222,18 @@ func (s *source) has(key string) bool {
 	return false
 }
 
+// known returns the value of the model where a mirrored key has the same.
+func (s *source) known(key, value string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, at := range origins(s.name, key) {
+		if want, there := s.want[at]; there && want == value {
+			return want
+		}
+	}
+	return value
+}
+
 // contents reads the keys that are to be mirrored from the server.
 func (s *source) contents() (map[string]string, error) {
 	all, err := peer.Read(s.client, "cilium/state/")

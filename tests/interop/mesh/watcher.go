@@ -126,6 +126,8 @@ func (w *watcher) cached(key string, e *clientv3.Event, deleted bool, now time.T
 		return
 	}
 	value := string(e.Kv.Value)
+	// Of equal values, one is kept.
+	value = s.known(key, value)
 	w.keys[key] = value
 	if there && before == value {
 		w.seen.same++
