@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering::Relaxed;
 /// The version of the format.
 const FORMAT: u32 = 1;
 /// Growth of a process that says nothing about what it holds.
-const GROWTH_MIN: u64 = 1 << 20;
+const GROWTH_MIN: u64 = 2 << 20;
 
 /// Everything about one run, or about several that were added up.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -340,6 +340,7 @@ impl Leader<'_> {
     /// Ends the writers, and lets the agents compare.
     async fn verify(&mut self, mut writers: mpsc::Receiver<()>, mut agents: mpsc::Receiver<()>) {
         self.phase.send_replace(Phase::Quiet);
+        self.sampler.mark("end of changes");
         self.tell("last events", 0, 0, String::new);
         self.ended(&mut writers, LAST).await;
         let plan = &self.shared.plan;

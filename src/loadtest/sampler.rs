@@ -96,8 +96,9 @@ impl Sampler {
 
     fn sample(&self, took: Duration) {
         let (costs, counts) = (self.costs(), self.counts());
-        let drained = self.shared.tally.drain();
+        // Locked before anything is drained: what is between two places would be missing in the result.
         let mut samples = self.samples.lock();
+        let drained = self.shared.tally.drain();
         let secs = took.as_secs_f64().max(0.001);
         let busy = |now: Cost, before: Cost| now.cpu.saturating_sub(before.cpu).as_secs_f64() / secs;
         let delivery = drained
@@ -182,7 +183,8 @@ impl Sampler {
 
     /// All samples, when the run is over.
     pub fn take(&self) -> Samples {
-        let mut taken = std::mem::take(&mut *self.samples.lock());
+        let mut samples = self.samples.lock();
+        let mut taken = std::mem::take(&mut *samples);
         for (measure, histogram) in self.shared.tally.drain() {
             taken.histograms.entry(measure).or_default().add(&histogram);
         }

@@ -13,6 +13,9 @@ const PLANNED_MIN: u64 = 20;
 const LATE: Duration = Duration::from_secs(1);
 /// The share of its cores from which on the tester may be what limits.
 const BUSY: f64 = 0.85;
+/// Parts of errors.
+const CLOSED: &str = "closed the connection";
+const REFUSED: &str = "Connection refused";
 /// Where a store that closes connections may have a limit.
 const CLOSED_BY: &str = "the store closed connections: a store of Isthmus holds --max-connections of them, of which one user may \
     have three quarters, and any store is bounded by its limit of open files; its log and its metrics say which limit it was";
@@ -28,9 +31,12 @@ impl Outcome {
             behind,
             "connections were lost or had not received everything at the end",
         );
-        let behind = behind.map(|text| match self.closed() {
-            0 => text,
-            _ => format!("{text} ({CLOSED_BY})"),
+        let behind = behind.map(|text| match (self.errors_with(REFUSED), self.errors_with(CLOSED)) {
+            (0, 0) => text,
+            (0, _) => format!("{text} ({CLOSED_BY})"),
+            _ => format!(
+                "{text} (nothing listened at the endpoint, for a time or at the end: read the log of the store)"
+            ),
         });
         let saw_nothing = self.plan.read_only && counts.listed + counts.foreign + counts.heartbeats == 0;
         let faults = [
@@ -49,13 +55,10 @@ impl Outcome {
         faults.into_iter().flatten().collect()
     }
 
-    /// How often the store ended a connection without an error.
-    fn closed(&self) -> u64 {
-        let closed = self
-            .errors
-            .iter()
-            .filter(|(error, _)| error.contains("closed the connection"));
-        closed.map(|(_, n)| n).sum()
+    /// How many errors contain a text.
+    fn errors_with(&self, text: &str) -> u64 {
+        let errors = self.errors.iter().filter(|(error, _)| error.contains(text));
+        errors.map(|(_, n)| n).sum()
     }
 
     /// What limits the meaning of the figures.
@@ -71,7 +74,7 @@ impl Outcome {
             .fold(0, |sum, phase| sum + phase.server.map_or(0, |spent| spent.restarts));
         if restarts > 0 {
             warnings.push(format!(
-                "the process of the server was replaced {restarts} times; its CPU time is that of all its processes, less up to a \
+                "the process of the server was replaced {restarts} time(s); its CPU time is that of all its processes, less up to a \
                  second before each end"
             ));
         }
@@ -184,7 +187,7 @@ mod tests {
         });
         let warnings = outcome.warnings();
         assert!(
-            warnings[0].contains("replaced 1 times") && warnings.len() == 1,
+            warnings[0].contains("replaced 1 time(s)") && warnings.len() == 1,
             "{warnings:?}"
         );
     }
@@ -197,6 +200,14 @@ mod tests {
         outcome.errors.insert("the store closed the connection".to_owned(), 9);
         assert!(
             outcome.faults()[0].contains("--max-connections"),
+            "{:?}",
+            outcome.faults()
+        );
+        outcome
+            .errors
+            .insert("connect: Connection refused (os error 111)".to_owned(), 1);
+        assert!(
+            outcome.faults()[0].contains("nothing listened"),
             "{:?}",
             outcome.faults()
         );

@@ -120,7 +120,7 @@ async fn a_test_with_storms_bursts_and_slow_readers_passes_and_reports() {
         .iter()
         .map(|mark| &mark["text"])
         .collect();
-    assert_eq!(marks, ["fill", "connect", "live", "storm 1"]);
+    assert_eq!(marks, ["fill", "connect", "live", "storm 1", "end of changes"]);
 }
 
 /// Two machines test at the same time. One result is a file of `--output`, the other what `--json` printed.

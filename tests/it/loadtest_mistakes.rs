@@ -33,7 +33,10 @@ async fn mistakes_about_tls_name_the_files_and_the_flags() {
     let (ca, endpoint) = (flag("cacert", &tls.ca.path().display()), flag("endpoints", &address));
 
     // Plain to a port of TLS, and TLS to a plain port.
-    refused(&[endpoint.clone()], &["does it speak TLS?", "https://", "--cacert"]);
+    refused(
+        std::slice::from_ref(&endpoint),
+        &["does it speak TLS?", "https://", "--cacert"],
+    );
     refused(
         &[flag("endpoints", &plain_address), ca.clone()],
         &["does not speak TLS on this port", "http?"],

@@ -21,7 +21,9 @@ use Shown::{Always, UnlessZero};
 impl Summary {
     /// Counters that are worth a line: those of faults always, others unless they are 0.
     pub fn counts(&self) -> Vec<Count> {
-        let mut shown: Vec<Count> = self.faults_counted().into_iter().chain(self.traffic()).collect();
+        let mut shown = self.events();
+        shown.extend(self.connections());
+        shown.extend(self.traffic());
         shown.extend(self.memory());
         shown.extend(count(
             "errors",
@@ -32,8 +34,8 @@ impl Summary {
         shown
     }
 
-    /// What decides whether the store passes, and the connections behind it.
-    fn faults_counted(&self) -> Vec<Count> {
+    /// What agents have received.
+    fn events(&self) -> Vec<Count> {
         let (counts, findings) = (&self.counts, &self.findings);
         let rows = [
             (
@@ -66,6 +68,15 @@ impl Summary {
                 Always,
                 "Prefixes of agents whose keys and values at the end were not those that had been written.",
             ),
+        ];
+        rows.into_iter()
+            .filter_map(|(title, n, shown, meaning)| count(title, n, shown, meaning))
+            .collect()
+    }
+
+    fn connections(&self) -> Vec<Count> {
+        let counts = &self.counts;
+        let rows = [
             (
                 "connections verified at the end",
                 counts.verified,

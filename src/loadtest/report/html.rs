@@ -208,7 +208,8 @@ fn marks(outcome: &Outcome) -> Vec<(f64, String)> {
     let began = outcome.seconds.first().map_or(0.0, |second| second.at as f64);
     let marks = outcome.marks.iter();
     marks
-        .map(|mark| (mark.at_ms as f64 / 1000.0 - began, mark.text.clone()))
+        // The first sample is taken after a second.
+        .map(|mark| ((mark.at_ms as f64 / 1000.0 - began).max(0.0), mark.text.clone()))
         .collect()
 }
 
