@@ -50,6 +50,8 @@ const LOOK: Duration = Duration::from_millis(5);
 pub struct Config {
     /// The etcd client file that names the upstream.
     pub file: PathBuf,
+    /// The etcd client file that names other replicas of the same upstream.
+    pub peers: Option<PathBuf>,
     pub on_divergence: OnDivergence,
     pub cut_off: CutOff,
 }
@@ -94,7 +96,7 @@ pub struct Connected {
 /// names the upstream cannot be used.
 pub async fn connect(config: &Config, auth: Arc<AuthStore>) -> Result<Connected, Error> {
     let people = Arc::new(People::new(auth));
-    let link = Arc::new(Link::new(&config.file, people, Arc::default())?);
+    let link = Arc::new(Link::new(&config.file, config.peers.clone(), people, Arc::default())?);
     let mut waiting = Waiting::new(config, &link);
     while let Err(error) = Box::pin(drive::meet(&link)).await {
         waiting.after(&error).await;
@@ -117,6 +119,7 @@ impl Connected {
     pub async fn load(self, store: Arc<Store>, contents: Contents, scratch: Option<PathBuf>) -> Replica {
         let Self { config, link } = self;
         let mut waiting = Waiting::new(&config, &link);
+        let mut is_exact = contents == Contents::Kept && has_order(&store).await;
         let loaded = loop {
             if contents == Contents::Kept {
                 break None;
@@ -130,7 +133,7 @@ impl Connected {
             }
         };
         let (rewound, reports) = mpsc::channel(1);
-        let is_exact = loaded.as_ref().is_some_and(|(how, ..)| *how == Load::Exact);
+        is_exact |= loaded.as_ref().is_some_and(|(how, ..)| *how == Load::Exact);
         link.metrics.revision.set(store.revision());
         let following = Arc::new(Following {
             link,
@@ -151,6 +154,14 @@ impl Connected {
             following,
         }
     }
+}
+
+/// Whether the state of a store has the order of the upstream, also inside revisions.
+async fn has_order(store: &Arc<Store>) -> bool {
+    let store = Arc::clone(store);
+    tokio::task::spawn_blocking(move || store.is_exact())
+        .await
+        .unwrap_or(false)
 }
 
 /// The pauses between attempts to reach the upstream at the start.

@@ -194,11 +194,7 @@ impl Core {
             alarms: Arc::clone(&alarms),
             durability: durability.clone(),
             follows: upstream.is_some(),
-            limits: Limits {
-                max_request_bytes: config.max_request_bytes,
-                quota_bytes: usize::try_from(config.quota_bytes).unwrap_or(usize::MAX),
-                member_id: config.identity.member_id,
-            },
+            limits: Limits::of(&config),
         };
         let core = Arc::new(Self {
             store,
@@ -226,15 +222,19 @@ impl Core {
             visible,
             history_goes: AtomicI64::new(0),
         });
-        let (purge, wake) = (Arc::clone(&core), Arc::clone(&core));
-        if core.upstream.is_none() {
-            let lessor = Arc::clone(&core.lessor);
+        core.spawn_tasks(life);
+        core
+    }
+
+    fn spawn_tasks(self: &Arc<Self>, life: &Lifecycle) {
+        let (purge, wake) = (Arc::clone(self), Arc::clone(self));
+        if self.upstream.is_none() {
+            let lessor = Arc::clone(&self.lessor);
             life.spawn_forever("lease expiry", async move { lessor.expire().await });
         }
         life.spawn_forever("purge", async move { purge.purge_when_compacted().await });
         life.spawn_forever("watchers", async move { wake.wake_watchers().await });
-        life.spawn_forever("connections", Arc::clone(&core.connections).watch_over());
-        core
+        life.spawn_forever("connections", Arc::clone(&self.connections).watch_over());
     }
 
     /// The identity of the store. A replica shows the cluster that it follows, as a member of its own.

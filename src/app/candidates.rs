@@ -12,7 +12,7 @@ use crate::kvstore::etcd::{self, EtcdBackend};
 use crate::kvstore::limiter::Limits;
 use crate::kvstoremesh;
 use crate::util::lifecycle::Lifecycle;
-use crate::util::readiness::{Ready, Requirement};
+use crate::util::readiness::{Block, Ready, Requirement};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,15 +43,17 @@ fn upstream(file: &Path) -> etcd::Config {
     }
 }
 
-/// A readiness of its own for work that other processes may do. Its unfinished steps are shown, and required of nobody.
-fn shown_in(ready: &Ready, name: &str) -> Ready {
+/// A readiness of its own for work that other processes may do, which begins when this process holds the leader lock. Its
+/// unfinished steps are shown, and required of nobody.
+fn shown_in(ready: &Ready, name: &str) -> (Ready, Block) {
     let own = Ready::default();
+    let waiting = own.block("another replica holds the leader lock");
     let shown = own.clone();
     ready.condition(name, Requirement::Informative, move || {
         let pending = shown.pending();
         (!pending.is_empty()).then(|| pending.join(", "))
     });
-    own
+    (own, waiting)
 }
 
 impl Candidates {
@@ -67,7 +69,7 @@ impl Candidates {
         let store = EtcdBackend::start(upstream(file), &metrics.kvstore, life);
         let needs = Needs { store: false, ..needs };
         metrics.conditions(&(Arc::clone(&store) as _), needs, ready);
-        let published = shown_in(ready, "publisher");
+        let (published, waiting) = shown_in(ready, "publisher");
         let (of_publisher, lives, backend) = (metrics.clone(), life.clone(), Arc::clone(&store));
         leader::candidate(&store, PUBLISHER_LOCK, life, move || {
             start_publisher(
@@ -79,17 +81,19 @@ impl Candidates {
                 &lives,
             );
             once_ready(&published, &lives, move || backend.initial_write_done());
+            drop(waiting);
         });
         let Some(mirror) = mirror else { return };
         metrics.set_leader(false);
         metrics.mesh.stand_by();
         let store = EtcdBackend::start(upstream(file), &metrics.mirror, life);
-        let mirrored = shown_in(ready, "mirror");
+        let (mirrored, waiting) = shown_in(ready, "mirror");
         let (of_mirror, lives, backend) = (metrics.clone(), life.clone(), Arc::clone(&store));
         leader::candidate(&store, MESH_LOCK, life, move || {
             of_mirror.set_leader(true);
             start_mesh(mirror, Arc::clone(&backend) as _, &of_mirror, &mirrored, &lives);
             once_ready(&mirrored, &lives, move || backend.initial_write_done());
+            drop(waiting);
         });
     }
 }

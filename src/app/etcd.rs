@@ -391,9 +391,10 @@ async fn open(
     })
 }
 
-/// Loads the data directory. A later failure to write to the directory ends the process.
+/// Loads the data directory. A later failure to write to the directory ends the process, unless the directory is a copy of what
+/// a replica follows.
 async fn load(config: durable::Config, hooks: Hooks, life: &Lifecycle) -> anyhow::Result<(Arc<Durable>, Loaded)> {
-    let directory = config.directory.clone();
+    let (directory, is_copy) = (config.directory.clone(), config.follows.is_some());
     let begun = Instant::now();
     let (durable, loaded) = tokio::task::spawn_blocking(move || durable::open(&config, hooks)).await??;
     tracing::info!(
@@ -408,6 +409,17 @@ async fn load(config: durable::Config, hooks: Hooks, life: &Lifecycle) -> anyhow
     let (stop, watched) = (life.stop_token().clone(), Arc::clone(&durable));
     let closing = Arc::clone(&durable);
     life.at_end(move || closing.close());
+    if is_copy {
+        life.spawn_part("data directory", async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                why = watched.failed() => tracing::error!(
+                    error = %why, "the replica's copy cannot be written any more; the replica goes on, and its next start loads from the upstream"
+                ),
+            }
+        });
+        return Ok((durable, loaded));
+    }
     life.spawn("data directory", async move {
         tokio::select! {
             () = stop.cancelled() => Ok(()),

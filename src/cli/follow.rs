@@ -13,6 +13,11 @@ pub const VARIABLES: &[Variables] = &[
         serve: "CILIUM_FOLLOW",
     },
     Variables {
+        flag: "peers",
+        etcd: "ETCD_PEERS",
+        serve: "CILIUM_PEERS",
+    },
+    Variables {
         flag: "on_divergence",
         etcd: "ETCD_ON_DIVERGENCE",
         serve: "CILIUM_ON_DIVERGENCE",
@@ -36,6 +41,11 @@ pub struct FollowArgs {
     /// and its TLS files are read again for each connection.
     #[arg(long, value_name = "FILE")]
     follow: Option<PathBuf>,
+    /// File of an etcd client that names other replicas of the same etcd, for example by the name of a headless Service. A
+    /// replica that starts without a copy takes everything over from one of them, which costs the etcd nothing and brings the
+    /// longer history.
+    #[arg(long, value_name = "FILE", requires = "follow")]
+    peers: Option<PathBuf>,
     /// Reaction when the followed etcd turns out to have another past, as after a restored backup: reload takes its keys over
     /// and ends all watches as compacted, so that clients list again; exit ends the process with an error.
     #[arg(long, default_value = "reload", value_parser = one_of(ON_DIVERGENCE), value_name = "REACTION")]
@@ -61,6 +71,7 @@ impl FollowArgs {
     pub fn config(&self) -> Option<Config> {
         Some(Config {
             file: self.follow.clone()?,
+            peers: self.peers.clone(),
             on_divergence: self.on_divergence,
             cut_off: self.reads_when_cut_off,
         })

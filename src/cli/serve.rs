@@ -6,13 +6,17 @@ use super::etcd::listen::Tls;
 use super::flags::{ClusterArgs, LogArgs, MeshArgs, ObserveArgs, PublisherArgs, ServiceArgs, boolean, duration};
 use super::follow::FollowArgs;
 use super::users::UserArgs;
-use crate::app::{self, AutoCompaction, Candidates, Etcd, EtcdConfig, Starting};
+use crate::app::metrics::{DaemonMetrics, Needs};
+use crate::app::{self, AutoCompaction, Candidates, Etcd, EtcdConfig, ObjectSource, Starting};
+use crate::clustermesh::publisher::{Options, ServiceMode};
+use crate::kvstoremesh;
+use crate::model::cluster::{ClusterInfo, ClusterName};
 use crate::server::{self, MemberIdentity};
 use crate::util::lifecycle::Lifecycle;
 use crate::util::readiness::{Ready, Requirement};
 use anyhow::Context;
 use clap::{ArgAction, Args};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Heading of the flags that are not shared with other subcommands.
@@ -151,12 +155,9 @@ impl ServeArgs {
             observe,
         } = self;
         let (cluster, mode) = (cluster.info()?, service.clustermesh_service_v2);
-        let source = publisher.source()?;
-        app::check_source(&source).await?;
-        let mesh_config = mesh.config(cluster.clone(), mode);
-        if let Some(config) = &mesh_config {
-            app::readable(&config.directory).context("--clustermesh-config")?;
-        }
+        let objects = publisher.source()?;
+        app::check_source(&objects).await?;
+        let mirror = mirror(&mesh, &cluster, mode)?;
         let ready = Ready::default();
         let starting = Starting::new(&ready);
         let metrics = observe.start("cilium_clustermesh_apiserver", &ready, life).await?;
@@ -187,37 +188,79 @@ impl ServeArgs {
         for address in &etcd.addresses {
             tracing::info!(%address, cluster_name = %cluster.name, cluster_id = cluster.id, "serving etcd clients");
         }
-        let options = publisher.options(cluster.clone(), mode);
-        if mesh_config.is_some() {
+        if mirror.is_some() {
             let api = app::start_mesh_api(&mesh.api_serve_addr, &metrics, life).await;
             api.context("--api-serve-addr")?;
         }
+        let writers = Writers {
+            publisher: publisher.options(cluster.clone(), mode),
+            objects,
+            mirror,
+            cluster: cluster.name,
+            users: users.path().filter(|_| !follow.is_replica()),
+            has_users: client_cert_auth,
+        };
+        match follow.file() {
+            Some(file) => writers.start_where_they_lead(&etcd, file, observe.ready_needs, (&metrics, &ready, life)),
+            None => writers.start_here(&etcd, observe.ready_needs, (&metrics, &ready, life)),
+        }
+        starting.complete();
+        Ok(())
+    }
+}
+
+/// The configuration of the mirror, whose directory can be read; `None` without a mirror.
+fn mirror(mesh: &MeshArgs, cluster: &ClusterInfo, mode: ServiceMode) -> anyhow::Result<Option<kvstoremesh::Config>> {
+    let config = mesh.config(cluster.clone(), mode);
+    if let Some(config) = &config {
+        app::readable(&config.directory).context("--clustermesh-config")?;
+    }
+    Ok(config)
+}
+
+/// What writes into the store.
+struct Writers {
+    publisher: Options,
+    objects: ObjectSource,
+    mirror: Option<kvstoremesh::Config>,
+    cluster: ClusterName,
+    /// The file of further users.
+    users: Option<PathBuf>,
+    /// Whether clients can be told apart.
+    has_users: bool,
+}
+
+/// Where parts of a process report, and what they live in.
+type Surroundings<'a> = (&'a DaemonMetrics, &'a Ready, &'a Lifecycle);
+
+impl Writers {
+    /// Starts publisher and mirror, which write to the store of this process.
+    fn start_here(self, etcd: &Etcd, needs: Needs, (metrics, ready, life): Surroundings<'_>) {
+        metrics.conditions(&etcd.backend(), needs, ready);
+        match self.users {
+            Some(path) if self.has_users => app::start_users(path, etcd.users(), &self.cluster, metrics, life),
+            Some(_) => tracing::warn!("--cluster-users-enabled has no effect with --client-cert-auth=false"),
+            None => {}
+        }
+        app::start_publisher(self.publisher, self.objects, etcd.backend(), metrics, ready, life);
+        if let Some(config) = self.mirror {
+            app::start_mesh(config, etcd.mirror_backend(), metrics, ready, life);
+        }
+    }
+
+    /// Takes part in the elections of publisher and mirror, which write to the upstream that `file` names.
+    fn start_where_they_lead(self, etcd: &Etcd, file: &Path, needs: Needs, surroundings: Surroundings<'_>) {
+        let (metrics, ready, life) = surroundings;
         if let Some(trouble) = etcd.upstream_trouble() {
             // An outage of the upstream must not take all of its replicas out of their Service.
             ready.condition("upstream", Requirement::Informative, trouble);
         }
-        if let Some(file) = follow.file() {
-            let candidates = Candidates {
-                publisher: options,
-                objects: source,
-                mirror: mesh_config,
-            };
-            candidates.start(file, &metrics, observe.ready_needs, &ready, life);
-            starting.complete();
-            return Ok(());
-        }
-        metrics.conditions(&etcd.backend(), observe.ready_needs, &ready);
-        match users.path() {
-            Some(path) if client_cert_auth => app::start_users(path, etcd.users(), &cluster.name, &metrics, life),
-            Some(_) => tracing::warn!("--cluster-users-enabled has no effect with --client-cert-auth=false"),
-            None => {}
-        }
-        app::start_publisher(options, source, etcd.backend(), &metrics, &ready, life);
-        if let Some(config) = mesh_config {
-            app::start_mesh(config, etcd.mirror_backend(), &metrics, &ready, life);
-        }
-        starting.complete();
-        Ok(())
+        let candidates = Candidates {
+            publisher: self.publisher,
+            objects: self.objects,
+            mirror: self.mirror,
+        };
+        candidates.start(file, metrics, needs, ready, life);
     }
 }
 

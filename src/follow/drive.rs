@@ -43,6 +43,14 @@ enum Next {
     Reload(Why),
 }
 
+/// Whether other replicas are asked for their state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sisters {
+    First,
+    /// They may be behind, too, or have the past that is left.
+    Never,
+}
+
 /// What an operator has chosen.
 pub(super) struct Settings {
     pub(super) on_divergence: OnDivergence,
@@ -108,7 +116,7 @@ pub(super) async fn load_first(
         });
     }
     let mut feed = Feed::new(0);
-    let (loaded, session) = load_beside(link, member, &mut feed, scratch).await?;
+    let (loaded, session) = load_beside(link, member, &mut feed, (Sisters::First, scratch)).await?;
     Ok((loaded, feed, session))
 }
 
@@ -117,7 +125,7 @@ async fn load_beside(
     link: &Link,
     member: Member,
     feed: &mut Feed,
-    scratch: Option<PathBuf>,
+    (sisters, scratch): (Sisters, Option<PathBuf>),
 ) -> Result<(Loaded, Option<Session>), Error> {
     let begun = Instant::now();
     load_users(link, &member).await?;
@@ -126,8 +134,14 @@ async fn load_beside(
         .connect(&member.endpoint, Purpose::Feed, member.facts.cluster_id)
         .await?;
     let mut session = Some(Session::open(member, feed.start()).await?);
-    let loading = load::load(&source, scratch);
-    let mut loading = Box::pin(loading);
+    let mut loading = Box::pin(async {
+        if sisters == Sisters::First
+            && let Some(loaded) = load::load_from_sister(link, scratch.clone()).await
+        {
+            return Ok(loaded);
+        }
+        load::load(&source, scratch).await
+    });
     let loaded = loop {
         let received = tokio::select! {
             loaded = &mut loading => break loaded?,
@@ -411,7 +425,7 @@ impl Driver {
             for endpoint in self.endpoints.order() {
                 let applied = self.feed.applied();
                 match Box::pin(self.endpoints.candidate(&endpoint, applied)).await {
-                    Ok(Candidate::Fits(member)) => match Session::open(member, self.feed.start()).await {
+                    Ok(Candidate::Fits(member)) => match Session::open(*member, self.feed.start()).await {
                         Ok(session) => {
                             self.session = Some(session);
                             return Ok(());
@@ -478,7 +492,13 @@ impl Driver {
             true => link.connect_to_any_cluster(Purpose::Feed).await?,
         };
         let seen = read_from(&member).await?;
-        let (loaded, session) = load_beside(&link, member, &mut self.feed, self.settings.scratch.clone()).await?;
+        let (loaded, session) = load_beside(
+            &link,
+            member,
+            &mut self.feed,
+            (Sisters::Never, self.settings.scratch.clone()),
+        )
+        .await?;
         self.session = session;
         Ok((loaded, seen))
     }

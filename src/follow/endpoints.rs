@@ -26,7 +26,7 @@ const HASH: Duration = Duration::from_secs(60);
 /// Whether an endpoint can be followed from here.
 pub(super) enum Candidate {
     /// Its answers fit to the state here.
-    Fits(Member),
+    Fits(Box<Member>),
     /// It has more revisions than a watch should read.
     Ahead,
     /// It has another past, for this reason.
@@ -188,7 +188,7 @@ impl Endpoints {
         }
         match seen.revision - applied > BEHIND {
             true => Ok(Candidate::Ahead),
-            false => Ok(Candidate::Fits(member)),
+            false => Ok(Candidate::Fits(Box::new(member))),
         }
     }
 

@@ -13,6 +13,7 @@ use crate::pb::etcdserverpb as pb;
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use parking_lot::Mutex;
+use rand::seq::SliceRandom;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -32,6 +33,8 @@ const READ: Duration = Duration::from_secs(2);
 /// The connections to the upstream.
 pub struct Link {
     file: PathBuf,
+    /// The etcd client file that names other replicas of the same cluster.
+    peers: Option<PathBuf>,
     /// What was read last from the file.
     config: Mutex<ClientConfig>,
     /// The cluster that is followed; 0 before the first member was admitted.
@@ -64,9 +67,10 @@ pub(super) struct Seen {
 
 impl Link {
     /// Reads the file. Nothing is connected to.
-    pub fn new(file: &Path, people: Arc<People>, metrics: Arc<Metrics>) -> Result<Self, Error> {
+    pub fn new(file: &Path, peers: Option<PathBuf>, people: Arc<People>, metrics: Arc<Metrics>) -> Result<Self, Error> {
         Ok(Self {
             file: file.to_owned(),
+            peers,
             config: Mutex::new(ClientConfig::read(file)?),
             cluster_id: AtomicU64::new(0),
             term: AtomicU64::new(0),
@@ -181,8 +185,42 @@ impl Link {
 
     /// Connects to an endpoint and admits its member, of the followed cluster or of any.
     pub(super) async fn connect(&self, endpoint: &str, purpose: Purpose, expected: u64) -> Result<Member, Error> {
-        let config = self.config();
-        let connected = Box::pin(Member::connect(&config, Arc::clone(&self.people), endpoint, purpose));
+        self.connect_with(&self.config(), endpoint, purpose, expected).await
+    }
+
+    /// The endpoints of other replicas of the same cluster, in any order.
+    pub(super) fn sisters(&self) -> Vec<String> {
+        let Some(file) = &self.peers else { return vec![] };
+        match ClientConfig::read(file) {
+            Ok(mut config) => {
+                config.endpoints.shuffle(&mut rand::rng());
+                config.endpoints
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the file of the other replicas (--peers) cannot be read; the upstream is loaded from");
+                vec![]
+            }
+        }
+    }
+
+    /// Connects to another replica of the followed cluster.
+    pub(super) async fn connect_to_sister(&self, endpoint: &str) -> Result<Member, Error> {
+        let config = match &self.peers {
+            Some(file) => ClientConfig::read(file)?,
+            None => self.config(),
+        };
+        self.connect_with(&config, endpoint, Purpose::Feed, self.cluster_id())
+            .await
+    }
+
+    async fn connect_with(
+        &self,
+        config: &ClientConfig,
+        endpoint: &str,
+        purpose: Purpose,
+        expected: u64,
+    ) -> Result<Member, Error> {
+        let connected = Box::pin(Member::connect(config, Arc::clone(&self.people), endpoint, purpose));
         let connected = timeout(CONNECT, connected).await;
         let member = connected.unwrap_or_else(|_| {
             Err(Error::Timeout {

@@ -6,10 +6,12 @@
 
 use super::error::Error;
 use super::feed::Load;
+use super::link::Link;
 use super::member::{Facts, Member, path};
 use super::wire::{RangeResponse, RangeStreamResponse};
 use crate::mvcc::{Kv, Loader, OutOfOrder, Recovery};
 use crate::pb::etcdserverpb as pb;
+use crate::server::upstream::SISTER;
 use crate::snapshot::{Content, Reader};
 use bytes::Bytes;
 use futures::StreamExt;
@@ -19,6 +21,7 @@ use std::io::{Seek, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
+use tonic::metadata::MetadataValue;
 
 /// Bytes of key-values that a page should have.
 const PAGE_BYTES: usize = 32 << 20;
@@ -35,6 +38,8 @@ const ATTEMPTS: usize = 5;
 /// The way in which keys were loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum How {
+    /// The snapshot of another replica.
+    Sister,
     Snapshot,
     RangeStream,
     Pages,
@@ -56,7 +61,7 @@ impl How {
     /// What the loaded state knows of its own revision.
     pub(super) fn knows(self) -> Load {
         match self {
-            Self::Snapshot => Load::Exact,
+            Self::Sister | Self::Snapshot => Load::Exact,
             Self::RangeStream | Self::Pages => Load::Listed,
         }
     }
@@ -64,6 +69,7 @@ impl How {
     /// The label in metrics and logs.
     pub fn label(self) -> &'static str {
         match self {
+            Self::Sister => "sister",
             Self::Snapshot => "snapshot",
             Self::RangeStream => "range_stream",
             Self::Pages => "pages",
@@ -94,7 +100,7 @@ pub(super) async fn load(member: &Member, scratch: Option<PathBuf>) -> Result<Lo
     for how in How::order(&member.facts) {
         let begun = Instant::now();
         let loaded = match how {
-            How::Snapshot => Box::pin(snapshot(member, scratch.clone())).await,
+            How::Sister | How::Snapshot => Box::pin(snapshot(member, how, scratch.clone())).await,
             How::RangeStream => finish(member, how, Box::pin(range_stream(member)).await).await,
             How::Pages => finish(member, how, Box::pin(pages(member)).await).await,
         };
@@ -131,30 +137,64 @@ async fn piece<T>(member: &Member, next: impl Future<Output = T>) -> Result<T, E
     })
 }
 
-async fn snapshot(member: &Member, scratch: Option<PathBuf>) -> Result<Loaded, Error> {
+/// Loads everything from another replica of the same cluster, if one can be reached: that costs the upstream nothing, and brings
+/// the history of the other replica.
+pub(super) async fn load_from_sister(link: &Link, scratch: Option<PathBuf>) -> Option<Loaded> {
+    for endpoint in link.sisters() {
+        let begun = Instant::now();
+        let loaded = async {
+            let sister = link.connect_to_sister(&endpoint).await?;
+            Box::pin(snapshot(&sister, How::Sister, scratch.clone())).await
+        };
+        match loaded.await {
+            Ok(loaded) => {
+                tracing::info!(
+                    endpoint,
+                    how = How::Sister.label(),
+                    revision = loaded.store.revision(),
+                    floor = loaded.store.floor(),
+                    secs = begun.elapsed().as_secs_f64(),
+                    "the keys of another replica are loaded"
+                );
+                return Some(loaded);
+            }
+            Err(error) => tracing::info!(endpoint, %error, "another replica cannot be loaded from"),
+        }
+    }
+    None
+}
+
+async fn snapshot(member: &Member, how: How, scratch: Option<PathBuf>) -> Result<Loaded, Error> {
     let made = tempfile::tempfile().or_else(|error| match &scratch {
         Some(directory) => tempfile::tempfile_in(directory),
         None => Err(error),
     });
     let mut file = made.map_err(Error::Temporary)?;
-    let mut stream = member.ask_for_stream(path::SNAPSHOT, &pb::SnapshotRequest {}).await?;
+    let mut metadata = member.metadata();
+    if how == How::Sister {
+        // Its own state rather than that of the upstream.
+        metadata.insert(SISTER, MetadataValue::from_static("1"));
+    }
+    let mut stream = member
+        .ask_for_stream(path::SNAPSHOT, metadata, &pb::SnapshotRequest {})
+        .await?;
     while let Some(answer) = piece(member, stream.next()).await? {
         let answer = answer.map_err(|status| member.failed(status))?;
         let answer = pb::SnapshotResponse::decode(answer).map_err(|e| member.invalid(e.to_string()))?;
         // The file is in the kernel's cache, and pieces are small.
         file.write_all(&answer.blob).map_err(Error::Temporary)?;
     }
-    blocking(move || read_snapshot(file)).await
+    blocking(move || read_snapshot(file, how)).await
 }
 
 /// Makes the store of a snapshot. The last 32 bytes of the file are its hash.
-fn read_snapshot(mut file: File) -> Result<Loaded, Error> {
+fn read_snapshot(mut file: File, how: How) -> Result<Loaded, Error> {
     file.rewind().map_err(Error::Temporary)?;
     let reader = Reader::from_file(file).map_err(crate::snapshot::Error::from)?;
     let content = Content::read(&reader)?;
     drop(reader);
     Ok(Loaded {
-        how: How::Snapshot,
+        how,
         store: content.following()?,
     })
 }
@@ -186,7 +226,9 @@ fn request(from: Bytes, limit: i64, revision: i64) -> pb::RangeRequest {
 
 async fn range_stream(member: &Member) -> Result<List, Error> {
     let request = request(Bytes::from_static(&[0]), 0, 0);
-    let mut stream = member.ask_for_stream(path::RANGE_STREAM, &request).await?;
+    let mut stream = member
+        .ask_for_stream(path::RANGE_STREAM, member.metadata(), &request)
+        .await?;
     let mut list = List {
         kvs: vec![],
         revision: 0,

@@ -342,10 +342,15 @@ impl Member {
     }
 
     /// Begins a call of this replica whose answers are a stream.
-    pub(super) async fn ask_for_stream(&self, path: &str, request: &impl Message) -> Result<Streaming<Bytes>, Error> {
+    pub(super) async fn ask_for_stream(
+        &self,
+        path: &str,
+        metadata: MetadataMap,
+        request: &impl Message,
+    ) -> Result<Streaming<Bytes>, Error> {
         let request = Bytes::from(request.encode_to_vec());
         let requests = futures::stream::once(async move { request });
-        let stream = self.stream(path, self.metadata(), requests).await;
+        let stream = self.stream(path, metadata, requests).await;
         stream.map_err(|status| self.failed(status))
     }
 

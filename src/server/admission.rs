@@ -19,6 +19,7 @@ pub(super) use operation::{Call, Operation, PrevKv, Subject};
 
 use super::alarm::Alarms;
 use super::commit::{Cause, Durability};
+use super::config::Config;
 use super::refusals::{Budget, Refusals};
 use super::status;
 use crate::auth::{self, AuthStore, AuthVersion, Principal, Span};
@@ -77,6 +78,16 @@ pub(super) struct Limits {
     pub(super) quota_bytes: usize,
     /// The only member, which NOSPACE alarms are raised for.
     pub(super) member_id: u64,
+}
+
+impl Limits {
+    pub(super) fn of(config: &Config) -> Self {
+        Self {
+            max_request_bytes: config.max_request_bytes,
+            quota_bytes: usize::try_from(config.quota_bytes).unwrap_or(usize::MAX),
+            member_id: config.identity.member_id,
+        }
+    }
 }
 
 /// The proof that a call was admitted.

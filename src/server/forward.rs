@@ -106,7 +106,10 @@ impl Core {
             Handling::KeepAlive => forward.keep_alive(request).await,
             Handling::Hash if forward.upstream.is_exact() => next.run(request).await,
             Handling::Hash => forward.unary(request, PLAIN).await,
-            Handling::Snapshot if request.headers().contains_key(SISTER) => next.run(request).await,
+            // A state from lists has no order inside of revisions, so that no snapshot can be made of it.
+            Handling::Snapshot if request.headers().contains_key(SISTER) && forward.upstream.is_exact() => {
+                next.run(request).await
+            }
             Handling::Snapshot => forward.snapshot(request).await,
         }
     }

@@ -1,7 +1,10 @@
 //! Proves that a replica (`etcd --follow`) shows what its upstream has, at the upstream's revisions, that watches on it go
 //! on while the upstream restarts, and that another past ends them as compacted. The upstream is this program.
 
-use crate::support::store::{message, next, plain_client, revision};
+use crate::support::admin::Admin;
+use crate::support::files::example;
+use crate::support::store::{message, next, plain_client, prefix, revision};
+use crate::support::tls::{self, Tls};
 use crate::support::{CommandLine, PATIENCE, Process, Signal, eventually, isthmus};
 use etcd_client::*;
 use std::path::{Path, PathBuf};
@@ -216,4 +219,97 @@ async fn an_upstream_that_cannot_be_followed_is_named_and_waited_for() {
     assert_eq!(revision(client).await, 1);
     assert!(here.terminate().await.success());
     upstream.signal(Signal::SIGTERM);
+}
+
+#[tokio::test]
+async fn a_replica_continues_from_its_own_copy_and_takes_over_what_it_missed() {
+    let place = Place::new();
+    let upstream = etcd_at("127.0.0.1:0", &[]).start();
+    let address = upstream.address().await;
+    let up = &mut plain_client(&address).await;
+    for i in 0..10 {
+        put(up, &format!("k{i}"), "v").await;
+    }
+    let copy = format!("--data-dir={}", place.data().display());
+    let here = replica(&place.file(&address), &[&copy]);
+    let client = &mut plain_client(&here.address().await).await;
+    let seen = put(client, "seen", "1").await;
+    let mut stream = client.watch("", watch_all(seen)).await.unwrap();
+    events_until(&mut stream, seen).await;
+    here.kill().await;
+    let last = put(up, "missed", "1").await;
+    let here = replica(&place.file(&address), &[&copy]);
+    let client = &mut plain_client(&here.address().await).await;
+    assert_eq!(everything(client, 0).await, everything(up, 0).await);
+    // The copy is written behind: it may lack the end, which comes again.
+    let mut stream = client.watch("", watch_all(seen + 1)).await.unwrap();
+    let events = events_until(&mut stream, last).await;
+    assert_eq!(events, [format!("Put missed 1 {last} {last} 1")]);
+    assert!(!here.log().contains("the upstream's keys are loaded"), "{}", here.log());
+    assert!(here.terminate().await.success());
+    // Whose copy it is, is said.
+    let alone = etcd_at("127.0.0.1:0", &[&copy]).run();
+    assert_eq!(alone.code, Some(1));
+    assert!(
+        alone.text().contains("start the replica with --follow"),
+        "{}",
+        alone.text()
+    );
+}
+
+#[tokio::test]
+async fn one_of_the_replicas_publishes_and_its_successor_rewrites_nothing() {
+    let tls = Tls::new();
+    let upstream = tls::etcd(&tls).start();
+    let address = upstream.address().await;
+    let file = tls.path("upstream.yaml");
+    tls.client_file(&file, &address, &tls.ca.client("replica", "replica").unwrap());
+    let serve = |admin: &Admin| {
+        isthmus(["serve", "--cluster-name=hk-cluster", "--cluster-id=2"])
+            .arg(format!("--manifests={}", example("hk-cluster").display()))
+            .arg(format!("--follow={}", file.display()))
+            .args([admin.health_flag(), admin.metrics_flag(), admin.api_flag()])
+            .args(tls.flags())
+            .start()
+    };
+    let publishes = async |admin: &Admin| {
+        eventually("the publisher is complete", async || {
+            let report = admin.readyz("?verbose").await?.body;
+            report.contains("[+]publisher ok").then_some(())
+        })
+        .await;
+    };
+    let (admin, standby) = (Admin::new(), Admin::new());
+    let first = serve(&admin);
+    first.address().await;
+    publishes(&admin).await;
+    let second = serve(&standby);
+    standby.ready().await;
+    let waits = standby.readyz("?verbose").await.unwrap().body;
+    assert!(waits.contains("another replica holds the leader lock"), "{waits}");
+    // Both show the same, at the same revisions.
+    let mut clients = [
+        tls.client(&first.address().await, "any").await,
+        tls.client(&second.address().await, "any").await,
+    ];
+    let shown = async |client: &mut Client| {
+        let found = client.get("cilium/state/", prefix()).await.unwrap();
+        (format!("{:?}", found.kvs()), found.header().unwrap().cluster_id())
+    };
+    let [before, same] = [shown(&mut clients[0]).await, shown(&mut clients[1]).await];
+    assert_eq!(before, same);
+    let from = revision(&mut clients[1]).await + 1;
+    let options = WatchOptions::new().with_prefix().with_start_revision(from);
+    let mut watch = clients[1].watch("cilium/state/", Some(options)).await.unwrap();
+    first.kill().await;
+    publishes(&standby).await;
+    clients[1].put("cilium/state/last", "1", None).await.unwrap();
+    let message = next(&mut watch).await;
+    let keys: Vec<_> = message
+        .events()
+        .iter()
+        .map(|e| e.kv().unwrap().key_str().unwrap())
+        .collect();
+    assert_eq!(keys, ["cilium/state/last"], "unchanged keys were written");
+    assert!(second.terminate().await.success());
 }
