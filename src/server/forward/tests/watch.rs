@@ -2,21 +2,28 @@
 
 use super::*;
 use crate::pb::WatchHead;
-use futures::channel::mpsc;
 use pb::watch_request::RequestUnion as W;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 
 const WATCH: &str = "/etcdserverpb.Watch/Watch";
 
 /// A stream of watch requests and its answers, without events.
 struct Stream {
-    requests: mpsc::UnboundedSender<Bytes>,
+    requests: mpsc::Sender<Bytes>,
     answers: BoxStream<'static, Result<Bytes, Status>>,
 }
 
 impl Stream {
     async fn open(bench: &Bench) -> Self {
-        let (requests, received) = mpsc::unbounded();
-        let answers = bench::stream(&bench.router, WATCH, None, MetadataMap::new(), received.boxed());
+        let (requests, received) = mpsc::channel(8);
+        let answers = bench::stream(
+            &bench.router,
+            WATCH,
+            None,
+            MetadataMap::new(),
+            ReceiverStream::new(received).boxed(),
+        );
         Self {
             requests,
             answers: answers.await.unwrap(),
@@ -27,7 +34,7 @@ impl Stream {
         let request = pb::WatchRequest {
             request_union: Some(request),
         };
-        self.requests.unbounded_send(request.encode_to_vec().into()).unwrap();
+        self.requests.try_send(request.encode_to_vec().into()).unwrap();
     }
 
     fn create(&self, start_revision: i64) {
@@ -81,7 +88,10 @@ async fn a_watch_from_below_the_floor_ends_as_compacted_and_one_from_the_future_
     assert!(stream.next().await.created);
     let ended = stream.next().await;
     assert!(ended.canceled);
-    assert_eq!(ended.compact_revision, 3, "the floor here, although the upstream has more");
+    assert_eq!(
+        ended.compact_revision, 3,
+        "the floor here, although the upstream has more"
+    );
     stream.create(6);
     assert!(stream.next().await.created);
     write(&bench, "4");
