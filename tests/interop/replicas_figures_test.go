@@ -31,7 +31,12 @@ func TestReplicasFigures(t *testing.T) {
 	r := replicasOf(t, 1, m.addresses())[0]
 	t.Logf("ready after %v", time.Since(began).Round(time.Millisecond))
 	sides := map[string]*clientv3.Client{"member": m.kept[0].client(t), "replica": r.client(t)}
-	for name, c := range sides {
+	// A member that follows the leader needs a round more, and the replica may be connected to any member.
+	all := map[string]*clientv3.Client{"replica": sides["replica"]}
+	for _, k := range m.kept {
+		all[k.Name] = k.client(t)
+	}
+	for name, c := range all {
 		var puts, gets []time.Duration
 		for i := range 1000 {
 			began := time.Now()
