@@ -155,7 +155,7 @@ replicas: peers ## kill and stop members and replicas of an etcd under hopping w
 	$(CARGO) build --locked --release
 	@for etcd in $(PEERS) $(PEERS)/etcd36; do \
 		ISTHMUS_BIN=$(abspath $(TARGET))/release/clustermesh-apiserver PEERS_BIN=$$etcd go test -C tests/interop -count=1 -v \
-			-timeout 5h -run Replicas . -args -replicas.rounds $(or $(ROUNDS),200) -replicas.seeds 10 -replicas.calls 1000 || exit 1; done
+			-timeout 5h -run Replicas . -args -replicas.figures -replicas.rounds $(or $(ROUNDS),200) -replicas.seeds 10 -replicas.calls 1000 || exit 1; done
 
 crash: peers ## kill the store at random and drop unsynced writes, then check the data; ROUNDS=500 ENGINE=log MODE=sync
 	$(CARGO) build --locked --release

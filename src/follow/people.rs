@@ -8,7 +8,7 @@
 use crate::auth::{AuthState, AuthStore, ROOT};
 use crate::pb::authpb;
 use crate::pb::etcdserverpb as pb;
-use crate::server::upstream::{Credentials, Judge};
+use crate::server::upstream::{Credentials, Judge, is_old_token};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use parking_lot::Mutex;
@@ -21,8 +21,11 @@ use tonic::{Code, Status};
 
 /// Time between two looks at the version of the users.
 const PERIOD: Duration = Duration::from_secs(5);
-/// The same while reads of the index prove the version.
+/// The same while reads prove the version, which a change to no authentication at all would not disturb.
 const PROVEN_PERIOD: Duration = Duration::from_secs(60);
+/// A version that no read has proven for so long is proven by a read of its own.
+const PROOF: Duration = Duration::from_secs(1);
+const RANGE: &str = "/etcdserverpb.KV/Range";
 /// Questions about users and roles at a time. Each is an entry in the log of an etcd.
 const AT_ONCE: usize = 8;
 /// Loads that begin anew because users or roles changed meanwhile.
@@ -195,7 +198,7 @@ impl People {
 
     /// Notes that a read of the upstream has succeeded, which proves the users here if it had a token of their revision.
     pub fn proven(&self) {
-        if self.auth.signs() && self.auth.state().enabled {
+        if self.is_proven_by_reads() {
             self.confirm();
         }
     }
@@ -215,8 +218,40 @@ impl People {
             if let Err(status) = self.look(upstream).await {
                 tracing::debug!(error = status.message(), "cannot ask the upstream for its users");
             }
-            let proven = self.auth.signs() && self.auth.state().enabled;
-            tokio::time::sleep(if proven { PROVEN_PERIOD } else { PERIOD }).await;
+            let looked = Instant::now();
+            while self.is_proven_by_reads() && looked.elapsed() < PROVEN_PERIOD {
+                tokio::time::sleep(PROOF).await;
+                if self.age() >= PROOF
+                    && let Err(status) = self.prove(upstream).await
+                {
+                    tracing::debug!(error = status.message(), "cannot prove the users of the upstream");
+                }
+            }
+            if !self.is_proven_by_reads() {
+                tokio::time::sleep(PERIOD).await;
+            }
+        }
+    }
+
+    /// Whether the replica's own reads carry a token of the loaded auth revision, and fail once it is old.
+    fn is_proven_by_reads(&self) -> bool {
+        self.auth.signs() && self.auth.state().enabled
+    }
+
+    /// Reads something that does not exist. Unlike a question of the Auth service, that is no entry in the log of an etcd.
+    async fn prove(&self, upstream: &dyn Asked) -> Result<(), Status> {
+        let request = pb::RangeRequest {
+            key: Bytes::from_static(&[0]),
+            count_only: true,
+            ..pb::RangeRequest::default()
+        };
+        match upstream.answer(RANGE, request.encode_to_vec().into()).await {
+            Ok(_) => {
+                self.confirm();
+                Ok(())
+            }
+            Err(status) if is_old_token(&status) => self.reload(upstream).await,
+            Err(status) => Err(status),
         }
     }
 
@@ -280,6 +315,8 @@ mod tests {
     struct Users {
         auth: AuthStore,
         asked: AtomicUsize,
+        /// The replica, whose reads carry a token of its auth revision.
+        reader: Mutex<Option<Arc<AuthStore>>>,
         /// Called at each question about a user.
         meddle: Box<dyn Fn(&AuthStore) + Send + Sync>,
     }
@@ -297,6 +334,7 @@ mod tests {
             Self {
                 auth,
                 asked: AtomicUsize::new(0),
+                reader: Mutex::default(),
                 meddle: Box::new(meddle),
             }
         }
@@ -337,6 +375,13 @@ mod tests {
                     let permissions = state.roles.get(&role).ok_or(auth::Error::RoleNotFound)?;
                     let perm = permissions.iter().map(Into::into).collect();
                     pb::AuthRoleGetResponse { header, perm }.encode_to_vec()
+                }
+                RANGE => {
+                    let reader = self.reader.lock().as_ref().map(|auth| auth.state().revision);
+                    if reader.is_some_and(|revision| revision < state.revision) {
+                        return Err(auth::Error::AuthOldRevision.into());
+                    }
+                    vec![]
                 }
                 path => panic!("{path}"),
             };
@@ -442,6 +487,17 @@ mod tests {
         upstream.auth.role_add("more").unwrap();
         people.reload(&upstream).await.unwrap();
         assert_eq!(user(&kim).1, revision + 1, "a change of users makes another token");
+        *upstream.reader.lock() = Some(Arc::clone(&people.auth));
+        tokio::select! {
+            () = people.keep(&upstream) => unreachable!(),
+            () = async {
+                tokio::time::sleep(Duration::from_millis(2500)).await;
+                upstream.auth.user_revoke_role("kim", "r").unwrap();
+                tokio::time::sleep(Duration::from_secs(2)).await;
+            } => {}
+        }
+        assert!(people.auth.state().users["kim"].roles.is_empty(), "noticed by a read");
+        assert!(people.age() <= PROOF);
         let own = Credentials::Token("theirs".into());
         assert_eq!(people.token(&own).unwrap().as_deref(), Some("theirs"));
     }

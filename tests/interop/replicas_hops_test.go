@@ -76,7 +76,8 @@ func TestReplicasHops(t *testing.T) {
 	}
 	t.Logf("-replicas.seed=%d", seed)
 	rng := rand.New(rand.NewPCG(seed, 3))
-	m := cluster(t, 3)
+	// A member that was away gets a snapshot rather than the log.
+	m := cluster(t, 3, "--snapshot-count=200", "--snapshot-catchup-entries=20")
 	h := &hops{t: t, m: m, replicas: replicasOf(t, 1, m.addresses())}
 	for i := range 2 {
 		// These continue from their own copies after a kill.
@@ -295,8 +296,15 @@ func (h *hops) faults(rng *rand.Rand, d time.Duration) {
 			all = append(all, r.kept)
 		}
 		k := all[rng.IntN(len(all))]
-		switch rng.IntN(3) {
+		switch rng.IntN(6) {
 		case 0:
+			h.moveLeader(h.m.kept[rng.IntN(3)].server)
+		case 1:
+			// The member answers nobody meanwhile.
+			c, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+			_, _ = pb.NewMaintenanceClient(connectionTo(h.m.kept[rng.IntN(3)].address)).Defragment(c, &pb.DefragmentRequest{})
+			cancel()
+		case 2:
 			_ = k.Signal(syscall.SIGSTOP)
 			time.Sleep(time.Duration(200+rng.IntN(1500)) * time.Millisecond)
 			_ = k.Signal(syscall.SIGCONT)
@@ -308,6 +316,22 @@ func (h *hops) faults(rng *rand.Rand, d time.Duration) {
 				return
 			}
 			eventually(h.t, k.Name+" answers again", func() bool { return revisionOf(k.server, false) > 0 })
+		}
+	}
+}
+
+// moveLeader makes another member the leader. The leader alone can do that.
+func (h *hops) moveLeader(to *server) {
+	c, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	target, err := pb.NewMaintenanceClient(connectionTo(to.address)).Status(c, &pb.StatusRequest{})
+	if err != nil {
+		return
+	}
+	for _, k := range h.m.kept {
+		own := pb.NewMaintenanceClient(connectionTo(k.address))
+		if s, err := own.Status(c, &pb.StatusRequest{}); err == nil && s.Leader == s.Header.MemberId {
+			_, _ = own.MoveLeader(c, &pb.MoveLeaderRequest{TargetID: target.Header.MemberId})
 		}
 	}
 }

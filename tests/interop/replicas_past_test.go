@@ -38,6 +38,13 @@ func (m *members) restore(t testing.TB, i int, snapshot string, args ...string) 
 	}, args...)...)
 }
 
+// watching is a context for watches, which last for as long as the test.
+func watching(t testing.TB) context.Context {
+	c, cancel := context.WithCancel(context.Background())
+	t.Cleanup(cancel)
+	return c
+}
+
 // reachedBy waits until the replica has a revision.
 func reachedBy(t testing.TB, r *replica, revision int64) {
 	t.Helper()
@@ -99,7 +106,7 @@ func restored(t *testing.T, restore func(m *members, snapshot string)) {
 	reachedBy(t, r, last)
 	rc := r.client(t)
 	defer rc.Close()
-	watch := rc.Watch(ctx(t), "", clientv3.WithPrefix(), clientv3.WithRev(last+1), clientv3.WithCreatedNotify())
+	watch := rc.Watch(watching(t), "", clientv3.WithPrefix(), clientv3.WithRev(last+1), clientv3.WithCreatedNotify())
 	if first := <-watch; first.Err() != nil {
 		t.Fatal(first.Err())
 	}
@@ -112,7 +119,7 @@ func restored(t *testing.T, restore func(m *members, snapshot string)) {
 	// The replica goes on with the new past.
 	again := m.kept[0].client(t)
 	defer again.Close()
-	next := rc.Watch(ctx(t), "after/", clientv3.WithPrefix())
+	next := rc.Watch(watching(t), "after/", clientv3.WithPrefix())
 	try(again.Put(ctx(t), "after/x", "1")).or(t)
 	same(t, m, r)
 	eventually(t, "a new watch brings the change", func() bool {
@@ -160,7 +167,7 @@ func TestReplicasCompactedPast(t *testing.T) {
 	reachedBy(t, r, last)
 	rc := r.client(t)
 	defer rc.Close()
-	watch := rc.Watch(ctx(t), "", clientv3.WithPrefix(), clientv3.WithRev(last+1), clientv3.WithCreatedNotify())
+	watch := rc.Watch(watching(t), "", clientv3.WithPrefix(), clientv3.WithRev(last+1), clientv3.WithCreatedNotify())
 	<-watch
 	_ = r.Signal(syscall.SIGSTOP)
 	m.kept[0].down(t, syscall.SIGKILL)
@@ -185,7 +192,7 @@ func TestReplicasFarBehind(t *testing.T) {
 	reachedBy(t, r, last)
 	rc := r.client(t)
 	defer rc.Close()
-	watch := rc.Watch(ctx(t), "", clientv3.WithPrefix(), clientv3.WithRev(last+1))
+	watch := rc.Watch(watching(t), "", clientv3.WithPrefix(), clientv3.WithRev(last+1))
 	_ = r.Signal(syscall.SIGSTOP)
 	m.kept[0].down(t, syscall.SIGKILL)
 	m.kept[0].up(t)
@@ -262,7 +269,7 @@ func TestReplicasClone(t *testing.T) {
 	}
 	rc := r.client(t)
 	defer rc.Close()
-	watch := rc.Watch(ctx(t), "real/", clientv3.WithPrefix(), clientv3.WithRev(last+1))
+	watch := rc.Watch(watching(t), "real/", clientv3.WithPrefix(), clientv3.WithRev(last+1))
 	for round := range 3 {
 		m.kept[0].down(t, syscall.SIGKILL)
 		m.kept[0].up(t)
@@ -291,4 +298,42 @@ func TestReplicasClone(t *testing.T) {
 		}
 		same(t, m, r)
 	}
+}
+
+// TestReplicasSister loads a replica from another one: it has the history of the other one, although the etcd has compacted it.
+func TestReplicasSister(t *testing.T) {
+	m := cluster(t, 1)
+	c := m.kept[0].client(t)
+	defer c.Close()
+	first := write(t, c, "before", 100) - 99
+	sister := replicasOf(t, 1, m.addresses())[0]
+	last := write(t, c, "after", 50)
+	reachedBy(t, sister, last)
+	try(c.Compact(ctx(t), last, clientv3.WithCompactPhysical())).or(t)
+	file := filepath.Join(t.TempDir(), "peers.yaml")
+	if err := os.WriteFile(file, fmt.Appendf(nil, "endpoints: [\"http://%s\"]\n", sister.address), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r := replicaOf(t, "replica of a sister", m.addresses(), "--peers="+file)
+	r.answers(t)
+	if loads := figure(t, r.server, `isthmus_follow_loads_total{how="sister"}`); loads != 1 {
+		t.Errorf("%v loads from a sister, expected one", loads)
+	}
+	rc := r.client(t)
+	defer rc.Close()
+	watch, next := rc.Watch(watching(t), "", clientv3.WithPrefix(), clientv3.WithRev(first)), first
+	last = write(t, c, "now", 10)
+	for next <= last {
+		got := <-watch
+		if got.Err() != nil {
+			t.Fatal(got.Err())
+		}
+		for _, e := range got.Events {
+			if e.Kv.ModRevision != next {
+				t.Fatalf("revision %d came, expected %d", e.Kv.ModRevision, next)
+			}
+			next++
+		}
+	}
+	same(t, m, r)
 }

@@ -147,8 +147,14 @@ func replicaOf(t testing.TB, name string, addresses []string, args ...string) *r
 	for _, a := range addresses {
 		urls = append(urls, fmt.Sprintf("%q", "http://"+a))
 	}
+	return replicaBy(t, name, "endpoints: ["+strings.Join(urls, ", ")+"]\n", args...)
+}
+
+// replicaBy starts a replica of the etcd that a client file with this content names, without waiting for it.
+func replicaBy(t testing.TB, name, client string, args ...string) *replica {
+	t.Helper()
 	file := filepath.Join(t.TempDir(), "upstream.yaml")
-	if err := os.WriteFile(file, []byte("endpoints: ["+strings.Join(urls, ", ")+"]\n"), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte(client), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	address := peer.FreePort()

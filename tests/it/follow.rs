@@ -140,9 +140,12 @@ async fn watches_go_on_while_the_upstream_restarts() {
     put(&mut up, "a", "1").await;
     let here = replica(&place.file(&address), &[]);
     let client = &mut plain_client(&here.address().await).await;
+    let lenient = replica(&place.file(&address), &["--reads-when-cut-off=serve"]);
+    let served = &mut plain_client(&lenient.address().await).await;
     let mut stream = client.watch("", watch_all(2)).await.unwrap();
     assert_eq!(events_until(&mut stream, 2).await.len(), 1);
     upstream.kill().await;
+    assert_eq!(served.get("a", None).await.unwrap().kvs().len(), 1);
     // What is here is still served; what the upstream alone knows is not.
     let serializable = GetOptions::new().with_serializable();
     let found = client.get("a", Some(serializable)).await.unwrap();
@@ -169,7 +172,10 @@ async fn another_store_at_the_same_address_ends_watches_as_compacted() {
     for i in 0..5 {
         put(&mut up, "a", &i.to_string()).await;
     }
-    let here = replica(&place.file(&address), &[]);
+    let file = place.file(&address);
+    let cautious = replica(&file, &["--on-divergence=exit"]);
+    cautious.address().await;
+    let here = replica(&file, &[]);
     let client = &mut plain_client(&here.address().await).await;
     let before = everything(client, 0).await;
     let mut stream = client.watch("", watch_all(0)).await.unwrap();
@@ -194,6 +200,8 @@ async fn another_store_at_the_same_address_ends_watches_as_compacted() {
     let after = everything(client, 0).await;
     assert_eq!(after, everything(up, 0).await);
     assert_ne!(after.1, before.1, "another cluster has another id");
+    assert_eq!(cautious.ended().await.code(), Some(1));
+    cautious.line("a restart loads everything anew").await;
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 mod bench;
 mod users;
+mod watch;
 
 use super::*;
 use crate::server::upstream::not_sent;
