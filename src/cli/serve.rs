@@ -219,7 +219,9 @@ fn mirror(mesh: &MeshArgs, cluster: &ClusterInfo, mode: ServiceMode) -> anyhow::
 
 /// Serves the status API of the mirror.
 async fn start_api(address: &str, metrics: &DaemonMetrics, life: &Lifecycle) -> anyhow::Result<()> {
-    app::start_mesh_api(address, metrics, life).await.context("--api-serve-addr")
+    app::start_mesh_api(address, metrics, life)
+        .await
+        .context("--api-serve-addr")
 }
 
 /// What writes into the store.
