@@ -168,7 +168,7 @@ pub struct EtcdArgs {
     #[command(flatten)]
     follow: FollowArgs,
     /// Age up to which a replica keeps revisions, so that its clients can resume watches and page through lists; 0s keeps
-    /// all. Has an effect with --follow only, which --auto-compaction-retention has none with.
+    /// all. Takes the place of --auto-compaction-retention in a replica, and has no effect without --follow.
     #[arg(long, env = "ETCD_HISTORY", default_value = "10m", value_parser = duration, value_name = "DURATION", help_heading = heading::REPLICA)]
     history: Duration,
     /// Bytes of history, that is, of replaced and deleted versions, from which a replica compacts revisions older than 10

@@ -189,8 +189,7 @@ impl ServeArgs {
             tracing::info!(%address, cluster_name = %cluster.name, cluster_id = cluster.id, "serving etcd clients");
         }
         if mirror.is_some() {
-            let api = app::start_mesh_api(&mesh.api_serve_addr, &metrics, life).await;
-            api.context("--api-serve-addr")?;
+            start_api(&mesh.api_serve_addr, &metrics, life).await?;
         }
         let writers = Writers {
             publisher: publisher.options(cluster.clone(), mode),
@@ -216,6 +215,13 @@ fn mirror(mesh: &MeshArgs, cluster: &ClusterInfo, mode: ServiceMode) -> anyhow::
         app::readable(&config.directory).context("--clustermesh-config")?;
     }
     Ok(config)
+}
+
+/// Serves the status API of the mirror.
+async fn start_api(address: &str, metrics: &DaemonMetrics, life: &Lifecycle) -> anyhow::Result<()> {
+    app::start_mesh_api(address, metrics, life)
+        .await
+        .context("--api-serve-addr")
 }
 
 /// What writes into the store.

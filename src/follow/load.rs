@@ -295,7 +295,7 @@ async fn finish(member: &Member, how: How, list: Result<List, Error>) -> Result<
 
 /// A store with these keys and no history. The order of the changes inside a revision is not known.
 fn of_list(kvs: Vec<Kv>, revision: i64) -> Result<Recovery, OutOfOrder> {
-    let mut loader = Loader::following(revision, revision).partial();
+    let mut loader = Loader::listed(revision);
     for kv in kvs {
         let found = kv.fields().mod_revision;
         if !loader.push_listed(kv) {

@@ -58,7 +58,7 @@ pub enum Compared {
     /// One side has lost a part of the revision to its compaction, and the rest is the same. Proves less than `Same`.
     Part,
     Different,
-    /// The revision is below the floor or above the store's revision.
+    /// The revision is below the floor, above the store's revision, or revision 1, which has no events.
     Unknown,
 }
 
@@ -319,13 +319,15 @@ fn compare(state: &State, revision: i64, theirs: &[Followed]) -> Compared {
             false => Compared::Different,
         };
     }
-    if batch.is_none() {
+    if revision <= 1 {
         return Compared::Unknown;
     }
     if ours == theirs {
         return Compared::Same;
     }
-    match left(&ours) == left(theirs) && (is_part(&ours, theirs) || is_part(theirs, &ours)) {
+    // A compaction may have left nothing here.
+    let is_part = ours.is_empty() || is_part(&ours, theirs) || is_part(theirs, &ours);
+    match is_part && left(&ours) == left(theirs) {
         true => Compared::Part,
         false => Compared::Different,
     }

@@ -59,6 +59,12 @@ impl Loader {
         loader
     }
 
+    /// Begins the store at `revision` of a follower whose state comes from lists, in order, by [`Loader::push_listed`]. No
+    /// list tells what the revision has deleted.
+    pub fn listed(revision: i64) -> Self {
+        Self::following(revision, revision).partial()
+    }
+
     /// Notes that a part of the first revision of the history is missing.
     pub fn partial(mut self) -> Self {
         self.state.partial = true;
@@ -67,7 +73,6 @@ impl Loader {
 
     /// Adds a key-value of a list at the store's revision. Keys come in order; false if this one is out of order.
     pub fn push_listed(&mut self, kv: Kv) -> bool {
-        self.state.partial = true;
         self.push(Version {
             main: kv.mod_revision(),
             sub: Version::UNORDERED,

@@ -258,7 +258,7 @@ fn an_incomplete_first_revision_stays_incomplete_over_a_restart() {
     leader.apply(&[Write::Delete("k03".into())]);
     let listed = || {
         let all = leader.range(&RangeOptions::new(KeyRange::all())).unwrap();
-        let mut loader = crate::mvcc::Loader::following(all.revision, all.revision);
+        let mut loader = crate::mvcc::Loader::listed(all.revision);
         all.kvs.into_iter().for_each(|kv: Kv| assert!(loader.push_listed(kv)));
         loader.finish().unwrap()
     };

@@ -237,7 +237,7 @@ fn a_state_from_lists_is_completed_by_the_events_of_its_revision() {
     let leader = past("a", 20);
     let list = |leader: &Store| {
         let all = leader.range(&RangeOptions::new(KeyRange::all())).unwrap();
-        let mut loader = Loader::following(all.revision, all.revision);
+        let mut loader = Loader::listed(all.revision);
         all.kvs.into_iter().for_each(|kv| assert!(loader.push_listed(kv)));
         loader.finish().unwrap()
     };
@@ -286,6 +286,19 @@ fn a_state_from_lists_is_completed_by_the_events_of_its_revision() {
     store.compact(24).unwrap();
     assert_eq!(store.floor(), 24);
     assert!(!matches!(watch_all(&store, 24).take_now(1), WatchUpdate::Compacted(_)));
+    // So it is if the revision has left nothing.
+    let gone = Store::new();
+    put(&gone, "a", "1");
+    gone.delete(&KeyRange::key("a"));
+    let store = list(&gone).open(Hooks::default());
+    assert_eq!((store.revision(), store.floor()), (3, 4));
+    let put_instead = vec![Followed::from(&leader.batches(3, 1)[0].events[0])];
+    assert_eq!(store.compare(3, &put_instead), Compared::Different);
+    store.complete(3, &gone.events_of(3).unwrap()).unwrap();
+    assert_eq!(
+        (store.floor(), store.compare(3, &gone.events_of(3).unwrap())),
+        (3, Compared::Same)
+    );
     // An empty store has nothing to complete.
     let store = list(&Store::new()).open(Hooks::default());
     assert_eq!((store.revision(), store.floor()), (1, 1));
