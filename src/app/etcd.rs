@@ -81,6 +81,7 @@ pub enum AutoCompaction {
 /// A store, and the etcd server in front of it.
 pub struct Etcd {
     pub store: Arc<Store>,
+    core: Arc<Core>,
     auth: Arc<AuthStore>,
     durable: Option<Arc<Durable>>,
     quota_bytes: usize,
@@ -164,6 +165,7 @@ impl Etcd {
         sockets.serve(&core, life);
         Ok(Self {
             store,
+            core,
             auth,
             durable,
             quota_bytes,
@@ -204,6 +206,16 @@ impl Etcd {
             quota_bytes: self.quota_bytes,
         }));
         registry
+    }
+
+    /// The server in front of the store.
+    pub(super) fn core(&self) -> &Arc<Core> {
+        &self.core
+    }
+
+    /// Bytes from which the store takes deletions only; `None` without a limit.
+    pub(super) fn quota_bytes(&self) -> Option<usize> {
+        (self.quota_bytes < usize::MAX).then_some(self.quota_bytes)
     }
 
     /// Administration of the store's users in this process.

@@ -13,7 +13,7 @@ mod tests;
 use super::Core;
 use super::admission::Caller;
 use super::commit::Cause;
-use super::connection::WatcherCount;
+use super::connection::{Backlog, WatcherCount};
 use super::status;
 use crate::auth::AuthVersion;
 use crate::durable::Point;
@@ -27,7 +27,7 @@ use rand::RngExt;
 use ready::{ReadyList, WatcherWake};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::pin::{Pin, pin};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use tokio::time::{Interval, MissedTickBehavior};
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
@@ -127,6 +127,9 @@ impl WatchSession {
         let interval = interval.mul_f64(rand::rng().random_range(1.0..1.1));
         let mut ticker = tokio::time::interval_at(tokio::time::Instant::now() + interval, interval);
         ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let ready: Arc<ReadyList> = Arc::default();
+        let backlog: Weak<dyn Backlog> = Arc::downgrade(&ready) as _;
+        caller.peer().connection.add_backlog(backlog);
         Self {
             allowed_at: core.admission.auth_version(),
             core,
@@ -135,7 +138,7 @@ impl WatchSession {
             watchers: BTreeMap::new(),
             ended_ids: BTreeSet::new(),
             answers: VecDeque::new(),
-            ready: Arc::default(),
+            ready,
             ticker,
             next_id: 0,
             progress_from: None,
