@@ -8,6 +8,7 @@
 
 use super::client_error::Error;
 use super::config::ClientConfig;
+use crate::util::expiry::Facts;
 use crate::util::net::Keepalive;
 use crate::util::trust::{self, ServerVerifier};
 use crate::util::{self, access, resolve};
@@ -41,12 +42,30 @@ const DEFAULT_PORT: u16 = 2379;
 
 /// Remembers the last good address of a store from one connection to the next. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct Dialer(Arc<Mutex<Option<Address>>>);
+pub struct Dialer(Arc<Mutex<Option<Good>>>);
+
+/// An address that accepted a connection.
+#[derive(Clone, Debug)]
+struct Good {
+    address: Address,
+    /// The certificate that the server has shown.
+    certificate: Option<Facts>,
+}
 
 impl Dialer {
     /// Forgets the last good address, so that all addresses are equal again.
     pub fn forget(&self) {
         *self.0.lock() = None;
+    }
+
+    /// The last good address; `None` before the first connection.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.0.lock().as_ref().map(|good| good.address.at)
+    }
+
+    /// The certificate that the server at that address has shown.
+    pub fn certificate(&self) -> Option<Facts> {
+        self.0.lock().as_ref().and_then(|good| good.certificate.clone())
     }
 }
 
@@ -164,7 +183,7 @@ impl Connector {
             }
         }
         if let Some(good) = self.dialer.0.lock().clone() {
-            addresses.sort_by_key(|address| *address != good);
+            addresses.sort_by_key(|address| *address != good.address);
         }
         for (at, address) in addresses.iter().enumerate() {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -175,7 +194,10 @@ impl Connector {
             let share = (left / (addresses.len() - at) as u32).max(SHARE_MIN);
             let why = match timeout(share, self.connect_to(address)).await {
                 Ok(Ok(stream)) => {
-                    *self.dialer.0.lock() = Some(address.clone());
+                    *self.dialer.0.lock() = Some(Good {
+                        address: address.clone(),
+                        certificate: shown(&stream),
+                    });
                     return Ok(stream);
                 }
                 Ok(Err(error)) => error.to_string(),
@@ -233,6 +255,14 @@ impl Connector {
         let name = ServerName::try_from(address.host.clone()).map_err(io::Error::other)?;
         let connected = tls.connector.connect(name, tcp).await;
         Ok(Either::Right(connected.map_err(|error| self.explained(tls, error))?))
+    }
+}
+
+/// The certificate that the server has shown.
+fn shown(stream: &Either<TcpStream, TlsStream<TcpStream>>) -> Option<Facts> {
+    match stream {
+        Either::Left(_) => None,
+        Either::Right(stream) => Facts::of(stream.get_ref().1.peer_certificates()?.first()?),
     }
 }
 
@@ -373,7 +403,7 @@ mod tests {
                 panic!("no TLS was asked for")
             };
             assert_eq!(tcp.peer_addr().unwrap().ip().to_string(), "127.0.0.2");
-            assert_eq!(connector.dialer.0.lock().as_ref().unwrap().at, tcp.peer_addr().unwrap());
+            assert_eq!(connector.dialer.address(), Some(tcp.peer_addr().unwrap()));
             good.accept().await.unwrap();
         }
         drop(good);
