@@ -4,10 +4,12 @@
 
 mod kvstore;
 mod mesh;
+mod page;
 mod publisher;
 
 pub use kvstore::KvstoreArgs;
 pub use mesh::MeshArgs;
+pub use page::PageArgs;
 pub use publisher::{PublisherArgs, ServiceArgs};
 
 use super::ignored::IgnoredFlags;

@@ -3,8 +3,11 @@
 use super::budgets::BudgetArgs;
 use super::data::DataArgs;
 use super::etcd::listen::Tls;
-use super::flags::{ClusterArgs, LogArgs, MeshArgs, ObserveArgs, PublisherArgs, ServiceArgs, boolean, duration};
+use super::flags::{
+    ClusterArgs, LogArgs, MeshArgs, ObserveArgs, PageArgs, PublisherArgs, ServiceArgs, boolean, duration,
+};
 use super::users::UserArgs;
+use crate::app::page::{Shown, ShownStore, start_page};
 use crate::app::{self, AutoCompaction, Etcd, EtcdConfig, Starting};
 use crate::server::{self, MemberIdentity};
 use crate::util::lifecycle::Lifecycle;
@@ -67,6 +70,8 @@ pub struct ServeArgs {
     budgets: BudgetArgs,
     #[command(flatten)]
     observe: ObserveArgs,
+    #[command(flatten)]
+    page: PageArgs,
 }
 
 /// How much the store keeps.
@@ -129,6 +134,7 @@ impl ServeArgs {
             sizes,
             budgets,
             observe,
+            page,
         } = self;
         let (cluster, mode) = (cluster.info()?, service.clustermesh_service_v2);
         let source = publisher.source()?;
@@ -137,6 +143,7 @@ impl ServeArgs {
         if let Some(config) = &mesh_config {
             app::readable(&config.directory).context("--clustermesh-config")?;
         }
+        let page = page.config()?;
         let ready = Ready::default();
         let starting = Starting::new(&ready);
         let metrics = observe.start("cilium_clustermesh_apiserver", &ready, life).await?;
@@ -144,12 +151,8 @@ impl ServeArgs {
         let server = server::Config {
             name: cluster.name.to_string(),
             client_urls: listen_client_urls.clone(),
-            quota_bytes: sizes.quota_bytes(),
-            max_concurrent_streams: budgets.max_concurrent_streams,
-            watch_gather_time: budgets.watch_gather_time,
-            budgets: budgets.budgets(),
             expiry: metrics.expiry.clone(),
-            ..server::Config::new(MemberIdentity::random())
+            ..limits(&sizes, &budgets)
         };
         let config = EtcdConfig {
             auto_compaction: sizes.auto_compaction(),
@@ -174,14 +177,27 @@ impl ServeArgs {
             None => {}
         }
         let options = publisher.options(cluster.clone(), mode);
-        app::start_publisher(options, source, etcd.backend(), &metrics, &ready, life);
+        let publisher = app::start_publisher(options, source, etcd.backend(), &metrics, &ready, life);
         if let Some(config) = mesh_config {
             let api = app::start_mesh_api(&mesh.api_serve_addr, &metrics, life).await;
             api.context("--api-serve-addr")?;
             app::start_mesh(config, etcd.mirror_backend(), &metrics, &ready, life);
         }
+        let shown = Shown::new("serve", cluster, ready, metrics, ShownStore::own(&etcd));
+        start_page(page, shown.publishing(publisher), life).await?;
         starting.complete();
         Ok(())
+    }
+}
+
+/// The server's configuration with these limits.
+fn limits(sizes: &SizeArgs, budgets: &BudgetArgs) -> server::Config {
+    server::Config {
+        quota_bytes: sizes.quota_bytes(),
+        max_concurrent_streams: budgets.max_concurrent_streams,
+        watch_gather_time: budgets.watch_gather_time,
+        budgets: budgets.budgets(),
+        ..server::Config::new(MemberIdentity::random())
     }
 }
 
