@@ -33,6 +33,8 @@ mod mesh_races;
 mod mesh_status;
 mod mesh_trust;
 mod mistakes;
+mod page;
+mod propagation;
 mod remotes;
 mod shutdown;
 mod support;
