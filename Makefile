@@ -1,6 +1,6 @@
 # Every target first installs missing build tools (`make setup`). Targets that compare with peers also need Go.
 .PHONY: demo test check bench fuzz setup build fmt lint doc deny interop kubernetes interop-kubernetes interop-publisher \
-	interop-cilium peers helm deploy crash replicas load publish mesh adversary guard profile monitoring bench-store image image-test release e2e e2e-up e2e-tools e2e-short
+	interop-cilium peers helm deploy crash replicas load publish mesh adversary guard profile monitoring bench-store image image-test release e2e e2e-up e2e-tools e2e-short page screenshots
 
 CARGO ?= cargo
 TARGET ?= $(or $(CARGO_TARGET_DIR),target)
@@ -56,6 +56,20 @@ fuzz: setup ## fuzz the decoders with libFuzzer; TARGETS="requests gateway http2
 setup: ## install a C compiler where it is missing
 	@./.ci/setup
 
+# The browser tests are a crate of their own: nothing else needs a client of WebDriver.
+BROWSER_TEST = ISTHMUS_BIN=$(abspath $(TARGET))/debug/clustermesh-apiserver $(CARGO) test --locked \
+	--manifest-path tests/browser/Cargo.toml --target-dir $(TARGET)/browser -- --nocapture --test-threads=1
+
+page: ## test the mesh page in chromium, which is installed where it is missing; PAGE=name runs one test
+	@BROWSER=1 ./.ci/setup
+	$(CARGO) build --locked
+	$(BROWSER_TEST) $(PAGE)
+
+screenshots: ## write the pictures of the mesh page into docs/images
+	@BROWSER=1 ./.ci/setup
+	$(CARGO) build --locked
+	$(BROWSER_TEST) --ignored screenshots
+
 build: setup ## build the release binary
 	$(CARGO) build --locked --release
 
@@ -66,6 +80,7 @@ lint: setup ## check the format, and clippy without warnings
 	$(CARGO) fmt --all --check
 	$(CARGO) fmt --manifest-path deploy/image/Cargo.toml --check
 	$(CARGO) fmt --manifest-path benches/guard/Cargo.toml --check
+	$(CARGO) fmt --manifest-path tests/browser/Cargo.toml --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	$(CARGO) clippy --locked --manifest-path deploy/image/Cargo.toml --target-dir $(TARGET)/image-tool --all-targets -- -D warnings
 	$(CARGO) clippy --locked --manifest-path benches/guard/Cargo.toml --target-dir $(TARGET)/guard -- -D warnings

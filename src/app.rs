@@ -7,6 +7,7 @@ pub mod etcdinit;
 mod expiry;
 mod leader;
 pub mod metrics;
+pub mod page;
 pub mod signal;
 mod users;
 
@@ -184,6 +185,9 @@ pub async fn start_health(address: &str, ready: Ready, life: &Lifecycle) -> anyh
 
 async fn start_http(name: &str, address: &str, router: axum::Router, life: &Lifecycle) -> anyhow::Result<SocketAddr> {
     let (listener, bound) = admin::bind(address).await?;
-    life.spawn(name, http::serve(listener, router, life.clone()));
+    life.spawn(
+        name,
+        http::serve(listener, router, http::Options::default(), life.clone()),
+    );
     Ok(bound)
 }

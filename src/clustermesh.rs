@@ -38,7 +38,15 @@ pub fn start(
     let stop = life.stop_token().clone();
     let keep = keeper::keep(Arc::clone(&backend), config_key, config);
     life.spawn_forever("cluster config", keep);
-    life.spawn_forever("heartbeat", keeper::beat(backend, metrics.clone()));
+    life.spawn_forever("heartbeat", keeper::beat(Arc::clone(&backend), metrics.clone()));
+    if !options.probe_interval.is_zero() {
+        let (counted, name) = (Arc::clone(&sync), cluster.name.clone());
+        let keys =
+            move || Scope::ALL.map(|s| (s.word().to_owned(), counted.desired(&s.state_prefix(&name)).keys as u64));
+        let keys = move || keys().into();
+        let probe = keeper::probe(backend, cluster.name.clone(), options.probe_interval, keys);
+        life.spawn_forever("probe of the propagation", probe);
+    }
     let writer = Arc::clone(&sync);
     life.spawn_forever("publisher's writes", async move { writer.run().await });
     for scope in Scope::ALL {

@@ -9,7 +9,9 @@ mod error;
 mod exports;
 mod ids;
 pub mod metrics;
+pub mod observed;
 mod position;
+pub mod propagation;
 mod reconnect;
 mod reflect;
 pub mod reflector;
@@ -27,10 +29,12 @@ use crate::kvstore::{self, Backend};
 use crate::model::cluster::{ClusterInfo, ClusterName};
 use crate::model::keys::Scope;
 use crate::util::backoff::Backoff;
+use crate::util::expiry::Facts;
 use crate::util::lifecycle::Lifecycle;
 use crate::util::readiness::Ready;
 use cluster::Cluster;
 use config_dir::Event;
+use observed::Observed;
 use parking_lot::Mutex;
 use reflector::{Completeness, SizeLimit};
 use remote::{Remote, SharedCluster};
@@ -39,6 +43,7 @@ use slots::Limits;
 use status::RemoteCluster;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -111,6 +116,8 @@ pub struct Snapshot {
     /// Why agents refuse the cluster's id, if they do.
     pub conflict: Option<String>,
     sync: Arc<SyncStore>,
+    state: SharedCluster,
+    dialer: Dialer,
 }
 
 impl Mesh {
@@ -390,6 +397,8 @@ impl Mesh {
                 cluster: mirror.state.read(Cluster::clone),
                 conflict: None,
                 sync: Arc::clone(&mirror.sync),
+                state: mirror.state.clone(),
+                dialer: mirror.options.dialer.clone(),
             })
             .collect();
         drop(members);
@@ -424,16 +433,51 @@ impl Snapshot {
         })
     }
 
+    /// The number of mirrored keys of a scope.
+    pub fn keys(&self, scope: Scope) -> usize {
+        let prefix = scope.cache_prefix(self.cluster.name());
+        match self.cluster.completeness(scope) {
+            // Keys that an earlier process has mirrored.
+            Completeness::Disabled => self.sync.stored(&prefix),
+            _ => self.sync.desired(&prefix).keys,
+        }
+    }
+
+    /// What is wrong, one sentence each.
+    pub fn troubles(&self) -> Vec<String> {
+        let mut troubles = status::troubles(&self.cluster, self.conflict.as_deref(), Instant::now());
+        if let Some(flag) = self.slowed_by() {
+            troubles.push(format!("its changes are slowed down: more than {flag} allows"));
+        }
+        troubles
+    }
+
+    /// What operators want to know beside the state.
+    pub fn observed(&self) -> Observed {
+        self.state.observed()
+    }
+
+    /// Looks at what operators want to know beside the state.
+    pub fn look<T>(&self, look: impl FnOnce(&Observed) -> T) -> T {
+        self.state.look(look)
+    }
+
+    /// The address of the store that answered last.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.dialer.address()
+    }
+
+    /// The certificate that the store has shown last.
+    pub fn certificate(&self) -> Option<Facts> {
+        self.dialer.certificate()
+    }
+
     fn status(&self) -> RemoteCluster {
-        let count = |scope: Scope| {
-            let prefix = scope.cache_prefix(self.cluster.name());
-            match self.cluster.completeness(scope) {
-                // Keys that an earlier process has mirrored.
-                Completeness::Disabled => self.sync.stored(&prefix),
-                _ => self.sync.desired(&prefix).keys,
-            }
-        };
-        let mut status = RemoteCluster::of(&self.cluster, self.conflict.as_deref(), Instant::now(), count);
+        let now = Instant::now();
+        let mut status = RemoteCluster::of(&self.cluster, self.conflict.as_deref(), now, |scope| self.keys(scope));
+        status.propagation = self
+            .look(|observed| observed.figures(1))
+            .map(|figures| (&figures).into());
         if let Some(flag) = self.slowed_by() {
             let _ = write!(status.status, "; its changes are slowed down: more than {flag} allows");
         }

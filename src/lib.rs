@@ -23,5 +23,6 @@ pub mod pb;
 pub mod server;
 pub mod snapshot;
 pub mod troubleshoot;
+pub mod ui;
 pub mod users;
 pub mod util;

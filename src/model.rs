@@ -4,4 +4,5 @@ pub mod cluster;
 pub mod gojson;
 pub mod ip;
 pub mod keys;
+pub mod probe;
 pub mod values;

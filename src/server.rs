@@ -8,6 +8,7 @@ mod alarm;
 mod auth;
 mod bodies;
 mod budgets;
+mod clients;
 mod cluster;
 mod commit;
 mod compaction;
@@ -46,6 +47,7 @@ mod wakers;
 mod watch;
 
 pub use budgets::Budgets;
+pub use clients::ClientFigures;
 pub use config::{Config, MemberIdentity};
 pub use wakers::Wakers;
 

@@ -5,6 +5,7 @@ pub mod alive;
 pub mod backoff;
 pub mod blocking;
 pub mod causes;
+pub mod certificate;
 pub mod descriptors;
 pub mod expiry;
 pub mod follow_dir;

@@ -255,6 +255,16 @@ impl Etcd {
         self.core.described_metrics()
     }
 
+    /// The server in front of the store.
+    pub(super) fn core(&self) -> &Arc<Core> {
+        &self.core
+    }
+
+    /// Bytes from which the store takes deletions only; `None` without a limit.
+    pub(super) fn quota_bytes(&self) -> Option<usize> {
+        (self.quota_bytes < usize::MAX).then_some(self.quota_bytes)
+    }
+
     /// Administration of the store's users in this process.
     pub fn users(&self) -> Arc<dyn UserAdmin> {
         Arc::new(users::StoreUsers {

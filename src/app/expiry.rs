@@ -120,6 +120,8 @@ mod tests {
         let (time, now) = (SystemTime::UNIX_EPOCH + 1_000_000 * hour, Instant::now());
         let seen = [Seen {
             file: file(Role::Server, "/tls.crt".into()),
+            subject: String::new(),
+            issuer: String::new(),
             validity: Validity {
                 not_before: time - 1000 * hour,
                 not_after: time + 30 * hour,

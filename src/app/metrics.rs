@@ -178,6 +178,12 @@ impl DaemonMetrics {
         self.leader.get_or_create(&labels).set(is_leader.into());
     }
 
+    /// Whether this process holds the leader lock; `None` in a process without an election.
+    pub(super) fn is_leader(&self) -> Option<bool> {
+        let labels = vec![("name", "kvstoremesh".to_owned())];
+        self.leader.get(&labels).map(|gauge| gauge.get() != 0)
+    }
+
     /// Registers the readiness conditions of the store and of the Kubernetes API.
     pub fn conditions(&self, backend: &Arc<dyn Backend>, needs: Needs, ready: &Ready) {
         self.kubernetes_condition(needs, ready);

@@ -6,8 +6,10 @@ mod sides;
 use super::logging::{self, Format, Output};
 use super::print;
 use crate::app::certs::{Ca, Pair};
+use crate::app::page::{PageConfig, Shown, ShownStore, start_page};
 use crate::app::{self, AutoCompaction, Etcd, EtcdConfig, ListenConfig, ObjectSource};
 use crate::clustermesh::publisher::{Options, ServiceMode};
+use crate::kvstore::keeper;
 use crate::kvstore::sync_store::SyncStore;
 use crate::kvstoremesh::{self, Mesh};
 use crate::model::cluster::ClusterInfo;
@@ -16,11 +18,12 @@ use crate::server::listen::Address;
 use crate::server::tls::{TlsFiles, TlsProtocol};
 use crate::server::{self, MemberIdentity};
 use crate::util::lifecycle::Lifecycle;
-use crate::util::readiness::Ready;
+use crate::util::readiness::{Ready, Requirement};
 use anyhow::{Context, bail};
 use clap::Args;
 use sides::{Side, Sides};
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +32,7 @@ use tracing::Level;
 
 /// Names and ids of the demo's clusters. The name is also that of the directory of a cluster's manifests.
 const CLUSTERS: [(&str, u32); 2] = [("tokyo-cluster", 1), ("hk-cluster", 2)];
-/// The address of a store that was not started before.
+/// The address of a store or page that was not started before.
 const ANY_PORT: &str = "127.0.0.1:0";
 /// Prefix of all mirrored keys.
 const MIRRORED: &str = "cilium/cache/";
@@ -60,6 +63,8 @@ struct Cluster {
     /// The certificate of the user who may read everything.
     admin: Pair,
     manifests: PathBuf,
+    /// Where the page of the cluster is served.
+    page: String,
     /// The tasks of this cluster, which stop without those of the other.
     life: Lifecycle,
 }
@@ -71,6 +76,8 @@ struct Running {
     published: Ready,
     mesh: Arc<Mesh>,
     mirrored: Ready,
+    /// The address of the page; `None` if its port is not free any more.
+    page: Option<SocketAddr>,
 }
 
 impl DemoArgs {
@@ -84,13 +91,16 @@ impl DemoArgs {
         let ca = Ca::new(&work.0.join("certs"), "Isthmus demo CA").context("cannot make certificates")?;
         let mut clusters = vec![];
         for (name, id) in CLUSTERS {
-            clusters.push(self.cluster(name, id, ANY_PORT, &ca, &work.0).await?);
+            clusters.push(self.cluster(name, id, &Addresses::default(), &ca, &work.0).await?);
         }
         if let Some(warning) = self.ignored_directories() {
             print::answer(&warning)?;
         }
         connect(&clusters, &ca)?;
-        let running: Vec<_> = clusters.into_iter().map(run).collect();
+        let mut running = vec![];
+        for cluster in clusters {
+            running.push(run(cluster).await?);
+        }
         let timeout = Duration::from_secs(self.timeout_secs);
         let in_sync = tokio::time::timeout(timeout, all_in_sync(&running)).await.is_ok();
         let took = started.elapsed().as_millis();
@@ -142,7 +152,14 @@ impl DemoArgs {
     }
 
     /// Starts the store of a cluster, with a lifecycle of its own.
-    async fn cluster(&self, name: &str, id: u32, address: &str, ca: &Ca, work: &Path) -> anyhow::Result<Cluster> {
+    async fn cluster(
+        &self,
+        name: &str,
+        id: u32,
+        addresses: &Addresses,
+        ca: &Ca,
+        work: &Path,
+    ) -> anyhow::Result<Cluster> {
         let life = Lifecycle::default();
         let manifests = self.manifests.join(name);
         if !manifests.is_dir() {
@@ -159,6 +176,7 @@ impl DemoArgs {
             cert: server.cert,
             key: server.key,
             client_ca: Some(ca.path()),
+            client_certificates: Default::default(),
             client_crl: None,
             allowed_hostnames: vec![],
             protocol: TlsProtocol::default(),
@@ -168,7 +186,7 @@ impl DemoArgs {
             ..server::Config::new(MemberIdentity::random())
         };
         let listen = ListenConfig {
-            address: Address::Tcp(address.to_owned()),
+            address: Address::Tcp(addresses.store.clone()),
             tls: Some(tls),
             cert_auth: true,
         };
@@ -187,8 +205,25 @@ impl DemoArgs {
             remotes,
             admin,
             manifests,
+            page: addresses.page.clone(),
             life,
         })
+    }
+}
+
+/// The addresses of a cluster. A cluster that starts again has those that it had before.
+#[derive(Clone, Debug)]
+struct Addresses {
+    store: String,
+    page: String,
+}
+
+impl Default for Addresses {
+    fn default() -> Self {
+        Self {
+            store: ANY_PORT.to_owned(),
+            page: ANY_PORT.to_owned(),
+        }
     }
 }
 
@@ -234,8 +269,8 @@ fn connect(clusters: &[Cluster], ca: &Ca) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Starts the publisher and the mirror of a cluster.
-fn run(cluster: Cluster) -> Running {
+/// Starts the publisher, the mirror and the page of a cluster.
+async fn run(cluster: Cluster) -> anyhow::Result<Running> {
     let life = &cluster.life;
     let (published, mirrored) = (Ready::default(), Ready::default());
     let options = Options {
@@ -244,6 +279,7 @@ fn run(cluster: Cluster) -> Running {
         endpoint_slices: false,
         service_exports: true,
         service_mode: ServiceMode::default(),
+        probe_interval: keeper::PROBE,
     };
     let config = kvstoremesh::Config {
         cluster: cluster.info.clone(),
@@ -270,13 +306,36 @@ fn run(cluster: Cluster) -> Running {
         synced.reached().await;
         changes::print(&name, &store).await;
     });
-    Running {
+    let page = PageConfig {
+        address: Some(cluster.page.clone()),
+        ..PageConfig::default()
+    };
+    let (info, ready) = (cluster.info.clone(), ready(&published, &mirrored));
+    let shown = Shown::new("demo", info, ready, metrics, ShownStore::own(&cluster.etcd));
+    let page = start_page(page, shown.publishing(Arc::clone(&publisher)), life).await?;
+    Ok(Running {
         cluster,
         publisher,
         published,
         mesh,
         mirrored,
+        page,
+    })
+}
+
+/// The readiness of a whole cluster.
+fn ready(published: &Ready, mirrored: &Ready) -> Ready {
+    let ready = Ready::default();
+    for (name, part) in [("publisher", published), ("mirror", mirrored)] {
+        let part = part.clone();
+        ready.condition(name, Requirement::Required, move || {
+            let pending = part.pending();
+            (!pending.is_empty()).then(|| pending.join(", "))
+        });
     }
+    // Nothing else has to finish.
+    drop(ready.block("start"));
+    ready
 }
 
 /// Waits until every cluster has published all its objects and mirrored those of the others.
@@ -302,6 +361,7 @@ fn status(running: &Running) -> String {
         published,
         mesh,
         mirrored: _,
+        page: _,
     } = running;
     let name = &cluster.info.name;
     let count = |scope: Scope| publisher.desired(&scope.state_prefix(name)).keys;
@@ -355,7 +415,13 @@ fn status(running: &Running) -> String {
 }
 
 fn instructions(running: &[Running], ca: &Ca) -> String {
-    let mut out = String::from("Read the stores with etcdctl, from another terminal:\n");
+    let mut out = String::from("Watch the mesh in a browser:\n\n");
+    for r in running {
+        if let Some(page) = r.page {
+            let _ = writeln!(out, "  {:<15}http://{page}/", r.cluster.info.name.as_str());
+        }
+    }
+    out += "\nRead the stores with etcdctl, from another terminal:\n";
     for r in running {
         let admin = &r.cluster.admin;
         let _ = writeln!(
@@ -371,7 +437,7 @@ fn instructions(running: &[Running], ca: &Ca) -> String {
     let manifests = running[0].cluster.manifests.display();
     let _ = write!(
         out,
-        "\nEdit a manifest, such as {manifests}/nodes.yaml: the change is printed here as it reaches the other cluster's mirror.\nType `stop {one}` and Enter to stop a cluster, `start {one}` to start it again. Ctrl-C stops.\n",
+        "\nEdit a manifest, such as {manifests}/nodes.yaml: the change is printed here, and shown on the page, as it reaches the other cluster's mirror.\nType `stop {one}` and Enter to stop a cluster, `start {one}` to start it again. Ctrl-C stops.\n",
         one = running[1].cluster.info.name,
     );
     out

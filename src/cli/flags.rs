@@ -4,11 +4,13 @@
 
 mod kvstore;
 mod mesh;
+mod page;
 mod publisher;
 mod store;
 
 pub use kvstore::KvstoreArgs;
 pub use mesh::MeshArgs;
+pub use page::PageArgs;
 pub use publisher::{PublisherArgs, ServiceArgs};
 pub use store::EndpointArgs;
 

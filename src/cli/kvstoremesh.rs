@@ -1,6 +1,7 @@
 //! `kvstoremesh`: the mirror alone, writing to any etcd; `kvstoremesh-dbg status`, which asks a mirror.
 
-use super::flags::{ClusterArgs, KvstoreArgs, LogArgs, MeshArgs, ObserveArgs, ServiceArgs, boolean};
+use super::flags::{ClusterArgs, KvstoreArgs, LogArgs, MeshArgs, ObserveArgs, PageArgs, ServiceArgs, boolean};
+use crate::app::page::{Shown, ShownStore, start_page};
 use crate::app::{self, Starting};
 use crate::kvstore::etcd::EtcdBackend;
 use crate::kvstoremesh::status::{self, RemoteCluster};
@@ -32,6 +33,8 @@ pub struct KvstoremeshArgs {
     enable_heartbeat: bool,
     #[command(flatten)]
     observe: ObserveArgs,
+    #[command(flatten)]
+    page: PageArgs,
 }
 
 impl KvstoremeshArgs {
@@ -45,10 +48,12 @@ impl KvstoremeshArgs {
             log: _,
             enable_heartbeat,
             observe,
+            page,
         } = self;
+        let page = page.config()?;
         let cluster = cluster.info()?;
         let store = kvstore.config()?;
-        let Some(mut config) = mesh.config(cluster, service.clustermesh_service_v2) else {
+        let Some(mut config) = mesh.config(cluster.clone(), service.clustermesh_service_v2) else {
             bail!(
                 "no remote clusters to mirror: set --clustermesh-config to the directory of their etcd client configurations"
             );
@@ -64,6 +69,9 @@ impl KvstoremeshArgs {
         app::watch_store_certificates(store.source.clone(), &metrics, life);
         let backend = EtcdBackend::start(store, &metrics.kvstore, life);
         metrics.store_condition(&(Arc::clone(&backend) as _), observe.ready_needs, &ready);
+        let store = ShownStore::Etcd(Arc::clone(&backend));
+        let shown = Shown::new("kvstoremesh", cluster, ready.clone(), metrics.clone(), store);
+        start_page(page, shown, life).await?;
         let connected = backend.connected().await;
         connected.context("failed to establish connection to kvstore")?;
         let api = app::start_mesh_api(&mesh.api_serve_addr, &metrics, life).await;

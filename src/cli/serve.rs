@@ -3,12 +3,16 @@
 use super::budgets::BudgetArgs;
 use super::data::DataArgs;
 use super::etcd::listen::Tls;
-use super::flags::{ClusterArgs, LogArgs, MeshArgs, ObserveArgs, PublisherArgs, ServiceArgs, boolean, duration};
+use super::flags::{
+    ClusterArgs, LogArgs, MeshArgs, ObserveArgs, PageArgs, PublisherArgs, ServiceArgs, boolean, duration,
+};
 use super::follow::FollowArgs;
 use super::users::UserArgs;
 use crate::app::metrics::{DaemonMetrics, Needs};
+use crate::app::page::{Shown, ShownStore, start_page};
 use crate::app::{self, AutoCompaction, Candidates, Etcd, EtcdConfig, ObjectSource, Starting};
 use crate::clustermesh::publisher::{Options, ServiceMode};
+use crate::kvstore::sync_store::SyncStore;
 use crate::kvstoremesh;
 use crate::model::cluster::{ClusterInfo, ClusterName};
 use crate::server::{self, MemberIdentity};
@@ -17,6 +21,7 @@ use crate::util::readiness::{Ready, Requirement};
 use anyhow::Context;
 use clap::{ArgAction, Args};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Heading of the flags that are not shared with other subcommands.
@@ -74,6 +79,8 @@ pub struct ServeArgs {
     budgets: BudgetArgs,
     #[command(flatten)]
     observe: ObserveArgs,
+    #[command(flatten)]
+    page: PageArgs,
 }
 
 /// How much the store keeps.
@@ -153,11 +160,13 @@ impl ServeArgs {
             follow,
             budgets,
             observe,
+            page,
         } = self;
         let (cluster, mode) = (cluster.info()?, service.clustermesh_service_v2);
         let objects = publisher.source()?;
         app::check_source(&objects).await?;
         let mirror = mirror(&mesh, &cluster, mode)?;
+        let page = page.config()?;
         let ready = Ready::default();
         let starting = Starting::new(&ready);
         let metrics = observe.start("cilium_clustermesh_apiserver", &ready, life).await?;
@@ -165,11 +174,8 @@ impl ServeArgs {
         let server = sizes.server(server::Config {
             name: cluster.name.to_string(),
             client_urls: listen_client_urls.clone(),
-            max_concurrent_streams: budgets.max_concurrent_streams,
-            watch_gather_time: budgets.watch_gather_time,
-            budgets: budgets.budgets(),
             expiry: metrics.expiry.clone(),
-            ..server::Config::new(MemberIdentity::random())
+            ..limits(&budgets)
         });
         let config = EtcdConfig {
             auto_compaction: sizes.auto_compaction(),
@@ -195,16 +201,36 @@ impl ServeArgs {
             publisher: publisher.options(cluster.clone(), mode),
             objects,
             mirror,
-            cluster: cluster.name,
+            cluster: cluster.name.clone(),
             users: users.path().filter(|_| !follow.is_replica()),
             has_users: client_cert_auth,
         };
-        match follow.file() {
-            Some(file) => writers.start_where_they_lead(&etcd, file, observe.ready_needs, (&metrics, &ready, life)),
-            None => writers.start_here(&etcd, observe.ready_needs, (&metrics, &ready, life)),
-        }
+        let surroundings = (&metrics, &ready, life);
+        let publisher = match follow.file() {
+            Some(file) => {
+                writers.start_where_they_lead(&etcd, file, observe.ready_needs, surroundings);
+                None
+            }
+            None => Some(writers.start_here(&etcd, observe.ready_needs, surroundings)),
+        };
+        let shown = Shown::new("serve", cluster, ready, metrics, ShownStore::own(&etcd));
+        let shown = match publisher {
+            Some(publisher) => shown.publishing(publisher),
+            None => shown,
+        };
+        start_page(page, shown, life).await?;
         starting.complete();
         Ok(())
+    }
+}
+
+/// The server's configuration with these limits.
+fn limits(budgets: &BudgetArgs) -> server::Config {
+    server::Config {
+        max_concurrent_streams: budgets.max_concurrent_streams,
+        watch_gather_time: budgets.watch_gather_time,
+        budgets: budgets.budgets(),
+        ..server::Config::new(MemberIdentity::random())
     }
 }
 
@@ -240,18 +266,19 @@ struct Writers {
 type Surroundings<'a> = (&'a DaemonMetrics, &'a Ready, &'a Lifecycle);
 
 impl Writers {
-    /// Starts publisher and mirror, which write to the store of this process.
-    fn start_here(self, etcd: &Etcd, needs: Needs, (metrics, ready, life): Surroundings<'_>) {
+    /// Starts publisher and mirror, which write to the store of this process. Returns the publisher's writer.
+    fn start_here(self, etcd: &Etcd, needs: Needs, (metrics, ready, life): Surroundings<'_>) -> Arc<SyncStore> {
         metrics.conditions(&etcd.backend(), needs, ready);
         match self.users {
             Some(path) if self.has_users => app::start_users(path, etcd.users(), &self.cluster, metrics, life),
             Some(_) => tracing::warn!("--cluster-users-enabled has no effect with --client-cert-auth=false"),
             None => {}
         }
-        app::start_publisher(self.publisher, self.objects, etcd.backend(), metrics, ready, life);
+        let publisher = app::start_publisher(self.publisher, self.objects, etcd.backend(), metrics, ready, life);
         if let Some(config) = self.mirror {
             app::start_mesh(config, etcd.mirror_backend(), metrics, ready, life);
         }
+        publisher
     }
 
     /// Takes part in the elections of publisher and mirror, which write to the upstream that `file` names.

@@ -30,6 +30,7 @@ use initial::InitialLists;
 use problems::ReportedProblems;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 use value::Problems;
 
 /// The forms in which a global service is exported (`--clustermesh-service-v2`).
@@ -55,6 +56,8 @@ pub struct Options {
     /// Whether ServiceExports (MCS API) are published.
     pub service_exports: bool,
     pub service_mode: ServiceMode,
+    /// How often the probe key is written; zero writes no probe.
+    pub probe_interval: Duration,
 }
 
 /// A step that the caller must carry out because of an event.

@@ -21,6 +21,7 @@ fn options() -> Options {
         endpoint_slices: false,
         service_exports: true,
         service_mode: ServiceMode::default(),
+        probe_interval: Default::default(),
     }
 }
 
@@ -397,6 +398,7 @@ fn ports_of_several_slices_are_merged_and_a_slice_that_changes_its_service_is_re
 fn only_slices_are_exported_in_the_mode_only_endpoint_slice() {
     let mut bench = Bench::new(Options {
         service_mode: ServiceMode::OnlyEndpointSlice,
+        probe_interval: Default::default(),
         ..options()
     });
     bench.apply(namespace("foo", None));

@@ -237,6 +237,15 @@ impl EtcdClient {
         Ok(Listing { kvs, revision })
     }
 
+    /// Reads up to `limit` keys of a prefix, from the first key after `after` on.
+    pub async fn page(&self, prefix: &str, after: Option<&[u8]>, limit: i64) -> Result<Vec<KeyValue>, Error> {
+        let end = crate::mvcc::prefix_end(prefix.as_bytes()).map_or(vec![0], |end| end.to_vec());
+        let from = after.map_or_else(|| prefix.as_bytes().to_vec(), |after| [after, &[0]].concat());
+        let options = GetOptions::new().with_range(end).with_limit(limit);
+        let (mut response, _) = self.range(from, options).await?;
+        Ok(response.take_kvs().into_iter().map(KeyValue::from).collect())
+    }
+
     /// Reads a prefix page by page, all pages at one revision.
     pub fn pages(&self, prefix: &str) -> Pages {
         let end = crate::mvcc::prefix_end(prefix.as_bytes()).map_or(vec![0], |end| end.to_vec());

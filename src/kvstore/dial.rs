@@ -8,6 +8,7 @@
 
 use super::client_error::Error;
 use super::config::ClientConfig;
+use crate::util::expiry::Facts;
 use crate::util::net::Keepalive;
 use crate::util::trust::{self, ServerVerifier};
 use crate::util::{self, access, resolve};
@@ -41,12 +42,30 @@ const DEFAULT_PORT: u16 = 2379;
 
 /// Remembers the last good address of a store from one connection to the next. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct Dialer(Arc<Mutex<Option<Address>>>);
+pub struct Dialer(Arc<Mutex<Option<Good>>>);
+
+/// An address that accepted a connection.
+#[derive(Clone, Debug)]
+struct Good {
+    address: Address,
+    /// The certificate that the server has shown.
+    certificate: Option<Facts>,
+}
 
 impl Dialer {
     /// Forgets the last good address, so that all addresses are equal again.
     pub fn forget(&self) {
         *self.0.lock() = None;
+    }
+
+    /// The last good address; `None` before the first connection.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.0.lock().as_ref().map(|good| good.address.at)
+    }
+
+    /// The certificate that the server at that address has shown.
+    pub fn certificate(&self) -> Option<Facts> {
+        self.0.lock().as_ref().and_then(|good| good.certificate.clone())
     }
 }
 
@@ -179,7 +198,7 @@ impl Connector {
             }
         }
         if let Some(good) = self.dialer.0.lock().clone() {
-            addresses.sort_by_key(|address| *address != good);
+            addresses.sort_by_key(|address| *address != good.address);
         }
         for (at, address) in addresses.iter().enumerate() {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -190,7 +209,10 @@ impl Connector {
             let share = (left / (addresses.len() - at) as u32).max(SHARE_MIN);
             let why = match timeout(share, self.connect_to(address)).await {
                 Ok(Ok(stream)) => {
-                    *self.dialer.0.lock() = Some(address.clone());
+                    *self.dialer.0.lock() = Some(Good {
+                        address: address.clone(),
+                        certificate: shown(&stream),
+                    });
                     return Ok(stream);
                 }
                 Ok(Err(error)) => error.to_string(),
@@ -247,6 +269,14 @@ pub fn explained(config: &ClientConfig, verifier: &ServerVerifier, error: io::Er
         _ => return error,
     };
     io::Error::new(error.kind(), format!("{error}; {hint}"))
+}
+
+/// The certificate that the server has shown.
+fn shown(stream: &Either<TcpStream, TlsStream<TcpStream>>) -> Option<Facts> {
+    match stream {
+        Either::Left(_) => None,
+        Either::Right(stream) => Facts::of(stream.get_ref().1.peer_certificates()?.first()?),
+    }
 }
 
 /// The error of rustls inside an error of a connection.
@@ -386,7 +416,7 @@ mod tests {
                 panic!("no TLS was asked for")
             };
             assert_eq!(tcp.peer_addr().unwrap().ip().to_string(), "127.0.0.2");
-            assert_eq!(connector.dialer.0.lock().as_ref().unwrap().at, tcp.peer_addr().unwrap());
+            assert_eq!(connector.dialer.address(), Some(tcp.peer_addr().unwrap()));
             good.accept().await.unwrap();
         }
         drop(good);

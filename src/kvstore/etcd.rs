@@ -3,7 +3,7 @@
 mod write;
 
 use super::availability::Availability;
-use super::client::{self, EtcdClient, Options};
+use super::client::{self, EtcdClient, KeyValue, Options};
 use super::config::{self, ClientConfig, ConfigSource};
 use super::dial::Dialer;
 use super::labels::{RequestOutcome, scope_of};
@@ -126,6 +126,18 @@ impl EtcdBackend {
     /// Everything has been written once: the rate limit of the start ends.
     pub fn initial_write_done(&self) {
         self.limiter.initial_write_done();
+    }
+
+    /// The cluster id of the etcd that answered last.
+    pub fn cluster_id(&self) -> Option<u64> {
+        let id = self.cluster_id.load(Ordering::Relaxed);
+        (id != 0).then_some(id)
+    }
+
+    /// Reads up to `limit` keys of a prefix, from the first key after `after` on.
+    pub async fn page(&self, prefix: &str, after: Option<&[u8]>, limit: i64) -> Result<Vec<KeyValue>, Error> {
+        self.within(DEADLINE, async |client| Ok(client.page(prefix, after, limit).await?))
+            .await
     }
 
     /// The shared connection; connects if there is none.

@@ -1,10 +1,14 @@
 //! Keeps single keys: the cluster configuration, which must not change, and the heartbeat.
 
 use super::{Backend, Class, Metrics, Write};
+use crate::model::cluster::ClusterName;
 use crate::model::keys;
+use crate::model::probe::Probe;
 use futures::StreamExt;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::{Instant, MissedTickBehavior};
 
 /// How often a kept key is read even if no change is reported.
 const REFRESH: Duration = Duration::from_secs(300);
@@ -12,6 +16,8 @@ const REFRESH: Duration = Duration::from_secs(300);
 const RETRY: Duration = Duration::from_secs(2);
 /// How often the heartbeat is written. Readers give up on a cluster after two missing heartbeats.
 const HEARTBEAT: Duration = Duration::from_secs(60);
+/// How often the probe is written unless a flag says otherwise.
+pub const PROBE: Duration = Duration::from_secs(1);
 /// Limit for a write.
 const DEADLINE: Duration = Duration::from_secs(25);
 
@@ -66,6 +72,31 @@ pub async fn beat(backend: Arc<dyn Backend>, metrics: Metrics) {
             Ok(Err(error)) => tracing::warn!(%error, "the heartbeat was not written"),
             Err(_) => tracing::warn!("the heartbeat was not written in time"),
         }
+    }
+}
+
+/// Writes the probe of `cluster` every `interval`, for ever. `keys` counts the keys of the publisher by scope. In a task of
+/// its own, so that no load delays the probe for long before it is stamped.
+pub async fn probe(
+    backend: Arc<dyn Backend>,
+    cluster: ClusterName,
+    interval: Duration,
+    keys: impl Fn() -> BTreeMap<String, u64>,
+) {
+    let (key, run, begun) = (keys::probe(&cluster), rand::random(), Instant::now());
+    let mut tick = tokio::time::interval(interval);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        let probe = Probe {
+            run,
+            unix_micros: jiff::Timestamp::now().as_microsecond(),
+            run_micros: i64::try_from(begun.elapsed().as_micros()).unwrap_or(i64::MAX),
+            keys: keys(),
+        };
+        let write = [Write::Put(key.clone().into(), probe.to_json().into())];
+        // A store that cannot be written to is reported by whoever writes data.
+        let _ = tokio::time::timeout(DEADLINE, backend.write(Class::Control, &write)).await;
     }
 }
 

@@ -14,6 +14,7 @@ use crate::kvstore::explain::{self, Refused};
 use crate::kvstore::keeper;
 use crate::model::cluster::{ClusterConfig, ExportMode};
 use crate::model::keys::{self, Scope};
+use crate::model::probe::Probe;
 use crate::util::backoff::Backoff;
 use futures::future::select_all;
 use std::collections::BTreeSet;
@@ -26,6 +27,9 @@ use tokio::time::Instant;
 const HEARTBEAT_MAX: Duration = Duration::from_secs(120);
 /// Limit for the store's answer to that question.
 const PROBE_MAX: Duration = Duration::from_secs(10);
+/// How often the round trip of a read is measured. The first [`FIRST_ROUND_TRIPS`] follow each other.
+const ROUND_TRIPS: Duration = Duration::from_secs(10);
+const FIRST_ROUND_TRIPS: u32 = 5;
 /// Largest cluster configuration, in bytes.
 const CONFIG_MAX: usize = 4096;
 /// Largest number of canaries that are read; a cluster writes one canary for each scope.
@@ -176,6 +180,7 @@ impl Connection<'_> {
             ended = self.follow_canaries(seen, exports.has_canaries) => ended,
             ended = self.follow_config(config) => ended,
             ended = self.follow_heartbeat(revision) => ended,
+            ended = self.follow_probe() => ended,
         }
     }
 
@@ -260,7 +265,7 @@ impl Connection<'_> {
     /// missed no heartbeat, all other watches work too, and a new connection would gain nothing.
     async fn follow_heartbeat(&self, read_at: i64) -> Result<Infallible, Error> {
         let state = &self.remote.state;
-        let mut watch = self.client.watch(keys::HEARTBEAT, read_at + 1).await?;
+        let mut watch = self.client.watch_key(keys::HEARTBEAT, read_at + 1).await?;
         let (mut last_revision, mut changed_at) = (read_at, Instant::now());
         loop {
             let change = async {
@@ -279,6 +284,7 @@ impl Connection<'_> {
                 Ok(heartbeat) => {
                     let heartbeat = heartbeat?;
                     last_revision = heartbeat.mod_revision;
+                    state.observe(|observed| observed.saw_heartbeat(&heartbeat.value));
                     state.transition(|cluster| cluster.heartbeat_changed(&heartbeat));
                     changed_at = Instant::now();
                 }
@@ -295,5 +301,50 @@ impl Connection<'_> {
                 }
             }
         }
+    }
+
+    /// Measures how long commits take to arrive, by the probes of the publisher. A store without probes, or one that
+    /// forbids reading them, is mirrored all the same.
+    async fn follow_probe(&self) -> Result<Infallible, Error> {
+        let key = keys::probe(&self.remote.name);
+        let state = &self.remote.state;
+        let (first, has_probes) = watch::channel(false);
+        let follow = async {
+            let Ok(mut watch) = self.client.watch_key(&key, 0).await else {
+                return;
+            };
+            // Another watch notices that the connection is lost.
+            while let Ok(changes) = watch.next().await {
+                let last = changes.events.iter().rev().find_map(Event::put);
+                if let Some(probe) = last.and_then(|kv| Probe::parse(&kv.value)) {
+                    state.observe(|observed| observed.saw_probe(&probe));
+                    first.send_replace(true);
+                }
+            }
+        };
+        // Reads run beside the watch: the arrival of a probe must not wait for the answer to a read.
+        tokio::select! {
+            () = follow => {}
+            never = self.time_reads(&key, has_probes) => match never {},
+        }
+        Ok(std::future::pending().await)
+    }
+
+    /// Measures the round trip of a read now and then, once there are probes.
+    async fn time_reads(&self, key: &str, mut has_probes: watch::Receiver<bool>) -> Infallible {
+        if has_probes.wait_for(|has_probes| *has_probes).await.is_err() {
+            std::future::pending().await
+        }
+        for n in 0_u32.. {
+            let begun = Instant::now();
+            if let Ok(Ok(_)) = tokio::time::timeout(PROBE_MAX, self.client.get(key)).await {
+                self.remote
+                    .state
+                    .observe(|observed| observed.round_trip(begun.elapsed()));
+            }
+            let is_first = n < FIRST_ROUND_TRIPS;
+            tokio::time::sleep(if is_first { ROUND_TRIPS / 50 } else { ROUND_TRIPS }).await;
+        }
+        std::future::pending().await
     }
 }

@@ -1,6 +1,7 @@
 //! Metrics of the mirror under Cilium's names (pkg/clustermesh/common/metrics.go), and ours.
 
 use super::cluster::Cluster;
+use super::propagation::Method;
 use super::{Mesh, Snapshot};
 use crate::kvstore::sync_store::WriterStats;
 use crate::model::keys::Scope;
@@ -60,7 +61,8 @@ impl Collector for MeshMetrics {
         };
         let mut page = Page(encoder);
         gauges(&mut page, &all)?;
-        counters(&mut page, &all)
+        counters(&mut page, &all)?;
+        propagation(&mut page, &all)
     }
 }
 
@@ -121,6 +123,36 @@ fn gauges(page: &mut Page<'_>, all: &[Snapshot]) -> fmt::Result {
     }
     let help = "Whether the remote cluster forbids reading the keys of this kind";
     page.gauges("remote_cluster_kind_forbidden", help, forbidden)
+}
+
+/// How long commits of the remote clusters take to arrive.
+fn propagation(page: &mut Page<'_>, all: &[Snapshot]) -> fmt::Result {
+    let mut histograms = vec![];
+    let (mut raw, mut bounds, mut round_trips) = (vec![], vec![], vec![]);
+    for snapshot in all {
+        let (figures, histogram, round_trip) = snapshot.look(|observed| {
+            let histogram = observed.propagation().histogram();
+            (observed.figures(1), histogram, observed.shortest_round_trip())
+        });
+        histograms.extend(histogram.map(|histogram| (label(snapshot), histogram)));
+        round_trips.extend(round_trip.map(|time| (label(snapshot), time.as_secs_f64())));
+        match figures {
+            Some(figures) if figures.method == Method::Probe => raw.push((label(snapshot), figures.raw / 1000.0)),
+            Some(figures) => bounds.push((label(snapshot), figures.raw / 1000.0)),
+            None => {}
+        }
+    }
+    let help = "Time from a commit in the remote cluster until its arrival here, measured by probes, without the constant \
+                difference of the clocks";
+    page.histograms("remote_cluster_propagation_seconds", help, histograms)?;
+    let help = "The last difference between the clock here at the arrival of a probe and the clock of the remote cluster at \
+                its write";
+    page.gauges("remote_cluster_propagation_raw_seconds", help, raw)?;
+    let help =
+        "Upper bound of the propagation by the last heartbeat of a remote cluster without probes, if the clocks agree";
+    page.gauges("remote_cluster_propagation_bound_seconds", help, bounds)?;
+    let help = "Shortest round trip of a read from the remote cluster in the last ten minutes";
+    page.gauges("remote_cluster_round_trip_seconds", help, round_trips)
 }
 
 fn flag(is_set: bool) -> f64 {

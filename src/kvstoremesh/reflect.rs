@@ -4,6 +4,7 @@
 use super::cluster::{STEADY, TOO_MUCH_WAIT};
 use super::error::Error;
 use super::exports::Exports;
+use super::observed::Observed;
 use super::position::Position;
 use super::reflector::{List, Prefixes, Taken};
 use super::remote::Remote;
@@ -250,6 +251,9 @@ impl Reflection<'_> {
         let mut watch = self.connected.client.watch(&self.prefixes.remote, from).await?;
         loop {
             let changes = watch.next().await?;
+            if !changes.events.is_empty() {
+                state.observe(Observed::saw_event);
+            }
             for events in changes.events.chunks(TAKEN_AT_ONCE) {
                 self.write(state.note(|c| c.take_changes(self.scope, &self.prefixes, events)));
             }

@@ -26,7 +26,7 @@ pub(super) struct SizeLimit {
 
 /// The completeness of a mirror.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) enum Completeness {
+pub enum Completeness {
     /// The scope is not mirrored: the remote does not export the scope, or this mirror does not want it.
     #[default]
     Disabled,

@@ -1,6 +1,7 @@
 //! The state that the tasks of one mirrored remote cluster share.
 
 use super::cluster::Cluster;
+use super::observed::Observed;
 use super::reflector::SizeLimit;
 use super::slots::Limits;
 use crate::kvstore::client::Options;
@@ -11,7 +12,7 @@ use crate::util::wait::until;
 use parking_lot::Mutex;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::sync::Notify;
 
 /// The state of one remote cluster. Clones share it.
@@ -20,6 +21,7 @@ pub(super) struct SharedCluster(Arc<Shared>);
 
 struct Shared {
     cluster: Mutex<Cluster>,
+    observed: Mutex<Observed>,
     /// Notified after every transition.
     changed: Notify,
 }
@@ -51,13 +53,20 @@ impl SharedCluster {
     pub(super) fn new(cluster: Cluster) -> Self {
         Self(Arc::new(Shared {
             cluster: Mutex::new(cluster),
+            observed: Mutex::default(),
             changed: Notify::new(),
         }))
     }
 
     /// Makes a transition, and wakes the tasks that wait in [`Self::until`].
     pub(super) fn transition<T>(&self, transition: impl FnOnce(&mut Cluster) -> T) -> T {
-        let result = transition(&mut self.0.cluster.lock());
+        let mut cluster = self.0.cluster.lock();
+        let before = cluster.phase();
+        let result = transition(&mut cluster);
+        if cluster.phase() != before {
+            self.0.observed.lock().phase_changed(&cluster, SystemTime::now());
+        }
+        drop(cluster);
         self.0.changed.notify_waiters();
         result
     }
@@ -69,6 +78,21 @@ impl SharedCluster {
 
     pub(super) fn read<T>(&self, look: impl FnOnce(&Cluster) -> T) -> T {
         look(&self.0.cluster.lock())
+    }
+
+    /// Notes what operators want to know.
+    pub(super) fn observe(&self, note: impl FnOnce(&mut Observed)) {
+        note(&mut self.0.observed.lock());
+    }
+
+    /// What operators want to know.
+    pub(super) fn observed(&self) -> Observed {
+        self.0.observed.lock().clone()
+    }
+
+    /// Looks at what operators want to know.
+    pub(super) fn look<T>(&self, look: impl FnOnce(&Observed) -> T) -> T {
+        look(&self.0.observed.lock())
     }
 
     /// Waits until `wanted` holds, now or after a transition.

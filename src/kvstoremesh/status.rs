@@ -2,6 +2,7 @@
 //! [`Cluster`].
 
 use super::cluster::{Cluster, Phase};
+use super::propagation::{Figures, Method};
 use super::reflector::Completeness;
 use super::refusal::Refused;
 use crate::model::cluster::ClusterConfig;
@@ -43,6 +44,9 @@ pub struct RemoteCluster {
     pub num_service_exports: usize,
     #[serde(default, skip_serializing_if = "is_default")]
     pub num_shared_services: usize,
+    /// How long commits of the cluster took to arrive, over the last minute. Cilium has no such field.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub propagation: Option<Propagation>,
     #[serde(default, skip_serializing_if = "is_default")]
     pub ready: bool,
     #[serde(default, skip_serializing_if = "is_default")]
@@ -68,6 +72,19 @@ pub struct RemoteConfig {
     pub service_exports_enabled: Option<bool>,
     #[serde(default, skip_serializing_if = "is_default")]
     pub sync_canaries: bool,
+}
+
+/// How long commits took to arrive, in milliseconds.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Propagation {
+    pub p50_ms: f64,
+    pub p99_ms: f64,
+    /// The last difference of the clocks at arrival and write.
+    pub raw_ms: f64,
+    /// Whether the figures are upper bounds, measured by the heartbeat.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub is_upper_bound: bool,
 }
 
 /// The scopes whose mirrors are complete.
@@ -126,6 +143,7 @@ impl RemoteCluster {
             num_nodes: count(Scope::Nodes),
             num_service_exports: count(Scope::ServiceExports),
             num_shared_services: count(Scope::Services),
+            propagation: None,
             ready: cluster.phase() == Phase::Following,
             status: text(cluster, conflict, now),
             synced: Synced {
@@ -137,6 +155,20 @@ impl RemoteCluster {
                 // A disabled scope is not missing from the mirror.
                 services: complete(Scope::Services).unwrap_or(true),
             },
+        }
+    }
+}
+
+// === impl Propagation ===
+
+impl From<&Figures> for Propagation {
+    fn from(figures: &Figures) -> Self {
+        let rounded = |ms: f64| (ms * 100.0).round() / 100.0;
+        Self {
+            p50_ms: rounded(figures.p50),
+            p99_ms: rounded(figures.p99),
+            raw_ms: rounded(figures.raw),
+            is_upper_bound: figures.method == Method::Heartbeat,
         }
     }
 }
@@ -173,17 +205,31 @@ fn text(cluster: &Cluster, conflict: Option<&str>, now: Instant) -> String {
         ),
         (None, false) => "Waiting for initial connection to be established".to_owned(),
     };
-    if let Some(since) = cluster.silent_since().filter(|_| cluster.is_connected()) {
-        let silent = now.saturating_duration_since(since);
-        let _ = write!(text, "; no heartbeat for {} s", silent.as_secs());
-    }
-    for what in cluster.forbidden().chain(cluster.stopped()).chain(conflict) {
+    for what in remarks(cluster, conflict, now) {
         let _ = write!(text, "; {what}");
     }
-    for (why, Refused { count, last_key }) in cluster.refusals().iter() {
-        let _ = write!(text, "; {count} × {why}, last {last_key:?}");
-    }
     text
+}
+
+/// What is wrong beside the connection.
+fn remarks(cluster: &Cluster, conflict: Option<&str>, now: Instant) -> Vec<String> {
+    let mut remarks = vec![];
+    if let Some(since) = cluster.silent_since().filter(|_| cluster.is_connected()) {
+        let silent = now.saturating_duration_since(since);
+        remarks.push(format!("no heartbeat for {} s", silent.as_secs()));
+    }
+    let reasons = cluster.forbidden().chain(cluster.stopped()).chain(conflict);
+    remarks.extend(reasons.map(str::to_owned));
+    for (why, Refused { count, last_key }) in cluster.refusals().iter() {
+        remarks.push(format!("{count} × {why}, last {last_key:?}"));
+    }
+    remarks
+}
+
+/// What is wrong with a cluster at `now`, one sentence each. `conflict` is the reason why its cluster id is refused.
+pub(super) fn troubles(cluster: &Cluster, conflict: Option<&str>, now: Instant) -> Vec<String> {
+    let error = cluster.error().map(str::to_owned);
+    error.into_iter().chain(remarks(cluster, conflict, now)).collect()
 }
 
 /// The text form (pkg/client/client.go, FormatStatusResponseRemoteClusters).
@@ -213,11 +259,29 @@ pub fn format(clusters: &[RemoteCluster], verbose: bool) -> String {
         } else if let Some(conflict) = &c.conflict {
             let _ = writeln!(out, "   └  {conflict}: agents refuse the cluster");
         }
+        if let Some(propagation) = &c.propagation {
+            let _ = writeln!(out, "   └  {}", propagated(propagation));
+        }
         for certificate in c.certificates.iter().filter(|text| !c.status.contains(*text)) {
             let _ = writeln!(out, "   └  {certificate}");
         }
     }
     out
+}
+
+fn propagated(propagation: &Propagation) -> String {
+    let Propagation {
+        p50_ms,
+        p99_ms,
+        raw_ms,
+        is_upper_bound,
+    } = propagation;
+    match is_upper_bound {
+        true => format!("propagation: at most {p99_ms:.0} ms, by the heartbeat, if the clocks agree"),
+        false => {
+            format!("propagation: p50 {p50_ms:.1} ms, p99 {p99_ms:.1} ms; with the clocks' difference {raw_ms:.1} ms")
+        }
+    }
 }
 
 fn config(config: Option<&RemoteConfig>) -> String {

@@ -10,6 +10,7 @@
 //! | `cilium/state/services/v1/<cluster>/<namespace>/<name>` | [`Service`](super::values::Service) | pkg/clustermesh/store/store.go |
 //! | `cilium/state/serviceexports/v1/<cluster>/<namespace>/<name>` | [`ServiceExport`](super::values::ServiceExport) | pkg/clustermesh/mcsapi/types/mcsapiservicespec.go |
 //! | `cilium/state/endpointslices/v1/<cluster>/<namespace>/<slice>` | [`ClusterEndpointSlice`](super::values::slice::ClusterEndpointSlice), zstd | Cilium 1.20, "service v2" |
+//! | `cilium/state/probe/v1/<cluster>` | [`Probe`](super::probe::Probe), rewritten every second | – |
 //! | `cilium/cache/<scope>/v1/<cluster>/…` | the same values, mirrored from another cluster | pkg/clustermesh/kvstoremesh/reflector |
 //! | `cilium/synced/<cluster>/cilium/{state,cache}/<scope>/v1` | canary: [`timestamp`] of the first complete state | pkg/kvstore/store/syncstore.go |
 
@@ -97,6 +98,12 @@ impl Scope {
 /// `cilium/cluster-config/<cluster>`.
 pub fn cluster_config(cluster: &ClusterName) -> String {
     format!("{CLUSTER_CONFIGS}{cluster}")
+}
+
+/// `cilium/state/probe/v1/<cluster>`. The role `remote` may read it, also where Cilium made the role, and no reader watches
+/// more of the state than the prefixes of [`Scope`]. Everything that begins with [`HEARTBEAT`] is watched by all agents.
+pub fn probe(cluster: &ClusterName) -> String {
+    format!("cilium/state/probe/v1/{cluster}")
 }
 
 /// The only cluster whose configuration is among `keys`, such as those that a role may read.

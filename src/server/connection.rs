@@ -4,8 +4,8 @@ use super::budgets::Budgets;
 use futures::task::AtomicWaker;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -37,8 +37,15 @@ pub(super) struct Connection {
     /// Request bodies that wait for the budget.
     pub(super) requests_waiting: AtomicUsize,
     watchers: AtomicUsize,
+    backlogs: Mutex<Vec<Weak<dyn Backlog>>>,
     activity: Mutex<Activity>,
     end: Ending,
+}
+
+/// Events of a watch stream that are ready to be sent.
+pub(super) trait Backlog: std::fmt::Debug + Send + Sync {
+    /// How long the oldest of them have waited.
+    fn waits(&self) -> Duration;
 }
 
 /// When a connection should end.
@@ -103,6 +110,8 @@ struct Answers {
     /// When the present period of [`SLOW_AFTER`] began, and the bytes that were taken since.
     period: Instant,
     taken: usize,
+    /// Bytes that were taken since the connection was made.
+    sent: u64,
     slow: bool,
     waiting: VecDeque<Waker>,
 }
@@ -178,6 +187,7 @@ impl Connection {
             documents: Arc::new(Semaphore::new(4)),
             requests_waiting: AtomicUsize::new(0),
             watchers: AtomicUsize::new(0),
+            backlogs: Mutex::default(),
             activity: Mutex::new(Activity {
                 calls: 0,
                 called: false,
@@ -239,6 +249,24 @@ impl Connection {
         self.end.wanted()
     }
 
+    pub(super) fn watchers(&self) -> usize {
+        self.watchers.load(Ordering::Relaxed)
+    }
+
+    /// Adds the events of a watch stream.
+    pub(super) fn add_backlog(&self, backlog: Weak<dyn Backlog>) {
+        let mut backlogs = self.backlogs.lock();
+        backlogs.retain(|backlog| backlog.strong_count() > 0);
+        backlogs.push(backlog);
+    }
+
+    /// How long the oldest events that are ready have waited.
+    pub(super) fn backlog(&self) -> Duration {
+        let backlogs = self.backlogs.lock();
+        let waits = backlogs.iter().filter_map(Weak::upgrade).map(|backlog| backlog.waits());
+        waits.max().unwrap_or_default()
+    }
+
     /// Counts one more watcher; `None` if the connection has `max` already.
     pub(super) fn add_watcher(self: &Arc<Self>, max: usize) -> Option<WatcherCount> {
         let fits = |n: usize| (n < max).then_some(n + 1);
@@ -275,6 +303,7 @@ impl AnswerMeter {
                 progress: Instant::now(),
                 period: Instant::now(),
                 taken: 0,
+                sent: 0,
                 slow: false,
                 waiting: VecDeque::new(),
             }),
@@ -313,6 +342,7 @@ impl AnswerMeter {
                 Length::Long => state.long -= bytes,
             }
             state.taken += bytes;
+            state.sent += bytes as u64;
             state.progress = Instant::now();
             match state.held < self.budget {
                 true => std::mem::take(&mut state.waiting),
@@ -320,6 +350,11 @@ impl AnswerMeter {
             }
         };
         woken.into_iter().for_each(Waker::wake);
+    }
+
+    /// Bytes that the client has taken since the connection was made.
+    pub(super) fn sent(&self) -> u64 {
+        self.state.lock().sent
     }
 
     /// Bytes that the client has not taken.
@@ -354,6 +389,32 @@ impl AnswerMeter {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[derive(Debug)]
+    struct Waits(Duration);
+
+    impl Backlog for Waits {
+        fn waits(&self) -> Duration {
+            self.0
+        }
+    }
+
+    #[test]
+    fn a_connection_lags_as_its_slowest_live_stream_and_counts_what_was_taken() {
+        let connection = Connection::default();
+        let streams = [1, 7, 3].map(|secs| Arc::new(Waits(Duration::from_secs(secs))));
+        for stream in &streams {
+            let stream: Weak<dyn Backlog> = Arc::downgrade(stream) as _;
+            connection.add_backlog(stream);
+        }
+        assert_eq!(connection.backlog(), Duration::from_secs(7));
+        drop(streams);
+        assert_eq!(connection.backlog(), Duration::ZERO);
+        connection.answers.hold(100, Length::Usual);
+        assert_eq!((connection.answers.held(), connection.answers.sent()), (100, 0));
+        connection.answers.release(60, Length::Usual);
+        assert_eq!((connection.answers.held(), connection.answers.sent()), (40, 60));
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_is_idle_between_its_calls() {

@@ -3,7 +3,7 @@
 //! that has been idle for longer, or else the idlest connection.
 
 use super::budgets::Budgets;
-use super::connection::{Idle, Stalled};
+use super::connection::{Connection, Idle, Stalled};
 use super::peer::Peer;
 use super::refusals::{Budget, Refusals};
 use super::tls::{Identity, TlsConfig};
@@ -146,6 +146,13 @@ impl Connections {
             open: table.open.len(),
             handshakes: table.unfinished.len() + table.computing,
             answer_bytes: table.open.values().map(held).sum(),
+        }
+    }
+
+    /// Calls `f` for each open connection, with the name under which it is counted.
+    pub(super) fn each(&self, mut f: impl FnMut(&str, &Connection)) {
+        for open in self.table.lock().open.values() {
+            f(&open.owner, &open.peer.connection);
         }
     }
 

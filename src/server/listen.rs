@@ -3,10 +3,11 @@
 use super::connection::Connection;
 use super::connections::{Connections, Place, Trust};
 use super::io::{Io, Stream};
-use super::peer::{self, Peer, UserSource};
+use super::peer::{Peer, UserSource};
 use super::refusals::Budget;
 use super::tls::{Identity, TlsConfig, hints};
 use super::transport::Transport;
+use crate::util::certificate::common_name;
 use crate::util::lifecycle::Lifecycle;
 use parking_lot::Mutex;
 use rustls::server::Acceptor;
@@ -276,9 +277,7 @@ impl Handshake {
         let stream = done.map_err(|Late| late(&peer, &self.connections))??;
         let identity = Identity::of(stream.get_ref().1.peer_certificates(), loaded.generation);
         if self.users == UserSource::TokenOrCertificate {
-            peer.common_name = identity
-                .as_ref()
-                .and_then(|identity| peer::common_name(identity.leaf()));
+            peer.common_name = identity.as_ref().and_then(|identity| common_name(identity.leaf()));
         }
         let trust = identity.map(|identity| Trust { identity, tls });
         self.place.opened(peer.clone(), trust);

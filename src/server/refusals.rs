@@ -53,6 +53,8 @@ pub(super) enum Budget {
 pub(super) struct Refusals {
     counts: Family<Labels, Counter>,
     said: Mutex<HashMap<(Budget, String), Said>>,
+    /// Refusals of each client since the start.
+    clients: Mutex<HashMap<String, u64>>,
 }
 
 struct Said {
@@ -147,6 +149,7 @@ impl Refusals {
         self.counts
             .get_or_create(&vec![("budget", budget.label().to_owned())])
             .inc();
+        self.count(&peer.owner());
         let user = peer.common_name.as_deref().unwrap_or_default();
         let address = peer.address.map(|a| a.ip().to_string()).unwrap_or_default();
         let Some(more) = self.is_news(budget, format!("{user}@{address}")) else {
@@ -170,6 +173,22 @@ impl Refusals {
                 budget.text()
             ),
         }
+    }
+
+    /// Counts the client, unless too many other clients were refused before.
+    fn count(&self, owner: &str) {
+        let mut clients = self.clients.lock();
+        if let Some(count) = clients.get_mut(owner) {
+            *count += 1;
+        } else if clients.len() < CLIENTS_MAX {
+            clients.insert(owner.to_owned(), 1);
+        }
+    }
+
+    /// How often each client was refused.
+    pub(super) fn by_client(&self) -> Vec<(String, u64)> {
+        let clients = self.clients.lock();
+        clients.iter().map(|(owner, count)| (owner.clone(), *count)).collect()
     }
 
     /// The number of refusals that were not logged, if the time for a log line has come.

@@ -34,13 +34,22 @@ pub struct TlsFiles {
     pub cert: PathBuf,
     /// Private key, PEM: PKCS#8, PKCS#1 or SEC1.
     pub key: PathBuf,
-    /// The CAs of client certificates, PEM. With this file, a client certificate is required.
+    /// The CAs of client certificates, PEM. With this file, a client certificate is required, or verified if there is one.
     pub client_ca: Option<PathBuf>,
+    pub client_certificates: ClientCertificates,
     /// A CRL, DER: the serial numbers of client certificates to refuse.
     pub client_crl: Option<PathBuf>,
     /// A client certificate must be valid for one of these names; empty for any name.
     pub allowed_hostnames: Vec<String>,
     pub protocol: TlsProtocol,
+}
+
+/// Whether clients must show a certificate, on a listener with CAs of client certificates.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ClientCertificates {
+    #[default]
+    Required,
+    Optional,
 }
 
 /// Why a TLS configuration cannot be used.
@@ -217,6 +226,11 @@ impl TlsConfig {
             files,
             state: Mutex::new(state),
         })
+    }
+
+    /// The configuration of rustls for a new connection.
+    pub fn next(&self) -> Arc<ServerConfig> {
+        self.current().config
     }
 
     /// The configuration for a new connection. Changed files that cannot be used are logged, once for each error, and

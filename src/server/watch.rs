@@ -14,7 +14,7 @@ mod tests;
 use super::Core;
 use super::admission::Caller;
 use super::commit::Cause;
-use super::connection::WatcherCount;
+use super::connection::{Backlog, WatcherCount};
 use super::status;
 use crate::auth::AuthVersion;
 use crate::durable::Point;
@@ -30,7 +30,7 @@ use ready::{ReadyList, WatcherWake};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::time::{Interval, MissedTickBehavior};
 use tokio_stream::Stream;
@@ -150,6 +150,9 @@ fn ticker(interval: Duration, factor: Range<f64>) -> Interval {
 
 impl WatchSession {
     fn new(core: Arc<Core>, caller: Caller, inbound: Option<Streaming<pb::WatchRequest>>) -> Self {
+        let ready: Arc<ReadyList> = Arc::default();
+        let backlog: Weak<dyn Backlog> = Arc::downgrade(&ready) as _;
+        caller.peer().connection.add_backlog(backlog);
         Self {
             allowed_at: core.admission.auth_version(),
             ticker: ticker(core.config.watch_progress_interval, 1.0..1.1),
@@ -160,7 +163,7 @@ impl WatchSession {
             watchers: BTreeMap::new(),
             ended_ids: BTreeSet::new(),
             answers: VecDeque::new(),
-            ready: Arc::default(),
+            ready,
             next_id: 0,
             progress_from: None,
             reads_history: false,

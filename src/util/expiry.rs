@@ -49,10 +49,20 @@ pub struct Validity {
     pub not_after: SystemTime,
 }
 
+/// What operators read of a certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts {
+    pub subject: String,
+    pub issuer: String,
+    pub validity: Validity,
+}
+
 /// A file that was read.
 #[derive(Clone, Debug)]
 pub struct Seen {
     pub file: CertificateFile,
+    pub subject: String,
+    pub issuer: String,
     pub validity: Validity,
 }
 
@@ -73,7 +83,8 @@ impl Role {
         }
     }
 
-    fn noun(self) -> &'static str {
+    /// The words for it in a sentence.
+    pub fn noun(self) -> &'static str {
         match self {
             Self::Server => "server certificate",
             Self::ClientCa => "CA certificate of clients",
@@ -126,18 +137,33 @@ fn date(time: SystemTime) -> String {
     time.strftime("%Y-%m-%d %H:%M UTC").to_string()
 }
 
+// === impl Facts ===
+
+impl Facts {
+    /// The facts of a DER certificate; `None` if it does not parse.
+    pub fn of(der: &[u8]) -> Option<Self> {
+        let validity = Validity::of(der)?;
+        let (_, certificate) = X509Certificate::from_der(der).ok()?;
+        Some(Self {
+            subject: certificate.subject().to_string(),
+            issuer: certificate.issuer().to_string(),
+            validity,
+        })
+    }
+}
+
 // === impl CertificateFile ===
 
 impl CertificateFile {
-    /// Reads the validity of the file: of a chain, until its first certificate expires; of several CAs, until the last
+    /// Reads the certificate of the file that counts: of a chain, until its first certificate expires; of several CAs, until the last
     /// expires, since a former CA stays in the file for a while. `None` if the file cannot be used: whoever uses it
     /// says so.
-    fn validity(&self) -> Option<Validity> {
+    fn facts(&self) -> Option<Facts> {
         let certificates = CertificateDer::pem_file_iter(&self.path).ok()?;
-        let all = certificates.filter_map(|der| Validity::of(&der.ok()?));
+        let all = certificates.filter_map(|der| Facts::of(&der.ok()?));
         match self.role {
-            Role::Server | Role::Client => all.min_by_key(|validity| validity.not_after),
-            Role::ClientCa | Role::ServerCa => all.max_by_key(|validity| validity.not_after),
+            Role::Server | Role::Client => all.min_by_key(|facts| facts.validity.not_after),
+            Role::ClientCa | Role::ServerCa => all.max_by_key(|facts| facts.validity.not_after),
         }
     }
 }
@@ -165,8 +191,17 @@ impl Expiries {
         files.sort();
         files.dedup();
         let seen = files.into_iter().filter_map(|file| {
-            let validity = file.validity()?;
-            Some(Seen { file, validity })
+            let Facts {
+                subject,
+                issuer,
+                validity,
+            } = file.facts()?;
+            Some(Seen {
+                file,
+                subject,
+                issuer,
+                validity,
+            })
         });
         let seen: Vec<_> = seen.collect();
         self.0.lock().insert(part, seen.clone());
@@ -197,7 +232,7 @@ impl Expiries {
 impl Collector for Expiries {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let now = SystemTime::now();
-        let series = self.all().into_iter().map(|Seen { file, validity }| {
+        let series = self.all().into_iter().map(|Seen { file, validity, .. }| {
             let left = match validity.not_after.duration_since(now) {
                 Ok(left) => left.as_secs_f64(),
                 Err(past) => -past.duration().as_secs_f64(),

@@ -1,17 +1,22 @@
 //! A small HTTP/1 server for operators, which no number of clients can stop.
 
+use super::certificate::common_name;
 use super::lifecycle::Lifecycle;
-use axum::Router;
+use axum::{Extension, Router};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use rustls::ServerConfig;
 use std::collections::VecDeque;
 use std::io;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-/// Open connections of one server. A further connection replaces the oldest one: probes and scrapes are short.
+/// Open connections of one server, unless it has an option: probes and scrapes are short.
 const CONNECTIONS_MAX: usize = 128;
 /// The time for the headers of a request, and between two requests.
 const HEADERS_TIMEOUT: Duration = Duration::from_secs(10);
@@ -20,8 +25,36 @@ const CONNECTION_TIMEOUT: Duration = Duration::from_secs(300);
 /// The wait after the system had no file descriptor for a new connection.
 const NO_DESCRIPTOR: Duration = Duration::from_millis(50);
 
+/// The longest time for a TLS handshake.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The TLS configuration for the next connection.
+pub type NextTls = Arc<dyn Fn() -> Arc<ServerConfig> + Send + Sync>;
+
+/// How connections are served.
+#[derive(Clone)]
+pub struct Options {
+    /// `None` serves without TLS.
+    pub tls: Option<NextTls>,
+    /// Open connections. A further connection replaces the oldest one.
+    pub connections: usize,
+}
+
+/// The common name of the client certificate that was verified, attached to each request.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClientName(pub Option<Arc<str>>);
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            tls: None,
+            connections: CONNECTIONS_MAX,
+        }
+    }
+}
+
 /// Serves `router` until the lifecycle stops.
-pub async fn serve(listener: TcpListener, router: Router, life: Lifecycle) -> io::Result<()> {
+pub async fn serve(listener: TcpListener, router: Router, options: Options, life: Lifecycle) -> io::Result<()> {
     let stop = life.stop_token().clone();
     let mut open: VecDeque<CancellationToken> = VecDeque::new();
     loop {
@@ -32,14 +65,20 @@ pub async fn serve(listener: TcpListener, router: Router, life: Lifecycle) -> io
         open.retain(|connection| !connection.is_cancelled());
         match accepted {
             Ok((stream, _)) => {
-                if open.len() >= CONNECTIONS_MAX
+                if open.len() >= options.connections
                     && let Some(oldest) = open.pop_front()
                 {
                     oldest.cancel();
                 }
                 let connection = stop.child_token();
                 open.push_back(connection.clone());
-                life.spawn_part("HTTP connection", connected(stream, router.clone(), connection));
+                let (router, tls) = (router.clone(), options.tls.clone());
+                life.spawn_part("HTTP connection", async move {
+                    match tls {
+                        None => connected(stream, router, connection).await,
+                        Some(tls) => connected_over_tls(stream, router, tls(), connection).await,
+                    }
+                });
             }
             Err(_) => {
                 if let Some(oldest) = open.pop_front() {
@@ -51,8 +90,30 @@ pub async fn serve(listener: TcpListener, router: Router, life: Lifecycle) -> io
     }
 }
 
+/// Serves one connection after its handshake. Cancels its token at the end.
+async fn connected_over_tls(stream: TcpStream, router: Router, tls: Arc<ServerConfig>, connection: CancellationToken) {
+    let ended = connection.clone().drop_guard();
+    let accepted = tokio::select! {
+        accepted = tokio::time::timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(tls).accept(stream)) => accepted,
+        () = connection.cancelled() => return,
+    };
+    match accepted {
+        Ok(Ok(stream)) => {
+            let certificates = stream.get_ref().1.peer_certificates();
+            let name = certificates.and_then(|chain| common_name(chain.first()?));
+            ended.disarm();
+            connected(stream, router.layer(Extension(ClientName(name))), connection).await;
+        }
+        Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
+        Err(_) => tracing::debug!("a TLS handshake took too long"),
+    }
+}
+
 /// Serves one connection. Cancels its token at the end.
-async fn connected(stream: TcpStream, router: Router, connection: CancellationToken) {
+async fn connected<S>(stream: S, router: Router, connection: CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
     let _ended = connection.clone().drop_guard();
     let service = TowerToHyperService::new(router);
     let mut builder = hyper::server::conn::http1::Builder::new();
@@ -76,7 +137,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (life, router) = (Lifecycle::default(), Router::new().route("/", get(|| async { "here" })));
-        let serving = serve(listener, router, life.clone());
+        let serving = serve(listener, router, Options::default(), life.clone());
         let client = async {
             let mut idle = vec![];
             for _ in 0..CONNECTIONS_MAX + 5 {

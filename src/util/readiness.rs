@@ -40,6 +40,25 @@ struct Condition {
     trouble: Box<dyn Fn() -> Option<String> + Send>,
 }
 
+/// A step that is not finished, or a condition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    pub name: String,
+    pub state: PartState,
+}
+
+/// The state of a part of readiness.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PartState {
+    Pending,
+    Holds,
+    /// The condition fails for a reason; readiness may depend on it.
+    Fails {
+        reason: String,
+        requirement: Requirement,
+    },
+}
+
 /// Blocks readiness while it lives.
 pub struct Block {
     ready: Ready,
@@ -90,22 +109,37 @@ impl Ready {
         until(&self.0.reached, || self.0.state.lock().was_ready).await;
     }
 
+    /// The unfinished steps, then the conditions.
+    pub fn parts(&self) -> Vec<Part> {
+        let state = self.0.state.lock();
+        let pending = state.pending.values().map(|name| Part {
+            name: name.clone(),
+            state: PartState::Pending,
+        });
+        let conditions = state.conditions.iter().map(|condition| Part {
+            name: condition.name.clone(),
+            state: match (condition.trouble)() {
+                None => PartState::Holds,
+                Some(reason) => PartState::Fails {
+                    reason,
+                    requirement: condition.requirement,
+                },
+            },
+        });
+        pending.chain(conditions).collect()
+    }
+
     /// The state of each step and condition, one per line, in the format of Kubernetes' health checks.
     pub fn report(&self) -> String {
-        let state = self.0.state.lock();
-        let mut report = String::new();
-        for name in state.pending.values() {
-            report += &format!("[-]{name} is not finished\n");
-        }
-        for condition in &state.conditions {
-            let name = &condition.name;
-            report += &match (condition.trouble)() {
-                None => format!("[+]{name} ok\n"),
-                Some(why) if condition.is_required() => format!("[-]{name} failed: {why}\n"),
-                Some(why) => format!("[!]{name} failed, which does not affect readiness: {why}\n"),
-            };
-        }
-        report
+        let line = |Part { name, state }| match state {
+            PartState::Pending => format!("[-]{name} is not finished\n"),
+            PartState::Holds => format!("[+]{name} ok\n"),
+            PartState::Fails { reason, requirement } => match requirement {
+                Requirement::Required => format!("[-]{name} failed: {reason}\n"),
+                Requirement::Informative => format!("[!]{name} failed, which does not affect readiness: {reason}\n"),
+            },
+        };
+        self.parts().into_iter().map(line).collect()
     }
 }
 

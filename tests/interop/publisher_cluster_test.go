@@ -189,8 +189,9 @@ func (p *publisher) keys() map[string]string {
 	keys := map[string]string{}
 	for _, kv := range all.Kvs {
 		key := string(kv.Key)
+		// Cilium's publisher writes no probe.
 		for _, prefix := range []string{"cilium/state/", "cilium/cluster-config/", "cilium/synced/"} {
-			if strings.HasPrefix(key, prefix) {
+			if strings.HasPrefix(key, prefix) && !strings.HasPrefix(key, "cilium/state/probe/") {
 				keys[key] = string(kv.Value)
 			}
 		}

@@ -37,6 +37,8 @@ mod mesh_status;
 mod mesh_trust;
 mod mistakes;
 mod monitoring;
+mod page;
+mod propagation;
 mod remotes;
 mod shutdown;
 mod support;

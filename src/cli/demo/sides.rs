@@ -1,6 +1,6 @@
 //! The two clusters of the demo, each of which the user can stop and start again.
 
-use super::{ANY_PORT, CLUSTERS, DemoArgs, Running, run};
+use super::{Addresses, CLUSTERS, DemoArgs, Running, run};
 use crate::app::certs::Ca;
 use crate::cli::{GRACE, print};
 use crate::util::lifecycle::Lifecycle;
@@ -13,11 +13,11 @@ use tokio::sync::mpsc;
 /// One cluster.
 pub(super) enum Side {
     Up(Box<Running>),
-    /// A cluster that the user has stopped. It starts again at the same address, with an empty store.
+    /// A cluster that the user has stopped. It starts again at the same addresses, with an empty store.
     Down {
         name: &'static str,
         id: u32,
-        address: String,
+        addresses: Addresses,
     },
 }
 
@@ -96,29 +96,30 @@ impl Sides<'_> {
             return print::answer(&format!("{name} is stopped already.\n"));
         };
         let life = running.cluster.life.clone();
-        let address = running
-            .cluster
-            .etcd
-            .addresses
-            .first()
-            .map_or_else(|| ANY_PORT.to_owned(), ToString::to_string);
+        let mut addresses = Addresses::default();
+        if let Some(store) = running.cluster.etcd.addresses.first() {
+            addresses.store = store.to_string();
+        }
+        if let Some(page) = running.page {
+            addresses.page = page.to_string();
+        }
         life.stop();
         life.stopped(GRACE).await;
-        self.sides[at] = Side::Down { name, id, address };
+        self.sides[at] = Side::Down { name, id, addresses };
         print::answer(&format!(
             "{name} is stopped: its mirrored keys stay in the other cluster. `start {name}` starts it again.\n"
         ))
     }
 
     async fn start(&mut self, at: usize) -> anyhow::Result<()> {
-        let Side::Down { name, id, address } = &self.sides[at] else {
+        let Side::Down { name, id, addresses } = &self.sides[at] else {
             return print::answer(&format!("{} runs already.\n", CLUSTERS[at].0));
         };
-        let cluster = self.demo.cluster(name, *id, address, self.ca, self.work).await?;
+        let cluster = self.demo.cluster(name, *id, addresses, self.ca, self.work).await?;
         print::answer(&format!(
             "{name} is started, with an empty store: the other cluster compares and writes only what differs.\n"
         ))?;
-        self.sides[at] = Side::Up(Box::new(run(cluster)));
+        self.sides[at] = Side::Up(Box::new(run(cluster).await?));
         Ok(())
     }
 

@@ -36,6 +36,7 @@ impl Tls {
             cert: cert.clone(),
             key: key.clone(),
             client_ca: self.ca.clone(),
+            client_certificates: Default::default(),
             client_crl: self.crl.clone(),
             allowed_hostnames: self.allowed_hostnames.clone(),
             protocol: self.protocol.clone(),

@@ -74,6 +74,11 @@ pub struct PublisherArgs {
     #[arg(long, env = "CILIUM_CLUSTERMESH_DEFAULT_GLOBAL_NAMESPACE", num_args = 0..=1, require_equals = true,
           default_missing_value = "true", default_value = "true", value_parser = boolean, action = ArgAction::Set)]
     clustermesh_default_global_namespace: bool,
+    /// Interval of the probe key, by which the mirrors of other clusters measure how long a commit takes to arrive. 0 writes
+    /// no probe: mirrors then know an upper bound only, by the heartbeat.
+    #[arg(long, env = "CILIUM_PROPAGATION_PROBE_INTERVAL", default_value = "1s", value_parser = duration,
+          value_name = "DURATION")]
+    propagation_probe_interval: Duration,
 }
 
 impl PublisherArgs {
@@ -85,6 +90,7 @@ impl PublisherArgs {
             endpoint_slices: self.enable_cilium_endpoint_slice,
             service_exports: self.clustermesh_enable_mcs_api,
             service_mode: mode,
+            probe_interval: self.propagation_probe_interval,
         }
     }
 

@@ -23,7 +23,7 @@ impl Cluster {
     }
 
     /// The etcd cluster id of the store that answered last.
-    pub(in crate::kvstoremesh) fn store_id(&self) -> u64 {
+    pub fn store_id(&self) -> u64 {
         self.store_id
     }
 
@@ -50,7 +50,7 @@ impl Cluster {
         self.reflectors.values().all(Reflector::is_settled)
     }
 
-    pub(in crate::kvstoremesh) fn completeness(&self, scope: Scope) -> &Completeness {
+    pub fn completeness(&self, scope: Scope) -> &Completeness {
         self.reflectors
             .get(&scope)
             .map_or(&Completeness::Disabled, Reflector::completeness)

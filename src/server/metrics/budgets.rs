@@ -6,6 +6,7 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The figures of all connections.
 pub(super) struct Held(pub(super) Arc<Connections>);
@@ -39,6 +40,13 @@ impl Collector for Held {
             "isthmus_server_answer_bytes",
             "Bytes of answers and events that were produced and that clients have not taken yet",
             vec![(vec![], answer_bytes as f64)],
+        )?;
+        let mut longest = Duration::ZERO;
+        self.0.each(|_, connection| longest = longest.max(connection.backlog()));
+        page.gauges(
+            "isthmus_server_watch_wait_seconds",
+            "Longest time that events of a watcher have been ready and were not taken by its client",
+            vec![(vec![], longest.as_secs_f64())],
         )
     }
 }

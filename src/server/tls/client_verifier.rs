@@ -1,6 +1,6 @@
 //! Verification of client certificates: the chain, then etcd's CRL and allowed hostnames.
 
-use super::{Error, TlsFiles, certificates};
+use super::{ClientCertificates, Error, TlsFiles, certificates};
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -23,6 +23,7 @@ pub(super) struct ClientVerifier {
     roots: HashSet<Vec<u8>>,
     revoked: HashSet<Vec<u8>>,
     allowed_hostnames: Vec<ServerName<'static>>,
+    is_mandatory: bool,
 }
 
 impl ClientVerifier {
@@ -46,6 +47,7 @@ impl ClientVerifier {
                 .transpose()?
                 .unwrap_or_default(),
             allowed_hostnames: files.allowed_hostnames.iter().map(hostname).collect::<Result<_, _>>()?,
+            is_mandatory: files.client_certificates == ClientCertificates::Required,
         })
     }
 
@@ -89,6 +91,10 @@ impl ClientVerifier {
 }
 
 impl ClientCertVerifier for ClientVerifier {
+    fn client_auth_mandatory(&self) -> bool {
+        self.is_mandatory
+    }
+
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         self.inner.root_hint_subjects()
     }
@@ -220,6 +226,7 @@ mod tests {
                 cert: ca.clone(),
                 key: ca.clone(),
                 client_ca: Some(ca.clone()),
+                client_certificates: Default::default(),
                 client_crl: None,
                 allowed_hostnames: vec![],
                 protocol: TlsProtocol::default(),

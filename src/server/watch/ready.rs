@@ -1,17 +1,27 @@
 //! The watchers of a stream that may have events to take.
 
 use crate::mvcc::Wake;
+use crate::server::connection::Backlog;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 /// The ids of watchers that were woken and have not been looked at since, each at most once.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(super) struct ReadyList {
-    ids: Mutex<VecDeque<i64>>,
+    ids: Mutex<Ids>,
     notify: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Ids {
+    ids: VecDeque<i64>,
+    /// Since when there have been ids.
+    since: Option<Instant>,
 }
 
 /// Puts one watcher into the ready list.
@@ -23,16 +33,35 @@ pub(super) struct WatcherWake {
 
 impl ReadyList {
     pub(super) fn pop(&self) -> Option<i64> {
-        self.ids.lock().pop_front()
+        let mut ids = self.ids.lock();
+        let id = ids.ids.pop_front();
+        if ids.ids.is_empty() {
+            ids.since = None;
+        }
+        id
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.ids.lock().is_empty()
+        self.ids.lock().ids.is_empty()
+    }
+
+    fn push(&self, id: i64) {
+        let mut ids = self.ids.lock();
+        if ids.since.is_none() {
+            ids.since = Some(Instant::now());
+        }
+        ids.ids.push_back(id);
     }
 
     /// Returns when a watcher was put into the list.
     pub(super) async fn woken(&self) {
         self.notify.notified().await;
+    }
+}
+
+impl Backlog for ReadyList {
+    fn waits(&self) -> Duration {
+        self.ids.lock().since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 }
 
@@ -55,7 +84,7 @@ impl WatcherWake {
 impl Wake for WatcherWake {
     fn wake(&self) {
         if !self.queued.swap(true, Ordering::AcqRel) {
-            self.list.ids.lock().push_back(self.id);
+            self.list.push(self.id);
             self.list.notify.notify_one();
         }
     }

@@ -148,6 +148,7 @@ fn publish(text: &str) {
             endpoint_slices,
             service_exports: true,
             service_mode: ServiceMode::default(),
+            probe_interval: Default::default(),
         });
         let listed = Kind::ALL.iter().map(|kind| isthmus::k8s::events::Event::Listed(*kind));
         for event in events.iter().cloned().chain(listed) {

@@ -116,7 +116,8 @@ func (s *side) program(qps string) error {
 	s.publisher.Bin = *cilium
 	if s.kind == ours {
 		s.publisher.Bin = *isthmus
-		args = append(args, strings.Fields(*more)...)
+		// The original writes no probe.
+		args = append(append(args, "--propagation-probe-interval=0"), strings.Fields(*more)...)
 	}
 	s.publisher.Args = accepted(s.publisher.Bin, args)
 	return nil

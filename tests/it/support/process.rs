@@ -19,10 +19,15 @@ pub const BINARY: &str = env!("CARGO_BIN_EXE_clustermesh-apiserver");
 /// A command line of the binary that has not been started yet.
 pub struct CommandLine(Command);
 
-/// Begins a command line with `arguments`. Relative paths in it are relative to the repository's root.
+/// Begins a command line with `arguments`. Relative paths in it are relative to the repository's root. Unless a flag says
+/// otherwise, the process serves no mesh page, since all processes have the same default, and writes no probe, so that a
+/// store in which nothing happens does not change.
 pub fn isthmus<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> CommandLine {
     let mut command = Command::new(BINARY);
     command.args(arguments).current_dir(env!("CARGO_MANIFEST_DIR"));
+    command
+        .env("CILIUM_UI_ADDR", "")
+        .env("CILIUM_PROPAGATION_PROBE_INTERVAL", "0");
     CommandLine(command)
 }
 

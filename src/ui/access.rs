@@ -1,0 +1,274 @@
+//! Who may see the page, and what the browser may do with it.
+
+use super::view::Refusal;
+use crate::util::http::ClientName;
+use axum::body::Body;
+use axum::extract::Request;
+use axum::http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use axum::http::request::Parts;
+use axum::http::{StatusCode, Uri};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use sha2::{Digest, Sha256};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// A wrong token is answered after this time.
+const GUESS: Duration = Duration::from_millis(300);
+/// The users whose certificates open the page.
+const USERS: [&str; 2] = ["admin-", "local-"];
+
+/// Headers of every answer. The page loads its own files only, runs no script but its own file, and is shown in no frame.
+const HEADERS: [(HeaderName, &str); 6] = [
+    (
+        header::CONTENT_SECURITY_POLICY,
+        "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; \
+         form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    ),
+    (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    (header::X_FRAME_OPTIONS, "DENY"),
+    (header::REFERRER_POLICY, "no-referrer"),
+    (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+    (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+];
+
+/// Who may see the page.
+#[derive(Clone, Debug, Default)]
+pub struct Access {
+    pub hosts: Hosts,
+    /// What a request must show; `None` lets everybody in who can reach the address.
+    pub credentials: Option<Credentials>,
+}
+
+/// The names by which the page may be asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Hosts {
+    /// `localhost` and loopback addresses. A web page elsewhere whose name leads here cannot read this one.
+    #[default]
+    Loopback,
+    Any,
+}
+
+/// What opens the page.
+#[derive(Clone, Debug, Default)]
+pub struct Credentials {
+    /// A file with a token, which a request shows as a bearer token, or as the password of any user.
+    pub token_file: Option<PathBuf>,
+}
+
+/// Why a request is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refused {
+    Host,
+    /// Neither a certificate nor a token.
+    NoCredentials,
+    Token,
+}
+
+/// Answers a request, if it may be.
+pub(super) async fn guard(access: Access, request: Request, next: Next) -> Response {
+    let (head, body) = request.into_parts();
+    let mut response = match access.check(&head).await {
+        Ok(()) => next.run(Request::from_parts(head, body)).await,
+        Err(refused) => {
+            if refused == Refused::Token {
+                tokio::time::sleep(GUESS).await;
+            }
+            refused.response()
+        }
+    };
+    let headers = response.headers_mut();
+    for (name, value) in HEADERS {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    if !headers.contains_key(header::CACHE_CONTROL) {
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    }
+    response
+}
+
+// === impl Access ===
+
+impl Access {
+    async fn check(&self, request: &Parts) -> Result<(), Refused> {
+        if self.hosts == Hosts::Loopback && !is_loopback(&request.uri, &request.headers) {
+            return Err(Refused::Host);
+        }
+        let Some(Credentials { token_file }) = &self.credentials else {
+            return Ok(());
+        };
+        let name = request
+            .extensions
+            .get::<ClientName>()
+            .and_then(|name| name.0.as_deref());
+        if name.is_some_and(|name| USERS.iter().any(|user| name.starts_with(user))) {
+            return Ok(());
+        }
+        match (token_file, shown_token(&request.headers)) {
+            (Some(file), Some(shown)) if is_token(file, &shown).await => Ok(()),
+            (Some(_), Some(_)) => Err(Refused::Token),
+            _ => Err(Refused::NoCredentials),
+        }
+    }
+}
+
+/// Whether the request names a host of this machine.
+fn is_loopback(uri: &Uri, headers: &HeaderMap) -> bool {
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    let authority = host.map(str::parse).or_else(|| uri.authority().cloned().map(Ok));
+    let Some(Ok::<http::uri::Authority, _>(authority)) = authority else {
+        return false;
+    };
+    let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+    host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+/// The token of a request: a bearer token, or the password of basic authentication, for which browsers ask.
+fn shown_token(headers: &HeaderMap) -> Option<String> {
+    let shown = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, rest) = shown.split_once(' ')?;
+    if scheme.eq_ignore_ascii_case("bearer") {
+        return Some(rest.trim().to_owned());
+    }
+    let is_basic = scheme.eq_ignore_ascii_case("basic");
+    let decoded = STANDARD.decode(rest.trim()).ok().filter(|_| is_basic)?;
+    let text = String::from_utf8(decoded).ok()?;
+    text.split_once(':').map(|(_, password)| password.to_owned())
+}
+
+/// Whether `shown` is the token in the file. Hashes are compared, so that the time tells nothing of the token.
+async fn is_token(file: &Path, shown: &str) -> bool {
+    match tokio::fs::read_to_string(file).await {
+        Ok(token) => {
+            let token = token.trim();
+            !token.is_empty() && Sha256::digest(token) == Sha256::digest(shown)
+        }
+        Err(error) => {
+            tracing::warn!(file = %file.display(), %error, "cannot read the token of the page: nobody is let in by a token");
+            false
+        }
+    }
+}
+
+// === impl Refused ===
+
+impl Refused {
+    fn response(self) -> Response {
+        let (status, message) = match self {
+            Self::Host => (
+                StatusCode::MISDIRECTED_REQUEST,
+                "this page is served for localhost only: use --ui-addr with TLS to see it from elsewhere",
+            ),
+            Self::NoCredentials => (
+                StatusCode::UNAUTHORIZED,
+                "show a client certificate of admin-<cluster> or local-<cluster>, or the token of --ui-token-file as the \
+                 password of any user",
+            ),
+            Self::Token => (StatusCode::UNAUTHORIZED, "the token is not that of --ui-token-file"),
+        };
+        let mut response = refusal(status, message);
+        if status == StatusCode::UNAUTHORIZED {
+            let ask = HeaderValue::from_static("Basic realm=\"Isthmus\", charset=\"UTF-8\"");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, ask);
+        }
+        response
+    }
+}
+
+/// An error as the API and the pages answer it.
+pub(super) fn refusal(status: StatusCode, message: &str) -> Response {
+    let message = message.to_owned();
+    let body = serde_json::to_string(&Refusal { message }).unwrap_or_default();
+    (
+        status,
+        [(header::CONTENT_TYPE, "application/json")],
+        Body::from(body + "\n"),
+    )
+        .into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(headers: &[(&'static str, &str)]) -> Parts {
+        let (mut request, _) = Request::new(Body::empty()).into_parts();
+        for (name, value) in headers {
+            request.headers.insert(*name, value.parse().unwrap());
+        }
+        request
+    }
+
+    #[tokio::test]
+    async fn on_loopback_only_names_of_this_machine_are_answered() {
+        let access = Access::default();
+        for host in [
+            "localhost",
+            "LOCALHOST:9890",
+            "127.0.0.1:9890",
+            "127.3.2.1",
+            "[::1]:9890",
+        ] {
+            assert_eq!(access.check(&request(&[("host", host)])).await, Ok(()), "{host}");
+        }
+        for host in [
+            "evil.example",
+            "localhost.evil.example:9890",
+            "10.0.0.1",
+            "[::2]",
+            "",
+            "a b",
+        ] {
+            assert_eq!(
+                access.check(&request(&[("host", host)])).await,
+                Err(Refused::Host),
+                "{host}"
+            );
+        }
+        assert_eq!(access.check(&request(&[])).await, Err(Refused::Host));
+    }
+
+    #[tokio::test]
+    async fn a_certificate_of_an_operator_or_the_token_opens_the_page() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "secret\n").unwrap();
+        let access = |token_file| Access {
+            hosts: Hosts::Any,
+            credentials: Some(Credentials { token_file }),
+        };
+        let with_token = access(Some(file.path().to_owned()));
+        let basic = format!("Basic {}", STANDARD.encode("any:secret"));
+        for (shown, expected) in [
+            ("Bearer secret", Ok(())),
+            (&*basic, Ok(())),
+            ("Bearer wrong", Err(Refused::Token)),
+            ("Bearer ", Err(Refused::Token)),
+            ("Basic ???", Err(Refused::NoCredentials)),
+        ] {
+            let request = request(&[("authorization", shown)]);
+            assert_eq!(with_token.check(&request).await, expected, "{shown}");
+            let expected = Err(Refused::NoCredentials);
+            assert_eq!(access(None).check(&request).await, expected, "no token is accepted");
+        }
+        for (name, expected) in [
+            ("admin-tokyo", Ok(())),
+            ("local-tokyo", Ok(())),
+            ("remote", Err(Refused::NoCredentials)),
+            ("xadmin-tokyo", Err(Refused::NoCredentials)),
+        ] {
+            let mut request = request(&[]);
+            request.extensions.insert(ClientName(Some(name.into())));
+            assert_eq!(with_token.check(&request).await, expected, "{name}");
+        }
+        std::fs::write(file.path(), "\n").unwrap();
+        let empty = request(&[("authorization", "Bearer ")]);
+        assert_eq!(
+            with_token.check(&empty).await,
+            Err(Refused::Token),
+            "an empty file opens nothing"
+        );
+    }
+}

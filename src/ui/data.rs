@@ -1,0 +1,68 @@
+//! The values that pages and API share, each looked up only so often.
+
+use super::cache::Cached;
+use super::lookup;
+use super::services::{self, AllServices};
+use super::source::{Keys, Source, Unreadable};
+use super::view::{Client, Findings, Overview, Remote, RemoteDetail};
+use std::sync::Arc;
+use tokio::sync::Semaphore;
+
+/// Look-ups at a time. A look-up may visit every key of the store.
+const LOOK_UPS: usize = 1;
+
+pub(super) struct Data {
+    source: Arc<dyn Source>,
+    keys: Arc<dyn Keys>,
+    overview: Cached<Overview>,
+    remotes: Cached<Vec<Remote>>,
+    clients: Cached<Option<Vec<Client>>>,
+    services: Cached<AllServices>,
+    look_ups: Semaphore,
+}
+
+impl Data {
+    pub(super) fn new(source: Arc<dyn Source>, keys: Arc<dyn Keys>) -> Self {
+        Self {
+            source,
+            keys,
+            overview: Cached::default(),
+            remotes: Cached::default(),
+            clients: Cached::default(),
+            services: Cached::default(),
+            look_ups: Semaphore::new(LOOK_UPS),
+        }
+    }
+
+    pub(super) fn cluster(&self) -> String {
+        self.source.cluster()
+    }
+
+    pub(super) async fn overview(&self) -> Arc<Overview> {
+        self.overview.get(async || self.source.overview()).await
+    }
+
+    pub(super) async fn remotes(&self) -> Arc<Vec<Remote>> {
+        self.remotes.get(async || self.source.remotes()).await
+    }
+
+    pub(super) fn remote(&self, name: &str) -> Option<RemoteDetail> {
+        self.source.remote(name)
+    }
+
+    pub(super) async fn clients(&self) -> Arc<Option<Vec<Client>>> {
+        self.clients.get(async || self.source.clients()).await
+    }
+
+    pub(super) async fn services(&self) -> Arc<AllServices> {
+        let read = async || services::read(&*self.keys, &self.source.cluster()).await;
+        self.services.get(read).await
+    }
+
+    pub(super) async fn look_up(&self, text: &str) -> Result<Findings, Unreadable> {
+        // The semaphore is never closed.
+        let _turn = self.look_ups.acquire().await;
+        let names: Vec<_> = self.remotes().await.iter().map(|remote| remote.name.clone()).collect();
+        lookup::look_up(&*self.keys, &self.source.cluster(), &names, text).await
+    }
+}

@@ -1,0 +1,342 @@
+//! The global services and exports of all clusters, put together from the keys of the store.
+
+use super::decode;
+use super::source::{Entry, Keys, Unreadable, each};
+use super::view::{Service, ServiceIn, Services};
+use crate::model::keys::Scope;
+use serde::Deserialize;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The most keys that are read. A mesh with more services shows the first ones.
+const KEYS_MAX: usize = 200_000;
+/// The label of an endpoint slice that names its service.
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// All services, with what is in the way of a complete list.
+#[derive(Debug, Default)]
+pub(super) struct AllServices {
+    pub(super) services: Vec<Service>,
+    pub(super) incomplete: Option<String>,
+}
+
+/// Where a key of a scope belongs: its cluster, and its name after the cluster.
+struct Place<'a> {
+    cluster: &'a str,
+    namespace: &'a str,
+    name: &'a str,
+}
+
+/// A service that is being put together.
+#[derive(Default)]
+struct Gathered {
+    clusters: BTreeMap<String, InCluster>,
+}
+
+#[derive(Default)]
+struct InCluster {
+    view: ServiceIn,
+    /// The backends of the legacy service.
+    backends: usize,
+    has_slices: bool,
+    /// Name of a port → number and protocol.
+    ports: BTreeMap<String, String>,
+}
+
+/// The fields of a service that are looked at. The key says the rest.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct WireService {
+    frontends: BTreeMap<String, BTreeMap<String, WirePort>>,
+    backends: BTreeMap<String, serde::de::IgnoredAny>,
+    shared: bool,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct WirePort {
+    protocol: String,
+    port: u16,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct WireExport {
+    session_affinity: Option<String>,
+    ports: Vec<WireExportPort>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct WireExportPort {
+    name: String,
+    protocol: String,
+    port: i32,
+}
+
+type Map = BTreeMap<(String, String), Gathered>;
+
+/// Reads the services of the cluster `own` and those that are mirrored from others.
+pub(super) async fn read(keys: &dyn Keys, own: &str) -> AllServices {
+    let (mut map, mut left) = (Map::new(), KEYS_MAX);
+    let mut incomplete = None;
+    'scopes: for scope in [Scope::Services, Scope::EndpointSlices, Scope::ServiceExports] {
+        for (prefix, cluster) in prefixes(scope, own) {
+            let mut take = |entry: &Entry| {
+                left -= 1;
+                if let Some(place) = place(&entry.key, &prefix, cluster) {
+                    gather(&mut map, scope, &place, &entry.value);
+                }
+                left > 0
+            };
+            if let Err(Unreadable(why)) = each(keys, &prefix, &mut take).await {
+                incomplete = Some(format!("the store cannot be read: {why}"));
+                break 'scopes;
+            }
+            if left == 0 {
+                incomplete = Some(format!("there are more than {KEYS_MAX} keys of services"));
+                break 'scopes;
+            }
+        }
+    }
+    let services = map
+        .into_iter()
+        .map(|((namespace, name), gathered)| gathered.finish(namespace, name));
+    AllServices {
+        services: services.collect(),
+        incomplete,
+    }
+}
+
+/// The prefixes of a scope; with the cluster, if the keys below do not begin with it.
+fn prefixes(scope: Scope, own: &str) -> [(String, Option<&str>); 2] {
+    let word = scope.word();
+    [
+        (format!("cilium/state/{word}/v1/{own}/"), Some(own)),
+        (format!("cilium/cache/{word}/v1/"), None),
+    ]
+}
+
+fn place<'a>(key: &'a [u8], prefix: &str, cluster: Option<&'a str>) -> Option<Place<'a>> {
+    let rest = std::str::from_utf8(key.strip_prefix(prefix.as_bytes())?).ok()?;
+    let (cluster, rest) = match cluster {
+        Some(cluster) => (cluster, rest),
+        None => rest.split_once('/')?,
+    };
+    let (namespace, name) = rest.split_once('/')?;
+    Some(Place {
+        cluster,
+        namespace,
+        name,
+    })
+}
+
+fn gather(map: &mut Map, scope: Scope, place: &Place<'_>, value: &[u8]) {
+    let mut at = |name: &str, change: &mut dyn FnMut(&mut InCluster)| {
+        let service = map.entry((place.namespace.to_owned(), name.to_owned())).or_default();
+        let in_cluster = service.clusters.entry(place.cluster.to_owned()).or_default();
+        place.cluster.clone_into(&mut in_cluster.view.cluster);
+        change(in_cluster);
+    };
+    match scope {
+        Scope::Services => {
+            let wire: WireService = serde_json::from_slice(value).unwrap_or_default();
+            at(place.name, &mut |service| service.legacy(&wire));
+        }
+        Scope::ServiceExports => {
+            let wire: WireExport = serde_json::from_slice(value).unwrap_or_default();
+            at(place.name, &mut |service| service.export(&wire));
+        }
+        Scope::EndpointSlices => {
+            let Some(slice) = decode::slice(value) else { return };
+            let Some(name) = slice.labels.get(SERVICE_NAME) else {
+                return;
+            };
+            let ready = |conditions: Option<&crate::model::values::slice::EndpointConditions>| {
+                conditions.and_then(|conditions| conditions.ready).unwrap_or(true)
+            };
+            let (mut well, mut badly) = (0, 0);
+            for endpoint in &slice.endpoints {
+                match ready(endpoint.conditions.as_ref()) {
+                    true => well += endpoint.addresses.len(),
+                    false => badly += endpoint.addresses.len(),
+                }
+            }
+            at(name, &mut |service| service.slice(well, badly));
+        }
+        _ => {}
+    }
+}
+
+// === impl InCluster ===
+
+impl InCluster {
+    fn legacy(&mut self, wire: &WireService) {
+        self.view.shared = Some(wire.shared);
+        self.view.addresses = wire.frontends.keys().cloned().collect();
+        self.backends = wire.backends.len();
+        for (name, port) in wire.frontends.values().flatten() {
+            self.ports
+                .insert(name.clone(), format!("{}/{}", port.port, port.protocol));
+        }
+    }
+
+    fn export(&mut self, wire: &WireExport) {
+        self.view.exported = true;
+        self.view.session_affinity = wire.session_affinity.clone().filter(|affinity| !affinity.is_empty());
+        for port in &wire.ports {
+            let protocol = if port.protocol.is_empty() {
+                "TCP"
+            } else {
+                &port.protocol
+            };
+            self.ports
+                .insert(port.name.clone(), format!("{}/{protocol}", port.port));
+        }
+    }
+
+    fn slice(&mut self, ready: usize, not_ready: usize) {
+        self.has_slices = true;
+        self.view.ready += ready;
+        self.view.not_ready += not_ready;
+    }
+
+    fn finish(mut self) -> ServiceIn {
+        // The legacy form has the ready backends only, and the same as the slices where there are both.
+        if !self.has_slices {
+            self.view.ready = self.backends;
+        }
+        let port = |(name, port): (&String, &String)| match &**name {
+            "" => port.clone(),
+            name => format!("{name} {port}"),
+        };
+        self.view.ports = self.ports.iter().map(port).collect();
+        self.view
+    }
+}
+
+// === impl Gathered ===
+
+impl Gathered {
+    fn finish(self, namespace: String, name: String) -> Service {
+        let conflicts = self.conflicts();
+        Service {
+            namespace,
+            name,
+            clusters: self.clusters.into_values().map(InCluster::finish).collect(),
+            conflicts,
+        }
+    }
+
+    /// Ports of one name that differ between clusters: traffic to a backend elsewhere goes to the wrong port, or nowhere.
+    fn conflicts(&self) -> Vec<String> {
+        let mut ports: BTreeMap<&str, BTreeMap<&str, Vec<&str>>> = BTreeMap::new();
+        for (cluster, service) in &self.clusters {
+            for (name, port) in &service.ports {
+                ports.entry(name).or_default().entry(port).or_default().push(cluster);
+            }
+        }
+        let differing = ports.into_iter().filter(|(_, numbers)| numbers.len() > 1);
+        let text = |(name, numbers): (&str, BTreeMap<&str, Vec<&str>>)| {
+            let of = |(port, clusters): (&&str, &Vec<&str>)| format!("{port} in {}", clusters.join(", "));
+            let all: Vec<_> = numbers.iter().map(of).collect();
+            match name {
+                "" => format!("the port is {}", all.join(" and ")),
+                name => format!("port {name} is {}", all.join(" and ")),
+            }
+        };
+        differing.map(text).collect()
+    }
+}
+
+// === impl AllServices ===
+
+impl AllServices {
+    /// The services whose namespace or name contains `search`, from `offset` on.
+    pub(super) fn page(&self, search: &str, offset: usize, limit: usize) -> Services {
+        let matches = |service: &&Service| {
+            search.is_empty() || format!("{}/{}", service.namespace, service.name).contains(search)
+        };
+        let matching: Vec<_> = self.services.iter().filter(matches).collect();
+        Services {
+            total: matching.len(),
+            offset,
+            services: matching.into_iter().skip(offset).take(limit).cloned().collect(),
+            incomplete: self.incomplete.clone(),
+        }
+    }
+
+    /// The clusters that have services.
+    pub(super) fn clusters(&self) -> BTreeSet<&str> {
+        let all = self.services.iter().flat_map(|service| &service.clusters);
+        all.map(|service| &*service.cluster).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ui::lookup::tests::Table;
+
+    #[tokio::test]
+    async fn a_service_is_put_together_from_all_clusters_and_forms() {
+        let slice = |ready: bool| {
+            use crate::model::values::slice::{ClusterEndpointSlice, Endpoint, EndpointConditions};
+            use prost::Message as _;
+            let slice = ClusterEndpointSlice {
+                labels: [(SERVICE_NAME.to_owned(), "web".to_owned())].into(),
+                endpoints: vec![Endpoint {
+                    addresses: vec!["10.0.0.1".to_owned()],
+                    conditions: Some(EndpointConditions {
+                        ready: Some(ready),
+                        ..EndpointConditions::default()
+                    }),
+                    ..Endpoint::default()
+                }],
+                ..ClusterEndpointSlice::default()
+            };
+            zstd::encode_all(&*slice.encode_to_vec(), 0).unwrap()
+        };
+        let own = br#"{"frontends":{"10.96.0.1":{"http":{"Protocol":"TCP","Port":80}}},"backends":{"10.0.0.1":{},"10.0.0.2":{}},"shared":true}"#;
+        let theirs =
+            br#"{"frontends":{"10.97.0.1":{"http":{"Protocol":"TCP","Port":8080}}},"backends":{},"shared":false}"#;
+        let export = br#"{"sessionAffinity":"ClientIP","ports":[{"name":"http","port":8080,"protocol":"TCP"}]}"#;
+        let table = Table::of([
+            ("cilium/state/services/v1/here/shop/web", &own[..]),
+            ("cilium/cache/services/v1/there/shop/web", &theirs[..]),
+            ("cilium/cache/services/v1/there/shop/api", b"not JSON"),
+            ("cilium/cache/endpointslices/v1/there/shop/web-1", &slice(true)),
+            ("cilium/cache/endpointslices/v1/there/shop/web-2", &slice(false)),
+            ("cilium/cache/serviceexports/v1/there/shop/web", &export[..]),
+        ]);
+        let all = read(&table, "here").await;
+        let names: Vec<_> = all.services.iter().map(|s| &*s.name).collect();
+        assert_eq!((names, all.incomplete.clone()), (vec!["api", "web"], None));
+        let web = &all.services[1];
+        assert_eq!(web.conflicts, ["port http is 80/TCP in here and 8080/TCP in there"]);
+        let [here, there] = &web.clusters[..] else {
+            panic!("{web:?}")
+        };
+        assert_eq!((here.ready, here.not_ready, here.shared), (2, 0, Some(true)));
+        assert_eq!((there.ready, there.not_ready, there.exported), (1, 1, true));
+        assert_eq!(there.session_affinity.as_deref(), Some("ClientIP"));
+        assert_eq!(there.ports, ["http 8080/TCP"]);
+        assert!(all.clusters().into_iter().eq(["here", "there"]));
+    }
+
+    #[test]
+    fn a_page_has_what_matches_from_its_offset_on() {
+        let service = |name: &str| Service {
+            namespace: "shop".to_owned(),
+            name: name.to_owned(),
+            clusters: vec![],
+            conflicts: vec![],
+        };
+        let all = AllServices {
+            services: ["a1", "a2", "b"].map(service).into(),
+            incomplete: None,
+        };
+        let page = all.page("shop/a", 1, 5);
+        assert_eq!((page.total, page.services.len(), &*page.services[0].name), (2, 1, "a2"));
+        assert_eq!(all.page("", 0, 2).total, 3);
+    }
+}
