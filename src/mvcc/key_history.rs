@@ -37,7 +37,10 @@ pub struct Version {
 ///
 /// A transaction may delete a range and put a key of that range, so two versions may share a main revision. `sub`
 /// orders them, and reads see the last one.
-#[allow(clippy::box_collection, reason = "a vector takes three words, and most keys have one version")]
+#[allow(
+    clippy::box_collection,
+    reason = "a vector takes three words, and most keys have one version"
+)]
 #[derive(Clone, Debug)]
 pub(super) enum KeyHistory {
     One(Kv),
