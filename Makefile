@@ -1,6 +1,6 @@
 # Every target first installs missing build tools (`make setup`). Targets that compare with peers also need Go.
 .PHONY: demo test check bench fuzz setup build fmt lint doc deny interop kubernetes interop-kubernetes interop-publisher \
-	interop-cilium peers helm deploy crash load publish mesh adversary guard bench-store image image-test release e2e e2e-up e2e-tools e2e-short \
+	interop-cilium peers helm deploy crash load publish mesh adversary guard profile monitoring bench-store image image-test release e2e e2e-up e2e-tools e2e-short \
 	page screenshots
 
 CARGO ?= cargo
@@ -22,6 +22,13 @@ check: setup ## run everything that CI runs
 
 bench: peers ## measure beside etcd 3.7 and 3.6, into benches/results; BENCH="--quick", "--list", "storm puts --rounds 5"
 	PEERS_BIN=$(PEERS) $(CARGO) bench --locked --profile dist --bench peers -- $(BENCH)
+
+monitoring: ## check the alerts for Prometheus, run their tests, and check the expressions of the dashboards
+	@MONITORING=1 ./.ci/setup
+	./deploy/monitoring/check
+
+profile: peers ## draw flame graphs of the server into benches/profiles; SCENARIOS="puts gets lists lone lone-mtls"
+	PEERS_BIN=$(PEERS) ./benches/profile.sh benches/profiles $(SCENARIOS)
 
 bench-store: setup ## run the criterion benchmarks of the store, its watchers and its log
 	$(CARGO) bench --locked --bench mvcc --bench fanout --bench durable

@@ -40,6 +40,9 @@ const CPUS: &str = "a list of two CPUs";
 struct Args {
     /// Scenarios to run; a part of a name selects all that contain the part. All by default.
     scenarios: Vec<String>,
+    /// Select only scenarios whose whole names are given.
+    #[arg(long)]
+    exact: bool,
     /// Print the scenarios.
     #[arg(long)]
     list: bool,
@@ -64,6 +67,9 @@ struct Args {
     /// Directory for the results. By default target/bench and, for a whole run, benches/results, with a summary in README.md.
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
+    /// Directory for stacks of the servers, recorded by perf. `make profile` draws flame graphs of them.
+    #[arg(long, value_name = "DIR")]
+    stacks: Option<PathBuf>,
     /// Given by `cargo bench`.
     #[arg(long, hide = true)]
     bench: bool,
@@ -119,7 +125,7 @@ fn pin(server: usize, loader: usize) -> anyhow::Result<bool> {
 async fn measure(args: &Args, cpu: Option<usize>) -> anyhow::Result<()> {
     let scale = if args.quick { Scale::Quick } else { Scale::Full };
     let rounds = args.rounds.unwrap_or(scale.of(3, 1)).max(1);
-    let chosen = chosen(&args.scenarios)?;
+    let chosen = chosen(&args.scenarios, args.exact)?;
     let programs = programs(args)?;
     let is_whole = chosen.len() == scenarios::ALL.len() && args.servers.is_empty() && scale == Scale::Full;
     let output = match (&args.output, is_whole) {
@@ -139,7 +145,8 @@ async fn measure(args: &Args, cpu: Option<usize>) -> anyhow::Result<()> {
             for (at, program) in programs.iter().enumerate() {
                 let label = format!("{}, round {round} of {rounds}, {}", scenario.name, program.name);
                 eprintln!("{label}");
-                match once(scenario, program, scale, cpu).await {
+                let stacks = args.stacks.as_deref().map(|dir| dir.join(scenario.name));
+                match once(scenario, program, scale, cpu, stacks.as_deref()).await {
                     Ok(figures) => results.add(scenario, at, figures),
                     Err(error) => {
                         eprintln!("{label}: {error:#}");
@@ -166,19 +173,32 @@ async fn once(
     program: &Program,
     scale: Scale,
     cpu: Option<usize>,
+    stacks: Option<&Path>,
 ) -> anyhow::Result<Vec<scenarios::Figure>> {
     let server = program.start(scenario.security, cpu).await?;
-    scenario.run(&server, scale).await
+    let recording = stacks.map(|file| server.record(file)).transpose()?;
+    let figures = scenario.run(&server, scale).await;
+    drop(server);
+    if let Some(mut recording) = recording {
+        // perf ends with the process that it records.
+        recording.wait().context("perf does not end")?;
+    }
+    figures
 }
 
-fn chosen(names: &[String]) -> anyhow::Result<Vec<&'static Scenario>> {
+fn chosen(names: &[String], exact: bool) -> anyhow::Result<Vec<&'static Scenario>> {
+    let selects = |name: &String, scenario: &Scenario| match exact {
+        true => scenario.name == name,
+        false => scenario.name.contains(name.as_str()),
+    };
     if let Some(name) = names
         .iter()
-        .find(|name| !scenarios::ALL.iter().any(|scenario| scenario.name.contains(*name)))
+        .find(|name| !scenarios::ALL.iter().any(|scenario| selects(name, scenario)))
     {
-        bail!("no scenario contains {name:?}: --list prints their names");
+        let what = if exact { "has the name" } else { "contains" };
+        bail!("no scenario {what} {name:?}: --list prints their names");
     }
-    let is_chosen = |scenario: &&Scenario| names.is_empty() || names.iter().any(|name| scenario.name.contains(name));
+    let is_chosen = |scenario: &&Scenario| names.is_empty() || names.iter().any(|name| selects(name, scenario));
     Ok(scenarios::ALL.iter().filter(is_chosen).collect())
 }
 

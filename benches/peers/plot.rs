@@ -95,7 +95,7 @@ pub fn bars(title: &str, servers: &[String], rows: &[&Row]) -> String {
 pub fn lines(title: &str, x_title: &str, servers: &[String], lines: &[Vec<(f64, f64)>]) -> String {
     let mut out = begin(HEIGHT, title, servers);
     let most = |of: fn(&(f64, f64)) -> f64| lines.iter().flatten().map(of).fold(1.0, f64::max);
-    let (right, top) = (most(|point| point.0), most(|point| point.1) * 1.05);
+    let (right, top) = (most(|point| point.0), round_up(most(|point| point.1)));
     let x_at = |x: f64| AXIS + x / right * (WIDTH - AXIS - 20.0);
     let y_at = |y: f64| HEIGHT - AXIS / 2.0 - y / top * (HEIGHT - AXIS / 2.0 - TOP);
     for step in 0..=4 {
@@ -128,6 +128,13 @@ pub fn lines(title: &str, x_title: &str, servers: &[String], lines: &[Vec<(f64, 
         );
     }
     out + "</svg>\n"
+}
+
+/// The next number whose quarters have few digits.
+fn round_up(value: f64) -> f64 {
+    let unit = 10_f64.powf(value.log10().floor());
+    let steps = [1.0, 2.0, 4.0, 6.0, 8.0, 10.0];
+    unit * steps.into_iter().find(|step| unit * step >= value).unwrap_or(10.0)
 }
 
 fn escaped(text: &str) -> String {

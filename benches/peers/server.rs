@@ -179,6 +179,17 @@ impl Server {
         }
     }
 
+    /// Records the stacks of the server into `file`, until the server ends.
+    pub fn record(&self, file: &Path) -> anyhow::Result<Child> {
+        let mut command = Command::new("perf");
+        command.args(["record", "--quiet", "-F", "1499", "--call-graph", "dwarf,8192"]);
+        command.arg("-p").arg(self.process.id().to_string()).arg("-o").arg(file);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+            .spawn()
+            .context("cannot run perf, which is in the package linux-perf of Debian and linux-tools of Ubuntu")
+    }
+
     /// What the server has cost up to now.
     pub fn cost(&self) -> anyhow::Result<Cost> {
         let pid = self.process.id();

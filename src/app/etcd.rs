@@ -81,9 +81,9 @@ pub enum AutoCompaction {
 /// A store, and the etcd server in front of it.
 pub struct Etcd {
     pub store: Arc<Store>,
-    core: Arc<Core>,
     auth: Arc<AuthStore>,
     durable: Option<Arc<Durable>>,
+    core: Arc<Core>,
     quota_bytes: usize,
     /// Set when a writer of this process waits for a compaction.
     compaction_wanted: Arc<AtomicBool>,
@@ -165,9 +165,9 @@ impl Etcd {
         sockets.serve(&core, life);
         Ok(Self {
             store,
-            core,
             auth,
             durable,
+            core,
             quota_bytes,
             compaction_wanted,
             addresses,
@@ -195,12 +195,13 @@ impl Etcd {
         Arc::new(backend.with_quota(quota_bytes).with_compaction(wanted))
     }
 
-    /// What an operator must know of the store: its size, refused writes, and data that was set aside.
+    /// What an operator must know of the store: its size, its clients, its disk, refused writes, and data that was set aside.
     pub fn figures(&self) -> Registry {
         let mut registry = Registry::default();
         if let Some(durable) = &self.durable {
-            durable.metrics().register_state(&mut registry);
+            durable.metrics().register(&mut registry);
         }
+        self.core.register_figures(&mut registry);
         registry.register_collector(Box::new(StoreSize {
             store: Arc::clone(&self.store),
             quota_bytes: self.quota_bytes,
@@ -216,6 +217,12 @@ impl Etcd {
     /// Bytes from which the store takes deletions only; `None` without a limit.
     pub(super) fn quota_bytes(&self) -> Option<usize> {
         (self.quota_bytes < usize::MAX).then_some(self.quota_bytes)
+    }
+
+    /// See [`Core::described_metrics`].
+    #[cfg(test)]
+    pub fn described_metrics(&self) -> Vec<(String, String, String)> {
+        self.core.described_metrics()
     }
 
     /// Administration of the store's users in this process.

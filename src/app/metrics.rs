@@ -1,5 +1,8 @@
 //! Metrics and readiness conditions of a daemon.
 
+#[cfg(test)]
+mod reference;
+
 use crate::admin::{self, LateRegistry};
 use crate::k8s::status::Status;
 use crate::kvstore::{self, Backend};
@@ -7,7 +10,7 @@ use crate::kvstoremesh::{cluster::Counters, metrics::MeshMetrics};
 use crate::users::{self, Users};
 use crate::util::expiry::Expiries;
 use crate::util::lifecycle::Lifecycle;
-use crate::util::metrics::{Labels, Page, ProcessCollector};
+use crate::util::metrics::{BuildInfo, Labels, Page, ProcessCollector};
 use crate::util::outage::Outage;
 use crate::util::readiness::{Ready, Requirement};
 use parking_lot::Mutex;
@@ -210,6 +213,7 @@ impl DaemonMetrics {
     fn registry(&self, prefix: &str, groups: ControllerGroups) -> Registry {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(ProcessCollector));
+        registry.register_collector(Box::new(BuildInfo));
         let ours = registry.sub_registry_with_prefix(prefix);
         let help = "Seconds from the start until the process was ready; 0 until then";
         ours.register("bootstrap_seconds", help, self.bootstrap.clone());

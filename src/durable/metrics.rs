@@ -92,12 +92,6 @@ impl Metrics {
         ours.register_with_unit("log", help, Unit::Bytes, self.log_bytes.clone());
         let help = "Size of the checkpoint";
         ours.register_with_unit("checkpoint", help, Unit::Bytes, self.checkpoint_bytes.clone());
-        self.register_state(registry);
-    }
-
-    /// Registers what an operator must act on: refused writes, and data that was set aside.
-    pub fn register_state(&self, registry: &mut Registry) {
-        let ours = registry.sub_registry_with_prefix("isthmus_durable");
         ours.register(
             "damaged_stores",
             "Damaged stores that were set aside as damaged-<date>, as of the start",

@@ -135,6 +135,14 @@ impl Status {
         failure
     }
 
+    /// Metrics of which every family is shown.
+    #[cfg(test)]
+    pub fn with_all_families() -> Self {
+        let status = Self::default();
+        status.probed(Ok(()));
+        status
+    }
+
     /// Records the outcome of a probe of the API; an error is the reason of an outage.
     pub(super) fn probed(&self, answer: Result<(), String>) {
         let mut state = self.0.lock();

@@ -117,6 +117,18 @@ impl Metrics {
     }
 }
 
+#[cfg(test)]
+impl Metrics {
+    /// Metrics of which every family has a series.
+    pub fn with_all_families() -> Self {
+        let metrics = Self::default();
+        metrics.operations("ip/v1", "Set", Duration::from_millis(1), RequestOutcome::Success, 1);
+        metrics.unreachable();
+        metrics.client(&Arc::new(Limiter::new(Default::default())), || 0);
+        metrics
+    }
+}
+
 /// Metrics that are computed at each scrape.
 #[derive(Debug)]
 struct Scraped(Arc<Mutex<Shared>>);

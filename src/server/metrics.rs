@@ -15,10 +15,12 @@ use crate::auth::AuthStore;
 use crate::durable::{self, Durable};
 use crate::lease::Lessor;
 use crate::mvcc::Store;
-use crate::util::metrics::{Format, Labels};
+use crate::util::metrics::{BuildInfo, Format, Labels, Page};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use parking_lot::Mutex;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -26,6 +28,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use sizes::Sizes;
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::sync::Arc;
 use zeros::ZERO_HISTOGRAMS;
 
@@ -106,6 +109,7 @@ impl Metrics {
             sent_bytes.clone(),
         );
         facts(&mut registry, member);
+        registry.register_collector(Box::new(BuildInfo));
         if let Some(durable) = durable {
             durable.metrics().register(&mut registry);
         }
@@ -196,7 +200,30 @@ fn facts(registry: &mut Registry, member: u64) {
     }
 }
 
+/// What watches cost, looked up at each scrape.
+struct Watches(Arc<Store>);
+
+impl fmt::Debug for Watches {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Watches")
+    }
+}
+
+impl Collector for Watches {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        sizes::watches(Page(encoder), &self.0.stats())
+    }
+}
+
 impl Core {
+    /// Registers what clients hold, what they were refused, and what watches cost: for a page that does not have the metrics
+    /// of etcd.
+    pub fn register_figures(&self, registry: &mut Registry) {
+        self.refusals.register(registry);
+        registry.register_collector(Box::new(budgets::Held(Arc::clone(&self.connections))));
+        registry.register_collector(Box::new(Watches(Arc::clone(&self.store))));
+    }
+
     /// The page of metrics.
     pub(super) fn metrics_response(&self, format: Format) -> Response {
         let body = format.page([&self.metrics.registry]).unwrap_or_else(|error| {
@@ -204,5 +231,17 @@ impl Core {
             String::new()
         });
         ([(header::CONTENT_TYPE, format.content_type())], body).into_response()
+    }
+}
+
+#[cfg(test)]
+impl Core {
+    /// The name, the type and the help text of every family of metrics.
+    pub fn described_metrics(&self) -> Vec<(String, String, String)> {
+        self.metrics.check("livez", "ping", true);
+        if let Some(method) = self.metrics.method("/etcdserverpb.KV/Range") {
+            self.metrics.request(&method, None);
+        }
+        crate::util::metrics::describe([&self.metrics.registry])
     }
 }

@@ -25,6 +25,50 @@ pub type Labels = Vec<(&'static str, String)>;
 /// has no labels consists of that series only.
 pub struct Page<'a>(pub DescriptorEncoder<'a>);
 
+#[cfg(test)]
+thread_local! {
+    /// Whether pages of this thread show families without series.
+    static DESCRIBES: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+#[cfg(test)]
+fn describes() -> bool {
+    DESCRIBES.get()
+}
+
+#[cfg(not(test))]
+const fn describes() -> bool {
+    false
+}
+
+/// The name, the type and the help text of all families of `registries`, in order of their names. A [`Family`] that a
+/// registry holds without series is left out; one that a collector writes is there.
+///
+/// [`Family`]: prometheus_client::metrics::family::Family
+#[cfg(test)]
+pub fn describe<'a>(registries: impl IntoIterator<Item = &'a Registry>) -> Vec<(String, String, String)> {
+    DESCRIBES.set(true);
+    let page = Format::Text.page(registries);
+    DESCRIBES.set(false);
+    let page = page.unwrap_or_default();
+    let mut families = std::collections::BTreeMap::<&str, (&str, &str)>::new();
+    for line in page.lines() {
+        let mut words = line.splitn(4, ' ');
+        let (mark, what, name, text) = (words.next(), words.next(), words.next(), words.next());
+        let (Some("#"), Some(name), Some(text)) = (mark, name, text) else {
+            continue;
+        };
+        let family = families.entry(name).or_default();
+        match what {
+            Some("TYPE") => family.0 = text,
+            Some("HELP") => family.1 = text,
+            _ => {}
+        }
+    }
+    let owned = |(name, (kind, help)): (&str, (&str, &str))| (name.to_owned(), kind.to_owned(), help.to_owned());
+    families.into_iter().map(owned).collect()
+}
+
 /// The head of a family.
 struct Descriptor<'a> {
     name: &'a str,
@@ -94,7 +138,7 @@ impl Page<'_> {
         series: Vec<(Labels, T)>,
         metric: impl Fn(T) -> Box<dyn EncodeMetric>,
     ) -> fmt::Result {
-        if series.is_empty() {
+        if series.is_empty() && !describes() {
             return Ok(());
         }
         let Descriptor { name, help, kind } = family;
@@ -127,6 +171,21 @@ impl Page<'_> {
     pub fn histograms(&mut self, name: &str, help: &str, series: Vec<(Labels, Histogram)>) -> fmt::Result {
         let kind = MetricType::Histogram;
         self.family(Descriptor { name, help, kind }, series, |value| Box::new(value))
+    }
+}
+
+/// Collects the version of this program, for joins and for a look at an upgrade.
+#[derive(Debug)]
+pub struct BuildInfo;
+
+impl Collector for BuildInfo {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let labels = vec![
+            ("version", env!("CARGO_PKG_VERSION").to_owned()),
+            ("arch", super::arch().to_owned()),
+        ];
+        let help = "1, with the version of Isthmus and the architecture of the machine in the labels";
+        Page(encoder).gauges("isthmus_build_info", help, vec![(labels, 1.0)])
     }
 }
 

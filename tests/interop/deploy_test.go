@@ -270,33 +270,3 @@ func TestDeployChartAndManifestsAgree(t *testing.T) {
 		}
 	}
 }
-
-// Every metric of the alerts exists in a running `serve` that mirrors a cluster, or is one of those that appear with their
-// cause.
-func TestDeployAlertsUseMetricsThatExist(t *testing.T) {
-	alerts := try(os.ReadFile(filepath.Join(chart, "files/alerts.yaml"))).or(t)
-	text := strings.ReplaceAll(string(alerts), "(clustermesh_apiserver|kvstoremesh)", "clustermesh_apiserver")
-	page := mirrorMetrics(t)
-	sources := try(os.ReadFile("../../docs/operations.md")).or(t)
-	// This process has neither Kubernetes nor certificates, and has refused nothing.
-	later := []string{"cilium_clustermesh_apiserver_kubernetes_up", "cilium_kvstoremesh_remote_cluster_keys_refused_total",
-		"isthmus_certificate_expiry_seconds", "isthmus_durable_writes_refused", "isthmus_durable_damaged_stores",
-		"etcd_mvcc_db_total_size_in_bytes",
-		"etcd_server_quota_backend_bytes"}
-	names := regexp.MustCompile(`\b(cilium|etcd|isthmus)_[a-z_]+`).FindAllString(text, -1)
-	if len(names) < 10 {
-		t.Fatalf("only %d metrics are named", len(names))
-	}
-	for _, name := range names {
-		short := regexp.MustCompile(`^cilium_(clustermesh_apiserver|kvstoremesh)_`).ReplaceAllString(name, "")
-		if slices.Contains(later, name) {
-			continue
-		}
-		if !strings.Contains(page, "\n"+name) {
-			t.Errorf("%s is not served", name)
-		}
-		if !strings.Contains(string(sources), short) {
-			t.Errorf("%s is not explained in docs/operations.md", short)
-		}
-	}
-}

@@ -215,18 +215,6 @@ func page(t testing.TB, address string) string {
 	return string(try(io.ReadAll(r.Body)).or(t))
 }
 
-// mirrorMetrics is the page of metrics of a `serve` that mirrors another.
-func mirrorMetrics(t testing.TB) string {
-	t.Helper()
-	manifests, remotes, metrics := try(filepath.Abs("../../examples/tokyo-hk")).or(t), t.TempDir(), freePort(t)
-	hk := ourPod(t, filepath.Join(manifests, "hk-cluster"), t.TempDir(), freePort(t))
-	clientFile(t, remotes, "hk", hk.store)
-	isthmusPart(t, "tokyo", "serve", "--cluster-name=tokyo", "--cluster-id=1", "--manifests="+filepath.Join(manifests, "tokyo-cluster"),
-		"--listen-client-urls=http://"+freePort(t), "--client-cert-auth=false", "--api-serve-addr=",
-		"--clustermesh-config="+remotes, "--prometheus-serve-addr="+metrics)
-	return page(t, metrics)
-}
-
 // identities writes manifests of the cluster hk.
 type identities struct {
 	dir  string

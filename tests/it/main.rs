@@ -33,6 +33,7 @@ mod mesh_races;
 mod mesh_status;
 mod mesh_trust;
 mod mistakes;
+mod monitoring;
 mod page;
 mod propagation;
 mod remotes;

@@ -85,7 +85,12 @@ impl Collector for Sizes {
 }
 
 /// What watches cost, which etcd has no metrics for.
-fn watches(mut page: Page<'_>, stats: &Stats) -> fmt::Result {
+pub(super) fn watches(mut page: Page<'_>, stats: &Stats) -> fmt::Result {
+    page.gauges(
+        "isthmus_mvcc_watchers",
+        "Watchers of all connections",
+        vec![(vec![], stats.watchers as f64)],
+    )?;
     page.gauges(
         "isthmus_mvcc_frame_bytes",
         "Bytes of encoded events that are kept for watchers, at most 64 MiB",

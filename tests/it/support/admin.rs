@@ -29,6 +29,10 @@ impl Admin {
         format!("--prometheus-serve-addr=127.0.0.1:{}", self.metrics)
     }
 
+    pub fn metrics_url(&self) -> String {
+        format!("http://127.0.0.1:{}/metrics", self.metrics)
+    }
+
     pub fn api_flag(&self) -> String {
         format!("--api-serve-addr={}", self.api_address())
     }
@@ -66,7 +70,7 @@ impl Admin {
 
     /// The value of a series, by its name with labels.
     pub async fn metric(&self, series: &str) -> Option<f64> {
-        let answer = http::get(&format!("http://127.0.0.1:{}/metrics", self.metrics)).await;
+        let answer = http::get(&self.metrics_url()).await;
         let page = answer.ok()?.body;
         let mut lines = page.lines().filter_map(|line| line.rsplit_once(' '));
         lines.find(|(name, _)| *name == series)?.1.parse().ok()

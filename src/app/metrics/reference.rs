@@ -1,0 +1,135 @@
+//! docs/metrics.md is written from the code: `UPDATE=1 cargo test --lib metrics_reference` writes the file anew.
+
+use super::*;
+use crate::app::etcd::{Etcd, EtcdConfig};
+use crate::server::{self, MemberIdentity};
+use crate::util::metrics::describe;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+type Families = Vec<(String, String, String)>;
+
+const FILE: &str = "docs/metrics.md";
+
+const HEAD: &str = "\
+# Metrics
+
+`cargo test` compares this page with the code, which has the names, the types and the help texts. What is worth an alert, and what to
+do then, is in [operations.md](operations.md#metrics); rules and dashboards are in [deploy/monitoring](../deploy/monitoring/README.md).
+
+| Page | Flag | Metrics |
+|---|---|---|
+| publisher and mirror: `serve`, `clustermesh`, `kvstoremesh` | `--prometheus-serve-addr` | [process](#process), [publisher](#publisher), [mirror](#mirror), and in `serve` [store](#store) |
+| store: `etcd`, `serve` | `/metrics` of the client port (with its TLS), and `--listen-metrics-urls` of `etcd` | [process](#process), [store](#store), [names of etcd](#names-of-etcd) |
+
+The page is in Prometheus' text format 0.0.4, or in OpenMetrics if the scraper asks for that. A metric without a value, such as the counter
+of a refusal that never happened, may not be on the page.
+
+Labels: `source_cluster` and `target_cluster` are names of clusters, `scope` is a kind of keys such as `ip/v1`, `reason` and `cause`
+are explained by the help text or by the log line that comes with them.
+";
+
+fn section(out: &mut String, title: &str, intro: &str, families: impl IntoIterator<Item = (String, String, String)>) {
+    *out += &format!("\n## {title}\n\n{intro}\n\n| Metric | Type | Meaning |\n|---|---|---|\n");
+    for (name, kind, help) in families {
+        let help = help.trim_end_matches('.').replace('|', "\\|");
+        *out += &format!("| `{name}` | {kind} | {help} |\n");
+    }
+}
+
+/// The families of the page of publisher and mirror, and of the store's own page.
+async fn families() -> (Families, Families) {
+    let life = Lifecycle::default();
+    let data = tempfile::tempdir().unwrap();
+    let config = EtcdConfig {
+        data: Some(crate::durable::Config::new(data.path().join("data"))),
+        ..EtcdConfig::new(server::Config::new(MemberIdentity::random()), vec![])
+    };
+    let etcd = Etcd::start(config, &life).await.unwrap();
+    let metrics = DaemonMetrics {
+        kvstore: kvstore::Metrics::with_all_families(),
+        kubernetes: Status::with_all_families(),
+        ..DaemonMetrics::default()
+    };
+    metrics.mesh.stand_by();
+    metrics.set_leader(true);
+    let registry = metrics.registry(
+        "cilium_clustermesh_apiserver",
+        ControllerGroups::new(&["all".to_owned()]),
+    );
+    let daemon = describe([&registry, &etcd.figures()]);
+    let store = etcd.described_metrics();
+    life.stop();
+    (daemon, store)
+}
+
+fn page(daemon: Families, store: Families) -> String {
+    let mut all: BTreeMap<String, (String, String)> = BTreeMap::new();
+    for (name, kind, help) in store.into_iter().chain(daemon) {
+        all.insert(name, (kind, help));
+    }
+    let mut take = |wanted: &dyn Fn(&str, &str) -> bool| -> Families {
+        let names: Vec<_> = all
+            .iter()
+            .filter(|(name, (_, help))| wanted(name, help))
+            .map(|(name, _)| name.clone())
+            .collect();
+        let taken = names.into_iter().filter_map(|name| all.remove_entry(&name));
+        taken.map(|(name, (kind, help))| (name, kind, help)).collect()
+    };
+    let mut out = HEAD.to_owned();
+    let process = take(&|name, _| {
+        ["process_", "os_fd", "isthmus_build", "isthmus_certificate"]
+            .iter()
+            .any(|p| name.starts_with(p))
+    });
+    section(&mut out, "Process", "On every page.", process);
+    let mirror = take(&|name, _| name.starts_with("cilium_kvstoremesh_remote"));
+    let publisher = take(&|name, _| name.starts_with("cilium_"));
+    let intro = "The names are those of Cilium's `clustermesh-apiserver`, as far as it has them. The metrics of writers \
+                 (`kvstore_…`, `propagation_seconds`, `api_limiter_…`) and `version`, `bootstrap_seconds` and \
+                 `leader_election_master_status` have the prefix `cilium_kvstoremesh_` for the mirror's writers, and in a process that \
+                 is a mirror alone.";
+    section(
+        &mut out,
+        "Publisher",
+        intro,
+        publisher
+            .into_iter()
+            .filter(|(name, ..)| name.starts_with("cilium_clustermesh")),
+    );
+    let intro = "One series for each remote cluster (`target_cluster`).";
+    section(&mut out, "Mirror", intro, mirror);
+    let ours = take(&|name, _| name.starts_with("isthmus_"));
+    section(&mut out, "Store", "Metrics that etcd does not have.", ours);
+    let real = take(&|_, help| !help.starts_with("Nothing here does this") && !help.starts_with("See etcd"));
+    let alike = take(&|_, help| help.starts_with("See etcd"));
+    let intro = "The names are those of etcd 3.7 and grpc-prometheus, so that their dashboards and alerts work.";
+    section(&mut out, "Names of etcd", intro, real);
+    let list = |families: Families| {
+        let names: Vec<_> = families.into_iter().map(|(name, ..)| format!("`{name}`")).collect();
+        names.join(", ")
+    };
+    out += &format!(
+        "\nWith etcd's meaning, or always 0 where the store has no such thing: {}.\n",
+        list(alike)
+    );
+    let zero = take(&|_, _| true);
+    out += &format!("\nHistograms that are always empty: {}.\n", list(zero));
+    out
+}
+
+#[tokio::test]
+async fn metrics_reference_is_that_of_the_code() {
+    let (daemon, store) = families().await;
+    let page = page(daemon, store);
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(FILE);
+    if std::env::var_os("UPDATE").is_some() {
+        std::fs::write(&file, &page).unwrap();
+    }
+    let written = std::fs::read_to_string(&file).unwrap_or_default();
+    assert!(
+        written == page,
+        "{FILE} is not that of the code: run `UPDATE=1 cargo test --lib metrics_reference`, and look at the difference"
+    );
+}

@@ -1,0 +1,176 @@
+//! The rules and dashboards in `deploy/monitoring` name metrics that exist: those of the reference, and those on the page of a
+//! running mesh.
+
+use crate::support::admin::Admin;
+use crate::support::files::example;
+use crate::support::mesh::{RemoteStore, write_client_files};
+use crate::support::{Tls, eventually, http, isthmus};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// Metrics that are not on the page of `serve` in good health, or of a process with manifests, and where they are.
+const ELSEWHERE: [&str; 4] = [
+    // A process that follows a Kubernetes API.
+    "cilium_clustermesh_apiserver_kubernetes_up",
+    // A mirror of an etcd, which has to be elected.
+    "cilium_kvstoremesh_leader_election_master_status",
+    // A mirror that has refused a key.
+    "cilium_kvstoremesh_remote_cluster_keys_refused_total",
+    // The store's own page.
+    "etcd_server_has_leader",
+];
+
+fn repository() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn text(path: &str) -> String {
+    std::fs::read_to_string(repository().join(path)).unwrap()
+}
+
+/// The expressions of the rules.
+fn rule_expressions() -> Vec<String> {
+    let rules: serde_json::Value = serde_saphyr::from_str(&text("deploy/monitoring/alerts.yaml")).unwrap();
+    let groups = rules["groups"].as_array().unwrap();
+    let rules = groups.iter().flat_map(|group| group["rules"].as_array().unwrap());
+    rules.map(|rule| rule["expr"].as_str().unwrap().to_owned()).collect()
+}
+
+/// The expressions of the dashboards' panels and variables.
+fn dashboard_expressions() -> Vec<String> {
+    let mut expressions = vec![];
+    for entry in std::fs::read_dir(repository().join("deploy/monitoring/dashboards")).unwrap() {
+        let dashboard: serde_json::Value =
+            serde_json::from_str(&std::fs::read_to_string(entry.unwrap().path()).unwrap()).unwrap();
+        for panel in dashboard["panels"].as_array().unwrap() {
+            let targets = panel["targets"].as_array().map(Vec::as_slice).unwrap_or_default();
+            expressions.extend(targets.iter().map(|target| target["expr"].as_str().unwrap().to_owned()));
+        }
+        let variables = dashboard["templating"]["list"].as_array().unwrap();
+        let queries = variables.iter().filter(|variable| variable["type"] == "query");
+        expressions.extend(queries.map(|variable| variable["definition"].as_str().unwrap().to_owned()));
+    }
+    expressions
+}
+
+/// The metrics that an expression names. Names of both processes in one pattern are two names.
+fn names(expression: &str) -> BTreeSet<String> {
+    let both = "(clustermesh_apiserver|kvstoremesh)";
+    let expressions = match expression.contains(both) {
+        true => ["clustermesh_apiserver", "kvstoremesh"]
+            .map(|one| expression.replace(both, one))
+            .to_vec(),
+        false => vec![expression.to_owned()],
+    };
+    let mut found = BTreeSet::new();
+    for expression in expressions {
+        let words = expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != ':');
+        let prefixes = ["cilium_", "etcd_", "isthmus_", "process_", "grpc_"];
+        let metrics = words.filter(|word| prefixes.iter().any(|prefix| word.starts_with(prefix)));
+        found.extend(metrics.map(str::to_owned));
+    }
+    found
+}
+
+fn all_names() -> BTreeSet<String> {
+    let expressions = rule_expressions().into_iter().chain(dashboard_expressions());
+    let found: BTreeSet<_> = expressions.flat_map(|expression| names(&expression)).collect();
+    assert!(found.len() > 40, "only {} metrics are named", found.len());
+    found
+}
+
+/// The name of the family: a histogram has three kinds of samples.
+fn family(name: &str) -> &str {
+    let ends = ["_bucket", "_sum", "_count"];
+    ends.iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name)
+}
+
+#[test]
+fn rules_and_dashboards_name_metrics_of_the_reference() {
+    let reference = text("docs/metrics.md");
+    // The reference says which metrics of the publisher the mirror has under its own prefix.
+    let described = |name: &str| {
+        let twin = name.replace("cilium_kvstoremesh_", "cilium_clustermesh_apiserver_");
+        [name, &twin]
+            .iter()
+            .any(|name| reference.contains(&format!("`{name}`")))
+    };
+    let missing: Vec<_> = all_names()
+        .into_iter()
+        .filter(|name| !described(family(name)))
+        .collect();
+    assert!(missing.is_empty(), "docs/metrics.md does not have {missing:?}");
+}
+
+#[test]
+fn the_rules_are_those_of_the_chart_and_each_is_tested_and_listed() {
+    let (rules, chart) = (
+        text("deploy/monitoring/alerts.yaml"),
+        text("deploy/helm/isthmus/files/alerts.yaml"),
+    );
+    let (_, rules) = rules.split_once("\ngroups:\n").unwrap();
+    assert!(
+        rules == chart,
+        "deploy/monitoring/alerts.yaml and the chart's files/alerts.yaml differ"
+    );
+    let (tests, list) = (text("deploy/monitoring/alerts_test.yaml"), text("docs/installing.md"));
+    let alerts: Vec<_> = rules
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("- alert: "))
+        .collect();
+    assert!(alerts.len() > 20);
+    for alert in alerts {
+        for case in ["fires", "does not fire"] {
+            assert!(
+                tests.contains(&format!("name: {alert} {case}\n")),
+                "no test in which {alert} {case}"
+            );
+        }
+        assert!(
+            list.contains(&format!("| `{alert}` |")),
+            "docs/installing.md does not list {alert}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_mesh_serves_the_metrics_of_rules_and_dashboards() {
+    let tls = Tls::new();
+    let (remote, admin) = (RemoteStore::start(&tls, "hk-cluster").await, Admin::new());
+    remote.fill(&tls, 2).await;
+    let remotes = write_client_files(&tls, &[&remote]);
+    let data: &Path = &tls.path("data");
+    let _serve = isthmus(["serve", "--cluster-name=tokyo-cluster", "--cluster-id=1"])
+        .arg(format!("--manifests={}", example("tokyo-cluster").display()))
+        .arg(format!("--clustermesh-config={}", remotes.display()))
+        .arg(format!("--data-dir={}", data.display()))
+        .args([admin.health_flag(), admin.metrics_flag(), admin.api_flag()])
+        .args(tls.flags())
+        .start();
+    admin.ready().await;
+    let wanted: BTreeSet<_> = all_names()
+        .into_iter()
+        .filter(|name| !ELSEWHERE.contains(&name.as_str()))
+        .collect();
+    let mut missing = vec![];
+    let complete = async || {
+        let page = http::get(&admin.metrics_url()).await.ok()?.body;
+        let has = |name: &&String| {
+            page.lines().any(|line| {
+                line.strip_prefix(name.as_str())
+                    .is_some_and(|rest| rest.starts_with(['{', ' ']))
+            })
+        };
+        missing = wanted.iter().filter(|name| !has(name)).cloned().collect();
+        missing.is_empty().then_some(())
+    };
+    if tokio::time::timeout(
+        std::time::Duration::from_secs(20),
+        eventually("all metrics are served", complete),
+    )
+    .await
+    .is_err()
+    {
+        panic!("not on the page of metrics: {missing:?}");
+    }
+}
