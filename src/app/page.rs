@@ -170,12 +170,9 @@ impl Shown {
         }
     }
 
-    /// The process publishes by this writer.
-    pub fn publishing(self, publisher: Arc<SyncStore>) -> Self {
-        Self {
-            publisher: Some(publisher),
-            ..self
-        }
+    /// The process publishes by this writer, if it has one.
+    pub fn publishing(self, publisher: Option<Arc<SyncStore>>) -> Self {
+        Self { publisher, ..self }
     }
 }
 

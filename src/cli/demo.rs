@@ -312,7 +312,7 @@ async fn run(cluster: Cluster) -> anyhow::Result<Running> {
     };
     let (info, ready) = (cluster.info.clone(), ready(&published, &mirrored));
     let shown = Shown::new("demo", info, ready, metrics, ShownStore::own(&cluster.etcd));
-    let page = start_page(page, shown.publishing(Arc::clone(&publisher)), life).await?;
+    let page = start_page(page, shown.publishing(Some(Arc::clone(&publisher))), life).await?;
     Ok(Running {
         cluster,
         publisher,

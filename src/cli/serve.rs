@@ -118,6 +118,15 @@ impl SizeArgs {
         }
     }
 
+    /// Sets how much the store keeps.
+    fn etcd(&self, config: EtcdConfig) -> EtcdConfig {
+        EtcdConfig {
+            auto_compaction: self.auto_compaction(),
+            history_max: self.history_max(),
+            ..config
+        }
+    }
+
     /// The automatic compaction by time.
     fn auto_compaction(&self) -> AutoCompaction {
         match self.history.is_zero() {
@@ -177,17 +186,13 @@ impl ServeArgs {
             expiry: metrics.expiry.clone(),
             ..limits(&budgets)
         });
+        let listeners = tls.listeners(&listen_client_urls).context("--listen-client-urls")?;
         let config = EtcdConfig {
-            auto_compaction: sizes.auto_compaction(),
-            history_max: sizes.history_max(),
             data: data.config(),
             // Without client certificates, users cannot be told apart. A replica has the users of its upstream.
             users_of: (client_cert_auth && !follow.is_replica()).then(|| cluster.name.clone()),
             follow: follow.config(),
-            ..EtcdConfig::new(
-                server,
-                tls.listeners(&listen_client_urls).context("--listen-client-urls")?,
-            )
+            ..sizes.etcd(EtcdConfig::new(server, listeners))
         };
         let etcd = Etcd::start(config, life).await?;
         metrics.follow_store(etcd.figures());
@@ -205,19 +210,8 @@ impl ServeArgs {
             users: users.path().filter(|_| !follow.is_replica()),
             has_users: client_cert_auth,
         };
-        let surroundings = (&metrics, &ready, life);
-        let publisher = match follow.file() {
-            Some(file) => {
-                writers.start_where_they_lead(&etcd, file, observe.ready_needs, surroundings);
-                None
-            }
-            None => Some(writers.start_here(&etcd, observe.ready_needs, surroundings)),
-        };
-        let shown = Shown::new("serve", cluster, ready, metrics, ShownStore::own(&etcd));
-        let shown = match publisher {
-            Some(publisher) => shown.publishing(publisher),
-            None => shown,
-        };
+        let publisher = writers.start(&etcd, follow.file(), observe.ready_needs, (&metrics, &ready, life));
+        let shown = Shown::new("serve", cluster, ready, metrics, ShownStore::own(&etcd)).publishing(publisher);
         start_page(page, shown, life).await?;
         starting.complete();
         Ok(())
@@ -266,6 +260,24 @@ struct Writers {
 type Surroundings<'a> = (&'a DaemonMetrics, &'a Ready, &'a Lifecycle);
 
 impl Writers {
+    /// Starts publisher and mirror where they write: here, or in the upstream that `upstream` names. Returns the publisher's
+    /// writer of a store of its own.
+    fn start(
+        self,
+        etcd: &Etcd,
+        upstream: Option<&Path>,
+        needs: Needs,
+        surroundings: Surroundings<'_>,
+    ) -> Option<Arc<SyncStore>> {
+        match upstream {
+            Some(file) => {
+                self.start_where_they_lead(etcd, file, needs, surroundings);
+                None
+            }
+            None => Some(self.start_here(etcd, needs, surroundings)),
+        }
+    }
+
     /// Starts publisher and mirror, which write to the store of this process. Returns the publisher's writer.
     fn start_here(self, etcd: &Etcd, needs: Needs, (metrics, ready, life): Surroundings<'_>) -> Arc<SyncStore> {
         metrics.conditions(&etcd.backend(), needs, ready);

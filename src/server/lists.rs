@@ -169,13 +169,13 @@ mod tests {
         for sizes in [vec![], vec![300; 1000], vec![0, PIECE * 3, 5, PIECE - 40, 1]] {
             let result = result(sizes.into_iter());
             let whole = pb::RangeResponse {
-                header: Some(header.clone()),
+                header: Some(header),
                 kvs: result.kvs.iter().cloned().map(Into::into).collect(),
                 more: true,
                 count: result.count as i64,
             };
             let mut response = Response::new(Body::empty());
-            response.extensions_mut().insert(Streamed::new(header.clone(), result));
+            response.extensions_mut().insert(Streamed::new(header, result));
             let mut body = Streamed::take(response).into_body();
             let whole = whole.encode_to_vec();
             let mut sent: Vec<u8> = Vec::new();
