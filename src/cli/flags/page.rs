@@ -16,8 +16,8 @@ pub struct PageArgs {
     #[arg(long, env = "CILIUM_UI_ADDR", value_name = "HOST:PORT")]
     ui_addr: Option<String>,
     /// Server certificate of the page with its chain, PEM. Over TLS, the page opens for a client certificate whose common
-    /// name is admin-<cluster> or local-<cluster>, or for the token of --ui-token-file. Changed files are read without a
-    /// restart.
+    /// name begins with admin- or local-, as those of the mesh do, or for the token of --ui-token-file. Changed files are
+    /// read without a restart.
     #[arg(long, env = "CILIUM_UI_CERT_FILE", value_name = "FILE")]
     ui_cert_file: Option<PathBuf>,
     /// Private key of --ui-cert-file, PEM.
