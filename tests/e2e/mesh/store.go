@@ -87,7 +87,10 @@ func ClientAt(cluster *kube.Cluster, secret, address string) (*clientv3.Client, 
 	return Dial(address, config)
 }
 
-// Keys reads the keys of a prefix.
+// isProbe tells the probe of Isthmus' propagation, which is rewritten every second, and which nobody mirrors.
+func isProbe(key string) bool { return strings.HasPrefix(key, "cilium/state/probe/") }
+
+// Keys reads the keys of a prefix, without the probe.
 func Keys(client *clientv3.Client, prefix string) (map[string]string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second*slack())
 	defer cancel()
@@ -97,7 +100,9 @@ func Keys(client *clientv3.Client, prefix string) (map[string]string, error) {
 	}
 	keys := map[string]string{}
 	for _, kv := range answer.Kvs {
-		keys[string(kv.Key)] = string(kv.Value)
+		if key := string(kv.Key); !isProbe(key) {
+			keys[key] = string(kv.Value)
+		}
 	}
 	return keys, nil
 }

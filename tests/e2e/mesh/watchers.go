@@ -105,6 +105,9 @@ func (f follower) follow(ctx context.Context, client *clientv3.Client, listed fu
 			return
 		}
 		for _, event := range response.Events {
+			if isProbe(string(event.Kv.Key)) {
+				continue
+			}
 			f.Events.Add(1)
 			if event.Type == clientv3.EventTypeDelete {
 				f.Deletes.Add(1)
