@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -34,49 +33,16 @@ func clientsOf(t testing.TB, replicas []*replica) (clients []*clientv3.Client) {
 func TestReplicasRecipes(t *testing.T) {
 	m := cluster(t, 1)
 	clients := clientsOf(t, replicasOf(t, 2, m.addresses()))
-	held, most := 0, 0
-	var mu sync.Mutex
-	var wg sync.WaitGroup
-	for i := range 6 {
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
-			session, err := concurrency.NewSession(clients[i%2], concurrency.WithTTL(10))
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			defer session.Close()
-			lock := concurrency.NewMutex(session, "/lock")
-			for range 5 {
-				if err := lock.Lock(ctx(t)); err != nil {
-					t.Error(err)
-					return
-				}
-				mu.Lock()
-				held++
-				most = max(most, held)
-				mu.Unlock()
-				// Whoever holds the lock sees what the holder before has written, wherever that was.
-				c := clients[i%2]
-				n := len(try(c.Get(ctx(t), "/count")).or(t).Kvs)
-				if n > 0 {
-					fmt.Sscan(string(try(c.Get(ctx(t), "/count")).or(t).Kvs[0].Value), &n)
-				}
-				try(c.Put(ctx(t), "/count", fmt.Sprint(n+1))).or(t)
-				mu.Lock()
-				held--
-				mu.Unlock()
-				if err := lock.Unlock(ctx(t)); err != nil {
-					t.Error(err)
-				}
-			}
-		}()
-	}
-	wg.Wait()
-	count := string(try(clients[0].Get(ctx(t), "/count")).or(t).Kvs[0].Value)
-	if most != 1 || count != "30" {
-		t.Fatalf("%d clients held the lock at once, and %s of 30 increments are there", most, count)
+	inTurn(t, 6, func(worker int) *clientv3.Client { return clients[worker%2] }, func(c *clientv3.Client) {
+		// Whoever holds the lock sees what the holder before has written, wherever that was.
+		n := len(try(c.Get(ctx(t), "/count")).or(t).Kvs)
+		if n > 0 {
+			fmt.Sscan(string(try(c.Get(ctx(t), "/count")).or(t).Kvs[0].Value), &n)
+		}
+		try(c.Put(ctx(t), "/count", fmt.Sprint(n+1))).or(t)
+	})
+	if count := string(try(clients[0].Get(ctx(t), "/count")).or(t).Kvs[0].Value); count != "30" {
+		t.Fatalf("%s of 30 increments are there", count)
 	}
 
 	// The services of locks and elections, which wait upstream.
