@@ -183,7 +183,7 @@ impl Core {
         );
         let refusals: Arc<Refusals> = Arc::default();
         let connections = Connections::new(config.budgets.clone(), Arc::clone(&refusals));
-        metrics.register(&connections);
+        metrics.register(&connections, &store);
         let forwarding = Forwarding::default();
         if let Some(upstream) = &upstream {
             metrics.register_forwarding(&**upstream, &forwarding.unheld);

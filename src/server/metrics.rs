@@ -138,11 +138,9 @@ impl Metrics {
         }
     }
 
-    /// Registers what clients hold, and the counters of what they were refused.
-    pub(super) fn register(&mut self, connections: &Arc<Connections>) {
-        connections.refusals.register(&mut self.registry);
-        let held = budgets::Held(Arc::clone(connections));
-        self.registry.register_collector(Box::new(held));
+    /// Registers what clients hold, what they were refused, and what watches cost.
+    pub(super) fn register(&mut self, connections: &Arc<Connections>, store: &Arc<Store>) {
+        register_clients(&mut self.registry, connections, store);
     }
 
     /// Registers what a replica counts about its upstream and the calls that it forwards.
@@ -211,6 +209,13 @@ fn facts(registry: &mut Registry, member: u64) {
     }
 }
 
+/// Registers the metrics that etcd does not have.
+fn register_clients(registry: &mut Registry, connections: &Arc<Connections>, store: &Arc<Store>) {
+    connections.refusals.register(registry);
+    registry.register_collector(Box::new(budgets::Held(Arc::clone(connections))));
+    registry.register_collector(Box::new(Watches(Arc::clone(store))));
+}
+
 /// What watches cost, looked up at each scrape.
 struct Watches(Arc<Store>);
 
@@ -230,9 +235,7 @@ impl Core {
     /// Registers what clients hold, what they were refused, and what watches cost: for a page that does not have the metrics
     /// of etcd.
     pub fn register_figures(&self, registry: &mut Registry) {
-        self.refusals.register(registry);
-        registry.register_collector(Box::new(budgets::Held(Arc::clone(&self.connections))));
-        registry.register_collector(Box::new(Watches(Arc::clone(&self.store))));
+        register_clients(registry, &self.connections, &self.store);
     }
 
     /// The page of metrics.

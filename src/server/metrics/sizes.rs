@@ -79,8 +79,7 @@ impl Collector for Sizes {
             counter.encode(encoder.encode_descriptor(name, "See etcd", None, counter.metric_type())?)?;
         }
         let cpu = ConstCounter::new(process.cpu_seconds);
-        cpu.encode(encoder.encode_descriptor("process_cpu_seconds", "CPU time", None, cpu.metric_type())?)?;
-        watches(Page(encoder), &stats)
+        cpu.encode(encoder.encode_descriptor("process_cpu_seconds", "CPU time", None, cpu.metric_type())?)
     }
 }
 
