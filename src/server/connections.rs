@@ -2,16 +2,18 @@
 //! connection that is least useful gives way: the oldest unfinished handshake, or a connection without an admitted call
 //! that has been idle for longer, or else the idlest connection.
 
+mod table;
+
 use super::budgets::Budgets;
 use super::connection::{Connection, Idle, Stalled};
 use super::peer::Peer;
 use super::refusals::{Budget, Refusals};
 use super::tls::{Identity, TlsConfig};
 use parking_lot::Mutex;
-use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
+use table::{Open, Table, Unfinished};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
@@ -34,31 +36,6 @@ pub(super) struct Connections {
     pub(super) budgets: Budgets,
     pub(super) refusals: Arc<Refusals>,
     table: Mutex<Table>,
-}
-
-#[derive(Default)]
-struct Table {
-    next: u64,
-    /// Connections whose client is waited for during the handshake, oldest first.
-    unfinished: BTreeMap<u64, Unfinished>,
-    /// Connections that were just accepted, or whose handshake is being computed.
-    computing: usize,
-    open: BTreeMap<u64, Open>,
-    /// Open connections of each user.
-    owners: HashMap<Arc<str>, usize>,
-}
-
-struct Unfinished {
-    address: Option<SocketAddr>,
-    since: Instant,
-    evict: CancellationToken,
-}
-
-struct Open {
-    peer: Peer,
-    owner: Arc<str>,
-    /// The verified certificate, with the configuration that verified it.
-    trust: Option<Arc<Trust>>,
 }
 
 /// What all connections of a server hold together.
@@ -93,35 +70,6 @@ enum Stage {
     Unfinished,
     Computing,
     Open,
-}
-
-impl Table {
-    fn len(&self) -> usize {
-        self.unfinished.len() + self.computing + self.open.len()
-    }
-
-    /// Connections that are about to end.
-    fn ending(&self) -> usize {
-        self.open
-            .values()
-            .filter(|open| open.peer.connection.is_killed())
-            .count()
-    }
-
-    /// The connection that has been idle for longest: among those that never made a call that was admitted, if there
-    /// are any, so that strangers do not drive out clients that pause.
-    fn idlest(&self) -> Option<(bool, Instant, &Open)> {
-        self.idlest_of(|_| true)
-    }
-
-    fn idlest_of(&self, wanted: impl Fn(&Open) -> bool) -> Option<(bool, Instant, &Open)> {
-        let open = self.open.values().filter(|open| wanted(open));
-        let idle = open.filter_map(|open| match open.peer.connection.idle() {
-            Idle::Since { since, admitted, .. } if !open.peer.connection.is_killed() => Some((admitted, since, open)),
-            Idle::Busy | Idle::Since { .. } => None,
-        });
-        idle.min_by_key(|(admitted, since, _)| (*admitted, *since))
-    }
 }
 
 impl Connections {
@@ -160,7 +108,7 @@ impl Connections {
     pub(super) fn enter(self: &Arc<Self>, address: Option<SocketAddr>) -> Place {
         let mut table = self.table.lock();
         let most = self.budgets.connections;
-        let full = table.len() >= most && table.len() - table.ending() >= most;
+        let full = table.len() - table.ending() >= most;
         let (mut has_place, evicted) = (true, CancellationToken::new());
         let most_unfinished = (most / UNFINISHED_PART).max(UNFINISHED_MIN).min(most);
         if full || table.unfinished.len() >= most_unfinished {
@@ -206,9 +154,8 @@ impl Connections {
             .map(|(_, unfinished)| unfinished.since);
         let idlest = full.then(|| table.idlest()).flatten();
         match idlest {
-            Some((admitted, since, idle)) if oldest.is_none_or(|oldest| !admitted && since < oldest) => {
-                idle.peer.connection.kill();
-                self.refusals.note(Budget::Connections, &idle.peer);
+            Some(idle) if oldest.is_none_or(|oldest| !idle.admitted && idle.since < oldest) => {
+                self.end(table, idle.id, Budget::Connections);
             }
             _ => {
                 let Some((_, oldest)) = table.unfinished.pop_first() else {
@@ -223,6 +170,13 @@ impl Connections {
             }
         }
         true
+    }
+
+    /// Ends an open connection at once, because of a budget.
+    fn end(&self, table: &mut Table, id: u64, budget: Budget) {
+        if let Some(peer) = table.end(id) {
+            self.refusals.note(budget, peer);
+        }
     }
 
     /// Closes all connections after their present calls.
@@ -248,29 +202,28 @@ impl Connections {
     fn end_stalled(&self) {
         let mut stalled = vec![];
         let mut total = 0;
-        for open in self.table.lock().open.values() {
+        let mut table = self.table.lock();
+        for (id, open) in &table.open {
             let Stalled { held, since, slow } = open.peer.connection.answers.stalled();
             total += held;
             if held > STALLED_BYTES && !open.peer.connection.is_killed() {
-                stalled.push((since, slow, open.peer.clone()));
+                stalled.push((since, slow, *id));
             }
         }
         let pressure = total > self.budgets.long_answer_bytes / 2;
-        for (since, slow, peer) in stalled {
+        for (since, slow, id) in stalled {
             if pressure && slow || since > STALLED {
-                peer.connection.kill();
-                self.refusals.note(Budget::Answers, &peer);
+                self.end(&mut table, id, Budget::Answers);
             }
         }
     }
 
     async fn end_untrusted(&self, now: SystemTime) {
-        let of = |open: &Open| Some((Arc::clone(open.trust.as_ref()?), open.peer.clone()));
-        let open: Vec<_> = self.table.lock().open.values().filter_map(of).collect();
-        for (trust, peer) in open {
+        let of = |(id, open): (&u64, &Open)| Some((Arc::clone(open.trust.as_ref()?), *id));
+        let open: Vec<_> = self.table.lock().open.iter().filter_map(of).collect();
+        for (trust, id) in open {
             if !trust.tls.still_trusts(&trust.identity, now) {
-                peer.connection.kill();
-                self.refusals.note(Budget::Certificate, &peer);
+                self.end(&mut self.table.lock(), id, Budget::Certificate);
             }
             // To verify thousands of certificates again takes seconds.
             tokio::task::yield_now().await;
@@ -315,30 +268,13 @@ impl Place {
             Stage::Computing => table.computing -= 1,
             Stage::Open => {}
         }
-        let (trust, owner) = (trust.map(Arc::new), peer.owner());
-        let own = table.owners.entry(Arc::clone(&owner)).or_default();
-        *own += 1;
-        if *own > self.connections.budgets.connections.div_ceil(4) * 3 {
+        let most = self.connections.budgets.connections.div_ceil(4) * 3;
+        let idlest = table.open(self.id, peer, trust.map(Arc::new), most);
+        if let Some(id) = idlest {
             // The last quarter is for other users.
-            let idle = table.idlest_of(|open| open.owner == owner);
-            let last = idle.map_or(&peer, |(_, _, idle)| &idle.peer);
-            last.connection.kill();
-            self.connections.refusals.note(Budget::Connections, last);
+            self.connections.end(&mut table, id, Budget::Connections);
         }
-        table.open.insert(self.id, Open { peer, owner, trust });
         self.stage = Stage::Open;
-    }
-}
-
-impl Table {
-    fn close(&mut self, id: u64) {
-        let Some(closed) = self.open.remove(&id) else { return };
-        if let Some(own) = self.owners.get_mut(&closed.owner) {
-            *own -= 1;
-            if *own == 0 {
-                self.owners.remove(&closed.owner);
-            }
-        }
     }
 }
 
@@ -442,7 +378,7 @@ mod tests {
         assert_eq!(ended, [true, false, false, false, false, false, false], "the idlest");
         assert!(!of("one", 7).connection.is_killed());
         drop(places);
-        assert!(table.table.lock().owners.is_empty());
+        assert_eq!(table.table.lock().owners(), 0);
     }
 
     #[tokio::test]
