@@ -80,6 +80,7 @@ fn cluster_config(options: &Options) -> ClusterConfig {
                 _ => ExportMode::ServicesAndEndpointSlices,
             },
         },
+        region: None,
     }
 }
 

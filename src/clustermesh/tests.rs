@@ -210,6 +210,7 @@ fn config() -> ClusterConfig {
             service_exports_enabled: Some(true),
             endpoint_slices_export_mode: ExportMode::ServicesAndEndpointSlices,
         },
+        region: None,
     }
 }
 

@@ -157,6 +157,7 @@ impl Connection<'_> {
         let mut mirrored = config.clone();
         mirrored.capabilities.synced_canaries = true;
         mirrored.capabilities.cached = true;
+        mirrored.region = None;
         let (key, value) = (keys::cluster_config(&self.remote.name), mirrored.to_json());
         kept.send_if_modified(|kept| kept.replace(value.clone()).as_ref() != Some(&value));
         keeper::ensure(&*self.remote.backend, &key, &value).await?;
