@@ -71,6 +71,27 @@ impl Operator {
     }
 }
 
+impl IdentityLabels<'static> {
+    /// The labels of a reserved identity (Cilium: pkg/identity/numericidentity.go), which has no key. An endpoint whose
+    /// identity is being found has the reserved identity `init`, about which nothing is known.
+    pub fn reserved(number: u32) -> Option<Self> {
+        let key = match number {
+            1 => "host",
+            2 => "world",
+            3 => "unmanaged",
+            4 => "health",
+            6 => "remote-node",
+            7 => "kube-apiserver",
+            8 => "ingress",
+            9 => "world-ipv4",
+            10 => "world-ipv6",
+            _ => return None,
+        };
+        let (source, value) = ("reserved", "");
+        Some(Self(vec![IdentityLabel { source, key, value }]))
+    }
+}
+
 impl<'a> IdentityLabels<'a> {
     /// The labels in the value of an identity's key, `source:key=value;…`; `None` if the value is not such a list.
     pub fn parse(value: &'a [u8]) -> Option<Self> {
