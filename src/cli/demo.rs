@@ -280,6 +280,7 @@ async fn run(cluster: Cluster) -> anyhow::Result<Running> {
         service_exports: true,
         service_mode: ServiceMode::default(),
         probe_interval: keeper::PROBE,
+        scope: None,
     };
     let config = kvstoremesh::Config {
         cluster: cluster.info.clone(),

@@ -4,7 +4,7 @@ use super::budgets::BudgetArgs;
 use super::data::DataArgs;
 use super::etcd::listen::Tls;
 use super::flags::{
-    ClusterArgs, LogArgs, MeshArgs, ObserveArgs, PageArgs, PublisherArgs, ServiceArgs, boolean, duration,
+    ClusterArgs, LogArgs, MeshArgs, ObserveArgs, PageArgs, PublisherArgs, ScopeArgs, ServiceArgs, boolean, duration,
 };
 use super::follow::FollowArgs;
 use super::users::UserArgs;
@@ -38,6 +38,8 @@ pub struct ServeArgs {
     mesh: MeshArgs,
     #[command(flatten)]
     service: ServiceArgs,
+    #[command(flatten)]
+    scope: ScopeArgs,
     #[command(flatten)]
     users: UserArgs,
     #[command(flatten)]
@@ -157,6 +159,7 @@ impl ServeArgs {
             publisher,
             mesh,
             service,
+            scope,
             users,
             log: _,
             listen_client_urls,
@@ -203,7 +206,7 @@ impl ServeArgs {
             start_api(&mesh.api_serve_addr, &metrics, life).await?;
         }
         let writers = Writers {
-            publisher: publisher.options(cluster.clone(), mode),
+            publisher: publisher.options(cluster.clone(), mode, scope.start(&metrics, &ready, life)),
             objects,
             mirror,
             cluster: cluster.name.clone(),

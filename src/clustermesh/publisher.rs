@@ -27,7 +27,7 @@ use crate::k8s::types::{Kind, Object, ObjectKey};
 use crate::model::cluster::ClusterInfo;
 use crate::model::keys::Scope;
 use crate::scope::metrics::Exported;
-use crate::scope::{Export, Verdict};
+use crate::scope::{Export, Verdict, Watcher};
 use bytes::Bytes;
 use exports::{Exports, Note};
 use initial::InitialLists;
@@ -62,6 +62,8 @@ pub struct Options {
     pub service_mode: ServiceMode,
     /// How often the probe key is written; zero writes no probe.
     pub probe_interval: Duration,
+    /// The scope file, if there is one; only the shell reads it.
+    pub scope: Option<Watcher>,
 }
 
 /// A step that the caller must carry out because of an event.

@@ -22,6 +22,7 @@ fn options() -> Options {
         service_exports: true,
         service_mode: ServiceMode::default(),
         probe_interval: Default::default(),
+        scope: None,
     }
 }
 

@@ -1,6 +1,7 @@
 //! Follows a scope file. A content that cannot be used changes nothing.
 
 use super::file::ScopeFile;
+use super::metrics::Exported;
 use crate::util::follow_dir::{Config, FileChange, Follower, Inspected, Removal, Scope, Update};
 use parking_lot::Mutex;
 use std::path::PathBuf;
@@ -25,6 +26,7 @@ pub struct Watcher {
 pub struct FileState {
     path: PathBuf,
     known: Mutex<Known>,
+    exported: Mutex<Option<Exported>>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -50,7 +52,11 @@ pub fn follow(path: PathBuf) -> (Watcher, ScopeFollower) {
         problem: Some("the file has not been read yet".to_owned()),
         ..Known::default()
     });
-    let state = Arc::new(FileState { path, known });
+    let state = Arc::new(FileState {
+        path,
+        known,
+        exported: Mutex::default(),
+    });
     let watcher = Watcher {
         scope: receiver,
         state: Arc::clone(&state),
@@ -174,6 +180,16 @@ impl FileState {
     /// When the present scope was read.
     pub fn loaded(&self) -> Option<SystemTime> {
         self.known.lock().loaded
+    }
+
+    /// Shows what was decided about the keys of this cluster.
+    pub fn exported(&self, exported: Exported) {
+        *self.exported.lock() = Some(exported);
+    }
+
+    /// What was decided about the keys of this cluster, once the publisher knows.
+    pub fn export(&self) -> Option<Exported> {
+        self.exported.lock().clone()
     }
 
     fn valid(&self) {

@@ -14,15 +14,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
-/// The file and the counts of one process. Clones share them.
+/// The scope file of one process, if it has one. Clones share it.
 #[derive(Clone, Default)]
-pub struct ScopeMetrics(Arc<Mutex<Known>>);
-
-#[derive(Default)]
-struct Known {
-    file: Option<Arc<FileState>>,
-    exported: Option<Exported>,
-}
+pub struct ScopeMetrics(Arc<Mutex<Option<Arc<FileState>>>>);
 
 /// What was decided about the keys of this cluster.
 #[derive(Clone, Debug, Default)]
@@ -40,17 +34,12 @@ impl fmt::Debug for ScopeMetrics {
 impl ScopeMetrics {
     /// Shows the state of a scope file.
     pub fn follow(&self, file: &Arc<FileState>) {
-        self.0.lock().file = Some(Arc::clone(file));
+        *self.0.lock() = Some(Arc::clone(file));
     }
 
-    /// Shows what was decided about the keys of this cluster.
-    pub fn exported(&self, exported: Exported) {
-        self.0.lock().exported = Some(exported);
-    }
-
-    /// What was decided about the keys of this cluster; `None` without a scope file.
-    pub fn export(&self) -> Option<Exported> {
-        self.0.lock().exported.clone()
+    /// The scope file; `None` in a process without one.
+    pub fn file(&self) -> Option<Arc<FileState>> {
+        self.0.lock().clone()
     }
 }
 
@@ -86,30 +75,30 @@ impl Exported {
 
 impl Collector for ScopeMetrics {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let known = self.0.lock();
+        let file = self.file();
         let mut page = Page(encoder);
-        let file = known.file.iter();
         let one = |value: Option<f64>| value.into_iter().map(|value| (vec![], value)).collect();
-        let valid = file.clone().next().map(|f| f64::from(u8::from(f.problem().is_none())));
+        let valid = file.as_ref().map(|f| f64::from(u8::from(f.problem().is_none())));
         page.gauges(
             "isthmus_scope_file_valid",
             "Whether the scope file can be used (1); if not (0), the scope that was read last stays",
             one(valid),
         )?;
-        let errors = file.clone().map(|f| (vec![], f.errors())).collect();
+        let errors = file.iter().map(|f| (vec![], f.errors())).collect();
         page.counters(
             "isthmus_scope_file_errors",
             "Number of times that the scope file could not be used, by its content or because it could not be read",
             errors,
         )?;
-        let loaded = known.file.as_ref().and_then(|f| f.loaded());
+        let loaded = file.as_ref().and_then(|f| f.loaded());
         let loaded = loaded.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
         page.gauges(
             "isthmus_scope_file_loaded_timestamp_seconds",
             "When a valid scope file was read last, in seconds since 1970",
             one(loaded.map(|d| d.as_secs_f64())),
         )?;
-        let rows: Vec<_> = known.exported.iter().flat_map(Exported::rows).collect();
+        let exported = file.as_ref().and_then(|f| f.export());
+        let rows: Vec<_> = exported.iter().flat_map(Exported::rows).collect();
         page.gauges(
             "isthmus_scope_exported_keys",
             "Number of keys of this cluster by kind, by what the scope file decided (kept, left-out or pending), and by the rule",
