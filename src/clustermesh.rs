@@ -15,10 +15,15 @@ use crate::model::keys::{self, Scope};
 use crate::scope::{ScopeFile, Watcher};
 use crate::util::lifecycle::Lifecycle;
 use crate::util::readiness::{Block, Ready};
-use publisher::{Action, Options, Publisher, ServiceMode};
+use publisher::{Action, Name, Options, Publisher, ServiceMode};
+use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
+
+/// The wait after a failed list of the former keys.
+const RETRY: Duration = Duration::from_secs(2);
 
 /// Publishes the keys that follow from `events` into `backend` until the lifecycle stops: the cluster configuration and
 /// the heartbeat at once, then the resources, and the canary of each scope after its first complete state. Returns the
@@ -38,6 +43,7 @@ pub fn start(
     let stop = life.stop_token().clone();
     life.spawn_forever("cluster config", keep_config(options.clone(), Arc::clone(&backend)));
     life.spawn_forever("heartbeat", keeper::beat(Arc::clone(&backend), metrics.clone()));
+    let listed = Arc::clone(&backend);
     if !options.probe_interval.is_zero() {
         let (counted, name) = (Arc::clone(&sync), cluster.name.clone());
         let keys =
@@ -61,7 +67,7 @@ pub fn start(
             }
         });
     }
-    life.spawn_forever("publisher", publish(options, events, Arc::clone(&sync)));
+    life.spawn_forever("publisher", publish(options, events, listed, Arc::clone(&sync)));
     sync
 }
 
@@ -101,7 +107,12 @@ fn cluster_config(options: &Options, region: Option<String>) -> ClusterConfig {
 }
 
 /// Publishes what follows from `events`. With a scope file, events wait until the file can be used.
-async fn publish(options: Options, mut events: mpsc::Receiver<Received>, sync: Arc<SyncStore>) {
+async fn publish(
+    options: Options,
+    mut events: mpsc::Receiver<Received>,
+    backend: Arc<dyn Backend>,
+    sync: Arc<SyncStore>,
+) {
     let (cluster, mut file) = (options.cluster.name.clone(), options.scope.clone());
     let has_annotations = !options.endpoint_slices;
     let mut publisher = Publisher::new(options);
@@ -114,7 +125,12 @@ async fn publish(options: Options, mut events: mpsc::Receiver<Received>, sync: A
                  the annotations clustermesh.cilium.io/sync and sync-scope are on CiliumEndpoints only"
             );
         }
-        publisher = publisher.with_scope(Arc::new(scope.export.clone()));
+        // Only a rule with an identity can leave it open whether an address is exported.
+        let former = match scope.export.endpoints.need_identities() {
+            true => former(&*backend, &Scope::Endpoints.state_prefix(&cluster)).await,
+            false => HashSet::new(),
+        };
+        publisher = publisher.with_scope(Arc::new(scope.export.clone()), former);
     }
     loop {
         let (actions, at) = tokio::select! {
@@ -141,6 +157,22 @@ async fn publish(options: Options, mut events: mpsc::Receiver<Received>, sync: A
         }
         if let (Some(file), Some(counted)) = (&file, publisher.counted()) {
             file.state().exported(counted);
+        }
+    }
+}
+
+/// The names of the keys that an earlier run left under `prefix`.
+async fn former(backend: &dyn Backend, prefix: &str) -> HashSet<Name> {
+    loop {
+        match backend.list(prefix).await {
+            Ok(keys) => {
+                let names = keys.iter().filter_map(|kv| kv.key.strip_prefix(prefix.as_bytes()));
+                return names.filter_map(|name| std::str::from_utf8(name).ok()).map(Name::from).collect();
+            }
+            Err(error) => {
+                tracing::warn!(prefix, %error, "cannot list the keys of the last run, trying again");
+                tokio::time::sleep(RETRY).await;
+            }
         }
     }
 }

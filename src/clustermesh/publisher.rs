@@ -32,7 +32,7 @@ use bytes::Bytes;
 use exports::{Exports, Note};
 use initial::InitialLists;
 use problems::ReportedProblems;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 use value::Problems;
@@ -207,9 +207,9 @@ impl Publisher {
     }
 
     /// The publisher exports what these rules say. To be called before the first event; [`Self::set_scope`] changes the
-    /// rules later.
-    pub fn with_scope(mut self, rules: Arc<Export>) -> Self {
-        let exports = Exports::new(rules, &self.state.options.cluster.name);
+    /// rules later. `former` are the addresses that the store holds already.
+    pub fn with_scope(mut self, rules: Arc<Export>, former: HashSet<Name>) -> Self {
+        let exports = Exports::new(rules, former, &self.state.options.cluster.name);
         self.state.exports = Some(Box::new(exports));
         self.initial.needs_scope();
         self
@@ -228,7 +228,15 @@ impl Publisher {
     pub fn handle(&mut self, event: Event) -> Vec<Action> {
         let mut out = self.effects();
         match event {
-            Event::Listed(kind) => return self.initial.listed(kind, &self.state.options),
+            Event::Listed(kind) => {
+                let actions = self.initial.listed(kind, &self.state.options);
+                if let Some(exports) = &mut self.state.exports
+                    && actions.contains(&Action::Complete(Scope::Endpoints))
+                {
+                    exports.forget_former();
+                }
+                return actions;
+            }
             Event::Apply(key, object) => {
                 self.state.apply(&key, *object, &mut out);
                 self.finish(&mut out);

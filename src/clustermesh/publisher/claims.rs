@@ -108,7 +108,7 @@ impl Claims {
                 None
             }
         };
-        elect(slot, was.is_some());
+        elect(slot, was.is_some() || is_former(judge, &name));
         if let Some((exports, _)) = judge {
             unlink(exports, &name, slot, former.as_deref());
             exports.recount(standing, self::standing(&name, slot));
@@ -133,7 +133,7 @@ impl Claims {
         let at = slot.iter().position(|claim| claim.object == *object)?;
         let (was, standing) = (owner(slot).map(|owner| owner.object == *object), standing(&name, slot));
         let former = slot.remove(at).facts;
-        elect(slot, was.is_some());
+        elect(slot, was.is_some() || is_former(judge, &name));
         if let Some((exports, _)) = judge {
             unlink(exports, &name, slot, former.as_deref());
             exports.recount(standing, self::standing(&name, slot));
@@ -153,7 +153,7 @@ impl Claims {
         for facts in slot.iter_mut().filter_map(|claim| claim.facts.as_deref_mut()) {
             facts.verdict = exports.judge_facts(facts, name);
         }
-        elect(slot, before.is_some());
+        elect(slot, before.is_some() || exports.is_former(name));
         exports.recount(standing, self::standing(name, slot));
         let now = owner(slot);
         (before.as_ref() != now.map(|owner| &owner.object)).then(|| OwnedKey {
@@ -178,7 +178,12 @@ fn owner(slot: &Slot) -> Option<&Claim> {
     slot.iter().find(|claim| claim.facts.as_ref().is_none_or(|facts| facts.owns))
 }
 
-/// Chooses the owner of a key.
+/// Whether an earlier run left the key in the store.
+fn is_former(judge: &Judge<'_>, name: &Name) -> bool {
+    judge.as_ref().is_some_and(|(exports, _)| exports.is_former(name))
+}
+
+/// Chooses the owner of a key, which may be there before.
 fn elect(slot: &mut Slot, is_there: bool) {
     let first = |wanted| {
         let has = |claim: &Claim| claim.facts.as_ref().is_some_and(|f| f.verdict.decision == wanted);

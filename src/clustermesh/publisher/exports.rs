@@ -33,6 +33,8 @@ pub(super) struct Exports {
     /// Whether the counts changed since they were last asked for.
     is_counted: bool,
     marked: Marked,
+    /// The addresses that an earlier run left in the store, until this run knows all addresses.
+    former: HashSet<Name>,
     /// The length of each scope's prefix.
     prefixes: BTreeMap<Scope, u64>,
 }
@@ -127,7 +129,7 @@ impl Standing {
 // === impl Exports ===
 
 impl Exports {
-    pub(super) fn new(rules: Arc<Export>, cluster: &ClusterName) -> Self {
+    pub(super) fn new(rules: Arc<Export>, former: HashSet<Name>, cluster: &ClusterName) -> Self {
         let prefixes = Scope::ALL.map(|scope| (scope, scope.state_prefix(cluster).len() as u64));
         Self {
             rules,
@@ -142,8 +144,19 @@ impl Exports {
             counts: BTreeMap::new(),
             is_counted: true,
             marked: Marked::default(),
+            former,
             prefixes: prefixes.into(),
         }
+    }
+
+    /// Whether an earlier run left this address in the store.
+    pub(super) fn is_former(&self, name: &Name) -> bool {
+        self.former.contains(name)
+    }
+
+    /// All addresses of this run are known: those that are not among them are stale.
+    pub(super) fn forget_former(&mut self) {
+        self.former = HashSet::new();
     }
 
     /// Notes the labels of a namespace. Returns whether that changes what the rules say about it.
