@@ -1,6 +1,9 @@
 //! The publisher compared with what Cilium wrote for the same objects, and single rules.
 
 mod invalid;
+mod scope;
+mod scope_model;
+mod scope_walk;
 mod sequence;
 
 use super::publisher::{Action, Options, Publisher, ServiceMode};
