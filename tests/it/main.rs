@@ -40,6 +40,7 @@ mod monitoring;
 mod page;
 mod propagation;
 mod remotes;
+mod scope;
 mod shutdown;
 mod support;
 mod troubleshoot;
