@@ -56,8 +56,8 @@ impl Exported {
 
     /// One row for each verdict that some key has: kind, decision, cause, keys, bytes.
     pub fn rows(&self) -> impl Iterator<Item = (Labels, super::counts::Tally)> + '_ {
-        self.counts.iter().flat_map(|(kind, counts)| {
-            counts.iter().map(|(verdict, tally)| {
+        self.counts.iter().flat_map(move |(kind, counts)| {
+            counts.iter().map(move |(verdict, tally)| {
                 let cause = match self.list(*kind) {
                     Some(rules) => rules.cause(verdict.cause).to_owned(),
                     None => verdict.cause.word().to_owned(),

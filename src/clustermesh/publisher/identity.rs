@@ -57,7 +57,7 @@ impl Resource for Identities {
         let (value, namespace) = (value(labels), Name::from(&**namespace));
         state.identities.insert(&key.name, &namespace, value.clone());
         if let (Some(exports), Some(number)) = (&mut state.exports, number(&key.name)) {
-            exports.identity(number, Some(&value));
+            exports.identity(number, Some(&value[..]));
         }
         publish(state, &key.name, value, state.namespaces.known(&namespace), out);
     }
