@@ -7,6 +7,7 @@ pub mod etcdinit;
 mod expiry;
 mod leader;
 pub mod metrics;
+mod namespaces;
 pub mod page;
 pub mod signal;
 mod users;
@@ -14,6 +15,7 @@ mod users;
 pub use candidates::Candidates;
 pub use etcd::{AutoCompaction, Etcd, EtcdConfig, ListenConfig};
 pub use leader::lead;
+pub use namespaces::start_imports;
 
 use crate::admin;
 use crate::clustermesh;

@@ -6,7 +6,8 @@ mod reference;
 use crate::admin::{self, LateRegistry};
 use crate::k8s::status::Status;
 use crate::kvstore::{self, Backend};
-use crate::kvstoremesh::{cluster::Counters, metrics::MeshMetrics};
+use crate::kvstoremesh::cluster::Counters;
+use crate::kvstoremesh::metrics::{ImportMetrics, MeshMetrics};
 use crate::scope::metrics::ScopeMetrics;
 use crate::users::{self, Users};
 use crate::util::expiry::Expiries;
@@ -244,6 +245,7 @@ impl DaemonMetrics {
         }
         registry.register_collector(Box::new(self.expiry.clone()));
         registry.register_collector(Box::new(self.scope.clone()));
+        registry.register_collector(Box::new(ImportMetrics(self.mesh.clone())));
         registry
     }
 

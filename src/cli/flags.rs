@@ -4,6 +4,7 @@
 
 mod kvstore;
 mod mesh;
+mod namespaces;
 mod page;
 mod publisher;
 mod scope;
@@ -11,6 +12,7 @@ mod store;
 
 pub use kvstore::KvstoreArgs;
 pub use mesh::MeshArgs;
+pub use namespaces::NamespaceArgs;
 pub use page::PageArgs;
 pub use publisher::{PublisherArgs, ServiceArgs};
 pub use scope::ScopeArgs;

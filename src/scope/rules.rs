@@ -1,5 +1,7 @@
 //! Lists of rules, and what they decide about a key.
 
+mod carry;
+
 use super::glob::Glob;
 use super::selector::{IdentityLabels, Labels, Selector};
 use std::fmt;
