@@ -8,6 +8,7 @@ use crate::k8s::types::{self as k8s, ObjectKey};
 use crate::model::cluster::ClusterInfo;
 use crate::model::keys::Scope;
 use crate::model::values;
+use crate::scope::Verdict;
 use bytes::Bytes;
 use std::collections::HashMap;
 
