@@ -150,8 +150,8 @@ interop-cilium: interop ## run Cilium's own tests of its kvstore packages, on 12
 interop-publisher: kubernetes ## compare the publisher with Cilium's on one kube-apiserver; SEEDS=3 STEPS=2000 for the long walk
 	$(CARGO) build --locked
 	./tests/interop/cilium/build $(PEERS)
-	KUBE_APISERVER=$(PEERS)/kube-apiserver CILIUM_APISERVER=$(PEERS)/clustermesh-apiserver $(GO_TEST) -v -timeout 3h \
-		-run 'Publisher|Migration' . -args -seeds $(SEEDS) -publisher.steps $(or $(STEPS),200)
+	KUBE_APISERVER=$(PEERS)/kube-apiserver CILIUM_APISERVER=$(PEERS)/clustermesh-apiserver CILIUM_READER=$(PEERS)/cilium-reader \
+		$(GO_TEST) -v -timeout 3h -run 'Publisher|Migration' . -args -seeds $(SEEDS) -publisher.steps $(or $(STEPS),200)
 
 publish: peers ## measure publishing 50,000 objects beside Cilium: memory, start, churn, outages; PUBLISH="-outage both"
 	$(CARGO) build --locked --profile dist

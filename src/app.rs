@@ -7,6 +7,7 @@ pub mod etcdinit;
 mod expiry;
 mod leader;
 pub mod metrics;
+mod namespaces;
 pub mod page;
 pub mod signal;
 mod users;
@@ -14,6 +15,7 @@ mod users;
 pub use candidates::Candidates;
 pub use etcd::{AutoCompaction, Etcd, EtcdConfig, ListenConfig};
 pub use leader::lead;
+pub use namespaces::start_imports;
 
 use crate::admin;
 use crate::clustermesh;
@@ -26,11 +28,12 @@ use crate::kvstore::users::UserAdmin;
 use crate::kvstore::{self, Backend, keeper};
 use crate::kvstoremesh::{self, Mesh};
 use crate::model::cluster::ClusterName;
+use crate::scope::{self, Watcher};
 use crate::users::Users;
 use crate::util::access;
 use crate::util::http;
 use crate::util::lifecycle::Lifecycle;
-use crate::util::readiness::{Block, Ready};
+use crate::util::readiness::{Block, Ready, Requirement};
 use anyhow::{Context, anyhow};
 use metrics::DaemonMetrics;
 use std::mem::ManuallyDrop;
@@ -171,6 +174,24 @@ pub fn start_users(
     let users = Arc::new(Users::new(path, users::own_names(cluster)));
     metrics.follow_users(&users);
     life.spawn_forever("users", async move { users.run(admin).await });
+}
+
+/// Follows the scope file at `path`. Readiness waits for a content that can be used; a later one that cannot is named.
+pub fn start_scope(path: PathBuf, metrics: &DaemonMetrics, ready: &Ready, life: &Lifecycle) -> Watcher {
+    let (watcher, follower) = scope::follow::follow(path);
+    metrics.scope.follow(watcher.state());
+    life.spawn_forever("scope file", follower.run());
+    let state = Arc::clone(watcher.state());
+    ready.condition("scope file", Requirement::Informative, move || state.problem());
+    let (block, stop, mut first) = (ready.block("reading the scope file"), life.stop_token().clone(), watcher.clone());
+    life.spawn_vital("first scope", async move {
+        let _block = block;
+        tokio::select! {
+            () = stop.cancelled() => {}
+            _ = first.usable() => {}
+        }
+    });
+    watcher
 }
 
 /// Starts writing the heartbeat key, for stores without a publisher.

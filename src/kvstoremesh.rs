@@ -7,7 +7,9 @@ pub mod config_dir;
 mod connection;
 mod error;
 mod exports;
+pub mod filter;
 mod ids;
+mod import;
 pub mod metrics;
 pub mod observed;
 mod position;
@@ -18,6 +20,7 @@ pub mod reflector;
 pub mod refusal;
 mod remote;
 mod removal;
+mod rules;
 mod slots;
 pub mod status;
 mod witness;
@@ -34,6 +37,8 @@ use crate::util::lifecycle::Lifecycle;
 use crate::util::readiness::Ready;
 use cluster::Cluster;
 use config_dir::Event;
+use filter::Report;
+use import::Import;
 use observed::Observed;
 use parking_lot::Mutex;
 use reflector::{Completeness, SizeLimit};
@@ -50,6 +55,8 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+
+pub use import::Imports;
 
 /// The remote clusters to mirror, and the limits and waits of the mirror.
 #[derive(Clone, Debug)]
@@ -78,6 +85,8 @@ pub struct Config {
     pub changes: ChangeLimits,
     /// Options of the clients of the remotes.
     pub remotes: Options,
+    /// What decides which keys are mirrored; `None` mirrors every key.
+    pub imports: Option<Imports>,
 }
 
 /// The clusters being mirrored.
@@ -101,6 +110,7 @@ enum Member {
 struct Mirror {
     sync: Arc<SyncStore>,
     state: SharedCluster,
+    import: Option<Arc<Import>>,
     /// Options of the clients of the remote cluster; their dialer remembers its last good address.
     options: Options,
     /// Ends the connection, or the wait for the next connection.
@@ -117,6 +127,7 @@ pub struct Snapshot {
     pub conflict: Option<String>,
     sync: Arc<SyncStore>,
     state: SharedCluster,
+    import: Option<Arc<Import>>,
     dialer: Dialer,
 }
 
@@ -152,6 +163,7 @@ impl Mesh {
         });
         let (this, ready) = (Arc::clone(&mesh), ready.clone());
         let listed = ready.block("remote clusters are not known yet");
+        mesh.follow_rules();
         life.spawn_forever(
             "remote clusters",
             async move { this.follow(events, &ready, listed).await },
@@ -166,6 +178,7 @@ impl Mesh {
         listed: crate::util::readiness::Block,
     ) {
         let mut listed = Some(listed);
+        self.wait_for_rules().await;
         while let Some(event) = events.recv().await {
             match event {
                 Event::Set(name, path) => self.set(name, path, listed.is_some().then_some(ready)),
@@ -217,6 +230,7 @@ impl Mesh {
             backend: Arc::clone(&self.backend),
             sync: Arc::clone(&mirror.sync),
             state: mirror.state.clone(),
+            import: mirror.import.clone(),
             cache_ttl: self.config.cache_ttl,
             size_limit: SizeLimit {
                 keys: self.config.keys_max,
@@ -276,6 +290,7 @@ impl Mesh {
             tokio::select! { () = stop.cancelled() => {}, () = run => {} }
         });
         Mirror {
+            import: self.new_import(name, &sync),
             sync,
             state: SharedCluster::new(Cluster::new(name.clone(), Instant::now())),
             options: Options {
@@ -398,6 +413,7 @@ impl Mesh {
                 conflict: None,
                 sync: Arc::clone(&mirror.sync),
                 state: mirror.state.clone(),
+                import: mirror.import.clone(),
                 dialer: mirror.options.dialer.clone(),
             })
             .collect();
@@ -443,6 +459,11 @@ impl Snapshot {
         }
     }
 
+    /// What the scope file leaves of the cluster; `None` if every key is mirrored.
+    pub fn scope(&self) -> Option<Report> {
+        self.import.as_ref()?.report()
+    }
+
     /// What is wrong, one sentence each.
     pub fn troubles(&self) -> Vec<String> {
         let mut troubles = status::troubles(&self.cluster, self.conflict.as_deref(), Instant::now());
@@ -478,6 +499,7 @@ impl Snapshot {
         status.propagation = self
             .look(|observed| observed.figures(1))
             .map(|figures| (&figures).into());
+        status.scope = self.scope().map(Into::into);
         if let Some(flag) = self.slowed_by() {
             let _ = write!(status.status, "; its changes are slowed down: more than {flag} allows");
         }

@@ -20,6 +20,7 @@ pub mod mesh;
 pub mod model;
 pub mod mvcc;
 pub mod pb;
+pub mod scope;
 pub mod server;
 pub mod snapshot;
 pub mod troubleshoot;

@@ -5,4 +5,5 @@ pub mod gojson;
 pub mod ip;
 pub mod keys;
 pub mod probe;
+pub mod slices;
 pub mod values;

@@ -6,7 +6,9 @@ mod reference;
 use crate::admin::{self, LateRegistry};
 use crate::k8s::status::Status;
 use crate::kvstore::{self, Backend};
-use crate::kvstoremesh::{cluster::Counters, metrics::MeshMetrics};
+use crate::kvstoremesh::cluster::Counters;
+use crate::kvstoremesh::metrics::{ImportMetrics, MeshMetrics};
+use crate::scope::metrics::ScopeMetrics;
 use crate::users::{self, Users};
 use crate::util::expiry::Expiries;
 use crate::util::lifecycle::Lifecycle;
@@ -62,6 +64,7 @@ pub struct DaemonMetrics {
     pub mesh: MeshMetrics,
     /// The certificates that the process uses.
     pub expiry: Expiries,
+    pub scope: ScopeMetrics,
     /// The store of this process, once it has started.
     store: LateRegistry,
     bootstrap: Gauge<f64, AtomicU64>,
@@ -241,6 +244,8 @@ impl DaemonMetrics {
             self.mirror.register_without_heartbeat(mesh);
         }
         registry.register_collector(Box::new(self.expiry.clone()));
+        registry.register_collector(Box::new(self.scope.clone()));
+        registry.register_collector(Box::new(ImportMetrics(self.mesh.clone())));
         registry
     }
 

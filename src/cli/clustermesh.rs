@@ -1,6 +1,6 @@
 //! `clustermesh`: the publisher alone, writing to any etcd.
 
-use super::flags::{ClusterArgs, KvstoreArgs, LogArgs, ObserveArgs, PublisherArgs, ServiceArgs};
+use super::flags::{ClusterArgs, KvstoreArgs, LogArgs, ObserveArgs, PublisherArgs, ScopeArgs, ServiceArgs};
 use super::users::UserArgs;
 use crate::app::{self, Starting};
 use crate::kvstore::Backend;
@@ -22,6 +22,8 @@ pub struct ClustermeshArgs {
     #[command(flatten)]
     service: ServiceArgs,
     #[command(flatten)]
+    scope: ScopeArgs,
+    #[command(flatten)]
     kvstore: KvstoreArgs,
     #[command(flatten)]
     users: UserArgs,
@@ -38,6 +40,7 @@ impl ClustermeshArgs {
             cluster,
             publisher,
             service,
+            scope,
             kvstore,
             users,
             log: _,
@@ -50,6 +53,7 @@ impl ClustermeshArgs {
         let ready = Ready::default();
         let starting = Starting::new(&ready);
         let metrics = observe.start("cilium_clustermesh_apiserver", &ready, life).await?;
+        let scope = scope.start(&metrics, &ready, life);
         let admin = EtcdUsers::new(store.source.clone());
         app::watch_store_certificates(store.source.clone(), &metrics, life);
         let store = EtcdBackend::start(store, &metrics.kvstore, life);
@@ -57,7 +61,7 @@ impl ClustermeshArgs {
         metrics.conditions(&backend, observe.ready_needs, &ready);
         let connected = store.connected().await;
         connected.context("failed to establish connection to kvstore")?;
-        let options = publisher.options(cluster.clone(), service.clustermesh_service_v2);
+        let options = publisher.options(cluster.clone(), service.clustermesh_service_v2, scope);
         app::start_publisher(options, source, backend, &metrics, &ready, life);
         if let Some(path) = users.path() {
             app::start_users(path, Arc::new(admin), &cluster.name, &metrics, life);

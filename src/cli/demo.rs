@@ -280,6 +280,7 @@ async fn run(cluster: Cluster) -> anyhow::Result<Running> {
         service_exports: true,
         service_mode: ServiceMode::default(),
         probe_interval: keeper::PROBE,
+        scope: None,
     };
     let config = kvstoremesh::Config {
         cluster: cluster.info.clone(),
@@ -293,6 +294,7 @@ async fn run(cluster: Cluster) -> anyhow::Result<Running> {
         legacy_services: true,
         keys_max: 1_000_000,
         changes: Default::default(),
+        imports: None,
         remotes: Default::default(),
     };
     let source = ObjectSource::Manifests(cluster.manifests.clone());

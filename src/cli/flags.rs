@@ -4,14 +4,18 @@
 
 mod kvstore;
 mod mesh;
+mod namespaces;
 mod page;
 mod publisher;
+mod scope;
 mod store;
 
 pub use kvstore::KvstoreArgs;
 pub use mesh::MeshArgs;
+pub use namespaces::NamespaceArgs;
 pub use page::PageArgs;
 pub use publisher::{PublisherArgs, ServiceArgs};
+pub use scope::ScopeArgs;
 pub use store::EndpointArgs;
 
 use super::ignored::IgnoredFlags;

@@ -1,6 +1,8 @@
 //! `kvstoremesh`: the mirror alone, writing to any etcd; `kvstoremesh-dbg status`, which asks a mirror.
 
-use super::flags::{ClusterArgs, KvstoreArgs, LogArgs, MeshArgs, ObserveArgs, PageArgs, ServiceArgs, boolean};
+use super::flags::{
+    ClusterArgs, KvstoreArgs, LogArgs, MeshArgs, NamespaceArgs, ObserveArgs, PageArgs, ScopeArgs, ServiceArgs, boolean,
+};
 use crate::app::page::{Shown, ShownStore, start_page};
 use crate::app::{self, Starting};
 use crate::kvstore::etcd::EtcdBackend;
@@ -24,6 +26,10 @@ pub struct KvstoremeshArgs {
     #[command(flatten)]
     service: ServiceArgs,
     #[command(flatten)]
+    scope: ScopeArgs,
+    #[command(flatten)]
+    namespaces: NamespaceArgs,
+    #[command(flatten)]
     kvstore: KvstoreArgs,
     #[command(flatten)]
     pub log: LogArgs,
@@ -44,6 +50,8 @@ impl KvstoremeshArgs {
             cluster,
             mesh,
             service,
+            scope,
+            namespaces,
             kvstore,
             log: _,
             enable_heartbeat,
@@ -64,6 +72,9 @@ impl KvstoremeshArgs {
         let ready = Ready::default();
         let starting = Starting::new(&ready);
         let metrics = observe.start("cilium_kvstoremesh", &ready, life).await?;
+        config.imports = scope
+            .start(&metrics, &ready, life)
+            .map(|scope| app::start_imports(scope, namespaces.source(), &metrics.kubernetes, &ready, life));
         metrics.set_leader(false);
         metrics.mesh.stand_by();
         app::watch_store_certificates(store.source.clone(), &metrics, life);

@@ -4,7 +4,7 @@ use super::budgets::BudgetArgs;
 use super::data::DataArgs;
 use super::etcd::listen::Tls;
 use super::flags::{
-    ClusterArgs, LogArgs, MeshArgs, ObserveArgs, PageArgs, PublisherArgs, ServiceArgs, boolean, duration,
+    ClusterArgs, LogArgs, MeshArgs, ObserveArgs, PageArgs, PublisherArgs, ScopeArgs, ServiceArgs, boolean, duration,
 };
 use super::follow::FollowArgs;
 use super::users::UserArgs;
@@ -12,6 +12,7 @@ use crate::app::metrics::{DaemonMetrics, Needs};
 use crate::app::page::{Shown, ShownStore, start_page};
 use crate::app::{self, AutoCompaction, Candidates, Etcd, EtcdConfig, ObjectSource, Starting};
 use crate::clustermesh::publisher::{Options, ServiceMode};
+use crate::k8s::status::Status;
 use crate::kvstore::sync_store::SyncStore;
 use crate::kvstoremesh;
 use crate::model::cluster::{ClusterInfo, ClusterName};
@@ -38,6 +39,8 @@ pub struct ServeArgs {
     mesh: MeshArgs,
     #[command(flatten)]
     service: ServiceArgs,
+    #[command(flatten)]
+    scope: ScopeArgs,
     #[command(flatten)]
     users: UserArgs,
     #[command(flatten)]
@@ -157,6 +160,7 @@ impl ServeArgs {
             publisher,
             mesh,
             service,
+            scope,
             users,
             log: _,
             listen_client_urls,
@@ -202,10 +206,14 @@ impl ServeArgs {
         if mirror.is_some() {
             start_api(&mesh.api_serve_addr, &metrics, life).await?;
         }
+        let scope = scope.start(&metrics, &ready, life);
         let writers = Writers {
-            publisher: publisher.options(cluster.clone(), mode),
+            publisher: publisher.options(cluster.clone(), mode, scope.clone()),
+            mirror: mirror.map(|mirror| kvstoremesh::Config {
+                imports: scope.map(|scope| app::start_imports(scope, objects.clone(), &Status::default(), &ready, life)),
+                ..mirror
+            }),
             objects,
-            mirror,
             cluster: cluster.name.clone(),
             users: users.path().filter(|_| !follow.is_replica()),
             has_users: client_cert_auth,

@@ -12,6 +12,7 @@ mod cilium_endpoint;
 mod cilium_endpoint_slice;
 mod claims;
 mod endpoint_slice;
+mod exports;
 mod identity;
 mod initial;
 mod namespace;
@@ -25,10 +26,13 @@ use crate::k8s::events::Event;
 use crate::k8s::types::{Kind, Object, ObjectKey};
 use crate::model::cluster::ClusterInfo;
 use crate::model::keys::Scope;
+use crate::scope::metrics::Exported;
+use crate::scope::{Export, Verdict, Watcher};
 use bytes::Bytes;
+use exports::{Exports, Note};
 use initial::InitialLists;
 use problems::ReportedProblems;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 use value::Problems;
@@ -58,6 +62,8 @@ pub struct Options {
     pub service_mode: ServiceMode,
     /// How often the probe key is written; zero writes no probe.
     pub probe_interval: Duration,
+    /// The scope file, if there is one; only the shell reads it.
+    pub scope: Option<Watcher>,
 }
 
 /// A step that the caller must carry out because of an event.
@@ -94,6 +100,8 @@ struct State {
     services: service::Services,
     endpoint_slices: endpoint_slice::EndpointSlices,
     service_exports: service_export::ServiceExports,
+    /// Only with a scope file.
+    exports: Option<Box<Exports>>,
 }
 
 /// The part of the publisher for one kind of object. The functions append the changes that follow to `out`.
@@ -164,6 +172,9 @@ struct Effects {
     problems: Problems,
     /// Services whose keys depend on the event's object.
     services: VecDeque<NamespacedName>,
+    /// What a scope decided about keys; empty without a scope.
+    notes: Vec<Note>,
+    has_scope: bool,
 }
 
 /// The name of an object with a namespace.
@@ -186,12 +197,22 @@ impl Publisher {
             services: service::Services::default(),
             endpoint_slices: endpoint_slice::EndpointSlices::default(),
             service_exports: service_export::ServiceExports::default(),
+            exports: None,
         };
         Self {
             state,
             initial: InitialLists::default(),
             problems: ReportedProblems::default(),
         }
+    }
+
+    /// The publisher exports what these rules say. To be called before the first event; [`Self::set_scope`] changes the
+    /// rules later. `former` are the addresses that the store holds already.
+    pub fn with_scope(mut self, rules: Arc<Export>, former: HashSet<Name>) -> Self {
+        let exports = Exports::new(rules, former, &self.state.options.cluster.name);
+        self.state.exports = Some(Box::new(exports));
+        self.initial.needs_scope();
+        self
     }
 
     /// The kinds of objects that a publisher with these options needs.
@@ -205,12 +226,20 @@ impl Publisher {
 
     /// Takes one event; returns the actions that follow from it.
     pub fn handle(&mut self, event: Event) -> Vec<Action> {
-        let mut out = Effects::default();
+        let mut out = self.effects();
         match event {
-            Event::Listed(kind) => return self.initial.listed(kind, &self.state.options),
+            Event::Listed(kind) => {
+                let actions = self.initial.listed(kind, &self.state.options);
+                if let Some(exports) = &mut self.state.exports
+                    && actions.contains(&Action::Complete(Scope::Endpoints))
+                {
+                    exports.forget_former();
+                }
+                return actions;
+            }
             Event::Apply(key, object) => {
                 self.state.apply(&key, *object, &mut out);
-                self.republish_services(&mut out);
+                self.finish(&mut out);
                 let new = self.problems.replace(&key, std::mem::take(&mut out.problems));
                 out.actions.extend(new.into_iter().map(|problem| Action::Warn {
                     object: key.clone(),
@@ -220,17 +249,48 @@ impl Publisher {
             Event::Delete(key) => {
                 self.problems.forget(&key);
                 self.state.delete(&key, &mut out);
-                self.republish_services(&mut out);
+                self.finish(&mut out);
             }
         }
-        let actions = out.actions.into_iter();
-        actions.filter_map(|action| self.initial.pass(action)).collect()
+        self.pass(out)
     }
 
-    fn republish_services(&self, out: &mut Effects) {
+    /// Exports what other rules say, from now on. Returns actions for the keys about which they decide otherwise. Without
+    /// a scope, nothing happens.
+    pub fn set_scope(&mut self, rules: Arc<Export>) -> Vec<Action> {
+        let mut out = self.effects();
+        self.state.set_scope(rules, &mut out);
+        self.finish(&mut out);
+        self.pass(out)
+    }
+
+    /// What the scope decided about the present keys, if that changed since this was last asked for.
+    pub fn counted(&mut self) -> Option<Exported> {
+        self.state.exports.as_mut()?.counted()
+    }
+
+    fn effects(&self) -> Effects {
+        Effects {
+            has_scope: self.state.exports.is_some(),
+            ..Effects::default()
+        }
+    }
+
+    /// Adds what follows from the changes so far.
+    fn finish(&mut self, out: &mut Effects) {
         while let Some(name) = out.services.pop_front() {
             service::publish(&self.state, &name, out);
         }
+        self.state.settle(out);
+    }
+
+    fn pass(&mut self, out: Effects) -> Vec<Action> {
+        let actions = match out.has_scope {
+            true => exports::ordered(out.actions),
+            false => out.actions,
+        };
+        let actions = actions.into_iter();
+        actions.filter_map(|action| self.initial.pass(action)).collect()
     }
 }
 
@@ -245,6 +305,44 @@ impl Effects {
     fn delete(&mut self, scope: Scope, name: &Name) {
         let name = name.clone();
         self.actions.push(Action::Delete { scope, name });
+    }
+
+    /// The key of an object that is exported unless the scope leaves it out; `verdict` is `None` without a scope.
+    fn export(&mut self, scope: Scope, name: &Name, verdict: Option<Verdict>, value: Bytes) {
+        if let Some(verdict) = verdict {
+            let (name, decided) = (name.clone(), Some((verdict, value.len() as u64)));
+            self.notes.push(Note::Key { scope, name, decided });
+        }
+        match verdict.is_none_or(Verdict::keeps) {
+            true => self.upsert(scope, name, value),
+            false => self.delete(scope, name),
+        }
+    }
+
+    /// The key of an object that is not exported, whatever the scope says.
+    fn withdraw(&mut self, scope: Scope, name: &Name) {
+        if self.has_scope {
+            let (name, decided) = (name.clone(), None);
+            self.notes.push(Note::Key { scope, name, decided });
+        }
+        self.delete(scope, name);
+    }
+
+    /// The scope decides otherwise than before about the key of an object that is exported unless the scope leaves it out.
+    fn decide_again(
+        &mut self,
+        scope: Scope,
+        name: &Name,
+        (before, now): (Verdict, Verdict),
+        value: impl FnOnce() -> Bytes,
+    ) {
+        match before.keeps() == now.keeps() {
+            true => {
+                let (name, verdict) = (name.clone(), now);
+                self.notes.push(Note::Cause { scope, name, verdict });
+            }
+            false => self.export(scope, name, Some(now), value()),
+        }
     }
 
     fn problem(&mut self, problem: String) {

@@ -1,6 +1,9 @@
 //! The publisher compared with what Cilium wrote for the same objects, and single rules.
 
 mod invalid;
+mod scope;
+mod scope_model;
+mod scope_walk;
 mod sequence;
 
 use super::publisher::{Action, Options, Publisher, ServiceMode};
@@ -22,6 +25,7 @@ fn options() -> Options {
         service_exports: true,
         service_mode: ServiceMode::default(),
         probe_interval: Default::default(),
+        scope: None,
     }
 }
 
@@ -210,6 +214,7 @@ fn config() -> ClusterConfig {
             service_exports_enabled: Some(true),
             endpoint_slices_export_mode: ExportMode::ServicesAndEndpointSlices,
         },
+        region: None,
     }
 }
 

@@ -8,7 +8,10 @@ pub use super::client_error::Error;
 use super::config::ClientConfig;
 use super::dial::{self, Dialer, Transport};
 use crate::util::net::Keepalive;
-use etcd_client::{Channel, Client, ConnectOptions, EventType, GetOptions, ResponseHeader, WatchOptions, WatchStream};
+use etcd_client::{
+    Channel, Client, ConnectOptions, EventType, GetOptions, ResponseHeader, Txn, TxnOp, TxnOpResponse, WatchOptions,
+    WatchStream,
+};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -225,6 +228,22 @@ impl EtcdClient {
         let options = GetOptions::new().with_revision(revision);
         let (mut response, _) = self.range(key.into(), options).await?;
         Ok(response.take_kvs().pop().map(KeyValue::from))
+    }
+
+    /// Reads keys as they were at a revision, in one transaction; the answer has those that existed. Fails if the revision
+    /// is compacted or in the future.
+    pub async fn get_all_at(&self, keys: &[Vec<u8>], revision: i64) -> Result<Vec<KeyValue>, Error> {
+        let at = |key: &Vec<u8>| TxnOp::get(key.clone(), Some(GetOptions::new().with_revision(revision)));
+        let txn = Txn::new().and_then(keys.iter().map(at).collect::<Vec<_>>());
+        let mut kv = self.client.kv_client().max_decoding_message_size(ANSWER_MAX);
+        let answer = tokio::time::timeout(READ_TIMEOUT, kv.txn(txn)).await;
+        let response = answer.map_err(|_| Error::Timeout(READ_TIMEOUT))??;
+        self.check(response.header())?;
+        let found = response.op_responses().into_iter().filter_map(|answer| match answer {
+            TxnOpResponse::Get(mut found) => found.take_kvs().pop(),
+            _ => None,
+        });
+        Ok(found.map(KeyValue::from).collect())
     }
 
     /// Reads a whole prefix, all pages at one revision.

@@ -4,7 +4,7 @@ use super::{Backend, Class, Metrics, Write};
 use crate::model::cluster::ClusterName;
 use crate::model::keys;
 use crate::model::probe::Probe;
-use futures::StreamExt;
+use futures::{Stream, StreamExt};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +23,17 @@ const DEADLINE: Duration = Duration::from_secs(25);
 
 /// Keeps `key` at `value` for ever: writes it again when it is changed or deleted.
 pub async fn keep(backend: Arc<dyn Backend>, key: String, value: Vec<u8>) {
+    keep_latest(backend, key, value, futures::stream::pending()).await;
+}
+
+/// As [`keep`], with another value whenever `values` gives one.
+pub async fn keep_latest(
+    backend: Arc<dyn Backend>,
+    key: String,
+    mut value: Vec<u8>,
+    values: impl Stream<Item = Vec<u8>>,
+) {
+    let mut values = std::pin::pin!(values.fuse());
     // The watch begins before the first read, so that no change is missed. It is kept for all reads, because a new
     // watch always reports a possible change first.
     let mut changes = backend.changes(&key);
@@ -42,6 +53,7 @@ pub async fn keep(backend: Arc<dyn Backend>, key: String, value: Vec<u8>) {
         };
         tokio::select! {
             _ = changes.next() => {}
+            Some(next) = values.next() => value = next,
             () = tokio::time::sleep(wait) => {}
         }
     }

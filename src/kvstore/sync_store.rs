@@ -73,6 +73,8 @@ struct State {
     /// In the order of the prefixes.
     progress: Vec<Progress>,
     stats: WriterStats,
+    /// The owned prefixes have been listed, so that the keys of the store are known.
+    adopted: bool,
     /// The store had no room for the last put.
     full: bool,
     /// `None`: changes are not limited.
@@ -138,6 +140,7 @@ impl SyncStore {
                 queue: VecDeque::new(),
                 generation: 0,
                 stats: WriterStats::default(),
+                adopted: false,
                 full: false,
                 budget: None,
                 slowed: Slowed::default(),
@@ -283,6 +286,18 @@ impl SyncStore {
         let state = self.state.lock();
         let entry = state.table.get(key.as_bytes());
         entry.is_some_and(|e| e.desired.is_some() && e.is_as_desired() && !e.queued)
+    }
+
+    /// Waits until the keys are known that the store holds under the owned prefixes.
+    pub async fn wait_adopted(&self) {
+        until(&self.progress, || self.state.lock().adopted).await;
+    }
+
+    /// Whether the store is known to hold `key`, or the key should have a value.
+    pub fn holds(&self, key: &[u8]) -> bool {
+        let state = self.state.lock();
+        let entry = state.table.get(key);
+        entry.is_some_and(|entry| entry.written.is_some() || entry.desired.is_some())
     }
 
     /// Waits until the store holds `key` with the desired value.

@@ -365,6 +365,16 @@ impl Cluster {
         self.reflectors.get(&scope)?.resume_point(store_id, prefix)
     }
 
+    /// The revision that the mirror of a scope has reached; `None` if the scope must be listed.
+    pub(super) fn revision(&self, scope: Scope) -> Option<i64> {
+        self.reflectors.get(&scope)?.revision()
+    }
+
+    /// Keys were read one by one, because the scope file asked for them.
+    pub(super) fn wanted_read(&mut self, scope: Scope, keys: usize) {
+        self.reflector(scope).wanted_read(keys);
+    }
+
     pub(super) fn resumed(&mut self, scope: Scope) {
         self.reflector(scope).resumed();
     }

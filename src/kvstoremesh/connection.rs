@@ -47,6 +47,9 @@ pub(super) async fn run(remote: &Remote, kept: &watch::Sender<Option<Vec<u8>>>) 
     let config = connection.wait_for_config().await?;
     let exports = connection.exports(&config);
     connection.announce(&config, kept).await?;
+    if let Some(import) = &remote.import {
+        import.set_region(config.region.as_deref());
+    }
     let state = &remote.state;
     state.transition(|cluster| cluster.configured(config.clone(), &exports));
     remote.ids_changed.notify_one();
@@ -157,6 +160,7 @@ impl Connection<'_> {
         let mut mirrored = config.clone();
         mirrored.capabilities.synced_canaries = true;
         mirrored.capabilities.cached = true;
+        mirrored.region = None;
         let (key, value) = (keys::cluster_config(&self.remote.name), mirrored.to_json());
         kept.send_if_modified(|kept| kept.replace(value.clone()).as_ref() != Some(&value));
         keeper::ensure(&*self.remote.backend, &key, &value).await?;
@@ -172,7 +176,7 @@ impl Connection<'_> {
             client: &self.client,
             exports,
             canaries,
-            identities_queued: watch::Sender::new(!exports.scopes.contains(&Scope::Identities)),
+            queued: watch::Sender::new(Scope::ALL.into_iter().filter(|s| !exports.scopes.contains(s)).collect()),
         };
         let scopes = Scope::ALL.map(|scope| reflect(&connected, scope));
         tokio::select! {

@@ -60,7 +60,11 @@ mod tests {
             service_exports_enabled: service_exports,
             ..Capabilities::default()
         };
-        let config = ClusterConfig { id: 1, capabilities };
+        let config = ClusterConfig {
+            id: 1,
+            capabilities,
+            region: None,
+        };
         let exports = Exports::of(&config, legacy);
         let optional = exports.scopes.into_iter();
         optional

@@ -1,5 +1,9 @@
 //! Metrics of the mirror under Cilium's names (pkg/clustermesh/common/metrics.go), and ours.
 
+mod scope;
+
+pub use scope::ImportMetrics;
+
 use super::cluster::Cluster;
 use super::propagation::Method;
 use super::{Mesh, Snapshot};

@@ -1,5 +1,8 @@
 //! Reads one prefix of one remote cluster: list, then watch. After a broken connection the watch resumes at the
-//! mirror's position, if the store has the same history.
+//! mirror's position, if the store has the same history. A scope file can leave the whole prefix out, or ask for keys
+//! that were left out before.
+
+mod scoped;
 
 use super::cluster::{STEADY, TOO_MUCH_WAIT};
 use super::error::Error;
@@ -11,8 +14,10 @@ use super::remote::Remote;
 use super::witness::Witness;
 use crate::kvstore::Write;
 use crate::kvstore::client::{Error as ClientError, EtcdClient, KeyValue, Pages};
+use crate::kvstore::sync_store::PrefixSize;
 use crate::model::keys::{self, Scope};
 use crate::util::backoff::Backoff;
+use scoped::MustList;
 use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::time::Duration;
@@ -35,8 +40,8 @@ pub(super) struct Connected<'a> {
     pub(super) exports: &'a Exports,
     /// Canaries of the remote that have been seen.
     pub(super) canaries: watch::Receiver<BTreeSet<String>>,
-    /// Whether the identities are queued for the local store: they are written before the addresses that name them.
-    pub(super) identities_queued: watch::Sender<bool>,
+    /// The kinds whose keys are queued for the local store: what other kinds refer to is written and known before them.
+    pub(super) queued: watch::Sender<BTreeSet<Scope>>,
 }
 
 /// One scope on one connection.
@@ -62,11 +67,13 @@ pub(super) async fn reflect(connected: &Connected<'_>, scope: Scope) -> Result<I
         },
         canary: scope.cache_canary(&remote.name),
     };
-    if !exports.scopes.contains(&scope) {
-        reflection.empty();
-        return Ok(reflection.written().await);
-    }
-    tokio::select! { ended = reflection.mirror() => ended, never = reflection.written() => match never {} }
+    let read = async {
+        match exports.scopes.contains(&scope) {
+            true => reflection.read().await,
+            false => Ok(reflection.stay_empty().await),
+        }
+    };
+    tokio::select! { ended = read => ended, never = reflection.written() => match never {} }
 }
 
 impl Reflection<'_> {
@@ -78,14 +85,18 @@ impl Reflection<'_> {
         self.write_canary();
     }
 
-    /// Waits until the scope may be read, then lists and watches. Lists again if a watch cannot continue.
+    /// Waits until the scope may be read, then lists and watches. Lists again if a watch cannot continue, or if the scope
+    /// file requires it.
     async fn mirror(&self) -> Result<Infallible, Error> {
         self.wait_until_readable().await;
         let mut backoff = Backoff::connect();
         let mut permission = forbidden_backoff();
         loop {
             let began = Instant::now();
-            let Err(error) = self.mirror_once().await;
+            let Err(error) = self.mirror_once().await else {
+                self.remote.state.note(|cluster| cluster.relisting(self.scope));
+                continue;
+            };
             match &error {
                 Error::Client(source) if source.is_permission_denied() => {
                     if began.elapsed() >= STEADY {
@@ -97,7 +108,10 @@ impl Reflection<'_> {
                 }
                 Error::TooMuch { .. } => {
                     self.stop(&error);
-                    tokio::time::sleep(TOO_MUCH_WAIT).await;
+                    tokio::select! {
+                        () = tokio::time::sleep(TOO_MUCH_WAIT) => {}
+                        () = self.other_rules() => {}
+                    }
                     continue;
                 }
                 // The missed changes are compacted, or come in a message that is too large.
@@ -114,7 +128,7 @@ impl Reflection<'_> {
         }
     }
 
-    /// Waits for the remote's canary of the scope and, before addresses are read, for the identities.
+    /// Waits for the remote's canary of the scope and, before addresses are read, for what the addresses refer to.
     async fn wait_until_readable(&self) {
         let Connected { exports, canaries, .. } = self.connected;
         if exports.has_canaries {
@@ -122,10 +136,9 @@ impl Reflection<'_> {
             // The senders live longer than this call, so the wait cannot fail.
             let _ = canaries.clone().wait_for(|seen| seen.contains(&canary)).await;
         }
-        if self.scope == Scope::Endpoints {
-            let mut queued = self.connected.identities_queued.subscribe();
-            let _ = queued.wait_for(|queued| *queued).await;
-        }
+        let needed = self.needed();
+        let mut queued = self.connected.queued.subscribe();
+        let _ = queued.wait_for(|queued| needed.is_subset(queued)).await;
     }
 
     /// Stops the mirror of a scope that exceeds the limits. Mirrored keys stay, and readiness waits for no more keys.
@@ -133,8 +146,7 @@ impl Reflection<'_> {
         tracing::error!(cluster_name = %self.remote.name, %error, "the remote cluster exceeds a limit of the mirror; keeping the mirrored keys of the prefix without further updates");
         let state = &self.remote.state;
         state.transition(|cluster| cluster.reflector_stopped(self.scope, error.to_string()));
-        self.remote.sync.initial_read_pending(&self.prefixes.mirror);
-        self.release_addresses();
+        self.unreadable();
     }
 
     /// The store forbids reading the prefix. Mirrored keys stay, the other scopes continue, and readiness waits for no
@@ -148,34 +160,51 @@ impl Reflection<'_> {
         if state.transition(|cluster| cluster.reflector_forbidden(self.scope, error.to_string())) {
             tracing::warn!(cluster_name = %self.remote.name, prefix, %error, "the remote cluster forbids reading a prefix; trying that prefix again, the others are mirrored");
         }
+        self.unreadable();
+    }
+
+    fn unreadable(&self) {
         self.remote.sync.initial_read_pending(&self.prefixes.mirror);
-        self.release_addresses();
-    }
-
-    fn release_addresses(&self) {
-        if self.scope == Scope::Identities {
-            self.connected.identities_queued.send_replace(true);
+        if let Some(import) = &self.remote.import {
+            import.unreadable(self.scope);
         }
+        self.release();
     }
 
-    async fn mirror_once(&self) -> Result<Infallible, Error> {
+    /// Lets the kinds begin that need this one.
+    fn release(&self) {
+        self.connected.queued.send_if_modified(|queued| queued.insert(self.scope));
+    }
+
+    /// Lists or resumes, and follows the changes. Returns if the prefix must be listed again.
+    async fn mirror_once(&self) -> Result<(), Error> {
         let from = match self.resume().await? {
             Some(revision) => revision,
             None => self.list().await?,
         };
-        // The canary is queued after all keys of the list.
+        let is_complete = self.is_decided();
+        if is_complete {
+            self.complete();
+        }
+        self.release();
+        self.follow(from + 1, is_complete).await
+    }
+
+    /// The mirror is complete: queues the canary after all keys.
+    fn complete(&self) {
         self.write_canary();
         let state = &self.remote.state;
         if state.transition(|cluster| cluster.reflector_synced(self.scope)) {
             tracing::info!(cluster_name = %self.remote.name, prefix = self.prefixes.remote, "the remote cluster allows reading the prefix again");
         }
         self.remote.sync.initial_read_done(&self.prefixes.mirror);
-        self.release_addresses();
-        self.follow(from + 1).await
     }
 
     /// The revision to resume at, if the mirror is an earlier state of this very store.
     async fn resume(&self) -> Result<Option<i64>, Error> {
+        if self.must_list() {
+            return Ok(None);
+        }
         let (client, state) = (self.connected.client, &self.remote.state);
         let point = state.read(|c| c.resume_point(self.scope, client.cluster_id(), &self.prefixes.remote));
         let Some(point) = point else { return Ok(None) };
@@ -195,6 +224,7 @@ impl Reflection<'_> {
 
     /// Lists the prefix. Returns the revision of the list.
     async fn list(&self) -> Result<i64, Error> {
+        self.wait_until_stored_keys_are_known().await;
         // The time limit begins when the list has got its slot.
         let reading = async { tokio::time::timeout(LIST_MAX, Box::pin(self.read_pages())).await };
         let read = self.remote.limits.lists.run(reading).await;
@@ -209,8 +239,9 @@ impl Reflection<'_> {
         self.remote.state.note(|cluster| cluster.list_begun(self.scope));
         let (mut pages, mut read) = (client.pages(&self.prefixes.remote), List::default());
         let generation = sync.begin_list();
+        let limit = self.begin_list();
         while let Some(page) = self.next_page(&mut pages).await? {
-            let fits = read.page(&page, pages.count, self.remote.size_limit);
+            let fits = read.page(&page, pages.count, limit);
             fits.map_err(|what| self.too_much(what))?;
             let mut page = page.into_iter();
             loop {
@@ -219,9 +250,11 @@ impl Reflection<'_> {
                     break;
                 }
                 let state = &self.remote.state;
-                self.write(state.note(|c| c.take_page(self.scope, &self.prefixes, keys)));
+                read.mirrored += self.write(state.note(|c| c.take_page(self.scope, &self.prefixes, keys)));
             }
+            self.check_scope_limits(read.mirrored)?;
         }
+        self.end_list();
         // Deletes the keys that the list did not contain.
         sync.end_list(&self.prefixes.mirror, generation);
         Ok(Position {
@@ -246,11 +279,23 @@ impl Reflection<'_> {
         }
     }
 
-    async fn follow(&self, from: i64) -> Result<Infallible, Error> {
+    /// Follows the changes, and what the scope file asks for. Returns if the prefix must be listed again.
+    async fn follow(&self, from: i64, mut is_complete: bool) -> Result<(), Error> {
         let (state, sync) = (&self.remote.state, &self.remote.sync);
         let mut watch = self.connected.client.watch(&self.prefixes.remote, from).await?;
+        let mut scope = self.scope_changes();
         loop {
-            let changes = watch.next().await?;
+            if self.read_wanted().await? == MustList::Yes {
+                return Ok(());
+            }
+            if !is_complete && self.is_decided() {
+                self.complete();
+                is_complete = true;
+            }
+            let changes = tokio::select! {
+                changes = watch.next() => changes?,
+                () = scope.changed() => continue,
+            };
             if !changes.events.is_empty() {
                 state.observe(Observed::saw_event);
             }
@@ -259,32 +304,42 @@ impl Reflection<'_> {
             }
             // After the changes are queued, because a position must not be ahead of the mirror.
             state.note(|c| c.advanced(self.scope, &changes));
-            let fits = self.remote.size_limit.check(sync.desired(&self.prefixes.mirror));
+            let mirrored = sync.desired(&self.prefixes.mirror);
+            let fits = self.remote.size_limit.check(mirrored);
             fits.map_err(|what| self.too_much(what))?;
+            self.check_scope_limits(mirrored)?;
         }
     }
 
-    /// Queues the accepted keys, and logs the refused keys.
-    fn write(&self, taken: Vec<Taken>) {
-        for taken in taken {
-            let write = match taken {
-                Taken::Mirrored(write) => Some(write),
-                Taken::Refused(refused) => {
-                    if refused.is_logged {
-                        tracing::warn!(
-                            cluster_name = %self.remote.name, key = refused.key, why = %refused.why,
-                            "a key of the remote cluster is not mirrored"
-                        );
-                    }
-                    refused.removal
-                }
-            };
+    /// Queues the accepted keys, and logs the refused keys. Returns the size of what the scope file has kept.
+    fn write(&self, taken: Vec<Taken>) -> PrefixSize {
+        let accepted = self.accepted(taken);
+        if let Some(import) = &self.remote.import {
+            return import.take(self.scope, accepted.collect());
+        }
+        for write in accepted {
             match write {
-                Some(Write::Put(key, value)) => self.remote.sync.upsert(key, value),
-                Some(Write::Delete(key)) => self.remote.sync.delete(key),
-                None => {}
+                Write::Put(key, value) => self.remote.sync.upsert(key, value),
+                Write::Delete(key) => self.remote.sync.delete(key),
             }
         }
+        PrefixSize::default()
+    }
+
+    /// The writes of accepted keys; logs the refused keys.
+    fn accepted(&self, taken: Vec<Taken>) -> impl Iterator<Item = Write> {
+        taken.into_iter().filter_map(|taken| match taken {
+            Taken::Mirrored(write) => Some(write),
+            Taken::Refused(refused) => {
+                if refused.is_logged {
+                    tracing::warn!(
+                        cluster_name = %self.remote.name, key = refused.key, why = %refused.why,
+                        "a key of the remote cluster is not mirrored"
+                    );
+                }
+                refused.removal
+            }
+        })
     }
 
     /// Notes the moment at which the canary, and so everything before it, is in the local store.

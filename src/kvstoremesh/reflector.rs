@@ -53,6 +53,8 @@ pub struct ReadCounters {
     pub keys: u64,
     /// Bytes of these keys and their values.
     pub bytes: u64,
+    /// Keys that were read one by one, because the scope file asked for them.
+    pub wanted: u64,
 }
 
 /// See the module's documentation.
@@ -88,6 +90,8 @@ pub(super) struct RefusedKey {
 #[derive(Debug, Default)]
 pub(super) struct List {
     size: PrefixSize,
+    /// What the scope file has kept of it.
+    pub(super) mirrored: PrefixSize,
     newest: Option<Witness>,
 }
 
@@ -112,14 +116,15 @@ impl SizeLimit {
 impl List {
     /// Adds the next page. `announced` is the count in the store's first answer, so that an oversized list is refused
     /// before it is read. A list that turns out longer than announced is refused when it exceeds the limit.
-    pub(super) fn page(&mut self, page: &[KeyValue], announced: u64, limit: SizeLimit) -> Result<(), String> {
+    pub(super) fn page(&mut self, page: &[KeyValue], announced: u64, limit: Option<SizeLimit>) -> Result<(), String> {
         self.size.keys += page.len();
         self.size.bytes += page.iter().map(|kv| kv.value.len()).sum::<usize>();
         let announced = usize::try_from(announced).unwrap_or(usize::MAX);
-        limit.check(PrefixSize {
+        let size = PrefixSize {
             keys: announced.max(self.size.keys),
             ..self.size
-        })?;
+        };
+        limit.map_or(Ok(()), |limit| limit.check(size))?;
         if let Some(kv) = page.iter().max_by_key(|kv| kv.mod_revision)
             && self.newest.as_ref().is_none_or(|w| w.mod_revision() < kv.mod_revision)
         {
@@ -161,6 +166,16 @@ impl Reflector {
             (true, Completeness::Disabled) => self.completeness = Completeness::Incomplete,
             (true, _) => {}
         }
+    }
+
+    /// The revision that the mirror has reached; `None` if the prefix must be listed.
+    pub(super) fn revision(&self) -> Option<i64> {
+        Some(self.position.as_ref()?.revision)
+    }
+
+    /// Keys were read one by one.
+    pub(super) fn wanted_read(&mut self, keys: usize) {
+        self.counters.wanted += keys as u64;
     }
 
     /// The point at which the watch can resume without a list.
@@ -331,8 +346,8 @@ mod tests {
         assert_eq!(resumes_at(&reflector), None);
         let mut list = List::default();
         let limit = SizeLimit { keys: 10 };
-        list.page(&[kv("a", "1", 5), kv("b", "2", 3)], 3, limit).unwrap();
-        list.page(&[kv("c", "3", 4)], 3, limit).unwrap();
+        list.page(&[kv("a", "1", 5), kv("b", "2", 3)], 3, Some(limit)).unwrap();
+        list.page(&[kv("c", "3", 4)], 3, Some(limit)).unwrap();
         let newest = list.newest();
         assert_eq!(newest, Some(Witness::of(&kv("a", "1", 5))));
         reflector.list_begun();
@@ -360,12 +375,12 @@ mod tests {
     fn a_list_is_refused_by_what_is_announced_and_by_what_comes() {
         let limit = SizeLimit { keys: 2 };
         let page = [kv("a", "1", 1)];
-        let announced = List::default().page(&page, 3, limit).unwrap_err();
+        let announced = List::default().page(&page, 3, Some(limit)).unwrap_err();
         assert_eq!(announced, "3 keys, more than the limit of 2 (--clustermesh-max-keys)");
         let mut list = List::default();
-        list.page(&page, 1, limit).unwrap();
-        list.page(&page, 1, limit).unwrap();
-        assert!(list.page(&page, 1, limit).is_err());
+        list.page(&page, 1, Some(limit)).unwrap();
+        list.page(&page, 1, Some(limit)).unwrap();
+        assert!(list.page(&page, 1, Some(limit)).is_err());
         let bytes = limit.check(PrefixSize {
             keys: 1,
             bytes: BYTES_MAX + 1,

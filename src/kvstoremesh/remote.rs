@@ -1,6 +1,7 @@
 //! The state that the tasks of one mirrored remote cluster share.
 
 use super::cluster::Cluster;
+use super::import::Import;
 use super::observed::Observed;
 use super::reflector::SizeLimit;
 use super::slots::Limits;
@@ -37,6 +38,8 @@ pub(super) struct Remote {
     /// Writes the mirror.
     pub(super) sync: Arc<SyncStore>,
     pub(super) state: SharedCluster,
+    /// What the scope file leaves of the cluster; `None` without a scope file.
+    pub(super) import: Option<Arc<Import>>,
     /// Time without a connection after which the services of the remote are revoked; zero never revokes.
     pub(super) cache_ttl: Duration,
     pub(super) size_limit: SizeLimit,

@@ -1,12 +1,16 @@
 //! The status of remote clusters as Cilium's tools read it (api/v1/models/remote_cluster*.go): a view of
 //! [`Cluster`].
 
+mod scope;
+
+pub use scope::{KindScope, RuleScope, Scope};
+
 use super::cluster::{Cluster, Phase};
 use super::propagation::{Figures, Method};
 use super::reflector::Completeness;
 use super::refusal::Refused;
 use crate::model::cluster::ClusterConfig;
-use crate::model::keys::Scope;
+use crate::model::keys::Scope as Kind;
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
 use std::time::SystemTime;
@@ -49,6 +53,9 @@ pub struct RemoteCluster {
     pub propagation: Option<Propagation>,
     #[serde(default, skip_serializing_if = "is_default")]
     pub ready: bool,
+    /// What the scope file leaves of the cluster's keys; absent if every key is mirrored. Cilium has no such field.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<Scope>,
     #[serde(default, skip_serializing_if = "is_default")]
     pub status: String,
     pub synced: Synced,
@@ -114,7 +121,7 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 impl RemoteCluster {
     /// The status of `cluster` at `now`. `conflict` is the reason why its cluster id is refused; `count` returns the
     /// number of mirrored keys of a scope.
-    pub(super) fn of(cluster: &Cluster, conflict: Option<&str>, now: Instant, count: impl Fn(Scope) -> usize) -> Self {
+    pub(super) fn of(cluster: &Cluster, conflict: Option<&str>, now: Instant, count: impl Fn(Kind) -> usize) -> Self {
         let complete = |scope| match cluster.completeness(scope) {
             Completeness::Disabled => None,
             Completeness::Incomplete | Completeness::Stopped(_) | Completeness::Forbidden(_) => Some(false),
@@ -136,24 +143,25 @@ impl RemoteCluster {
                 .last_failure()
                 .map_or_else(|| "0001-01-01T00:00:00.000Z".to_owned(), rfc3339),
             name: cluster.name().to_string(),
-            num_endpoint_slices: count(Scope::EndpointSlices),
-            num_endpoints: count(Scope::Endpoints),
+            num_endpoint_slices: count(Kind::EndpointSlices),
+            num_endpoints: count(Kind::Endpoints),
             num_failures: cluster.counters().failures,
-            num_identities: count(Scope::Identities),
-            num_nodes: count(Scope::Nodes),
-            num_service_exports: count(Scope::ServiceExports),
-            num_shared_services: count(Scope::Services),
+            num_identities: count(Kind::Identities),
+            num_nodes: count(Kind::Nodes),
+            num_service_exports: count(Kind::ServiceExports),
+            num_shared_services: count(Kind::Services),
             propagation: None,
             ready: cluster.phase() == Phase::Following,
+            scope: None,
             status: text(cluster, conflict, now),
             synced: Synced {
-                endpoint_slices: complete(Scope::EndpointSlices),
-                endpoints: complete(Scope::Endpoints).unwrap_or_default(),
-                identities: complete(Scope::Identities).unwrap_or_default(),
-                nodes: complete(Scope::Nodes).unwrap_or_default(),
-                service_exports: complete(Scope::ServiceExports),
+                endpoint_slices: complete(Kind::EndpointSlices),
+                endpoints: complete(Kind::Endpoints).unwrap_or_default(),
+                identities: complete(Kind::Identities).unwrap_or_default(),
+                nodes: complete(Kind::Nodes).unwrap_or_default(),
+                service_exports: complete(Kind::ServiceExports),
                 // A disabled scope is not missing from the mirror.
-                services: complete(Scope::Services).unwrap_or(true),
+                services: complete(Kind::Services).unwrap_or(true),
             },
         }
     }
@@ -259,6 +267,9 @@ pub fn format(clusters: &[RemoteCluster], verbose: bool) -> String {
         } else if let Some(conflict) = &c.conflict {
             let _ = writeln!(out, "   └  {conflict}: agents refuse the cluster");
         }
+        if let Some(scope) = &c.scope {
+            let _ = writeln!(out, "   └  {}", scope.line());
+        }
         if let Some(propagation) = &c.propagation {
             let _ = writeln!(out, "   └  {}", propagated(propagation));
         }
@@ -353,7 +364,7 @@ mod tests {
     }
 
     /// Connected to a store and configured, with mirrors of these scopes complete.
-    fn configured(name: &str, complete: &[Scope]) -> Cluster {
+    fn configured(name: &str, complete: &[Kind]) -> Cluster {
         let mut cluster = cluster(name);
         let config = ClusterConfig {
             id: 7,
@@ -370,7 +381,7 @@ mod tests {
 
     fn status(cluster: &Cluster) -> RemoteCluster {
         RemoteCluster::of(cluster, None, Instant::now(), |scope| {
-            usize::from(scope == Scope::Nodes) * 5
+            usize::from(scope == Kind::Nodes) * 5
         })
     }
 
@@ -387,7 +398,7 @@ mod tests {
 
     #[test]
     fn a_ready_cluster_takes_one_line() {
-        let cluster = status(&configured("foo", &Scope::ALL));
+        let cluster = status(&configured("foo", &Kind::ALL));
         let text = format(std::slice::from_ref(&cluster), false);
         assert_eq!(
             text.lines().nth(1).unwrap(),
@@ -399,7 +410,7 @@ mod tests {
 
     #[test]
     fn a_conflict_of_ids_is_shown_for_a_ready_cluster_too() {
-        let cluster = configured("foo", &Scope::ALL);
+        let cluster = configured("foo", &Kind::ALL);
         let conflict = Some("cluster id 7 is also that of bar");
         let cluster = RemoteCluster::of(&cluster, conflict, Instant::now(), |_| 0);
         let read: RemoteCluster = serde_json::from_str(&serde_json::to_string(&cluster).unwrap()).unwrap();
@@ -412,7 +423,7 @@ mod tests {
 
     #[test]
     fn a_certificate_that_expires_is_shown_for_a_ready_cluster_too() {
-        let mut cluster = status(&configured("foo", &Scope::ALL));
+        let mut cluster = status(&configured("foo", &Kind::ALL));
         cluster.certificates = vec!["the client certificate /c expired".to_owned()];
         let read: RemoteCluster = serde_json::from_str(&serde_json::to_string(&cluster).unwrap()).unwrap();
         let text = format(&[read], false);
@@ -429,7 +440,7 @@ mod tests {
 
     #[test]
     fn synced_is_absent_for_kinds_that_are_not_exported() {
-        let remote = status(&configured("foo", &[Scope::Nodes]));
+        let remote = status(&configured("foo", &[Kind::Nodes]));
         assert!(!remote.ready && remote.connected);
         let synced = remote.synced;
         assert!(synced.nodes && !synced.endpoints && !synced.identities && !synced.services);
@@ -438,10 +449,10 @@ mod tests {
 
     #[test]
     fn the_status_line_names_everything_that_is_wrong() {
-        let mut cluster = configured("foo", &Scope::ALL);
+        let mut cluster = configured("foo", &Kind::ALL);
         let now = Instant::now();
         cluster.heartbeat_silent(now);
-        cluster.reflector_stopped(Scope::Nodes, "p/ holds 9 keys".to_owned());
+        cluster.reflector_stopped(Kind::Nodes, "p/ holds 9 keys".to_owned());
         let line = text(
             &cluster,
             Some("cluster id 7 is also that of b"),

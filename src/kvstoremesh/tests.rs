@@ -34,6 +34,7 @@ fn start(store: &Arc<Store>, directory: &std::path::Path, former: Duration, life
         keys_max: 1000,
         changes: Default::default(),
         remotes: Options::default(),
+        imports: None,
     };
     let backend = Arc::new(LocalBackend::new(Arc::clone(store)));
     Mesh::start(config, backend, &kvstore::Metrics::default(), &Ready::default(), life)

@@ -47,6 +47,9 @@ pub struct ClusterConfig {
     pub id: u32,
     #[serde(default)]
     pub capabilities: Capabilities,
+    /// The region that the cluster's scope file gives. Only Isthmus knows the field; mirrors do not copy it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
 }
 
 /// The guarantees that a cluster gives to readers of its keys.
@@ -197,5 +200,7 @@ mod tests {
         let config: ClusterConfig = serde_json::from_str(text).unwrap();
         assert_eq!(String::from_utf8(config.to_json()).unwrap(), text);
         assert_eq!(ClusterConfig::default().to_json(), br#"{"capabilities":{}}"#);
+        let here: ClusterConfig = serde_json::from_str(r#"{"id":3,"region":"apac"}"#).unwrap();
+        assert_eq!(here.to_json(), br#"{"id":3,"capabilities":{},"region":"apac"}"#);
     }
 }

@@ -76,6 +76,9 @@ pub struct IpIdentity {
     pub k8s_service_account: String,
     #[serde(rename = "NamedPorts", skip_serializing_if = "Vec::is_empty")]
     pub named_ports: Vec<NamedPort>,
+    /// `regional`: for clusters of the same region. Only Isthmus writes and reads the field.
+    #[serde(rename = "SyncScope", skip_serializing_if = "Option::is_none")]
+    pub sync_scope: Option<&'static str>,
 }
 
 /// A port with a name that network policies can refer to.

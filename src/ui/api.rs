@@ -5,7 +5,7 @@ use super::data::Data;
 use super::view::{
     Certificate, Client, Clients, Configuration, Finding, Findings, KeyCounts, KeysOfKind, Lag, Method, Minute, Mirror,
     MirroredKind, Moment, Overview, OwnCluster, Part, PartState, ProcessFigures, Propagation, Readiness, Refusal,
-    RefusedKeys, Remote, RemoteCounters, RemoteDetail, Service, ServiceIn, Services, State, StateChange, StoreFigures,
+    RefusedKeys, Remote, RemoteCounters, RemoteDetail, Scoped, ScopedKind, ScopedRule, Service, ServiceIn, Services, State, StateChange, StoreFigures,
     Totals,
 };
 use axum::Router;
@@ -56,6 +56,9 @@ const SERVICES_MAX: usize = 1000;
         Remote,
         RemoteCounters,
         RemoteDetail,
+        Scoped,
+        ScopedKind,
+        ScopedRule,
         Service,
         ServiceIn,
         Services,

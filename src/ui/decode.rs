@@ -1,16 +1,11 @@
 //! The values of keys, decoded for reading.
 
+use crate::model::slices;
 use crate::model::values::slice::ClusterEndpointSlice;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use prost::Message as _;
 use serde_json::{Value, json};
-use std::io::Read as _;
 
-/// The first bytes of a zstd frame.
-const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
-/// The most bytes that are decompressed: a remote cluster may have sent a small value that becomes a large one.
-const DECOMPRESSED_MAX: u64 = 8 << 20;
 /// The most bytes of a value without structure that are shown.
 const SHOWN_MAX: usize = 64 << 10;
 
@@ -24,7 +19,7 @@ pub(super) struct Decoded {
 /// Decodes whatever a store may hold.
 pub(super) fn decoded(value: &[u8]) -> Decoded {
     let of = |value, encoding| Decoded { value, encoding };
-    if let Some(slice) = slice(value) {
+    if let Some(slice) = slices::decode(value) {
         return of(slice_json(&slice), "zstd protobuf");
     }
     if let Ok(value @ (Value::Object(_) | Value::Array(_))) = serde_json::from_slice(value) {
@@ -35,18 +30,6 @@ pub(super) fn decoded(value: &[u8]) -> Decoded {
         Ok(text) => of(text.into(), "text"),
         Err(_) => of(STANDARD.encode(shown).into(), "binary"),
     }
-}
-
-/// The endpoint slice that `value` is, if it is one.
-pub(super) fn slice(value: &[u8]) -> Option<ClusterEndpointSlice> {
-    if !value.starts_with(&ZSTD) {
-        return None;
-    }
-    let mut bytes = Vec::new();
-    let decoder = zstd::stream::read::Decoder::new(value).ok()?;
-    decoder.take(DECOMPRESSED_MAX + 1).read_to_end(&mut bytes).ok()?;
-    let fits = bytes.len() as u64 <= DECOMPRESSED_MAX;
-    fits.then(|| ClusterEndpointSlice::decode(&*bytes).ok()).flatten()
 }
 
 /// The fields under the names of Kubernetes.
@@ -95,7 +78,9 @@ fn without_nulls(value: &mut Value) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::slices::{DECOMPRESSED_MAX, ZSTD};
     use crate::model::values::slice::{Endpoint, EndpointConditions};
+    use prost::Message as _;
 
     #[test]
     fn each_encoding_is_recognised_by_its_bytes() {

@@ -1,9 +1,9 @@
 //! The global services and exports of all clusters, put together from the keys of the store.
 
-use super::decode;
 use super::source::{Entry, Keys, Unreadable, each};
 use super::view::{Service, ServiceIn, Services};
 use crate::model::keys::Scope;
+use crate::model::slices;
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -147,7 +147,7 @@ fn gather(map: &mut Map, scope: Scope, place: &Place<'_>, value: &[u8]) {
             at(place.name, &mut |service| service.export(&wire));
         }
         Scope::EndpointSlices => {
-            let Some(slice) = decode::slice(value) else { return };
+            let Some(slice) = slices::decode(value) else { return };
             let Some(name) = slice.labels.get(SERVICE_NAME) else {
                 return;
             };

@@ -236,6 +236,45 @@ pub struct RemoteDetail {
     pub changes: Vec<StateChange>,
     pub certificates: Vec<Certificate>,
     pub propagation: Option<Propagation>,
+    /// What the scope file leaves of the cluster's keys; absent if every key is mirrored.
+    pub scope: Option<Scoped>,
+}
+
+/// What the scope file leaves of the keys of a remote cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Scoped {
+    /// The entry of the scope file that governs the cluster.
+    pub entry: Option<String>,
+    /// The region of the cluster.
+    pub region: Option<String>,
+    /// Without the kinds of which every key is mirrored.
+    pub kinds: Vec<ScopedKind>,
+}
+
+/// What the scope file leaves of one kind of keys.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct ScopedKind {
+    pub kind: String,
+    /// Whether no key of the kind is mirrored, so that no key is read or counted.
+    pub off: bool,
+    /// Mirrored keys.
+    pub kept: usize,
+    pub left_out: usize,
+    /// Keys that are not mirrored as long as something is not known, or until they are read.
+    pub pending: usize,
+    /// An estimate of the bytes of the values that are left out.
+    pub bytes_left_out: u64,
+    pub rules: Vec<ScopedRule>,
+}
+
+/// The keys about which one rule of the scope file decided.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct ScopedRule {
+    /// The name of the rule, or a word in parentheses for what decides where no rule does.
+    pub rule: String,
+    /// `kept`, `left-out` or `pending`.
+    pub decision: String,
+    pub keys: usize,
 }
 
 /// The configuration that a remote cluster publishes of itself.

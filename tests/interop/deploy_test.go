@@ -43,6 +43,8 @@ var valueSets = map[string]string{
 	"beside":                `{fullnameOverride: isthmus, tls: {method: existing}, service: {type: ClusterIP}}`,
 	"monitoring":            `{tls: {method: existing}, metrics: {serviceMonitor: {enabled: true, labels: {release: p}}, prometheusRule: {enabled: true}}}`,
 	"no metrics":            `{tls: {method: existing}, metrics: {enabled: false}, podDisruptionBudget: {enabled: false}}`,
+	"scope":                 `{tls: {method: existing}, scope: {file: "apiVersion: scope.isthmus.io/v1\nkind: Scope\n"}}`,
+	"scope elsewhere":       `{tls: {method: existing}, scope: {existingConfigMap: mine}}`,
 	"policy":                `{tls: {method: existing}, networkPolicy: {enabled: true, from: [{ipBlock: {cidr: 10.0.0.0/8}}], egress: [{ports: [{port: 443}]}]}}`,
 	"without cilium-config": `{ciliumConfig: "", cluster: {name: tokyo, id: 1}, tls: {method: existing}}`,
 	"everything else": `{tls: {method: existing}, image: {digest: "sha256:` + strings.Repeat("0", 64) + `"}, imagePullSecrets: [{name: s}],
@@ -67,6 +69,7 @@ var refusals = map[string]string{
 	`{tls: {method: existing}, config: {enabled: true, clusters: {hk: {ips: [lb.example.org], port: 1}}}}`: "ips",
 	`{tls: {method: existing}, config: {enabled: true, clusters: {HK: {ips: [10.0.0.1], port: 2379}}}}`:    "lower case",
 	`{tls: {method: existing}, podDisruptionBudget: {minAvailable: 1}}`:                                    "maxUnavailable=null",
+	`{tls: {method: existing}, scope: {file: a, existingConfigMap: b}}`:                                    "exclude each other",
 }
 
 // rendered has the objects by kind and name.
@@ -254,6 +257,7 @@ func TestDeployChartAndManifestsAgree(t *testing.T) {
 		`{tls: {method: existing}, storage: {type: persistent}}`:                                                 {"persistent"},
 		`{tls: {method: existing}, storage: {type: memory}}`:                                                     {"memory"},
 		`{tls: {method: existing}, networkPolicy: {enabled: true}}`:                                              {"network-policy"},
+		`{tls: {method: existing}, scope: {file: "apiVersion: scope.isthmus.io/v1\nkind: Scope\n"}}`:             {"scope"},
 		`{tls: {method: existing}, metrics: {prometheusRule: {enabled: true}, serviceMonitor: {enabled: true}}}`: {"prometheus-rule", "service-monitor"},
 	} {
 		helm, plain := render(t, values), build(t, components...)

@@ -40,6 +40,8 @@ mod monitoring;
 mod page;
 mod propagation;
 mod remotes;
+mod scope;
+mod scope_import;
 mod shutdown;
 mod support;
 mod troubleshoot;

@@ -19,7 +19,7 @@ do then, is in [operations.md](operations.md#metrics); rules and dashboards are 
 
 | Page | Flag | Metrics |
 |---|---|---|
-| publisher and mirror: `serve`, `clustermesh`, `kvstoremesh` | `--prometheus-serve-addr` | [process](#process), [publisher](#publisher), [mirror](#mirror), and in `serve` [store](#store) |
+| publisher and mirror: `serve`, `clustermesh`, `kvstoremesh` | `--prometheus-serve-addr` | [process](#process), [publisher](#publisher), [mirror](#mirror), [scope](#scope), and in `serve` [store](#store) |
 | store: `etcd`, `serve` | `/metrics` of the client port (with its TLS), and `--listen-metrics-urls` of `etcd` | [process](#process), [store](#store), [names of etcd](#names-of-etcd) |
 
 The page is in Prometheus' text format 0.0.4, or in OpenMetrics if the scraper asks for that. A metric without a value, such as the counter
@@ -100,6 +100,9 @@ fn page(daemon: Families, store: Families) -> String {
     );
     let intro = "One series for each remote cluster (`target_cluster`).";
     section(&mut out, "Mirror", intro, mirror);
+    let scope = take(&|name, _| name.starts_with("isthmus_scope_"));
+    let intro = "In a process with a [scope file](scope.md#how-do-i-see-what-is-left-out).";
+    section(&mut out, "Scope", intro, scope);
     let ours = take(&|name, _| name.starts_with("isthmus_"));
     section(&mut out, "Store", "Metrics that etcd does not have.", ours);
     let real = take(&|_, help| !help.starts_with("Nothing here does this") && !help.starts_with("See etcd"));

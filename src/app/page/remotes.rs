@@ -2,6 +2,7 @@
 
 use crate::kvstoremesh::Snapshot;
 use crate::kvstoremesh::cluster::{Cluster, Phase};
+use crate::kvstoremesh::filter::Report;
 use crate::kvstoremesh::observed::Observed;
 use crate::kvstoremesh::propagation::{self, Figures};
 use crate::kvstoremesh::reflector::Completeness;
@@ -9,7 +10,7 @@ use crate::model::cluster::ClusterConfig;
 use crate::model::keys::Scope;
 use crate::ui::view::{
     Certificate, Configuration, KeyCounts, Lag, Method, Minute, Mirror, MirroredKind, Moment, Propagation, RefusedKeys,
-    Remote, RemoteCounters, RemoteDetail, State, StateChange,
+    Remote, RemoteCounters, RemoteDetail, Scoped, ScopedKind, ScopedRule, State, StateChange,
 };
 use std::time::SystemTime;
 
@@ -91,6 +92,35 @@ pub(super) fn detail(snapshot: &Snapshot, certificates: Vec<Certificate>) -> Rem
                 .shortest_round_trip()
                 .map(|took| rounded(took.as_secs_f64() * 1000.0)),
         }),
+        scope: snapshot.scope().map(scoped),
+    }
+}
+
+fn scoped(report: Report) -> Scoped {
+    let word = |kind: Scope| {
+        let words = SCOPES.iter().find(|(scope, _)| *scope == kind);
+        words.map_or(kind.word(), |(_, word)| word).to_owned()
+    };
+    let kinds = report.kinds.into_iter().map(|kind| {
+        let rules = kind.rules.into_iter().map(|((decision, rule), keys)| ScopedRule {
+            rule,
+            decision: decision.word().to_owned(),
+            keys,
+        });
+        ScopedKind {
+            kind: word(kind.kind),
+            off: kind.is_off,
+            kept: kind.kept,
+            left_out: kind.left_out,
+            pending: kind.pending,
+            bytes_left_out: kind.bytes_left_out,
+            rules: rules.collect(),
+        }
+    });
+    Scoped {
+        entry: report.entry,
+        region: report.region,
+        kinds: kinds.collect(),
     }
 }
 

@@ -98,6 +98,7 @@ impl MeshArgs {
                 history_bytes: self.clustermesh_max_history_bytes,
             },
             remotes: Default::default(),
+            imports: None,
             legacy_services: mode != ServiceMode::OnlyEndpointSlice,
         })
     }

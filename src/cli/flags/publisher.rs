@@ -6,6 +6,7 @@ use crate::clustermesh::publisher::{Options, ServiceMode};
 use crate::k8s::api::ApiConfig;
 use crate::k8s::client::ProxyVariables;
 use crate::model::cluster::ClusterInfo;
+use crate::scope::Watcher;
 use anyhow::bail;
 use clap::{ArgAction, Args};
 use std::path::PathBuf;
@@ -83,7 +84,7 @@ pub struct PublisherArgs {
 
 impl PublisherArgs {
     /// Configures the publisher.
-    pub fn options(&self, cluster: ClusterInfo, mode: ServiceMode) -> Options {
+    pub fn options(&self, cluster: ClusterInfo, mode: ServiceMode, scope: Option<Watcher>) -> Options {
         Options {
             cluster,
             default_global_namespace: self.clustermesh_default_global_namespace,
@@ -91,6 +92,7 @@ impl PublisherArgs {
             service_exports: self.clustermesh_enable_mcs_api,
             service_mode: mode,
             probe_interval: self.propagation_probe_interval,
+            scope,
         }
     }
 

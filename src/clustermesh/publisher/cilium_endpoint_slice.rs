@@ -1,6 +1,6 @@
 //! CiliumEndpointSlices: one key for each address of each pod of a slice, see [`addresses`](super::addresses).
 
-use super::addresses::Endpoint;
+use super::addresses::{Annotations, Endpoint};
 use super::{Effects, Name, Options, Resource, State};
 use crate::k8s::types::{self as k8s, Kind, ObjectKey};
 use crate::model::keys::Scope;
@@ -34,6 +34,8 @@ impl Resource for CiliumEndpointSlices {
             encryption_key: endpoint.encryption.key,
             service_account: &endpoint.service_account,
             named_ports: &endpoint.named_ports,
+            // Core endpoints have no annotations.
+            annotations: Annotations::default(),
         });
         let entries = endpoints.flat_map(|e| e.entries(&mut out.problems)).collect();
         let namespace = Name::from(&*slice.namespace);
@@ -44,18 +46,19 @@ impl Resource for CiliumEndpointSlices {
         if let Some(before) = before.filter(|before| *before != namespace) {
             state.addresses.forget(key, &before);
         }
-        state.addresses.set(key, &namespace, entries, &state.namespaces, out);
+        let surroundings = (&state.namespaces, state.exports.as_deref_mut());
+        state.addresses.set(key, &namespace, entries, surroundings, out);
     }
 
     fn delete(state: &mut State, key: &ObjectKey, out: &mut Effects) {
         let namespace = state.cilium_endpoint_slices.namespaces.remove(key);
-        state.addresses.remove(key, &namespace.unwrap_or_default(), out);
+        let exports = state.exports.as_deref_mut();
+        state.addresses.remove(key, &namespace.unwrap_or_default(), exports, out);
     }
 
     fn namespace_changed(state: &mut State, namespace: &Name, out: &mut Effects) {
-        let State {
-            addresses, namespaces, ..
-        } = state;
-        addresses.namespace_changed(Kind::CiliumEndpointSlice, namespace, namespaces, out);
+        let surroundings = (&state.namespaces, state.exports.as_deref_mut());
+        let addresses = &mut state.addresses;
+        addresses.namespace_changed(Kind::CiliumEndpointSlice, namespace, surroundings, out);
     }
 }

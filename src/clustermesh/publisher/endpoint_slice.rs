@@ -71,7 +71,7 @@ impl Resource for EndpointSlices {
 /// The slice no longer belongs to `service`.
 fn moved(state: &mut State, key: &ObjectKey, service: NamespacedName, out: &mut Effects) {
     state.endpoint_slices.unlink(&service, &key.name);
-    out.delete(Scope::EndpointSlices, &self::key(&key.namespace, &key.name));
+    out.withdraw(Scope::EndpointSlices, &self::key(&key.namespace, &key.name));
     out.republish_service(service);
 }
 

@@ -26,6 +26,11 @@ impl Identities {
         }
     }
 
+    /// All identities, with their labels as their keys have them.
+    pub(super) fn all(&self) -> impl Iterator<Item = (&Name, &Bytes)> {
+        self.values.iter().map(|(key, value)| (&key.name, value))
+    }
+
     fn insert(&mut self, name: &Name, namespace: &Name, value: Bytes) {
         if self.namespaces.get(name).is_some_and(|before| before != namespace) {
             self.remove(name);
@@ -51,27 +56,64 @@ impl Resource for Identities {
         };
         let (value, namespace) = (value(labels), Name::from(&**namespace));
         state.identities.insert(&key.name, &namespace, value.clone());
-        match state.namespaces.known(&namespace) {
-            Some(true) => out.upsert(Scope::Identities, &key.name, value),
-            Some(false) => out.delete(Scope::Identities, &key.name),
-            None => {}
+        if let (Some(exports), Some(number)) = (&mut state.exports, number(&key.name)) {
+            exports.identity(number, Some(&value[..]));
         }
+        publish(state, &key.name, value, state.namespaces.known(&namespace), out);
     }
 
     fn delete(state: &mut State, key: &ObjectKey, out: &mut Effects) {
         state.identities.remove(&key.name);
-        out.delete(Scope::Identities, &key.name);
+        if let (Some(exports), Some(number)) = (&mut state.exports, number(&key.name)) {
+            exports.identity(number, None);
+        }
+        out.withdraw(Scope::Identities, &key.name);
     }
 
     fn namespace_changed(state: &mut State, namespace: &Name, out: &mut Effects) {
         let is_global = state.namespaces.is_global(namespace);
         for (key, value) in of_namespace(&state.identities.values, namespace) {
-            match is_global {
-                true => out.upsert(Scope::Identities, &key.name, value.clone()),
-                false => out.delete(Scope::Identities, &key.name),
-            }
+            publish(state, &key.name, value.clone(), Some(is_global), out);
         }
     }
+}
+
+/// Publishes or withdraws the key of an identity; does neither if its namespace does not exist.
+fn publish(state: &State, name: &Name, value: Bytes, is_global: Option<bool>, out: &mut Effects) {
+    match is_global {
+        Some(true) => {
+            let verdict = state.exports.as_ref().map(|e| e.identity_verdict(number(name)));
+            out.export(Scope::Identities, name, verdict, value);
+        }
+        Some(false) => out.withdraw(Scope::Identities, name),
+        None => {}
+    }
+}
+
+/// Publishes or withdraws the key of an identity if the scope decides otherwise about it than before.
+pub(super) fn judge_again(state: &State, name: &Name, out: &mut Effects) {
+    let Some(exports) = &state.exports else {
+        return;
+    };
+    let Some(before) = exports.decided(Scope::Identities, name) else {
+        return;
+    };
+    let now = exports.identity_verdict(number(name));
+    if now == before {
+        return;
+    }
+    let known = state.identities.namespaces.get(name);
+    let value = known.and_then(|namespace| state.identities.values.get(&NamespacedName::new(namespace, name)));
+    if let Some(value) = value {
+        out.decide_again(Scope::Identities, name, (before, now), || value.clone());
+    }
+}
+
+/// The number of an identity, which is its name.
+pub(super) fn number(name: &Name) -> Option<u32> {
+    let number = name.parse::<u32>().ok()?;
+    // Another spelling of the number is another name.
+    (*number.to_string() == **name).then_some(number)
 }
 
 /// The labels as `source:key=value;`, sorted by key without source (Cilium: pkg/labels/labels.go).

@@ -15,9 +15,16 @@ pub(super) struct InitialLists {
     complete: BTreeSet<Scope>,
     /// The last value of each key of the scopes that are not complete yet; `None`: deleted.
     held: BTreeMap<(Scope, Name), Option<Bytes>>,
+    /// Whether a scope decides about keys.
+    has_scope: bool,
 }
 
 impl InitialLists {
+    /// A scope decides about keys: identities and addresses depend on each other, and on services.
+    pub(super) fn needs_scope(&mut self) {
+        self.has_scope = true;
+    }
+
     /// Returns `action`, unless it belongs to a scope that is not complete yet.
     pub(super) fn pass(&mut self, action: Action) -> Option<Action> {
         let is_held = |scope: &Scope| !self.complete.contains(scope);
@@ -40,7 +47,13 @@ impl InitialLists {
         self.listed.insert(kind);
         let mut out = vec![];
         for scope in Scope::ALL {
-            if !kinds_of(scope, options).all(|kind| self.listed.contains(&kind)) || !self.complete.insert(scope) {
+            let has_scope = self.has_scope && matches!(scope, Scope::Identities | Scope::Endpoints);
+            let scopes: &[Scope] = match has_scope {
+                true => &[Scope::Identities, Scope::Endpoints, Scope::Services, Scope::EndpointSlices],
+                false => &[scope],
+            };
+            let mut kinds = scopes.iter().flat_map(|scope| kinds_of(*scope, options));
+            if !kinds.all(|kind| self.listed.contains(&kind)) || !self.complete.insert(scope) {
                 continue;
             }
             let of_scope = |(s, _): &(Scope, Name), _: &mut Option<Bytes>| *s == scope;

@@ -43,14 +43,23 @@ impl Resource for Namespaces {
         let is_global = annotation.map_or(state.options.default_global_namespace, |value| {
             value.eq_ignore_ascii_case("true")
         });
-        if state.namespaces.is_global.insert(key.name.clone(), is_global) != Some(is_global) {
-            state.namespace_changed(&key.name, out);
+        let exports = state.exports.as_deref_mut();
+        let is_judged = exports.is_some_and(|e| e.namespace(&key.name, &namespace.metadata.labels));
+        let is_changed = state.namespaces.is_global.insert(key.name.clone(), is_global) != Some(is_global);
+        if is_changed || is_judged {
+            match is_changed {
+                true => state.namespace_changed(&key.name, out),
+                false => state.judge_namespace(Some(&key.name), out),
+            }
             // Each object reports its own problems when it changes; these are not the namespace's.
             out.problems.clear();
         }
     }
 
     fn delete(state: &mut State, key: &ObjectKey, out: &mut Effects) {
+        if let Some(exports) = &mut state.exports {
+            exports.remove_namespace(&key.name);
+        }
         if state.namespaces.is_global.remove(&key.name).is_some() {
             state.namespace_changed(&key.name, out);
         }

@@ -5,14 +5,16 @@
 
 use super::value::{Problems, is_external_name, json, port_u16};
 use super::{
-    Effects, Name, NamespacedName, Resource, ServiceMode, State, endpoint_slice, of_namespace, service_export,
+    Effects, Name, NamespacedName, Note, Resource, ServiceMode, State, endpoint_slice, of_namespace, service_export,
 };
 use crate::k8s::types::{self as k8s, ObjectKey};
 use crate::model::cluster::ClusterInfo;
+use crate::model::ip::GoIp;
 use crate::model::keys::Scope;
 use crate::model::values;
+use crate::scope::Verdict;
 use bytes::Bytes;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 #[derive(Default)]
@@ -56,25 +58,74 @@ pub(super) fn publish(state: &State, name: &NamespacedName, out: &mut Effects) {
     let cluster = &state.options.cluster;
     let service = state.services.get(name);
     let shared = service.filter(|s| is_shared(s) && state.namespaces.is_global(&name.namespace));
+    let verdict = shared.and_then(|s| verdict(state, name, s));
+    if state.exports.is_some() {
+        note(state, name, verdict, out);
+    }
     let slices = || state.endpoint_slices.of_service(name);
-    let has_own_key =
-        |s: &&k8s::Service| state.options.service_mode != ServiceMode::OnlyEndpointSlice && !is_external_name(s);
-    match shared.filter(has_own_key) {
+    match shared.filter(|s| has_own_key(state, s)) {
         Some(service) => {
             let value = value(service, slices(), cluster, &mut out.problems);
-            out.upsert(Scope::Services, &name.key(), value);
+            out.export(Scope::Services, &name.key(), verdict, value);
         }
-        None => out.delete(Scope::Services, &name.key()),
+        None => out.withdraw(Scope::Services, &name.key()),
     }
     for slice in slices() {
         let key = endpoint_slice::key(&name.namespace, &slice.metadata.name);
         match shared {
-            Some(_) => out.upsert(Scope::EndpointSlices, &key, endpoint_slice::value(slice, cluster)),
-            None => out.delete(Scope::EndpointSlices, &key),
+            Some(_) => out.export(Scope::EndpointSlices, &key, verdict, endpoint_slice::value(slice, cluster)),
+            None => out.withdraw(Scope::EndpointSlices, &key),
         }
     }
     if state.service_exports.contains(name) {
         service_export::publish(state, name, out);
+    }
+}
+
+/// Whether a global service has a key beside those of its slices.
+fn has_own_key(state: &State, service: &k8s::Service) -> bool {
+    state.options.service_mode != ServiceMode::OnlyEndpointSlice && !is_external_name(service)
+}
+
+/// What the scope says about a global service and its slices; `None` without a scope.
+fn verdict(state: &State, name: &NamespacedName, service: &k8s::Service) -> Option<Verdict> {
+    let exports = state.exports.as_ref()?;
+    Some(exports.service(&name.namespace, &service.metadata.labels))
+}
+
+/// Notes what was decided about a global service, and the addresses behind it: those of all endpoints of its slices, so that
+/// an address does not come and go with the readiness of its pod.
+fn note(state: &State, name: &NamespacedName, verdict: Option<Verdict>, out: &mut Effects) {
+    let slices = state.endpoint_slices.of_service(name);
+    let addresses = || {
+        let endpoints = slices.flat_map(|slice| &slice.endpoints);
+        let addresses = endpoints.flat_map(|endpoint| &endpoint.addresses).map(|a| GoIp::parse(a));
+        let unique: BTreeSet<String> = addresses.filter(|a| a.0.is_some()).map(GoIp::text).collect();
+        unique.into_iter().map(Name::from).collect()
+    };
+    let decided = verdict.map(|verdict| (verdict, if verdict.keeps() { addresses() } else { Box::default() }));
+    let name = name.clone();
+    out.notes.push(Note::Service { name, decided });
+}
+
+/// Publishes or withdraws the keys of a global service and of its slices if the scope decides otherwise than `before`.
+pub(super) fn judge_again(state: &State, name: &NamespacedName, before: Verdict, out: &mut Effects) {
+    let service = state.services.get(name);
+    let Some(now) = service.and_then(|s| verdict(state, name, s)).filter(|now| *now != before) else {
+        return;
+    };
+    if now.keeps() != before.keeps() {
+        publish(state, name, out);
+        return;
+    }
+    note(state, name, Some(now), out);
+    let slices = state.endpoint_slices.of_service(name);
+    let slices = slices.map(|slice| endpoint_slice::key(&name.namespace, &slice.metadata.name));
+    let slices = slices.map(|key| (Scope::EndpointSlices, key));
+    let own = service.filter(|s| has_own_key(state, s)).map(|_| (Scope::Services, name.key()));
+    for (scope, name) in own.into_iter().chain(slices) {
+        let verdict = now;
+        out.notes.push(Note::Cause { scope, name, verdict });
     }
 }
 

@@ -3,11 +3,12 @@
 //! An export needs no annotation on its service, only a global namespace.
 
 use super::value::{is_external_name, json};
-use super::{Effects, NamespacedName, Options, Resource, State};
+use super::{Effects, NamespacedName, Note, Options, Resource, State};
 use crate::k8s::types::{self as k8s, ObjectKey};
 use crate::model::cluster::ClusterInfo;
 use crate::model::keys::Scope;
 use crate::model::values;
+use crate::scope::Verdict;
 use bytes::Bytes;
 use std::collections::HashMap;
 
@@ -48,9 +49,33 @@ pub(super) fn publish(state: &State, name: &NamespacedName, out: &mut Effects) {
     let is_global = state.namespaces.is_global(&name.namespace);
     let export = state.service_exports.0.get(name).filter(|_| is_global);
     let exported = export.zip(state.services.get(name));
-    match exported.and_then(|(export, service)| value(export, service, &state.options.cluster)) {
-        Some(value) => out.upsert(Scope::ServiceExports, &name.key(), value),
-        None => out.delete(Scope::ServiceExports, &name.key()),
+    let value = exported.and_then(|(export, service)| value(export, service, &state.options.cluster));
+    let labels = value.as_ref().and(export).map(|export| &export.metadata.labels);
+    let exports = state.exports.as_ref();
+    let verdict = exports.zip(labels).map(|(exports, labels)| exports.service_export(&name.namespace, labels));
+    if exports.is_some() {
+        let name = name.clone();
+        out.notes.push(Note::ServiceExport { name, verdict });
+    }
+    match value {
+        Some(value) => out.export(Scope::ServiceExports, &name.key(), verdict, value),
+        None => out.withdraw(Scope::ServiceExports, &name.key()),
+    }
+}
+
+/// Publishes or withdraws the key of an export if the scope decides otherwise about it than `before`.
+pub(super) fn judge_again(state: &State, name: &NamespacedName, before: Verdict, out: &mut Effects) {
+    let labels = state.service_exports.0.get(name).map(|export| &export.metadata.labels);
+    let now = (state.exports.as_ref().zip(labels)).map(|(e, labels)| e.service_export(&name.namespace, labels));
+    match now {
+        Some(now) if now.keeps() != before.keeps() => publish(state, name, out),
+        Some(verdict) if verdict != before => {
+            let (scope, key) = (Scope::ServiceExports, name.key());
+            out.notes.push(Note::Cause { scope, name: key, verdict });
+            let (name, verdict) = (name.clone(), Some(verdict));
+            out.notes.push(Note::ServiceExport { name, verdict });
+        }
+        _ => {}
     }
 }
 

@@ -102,6 +102,27 @@ fn hash_of_walk(options: Options, seed: u64) -> String {
         .collect()
 }
 
+#[test]
+fn a_scope_that_keeps_everything_gives_the_keys_of_no_scope() {
+    for (endpoint_slices, seed) in [(false, 21), (true, 22)] {
+        let options = Options {
+            endpoint_slices,
+            ..options()
+        };
+        let (mut plain, mut scoped) = (Bench::new(options.clone()), Bench::before_lists(options));
+        scoped.publisher = scoped.publisher.with_scope(Default::default(), Default::default());
+        Kind::ALL.iter().for_each(|kind| scoped.send(Event::Listed(*kind)));
+        let mut walk = Walk { random: seed };
+        for _ in 0..EVENTS {
+            let event = walk.event();
+            plain.send(event.clone());
+            scoped.send(event);
+            assert_eq!(scoped.keys, plain.keys);
+        }
+        assert!(!plain.keys.is_empty());
+    }
+}
+
 /// Draws events; the same ones for the same seed.
 struct Walk {
     random: u64,

@@ -219,6 +219,7 @@ impl SyncStore {
         let mut found = found.into_iter().peekable();
         let mut unknown = vec![];
         let mut state = self.state.lock();
+        state.adopted = true;
         let State {
             table, queue, progress, ..
         } = &mut *state;
@@ -250,5 +251,7 @@ impl SyncStore {
                 queue.push_front(key);
             }
         }
+        drop(state);
+        self.progress.notify_waiters();
     }
 }

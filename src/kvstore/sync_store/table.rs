@@ -6,7 +6,7 @@
 use super::entry::Entry;
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
-use std::ops::Bound;
+use std::ops::{AddAssign, Bound};
 
 pub(super) struct Table {
     prefixes: Vec<String>,
@@ -21,6 +21,13 @@ pub(super) struct Table {
 pub struct PrefixSize {
     pub keys: usize,
     pub bytes: usize,
+}
+
+impl AddAssign for PrefixSize {
+    fn add_assign(&mut self, other: Self) {
+        self.keys += other.keys;
+        self.bytes += other.bytes;
+    }
 }
 
 /// The counters of one prefix.

@@ -65,7 +65,7 @@ impl Life {
     fn list(&mut self, scope: Scope) {
         let page = vec![kv(scope, "a", 5)];
         let mut list = List::default();
-        list.page(&page, 1, SizeLimit { keys: 10 }).unwrap();
+        list.page(&page, 1, Some(SizeLimit { keys: 10 })).unwrap();
         self.cluster.list_begun(scope);
         self.cluster.take_page(scope, &prefixes(scope), page);
         let position = Position {

@@ -90,6 +90,7 @@ impl Cluster {
             sum.resumes += counters.resumes;
             sum.keys += counters.keys;
             sum.bytes += counters.bytes;
+            sum.wanted += counters.wanted;
         }
         sum
     }

@@ -2,7 +2,9 @@
 
 use super::parts::{certificates, class, facts, known, lag, number, state, text, time};
 use crate::ui::markup::Main;
-use crate::ui::view::{Configuration, Method, Minute, Mirror, MirroredKind, Propagation, RemoteDetail};
+use crate::ui::view::{
+    Configuration, Method, Minute, Mirror, MirroredKind, Propagation, RemoteDetail, Scoped, ScopedKind,
+};
 use crate::ui::words::{bytes, count, millis};
 use maud::{Markup, html};
 
@@ -22,6 +24,7 @@ pub(super) fn main(detail: &RemoteDetail) -> Main {
         .live("counters", counters(detail))
         .raw("</div>")
         .live("kinds", kinds(&detail.kinds))
+        .live("scope", scope(detail.scope.as_ref()))
         .live("refused", refused(detail))
         .live(
             "certificates",
@@ -202,6 +205,51 @@ fn kinds(kinds: &[MirroredKind]) -> Markup {
                                 td.number { @if let Some(n) = kind.announced { (count(n)) } @else { span.quiet { "–" } } }
                             }
                         }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn scope(scope: Option<&Scoped>) -> Markup {
+    html! {
+        section #scope {
+            @if let Some(scope) = scope {
+                h2 { "Scope" }
+                p {
+                    "The scope file limits what is mirrored of this cluster"
+                    @if let Some(entry) = &scope.entry { ", by the entry " strong { (entry) } }
+                    @if let Some(region) = &scope.region { "; its region is " strong { (region) } }
+                    "."
+                }
+                div.scroll {
+                    table {
+                        thead {
+                            tr { th { "Kind" } th.number { "Kept" } th.number { "Left out" } th.number { "Pending" } th.number { "Spared" } th { "Decided by" } }
+                        }
+                        tbody { @for kind in &scope.kinds { (scoped_kind(kind)) } }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn scoped_kind(kind: &ScopedKind) -> Markup {
+    html! {
+        tr {
+            th scope="row" { (kind.kind) }
+            @if kind.off {
+                td colspan="5" { span.quiet { "not mirrored, and not read" } }
+            } @else {
+                td.number { (number(kind.kept)) }
+                td.number { (number(kind.left_out)) }
+                td.number { (number(kind.pending)) }
+                td.number { (bytes(kind.bytes_left_out)) }
+                td {
+                    ul.plain {
+                        @for rule in &kind.rules { li { (rule.rule) ": " (number(rule.keys)) " " (rule.decision) } }
                     }
                 }
             }

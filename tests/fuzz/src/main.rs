@@ -149,6 +149,7 @@ fn publish(text: &str) {
             service_exports: true,
             service_mode: ServiceMode::default(),
             probe_interval: Default::default(),
+            scope: None,
         });
         let listed = Kind::ALL.iter().map(|kind| isthmus::k8s::events::Event::Listed(*kind));
         for event in events.iter().cloned().chain(listed) {

@@ -5,6 +5,7 @@
 //	go run ./mesh -isthmus PATH -etcd PATH -clusters 510 -ips 5682 -rate 3000 -shape serve
 //	go run ./mesh -isthmus PATH -etcd PATH -cilium PATH -clusters 50 -shape original -run cold,restart
 //	go run ./mesh -isthmus PATH -etcd PATH -clusters 20 -run chaos,millions,kills,wiped
+//	go run ./mesh -isthmus PATH -etcd PATH -clusters 200 -nodes 300 -identities 500 -ips 15000 -run scope
 //	unshare -rn go run ./mesh -isthmus PATH -etcd PATH -clusters 20 -run partition -away 5m
 //
 // All processes share the machine, so only figures of one run can be compared.
@@ -27,26 +28,29 @@ import (
 )
 
 var (
-	isthmus    = flag.String("isthmus", "", "path of Isthmus")
-	etcdBin    = flag.String("etcd", "", "path of etcd")
-	cilium     = flag.String("cilium", "", "path of Cilium's clustermesh-apiserver")
-	base       = flag.String("dir", os.TempDir(), "directory for data directories")
-	clusters   = flag.Int("clusters", 250, "number of remote clusters")
-	ipsPer     = flag.Int("ips", 1000, "addresses per remote cluster")
-	shape      = flag.String("shape", "serve", "serve (mirror and store in one process), mirror (kvstoremesh into an etcd) or original (Cilium's kvstoremesh)")
-	runs       = flag.String("run", "cold,churn,restart", "steps to run: cold, churn, restart, chaos, millions, kills, wiped, partition")
-	sourceKind = flag.String("source", "isthmus", "store of the remote clusters: isthmus or etcd")
-	localKind  = flag.String("local", "etcd", "store that the mirror writes to: etcd or isthmus")
-	durability = flag.String("durability", "sync", "--durability of the store, for -shape serve")
-	qps        = flag.String("qps", "1000", "rate limit of a mirror into an etcd, in operations per second")
-	rate       = flag.Int("rate", 325, "writes per second, over all remote clusters")
-	seconds    = flag.Int("seconds", 30, "duration of each phase of writes, in seconds")
-	kills      = flag.Int("kills", 20, "number of kills of a remote store or of the mirror")
-	away       = flag.Duration("away", 5*time.Minute, "duration of the partition")
-	most       = flag.Int("max-connected-clusters", 0, "255 or 511; 0 takes the smaller one that suffices")
-	more       = flag.String("args", "", "more arguments for Isthmus's mirror")
-	memory     = flag.Int64("memory", 6<<10, "memory of this program, in MiB: more keys than a million need more")
-	keep       = flag.Bool("keep", false, "keep the directory with the logs")
+	isthmus  = flag.String("isthmus", "", "path of Isthmus")
+	etcdBin  = flag.String("etcd", "", "path of etcd")
+	cilium   = flag.String("cilium", "", "path of Cilium's clustermesh-apiserver")
+	base     = flag.String("dir", os.TempDir(), "directory for data directories")
+	clusters = flag.Int("clusters", 250, "number of remote clusters")
+	ipsPer   = flag.Int("ips", 1000, "addresses per remote cluster")
+	nodesPer = flag.Int("nodes", 100, "nodes per remote cluster")
+	// Addresses have the identities one after the other.
+	identitiesPer = flag.Int("identities", 100, "identities per remote cluster")
+	shape         = flag.String("shape", "serve", "serve (mirror and store in one process), mirror (kvstoremesh into an etcd) or original (Cilium's kvstoremesh)")
+	runs          = flag.String("run", "cold,churn,restart", "steps to run: cold, churn, restart, chaos, millions, kills, wiped, partition, scope")
+	sourceKind    = flag.String("source", "isthmus", "store of the remote clusters: isthmus or etcd")
+	localKind     = flag.String("local", "etcd", "store that the mirror writes to: etcd or isthmus")
+	durability    = flag.String("durability", "sync", "--durability of the store, for -shape serve")
+	qps           = flag.String("qps", "1000", "rate limit of a mirror into an etcd, in operations per second")
+	rate          = flag.Int("rate", 325, "writes per second, over all remote clusters")
+	seconds       = flag.Int("seconds", 30, "duration of each phase of writes, in seconds")
+	kills         = flag.Int("kills", 20, "number of kills of a remote store or of the mirror")
+	away          = flag.Duration("away", 5*time.Minute, "duration of the partition")
+	most          = flag.Int("max-connected-clusters", 0, "255 or 511; 0 takes the smaller one that suffices")
+	more          = flag.String("args", "", "more arguments for Isthmus's mirror")
+	memory        = flag.Int64("memory", 6<<10, "memory of this program, in MiB: more keys than a million need more")
+	keep          = flag.Bool("keep", false, "keep the directory with the logs")
 )
 
 var findings []string
@@ -106,7 +110,7 @@ func run() error {
 		}
 	}
 	todo := strings.Split(*runs, ",")
-	fmt.Printf("%d CPUs, load %.1f, %d clusters of %d keys, shape %s\n", runtime.NumCPU(), peer.Load(), *clusters, nodesPer+identitiesPer+*ipsPer, *shape)
+	fmt.Printf("%d CPUs, load %.1f, %d clusters of %d keys, shape %s\n", runtime.NumCPU(), peer.Load(), *clusters, *nodesPer+*identitiesPer+*ipsPer, *shape)
 	if slices.Contains(todo, "cold") || slices.Contains(todo, "churn") || slices.Contains(todo, "restart") {
 		if err := usual(dir, ca, todo); err != nil {
 			return err
@@ -115,7 +119,7 @@ func run() error {
 	for _, c := range []struct {
 		name string
 		f    func(string, *authority) error
-	}{{"chaos", chaos}, {"millions", millions}, {"kills", killing}, {"wiped", wiped}, {"partition", partition}} {
+	}{{"chaos", chaos}, {"millions", millions}, {"kills", killing}, {"wiped", wiped}, {"partition", partition}, {"scope", scoped}} {
 		if slices.Contains(todo, c.name) {
 			if err := c.f(filepath.Join(dir, c.name), ca); err != nil {
 				return fmt.Errorf("%s: %w", c.name, err)

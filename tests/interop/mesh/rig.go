@@ -28,6 +28,8 @@ type rig struct {
 	watcher *watcher
 	sources []*source
 	http    *http.Client
+	// Whether nobody watches the store, because of the memory that this takes.
+	blind bool
 	// The address of the store.
 	store, api, health, metrics string
 	remotes                     string
@@ -112,7 +114,9 @@ func (r *rig) look() (err error) {
 	if r.client, err = clientv3.New(config); err != nil {
 		return err
 	}
-	r.watcher = follow(r.client, r.sources)
+	if !r.blind {
+		r.watcher = follow(r.client, r.sources)
+	}
 	return nil
 }
 

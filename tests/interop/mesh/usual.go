@@ -161,9 +161,9 @@ func change(ctx context.Context, r *rig, s *source, n int) error {
 	key, value := ipKey(s.id, n%s.ips), ipValue(s.name, s.id, n%s.ips, v)
 	switch n % 20 {
 	case 0:
-		key, value = nodeKey(s.name, n/20%nodesPer), nodeValue(s.name, s.id, n/20%nodesPer, v)
+		key, value = nodeKey(s.name, n/20%*nodesPer), nodeValue(s.name, s.id, n/20%*nodesPer, v)
 	case 1:
-		key, value = identityKey(s.id, n/20%identitiesPer), identityValue(s.name, n/20%identitiesPer, v)
+		key, value = identityKey(s.id, n/20%*identitiesPer), identityValue(s.name, n/20%*identitiesPer, v)
 	}
 	r.watcher.latency.expect(value)
 	at, err := s.put(ctx, key, value)

@@ -5,11 +5,6 @@ import (
 	"strings"
 )
 
-const (
-	nodesPer      = 100
-	identitiesPer = 100
-)
-
 // words are the prefixes for which a cluster writes canaries.
 var words = []string{"nodes", "identities", "ip", "services", "serviceexports", "endpointslices"}
 
@@ -40,7 +35,7 @@ func ipKey(id, n int) string { return fmt.Sprintf("%s10.%d.%d.%d", ipPrefix, id%
 
 func ipValue(cluster string, id, n, version int) string {
 	return fmt.Sprintf(`{"IP":"10.%d.%d.%d","Mask":null,"HostIP":"172.%d.%d.%d","ID":%d,"Key":0,"Metadata":"cilium-global:%s:%s-worker-%d:%d","K8sNamespace":"namespace-%d","K8sPodName":"app-%d-7c9d8f6b5-v%d","K8sServiceAccount":"default"}`,
-		id%250, n/250, n%250+1, 16+id%16, id%250, n%nodesPer, id<<16+n%identitiesPer+256, cluster, cluster, n%nodesPer, n, n%20, n%identitiesPer, version)
+		id%250, n/250, n%250+1, 16+id%16, id%250, n%*nodesPer, id<<16+n%*identitiesPer+256, cluster, cluster, n%*nodesPer, n, n%20, n%*identitiesPer, version)
 }
 
 // configOf is the configuration of a cluster in its own store.
@@ -51,10 +46,10 @@ func configOf(id, most int) string {
 // first has the initial keys of a cluster, in an order in which a publisher could write them.
 func first(cluster string, id, ips int) (keys, values []string) {
 	add := func(key, value string) { keys, values = append(keys, key), append(values, value) }
-	for n := range nodesPer {
+	for n := range *nodesPer {
 		add(nodeKey(cluster, n), nodeValue(cluster, id, n, 0))
 	}
-	for n := range identitiesPer {
+	for n := range *identitiesPer {
 		add(identityKey(id, n), identityValue(cluster, n, 0))
 	}
 	for n := range ips {

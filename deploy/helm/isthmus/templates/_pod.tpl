@@ -25,6 +25,10 @@
       name: {{ $config }}
       key: cluster-id
 {{- end }}
+{{- if include "isthmus.scope" . }}
+- name: CILIUM_SCOPE
+  value: /var/lib/isthmus/scope/scope.yaml
+{{- end }}
 {{- if $config }}
 {{- range $pair := list
   (list "CILIUM_MAX_CONNECTED_CLUSTERS" "max-connected-clusters")
@@ -81,6 +85,13 @@
     optional: true
     defaultMode: 256
 {{- end }}
+{{- with include "isthmus.scope" . }}
+# The pod waits for this ConfigMap. The file is followed.
+- name: scope
+  configMap:
+    name: {{ . }}
+    defaultMode: 256
+{{- end }}
 {{- if eq .Values.storage.type "emptyDir" }}
 - name: etcd-data-dir
   emptyDir:
@@ -93,6 +104,15 @@
   persistentVolumeClaim:
     claimName: {{ include "isthmus.claim" . }}
 {{- end }}
+{{- end -}}
+
+{{/* The name of the ConfigMap with the scope file; empty without a scope. */}}
+{{- define "isthmus.scope" -}}
+{{- if .Values.scope.existingConfigMap -}}
+{{- .Values.scope.existingConfigMap -}}
+{{- else if .Values.scope.file -}}
+{{- include "isthmus.name" . }}-scope
+{{- end -}}
 {{- end -}}
 
 {{/* The rest of a projected volume: the CA certificate, from the Secret that was begun before, or from the bundle. */}}
