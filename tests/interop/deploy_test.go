@@ -44,6 +44,9 @@ var valueSets = map[string]string{
 	"monitoring":            `{tls: {method: existing}, metrics: {serviceMonitor: {enabled: true, labels: {release: p}}, prometheusRule: {enabled: true}}}`,
 	"no metrics":            `{tls: {method: existing}, metrics: {enabled: false}, podDisruptionBudget: {enabled: false}}`,
 	"policy":                `{tls: {method: existing}, networkPolicy: {enabled: true, from: [{ipBlock: {cidr: 10.0.0.0/8}}], egress: [{ports: [{port: 443}]}]}}`,
+	"page":                  `{tls: {method: existing}, ui: {expose: service, tlsSecret: page, tokenSecret: {name: page-token}}, networkPolicy: {enabled: true}}`,
+	"no page":               `{tls: {method: existing}, ui: {expose: none}}`,
+	"traces":                `{tls: {method: existing}, ui: {port: 8080}, traces: {otlpEndpoint: "http://collector:4317", sample: 1}}`,
 	"without cilium-config": `{ciliumConfig: "", cluster: {name: tokyo, id: 1}, tls: {method: existing}}`,
 	"everything else": `{tls: {method: existing}, image: {digest: "sha256:` + strings.Repeat("0", 64) + `"}, imagePullSecrets: [{name: s}],
 		healthPort: 9999, commonLabels: {team: mesh}, commonAnnotations: {a: b}, podLabels: {x: z}, podAnnotations: {x: z}, extraArgs: [--debug],
@@ -55,6 +58,9 @@ var valueSets = map[string]string{
 var refusals = map[string]string{
 	`{tls: {method: existing}, replicas: 2, storage: {type: persistent}}`: "allows one replica",
 	`{tls: {method: existing}, storage: {typ: memory}}`:                   "typ",
+	`{tls: {method: existing}, ui: {tokenSecret: {name: t}}}`:                "ui.expose=service",
+	`{tls: {method: existing}, ui: {expose: everywhere}}`:                    "expose",
+	`{tls: {method: existing}, traces: {otlpEndpoint: "collector:4317"}}`:    "otlpEndpoint",
 	`{tls: {method: helm}}`:                          "method",
 	`{tls: {method: existing}, podLabels: {x: yes}}`: "podLabels",
 	`{}`:                                "set cluster.name",
@@ -253,6 +259,7 @@ func TestDeployChartAndManifestsAgree(t *testing.T) {
 		`{tls: {method: existing}}`:                                                                              nil,
 		`{tls: {method: existing}, storage: {type: persistent}}`:                                                 {"persistent"},
 		`{tls: {method: existing}, storage: {type: memory}}`:                                                     {"memory"},
+		`{tls: {method: existing}, ui: {expose: service}}`:                                                       {"ui"},
 		`{tls: {method: existing}, networkPolicy: {enabled: true}}`:                                              {"network-policy"},
 		`{tls: {method: existing}, metrics: {prometheusRule: {enabled: true}, serviceMonitor: {enabled: true}}}`: {"prometheus-rule", "service-monitor"},
 	} {
