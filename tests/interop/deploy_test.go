@@ -58,9 +58,9 @@ var valueSets = map[string]string{
 var refusals = map[string]string{
 	`{tls: {method: existing}, replicas: 2, storage: {type: persistent}}`: "allows one replica",
 	`{tls: {method: existing}, storage: {typ: memory}}`:                   "typ",
-	`{tls: {method: existing}, ui: {tokenSecret: {name: t}}}`:                "ui.expose=service",
-	`{tls: {method: existing}, ui: {expose: everywhere}}`:                    "expose",
-	`{tls: {method: existing}, traces: {otlpEndpoint: "collector:4317"}}`:    "otlpEndpoint",
+	`{tls: {method: existing}, ui: {tokenSecret: {name: t}}}`:             "ui.expose=service",
+	`{tls: {method: existing}, ui: {expose: everywhere}}`:                 "expose",
+	`{tls: {method: existing}, traces: {otlpEndpoint: "collector:4317"}}`: "otlpEndpoint",
 	`{tls: {method: helm}}`:                          "method",
 	`{tls: {method: existing}, podLabels: {x: yes}}`: "podLabels",
 	`{}`:                                "set cluster.name",

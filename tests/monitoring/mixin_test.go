@@ -33,15 +33,18 @@ type importer struct {
 }
 
 func (i *importer) Import(from, path string) (jsonnet.Contents, string, error) {
-	if strings.HasSuffix(path, "g.libsonnet") {
+	if filepath.Base(path) == "g.libsonnet" {
 		return i.stub, path, nil
 	}
 	return i.FileImporter.Import(from, path)
 }
 
-// The directory of the mixin of the pinned etcd.
+// The directory of the mixin of the pinned etcd, or that in MIXIN_OF_ETCD.
 func mixin(t *testing.T) string {
 	t.Helper()
+	if dir := os.Getenv("MIXIN_OF_ETCD"); dir != "" {
+		return dir
+	}
 	pins, err := os.ReadFile("../interop/go.mod")
 	if err != nil {
 		t.Fatal(err)
@@ -54,7 +57,8 @@ func mixin(t *testing.T) string {
 	download.Dir = t.TempDir()
 	out, err := download.Output()
 	if err != nil {
-		t.Fatalf("%v: %s", err, out)
+		// Not every proxy has the module of etcd's repository itself.
+		t.Skipf("NOT CHECKED: etcd's mixin cannot be had (%s). Set MIXIN_OF_ETCD to contrib/mixin of a checkout of etcd", out)
 	}
 	var module struct{ Dir string }
 	if err := json.Unmarshal(out, &module); err != nil {
@@ -67,7 +71,7 @@ func mixin(t *testing.T) string {
 func evaluate(t *testing.T, mixin, text string, into any) {
 	t.Helper()
 	vm := jsonnet.MakeVM()
-	vm.Importer(&importer{stub: jsonnet.MakeContents(noGrafana)})
+	vm.Importer(&importer{jsonnet.FileImporter{JPaths: []string{mixin}}, jsonnet.MakeContents(noGrafana)})
 	out, err := vm.EvaluateAnonymousSnippet(filepath.Join(mixin, "main.jsonnet"), text)
 	if err != nil {
 		t.Fatal(err)
