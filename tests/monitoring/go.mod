@@ -1,5 +1,5 @@
 // Runs the alerts and dashboards of etcd's own mixin against a store of Isthmus.
-module isthmus/monitoring
+module isthmus.dev/monitoring
 
 go 1.26
 
