@@ -7,6 +7,7 @@ pub mod etcdinit;
 mod expiry;
 mod leader;
 pub mod metrics;
+pub mod otlp;
 pub mod page;
 pub mod signal;
 mod users;

@@ -36,7 +36,8 @@ pub fn start(
     let config = cluster_config(&options).to_json();
     let config_key = keys::cluster_config(&cluster.name);
     let stop = life.stop_token().clone();
-    let keep = keeper::keep(Arc::clone(&backend), config_key, config);
+    let (kept, runs) = (Arc::clone(&backend), metrics.kept.clone());
+    let keep = async move { keeper::keep(kept, config_key, config, &runs).await };
     life.spawn_forever("cluster config", keep);
     life.spawn_forever("heartbeat", keeper::beat(Arc::clone(&backend), metrics.clone()));
     if !options.probe_interval.is_zero() {

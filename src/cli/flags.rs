@@ -7,12 +7,14 @@ mod mesh;
 mod page;
 mod publisher;
 mod store;
+mod traces;
 
 pub use kvstore::KvstoreArgs;
 pub use mesh::MeshArgs;
 pub use page::PageArgs;
 pub use publisher::{PublisherArgs, ServiceArgs};
 pub use store::EndpointArgs;
+pub use traces::{TraceArgs, VARIABLES as TRACE_VARIABLES};
 
 use super::ignored::IgnoredFlags;
 use crate::app;

@@ -1,6 +1,8 @@
 //! `kvstoremesh`: the mirror alone, writing to any etcd; `kvstoremesh-dbg status`, which asks a mirror.
 
-use super::flags::{ClusterArgs, KvstoreArgs, LogArgs, MeshArgs, ObserveArgs, PageArgs, ServiceArgs, boolean};
+use super::flags::{
+    ClusterArgs, KvstoreArgs, LogArgs, MeshArgs, ObserveArgs, PageArgs, ServiceArgs, TraceArgs, boolean,
+};
 use crate::app::page::{Shown, ShownStore, start_page};
 use crate::app::{self, Starting};
 use crate::kvstore::etcd::EtcdBackend;
@@ -34,6 +36,8 @@ pub struct KvstoremeshArgs {
     #[command(flatten)]
     observe: ObserveArgs,
     #[command(flatten)]
+    traces: TraceArgs,
+    #[command(flatten)]
     page: PageArgs,
 }
 
@@ -48,10 +52,12 @@ impl KvstoremeshArgs {
             log: _,
             enable_heartbeat,
             observe,
+            traces,
             page,
         } = self;
         let page = page.config()?;
         let cluster = cluster.info()?;
+        traces.start("kvstoremesh", cluster.name.as_str(), life)?;
         let store = kvstore.config()?;
         let Some(mut config) = mesh.config(cluster.clone(), service.clustermesh_service_v2) else {
             bail!(

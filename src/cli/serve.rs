@@ -4,7 +4,7 @@ use super::budgets::BudgetArgs;
 use super::data::DataArgs;
 use super::etcd::listen::Tls;
 use super::flags::{
-    ClusterArgs, LogArgs, MeshArgs, ObserveArgs, PageArgs, PublisherArgs, ServiceArgs, boolean, duration,
+    ClusterArgs, LogArgs, MeshArgs, ObserveArgs, PageArgs, PublisherArgs, ServiceArgs, TraceArgs, boolean, duration,
 };
 use super::follow::FollowArgs;
 use super::users::UserArgs;
@@ -79,6 +79,8 @@ pub struct ServeArgs {
     budgets: BudgetArgs,
     #[command(flatten)]
     observe: ObserveArgs,
+    #[command(flatten)]
+    traces: TraceArgs,
     #[command(flatten)]
     page: PageArgs,
 }
@@ -169,9 +171,11 @@ impl ServeArgs {
             follow,
             budgets,
             observe,
+            traces,
             page,
         } = self;
         let (cluster, mode) = (cluster.info()?, service.clustermesh_service_v2);
+        traces.start("serve", cluster.name.as_str(), life)?;
         let objects = publisher.source()?;
         app::check_source(&objects).await?;
         let mirror = mirror(&mesh, &cluster, mode)?;

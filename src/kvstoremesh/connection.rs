@@ -22,6 +22,7 @@ use std::convert::Infallible;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tracing::Instrument;
 
 /// A store whose heartbeat has not changed for this long is asked whether it answers.
 const HEARTBEAT_MAX: Duration = Duration::from_secs(120);
@@ -174,7 +175,10 @@ impl Connection<'_> {
             canaries,
             identities_queued: watch::Sender::new(!exports.scopes.contains(&Scope::Identities)),
         };
-        let scopes = Scope::ALL.map(|scope| reflect(&connected, scope));
+        let scopes = Scope::ALL.map(|scope| {
+            let prefix = exports.prefix(scope, &self.remote.name);
+            reflect(&connected, scope).instrument(tracing::error_span!("kind of keys", prefix))
+        });
         tokio::select! {
             (ended, ..) = select_all(scopes.map(Box::pin)) => ended,
             ended = self.follow_canaries(seen, exports.has_canaries) => ended,

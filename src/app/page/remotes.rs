@@ -8,8 +8,8 @@ use crate::kvstoremesh::reflector::Completeness;
 use crate::model::cluster::ClusterConfig;
 use crate::model::keys::Scope;
 use crate::ui::view::{
-    Certificate, Configuration, KeyCounts, Lag, Method, Minute, Mirror, MirroredKind, Moment, Propagation, RefusedKeys,
-    Remote, RemoteCounters, RemoteDetail, State, StateChange,
+    Certificate, Configuration, Delivery, KeyCounts, Lag, Method, Minute, Mirror, MirroredKind, Moment, Propagation,
+    RefusedKeys, Remote, RemoteCounters, RemoteDetail, State, StateChange,
 };
 use std::time::SystemTime;
 
@@ -90,6 +90,12 @@ pub(super) fn detail(snapshot: &Snapshot, certificates: Vec<Certificate>) -> Rem
             round_trip_ms: observed
                 .shortest_round_trip()
                 .map(|took| rounded(took.as_secs_f64() * 1000.0)),
+        }),
+        delivery: snapshot.delivery(60).map(|figures| Delivery {
+            p50_ms: rounded(figures.p50),
+            p99_ms: rounded(figures.p99),
+            max_ms: rounded(figures.max),
+            samples: figures.samples,
         }),
     }
 }
