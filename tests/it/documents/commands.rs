@@ -87,9 +87,10 @@ pub const TESTED: &[Runner] = &[
     command("make guard", CI, "guard"),
     command("make image", CI, "image-test"),
     command("make e2e-short", CI, "e2e-short"),
+    command("make adversary", CI, "adversary"),
+    command("go run -C tests/adversary", MAKEFILE, "adversary"),
     // Long targets, which people run before a release.
     command("make bench", MAKEFILE, "bench"),
-    command("make build", MAKEFILE, "build"),
     command("make e2e", MAKEFILE, "e2e"),
     command("make release", MAKEFILE, "release"),
     // Commands that tests run with other values.
@@ -281,9 +282,5 @@ pub const NOBODY: &[(&str, &str)] = &[
     (
         "for object in secret/cilium-clustermesh",
         "gives objects to a release of Helm, whose ownership TestKubeAPIServerHelmTakesOverFromCiliumAndBack tests",
-    ),
-    (
-        "curl http://localhost:9880/readyz",
-        "the short form of a command that is tested",
     ),
 ];
