@@ -129,7 +129,12 @@ fn command_line(program: Program) -> clap::Command {
         .long("version")
         .help("Print the version of this program.")
         .action(ArgAction::Version);
-    let shared = [data::VARIABLES, budgets::VARIABLES, follow::VARIABLES];
+    let shared = [
+        data::VARIABLES,
+        budgets::VARIABLES,
+        follow::VARIABLES,
+        flags::TRACE_VARIABLES,
+    ];
     let cli = match program {
         Program::ClustermeshApiserver => Cli::command(),
         Program::Isthmus => Cli::augment_args(mesh::MeshCommand::augment_subcommands(clap::Command::new(

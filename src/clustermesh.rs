@@ -8,6 +8,7 @@ pub mod publisher;
 mod tests;
 
 use crate::k8s::events::Received;
+use crate::kvstore::metrics::Runs;
 use crate::kvstore::sync_store::SyncStore;
 use crate::kvstore::{Backend, Metrics, keeper};
 use crate::model::cluster::{Capabilities, ClusterConfig, ExportMode};
@@ -41,7 +42,10 @@ pub fn start(
     let sync = Arc::new(SyncStore::new("publisher", Arc::clone(&backend), prefixes));
     metrics.follow(cluster.name.as_str(), &sync);
     let stop = life.stop_token().clone();
-    life.spawn_forever("cluster config", keep_config(options.clone(), Arc::clone(&backend)));
+    life.spawn_forever(
+        "cluster config",
+        keep_config(options.clone(), Arc::clone(&backend), metrics.kept.clone()),
+    );
     life.spawn_forever("heartbeat", keeper::beat(Arc::clone(&backend), metrics.clone()));
     let listed = Arc::clone(&backend);
     if !options.probe_interval.is_zero() {
@@ -73,19 +77,19 @@ pub fn start(
 
 /// Keeps the cluster configuration, with the region that the scope file gives. Nothing is written before the file can be
 /// used.
-async fn keep_config(options: Options, backend: Arc<dyn Backend>) {
+async fn keep_config(options: Options, backend: Arc<dyn Backend>, runs: Runs) {
     let key = keys::cluster_config(&options.cluster.name);
     let file = options.scope.clone();
     let config = move |region: Option<String>| cluster_config(&options, region).to_json();
     let Some(mut file) = file else {
-        return keeper::keep(backend, key, config(None)).await;
+        return keeper::keep(backend, key, config(None), &runs).await;
     };
     let first = config(file.usable().await.region.clone());
     let later = futures::stream::unfold((file, config), |(mut file, config)| async move {
         let value = config(file.changed().await.region.clone());
         Some((value, (file, config)))
     });
-    keeper::keep_latest(backend, key, first, later).await;
+    keeper::keep_latest(backend, key, first, later, &runs).await;
 }
 
 /// The configuration that this cluster publishes of itself.
@@ -167,7 +171,10 @@ async fn former(backend: &dyn Backend, prefix: &str) -> HashSet<Name> {
         match backend.list(prefix).await {
             Ok(keys) => {
                 let names = keys.iter().filter_map(|kv| kv.key.strip_prefix(prefix.as_bytes()));
-                return names.filter_map(|name| std::str::from_utf8(name).ok()).map(Name::from).collect();
+                return names
+                    .filter_map(|name| std::str::from_utf8(name).ok())
+                    .map(Name::from)
+                    .collect();
             }
             Err(error) => {
                 tracing::warn!(prefix, %error, "cannot list the keys of the last run, trying again");

@@ -20,7 +20,9 @@ pub mod metrics;
 pub mod sync_store;
 pub mod users;
 
+use crate::util::deliveries::Deliveries;
 use crate::util::outage::Outage;
+use crate::util::trace::Cause;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use tokio::sync::watch;
@@ -62,6 +64,14 @@ pub struct HistoryMark {
     pub compacted: i64,
 }
 
+/// Where a write is in the history of a store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Written {
+    /// The cluster id of the store; 0 if it is not known.
+    pub store_id: u64,
+    pub revision: i64,
+}
+
 /// A store to write to. Each key has one writer.
 #[async_trait::async_trait]
 pub trait Backend: Send + Sync {
@@ -89,7 +99,8 @@ pub trait Backend: Send + Sync {
 
     /// Applies `writes`, whose keys are distinct, in order; atomically if they fit into one request. Fails if the
     /// store does not answer in time. Waiting for a rate limit does not count as waiting for the store.
-    async fn write(&self, class: Class, writes: &[Write]) -> Result<(), Error>;
+    /// `cause` is what the writes follow from. Returns the last revision that was written.
+    async fn write(&self, class: Class, writes: &[Write], cause: Cause<'_>) -> Result<Written, Error>;
 
     /// Deletes all keys that begin with `prefix`.
     async fn delete_prefix(&self, prefix: &str) -> Result<(), Error>;
@@ -105,6 +116,11 @@ pub trait Backend: Send + Sync {
 
     /// The duration and the reason of the store's present outage; `None` if no outage is known.
     fn outage(&self) -> Option<Outage> {
+        None
+    }
+
+    /// When watchers receive what was written, if the store is in this process.
+    fn deliveries(&self) -> Option<&Deliveries> {
         None
     }
 

@@ -32,6 +32,7 @@ use crate::kvstore::{self, Backend};
 use crate::model::cluster::{ClusterInfo, ClusterName};
 use crate::model::keys::Scope;
 use crate::util::backoff::Backoff;
+use crate::util::durations::Quantiles;
 use crate::util::expiry::Facts;
 use crate::util::lifecycle::Lifecycle;
 use crate::util::readiness::Ready;
@@ -41,6 +42,7 @@ use filter::Report;
 use import::Import;
 use observed::Observed;
 use parking_lot::Mutex;
+use prometheus_client::metrics::histogram::Histogram;
 use reflector::{Completeness, SizeLimit};
 use remote::{Remote, SharedCluster};
 use removal::{MirrorLock, Removal};
@@ -55,6 +57,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, Span};
 
 pub use import::Imports;
 
@@ -129,6 +132,7 @@ pub struct Snapshot {
     state: SharedCluster,
     import: Option<Arc<Import>>,
     dialer: Dialer,
+    backend: Arc<dyn Backend>,
 }
 
 impl Mesh {
@@ -245,10 +249,11 @@ impl Mesh {
             self.hold_readiness(&name, mirror.state.clone(), ready, mirror.stop_writes.clone());
         }
         let lock = Arc::clone(&mirror.lock);
+        let span = span(&name);
         self.life.spawn_vital(format!("remote cluster {name}"), async move {
             let run = async {
                 let _reader = lock.read().await;
-                reconnect::run(remote).await;
+                reconnect::run(remote).instrument(span).await;
             };
             tokio::select! { biased; () = stop.cancelled() => {}, () = run => {} }
         });
@@ -282,10 +287,11 @@ impl Mesh {
         self.metrics.follow(name.as_str(), &sync);
         let stop_writes = self.life.stop_token().child_token();
         let (writes, stop, write_lock) = (Arc::clone(&sync), stop_writes.clone(), Arc::clone(&lock));
+        let span = span(name);
         self.life.spawn_vital(writer, async move {
             let run = async {
                 let _writer = write_lock.write().await;
-                writes.run().await;
+                writes.run().instrument(span).await;
             };
             tokio::select! { () = stop.cancelled() => {}, () = run => {} }
         });
@@ -340,6 +346,9 @@ impl Mesh {
             // The cluster's file may have returned in the meantime.
             if removed && matches!(members.get(&name), Some(Member::Leaving(now)) if Arc::ptr_eq(now, &running)) {
                 members.remove(&name);
+                if let Some(deliveries) = this.backend.deliveries() {
+                    deliveries.forget(name.as_str());
+                }
             }
         });
         removal
@@ -415,6 +424,7 @@ impl Mesh {
                 state: mirror.state.clone(),
                 import: mirror.import.clone(),
                 dialer: mirror.options.dialer.clone(),
+                backend: Arc::clone(&self.backend),
             })
             .collect();
         drop(members);
@@ -428,6 +438,12 @@ impl Mesh {
         }
         snapshots
     }
+}
+
+/// The span of everything that is done for a remote cluster. Its level is that of errors, so that it is there at every level
+/// of the log.
+fn span(name: &ClusterName) -> Span {
+    tracing::error_span!("remote cluster", cluster_name = %name)
 }
 
 fn mirrors(members: &BTreeMap<ClusterName, Member>) -> impl Iterator<Item = (&ClusterName, &Mirror)> {
@@ -483,6 +499,19 @@ impl Snapshot {
         self.state.look(look)
     }
 
+    /// How long commits of mirrored changes took to reach the last watcher of the store here, in the last `minutes`; `None` if
+    /// the store is another process.
+    pub fn delivery(&self, minutes: u64) -> Option<Quantiles> {
+        self.backend
+            .deliveries()?
+            .figures(self.cluster.name().as_str(), minutes)
+    }
+
+    /// The same of all commits so far, in seconds.
+    fn delivery_histogram(&self) -> Option<Histogram> {
+        self.backend.deliveries()?.histogram(self.cluster.name().as_str())
+    }
+
     /// The address of the store that answered last.
     pub fn address(&self) -> Option<SocketAddr> {
         self.dialer.address()
@@ -500,6 +529,7 @@ impl Snapshot {
             .look(|observed| observed.figures(1))
             .map(|figures| (&figures).into());
         status.scope = self.scope().map(Into::into);
+        status.delivery = self.delivery(1).map(|figures| (&figures).into());
         if let Some(flag) = self.slowed_by() {
             let _ = write!(status.status, "; its changes are slowed down: more than {flag} allows");
         }

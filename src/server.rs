@@ -39,6 +39,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 pub mod tls;
+mod traced;
 mod transport;
 mod turns;
 mod unknown;
@@ -58,6 +59,7 @@ use crate::mvcc::{Gathering, Store};
 use crate::pb::etcdserverpb as pb;
 use crate::pb::v3electionpb::election_server::ElectionServer;
 use crate::pb::v3lockpb::lock_server::LockServer;
+use crate::util::deliveries;
 use crate::util::lifecycle::Lifecycle;
 use admission::{Admission, Admitted, Caller, Limits, Operation};
 use alarm::Alarms;
@@ -237,6 +239,13 @@ impl Core {
         }
         life.spawn_forever("purge", async move { purge.purge_when_compacted().await });
         life.spawn_forever("watchers", async move { wake.wake_watchers().await });
+        let (deliveries, store) = (Arc::clone(&self.config.deliveries), Arc::clone(&self.store));
+        life.spawn_forever("deliveries", async move {
+            loop {
+                tokio::time::sleep(deliveries::SETTLE).await;
+                deliveries.settle(|key, revision| store.behind(key, revision));
+            }
+        });
         life.spawn_forever("connections", Arc::clone(&self.connections).watch_over());
     }
 

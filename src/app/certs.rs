@@ -7,6 +7,7 @@ use rcgen::{
 };
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 /// A CA that writes the certificates it issues into a directory.
 pub struct Ca {
@@ -24,6 +25,20 @@ pub struct Pair {
 
 fn other(error: rcgen::Error) -> io::Error {
     io::Error::other(error)
+}
+
+/// How long certificates are valid; so long that a demo and its page do not end with them.
+const LIFETIME: Duration = Duration::from_secs(10 * 365 * 86_400);
+/// How far the clock of a reader may be behind.
+const CLOCK_SKEW: Duration = Duration::from_secs(3600);
+
+/// Parameters of a certificate that is valid from now on.
+fn valid_now(names: impl Into<Vec<String>>) -> io::Result<CertificateParams> {
+    let mut params = CertificateParams::new(names).map_err(other)?;
+    let now = SystemTime::now();
+    params.not_before = (now - CLOCK_SKEW).into();
+    params.not_after = (now + LIFETIME).into();
+    Ok(params)
 }
 
 fn named(common_name: &str) -> DistinguishedName {
@@ -57,7 +72,7 @@ pub fn self_signed(directory: &Path) -> io::Result<Pair> {
     }
     std::fs::create_dir_all(directory)?;
     let names = ["localhost", "127.0.0.1", "::1"].map(str::to_owned);
-    let mut params = CertificateParams::new(names).map_err(other)?;
+    let mut params = valid_now(names)?;
     params.distinguished_name = named("etcd");
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     let key = KeyPair::generate().map_err(other)?;
@@ -70,7 +85,7 @@ pub fn self_signed(directory: &Path) -> io::Result<Pair> {
 impl Ca {
     /// Makes a CA and writes its certificate to `ca.crt` in `directory`.
     pub fn new(directory: &Path, common_name: &str) -> io::Result<Self> {
-        let mut params = CertificateParams::default();
+        let mut params = valid_now([])?;
         params.distinguished_name = named(common_name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -115,7 +130,7 @@ impl Ca {
 
     fn issue(&self, file: &str, common_name: &str, names: &[&str], usage: ExtendedKeyUsagePurpose) -> io::Result<Pair> {
         let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
-        let mut params = CertificateParams::new(names).map_err(other)?;
+        let mut params = valid_now(names)?;
         params.distinguished_name = named(common_name);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
         params.extended_key_usages = vec![usage];

@@ -14,6 +14,7 @@ use crate::server::listen::{Address, Listener};
 use crate::server::peer::UserSource;
 use crate::server::tls::{TlsConfig, TlsFiles};
 use crate::server::{self, Core, MemberIdentity, Parts, Serve, Wakers};
+use crate::util::deliveries::Deliveries;
 use crate::util::expiry::{CertificateFile, Role};
 use crate::util::lifecycle::Lifecycle;
 use crate::util::metrics::Page;
@@ -103,6 +104,10 @@ pub struct Etcd {
     core: Arc<Core>,
     followed: Option<Followed>,
     quota_bytes: usize,
+    /// When watchers receive what publisher and mirror have written.
+    deliveries: Arc<Deliveries>,
+    /// The cluster id of a store of its own.
+    store_id: u64,
     /// Set when a writer of this process waits for a compaction.
     compaction_wanted: Arc<AtomicBool>,
     /// The bound network addresses for clients, in the order of the configuration.
@@ -183,6 +188,7 @@ impl Etcd {
             upstream: replica.as_ref().map(Replica::upstream),
             wakers,
         };
+        let (deliveries, store_id) = (Arc::clone(&server.deliveries), server.identity.cluster_id);
         let core = Core::start(parts, server, life);
         let followed = replica.map(|replica| replica.start(life));
         compact(&core, config.auto_compaction, life);
@@ -203,6 +209,8 @@ impl Etcd {
             core,
             followed,
             quota_bytes,
+            deliveries,
+            store_id,
             compaction_wanted,
             addresses,
             metrics_addresses,
@@ -232,6 +240,7 @@ impl Etcd {
             None => LocalBackend::new(store),
         };
         let wanted = Arc::clone(&self.compaction_wanted);
+        let backend = backend.with_deliveries(Arc::clone(&self.deliveries), self.store_id);
         Arc::new(backend.with_quota(quota_bytes).with_compaction(wanted))
     }
 

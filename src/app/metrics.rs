@@ -120,6 +120,11 @@ impl Collector for Controllers {
                 "clustermesh-remote-cluster",
                 (sum(|l| l.connects), sum(|l| l.attempts_failed)),
             );
+            add(
+                "clustermesh-cluster-config",
+                (sum(|l| l.connects), sum(|l| l.configurations_missing)),
+            );
+            add("clustermesh-cluster-config-enforcer", metrics.mirror.kept.counts());
         }
         let users = metrics.users.lock().as_ref().map(|users| users.status());
         if let Some(status) = &users {

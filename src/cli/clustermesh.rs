@@ -1,6 +1,6 @@
 //! `clustermesh`: the publisher alone, writing to any etcd.
 
-use super::flags::{ClusterArgs, KvstoreArgs, LogArgs, ObserveArgs, PublisherArgs, ScopeArgs, ServiceArgs};
+use super::flags::{ClusterArgs, KvstoreArgs, LogArgs, ObserveArgs, PublisherArgs, ScopeArgs, ServiceArgs, TraceArgs};
 use super::users::UserArgs;
 use crate::app::{self, Starting};
 use crate::kvstore::Backend;
@@ -31,6 +31,8 @@ pub struct ClustermeshArgs {
     pub log: LogArgs,
     #[command(flatten)]
     observe: ObserveArgs,
+    #[command(flatten)]
+    traces: TraceArgs,
 }
 
 impl ClustermeshArgs {
@@ -45,8 +47,10 @@ impl ClustermeshArgs {
             users,
             log: _,
             observe,
+            traces,
         } = self;
         let cluster = cluster.info()?;
+        traces.start("clustermesh", cluster.name.as_str(), life)?;
         let store = kvstore.config()?;
         let source = publisher.source()?;
         app::check_source(&source).await?;

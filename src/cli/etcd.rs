@@ -9,7 +9,7 @@ pub use without_effect::IGNORED;
 
 use super::budgets::BudgetArgs;
 use super::data::DataArgs;
-use super::flags::{boolean, duration};
+use super::flags::{TraceArgs, boolean, duration};
 use super::follow::FollowArgs;
 use super::logging::{self, Format, Output};
 use crate::app::{AutoCompaction, Etcd, EtcdConfig, certs};
@@ -177,6 +177,8 @@ pub struct EtcdArgs {
     history_max_bytes: usize,
     #[command(flatten)]
     budgets: BudgetArgs,
+    #[command(flatten)]
+    traces: TraceArgs,
     /// Level of the log: debug, info, warn or error.
     #[arg(long, env = "ETCD_LOG_LEVEL", default_value = "info", value_name = "LEVEL", help_heading = heading::LOGGING)]
     log_level: String,
@@ -389,6 +391,7 @@ impl EtcdArgs {
 
     /// Starts the store.
     pub async fn start(self, life: &Lifecycle) -> anyhow::Result<()> {
+        self.traces.start("etcd", &self.name, life)?;
         let etcd = Etcd::start(self.config()?, life).await?;
         for address in &etcd.metrics_addresses {
             tracing::info!(%address, "serving metrics and health");

@@ -9,6 +9,7 @@ mod page;
 mod publisher;
 mod scope;
 mod store;
+mod traces;
 
 pub use kvstore::KvstoreArgs;
 pub use mesh::MeshArgs;
@@ -17,6 +18,7 @@ pub use page::PageArgs;
 pub use publisher::{PublisherArgs, ServiceArgs};
 pub use scope::ScopeArgs;
 pub use store::EndpointArgs;
+pub use traces::{TraceArgs, VARIABLES as TRACE_VARIABLES};
 
 use super::ignored::IgnoredFlags;
 use crate::app;

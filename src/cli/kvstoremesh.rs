@@ -1,7 +1,8 @@
 //! `kvstoremesh`: the mirror alone, writing to any etcd; `kvstoremesh-dbg status`, which asks a mirror.
 
 use super::flags::{
-    ClusterArgs, KvstoreArgs, LogArgs, MeshArgs, NamespaceArgs, ObserveArgs, PageArgs, ScopeArgs, ServiceArgs, boolean,
+    ClusterArgs, KvstoreArgs, LogArgs, MeshArgs, NamespaceArgs, ObserveArgs, PageArgs, ScopeArgs, ServiceArgs,
+    TraceArgs, boolean,
 };
 use crate::app::page::{Shown, ShownStore, start_page};
 use crate::app::{self, Starting};
@@ -40,6 +41,8 @@ pub struct KvstoremeshArgs {
     #[command(flatten)]
     observe: ObserveArgs,
     #[command(flatten)]
+    traces: TraceArgs,
+    #[command(flatten)]
     page: PageArgs,
 }
 
@@ -56,10 +59,12 @@ impl KvstoremeshArgs {
             log: _,
             enable_heartbeat,
             observe,
+            traces,
             page,
         } = self;
         let page = page.config()?;
         let cluster = cluster.info()?;
+        traces.start("kvstoremesh", cluster.name.as_str(), life)?;
         let store = kvstore.config()?;
         let Some(mut config) = mesh.config(cluster.clone(), service.clustermesh_service_v2) else {
             bail!(

@@ -8,11 +8,15 @@ use std::fmt::{self, Write as _};
 use std::sync::OnceLock;
 use std::time::Duration;
 use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// The format of a log line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,12 +50,13 @@ pub fn init(format: Format, level: Level, output: Output) {
     ));
     let _ = STARTED.set((format, output));
     let sink = output.sink();
-    let started = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let lines = tracing_subscriber::fmt::layer()
         .with_ansi(false)
         .event_format(Lines(format))
-        .with_writer(move || SinkLines(sink))
-        .try_init();
+        .fmt_fields(NoFields)
+        .with_writer(move || SinkLines(sink));
+    let registry = tracing_subscriber::registry().with(filter).with(SpanFields).with(lines);
+    let started = registry.try_init();
     // Fails if a subscriber exists, which happens in tests only.
     if started.is_ok() {
         std::panic::set_hook(Box::new(|panic| {
@@ -181,10 +186,51 @@ pub fn options(default_level: Level, options: &[String]) -> Options {
 
 struct Lines(Format);
 
+/// Keeps the fields of each span, for the lines that are logged inside.
+struct SpanFields;
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for SpanFields {
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
+        let mut fields = Fields::default();
+        attributes.record(&mut fields);
+        if let Some(span) = context.span(id) {
+            span.extensions_mut().insert(fields);
+        }
+    }
+
+    fn on_record(&self, id: &Id, values: &Record<'_>, context: Context<'_, S>) {
+        if let Some(span) = context.span(id)
+            && let Some(fields) = span.extensions_mut().get_mut::<Fields>()
+        {
+            values.record(fields);
+        }
+    }
+}
+
+/// The subscriber's own texts of spans, which nobody reads.
+struct NoFields;
+
+impl<'a> FormatFields<'a> for NoFields {
+    fn format_fields<R: RecordFields>(&self, _: Writer<'a>, _: R) -> fmt::Result {
+        Ok(())
+    }
+}
+
 #[derive(Default)]
 struct Fields {
     message: String,
     rest: Vec<(&'static str, String)>,
+}
+
+impl Fields {
+    /// Appends fields whose names are not there yet.
+    fn add(&mut self, more: &Self) {
+        for (name, value) in &more.rest {
+            if self.rest.iter().all(|(present, _)| present != name) {
+                self.rest.push((name, value.clone()));
+            }
+        }
+    }
 }
 
 impl Visit for Fields {
@@ -205,9 +251,15 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
 {
-    fn format_event(&self, _: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+    fn format_event(&self, context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
         let mut fields = Fields::default();
         event.record(&mut fields);
+        // From the innermost span out, so that the nearest value of a name counts.
+        for span in context.event_scope().into_iter().flatten() {
+            if let Some(of_span) = span.extensions().get::<Fields>() {
+                fields.add(of_span);
+            }
+        }
         let meta = event.metadata();
         let level = meta.level().as_str().to_ascii_lowercase();
         let at = SourceLine {
@@ -279,6 +331,44 @@ mod tests {
         assert_eq!(quoted("two words"), "\"two words\"");
         assert_eq!(quoted("a=\"b\"\n"), "\"a=\\\"b\\\"\\n\"");
         assert_eq!(quoted(""), "\"\"");
+    }
+
+    /// Takes lines into a string.
+    #[derive(Clone, Default)]
+    struct Taken(std::sync::Arc<parking_lot::Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Taken {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_line_inside_spans_carries_their_fields_once() {
+        let taken = Taken::default();
+        let writer = taken.clone();
+        let lines = tracing_subscriber::fmt::layer()
+            .event_format(Lines(Format::TextWithoutTime))
+            .fmt_fields(NoFields)
+            .with_writer(move || writer.clone());
+        let registry = tracing_subscriber::registry().with(SpanFields).with(lines);
+        tracing::subscriber::with_default(registry, || {
+            let remote = tracing::info_span!("remote cluster", cluster_name = "hk", endpoint = tracing::field::Empty);
+            let _remote = remote.enter();
+            tracing::info!(tries = 3, "connecting");
+            remote.record("endpoint", "h:1");
+            let _scope = tracing::info_span!("scope", prefix = "p/", cluster_name = "inner").entered();
+            tracing::info!(prefix = "of the event", "listing");
+        });
+        let text = String::from_utf8(taken.0.lock().clone()).unwrap();
+        let expected = "level=info msg=connecting tries=3 cluster_name=hk\n\
+                        level=info msg=listing prefix=\"of the event\" cluster_name=inner endpoint=h:1\n";
+        assert_eq!(text, expected);
     }
 
     #[test]

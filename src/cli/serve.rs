@@ -4,7 +4,8 @@ use super::budgets::BudgetArgs;
 use super::data::DataArgs;
 use super::etcd::listen::Tls;
 use super::flags::{
-    ClusterArgs, LogArgs, MeshArgs, ObserveArgs, PageArgs, PublisherArgs, ScopeArgs, ServiceArgs, boolean, duration,
+    ClusterArgs, LogArgs, MeshArgs, ObserveArgs, PageArgs, PublisherArgs, ScopeArgs, ServiceArgs, TraceArgs, boolean,
+    duration,
 };
 use super::follow::FollowArgs;
 use super::users::UserArgs;
@@ -82,6 +83,8 @@ pub struct ServeArgs {
     budgets: BudgetArgs,
     #[command(flatten)]
     observe: ObserveArgs,
+    #[command(flatten)]
+    traces: TraceArgs,
     #[command(flatten)]
     page: PageArgs,
 }
@@ -173,9 +176,11 @@ impl ServeArgs {
             follow,
             budgets,
             observe,
+            traces,
             page,
         } = self;
         let (cluster, mode) = (cluster.info()?, service.clustermesh_service_v2);
+        traces.start("serve", cluster.name.as_str(), life)?;
         let objects = publisher.source()?;
         app::check_source(&objects).await?;
         let mirror = mirror(&mesh, &cluster, mode)?;
@@ -210,7 +215,8 @@ impl ServeArgs {
         let writers = Writers {
             publisher: publisher.options(cluster.clone(), mode, scope.clone()),
             mirror: mirror.map(|mirror| kvstoremesh::Config {
-                imports: scope.map(|scope| app::start_imports(scope, objects.clone(), &Status::default(), &ready, life)),
+                imports: scope
+                    .map(|scope| app::start_imports(scope, objects.clone(), &Status::default(), &ready, life)),
                 ..mirror
             }),
             objects,

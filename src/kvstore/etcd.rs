@@ -10,11 +10,12 @@ use super::labels::{RequestOutcome, scope_of};
 use super::leases::Leases;
 use super::limiter::{Class, Limiter, Limits};
 use super::metrics::Metrics;
-use super::{Backend, Error, StoredKey, Write};
+use super::{Backend, Error, StoredKey, Write, Written};
 use crate::util::backoff::Backoff;
 use crate::util::lifecycle::Lifecycle;
 use crate::util::net::Keepalive;
 use crate::util::outage::Outage;
+use crate::util::trace::Cause;
 use bytes::Bytes;
 use etcd_client::DeleteOptions;
 use futures::stream::{BoxStream, StreamExt};
@@ -372,7 +373,8 @@ impl Backend for EtcdBackend {
         self.limiter.batch_max()
     }
 
-    async fn write(&self, class: Class, writes: &[Write]) -> Result<(), Error> {
+    async fn write(&self, class: Class, writes: &[Write], _: Cause<'_>) -> Result<Written, Error> {
+        // The store tells of the same trace, since it has the same revision.
         self.write_batch(class, writes).await
     }
 

@@ -1,9 +1,11 @@
 //! Keeps single keys: the cluster configuration, which must not change, and the heartbeat.
 
+use super::metrics::Runs;
 use super::{Backend, Class, Metrics, Write};
 use crate::model::cluster::ClusterName;
 use crate::model::keys;
 use crate::model::probe::Probe;
+use crate::util::trace::Cause;
 use futures::{Stream, StreamExt};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,9 +23,9 @@ pub const PROBE: Duration = Duration::from_secs(1);
 /// Limit for a write.
 const DEADLINE: Duration = Duration::from_secs(25);
 
-/// Keeps `key` at `value` for ever: writes it again when it is changed or deleted.
-pub async fn keep(backend: Arc<dyn Backend>, key: String, value: Vec<u8>) {
-    keep_latest(backend, key, value, futures::stream::pending()).await;
+/// Keeps `key` at `value` for ever: writes it again when it is changed or deleted. Counts in `runs`.
+pub async fn keep(backend: Arc<dyn Backend>, key: String, value: Vec<u8>, runs: &Runs) {
+    keep_latest(backend, key, value, futures::stream::pending(), runs).await;
 }
 
 /// As [`keep`], with another value whenever `values` gives one.
@@ -32,13 +34,16 @@ pub async fn keep_latest(
     key: String,
     mut value: Vec<u8>,
     values: impl Stream<Item = Vec<u8>>,
+    runs: &Runs,
 ) {
     let mut values = std::pin::pin!(values.fuse());
     // The watch begins before the first read, so that no change is missed. It is kept for all reads, because a new
     // watch always reports a possible change first.
     let mut changes = backend.changes(&key);
     loop {
-        let wait = match tokio::time::timeout(DEADLINE, ensure(&*backend, &key, &value)).await {
+        let ensured = tokio::time::timeout(DEADLINE, ensure(&*backend, &key, &value)).await;
+        runs.count(matches!(ensured, Ok(Ok(_))));
+        let wait = match ensured {
             Ok(Ok(written)) => {
                 if written {
                     tracing::debug!(key, "written");
@@ -68,6 +73,7 @@ pub async fn ensure(backend: &dyn Backend, key: &str, value: &[u8]) -> Result<bo
         .write(
             Class::Control,
             &[Write::Put(key.to_owned().into(), value.to_vec().into())],
+            Cause::Untraced,
         )
         .await?;
     Ok(true)
@@ -79,8 +85,8 @@ pub async fn beat(backend: Arc<dyn Backend>, metrics: Metrics) {
     loop {
         tick.tick().await;
         let write = [Write::Put(keys::HEARTBEAT.into(), keys::timestamp().into())];
-        match tokio::time::timeout(DEADLINE, backend.write(Class::Control, &write)).await {
-            Ok(Ok(())) => drop(metrics.heartbeat.set(jiff::Timestamp::now().as_second() as f64)),
+        match tokio::time::timeout(DEADLINE, backend.write(Class::Control, &write, Cause::Untraced)).await {
+            Ok(Ok(_)) => drop(metrics.heartbeat.set(jiff::Timestamp::now().as_second() as f64)),
             Ok(Err(error)) => tracing::warn!(%error, "the heartbeat was not written"),
             Err(_) => tracing::warn!("the heartbeat was not written in time"),
         }
@@ -108,7 +114,7 @@ pub async fn probe(
         };
         let write = [Write::Put(key.clone().into(), probe.to_json().into())];
         // A store that cannot be written to is reported by whoever writes data.
-        let _ = tokio::time::timeout(DEADLINE, backend.write(Class::Control, &write)).await;
+        let _ = tokio::time::timeout(DEADLINE, backend.write(Class::Control, &write, Cause::Untraced)).await;
     }
 }
 
@@ -116,7 +122,7 @@ pub async fn probe(
 mod tests {
     use super::*;
     use crate::kvstore::local::LocalBackend;
-    use crate::kvstore::{Error, StoredKey};
+    use crate::kvstore::{Error, StoredKey, Written};
     use crate::mvcc::{KeyRange, Store};
     use bytes::Bytes;
     use futures::stream::BoxStream;
@@ -143,8 +149,9 @@ mod tests {
                 tokio::task::yield_now().await;
             }
         };
+        let runs = Runs::default();
         tokio::select! {
-            () = keep(backend, "k".to_owned(), b"v".to_vec()) => {}
+            () = keep(backend, "k".to_owned(), b"v".to_vec(), &runs) => {}
             () = drive => {}
             () = tokio::time::sleep(Duration::from_secs(10)) => panic!("not kept"),
         }
@@ -163,8 +170,8 @@ mod tests {
             self.0.fetch_add(1, Ordering::Relaxed);
             Ok(Some("v".into()))
         }
-        async fn write(&self, _: Class, _: &[Write]) -> Result<(), Error> {
-            Ok(())
+        async fn write(&self, _: Class, _: &[Write], _: Cause<'_>) -> Result<Written, Error> {
+            Ok(Written::default())
         }
         async fn delete_prefix(&self, _: &str) -> Result<(), Error> {
             Ok(())
@@ -182,8 +189,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_unchanged_key_is_read_only_now_and_then() {
         let store = Arc::new(Eager::default());
-        let kept = keep(Arc::clone(&store) as _, "k".to_owned(), b"v".to_vec());
+        let runs = Runs::default();
+        let kept = keep(Arc::clone(&store) as _, "k".to_owned(), b"v".to_vec(), &runs);
         let _ = tokio::time::timeout(REFRESH * 10, kept).await;
         assert!(store.0.load(Ordering::Relaxed) <= 12);
+        assert_eq!(runs.counts(), (u64::from(store.0.load(Ordering::Relaxed)), 0));
     }
 }

@@ -1,8 +1,11 @@
 //! The store of this process as a [`Backend`]: without sockets, leases and limits.
 
-use super::{Backend, Class, Error, HistoryMark, StoredKey, Write};
+use super::{Backend, Class, Error, HistoryMark, StoredKey, Write, Written};
+use crate::model::keys;
 use crate::mvcc::{KeyRange, RangeOptions, Store, Wake, WatchFilter, WatchUpdate};
+use crate::util::deliveries::{Change, Deliveries};
 use crate::util::outage::Outage;
+use crate::util::trace::Cause;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::{BoxStream, StreamExt};
@@ -28,6 +31,10 @@ pub struct LocalBackend {
     compaction_wanted: Arc<AtomicBool>,
     /// Since when writes have been refused.
     refused_since: Mutex<Option<Instant>>,
+    /// When watchers receive what was written.
+    deliveries: Arc<Deliveries>,
+    /// The cluster id of the store; 0 if it is not known.
+    store_id: u64,
 }
 
 /// Makes writes survive a crash.
@@ -55,6 +62,8 @@ impl LocalBackend {
             quota_bytes: usize::MAX,
             compaction_wanted: Arc::default(),
             refused_since: Mutex::default(),
+            deliveries: Arc::default(),
+            store_id: 0,
         }
     }
 
@@ -83,6 +92,15 @@ impl LocalBackend {
         }
     }
 
+    /// Tells `deliveries` of writes to the store, whose cluster id is `store_id`.
+    pub fn with_deliveries(self, deliveries: Arc<Deliveries>, store_id: u64) -> Self {
+        Self {
+            deliveries,
+            store_id,
+            ..self
+        }
+    }
+
     /// Whether `growth` more bytes are within the quota.
     fn admit_growth(&self, growth: usize) -> Result<(), Error> {
         match self.store.size().saturating_add(growth) < self.quota_bytes {
@@ -101,16 +119,16 @@ impl LocalBackend {
     }
 
     /// Runs `write`, which returns its revision, and waits until that is durable.
-    async fn commit(&self, write: impl FnOnce(&Store) -> i64) -> Result<(), Error> {
+    async fn commit(&self, write: impl FnOnce(&Store) -> i64) -> Result<i64, Error> {
         let Some(durability) = &self.durability else {
-            write(&self.store);
-            return Ok(());
+            return Ok(write(&self.store));
         };
         durability.admit().map_err(Error::Unavailable)?;
         let revision = write(&self.store);
         let durable = tokio::time::timeout(DEADLINE, durability.wait_durable(revision)).await;
         let late = |_| Err(format!("not on the disk in {} s", DEADLINE.as_secs()));
-        durable.unwrap_or_else(late).map_err(Error::Unavailable)
+        durable.unwrap_or_else(late).map_err(Error::Unavailable)?;
+        Ok(revision)
     }
 }
 
@@ -134,7 +152,7 @@ impl Backend for LocalBackend {
             .map(|kv| Bytes::copy_from_slice(kv.value())))
     }
 
-    async fn write(&self, _: Class, writes: &[Write]) -> Result<(), Error> {
+    async fn write(&self, _: Class, writes: &[Write], cause: Cause<'_>) -> Result<Written, Error> {
         let growth = writes.iter().map(|write| match write {
             Write::Put(key, value) => PUT_OVERHEAD + key.len() + value.len(),
             Write::Delete(_) => 0,
@@ -143,12 +161,29 @@ impl Backend for LocalBackend {
             0 => {}
             growth => self.admit_growth(growth)?,
         }
-        self.commit(|store| store.apply(writes)).await
+        let mut written = writes.iter().map(|(Write::Put(key, _) | Write::Delete(key))| key);
+        // The configuration of a cluster and its canaries are written with its keys.
+        let is_copy = |key: &&Bytes| keys::mirrored_from(key).is_some();
+        let key = written.clone().find(is_copy).or_else(|| written.next());
+        let change = Change {
+            key: key.map_or(&[][..], |key| &key[..]),
+            cluster: key.and_then(|key| keys::mirrored_from(key)),
+            store_id: self.store_id,
+            cause,
+        };
+        let apply = |store: &Store| {
+            let revision = |revision: &i64| Some(*revision);
+            self.deliveries.commit(change, revision, || store.apply(writes))
+        };
+        Ok(Written {
+            store_id: self.store_id,
+            revision: self.commit(apply).await?,
+        })
     }
 
     async fn delete_prefix(&self, prefix: &str) -> Result<(), Error> {
         let prefix = KeyRange::prefix(prefix.to_owned());
-        self.commit(|store| store.delete(&prefix).revision).await
+        self.commit(|store| store.delete(&prefix).revision).await.map(drop)
     }
 
     fn changes(&self, key: &str) -> BoxStream<'static, ()> {
@@ -166,6 +201,10 @@ impl Backend for LocalBackend {
             Some(((), (watcher, wake)))
         });
         stream.boxed()
+    }
+
+    fn deliveries(&self) -> Option<&Deliveries> {
+        Some(&self.deliveries)
     }
 
     fn outage(&self) -> Option<Outage> {
@@ -206,10 +245,10 @@ mod tests {
         let store = Store::new();
         let backend = LocalBackend::new(Arc::clone(&store)).with_quota(store.size() + 2000);
         let put = |key: &str| [Write::Put(key.to_owned().into(), vec![7; 500].into())];
-        backend.write(Class::Live, &put("a")).await.unwrap();
+        backend.write(Class::Live, &put("a"), Cause::Untraced).await.unwrap();
         assert!(backend.outage().is_none());
-        backend.write(Class::Live, &put("b")).await.unwrap();
-        let refused = backend.write(Class::Live, &put("c")).await;
+        backend.write(Class::Live, &put("b"), Cause::Untraced).await.unwrap();
+        let refused = backend.write(Class::Live, &put("c"), Cause::Untraced).await;
         assert!(
             matches!(&refused, Err(Error::Full(why)) if why.contains("--quota-backend-bytes")),
             "{refused:?}"
@@ -223,10 +262,10 @@ mod tests {
             .unwrap();
         assert!(backend.outage().unwrap().reason.contains("over its quota of"));
         let delete = ["a", "b", "client"].map(|key| Write::Delete(key.into()));
-        backend.write(Class::Live, &delete).await.unwrap();
+        backend.write(Class::Live, &delete, Cause::Untraced).await.unwrap();
         store.compact(store.revision()).unwrap();
         while store.purge() {}
-        backend.write(Class::Live, &put("c")).await.unwrap();
+        backend.write(Class::Live, &put("c"), Cause::Untraced).await.unwrap();
         assert!(backend.outage().is_none());
     }
 }

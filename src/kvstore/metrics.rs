@@ -13,16 +13,56 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use std::fmt;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 type Histograms = Family<Labels, Histogram, fn() -> Histogram>;
 
+/// How often something was done, well and badly. Clones count together.
+#[derive(Clone, Debug, Default)]
+pub struct Runs(Arc<(AtomicU64, AtomicU64)>);
+
+impl Runs {
+    pub fn count(&self, was_good: bool) {
+        let (well, badly) = &*self.0;
+        let counter = if was_good { well } else { badly };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn counts(&self) -> (u64, u64) {
+        let (well, badly) = &*self.0;
+        (well.load(Ordering::Relaxed), badly.load(Ordering::Relaxed))
+    }
+}
+
+/// What became of a key in an event, or that a list has ended, by Cilium's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum EventAction {
+    Create,
+    Modify,
+    Delete,
+    ListDone,
+}
+
+impl EventAction {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Create => "create",
+            Self::Modify => "modify",
+            Self::Delete => "delete",
+            Self::ListDone => "listDone",
+        }
+    }
+}
+
 /// Clones share the same metrics.
 #[derive(Clone)]
 pub struct Metrics {
     operations: Histograms,
+    events: Histograms,
+    /// Checks of the configurations of clusters that this process keeps in its store.
+    pub kept: Runs,
     quorum_errors: Family<Labels, Counter>,
     /// When the heartbeat was last written; seconds since 1970.
     pub(super) heartbeat: Gauge<f64, AtomicU64>,
@@ -45,8 +85,11 @@ impl fmt::Debug for Shared {
 impl Default for Metrics {
     fn default() -> Self {
         let seconds = || Histogram::new([0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0]);
+        let waits = || Histogram::new([0.002, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0]);
         Self {
             operations: Family::new_with_constructor(seconds),
+            events: Family::new_with_constructor(waits),
+            kept: Runs::default(),
             quorum_errors: Family::default(),
             heartbeat: Gauge::default(),
             shared: Arc::default(),
@@ -71,6 +114,15 @@ impl Metrics {
         let histogram = self.operations.get_or_create(&labels);
         for _ in 0..count {
             histogram.observe(took.as_secs_f64());
+        }
+    }
+
+    /// Records `count` events of `scope` that waited for `waited` until they were taken.
+    pub fn events(&self, scope: &str, action: EventAction, waited: Duration, count: usize) {
+        let labels = vec![("scope", scope.to_owned()), ("action", action.label().to_owned())];
+        let histogram = self.events.get_or_create(&labels);
+        for _ in 0..count {
+            histogram.observe(waited.as_secs_f64());
         }
     }
 
@@ -111,6 +163,8 @@ impl Metrics {
     pub fn register_without_heartbeat(&self, registry: &mut Registry) {
         let help = "Duration of operations on the store, in seconds";
         registry.register("kvstore_operations_duration_seconds", help, self.operations.clone());
+        let help = "Time from the arrival of events from a store until they were taken, in seconds";
+        registry.register("kvstore_events_queue_seconds", help, self.events.clone());
         let help = "Probes of the store that failed";
         registry.register("kvstore_quorum_errors", help, self.quorum_errors.clone());
         registry.register_collector(Box::new(Scraped(Arc::clone(&self.shared))));
@@ -123,6 +177,7 @@ impl Metrics {
     pub fn with_all_families() -> Self {
         let metrics = Self::default();
         metrics.operations("ip/v1", "Set", Duration::from_millis(1), RequestOutcome::Success, 1);
+        metrics.events("ip/v1", EventAction::Create, Duration::from_millis(1), 1);
         metrics.unreachable();
         metrics.client(&Arc::new(Limiter::new(Default::default())), || 0);
         metrics

@@ -6,7 +6,7 @@
 //! once the first list of the source is complete.
 //!
 //! Files: `budget` limits changes, `entry` is one key, `table` all keys with their counters, `batches` the queue, `run` the loop that writes,
-//! `stats` the statistics for metrics.
+//! `stats` the statistics for metrics, `traced` what is told of traced writes.
 
 mod batches;
 mod budget;
@@ -14,14 +14,16 @@ mod entry;
 mod run;
 mod stats;
 mod table;
+mod traced;
 
 use super::labels::scope_of;
 use super::{Backend, Write};
+use crate::util::trace::Trace;
 use crate::util::wait::until;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroU64;
 use std::sync::Arc;
@@ -36,6 +38,9 @@ pub use table::PrefixSize;
 use budget::Budget;
 use entry::{Digest, WrittenValues};
 use table::Table;
+
+/// Traced keys that are remembered until they are written.
+const ORIGINS_MAX: usize = 10_000;
 
 /// See the module's documentation.
 pub struct SyncStore {
@@ -80,6 +85,8 @@ struct State {
     /// `None`: changes are not limited.
     budget: Option<Budget>,
     slowed: Slowed,
+    /// The revisions of other stores that traced keys follow from, until the keys are written.
+    origins: HashMap<Bytes, Trace>,
 }
 
 /// Whether the writer waits for its budget.
@@ -144,6 +151,7 @@ impl SyncStore {
                 full: false,
                 budget: None,
                 slowed: Slowed::default(),
+                origins: HashMap::new(),
             }),
             wake: Notify::new(),
             progress: Notify::new(),
@@ -184,6 +192,16 @@ impl SyncStore {
     /// The key should have this value, or be absent (`None`), because of an event received at `known`.
     pub fn set(&self, key: impl Into<Bytes>, value: Option<Bytes>, known: Instant) {
         self.desire(key.into(), value, WriteMode::IfChanged, known);
+    }
+
+    /// Notes that the desired value of the key, or its absence, follows from a revision of another store.
+    pub fn follows_from(&self, key: Bytes, origin: Trace) {
+        let origins = &mut self.state.lock().origins;
+        if origins.len() >= ORIGINS_MAX {
+            // Keys that needed no write.
+            origins.clear();
+        }
+        origins.insert(key, origin);
     }
 
     /// Writes the key after everything queued so far, even if it has this value already.

@@ -71,6 +71,8 @@ pub struct Counters {
     pub failures: u64,
     /// Attempts that failed before the cluster configuration was read.
     pub attempts_failed: u64,
+    /// Reads that found no usable cluster configuration.
+    pub configurations_missing: u64,
     pub revocations: u64,
 }
 
@@ -228,6 +230,7 @@ impl Cluster {
     pub(super) fn configuration_missing(&mut self, error: String) -> bool {
         let is_new = self.error.as_ref() != Some(&error);
         self.error = Some(error);
+        self.counters.configurations_missing += 1;
         is_new
     }
 

@@ -22,6 +22,7 @@ use std::convert::Infallible;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tracing::Instrument;
 
 /// A store whose heartbeat has not changed for this long is asked whether it answers.
 const HEARTBEAT_MAX: Duration = Duration::from_secs(120);
@@ -178,7 +179,10 @@ impl Connection<'_> {
             canaries,
             queued: watch::Sender::new(Scope::ALL.into_iter().filter(|s| !exports.scopes.contains(s)).collect()),
         };
-        let scopes = Scope::ALL.map(|scope| reflect(&connected, scope));
+        let scopes = Scope::ALL.map(|scope| {
+            let prefix = exports.prefix(scope, &self.remote.name);
+            reflect(&connected, scope).instrument(tracing::error_span!("kind of keys", prefix))
+        });
         tokio::select! {
             (ended, ..) = select_all(scopes.map(Box::pin)) => ended,
             ended = self.follow_canaries(seen, exports.has_canaries) => ended,

@@ -148,7 +148,10 @@ impl Filter {
             }
             None if kind == Scope::Endpoints => {
                 let wanted = self.endpoints.wanted();
-                (wanted.len(), wanted.iter().take(READ_AT_ONCE).map(Name::to_bytes).collect())
+                (
+                    wanted.len(),
+                    wanted.iter().take(READ_AT_ONCE).map(Name::to_bytes).collect(),
+                )
             }
             None => (0, vec![]),
         };
@@ -364,7 +367,10 @@ impl Filter {
             (false, Some(_)) => out.push(Write::Delete(key)),
             (false, None) => {}
         }
-        change.ends.into_iter().for_each(|identity| self.identities.end_use(identity));
+        change
+            .ends
+            .into_iter()
+            .for_each(|identity| self.identities.end_use(identity));
     }
 
     fn begin_use(&mut self, identity: u32, out: &mut Vec<Write>) {
@@ -429,7 +435,9 @@ impl Filter {
                 }
                 _ => {
                     let unused = self.endpoints.remove(&Name::new(name));
-                    unused.into_iter().for_each(|identity| self.identities.end_use(identity));
+                    unused
+                        .into_iter()
+                        .for_each(|identity| self.identities.end_use(identity));
                 }
             }
         }
@@ -478,7 +486,9 @@ impl Filter {
                 _ => {
                     for (name, unused) in self.endpoints.list_ended() {
                         out.push(self.delete_of(kind, &name.to_bytes()));
-                        unused.into_iter().for_each(|identity| self.identities.end_use(identity));
+                        unused
+                            .into_iter()
+                            .for_each(|identity| self.identities.end_use(identity));
                     }
                 }
             }
@@ -540,7 +550,10 @@ impl Filter {
         }
         for (name, change) in changes {
             out.push(self.delete_of(Scope::Endpoints, &name.to_bytes()));
-            change.ends.into_iter().for_each(|identity| self.identities.end_use(identity));
+            change
+                .ends
+                .into_iter()
+                .for_each(|identity| self.identities.end_use(identity));
         }
         // An endpoint later in the list may have an identity that an earlier one had.
         if self.progress[Scope::Endpoints as usize].is_listing {

@@ -131,13 +131,15 @@ fn gauges(page: &mut Page<'_>, all: &[Snapshot]) -> fmt::Result {
 
 /// How long commits of the remote clusters take to arrive.
 fn propagation(page: &mut Page<'_>, all: &[Snapshot]) -> fmt::Result {
-    let mut histograms = vec![];
+    let (mut histograms, mut deliveries) = (vec![], vec![]);
     let (mut raw, mut bounds, mut round_trips) = (vec![], vec![], vec![]);
     for snapshot in all {
         let (figures, histogram, round_trip) = snapshot.look(|observed| {
             let histogram = observed.propagation().histogram();
             (observed.figures(1), histogram, observed.shortest_round_trip())
         });
+        let delivery = snapshot.delivery_histogram();
+        deliveries.extend(delivery.map(|histogram| (label(snapshot), histogram)));
         histograms.extend(histogram.map(|histogram| (label(snapshot), histogram)));
         round_trips.extend(round_trip.map(|time| (label(snapshot), time.as_secs_f64())));
         match figures {
@@ -149,6 +151,9 @@ fn propagation(page: &mut Page<'_>, all: &[Snapshot]) -> fmt::Result {
     let help = "Time from a commit in the remote cluster until its arrival here, measured by probes, without the constant \
                 difference of the clocks";
     page.histograms("remote_cluster_propagation_seconds", help, histograms)?;
+    let help = "Time from the commit of a mirrored change in the store of this process until it is sent to the last watcher; \
+                one commit of a cluster in a second is measured at most";
+    page.histograms("remote_cluster_delivery_seconds", help, deliveries)?;
     let help = "The last difference between the clock here at the arrival of a probe and the clock of the remote cluster at \
                 its write";
     page.gauges("remote_cluster_propagation_raw_seconds", help, raw)?;

@@ -19,6 +19,7 @@
 //! here is an upper bound of the propagation, as good as the clocks agree.
 
 use crate::model::probe::Probe;
+use crate::util::durations::{Durations, MINUTES, minute};
 use prometheus_client::metrics::histogram::Histogram;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -26,12 +27,6 @@ use std::time::Duration;
 /// Minutes of which the smallest differences and round trips are remembered: longer than a disturbance lasts, and shorter
 /// than it takes two good clocks to drift apart by a millisecond.
 const WINDOW: u64 = 10;
-/// Minutes that are remembered.
-const MINUTES: u64 = 60;
-/// Upper bounds of the buckets of the metric, in seconds.
-const BOUNDS: [f64; 14] = [
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
-];
 
 /// When something arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,50 +58,26 @@ pub struct Figures {
 }
 
 /// See the module's documentation.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Propagation {
     /// The run of the publisher that the differences belong to.
     run: Option<u64>,
     /// The smallest difference in microseconds, and the shortest round trip, by minute.
     differences: Minima<i64>,
     round_trips: Minima<Duration>,
-    minutes: VecDeque<(u64, Sketch)>,
+    measured: Durations,
     last_raw_ms: f64,
     /// The upper bounds by heartbeats, with their minutes.
     bounds: VecDeque<(u64, f64)>,
     /// The numbers of keys that the remote cluster says it has.
     announced: BTreeMap<String, u64>,
-    histogram: Histogram,
 }
 
 /// The smallest values of the last minutes.
 #[derive(Clone, Debug)]
 struct Minima<T>(VecDeque<(u64, T)>);
 
-/// Counts by size, in steps of a twelfth of a doubling: six percent.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Sketch(BTreeMap<i16, u32>);
-
-fn minute(at: Duration) -> u64 {
-    at.as_secs() / 60
-}
-
 // === impl Propagation ===
-
-impl Default for Propagation {
-    fn default() -> Self {
-        Self {
-            run: None,
-            differences: Minima::default(),
-            round_trips: Minima::default(),
-            minutes: VecDeque::new(),
-            last_raw_ms: 0.0,
-            bounds: VecDeque::new(),
-            announced: BTreeMap::new(),
-            histogram: Histogram::new(BOUNDS),
-        }
-    }
-}
 
 impl Propagation {
     /// A probe arrived by a watch.
@@ -125,16 +96,7 @@ impl Propagation {
             return;
         };
         let corrected_ms = millis(difference.saturating_sub(smallest)) + shortest.as_secs_f64() * 500.0;
-        self.histogram.observe(corrected_ms / 1000.0);
-        if self.minutes.back().is_none_or(|(last, _)| *last != now) {
-            self.minutes.push_back((now, Sketch::default()));
-        }
-        while self.minutes.front().is_some_and(|(first, _)| first + MINUTES <= now) {
-            self.minutes.pop_front();
-        }
-        if let Some((_, sketch)) = self.minutes.back_mut() {
-            sketch.add(corrected_ms);
-        }
+        self.measured.add(corrected_ms, arrival.at);
     }
 
     /// A read was answered after this time.
@@ -153,24 +115,18 @@ impl Propagation {
 
     /// The figures of the last `minutes` minutes, the present one included; `None` if nothing was measured.
     pub(super) fn figures(&self, now: Duration, minutes: u64) -> Option<Figures> {
-        let from = (minute(now) + 1).saturating_sub(minutes);
-        let mut sum = Sketch::default();
-        for (_, sketch) in self.minutes.iter().filter(|(minute, _)| *minute >= from) {
-            sum.merge(sketch);
-        }
-        let samples = sum.samples();
-        if samples > 0 {
+        if let Some(measured) = self.measured.figures(now, minutes) {
             return Some(Figures {
                 method: Method::Probe,
-                p50: sum.quantile(0.5),
-                p99: sum.quantile(0.99),
-                max: sum.quantile(1.0),
+                p50: measured.p50,
+                p99: measured.p99,
+                max: measured.max,
                 raw: self.last_raw_ms,
-                samples,
+                samples: measured.samples,
             });
         }
         // Heartbeats come once a minute.
-        let from = from.saturating_sub(1);
+        let from = minute(now).saturating_sub(minutes);
         let mut bounds: Vec<_> = self
             .bounds
             .iter()
@@ -192,12 +148,8 @@ impl Propagation {
 
     /// p50 and p99 of each of the last 60 minutes that was measured, with how many minutes ago that was.
     pub fn by_minute(&self, now: Duration) -> Vec<(u32, f64, f64)> {
-        let now = minute(now);
-        let of = |(minute, sketch): &(u64, Sketch)| {
-            let ago = u32::try_from(now.saturating_sub(*minute)).ok()?;
-            (u64::from(ago) < MINUTES).then(|| (ago, sketch.quantile(0.5), sketch.quantile(0.99)))
-        };
-        self.minutes.iter().filter_map(of).collect()
+        let minutes = self.measured.by_minute(now);
+        minutes.map(|(ago, figures)| (ago, figures.p50, figures.p99)).collect()
     }
 
     /// The shortest round trip of a read in the last minutes.
@@ -212,7 +164,7 @@ impl Propagation {
 
     /// The histogram of all probes, in seconds; `None` without a probe.
     pub(super) fn histogram(&self) -> Option<Histogram> {
-        self.run.map(|_| self.histogram.clone())
+        self.measured.histogram()
     }
 }
 
@@ -244,44 +196,6 @@ impl<T: Copy + Ord> Minima<T> {
     fn smallest(&self, now: u64) -> Option<T> {
         let in_window = self.0.iter().filter(|(minute, _)| minute + WINDOW > now);
         in_window.map(|(_, value)| *value).min()
-    }
-}
-
-// === impl Sketch ===
-
-impl Sketch {
-    /// Steps in a doubling.
-    const STEPS: f64 = 12.0;
-    /// The least size that is told apart from zero, in milliseconds.
-    const LEAST: f64 = 0.01;
-
-    fn add(&mut self, ms: f64) {
-        // The range of the logarithm fits by far.
-        let step = (ms.max(Self::LEAST) / Self::LEAST).log2() * Self::STEPS;
-        *self.0.entry(step.round() as i16).or_default() += 1;
-    }
-
-    fn merge(&mut self, other: &Self) {
-        for (step, count) in &other.0 {
-            *self.0.entry(*step).or_default() += count;
-        }
-    }
-
-    fn samples(&self) -> u64 {
-        self.0.values().map(|count| u64::from(*count)).sum()
-    }
-
-    /// The size that the share `q` of all samples does not exceed.
-    fn quantile(&self, q: f64) -> f64 {
-        let wanted = (self.samples() as f64 * q).ceil().max(1.0) as u64;
-        let mut seen = 0;
-        for (step, count) in &self.0 {
-            seen += u64::from(*count);
-            if seen >= wanted {
-                return Self::LEAST * (f64::from(*step) / Self::STEPS).exp2();
-            }
-        }
-        0.0
     }
 }
 
@@ -389,7 +303,7 @@ mod tests {
             remote.write(&mut propagation, Duration::from_secs(60 * minute), 1000);
         }
         let now = Duration::from_secs(60 * 199);
-        assert_eq!(propagation.minutes.len() as u64, MINUTES);
+        assert_eq!(propagation.measured.remembered() as u64, MINUTES);
         assert_eq!(propagation.figures(now, MINUTES).unwrap().samples, MINUTES);
         assert_eq!(propagation.differences.0.len() as u64, WINDOW);
         assert!(propagation.figures(now + Duration::from_secs(3600), 1).is_none());

@@ -136,7 +136,10 @@ async fn keep_config(remote: &Remote, mut config: watch::Receiver<Option<Vec<u8>
         let value = config.borrow_and_update().clone().or_else(|| found.clone());
         let kept = async {
             match value {
-                Some(value) => keeper::keep(Arc::clone(&remote.backend), key.clone(), value).await,
+                Some(value) => {
+                    let backend = Arc::clone(&remote.backend);
+                    keeper::keep(backend, key.clone(), value, &remote.metrics.kept).await;
+                }
                 None => std::future::pending().await,
             }
         };

@@ -13,12 +13,15 @@ use super::reflector::{List, Prefixes, Taken};
 use super::remote::Remote;
 use super::witness::Witness;
 use crate::kvstore::Write;
-use crate::kvstore::client::{Error as ClientError, EtcdClient, KeyValue, Pages};
+use crate::kvstore::client::{Error as ClientError, EtcdClient, Event, KeyValue, Pages};
+use crate::kvstore::labels::scope_of;
+use crate::kvstore::metrics::EventAction;
 use crate::kvstore::sync_store::PrefixSize;
 use crate::model::keys::{self, Scope};
 use crate::util::backoff::Backoff;
+use crate::util::trace;
 use scoped::MustList;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -173,7 +176,9 @@ impl Reflection<'_> {
 
     /// Lets the kinds begin that need this one.
     fn release(&self) {
-        self.connected.queued.send_if_modified(|queued| queued.insert(self.scope));
+        self.connected
+            .queued
+            .send_if_modified(|queued| queued.insert(self.scope));
     }
 
     /// Lists or resumes, and follows the changes. Returns if the prefix must be listed again.
@@ -229,8 +234,11 @@ impl Reflection<'_> {
         let reading = async { tokio::time::timeout(LIST_MAX, Box::pin(self.read_pages())).await };
         let read = self.remote.limits.lists.run(reading).await;
         let position = read.unwrap_or_else(|_| Err(ClientError::Timeout(LIST_MAX).into()))?;
-        let revision = position.revision;
+        let (revision, ended) = (position.revision, Instant::now());
         self.remote.state.note(|c| c.list_ended(self.scope, position));
+        let scope = scope_of(self.prefixes.remote.as_bytes());
+        let metrics = &self.remote.metrics;
+        metrics.events(&scope, EventAction::ListDone, ended.elapsed(), 1);
         Ok(revision)
     }
 
@@ -299,8 +307,11 @@ impl Reflection<'_> {
             if !changes.events.is_empty() {
                 state.observe(Observed::saw_event);
             }
+            let arrived = Instant::now();
             for events in changes.events.chunks(TAKEN_AT_ONCE) {
+                self.trace(events);
                 self.write(state.note(|c| c.take_changes(self.scope, &self.prefixes, events)));
+                self.count(events, arrived.elapsed());
             }
             // After the changes are queued, because a position must not be ahead of the mirror.
             state.note(|c| c.advanced(self.scope, &changes));
@@ -308,6 +319,42 @@ impl Reflection<'_> {
             let fits = self.remote.size_limit.check(mirrored);
             fits.map_err(|what| self.too_much(what))?;
             self.check_scope_limits(mirrored)?;
+        }
+    }
+
+    /// Counts events that waited for `waited` until they were taken.
+    fn count(&self, events: &[Event], waited: Duration) {
+        let mut actions = BTreeMap::<EventAction, usize>::new();
+        for event in events {
+            let action = match event {
+                Event::Put(kv) if kv.create_revision == kv.mod_revision => EventAction::Create,
+                Event::Put(_) => EventAction::Modify,
+                Event::Delete { .. } => EventAction::Delete,
+            };
+            *actions.entry(action).or_default() += 1;
+        }
+        let scope = scope_of(self.prefixes.remote.as_bytes());
+        for (action, count) in actions {
+            self.remote.metrics.events(&scope, action, waited, count);
+        }
+    }
+
+    /// Lets the traces of the events' revisions go on with the writes that follow from them.
+    fn trace(&self, events: &[Event]) {
+        if !trace::is_on() {
+            return;
+        }
+        let store_id = self.connected.client.cluster_id();
+        for event in events {
+            let (key, revision) = match event {
+                Event::Put(kv) => (&kv.key, kv.mod_revision),
+                Event::Delete { key, mod_revision } => (key, *mod_revision),
+            };
+            let name = key.strip_prefix(self.prefixes.remote.as_bytes());
+            if let (Some(origin), Some(name)) = (trace::of(store_id, revision), name) {
+                let key = [self.prefixes.mirror.as_bytes(), name].concat();
+                self.remote.sync.follows_from(key.into(), origin);
+            }
         }
     }
 

@@ -8,6 +8,7 @@ use crate::kvstore::{Backend, Class, Error, StoredKey, Write};
 use crate::model::cluster::{ClusterConfig, ClusterName};
 use crate::model::keys::{self, Scope};
 use crate::util::backoff::Backoff;
+use crate::util::trace::Cause;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -89,7 +90,10 @@ impl Step {
         let mut backoff = Backoff::write();
         loop {
             let done = match self {
-                Self::Key(key) => backend.write(Class::Live, &[Write::Delete(key.clone().into())]).await,
+                Self::Key(key) => {
+                    let delete = [Write::Delete(key.clone().into())];
+                    backend.write(Class::Live, &delete, Cause::Untraced).await.map(drop)
+                }
                 Self::Prefix(prefix) => backend.delete_prefix(prefix).await,
             };
             let Err(error) = done else { return };

@@ -11,6 +11,7 @@ use super::reflector::Completeness;
 use super::refusal::Refused;
 use crate::model::cluster::ClusterConfig;
 use crate::model::keys::Scope as Kind;
+use crate::util::durations::Quantiles;
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
 use std::time::SystemTime;
@@ -30,6 +31,10 @@ pub struct RemoteCluster {
     pub conflict: Option<String>,
     #[serde(default, skip_serializing_if = "is_default")]
     pub connected: bool,
+    /// How long mirrored changes took from their commit here to the send to the last watcher, over the last minute. Cilium has no
+    /// such field.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delivery: Option<Delivery>,
     /// RFC 3339 with milliseconds; a time in the year 1 means never.
     pub last_failure: String,
     #[serde(default)]
@@ -94,6 +99,14 @@ pub struct Propagation {
     pub is_upper_bound: bool,
 }
 
+/// How long mirrored changes took to reach the last watcher of the store here, in milliseconds.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Delivery {
+    pub p50_ms: f64,
+    pub p99_ms: f64,
+}
+
 /// The scopes whose mirrors are complete.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -139,6 +152,7 @@ impl RemoteCluster {
             },
             conflict: conflict.map(str::to_owned),
             connected: cluster.is_connected(),
+            delivery: None,
             last_failure: cluster
                 .last_failure()
                 .map_or_else(|| "0001-01-01T00:00:00.000Z".to_owned(), rfc3339),
@@ -171,7 +185,6 @@ impl RemoteCluster {
 
 impl From<&Figures> for Propagation {
     fn from(figures: &Figures) -> Self {
-        let rounded = |ms: f64| (ms * 100.0).round() / 100.0;
         Self {
             p50_ms: rounded(figures.p50),
             p99_ms: rounded(figures.p99),
@@ -179,6 +192,21 @@ impl From<&Figures> for Propagation {
             is_upper_bound: figures.method == Method::Heartbeat,
         }
     }
+}
+
+// === impl Delivery ===
+
+impl From<&Quantiles> for Delivery {
+    fn from(figures: &Quantiles) -> Self {
+        Self {
+            p50_ms: rounded(figures.p50),
+            p99_ms: rounded(figures.p99),
+        }
+    }
+}
+
+fn rounded(ms: f64) -> f64 {
+    (ms * 100.0).round() / 100.0
 }
 
 // === impl RemoteConfig ===
@@ -272,6 +300,12 @@ pub fn format(clusters: &[RemoteCluster], verbose: bool) -> String {
         }
         if let Some(propagation) = &c.propagation {
             let _ = writeln!(out, "   └  {}", propagated(propagation));
+        }
+        if let Some(Delivery { p50_ms, p99_ms }) = &c.delivery {
+            let _ = writeln!(
+                out,
+                "   └  from the commit here to the last watcher: p50 {p50_ms:.1} ms, p99 {p99_ms:.1} ms"
+            );
         }
         for certificate in c.certificates.iter().filter(|text| !c.status.contains(*text)) {
             let _ = writeln!(out, "   └  {certificate}");

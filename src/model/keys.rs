@@ -106,6 +106,15 @@ pub fn probe(cluster: &ClusterName) -> String {
     format!("cilium/state/probe/v1/{cluster}")
 }
 
+/// The cluster that a key was mirrored from; `None` for a key that is no copy.
+pub fn mirrored_from(key: &[u8]) -> Option<&str> {
+    let mut parts = std::str::from_utf8(key)
+        .ok()?
+        .strip_prefix("cilium/cache/")?
+        .splitn(4, '/');
+    parts.nth(2).filter(|name| !name.is_empty())
+}
+
 /// The only cluster whose configuration is among `keys`, such as those that a role may read.
 pub fn only_cluster(keys: &[String]) -> Option<&str> {
     let mut names = keys.iter().filter_map(|key| key.strip_prefix(CLUSTER_CONFIGS));
@@ -145,6 +154,17 @@ mod tests {
         assert_eq!(rows[1].1, "cilium/cache/ip/v1/foo/");
         assert_eq!(rows[3].0, "cilium/state/services/v1/foo/");
         assert_eq!(Scope::Nodes.state_canary(&c), "cilium/synced/foo/cilium/state/nodes/v1");
+    }
+
+    #[test]
+    fn a_mirrored_key_names_its_cluster() {
+        let c = ClusterName::new("foo").unwrap();
+        for scope in Scope::ALL {
+            assert_eq!(mirrored_from((scope.cache_prefix(&c) + "a/b").as_bytes()), Some("foo"));
+            assert_eq!(mirrored_from((scope.state_prefix(&c) + "a/b").as_bytes()), None);
+        }
+        assert_eq!(mirrored_from(b"cilium/cache/nodes/v1"), None);
+        assert_eq!(mirrored_from(b"cilium/cache/nodes/v1/\xff/n"), None);
     }
 
     #[test]

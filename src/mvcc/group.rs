@@ -248,6 +248,16 @@ impl GroupState {
         self.members.len()
     }
 
+    /// The number of members that have events up to `revision` still to take.
+    pub(super) fn behind(&self, revision: i64) -> usize {
+        let frames = self.frames.partition_point(|f| f.revision <= revision);
+        let last = frames.checked_sub(1).map(|at| self.frames[at].revision);
+        let reads_log = self.complete_after.min(revision);
+        let members = self.members.values();
+        let behind = members.filter(|m| m.next <= reads_log || last.is_some_and(|last| m.next <= last));
+        behind.count()
+    }
+
     /// The next revision of a member, as far as the group knows.
     pub(super) fn next_of(&self, member: u64) -> i64 {
         self.members.get(&member).map_or(0, |m| m.next)

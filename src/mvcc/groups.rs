@@ -149,6 +149,14 @@ impl Groups {
         }
     }
 
+    /// The number of watchers of `key` that have events up to `revision` still to take.
+    pub(super) fn behind(&self, key: &[u8], revision: i64) -> usize {
+        let of = |group: &Arc<Group>| group.state.lock().behind(revision);
+        let mut behind: usize = self.by_key.get(key).into_iter().flatten().map(of).sum();
+        self.by_range.containing(&[key], |group, _| behind += of(&group.0));
+        behind
+    }
+
     fn make_frames(&mut self, revision: Revision<'_>, index: &Index, dirty: &mut Vec<Dirty>) {
         let mut publishing = Publishing::new(revision, index, &mut self.budget);
         let keys: SmallVec<[&[u8]; 4]> = publishing.events.iter().map(|(key, _)| *key).collect();

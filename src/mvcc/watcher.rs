@@ -114,6 +114,11 @@ impl Store {
         }
     }
 
+    /// The number of watchers of `key` that have events up to `revision` still to take.
+    pub fn behind(&self, key: &[u8], revision: i64) -> usize {
+        self.state.read().groups.behind(key, revision)
+    }
+
     /// The store's revision, if each of `watchers` has taken everything up to it. Nothing is committed during
     /// the comparison.
     pub fn synced<'a>(&self, watchers: impl IntoIterator<Item = &'a Watcher>) -> Option<i64> {
@@ -142,6 +147,11 @@ impl Watcher {
     pub fn attach(&self, attachment: Box<dyn Any + Send + Sync>) {
         // Fails if something is attached already.
         let _ = self.group.attachment.set(attachment);
+    }
+
+    /// The next revision that the watcher looks at.
+    pub fn position(&self) -> i64 {
+        self.next
     }
 
     /// The first revision that the watcher asked for.

@@ -3,9 +3,11 @@
 use super::budgets::Budgets;
 use super::http::BrowserAccess;
 use crate::pb::etcdserverpb as pb;
+use crate::util::deliveries::Deliveries;
 use crate::util::expiry::Expiries;
 use crate::util::net::Keepalive;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The identity of the store, which the header of every answer carries.
@@ -59,6 +61,8 @@ pub struct Config {
     pub alarms: Vec<pb::AlarmMember>,
     /// The certificates that the metrics show.
     pub expiry: Expiries,
+    /// Who is told when watchers are sent what.
+    pub deliveries: Arc<Deliveries>,
 }
 
 impl MemberIdentity {
@@ -99,6 +103,7 @@ impl Config {
             scratch: None,
             alarms: vec![],
             expiry: Expiries::default(),
+            deliveries: Arc::default(),
         }
     }
 }

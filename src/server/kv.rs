@@ -9,12 +9,16 @@ use super::fresh::Freshness;
 use super::lists::Streamed;
 use super::metrics::ReadOnlyTxn;
 use super::refusals::Budget;
+use super::traced::{Traced, written_key};
 use super::turns::{self, Done};
 use super::{Core, status};
-use crate::mvcc::{DeleteResult, KeyRange, Put, PutResult, RangeOptions, RangeResult, SortOrder, SortTarget, Txn};
+use crate::mvcc::{
+    DeleteResult, KeyRange, Put, PutResult, RangeOptions, RangeResult, SortOrder, SortTarget, Txn, TxnResult,
+};
 use crate::pb::etcdserverpb as pb;
 use bytes::Bytes;
 use prost::Message;
+use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use tokio_stream::Stream;
@@ -83,9 +87,11 @@ impl pb::kv_server::Kv for KvService {
         let caller = Caller::of(&request);
         let (put, prev_kv, operation) = checked_put(request.into_inner())?;
         self.0.admit(&caller, &operation).await?;
-        let outcome = self.0.store.put(put);
+        let traced = Traced::begin("Put", &caller, || Some(put.key.clone()));
+        let outcome = traced.run(&self.0, |put: &PutResult| put.revision, || self.0.store.put(put));
         let outcome = self.0.commit(outcome, |put| Cause::Revision(put.revision)).await;
         let PutResult { prev, revision } = outcome?;
+        traced.tell(&self.0, revision);
         Ok(Response::new(pb::PutResponse {
             header: Some(self.0.header(revision)),
             prev_kv: prev.filter(|_| prev_kv == PrevKv::Returned).map(Into::into),
@@ -100,14 +106,24 @@ impl pb::kv_server::Kv for KvService {
         let (range, prev_kv, operation) = checked_delete(request.into_inner())?;
         self.0.admit(&caller, &operation).await?;
         let keys = self.0.store.work_of_range(&RangeOptions::new(range.clone()));
-        let delete = move |core: &Core, _: &mut dyn FnMut() -> bool| core.store.delete(&range);
+        let traced = Traced::begin("DeleteRange", &caller, || Some(Bytes::copy_from_slice(range.start())));
+        let delete = move |core: &Core, _: &mut dyn FnMut() -> bool| {
+            let done = traced.run(
+                core,
+                |d: &DeleteResult| d.revision,
+                || Ok::<_, Infallible>(core.store.delete(&range)),
+            );
+            let Ok(deleted) = done;
+            (deleted, traced)
+        };
         let done = self.0.take_admitted_turn(&caller, operation, keys, delete).await?;
-        let (deleted, done) = done.take();
+        let ((deleted, traced), done) = done.take();
         let outcome = self
             .0
             .commit(Ok::<_, Status>(deleted), |deleted| Cause::Revision(deleted.revision))
             .await;
         let DeleteResult { prev, revision } = outcome?;
+        traced.tell(&self.0, revision);
         let (count, prev) = match prev_kv {
             PrevKv::Returned => (prev.len(), prev),
             PrevKv::NotReturned => (prev.len(), vec![]),
@@ -136,13 +152,22 @@ impl pb::kv_server::Kv for KvService {
         let keys = self.check_work(&caller, &txn)?;
         let read_only = txn.is_read_only();
         drop(turn);
-        let run = move |core: &Core, go_on: &mut dyn FnMut() -> bool| core.store.txn_while(&txn, go_on);
+        let traced = Traced::begin("Txn", &caller, || written_key(&request).filter(|_| !read_only));
+        let run = move |core: &Core, go_on: &mut dyn FnMut() -> bool| {
+            let outcome = traced.run(
+                core,
+                |txn: &TxnResult| txn.revision,
+                || core.store.txn_while(&txn, go_on),
+            );
+            (outcome, traced)
+        };
         let done = self.0.take_admitted_turn(&caller, operation, keys, run).await?;
-        let (outcome, done) = done.take();
+        let ((outcome, traced), done) = done.take();
         let result = self
             .0
             .commit(outcome, |result| Cause::Revision(result.revision))
             .await?;
+        traced.tell(&self.0, result.revision);
         let header = Some(self.0.header(result.revision));
         let message = pb::TxnResponse {
             header,

@@ -18,9 +18,10 @@ use super::connection::{Backlog, WatcherCount};
 use super::status;
 use crate::auth::AuthVersion;
 use crate::durable::Point;
-use crate::mvcc::{Wake, WatchUpdate, Watcher};
+use crate::mvcc::{KeyRange, Wake, WatchUpdate, Watcher};
 use crate::pb::etcdserverpb as pb;
 use crate::pb::{WatchHead, WatchResponse};
+use crate::util::trace::{self, Value};
 use fragment::fragments;
 use futures::FutureExt;
 use pb::watch_request::RequestUnion;
@@ -138,6 +139,21 @@ async fn or_never(future: Pin<&mut Option<impl Future<Output = ()>>>) {
         Some(future) => future.await,
         None => std::future::pending().await,
     }
+}
+
+/// Describes a watcher to whoever follows a write.
+fn reader(caller: &Caller, watch_id: i64, range: &KeyRange) -> Vec<(&'static str, Value)> {
+    let peer = caller.peer();
+    let mut reader = vec![
+        ("isthmus.watch", watch_id.into()),
+        ("isthmus.prefix", trace::key(range.start())),
+    ];
+    reader.extend(peer.common_name.as_deref().map(|user| ("isthmus.user", user.into())));
+    reader.extend(
+        peer.address
+            .map(|address| ("client.address", address.to_string().into())),
+    );
+    reader
 }
 
 /// Ticks about every `interval`. A random factor keeps streams that were opened together from reporting progress together.
@@ -332,6 +348,7 @@ impl WatchSession {
                 continue;
             };
             entry.wake.reset();
+            let from = entry.watcher.position();
             match entry.watcher.take(MESSAGE_BYTES) {
                 WatchUpdate::Nothing if self.quiet.is_some() => {
                     self.tell_before_history_goes(id);
@@ -348,6 +365,12 @@ impl WatchSession {
                 WatchUpdate::Events { frames, revision } => {
                     entry.busy = true;
                     entry.told.note(revision);
+                    let range = &entry.watcher.filter().range;
+                    self.core.config.deliveries.sent(
+                        from..=revision,
+                        |key| range.contains(key),
+                        || reader(&self.caller, id, range),
+                    );
                     let fragment = entry.fragment;
                     // The watcher may have more events than one message takes.
                     entry.wake.wake();

@@ -3,10 +3,10 @@
 use super::access::refusal;
 use super::data::Data;
 use super::view::{
-    Certificate, Client, Clients, Configuration, Finding, Findings, KeyCounts, KeysOfKind, Lag, Method, Minute, Mirror,
-    MirroredKind, Moment, Overview, OwnCluster, Part, PartState, ProcessFigures, Propagation, Readiness, Refusal,
-    RefusedKeys, Remote, RemoteCounters, RemoteDetail, Scoped, ScopedKind, ScopedRule, Service, ServiceIn, Services, State, StateChange, StoreFigures,
-    Totals,
+    Certificate, Client, Clients, Configuration, Delivery, Finding, Findings, KeyCounts, KeysOfKind, Lag, Method,
+    Minute, Mirror, MirroredKind, Moment, Overview, OwnCluster, Part, PartState, ProcessFigures, Propagation,
+    Readiness, Refusal, RefusedKeys, Remote, RemoteCounters, RemoteDetail, Scoped, ScopedKind, ScopedRule, Service,
+    ServiceIn, Services, State, StateChange, StoreFigures, Totals,
 };
 use axum::Router;
 use axum::extract::{Path, Query, State as Shared};
@@ -34,6 +34,7 @@ const SERVICES_MAX: usize = 1000;
         Client,
         Clients,
         Configuration,
+        Delivery,
         Finding,
         Findings,
         KeyCounts,

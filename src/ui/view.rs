@@ -201,6 +201,17 @@ pub struct Lag {
     pub samples: u64,
 }
 
+/// How long mirrored changes took from their commit in the store of this process to the send to the last watcher, over the last
+/// hour. One commit in a second is measured at most.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, ToSchema)]
+pub struct Delivery {
+    pub p50_ms: f64,
+    pub p99_ms: f64,
+    pub max_ms: f64,
+    /// Commits that were measured.
+    pub samples: u64,
+}
+
 /// How a lag was measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -238,6 +249,8 @@ pub struct RemoteDetail {
     pub propagation: Option<Propagation>,
     /// What the scope file leaves of the cluster's keys; absent if every key is mirrored.
     pub scope: Option<Scoped>,
+    /// Absent if the store is another process, or nothing was measured.
+    pub delivery: Option<Delivery>,
 }
 
 /// What the scope file leaves of the keys of a remote cluster.

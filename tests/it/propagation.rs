@@ -29,16 +29,33 @@ async fn publish(mut client: etcd_client::Client, name: &str, clock_secs: i64) {
     }
 }
 
-/// The figures of a remote cluster, and how long its last commits really took, in milliseconds.
-async fn compared(page: &Page, name: &str, clock_secs: i64) -> (Value, Vec<f64>) {
-    let mut real = BTreeMap::new();
-    eventually("enough commits are measured", async || {
-        let lag = page.json(&format!("/api/v1/remotes/{name}")).await["lag"].clone();
-        let raw = lag["raw_ms"].as_f64()?;
-        real.insert(lag["samples"].as_u64()?, raw + clock_secs as f64 * 1000.0);
-        (real.len() >= 50).then(|| (lag, real.values().copied().collect()))
-    })
-    .await
+/// Measurements in one comparison.
+const WINDOW: usize = 30;
+/// Comparisons before the measurement counts as wrong. The figures rest on the quickest read and the quickest probe so far, which
+/// on a busy machine are quick enough only after a while.
+const WINDOWS: usize = 6;
+
+/// Compares what is measured of a remote cluster with what its commits really took, which is known here, where all clocks are the
+/// same. Returns both medians, in milliseconds, once they agree.
+async fn agreed(page: &Page, name: &str, clock_secs: i64) -> Result<(f64, f64), String> {
+    let (mut real, mut last) = (BTreeMap::new(), String::new());
+    for window in 1..=WINDOWS {
+        let lag = eventually("enough commits are measured", async || {
+            let lag = page.json(&format!("/api/v1/remotes/{name}")).await["lag"].clone();
+            let raw = lag["raw_ms"].as_f64()?;
+            real.insert(lag["samples"].as_u64()?, raw + clock_secs as f64 * 1000.0);
+            (real.len() >= window * WINDOW).then_some(lag)
+        })
+        .await;
+        assert_eq!(lag["method"], "probe");
+        let values: Vec<f64> = real.values().copied().collect();
+        let (real_ms, measured) = (median(&values), lag["p50_ms"].as_f64().unwrap());
+        if (measured - real_ms).abs() <= f64::max(2.0, real_ms / 10.0) {
+            return Ok((measured, real_ms));
+        }
+        last = format!("{real_ms:.2} ms was measured as {lag}");
+    }
+    Err(last)
 }
 
 fn median(values: &[f64]) -> f64 {
@@ -65,24 +82,13 @@ async fn delays_of_a_line_are_measured_although_clocks_differ() {
     let page = Page::new();
     let mirror = Mirror::start(&tls, &target.address().await, &[&page.flag()]);
     mirror.mirrors(remotes.len()).await;
-    for (name, delay, clock) in remotes {
-        let (figures, real) = compared(&page, name, clock).await;
-        // The machine may be busy: what commits really took is known here, where all clocks are the same.
-        let real_ms = median(&real);
-        let least_ms = real.iter().copied().fold(f64::MAX, f64::min);
-        let commit_ms = least_ms - delay as f64;
-        assert!(
-            (-1.0..50.0).contains(&commit_ms),
-            "{name}: the fastest commit took {least_ms} ms"
-        );
-        let measured = figures["p50_ms"].as_f64().unwrap();
-        let tolerance = f64::max(2.0, real_ms / 10.0) + commit_ms;
-        eprintln!("{name}: {real_ms:.2} ms (at least {least_ms:.2}) were measured as {measured} ms");
-        assert!(
-            (measured - real_ms).abs() <= tolerance,
-            "{name}: {real_ms} ms was measured as {figures}"
-        );
-        assert_eq!(figures["method"], "probe");
+    let compared = remotes.map(|(name, _, clock)| agreed(&page, name, clock));
+    let compared = futures::future::join_all(compared).await;
+    for ((name, delay, _), agreed) in remotes.into_iter().zip(compared) {
+        let (measured, real) = agreed.unwrap_or_else(|why| panic!("{name}: {why}"));
+        // A line that is quicker than it should be would make every figure look right.
+        assert!(real > delay as f64 - 1.0, "{name}: commits took {real} ms");
+        eprintln!("{name}: {real:.2} ms were measured as {measured} ms");
         let series =
             format!("cilium_kvstoremesh_remote_cluster_propagation_seconds_count{{target_cluster=\"{name}\"}}");
         assert!(mirror.admin.metric(&series).await.unwrap() >= 30.0);

@@ -4,6 +4,7 @@ pub mod admin;
 pub mod apply_api;
 pub mod certificates;
 pub mod cluster_api;
+pub mod collector;
 pub mod environment;
 pub mod exec;
 pub mod files;

@@ -9,8 +9,8 @@ use crate::kvstoremesh::reflector::Completeness;
 use crate::model::cluster::ClusterConfig;
 use crate::model::keys::Scope;
 use crate::ui::view::{
-    Certificate, Configuration, KeyCounts, Lag, Method, Minute, Mirror, MirroredKind, Moment, Propagation, RefusedKeys,
-    Remote, RemoteCounters, RemoteDetail, Scoped, ScopedKind, ScopedRule, State, StateChange,
+    Certificate, Configuration, Delivery, KeyCounts, Lag, Method, Minute, Mirror, MirroredKind, Moment, Propagation,
+    RefusedKeys, Remote, RemoteCounters, RemoteDetail, Scoped, ScopedKind, ScopedRule, State, StateChange,
 };
 use std::time::SystemTime;
 
@@ -93,6 +93,12 @@ pub(super) fn detail(snapshot: &Snapshot, certificates: Vec<Certificate>) -> Rem
                 .map(|took| rounded(took.as_secs_f64() * 1000.0)),
         }),
         scope: snapshot.scope().map(scoped),
+        delivery: snapshot.delivery(60).map(|figures| Delivery {
+            p50_ms: rounded(figures.p50),
+            p99_ms: rounded(figures.p99),
+            max_ms: rounded(figures.max),
+            samples: figures.samples,
+        }),
     }
 }
 

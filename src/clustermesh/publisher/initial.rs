@@ -49,7 +49,12 @@ impl InitialLists {
         for scope in Scope::ALL {
             let has_scope = self.has_scope && matches!(scope, Scope::Identities | Scope::Endpoints);
             let scopes: &[Scope] = match has_scope {
-                true => &[Scope::Identities, Scope::Endpoints, Scope::Services, Scope::EndpointSlices],
+                true => &[
+                    Scope::Identities,
+                    Scope::Endpoints,
+                    Scope::Services,
+                    Scope::EndpointSlices,
+                ],
                 false => &[scope],
             };
             let mut kinds = scopes.iter().flat_map(|scope| kinds_of(*scope, options));

@@ -4,7 +4,7 @@ use super::EtcdBackend;
 use crate::kvstore::client::{self, EtcdClient};
 use crate::kvstore::labels::{RequestOutcome, scope_of};
 use crate::kvstore::limiter::Class;
-use crate::kvstore::{Error, Write};
+use crate::kvstore::{Error, Write, Written};
 use bytes::Bytes;
 use etcd_client::{PutOptions, Txn, TxnOp};
 use std::collections::BTreeMap;
@@ -19,11 +19,12 @@ const WRITE_DEADLINE: Duration = Duration::from_secs(30);
 
 impl EtcdBackend {
     /// Applies `writes` in order, in one or more transactions.
-    pub(super) async fn write_batch(&self, class: Class, writes: &[Write]) -> Result<(), Error> {
+    pub(super) async fn write_batch(&self, class: Class, writes: &[Write]) -> Result<Written, Error> {
+        let mut written = Written::default();
         for part in parts(writes, self.limiter.batch_max()) {
-            self.write_part(class, part).await?;
+            written = self.write_part(class, part).await?;
         }
-        Ok(())
+        Ok(written)
     }
 
     /// The lease for a key: its present lease, a lease with room, or a new lease.
@@ -41,7 +42,7 @@ impl EtcdBackend {
         Ok(lease)
     }
 
-    async fn write_txn(&self, client: &EtcdClient, writes: &[Write]) -> Result<(), Error> {
+    async fn write_txn(&self, client: &EtcdClient, writes: &[Write]) -> Result<Written, Error> {
         let mut ops = Vec::with_capacity(writes.len());
         let mut attached = Vec::with_capacity(writes.len());
         for write in writes {
@@ -72,10 +73,13 @@ impl EtcdBackend {
                 self.leases.detach(key);
             }
         }
-        Ok(())
+        Ok(done.header().map_or_else(Written::default, |header| Written {
+            store_id: header.cluster_id(),
+            revision: header.revision(),
+        }))
     }
 
-    async fn write_part(&self, class: Class, part: &[Write]) -> Result<(), Error> {
+    async fn write_part(&self, class: Class, part: &[Write]) -> Result<Written, Error> {
         let permit = self.limiter.acquire(class, part.len()).await;
         let begun = Instant::now();
         let write = async |client: EtcdClient| self.write_txn(&client, part).await;

@@ -1,8 +1,9 @@
 //! The loop of a writer: lists the owned prefixes, then writes batch by batch, and retries what fails.
 
 use super::{SyncStore, is_delete};
-use crate::kvstore::{Class, Error, Write};
+use crate::kvstore::{Class, Error, Write, Written};
 use crate::util::backoff::Backoff;
+use crate::util::trace::Cause;
 use tokio::sync::watch;
 
 /// With more queued keys than this, writes yield to the changes of other writers.
@@ -74,9 +75,11 @@ impl SyncStore {
     }
 
     async fn write_batch(&self, batch: &[Write], backoff: &mut Backoff) {
-        match self.write(batch).await {
-            Ok(()) => {
+        let traced = self.traced(batch);
+        match self.write(batch, traced.cause()).await {
+            Ok(written) => {
                 backoff.reset();
+                traced.tell(written);
                 self.done(batch);
             }
             Err(Error::Rejected(error)) if batch.len() == 1 => self.refused(&batch[0], &error),
@@ -121,15 +124,15 @@ impl SyncStore {
         }
     }
 
-    async fn write(&self, batch: &[Write]) -> Result<(), Error> {
-        self.backend.write(self.class(), batch).await
+    async fn write(&self, batch: &[Write], cause: Cause<'_>) -> Result<Written, Error> {
+        self.backend.write(self.class(), batch, cause).await
     }
 
     /// The store refused `batch`: finds the keys that it refuses, so that they do not hold up the others.
     async fn write_one_by_one(&self, batch: &[Write]) {
         for (at, write) in batch.iter().enumerate() {
-            match self.write(std::slice::from_ref(write)).await {
-                Ok(()) => self.done(std::slice::from_ref(write)),
+            match self.write(std::slice::from_ref(write), Cause::Untraced).await {
+                Ok(_) => self.done(std::slice::from_ref(write)),
                 Err(Error::Rejected(error)) => self.refused(write, &error),
                 Err(Error::Unavailable(_) | Error::Full(_)) => return self.requeue(&batch[at..]),
             }

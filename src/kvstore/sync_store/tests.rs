@@ -4,8 +4,9 @@ mod limits;
 use super::entry::Entry;
 use super::*;
 use crate::kvstore::local::LocalBackend;
-use crate::kvstore::{Class, Error, StoredKey};
+use crate::kvstore::{Class, Error, StoredKey, Written};
 use crate::mvcc::Store;
+use crate::util::trace::Cause;
 use futures::stream::BoxStream;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::watch;
@@ -114,9 +115,9 @@ impl<F: Fn(&[Write]) -> Result<(), Error> + Send + Sync> Backend for Faulty<F> {
     async fn get(&self, key: &str) -> Result<Option<Bytes>, Error> {
         self.store.get(key).await
     }
-    async fn write(&self, class: Class, writes: &[Write]) -> Result<(), Error> {
+    async fn write(&self, class: Class, writes: &[Write], cause: Cause<'_>) -> Result<Written, Error> {
         (self.refuse)(writes)?;
-        self.store.write(class, writes).await
+        self.store.write(class, writes, cause).await
     }
     async fn delete_prefix(&self, prefix: &str) -> Result<(), Error> {
         self.store.delete_prefix(prefix).await

@@ -1,8 +1,8 @@
 //! What the filter has decided, for operators.
 
-use super::{Filter, Mode, endpoints_judge, identities_judge, object_at};
 use super::classes::Tally;
 use super::identities::{Sizes, Wanted};
+use super::{Filter, Mode, endpoints_judge, identities_judge, object_at};
 use crate::model::keys::Scope;
 use crate::scope::rules::{Cause, Decision, Verdict};
 use std::collections::BTreeMap;
@@ -94,7 +94,9 @@ impl Filter {
             }
             _ => {
                 let judge = endpoints_judge(&self.setup, &self.progress, &self.identities, &self.backends);
-                self.endpoints.tallies(judge).for_each(|(verdict, tally)| add(verdict, tally));
+                self.endpoints
+                    .tallies(judge)
+                    .for_each(|(verdict, tally)| add(verdict, tally));
                 self.endpoints.left_out()
             }
         };

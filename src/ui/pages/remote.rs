@@ -3,7 +3,7 @@
 use super::parts::{certificates, class, facts, known, lag, number, state, text, time};
 use crate::ui::markup::Main;
 use crate::ui::view::{
-    Configuration, Method, Minute, Mirror, MirroredKind, Propagation, RemoteDetail, Scoped, ScopedKind,
+    Configuration, Delivery, Method, Minute, Mirror, MirroredKind, Propagation, RemoteDetail, Scoped, ScopedKind,
 };
 use crate::ui::words::{bytes, count, millis};
 use maud::{Markup, html};
@@ -20,6 +20,7 @@ pub(super) fn main(detail: &RemoteDetail) -> Main {
         .raw("<div class=\"cards\">")
         .live("connection", connection(detail))
         .live("propagation", propagation(detail.propagation.as_ref()))
+        .live("delivery", delivery(detail.delivery.as_ref()))
         .live("configuration", configuration(detail.configuration.as_ref()))
         .live("counters", counters(detail))
         .raw("</div>")
@@ -109,6 +110,24 @@ fn propagation(propagation: Option<&Propagation>) -> Markup {
                         })),
                     ]))
                 }
+            }
+        }
+    }
+}
+
+fn delivery(delivery: Option<&Delivery>) -> Markup {
+    html! {
+        section #delivery.card {
+            h2 { "Delivery here over the last hour" }
+            p.quiet { "From the commit of a mirrored change in this cluster's store to the send to the last watcher." }
+            @match delivery {
+                None => p.quiet { "Not measured: nobody watches the mirrored keys, nothing has changed, or the store is another process." },
+                Some(delivery) => (facts(&[
+                    ("p50", text(millis(delivery.p50_ms))),
+                    ("p99", text(millis(delivery.p99_ms))),
+                    ("Longest", text(millis(delivery.max_ms))),
+                    ("Measured commits", text(count(delivery.samples))),
+                ])),
             }
         }
     }

@@ -44,6 +44,39 @@
       optional: true
 {{- end }}
 {{- end }}
+{{- include "isthmus.uiEnv" . }}
+{{- with .Values.traces.otlpEndpoint }}
+- name: CILIUM_OTLP_ENDPOINT
+  value: {{ . | quote }}
+- name: CILIUM_OTLP_SAMPLE
+  value: {{ $.Values.traces.sample | quote }}
+{{- end }}
+{{- end -}}
+
+{{/* The environment of the mesh page, where it differs from the defaults of the process. */}}
+{{- define "isthmus.uiEnv" -}}
+{{- $ui := .Values.ui -}}
+{{- if eq $ui.expose "none" }}
+- name: CILIUM_UI_ADDR
+  value: ""
+{{- else if eq $ui.expose "service" }}
+{{- $files := ternary "/var/lib/ui-secrets" "/var/lib/etcd-secrets" (not (empty $ui.tlsSecret)) }}
+- name: CILIUM_UI_ADDR
+  value: ":{{ $ui.port }}"
+- name: CILIUM_UI_CERT_FILE
+  value: {{ $files }}/tls.crt
+- name: CILIUM_UI_KEY_FILE
+  value: {{ $files }}/tls.key
+- name: CILIUM_UI_TRUSTED_CA_FILE
+  value: /var/lib/etcd-secrets/ca.crt
+{{- if $ui.tokenSecret.name }}
+- name: CILIUM_UI_TOKEN_FILE
+  value: /var/lib/ui-token/{{ $ui.tokenSecret.key }}
+{{- end }}
+{{- else if ne (int $ui.port) 9890 }}
+- name: CILIUM_UI_ADDR
+  value: "localhost:{{ $ui.port }}"
+{{- end }}
 {{- end -}}
 
 {{- define "isthmus.volumes" -}}
@@ -103,6 +136,20 @@
 - name: etcd-data-dir
   persistentVolumeClaim:
     claimName: {{ include "isthmus.claim" . }}
+{{- end }}
+{{- if eq .Values.ui.expose "service" }}
+{{- with .Values.ui.tlsSecret }}
+- name: ui-secrets
+  secret:
+    secretName: {{ . }}
+    defaultMode: 256
+{{- end }}
+{{- with .Values.ui.tokenSecret.name }}
+- name: ui-token
+  secret:
+    secretName: {{ . }}
+    defaultMode: 256
+{{- end }}
 {{- end }}
 {{- end -}}
 

@@ -1,0 +1,246 @@
+//! Proves that one write can be followed by its trace: from the manifest through the stores of both clusters to the watcher, over
+//! all processes, and that a collector that is away costs nothing but its spans.
+
+use crate::support::admin::Admin;
+use crate::support::collector::{Collector, Span};
+use crate::support::files::{copy_directory, example, free_port};
+use crate::support::mesh::{Mirror, RemoteStore, write_client_files};
+use crate::support::tls::etcd;
+use crate::support::{Process, Tls, eventually, isthmus};
+use etcd_client::{Client, WatchOptions, WatchStream};
+use std::path::{Path, PathBuf};
+
+/// The key of a node of the example under its cluster's own prefix, and the same key in a mirror.
+const PUBLISHED: &str = "cilium/state/nodes/v1/tokyo-cluster/";
+const MIRRORED: &str = "cilium/cache/nodes/v1/tokyo-cluster/";
+
+/// A `serve` with the example's manifests of the cluster `name`, which traces all writes.
+struct Cluster {
+    process: Process,
+    manifests: PathBuf,
+    remotes: PathBuf,
+    admin: Admin,
+}
+
+fn serve(tls: &Tls, name: &str, id: u32, collector: &Collector) -> Cluster {
+    let (manifests, remotes) = (
+        tls.path(&format!("{name}-manifests")),
+        tls.path(&format!("{name}-remotes")),
+    );
+    copy_directory(&example(name), &manifests);
+    std::fs::create_dir_all(&remotes).unwrap();
+    let admin = Admin::new();
+    let process = isthmus(["serve"])
+        .args([format!("--cluster-name={name}"), format!("--cluster-id={id}")])
+        .arg(format!("--manifests={}", manifests.display()))
+        .arg(format!("--clustermesh-config={}", remotes.display()))
+        .args([admin.api_flag(), admin.health_flag(), admin.metrics_flag()])
+        .args(collector.flags())
+        .args(tls.flags())
+        .start();
+    Cluster {
+        process,
+        manifests,
+        remotes,
+        admin,
+    }
+}
+
+async fn watch(client: &mut Client, prefix: &str) -> WatchStream {
+    let options = WatchOptions::new().with_prefix();
+    client.watch(prefix, Some(options)).await.unwrap()
+}
+
+/// Waits for an event whose value contains `text`; returns its revision.
+async fn event(watch: &mut WatchStream, text: &str) -> i64 {
+    loop {
+        let message = watch.message().await.unwrap().unwrap();
+        for event in message.events() {
+            let kv = event.kv().unwrap();
+            if kv.value_str().unwrap().contains(text) {
+                return kv.mod_revision();
+            }
+        }
+    }
+}
+
+fn find<'a>(trace: &'a [Span], name: &str, instance: &str) -> Option<&'a Span> {
+    trace.iter().find(|span| span.name == name && span.instance == instance)
+}
+
+fn edit_a_node(manifests: &Path, address: &str) {
+    let file = manifests.join("nodes.yaml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert!(text.contains("172.18.1.11"), "{text}");
+    std::fs::write(&file, text.replace("172.18.1.11", address)).unwrap();
+}
+
+#[tokio::test]
+async fn a_write_is_followed_from_the_manifest_to_the_watcher_of_the_other_cluster() {
+    let (tls, collector) = (Tls::new(), Collector::start().await);
+    let tokyo = serve(&tls, "tokyo-cluster", 1, &collector);
+    let hk = serve(&tls, "hk-cluster", 2, &collector);
+    let remote = tls.ca.client("remote", "remote").unwrap();
+    let (tokyo_at, hk_at) = (tokyo.process.address().await, hk.process.address().await);
+    tls.client_file(&hk.remotes.join("tokyo-cluster"), &tokyo_at, &remote);
+    tls.client_file(&tokyo.remotes.join("hk-cluster"), &hk_at, &remote);
+    tokyo.admin.ready().await;
+    hk.admin.ready().await;
+    let mut agent = tls.client(&hk_at, "local-hk-cluster").await;
+    eventually("the nodes are mirrored", async || {
+        let found = agent
+            .get(MIRRORED, Some(etcd_client::GetOptions::new().with_prefix()))
+            .await;
+        (found.unwrap().kvs().len() == 3).then_some(())
+    })
+    .await;
+    let mut watch = watch(&mut agent, MIRRORED).await;
+    edit_a_node(&tokyo.manifests, "172.18.77.77");
+    let mirrored_at = event(&mut watch, "172.18.77.77").await.to_string();
+
+    let is_end = |span: &Span| {
+        span.name == "watch send" && span.attributes["isthmus.revision"] == mirrored_at && span.instance == "hk-cluster"
+    };
+    let names = [
+        ("publish", "tokyo-cluster"),
+        ("write", "tokyo-cluster"),
+        ("watch send", "tokyo-cluster"),
+        ("mirror", "hk-cluster"),
+        ("watch send", "hk-cluster"),
+        ("all watchers", "tokyo-cluster"),
+        ("all watchers", "hk-cluster"),
+    ];
+    let is_complete = |trace: &[Span]| {
+        names
+            .iter()
+            .all(|(name, instance)| find(trace, name, instance).is_some())
+    };
+    let trace = collector.trace("the whole trace arrives", is_end, is_complete).await;
+    let of = |name, instance| find(&trace, name, instance).unwrap();
+
+    let root = of("publish", "tokyo-cluster");
+    assert!(root.parent.is_empty(), "{root:?}");
+    for span in trace.iter().filter(|span| *span != root) {
+        assert_eq!(span.parent, root.id, "{span:?}");
+        assert!(span.start <= span.end, "{span:?}");
+    }
+    assert_eq!(root.service, "isthmus-serve");
+    let write = of("write", "tokyo-cluster");
+    assert!(write.attributes["isthmus.key"].starts_with(PUBLISHED), "{write:?}");
+    assert_eq!(write.attributes["isthmus.writer"], "publisher");
+    let to_mirror = of("watch send", "tokyo-cluster");
+    assert_eq!(to_mirror.attributes["isthmus.user"], "remote");
+    assert_eq!(to_mirror.attributes["isthmus.prefix"], PUBLISHED);
+    assert_eq!(
+        to_mirror.attributes["isthmus.revision"],
+        write.attributes["isthmus.revision"]
+    );
+    let mirror = of("mirror", "hk-cluster");
+    assert_eq!(mirror.attributes["isthmus.remote_cluster"], "tokyo-cluster");
+    assert_eq!(mirror.attributes["isthmus.revision"], mirrored_at);
+    let to_agent = of("watch send", "hk-cluster");
+    assert_eq!(to_agent.attributes["isthmus.user"], "local-hk-cluster");
+    assert!(to_agent.attributes["isthmus.key"].starts_with(MIRRORED), "{to_agent:?}");
+    // All clocks are those of this machine.
+    let order = [
+        root.start,
+        write.start,
+        to_mirror.start,
+        to_mirror.end,
+        mirror.start,
+        to_agent.start,
+        to_agent.end,
+    ];
+    assert!(order.is_sorted(), "{order:?} of {trace:#?}");
+
+    // The same leg is measured without traces.
+    let series = "cilium_kvstoremesh_remote_cluster_delivery_seconds_count{target_cluster=\"tokyo-cluster\"}";
+    eventually("the delivery is measured", async || {
+        hk.admin.metric(series).await.filter(|count| *count >= 1.0)
+    })
+    .await;
+    let status = isthmus(["kvstoremesh-dbg", "status", "-H", &hk.admin.api_address()])
+        .run()
+        .text();
+    assert!(
+        status.contains("└  from the commit here to the last watcher: p50 "),
+        "{status}"
+    );
+}
+
+#[tokio::test]
+async fn processes_that_know_nothing_of_each_other_tell_of_the_same_trace() {
+    let (tls, collector) = (Tls::new(), Collector::start().await);
+    let remote = RemoteStore::start(&tls, "tokyo-cluster").await;
+    let mut publisher = remote.fill(&tls, 1).await;
+    let store = etcd(&tls).args(collector.flags()).arg("--name=store").start();
+    let address = store.address().await;
+    write_client_files(&tls, &[&remote]);
+    let flags = collector.flags();
+    let mirror = Mirror::start(&tls, &address, &[&flags[0], &flags[1]]);
+    mirror.mirrors(1).await;
+    let mut agent = tls.client(&address, "agent").await;
+    let mut watch = watch(&mut agent, MIRRORED).await;
+    publisher
+        .put(format!("{PUBLISHED}n3"), "the new node", None)
+        .await
+        .unwrap();
+    let revision = event(&mut watch, "the new node").await.to_string();
+
+    let is_commit = |span: &Span| span.name == "commit" && span.attributes["isthmus.revision"] == revision;
+    let is_complete = |trace: &[Span]| find(trace, "watch send", "store").is_some();
+    let trace = collector
+        .trace("the store tells of the write", is_commit, is_complete)
+        .await;
+    let commit = find(&trace, "commit", "store").unwrap();
+    assert_eq!(
+        (&*commit.service, &*commit.attributes["rpc.method"]),
+        ("isthmus-etcd", "Txn")
+    );
+    assert_eq!(commit.attributes["isthmus.user"], "admin");
+    // The store of the remote cluster does not trace, and yet the mirror goes on with the trace of its revision.
+    let told = eventually("the mirror tells of the write", async || {
+        let all = collector.spans().into_iter();
+        let mut mirrors = all.filter(|span| span.name == "mirror");
+        mirrors.find(|span| span.attributes["isthmus.revision"] == revision)
+    })
+    .await;
+    assert_eq!((&*told.service, &*told.instance), ("isthmus-kvstoremesh", "local"));
+    assert_ne!(told.trace, commit.trace);
+    assert_eq!(told.links, [commit.trace.clone()], "it links to what the store tells");
+}
+
+#[tokio::test]
+async fn a_collector_that_is_away_costs_its_spans_only() {
+    let store = isthmus([
+        "etcd",
+        "--listen-client-urls=http://127.0.0.1:0",
+        "--advertise-client-urls=http://127.0.0.1:2379",
+    ])
+    .arg(format!("--otlp-endpoint=http://127.0.0.1:{}", free_port()))
+    .arg("--otlp-sample=1")
+    .start();
+    let mut client = crate::support::store::plain_client(&store.address().await).await;
+    for n in 0..100 {
+        client.put(format!("k{n}"), "v", None).await.unwrap();
+    }
+    store.line("spans were lost: the collector did not take them").await;
+    client.put("last", "v", None).await.unwrap();
+    store.signal(crate::support::Signal::SIGTERM);
+    assert_eq!(store.ended().await.code(), Some(0));
+}
+
+#[test]
+fn an_endpoint_or_a_share_that_cannot_be_is_refused() {
+    for (flag, says) in [
+        ("--otlp-endpoint=not a url", "--otlp-endpoint"),
+        ("--otlp-sample=2", "is not a number from 0 to 1"),
+    ] {
+        let refused = isthmus(["etcd", flag]).run();
+        assert!(
+            !refused.succeeded() && refused.text().contains(says),
+            "{}",
+            refused.text()
+        );
+    }
+}
