@@ -4,49 +4,141 @@ use crate::model::values::slice::ClusterEndpointSlice;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use prost::Message as _;
+use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 use serde_json::{Value, json};
 use std::io::Read as _;
 
 /// The first bytes of a zstd frame.
 const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
-/// The most bytes that are decompressed: a remote cluster may have sent a small value that becomes a large one.
-const DECOMPRESSED_MAX: u64 = 8 << 20;
-/// The most bytes of a value without structure that are shown.
+/// The most bytes that are decompressed: a remote cluster may have sent a small value that becomes a large one. The Kubernetes
+/// API takes no larger objects.
+const DECOMPRESSED_MAX: usize = 2 << 20;
+/// The most endpoints, addresses, ports and labels of a slice, together. Each takes two bytes and more than a hundred times as
+/// much memory. Kubernetes writes up to 1,000 endpoints with an address or two.
+const ITEMS_MAX: usize = 20_000;
+/// What an item of a slice costs at least of a [`Budget`].
+const ITEM_COST: usize = 64;
+/// The deepest JSON that is shown with its structure: each line of it is indented.
+const DEPTH_MAX: usize = 16;
+/// The most bytes of one value that are shown.
 const SHOWN_MAX: usize = 64 << 10;
+/// What is shown of a value when the budget is used up.
+const LEAST: usize = 128;
+
+/// Bytes of values that one answer may still show: decoded, they take a hundred times as much memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Budget(pub(super) usize);
 
 /// A decoded value, and how it was encoded.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Decoded {
     pub(super) value: Value,
     pub(super) encoding: &'static str,
+    /// Only the beginning is shown, as text.
+    pub(super) is_cut: bool,
+}
+
+impl Budget {
+    /// Takes `cost` if there is as much.
+    fn take(&mut self, cost: usize) -> Option<()> {
+        self.0 = self.0.checked_sub(cost)?;
+        Some(())
+    }
 }
 
 /// Decodes whatever a store may hold.
-pub(super) fn decoded(value: &[u8]) -> Decoded {
-    let of = |value, encoding| Decoded { value, encoding };
-    if let Some(slice) = slice(value) {
-        return of(slice_json(&slice), "zstd protobuf");
+pub(super) fn decoded(value: &[u8], budget: &mut Budget) -> Decoded {
+    let whole = |value, encoding| Decoded {
+        value,
+        encoding,
+        is_cut: false,
+    };
+    if let Some(slice) = slice_within(value, Some(&mut *budget)) {
+        return whole(slice_json(&slice), "zstd protobuf");
     }
-    if let Ok(value @ (Value::Object(_) | Value::Array(_))) = serde_json::from_slice(value) {
-        return of(value, "json");
+    if value.len() <= SHOWN_MAX
+        && matches!(value.trim_ascii_start().first(), Some(b'{' | b'['))
+        && budget.take(value.len()).is_some()
+        && let Ok(value @ (Value::Object(_) | Value::Array(_))) = serde_json::from_slice(value)
+        && depth(&value) <= DEPTH_MAX
+    {
+        return whole(value, "json");
     }
-    let shown = &value[..value.len().min(SHOWN_MAX)];
-    match std::str::from_utf8(shown) {
-        Ok(text) => of(text.into(), "text"),
-        Err(_) => of(STANDARD.encode(shown).into(), "binary"),
+    let shown = value.len().min(SHOWN_MAX).min(budget.0.max(LEAST));
+    let is_cut = shown < value.len();
+    budget.0 = budget.0.saturating_sub(shown);
+    let (value, encoding) = match std::str::from_utf8(&value[..shown]) {
+        Ok(text) => (text.into(), "text"),
+        // A character that is cut in two.
+        Err(error) if is_cut && error.error_len().is_none() => {
+            (String::from_utf8_lossy(&value[..error.valid_up_to()]).into(), "text")
+        }
+        Err(_) => (STANDARD.encode(&value[..shown]).into(), "binary"),
+    };
+    Decoded {
+        value,
+        encoding,
+        is_cut,
     }
+}
+
+fn depth(value: &Value) -> usize {
+    let deepest = match value {
+        Value::Array(items) => items.iter().map(depth).max(),
+        Value::Object(fields) => fields.values().map(depth).max(),
+        _ => return 0,
+    };
+    1 + deepest.unwrap_or(0)
 }
 
 /// The endpoint slice that `value` is, if it is one.
 pub(super) fn slice(value: &[u8]) -> Option<ClusterEndpointSlice> {
+    slice_within(value, None)
+}
+
+fn slice_within(value: &[u8], budget: Option<&mut Budget>) -> Option<ClusterEndpointSlice> {
     if !value.starts_with(&ZSTD) {
         return None;
     }
     let mut bytes = Vec::new();
     let decoder = zstd::stream::read::Decoder::new(value).ok()?;
-    decoder.take(DECOMPRESSED_MAX + 1).read_to_end(&mut bytes).ok()?;
-    let fits = bytes.len() as u64 <= DECOMPRESSED_MAX;
-    fits.then(|| ClusterEndpointSlice::decode(&*bytes).ok()).flatten()
+    decoder.take(DECOMPRESSED_MAX as u64 + 1).read_to_end(&mut bytes).ok()?;
+    let items = (bytes.len() <= DECOMPRESSED_MAX).then(|| items(&bytes))??;
+    if let Some(budget) = budget {
+        budget.take(bytes.len().max(ITEM_COST * items))?;
+    }
+    ClusterEndpointSlice::decode(&*bytes).ok()
+}
+
+/// The number of parts of a slice, and of parts of these; `None` if there are too many, or if it is no message.
+fn items(slice: &[u8]) -> Option<usize> {
+    let mut items = 0;
+    parts(slice, &mut |part| {
+        items += 1;
+        // A text is no message, and has no parts that count.
+        let _ = parts(part, &mut |_| {
+            items += 1;
+            (items <= ITEMS_MAX).then_some(())
+        });
+        (items <= ITEMS_MAX).then_some(())
+    })?;
+    Some(items)
+}
+
+/// Calls `on` for each part of a message that has a length, until it returns `None`.
+fn parts<'a>(mut message: &'a [u8], on: &mut dyn FnMut(&'a [u8]) -> Option<()>) -> Option<()> {
+    while !message.is_empty() {
+        let (tag, wire) = decode_key(&mut message).ok()?;
+        if wire == WireType::LengthDelimited {
+            let length = usize::try_from(decode_varint(&mut message).ok()?).ok()?;
+            let (part, rest) = message.split_at_checked(length)?;
+            on(part)?;
+            message = rest;
+        } else {
+            skip_field(wire, tag, &mut message, DecodeContext::default()).ok()?;
+        }
+    }
+    Some(())
 }
 
 /// The fields under the names of Kubernetes.
@@ -100,7 +192,7 @@ mod tests {
     #[test]
     fn each_encoding_is_recognised_by_its_bytes() {
         let read = |value: &[u8]| {
-            let Decoded { value, encoding } = decoded(value);
+            let Decoded { value, encoding, .. } = decoded(value, &mut Budget(1 << 20));
             (value, encoding)
         };
         assert_eq!(read(br#"{"a":1}"#), (json!({"a": 1}), "json"));
@@ -126,10 +218,45 @@ mod tests {
             ..ClusterEndpointSlice::default()
         };
         let value = zstd::encode_all(&*slice.encode_to_vec(), 0).unwrap();
-        let shown = decoded(&value);
+        let read = |value: &[u8]| decoded(value, &mut Budget(1 << 20));
+        let shown = read(&value);
         assert_eq!(shown.encoding, "zstd protobuf");
         assert_eq!(shown.value["endpoints"][0]["conditions"], json!({"ready": false}));
-        let bomb = zstd::encode_all(&*vec![0; DECOMPRESSED_MAX as usize + 1], 0).unwrap();
-        assert_eq!(decoded(&bomb).encoding, "binary");
+        let bomb = zstd::encode_all(&*vec![0; DECOMPRESSED_MAX + 1], 0).unwrap();
+        assert_eq!(read(&bomb).encoding, "binary");
+        // Empty endpoints, and empty addresses of one endpoint: two bytes of each become two hundred.
+        let addresses = Endpoint {
+            addresses: vec![String::new(); ITEMS_MAX],
+            ..Endpoint::default()
+        };
+        for endpoints in [vec![Endpoint::default(); ITEMS_MAX + 1], vec![addresses]] {
+            let slice = ClusterEndpointSlice {
+                endpoints,
+                ..ClusterEndpointSlice::default()
+            };
+            let many = zstd::encode_all(&*slice.encode_to_vec(), 0).unwrap();
+            assert!(many.len() < 1000 && super::slice(&many).is_none());
+            assert_eq!(read(&many).encoding, "binary");
+        }
+    }
+
+    #[test]
+    fn an_answer_shows_so_many_bytes_with_their_structure_and_no_more() {
+        let mut budget = Budget(1000);
+        let value = format!("[{}1]", "{\"\":0},".repeat(100));
+        let shown: Vec<_> = (0..3).map(|_| decoded(value.as_bytes(), &mut budget)).collect();
+        assert!(shown[0].value.is_array() && !shown[0].is_cut);
+        for cut in &shown[1..] {
+            assert!(cut.value.is_string() && cut.is_cut, "{cut:?}");
+        }
+        let whole = |value: &[u8]| !decoded(value, &mut Budget(1 << 20)).is_cut;
+        assert!(whole(&[b'a'; SHOWN_MAX]) && !whole(&[b'a'; SHOWN_MAX + 1]));
+        let umlauts = "ä".repeat(LEAST);
+        let cut = decoded(&umlauts.as_bytes()[1..], &mut Budget(0));
+        assert_eq!(cut.encoding, "binary");
+        let cut = decoded(format!("a{umlauts}").as_bytes(), &mut Budget(0));
+        assert_eq!((cut.encoding, cut.value.as_str().unwrap().len()), ("text", LEAST - 1));
+        let deep = format!("{}{}", "[".repeat(DEPTH_MAX + 1), "]".repeat(DEPTH_MAX + 1));
+        assert!(decoded(deep.as_bytes(), &mut Budget(1 << 20)).value.is_string());
     }
 }
