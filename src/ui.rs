@@ -21,4 +21,4 @@ pub mod view;
 mod words;
 
 pub use site::router;
-pub use source::{Entry, Keys, Source};
+pub use source::{Entry, Keys, Page, Source};

@@ -537,10 +537,11 @@ impl Driver {
             if let Some(seen) = pin {
                 self.following.link.pin(seen);
             }
+            let is_exact = how.knows() == Load::Exact;
+            // Another replica must not be given a state whose order is not known.
+            self.following.exact.fetch_and(is_exact, Ordering::SeqCst);
             store.swap(newer);
-            self.following
-                .exact
-                .store(how.knows() == Load::Exact, Ordering::Relaxed);
+            self.following.exact.store(is_exact, Ordering::SeqCst);
             how.knows()
         };
         let revision = store.revision();

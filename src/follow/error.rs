@@ -12,6 +12,8 @@ use tonic::{Code, Status};
 const NO_LEADER: &str = "no leader";
 /// etcd's error while authentication is off.
 const NO_AUTH: &str = "authentication is not enabled";
+/// etcd's error about a call without a token.
+const NOBODY: &str = "user name is empty";
 /// etcd's errors about a token that has ended, or that is older than the last change of users.
 const STALE_TOKEN: [&str; 2] = ["invalid auth token", "revision of auth store is old"];
 
@@ -100,6 +102,11 @@ impl Error {
     pub(super) fn is_without_auth(&self) -> bool {
         self.status().is_some_and(|s| s.message().contains(NO_AUTH))
     }
+}
+
+/// Whether the upstream refused a call because it had no credentials.
+pub(super) fn is_of_nobody(status: &Status) -> bool {
+    status.message().contains(NOBODY)
 }
 
 /// Whether the token of a refused call has ended. The call was not executed.

@@ -1,7 +1,9 @@
 //! The upstream as a whole: which of its members is talked to, and what all of them must have in common.
 //!
-//! Calls share one connection, and the feed has another one: a long answer must not delay events (etcd#15402). A member that
-//! does not answer is left for the next one. The file and the TLS files that it names are read anew for each connection.
+//! Calls share one connection, and the feed has another one: a long answer must not delay events (etcd#15402). Calls that
+//! last as long as their clients want share a third one, since clients could use up its streams; what a client reads at its
+//! own pace has a connection of its own. A member that does not answer is left for the next one. The file and the TLS files that
+//! it names are read anew for each connection.
 
 use super::error::Error;
 use super::member::{Facts, Member, Purpose, path};
@@ -12,6 +14,8 @@ use crate::kvstore::config::ClientConfig;
 use crate::pb::etcdserverpb as pb;
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::{BoxFuture, Shared};
 use parking_lot::Mutex;
 use rand::seq::SliceRandom;
 use std::collections::BTreeSet;
@@ -49,13 +53,33 @@ pub struct Link {
     first: AtomicUsize,
     /// Endpoints with another past than this replica, which calls must not go to.
     shut_out: Mutex<BTreeSet<String>>,
-    /// The member that calls go to.
-    calls: ArcSwapOption<Member>,
-    /// Held while a member for calls is looked for: the time and the reason of the last failure.
-    looking: tokio::sync::Mutex<Option<(Instant, Arc<Error>)>>,
+    /// The connection for short calls.
+    calls: Slot,
+    /// The connection for calls that last as long as their clients want.
+    waits: Slot,
     pub(super) people: Arc<People>,
     pub(super) metrics: Arc<Metrics>,
 }
+
+/// A connection that many calls share.
+#[derive(Default)]
+struct Slot {
+    member: ArcSwapOption<Member>,
+    looking: Mutex<Looking>,
+}
+
+/// The search for a member.
+#[derive(Default)]
+enum Looking {
+    #[default]
+    No,
+    /// All who wait poll it: it goes on where it was when one of them gives up.
+    Now(Shared<BoxFuture<'static, Found>>),
+    /// The time and the reason of the last failure.
+    Failed(Instant, Arc<Error>),
+}
+
+type Found = Result<Arc<Member>, Arc<Error>>;
 
 /// What the upstream says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,8 +103,8 @@ impl Link {
             // Replicas begin with different members.
             first: AtomicUsize::new(rand::random_range(0..usize::from(u16::MAX))),
             shut_out: Mutex::default(),
-            calls: ArcSwapOption::empty(),
-            looking: tokio::sync::Mutex::default(),
+            calls: Slot::default(),
+            waits: Slot::default(),
             people,
             metrics,
         })
@@ -95,6 +119,11 @@ impl Link {
             }
         }
         self.config.lock().clone()
+    }
+
+    /// Whether this replica has a password.
+    pub(super) fn has_password(&self) -> bool {
+        self.config.lock().password.is_some()
     }
 
     /// The endpoints in the order in which they are tried.
@@ -122,7 +151,7 @@ impl Link {
 
     /// The member that calls go to, if any.
     pub(super) fn current(&self) -> Option<Arc<Member>> {
-        self.calls.load_full()
+        self.calls.member.load_full()
     }
 
     /// Keeps calls away from an endpoint, or lets them go there again.
@@ -133,11 +162,10 @@ impl Link {
             false => drop(shut_out.remove(endpoint)),
         }
         drop(shut_out);
-        if is_shut_out
-            && let Some(member) = self.current()
-            && member.endpoint == endpoint
-        {
-            self.leave(&member, "the endpoint has another past than this replica");
+        for slot in [&self.calls, &self.waits].into_iter().filter(|_| is_shut_out) {
+            if let Some(member) = slot.member.load_full().filter(|member| member.endpoint == endpoint) {
+                self.leave(&member, "the endpoint has another past than this replica");
+            }
         }
     }
 
@@ -146,7 +174,10 @@ impl Link {
         self.shut_out.lock().clear();
         self.cluster_id.store(seen.cluster_id, Ordering::Relaxed);
         self.term.store(seen.term, Ordering::Relaxed);
-        self.calls.store(None);
+        for slot in [&self.calls, &self.waits] {
+            slot.member.store(None);
+            *slot.looking.lock() = Looking::No;
+        }
     }
 
     /// The member that leads, as far as is known; 0 without a leader.
@@ -277,38 +308,69 @@ impl Link {
     }
 
     /// The member that calls go to. Whoever comes while it is looked for waits, and shares the outcome.
-    pub(super) async fn member(&self) -> Result<Arc<Member>, Arc<Error>> {
-        if let Some(member) = self.calls.load_full() {
+    pub(super) async fn member(self: &Arc<Self>) -> Found {
+        self.member_of(Purpose::Calls, |link| &link.calls).await
+    }
+
+    /// The member for calls that last as long as their clients want.
+    pub(super) async fn member_that_waits(self: &Arc<Self>) -> Found {
+        self.member_of(Purpose::Waits, |link| &link.waits).await
+    }
+
+    async fn member_of(self: &Arc<Self>, purpose: Purpose, slot: fn(&Self) -> &Slot) -> Found {
+        if let Some(member) = slot(self).member.load_full() {
             return Ok(member);
         }
-        let mut failed = self.looking.lock().await;
-        if let Some(member) = self.calls.load_full() {
-            return Ok(member);
-        }
-        if let Some((at, error)) = &*failed
-            && at.elapsed() < PAUSE
-        {
-            return Err(Arc::clone(error));
-        }
-        match Box::pin(self.connect_to_any(Purpose::Calls)).await {
-            Ok(member) => {
-                let member = Arc::new(member);
-                self.calls.store(Some(Arc::clone(&member)));
-                *failed = None;
-                Ok(member)
+        let found = {
+            let mut looking = slot(self).looking.lock();
+            if let Some(member) = slot(self).member.load_full() {
+                return Ok(member);
             }
-            Err(error) => {
-                let error = Arc::new(error);
-                *failed = Some((Instant::now(), Arc::clone(&error)));
-                Err(error)
+            match &*looking {
+                Looking::Failed(at, error) if at.elapsed() < PAUSE => return Err(Arc::clone(error)),
+                Looking::Now(found) => found.clone(),
+                Looking::No | Looking::Failed(..) => {
+                    let found = Arc::clone(self).look(purpose, slot).boxed().shared();
+                    *looking = Looking::Now(found.clone());
+                    found
+                }
             }
+        };
+        found.await
+    }
+
+    /// Looks for a member, and keeps the outcome.
+    async fn look(self: Arc<Self>, purpose: Purpose, slot: fn(&Self) -> &Slot) -> Found {
+        let expected = self.cluster_id();
+        let found = Box::pin(self.connect_to_any(purpose)).await;
+        let found = found.map(Arc::new).map_err(Arc::new);
+        let mut looking = slot(&self).looking.lock();
+        // Another cluster may be followed since.
+        if expected == 0 || expected == self.cluster_id() {
+            *looking = match &found {
+                Ok(member) => {
+                    slot(&self).member.store(Some(Arc::clone(member)));
+                    Looking::No
+                }
+                Err(error) => Looking::Failed(Instant::now(), Arc::clone(error)),
+            };
         }
+        drop(looking);
+        found
     }
 
     /// Leaves a member that did not answer, or whose connection has broken, for another one.
     pub(super) fn leave(&self, member: &Arc<Member>, why: &str) {
-        let current = self.calls.load();
-        if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, member)) && member.is_broken_by(why) {
+        let is_current = |slot: &&Slot| {
+            slot.member
+                .load()
+                .as_ref()
+                .is_some_and(|current| Arc::ptr_eq(current, member))
+        };
+        let Some(slot) = [&self.calls, &self.waits].into_iter().find(is_current) else {
+            return;
+        };
+        if member.is_broken_by(why) {
             tracing::warn!(
                 endpoint = member.endpoint,
                 error = why,
@@ -316,12 +378,12 @@ impl Link {
                 "the connection for calls to the upstream is given up; another endpoint is tried"
             );
             self.prefer_next();
-            self.calls.store(None);
+            slot.member.store(None);
         }
     }
 
     /// Reads what the upstream has, linearizably: everything that was committed before is in it. Returns the endpoint, too.
-    pub(super) async fn read(&self) -> Result<(Seen, Arc<Member>), Arc<Error>> {
+    pub(super) async fn read(self: &Arc<Self>) -> Result<(Seen, Arc<Member>), Arc<Error>> {
         let member = self.member().await?;
         let begun = Instant::now();
         match read_from(&member).await {
@@ -365,4 +427,39 @@ pub(super) async fn read_from(member: &Member) -> Result<Seen, Error> {
         revision: header.revision,
         term: header.raft_term,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::{self, AuthStore};
+    use tokio::net::TcpListener;
+
+    /// Callers that give up before all endpoints were tried leave the search where it is.
+    #[tokio::test(start_paused = true)]
+    async fn impatient_callers_get_to_the_last_endpoint() {
+        let silent = [(); 3].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+        let last = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addresses = silent.iter().map(|listener| listener.local_addr().unwrap());
+        let endpoints: Vec<_> = addresses
+            .chain([last.local_addr().unwrap()])
+            .map(|address| format!("\"http://{address}\""))
+            .collect();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), format!("endpoints: [{}]\n", endpoints.join(", "))).unwrap();
+        let auth = Arc::new(AuthStore::new(auth::Config::default()).unwrap());
+        let people = Arc::new(People::new(auth));
+        let link = Arc::new(Link::new(file.path(), None, people, Arc::default()).unwrap());
+        link.first.store(0, Ordering::Relaxed);
+        let callers = async {
+            for _ in 0..5 {
+                let found = timeout(CONNECT - Duration::from_secs(1), link.member()).await;
+                assert!(found.is_err(), "nobody has answered");
+            }
+        };
+        tokio::select! {
+            accepted = last.accept() => drop(accepted.unwrap()),
+            () = callers => panic!("the last endpoint was never tried"),
+        }
+    }
 }

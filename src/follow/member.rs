@@ -4,7 +4,7 @@ use super::error::Error;
 use super::people::{Asked, People};
 use super::wire::{Raw, WatchResponse};
 use crate::kvstore::config::ClientConfig;
-use crate::kvstore::dial::{self, Dialer, Transport};
+use crate::kvstore::dial::{self, Dialer, Transport, Window};
 use crate::pb::etcdserverpb as pb;
 use crate::server::upstream::{Credentials, Judge, is_old_token};
 use crate::util::net::Keepalive;
@@ -31,6 +31,10 @@ const KEEPALIVE: Keepalive = Keepalive {
 /// Window of the connection of the feed and of a load, in bytes: a member of etcd that waits for its reader counts the
 /// watcher among those that have to catch up.
 const WIDE: u32 = 64 << 20;
+/// Window of a call that a client reads at its own pace, in bytes.
+const NARROW: u32 = 1 << 20;
+/// The largest window of HTTP/2.
+const WINDOW_MAX: u32 = (1 << 31) - 1;
 /// Limit for connecting, and for the first answers of a member.
 const GREETING: Duration = Duration::from_secs(3);
 /// The limit of calls that wait for as long as their clients do.
@@ -48,6 +52,9 @@ pub(super) mod path {
     pub(in crate::follow) const STATUS: &str = "/etcdserverpb.Maintenance/Status";
     pub(in crate::follow) const SNAPSHOT: &str = "/etcdserverpb.Maintenance/Snapshot";
     pub(in crate::follow) const HASH_KV: &str = "/etcdserverpb.Maintenance/HashKV";
+    pub(in crate::follow) const LEASE_KEEP_ALIVE: &str = "/etcdserverpb.Lease/LeaseKeepAlive";
+    pub(in crate::follow) const LOCK: &str = "/v3lockpb.Lock/Lock";
+    pub(in crate::follow) const CAMPAIGN: &str = "/v3electionpb.Election/Campaign";
     pub(in crate::follow) const AUTHENTICATE: &str = "/etcdserverpb.Auth/Authenticate";
 }
 
@@ -56,6 +63,10 @@ pub(super) mod path {
 pub(super) enum Purpose {
     /// Short calls.
     Calls,
+    /// Calls that last as long as their clients want, whose answers are small.
+    Waits,
+    /// One stream that a client reads at its own pace.
+    Stream,
     /// The feed and loads, whose messages must not wait for a reader.
     Feed,
 }
@@ -179,7 +190,16 @@ impl Member {
         };
         let transport = Transport {
             keepalive: KEEPALIVE,
-            window: (purpose == Purpose::Feed).then_some(WIDE),
+            window: match purpose {
+                Purpose::Calls => None,
+                Purpose::Waits => Some(Window {
+                    call: NARROW,
+                    // Clients that do not read must not stop the others.
+                    connection: WINDOW_MAX,
+                }),
+                Purpose::Stream => Some(Window::both(NARROW)),
+                Purpose::Feed => Some(Window::both(WIDE)),
+            },
         };
         let channel = dial::channel(&of_endpoint, &Dialer::default(), transport).map_err(|source| Error::Client {
             endpoint: endpoint.to_owned(),

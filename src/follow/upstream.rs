@@ -1,9 +1,9 @@
 //! The upstream as the server's services see it.
 
-use super::error::{is_of_transport, is_stale_token, is_unsent};
+use super::error::{Error, is_of_nobody, is_of_transport, is_stale_token, is_unsent};
 use super::index::{self, Index};
 use super::link::{Link, Seen};
-use super::member::{Failed, Member};
+use super::member::{Failed, Member, Purpose, path};
 use super::people::Asked;
 use crate::mvcc::Store;
 use crate::server::upstream::{Credentials, Judge, Upstream, UpstreamIdentity, cut_off, lost, not_sent};
@@ -86,6 +86,26 @@ impl Following {
         Ok(seen.revision)
     }
 
+    /// A call of this replica.
+    async fn own_call(&self, path: &str, request: Bytes) -> Result<Bytes, Status> {
+        let limit = Some(Instant::now() + PATIENCE);
+        self.call(path, &Credentials::Replica, &MetadataMap::new(), request, limit)
+            .await
+    }
+
+    /// The connection for a stream.
+    async fn member_for(&self, path: &str) -> Result<Arc<Member>, Arc<Error>> {
+        match path {
+            // Its answers are read at once.
+            path::LEASE_KEEP_ALIVE => self.link.member().await,
+            path::RANGE_STREAM | path::SNAPSHOT => {
+                let member = Box::pin(self.link.connect_to_any(Purpose::Stream)).await;
+                member.map(Arc::new).map_err(Arc::new)
+            }
+            _ => self.link.member_that_waits().await,
+        }
+    }
+
     /// The metadata of a call on behalf of `who`.
     fn metadata(&self, member: &Member, who: &Credentials, given: &MetadataMap) -> Result<MetadataMap, Status> {
         let mut metadata = given.clone();
@@ -132,9 +152,15 @@ impl Following {
 #[tonic::async_trait]
 impl Asked for Following {
     async fn answer(&self, path: &str, request: Bytes) -> Result<Bytes, Status> {
-        let limit = Instant::now() + PATIENCE;
-        self.call(path, &Credentials::Replica, &MetadataMap::new(), request, Some(limit))
-            .await
+        let answer = self.own_call(path, request.clone()).await;
+        match (&answer, self.link.current()) {
+            // Authentication was switched on since the connection was made: the password got no token then.
+            (Err(status), Some(member)) if is_of_nobody(status) && self.link.has_password() && !member.has_token() => {
+                self.link.leave(&member, status.message());
+                self.own_call(path, request).await
+            }
+            _ => answer,
+        }
     }
 }
 
@@ -172,7 +198,13 @@ impl Upstream for Following {
         for _ in 0..TRIES {
             // Whoever waits for a lock waits for as long as the client does, but not for a connection.
             let patience = deadline.unwrap_or_else(|| Instant::now() + PATIENCE);
-            let Ok(Ok(member)) = timeout_at(patience, self.link.member()).await else {
+            let found = async {
+                match path {
+                    path::LOCK | path::CAMPAIGN => self.link.member_that_waits().await,
+                    _ => self.link.member().await,
+                }
+            };
+            let Ok(Ok(member)) = timeout_at(patience, found).await else {
                 return Err(not_sent());
             };
             let metadata = self.metadata(&member, who, metadata)?;
@@ -199,7 +231,7 @@ impl Upstream for Following {
         metadata: &MetadataMap,
         requests: BoxStream<'static, Bytes>,
     ) -> Result<BoxStream<'static, Result<Bytes, Status>>, Status> {
-        let member = self.link.member().await.map_err(|_| not_sent())?;
+        let member = self.member_for(path).await.map_err(|_| not_sent())?;
         let metadata = self.metadata(&member, who, metadata)?;
         let begun = member.stream(path, metadata, requests).await;
         let stream = begun.map_err(|status| {

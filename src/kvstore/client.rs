@@ -256,13 +256,25 @@ impl EtcdClient {
         Ok(Listing { kvs, revision })
     }
 
-    /// Reads up to `limit` keys of a prefix, from the first key after `after` on.
-    pub async fn page(&self, prefix: &str, after: Option<&[u8]>, limit: i64) -> Result<Vec<KeyValue>, Error> {
+    /// Reads up to `limit` keys of a prefix, from the first key after `after` on, and whether there are more. A page of large
+    /// values is shorter.
+    pub async fn page(
+        &self,
+        prefix: &str,
+        after: Option<&[u8]>,
+        mut limit: i64,
+    ) -> Result<(Vec<KeyValue>, bool), Error> {
         let end = crate::mvcc::prefix_end(prefix.as_bytes()).map_or(vec![0], |end| end.to_vec());
         let from = after.map_or_else(|| prefix.as_bytes().to_vec(), |after| [after, &[0]].concat());
-        let options = GetOptions::new().with_range(end).with_limit(limit);
-        let (mut response, _) = self.range(from, options).await?;
-        Ok(response.take_kvs().into_iter().map(KeyValue::from).collect())
+        let mut response = loop {
+            let options = GetOptions::new().with_range(end.clone()).with_limit(limit);
+            match self.range(from.clone(), options).await {
+                Err(error) if error.is_too_large() && limit > 1 => limit = (limit / 16).max(1),
+                done => break done?.0,
+            }
+        };
+        let more = response.more();
+        Ok((response.take_kvs().into_iter().map(KeyValue::from).collect(), more))
     }
 
     /// Reads a prefix page by page, all pages at one revision.

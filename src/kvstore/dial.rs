@@ -138,8 +138,25 @@ struct Connector {
 #[derive(Clone, Copy, Debug)]
 pub struct Transport {
     pub keepalive: Keepalive,
-    /// Bytes that the store may send before they are read, per call and per connection; `None` for the library's default.
-    pub window: Option<u32>,
+    /// `None` for the library's default.
+    pub window: Option<Window>,
+}
+
+/// Bytes that the store may send before they are read.
+#[derive(Clone, Copy, Debug)]
+pub struct Window {
+    pub call: u32,
+    pub connection: u32,
+}
+
+impl Window {
+    /// The same for a call and for the connection, which has one call.
+    pub fn both(bytes: u32) -> Self {
+        Self {
+            call: bytes,
+            connection: bytes,
+        }
+    }
 }
 
 /// Makes a channel that connects at the first request, and again after its connection is lost. The TLS files are
@@ -161,8 +178,8 @@ pub fn channel(config: &ClientConfig, dialer: &Dialer, transport: Transport) -> 
         .origin(origin.parse().map_err(bad)?)
         .http2_keep_alive_interval(keepalive.interval)
         .keep_alive_timeout(keepalive.timeout)
-        .initial_stream_window_size(window)
-        .initial_connection_window_size(window);
+        .initial_stream_window_size(window.map(|window| window.call))
+        .initial_connection_window_size(window.map(|window| window.connection));
     let tls = match targets.iter().any(|t| t.secure) {
         true => Some(tls(config)?),
         false => None,

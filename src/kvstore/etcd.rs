@@ -135,10 +135,16 @@ impl EtcdBackend {
         (id != 0).then_some(id)
     }
 
-    /// Reads up to `limit` keys of a prefix, from the first key after `after` on.
-    pub async fn page(&self, prefix: &str, after: Option<&[u8]>, limit: i64) -> Result<Vec<KeyValue>, Error> {
-        self.within(DEADLINE, async |client| Ok(client.page(prefix, after, limit).await?))
+    /// Reads up to `limit` keys of a prefix, from the first key after `after` on, and whether there are more.
+    ///
+    /// A read for an operator, who may ask for what this user may not read: its failure says nothing about the store, and
+    /// writers keep their connection.
+    pub async fn page(&self, prefix: &str, after: Option<&[u8]>, limit: i64) -> Result<(Vec<KeyValue>, bool), Error> {
+        let page = async { Ok(self.client().await?.page(prefix, after, limit).await?) };
+        let late = || Error::Unavailable(format!("no answer in {} s", DEADLINE.as_secs()));
+        tokio::time::timeout(DEADLINE, page)
             .await
+            .unwrap_or_else(|_| Err(late()))
     }
 
     /// The shared connection; connects if there is none.

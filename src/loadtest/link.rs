@@ -209,7 +209,13 @@ fn percent_decoded(mut text: &[u8]) -> String {
             }
         }
     }
-    String::from_utf8_lossy(&decoded).into_owned()
+    shown(&decoded)
+}
+
+/// A text of a server, which must not control a terminal.
+pub fn shown(text: &[u8]) -> String {
+    let text = String::from_utf8_lossy(text);
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 impl Exchange {
@@ -324,6 +330,10 @@ mod tests {
         assert_eq!(
             text(fields(0, Some(7), "etcdserver: permission%20denied, 100%, %e2%82%ac")),
             Err("Put: etcdserver: permission denied, 100%, \u{20ac} (gRPC code 7)".to_owned())
+        );
+        assert_eq!(
+            text(fields(0, Some(2), "%1b[31mred%0a")),
+            Err("Put:  [31mred  (gRPC code 2)".to_owned())
         );
         assert_eq!(
             text(fields(404, None, "")),

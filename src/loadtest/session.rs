@@ -5,7 +5,7 @@
 use super::agent::{Agent, Ended};
 use super::error::Error;
 use super::histogram::Measure;
-use super::link::{Call, Exchange, Link};
+use super::link::{Call, Exchange, Link, shown};
 use super::plan::Prefix;
 use super::shared::Phase;
 use super::stamp::Stamp;
@@ -292,7 +292,7 @@ impl Agent {
                 3 => received.created = field.flag(),
                 4 => received.canceled = field.flag(),
                 5 => received.compacted = field.signed(),
-                6 => received.reason = String::from_utf8_lossy(field.bytes()).into_owned(),
+                6 => received.reason = shown(field.bytes()),
                 // Events come after the id, since fields are encoded in the order of their tags.
                 11 => {
                     if now == 0 {

@@ -286,6 +286,13 @@ impl Admission {
         }
     }
 
+    /// Whether the rights of the call depend on the keys of a lease, which change with every put. A renewal changes none.
+    pub(super) fn rests_on_lease(&self, caller: &Caller, operation: &Operation) -> bool {
+        operation.call != Call::LeaseKeepAlive
+            && operation.grants.iter().any(Grant::depends_on_lease)
+            && matches!(caller.principal(&self.auth), Ok(Some(user)) if matches!(self.auth.ranges(Some(&user)), Ok(Some(_))))
+    }
+
     /// The alarms that etcd would look at before it refuses the call as this replica does, with the error of each.
     pub(super) fn alarms_before_refusal(&self, caller: &Caller, operation: &Operation) -> Vec<(AlarmType, Status)> {
         let principal = caller.principal(&self.auth);

@@ -14,10 +14,11 @@ mod tests;
 
 use super::admission::{Call, Caller, Operation};
 use super::commit::REQUEST_TIMEOUT;
+use super::fresh::Freshness;
 use super::kv::KvService;
 use super::observe;
 use super::turns::Done;
-use super::upstream::{Credentials, SISTER, Upstream, is_old_token, lost};
+use super::upstream::{Credentials, SISTER, Upstream, is_old_token, lost, not_sent};
 use super::{Core, status};
 use crate::pb::etcdserverpb as pb;
 use axum::body::Body;
@@ -36,6 +37,7 @@ use prost::Message;
 use rights::decode;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Status, Streaming};
@@ -49,16 +51,29 @@ const ALARMS_EVERY: Duration = Duration::from_secs(1);
 /// The metadata that means something to an etcd, beside credentials.
 const METADATA: [&str; 4] = ["hasleader", "client-api-version", "traceparent", "tracestate"];
 
+/// Reads of history that is not here, at a time.
+const OLD_READS: usize = 2;
+
 type Answers<T> = BoxStream<'static, Result<Reply<T>, Status>>;
 
 /// The state of forwarding.
 #[derive(Default)]
 pub(super) struct Forwarding {
     keep_alives: KeepAlives,
+    /// Permits for reads of history that is not here. Their answers are collected before anything of them is sent.
+    old_reads: OldReads,
     /// The alarms of upstream, for callers that are denied here.
     alarms: tokio::sync::Mutex<Option<KnownAlarms>>,
     /// Answers that were sent before their revision was here.
     pub(super) unheld: Counter,
+}
+
+struct OldReads(Semaphore);
+
+impl Default for OldReads {
+    fn default() -> Self {
+        Self(Semaphore::new(OLD_READS))
+    }
 }
 
 struct KnownAlarms {
@@ -81,6 +96,7 @@ struct Outgoing {
     who: Credentials,
     metadata: MetadataMap,
     message: Bytes,
+    patience: Patience,
     deadline: Option<Instant>,
 }
 
@@ -168,7 +184,7 @@ impl Forward {
                 let message: pb::RangeRequest = decode(request.get_ref())?;
                 if this.core.is_below_floor(message.revision) {
                     let operation = rights::operation(this.uri.path(), request.get_ref())?;
-                    return this.pass(request, operation, PLAIN).await.map(passed);
+                    return this.pass_old_read(request, operation).await.map(passed);
                 }
                 let service = KvService(Arc::clone(&this.core));
                 let response = service.range(request.map(|_| message)).await?;
@@ -210,7 +226,7 @@ impl Forward {
                     .oldest
                     .is_some_and(|revision| this.core.is_below_floor(revision))
                 {
-                    return this.pass(request, checked.operation, PLAIN).await.map(passed);
+                    return this.pass_old_read(request, checked.operation).await.map(passed);
                 }
                 Ok(service.txn(request.map(|_| message)).await?.map(Reply::Made))
             }
@@ -239,13 +255,9 @@ impl Forward {
 
     async fn snapshot(self, request: Request) -> Response {
         let handler = |request: tonic::Request<Bytes>| {
-            let this = self.clone();
-            async move {
-                // Each snapshot takes time of upstream, so one at a time, as here.
-                let permit = Arc::clone(&this.core.snapshots).acquire_owned().await;
-                let permit = permit.map_err(|error| Status::internal(error.to_string()))?;
-                this.pass_stream(request, Some(permit)).await
-            }
+            // Each snapshot takes time of upstream, so one at a time, as here.
+            let one = Arc::clone(&self.core.snapshots);
+            self.clone().pass_stream(request, Some(one))
         };
         let mut grpc = grpc::<()>(&self.core);
         grpc.server_streaming(service_fn(handler), request).await.map(Body::new)
@@ -269,6 +281,10 @@ impl Forward {
         let who = caller.credentials(&self.core.auth, self.upstream.judge());
         match who {
             Credentials::Replica => {
+                if self.core.admission.rests_on_lease(caller, operation) {
+                    // A key that was put on the lease elsewhere, a moment ago, may be one that the caller must not touch.
+                    self.core.fresh(Freshness::Latest).await.map_err(|_| not_sent())?;
+                }
                 if let Err(refused) = self.core.admit(caller, operation).await {
                     return Err(self.alarm_before(caller, operation).await.unwrap_or(refused));
                 }
@@ -295,6 +311,7 @@ impl Forward {
                 metadata: MetadataMap::new(),
                 // The action GET, and all alarms.
                 message: Bytes::new(),
+                patience: Patience::Request,
                 deadline: Some(Instant::now() + ALARMS_EVERY),
             };
             let answer = self.send_to(ALARMS, &call).await.ok();
@@ -334,6 +351,7 @@ impl Forward {
             who,
             metadata: metadata_of(request.metadata()),
             message: request.into_inner(),
+            patience,
             deadline: time.map(|time| Instant::now() + time),
         })
     }
@@ -356,6 +374,18 @@ impl Forward {
         self.core
             .answer(call.caller.peer(), Done::default(), bytes, answer)
             .await
+    }
+
+    /// Passes a read of history on that is not here.
+    async fn pass_old_read(
+        &self,
+        request: tonic::Request<Bytes>,
+        operation: Operation,
+    ) -> Result<tonic::Response<Bytes>, Status> {
+        // Whoever may not read must not wait for others.
+        self.vouch(&Caller::of(&request), &operation).await?;
+        let _permit = self.core.forwarding.old_reads.0.acquire().await;
+        self.pass(request, operation, PLAIN).await
     }
 
     /// Sends a call and waits for its answer. A call that upstream refused because of a token of ours is sent again with a
@@ -385,17 +415,23 @@ impl Forward {
             who,
             metadata,
             message,
+            patience,
             deadline,
             ..
         } = call;
         let sent = self.upstream.call(path, who, metadata, message.clone(), *deadline);
-        match deadline {
-            Some(deadline) => match tokio::time::timeout_at(*deadline, sent).await {
-                Ok(answer) => answer,
-                Err(_) => Err(lost()),
-            },
-            // The call waits for as long as its client does.
-            None => tokio::select! {
+        let sent = async {
+            match deadline {
+                Some(deadline) => tokio::time::timeout_at(*deadline, sent)
+                    .await
+                    .unwrap_or_else(|_| Err(lost())),
+                None => sent.await,
+            }
+        };
+        match patience {
+            Patience::Request => sent.await,
+            // The call may wait for hours, and the process must not.
+            Patience::Client => tokio::select! {
                 answer = sent => answer,
                 () = self.core.stop.cancelled() => Err(status::stopped()),
             },
@@ -466,10 +502,15 @@ impl Forward {
     async fn pass_stream<T: Send + 'static>(
         self,
         request: tonic::Request<Bytes>,
-        held: Option<tokio::sync::OwnedSemaphorePermit>,
+        one: Option<Arc<Semaphore>>,
     ) -> Result<tonic::Response<Answers<T>>, Status> {
         let operation = rights::operation(self.uri.path(), request.get_ref())?;
         let call = self.outgoing(request, &operation, Patience::Client).await?;
+        // Only now: whoever may not make the call must not wait for others.
+        let held = match one {
+            Some(one) => Some(one.acquire_owned().await.map_err(|_| status::stopped())?),
+            None => None,
+        };
         let message = call.message.clone();
         let requests = futures::stream::once(async move { message }).boxed();
         let opening = self
@@ -510,7 +551,7 @@ impl Forward {
                 // Every message is admitted, because permissions may have been revoked since the last one.
                 let who = self.vouch(&caller, &Operation::lease(Call::LeaseKeepAlive, id)).await?;
                 // The answer is not held: a renewal writes nothing that the client could read.
-                yield Reply::Passed(self.core.renew(&self.upstream, who, id, message).await?);
+                yield Reply::Passed(self.core.renew(&self.upstream, who, id).await?);
             }
         };
         stream.boxed()

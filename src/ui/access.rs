@@ -63,6 +63,8 @@ pub struct Credentials {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Refused {
     Host,
+    /// Another site asks in a browser.
+    Site,
     /// Neither a certificate nor a token.
     NoCredentials,
     Token,
@@ -97,6 +99,9 @@ impl Access {
         if self.hosts == Hosts::Loopback && !is_loopback(&request.uri, &request.headers) {
             return Err(Refused::Host);
         }
+        if is_of_another_site(&request.headers) {
+            return Err(Refused::Site);
+        }
         let Some(Credentials { token_file }) = &self.credentials else {
             return Ok(());
         };
@@ -124,6 +129,22 @@ fn is_loopback(uri: &Uri, headers: &HeaderMap) -> bool {
     };
     let host = authority.host().trim_start_matches('[').trim_end_matches(']');
     host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+/// Whether a page of another site makes the request in a browser. It could not read the answer, but it could use up live views
+/// and look-ups. A link that somebody follows is no such request.
+fn is_of_another_site(headers: &HeaderMap) -> bool {
+    let text = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or_default());
+    let is_link = text("sec-fetch-mode") == Some("navigate") && text("sec-fetch-dest") == Some("document");
+    match (text("sec-fetch-site"), text("origin")) {
+        (Some("same-origin" | "none"), _) | (None, None) => false,
+        (Some(_), _) => !is_link,
+        // A browser that does not say more.
+        (None, Some(origin)) => {
+            let host = origin.split_once("://").map(|(_, host)| host);
+            host.is_none() || host != text("host")
+        }
+    }
 }
 
 /// The token of a request: a bearer token, or the password of basic authentication, for which browsers ask.
@@ -161,6 +182,10 @@ impl Refused {
             Self::Host => (
                 StatusCode::MISDIRECTED_REQUEST,
                 "this page is served for localhost only: use --ui-addr with TLS to see it from elsewhere",
+            ),
+            Self::Site => (
+                StatusCode::FORBIDDEN,
+                "a page of another site asks for this one: open this page by itself",
             ),
             Self::NoCredentials => (
                 StatusCode::UNAUTHORIZED,
@@ -229,6 +254,38 @@ mod tests {
             );
         }
         assert_eq!(access.check(&request(&[])).await, Err(Refused::Host));
+    }
+
+    #[tokio::test]
+    async fn a_page_of_another_site_may_link_here_and_nothing_else() {
+        let host = ("host", "localhost:9890");
+        let site = |site: &'static str| ("sec-fetch-site", site);
+        let (navigate, document) = (("sec-fetch-mode", "navigate"), ("sec-fetch-dest", "document"));
+        let refused = Err(Refused::Site);
+        for (headers, expected) in [
+            (
+                &[host, site("same-origin"), ("origin", "http://localhost:9890")][..],
+                Ok(()),
+            ),
+            (&[host, site("none"), navigate, document], Ok(())),
+            (&[host, site("cross-site"), navigate, document], Ok(())),
+            (
+                &[host, site("cross-site"), navigate, ("sec-fetch-dest", "iframe")],
+                refused,
+            ),
+            (&[host, site("cross-site"), ("sec-fetch-mode", "no-cors")], refused),
+            (&[host, site("same-site"), ("sec-fetch-mode", "cors")], refused),
+            (&[host, ("origin", "http://localhost:9890")], Ok(())),
+            (&[host, ("origin", "http://localhost:3000")], refused),
+            (&[host, ("origin", "https://evil.example")], refused),
+            (&[host, ("origin", "null")], refused),
+        ] {
+            assert_eq!(
+                Access::default().check(&request(headers)).await,
+                expected,
+                "{headers:?}"
+            );
+        }
     }
 
     #[tokio::test]

@@ -1,7 +1,7 @@
 //! The JSON API: what the pages show, for programs. Its OpenAPI document is made from this code.
 
 use super::access::refusal;
-use super::data::Data;
+use super::data::{Data, shortened};
 use super::view::{
     Certificate, Client, Clients, Configuration, Delivery, Finding, Findings, KeyCounts, KeysOfKind, Lag, Method,
     Minute, Mirror, MirroredKind, Moment, Overview, OwnCluster, Part, PartState, ProcessFigures, Propagation,
@@ -171,7 +171,7 @@ async fn clients(Shared(data): Shared<Arc<Data>>) -> Response {
     responses((status = 200, body = Findings), (status = 503, description = "The store cannot be read", body = Refusal))
 )]
 async fn look_up(Shared(data): Shared<Arc<Data>>, Query(question): Query<Question>) -> Response {
-    match data.look_up(&question.q).await {
+    match data.look_up(&shortened(&question.q)).await {
         Ok(findings) => json(&findings),
         Err(error) => refusal(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
     }

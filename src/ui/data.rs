@@ -11,6 +11,14 @@ use tokio::sync::Semaphore;
 /// Look-ups at a time. A look-up may visit every key of the store.
 const LOOK_UPS: usize = 1;
 
+/// The longest search, in characters.
+const SEARCH_MAX: usize = 512;
+
+/// The text of a search. A longer one would take the time of many.
+pub(super) fn shortened(text: &str) -> String {
+    text.trim().chars().take(SEARCH_MAX).collect()
+}
+
 pub(super) struct Data {
     source: Arc<dyn Source>,
     keys: Arc<dyn Keys>,

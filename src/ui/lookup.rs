@@ -1,7 +1,7 @@
 //! The question of every debugging session: what is known here of an address, a pod, an identity or a key?
 
-use super::decode::{Decoded, decoded};
-use super::source::{Entry, Keys, Unreadable, each};
+use super::decode::{Budget, Decoded, decoded};
+use super::source::{Entry, Keys, Stopped, Unreadable, each};
 use super::view::{Finding, Findings};
 use crate::model::keys::{CLUSTER_CONFIGS, SYNCED, Scope};
 use std::net::IpAddr;
@@ -10,6 +10,8 @@ use tokio::time::Instant;
 
 /// The most findings.
 const FINDINGS_MAX: usize = 100;
+/// Bytes of the values of all findings. The keys of a mesh have about a kilobyte each.
+const VALUES_MAX: usize = 512 << 10;
 /// The longest time that keys are searched.
 const LONGEST: Duration = Duration::from_secs(5);
 
@@ -37,6 +39,7 @@ struct Search<'a> {
     /// The clusters that are mirrored.
     remotes: &'a [String],
     found: Vec<Finding>,
+    budget: Budget,
     until: Instant,
     incomplete: Option<String>,
 }
@@ -54,6 +57,7 @@ pub(super) async fn look_up(
         own,
         remotes,
         found: vec![],
+        budget: Budget(VALUES_MAX),
         until: Instant::now() + LONGEST,
         incomplete: None,
     };
@@ -145,7 +149,7 @@ impl Search<'_> {
         let mut identities = vec![];
         for key in self.keys_of(Scope::Endpoints, &address.to_string()) {
             if let Some(entry) = self.keys.get(&key).await? {
-                let finding = finding(&entry);
+                let finding = finding(&entry, &mut self.budget);
                 identities.push((finding.value["ID"].as_u64(), finding.cluster.clone()));
                 self.found.push(finding);
             }
@@ -165,7 +169,7 @@ impl Search<'_> {
     async fn identity(&mut self, identity: u32, cluster: Option<&str>) -> Result<(), Unreadable> {
         for key in self.keys_of(Scope::Identities, &identity.to_string()) {
             if let Some(entry) = self.keys.get(&key).await? {
-                let finding = finding(&entry);
+                let finding = finding(&entry, &mut self.budget);
                 let is_wanted = match (cluster, &finding.cluster) {
                     (Some(wanted), Some(found)) => wanted == found,
                     (Some(wanted), None) => wanted == self.own,
@@ -202,31 +206,34 @@ impl Search<'_> {
 
     /// Adds the keys below `prefix` that are wanted.
     async fn scan(&mut self, prefix: String, wanted: impl Fn(&Entry) -> bool) -> Result<(), Unreadable> {
-        let (found, incomplete, until) = (&mut self.found, &mut self.incomplete, self.until);
-        let mut seen = 0_usize;
-        each(self.keys, &prefix, |entry| {
-            seen += 1;
-            if seen.is_multiple_of(256) && Instant::now() > until {
-                *incomplete = Some(format!("the search was stopped after {} seconds", LONGEST.as_secs()));
-                return false;
-            }
+        let (found, budget) = (&mut self.found, &mut self.budget);
+        let stopped = each(self.keys, &prefix, self.until, |entry| {
             if wanted(entry) {
                 if found.len() >= FINDINGS_MAX {
-                    *incomplete = Some(format!("only the first {FINDINGS_MAX} are shown"));
                     return false;
                 }
-                found.push(finding(entry));
+                found.push(finding(entry, budget));
             }
             true
-        })
-        .await
+        });
+        if let Some(stopped) = stopped.await? {
+            self.incomplete = Some(match stopped {
+                Stopped::Enough => format!("only the first {FINDINGS_MAX} are shown"),
+                Stopped::Late => format!("the search was stopped after {} seconds", LONGEST.as_secs()),
+            });
+        }
+        Ok(())
     }
 }
 
 /// What an entry says.
-fn finding(entry: &Entry) -> Finding {
+fn finding(entry: &Entry, budget: &mut Budget) -> Finding {
     let key = String::from_utf8_lossy(&entry.key).into_owned();
-    let Decoded { value, encoding } = decoded(&entry.value);
+    let Decoded {
+        value,
+        encoding,
+        is_cut,
+    } = decoded(&entry.value, budget);
     let (kind, cluster, is_mirrored) = origin(&key);
     // The keys of this cluster's own addresses and identities do not name a cluster.
     Finding {
@@ -238,6 +245,7 @@ fn finding(entry: &Entry) -> Finding {
         version: entry.version,
         bytes: entry.value.len(),
         encoding: encoding.to_owned(),
+        is_cut,
         value,
         key,
     }
@@ -293,6 +301,7 @@ fn find(text: &[u8], part: &[u8]) -> Option<usize> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::ui::source::Page;
     use bytes::Bytes;
     use std::collections::BTreeMap;
 
@@ -321,10 +330,17 @@ pub(super) mod tests {
 
     #[async_trait::async_trait]
     impl Keys for Table {
-        async fn page(&self, prefix: &str, after: Option<&[u8]>, limit: usize) -> Result<Vec<Entry>, Unreadable> {
+        async fn page(&self, prefix: &str, after: Option<&[u8]>, limit: usize) -> Result<Page, Unreadable> {
             let all = self.0.iter().filter(|(key, _)| key.starts_with(prefix));
-            let rest = all.filter(|(key, _)| after.is_none_or(|after| key.as_bytes() > after));
-            Ok(rest.take(limit).map(|(key, value)| entry(key, value)).collect())
+            let mut rest = all.filter(|(key, _)| after.is_none_or(|after| key.as_bytes() > after));
+            Ok(Page {
+                entries: rest
+                    .by_ref()
+                    .take(limit)
+                    .map(|(key, value)| entry(key, value))
+                    .collect(),
+                more: rest.next().is_some(),
+            })
         }
 
         async fn get(&self, key: &str) -> Result<Option<Entry>, Unreadable> {

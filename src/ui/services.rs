@@ -1,14 +1,20 @@
 //! The global services and exports of all clusters, put together from the keys of the store.
 
-use super::source::{Entry, Keys, Unreadable, each};
+use super::source::{Entry, Keys, Stopped, Unreadable, each};
 use super::view::{Service, ServiceIn, Services};
 use crate::model::keys::Scope;
 use crate::model::slices;
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// The most keys that are read. A mesh with more services shows the first ones.
 const KEYS_MAX: usize = 200_000;
+/// The longest time that keys are read.
+const LONGEST: Duration = Duration::from_secs(10);
+/// Addresses, ports and port conflicts of one service that are shown. A value of a remote cluster may have any number.
+const LISTED_MAX: usize = 100;
 /// The label of an endpoint slice that names its service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
@@ -77,7 +83,7 @@ type Map = BTreeMap<(String, String), Gathered>;
 
 /// Reads the services of the cluster `own` and those that are mirrored from others.
 pub(super) async fn read(keys: &dyn Keys, own: &str) -> AllServices {
-    let (mut map, mut left) = (Map::new(), KEYS_MAX);
+    let (mut map, mut left, until) = (Map::new(), KEYS_MAX, Instant::now() + LONGEST);
     let mut incomplete = None;
     'scopes: for scope in [Scope::Services, Scope::EndpointSlices, Scope::ServiceExports] {
         for (prefix, cluster) in prefixes(scope, own) {
@@ -88,14 +94,13 @@ pub(super) async fn read(keys: &dyn Keys, own: &str) -> AllServices {
                 }
                 left > 0
             };
-            if let Err(Unreadable(why)) = each(keys, &prefix, &mut take).await {
-                incomplete = Some(format!("the store cannot be read: {why}"));
-                break 'scopes;
-            }
-            if left == 0 {
-                incomplete = Some(format!("there are more than {KEYS_MAX} keys of services"));
-                break 'scopes;
-            }
+            incomplete = match each(keys, &prefix, until, &mut take).await {
+                Ok(None) => continue,
+                Ok(Some(Stopped::Enough)) => Some(format!("there are more than {KEYS_MAX} keys of services")),
+                Ok(Some(Stopped::Late)) => Some(format!("reading takes longer than {} seconds", LONGEST.as_secs())),
+                Err(Unreadable(why)) => Some(format!("the store cannot be read: {why}")),
+            };
+            break 'scopes;
         }
     }
     let services = map
@@ -172,11 +177,17 @@ fn gather(map: &mut Map, scope: Scope, place: &Place<'_>, value: &[u8]) {
 impl InCluster {
     fn legacy(&mut self, wire: &WireService) {
         self.view.shared = Some(wire.shared);
-        self.view.addresses = wire.frontends.keys().cloned().collect();
+        self.view.addresses = listed(wire.frontends.keys().cloned(), wire.frontends.len());
         self.backends = wire.backends.len();
         for (name, port) in wire.frontends.values().flatten() {
-            self.ports
-                .insert(name.clone(), format!("{}/{}", port.port, port.protocol));
+            self.port(name, format!("{}/{}", port.port, port.protocol));
+        }
+    }
+
+    /// Notes the port of a name; the first ones, if there are too many.
+    fn port(&mut self, name: &str, port: String) {
+        if self.ports.len() < LISTED_MAX || self.ports.contains_key(name) {
+            self.ports.insert(name.to_owned(), port);
         }
     }
 
@@ -189,8 +200,7 @@ impl InCluster {
             } else {
                 &port.protocol
             };
-            self.ports
-                .insert(port.name.clone(), format!("{}/{protocol}", port.port));
+            self.port(&port.name, format!("{}/{protocol}", port.port));
         }
     }
 
@@ -235,7 +245,8 @@ impl Gathered {
                 ports.entry(name).or_default().entry(port).or_default().push(cluster);
             }
         }
-        let differing = ports.into_iter().filter(|(_, numbers)| numbers.len() > 1);
+        let differing: Vec<_> = ports.into_iter().filter(|(_, numbers)| numbers.len() > 1).collect();
+        let all = differing.len();
         let text = |(name, numbers): (&str, BTreeMap<&str, Vec<&str>>)| {
             let of = |(port, clusters): (&&str, &Vec<&str>)| format!("{port} in {}", clusters.join(", "));
             let all: Vec<_> = numbers.iter().map(of).collect();
@@ -244,8 +255,15 @@ impl Gathered {
                 name => format!("port {name} is {}", all.join(" and ")),
             }
         };
-        differing.map(text).collect()
+        listed(differing.into_iter().map(text), all)
     }
+}
+
+/// The first ones of `all` texts, and how many are left out.
+fn listed(texts: impl Iterator<Item = String>, all: usize) -> Vec<String> {
+    let more = all.saturating_sub(LISTED_MAX);
+    let left_out = (more > 0).then(|| format!("and {more} more"));
+    texts.take(LISTED_MAX).chain(left_out).collect()
 }
 
 // === impl AllServices ===
@@ -257,6 +275,7 @@ impl AllServices {
             search.is_empty() || format!("{}/{}", service.namespace, service.name).contains(search)
         };
         let matching: Vec<_> = self.services.iter().filter(matches).collect();
+        let offset = offset.min(matching.len());
         Services {
             total: matching.len(),
             offset,
@@ -338,5 +357,31 @@ mod tests {
         let page = all.page("shop/a", 1, 5);
         assert_eq!((page.total, page.services.len(), &*page.services[0].name), (2, 1, "a2"));
         assert_eq!(all.page("", 0, 2).total, 3);
+        assert_eq!(all.page("", usize::MAX, 2).offset, 3);
+    }
+
+    #[tokio::test]
+    async fn a_service_with_any_number_of_addresses_and_ports_lists_a_hundred() {
+        let service = |port: usize| {
+            let ports: Vec<_> = (0..500)
+                .map(|n| format!(r#""p{n:03}":{{"Protocol":"TCP","Port":{port}}}"#))
+                .collect();
+            let frontends: Vec<_> = (0..500)
+                .map(|n| format!(r#""a{n:03}":{{{}}}"#, ports.join(",")))
+                .collect();
+            format!(r#"{{"frontends":{{{}}},"backends":{{}}}}"#, frontends.join(","))
+        };
+        let (one, two) = (service(1), service(2));
+        let table = Table::of([
+            ("cilium/state/services/v1/here/shop/web", one.as_bytes()),
+            ("cilium/cache/services/v1/there/shop/web", two.as_bytes()),
+        ]);
+        let all = read(&table, "here").await;
+        let [web] = &all.services[..] else { panic!("{all:?}") };
+        for here in &web.clusters {
+            assert_eq!((here.addresses.len(), here.ports.len()), (LISTED_MAX + 1, LISTED_MAX));
+            assert_eq!(here.addresses[LISTED_MAX], "and 400 more");
+        }
+        assert_eq!(web.conflicts.len(), LISTED_MAX);
     }
 }

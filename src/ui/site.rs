@@ -1,7 +1,7 @@
 //! The routes of the page.
 
 use super::access::{self, Access, refusal};
-use super::data::Data;
+use super::data::{Data, shortened};
 use super::live::{Topics, parse_version};
 use super::pages::{self, Order, Sort, View};
 use super::source::{Keys, Source};
@@ -20,8 +20,6 @@ use serde::Deserialize;
 use std::convert::Infallible;
 use std::sync::Arc;
 
-/// The longest search, in bytes.
-const SEARCH_MAX: usize = 512;
 /// The header with the version of a page that connects again.
 const LAST_EVENT: &str = "last-event-id";
 
@@ -81,10 +79,6 @@ fn view(path: &str, asked: &Asked) -> Option<View> {
         "/clients" => View::Clients,
         _ => View::Remote(path.strip_prefix("/remote/")?.to_owned()),
     })
-}
-
-fn shortened(text: &str) -> String {
-    text.trim().chars().take(SEARCH_MAX).collect()
 }
 
 fn html(status: StatusCode, markup: Markup) -> Response {

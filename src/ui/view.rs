@@ -478,6 +478,8 @@ pub struct Finding {
     pub bytes: usize,
     /// How the value is encoded in the store: `json`, `zstd protobuf`, `text` or `binary`.
     pub encoding: String,
+    /// Whether only the beginning of the value is there, as text or base64: the value is large, or the answer is.
+    pub is_cut: bool,
     /// The decoded value; binary values as base64.
     #[schema(value_type = Object)]
     pub value: serde_json::Value,

@@ -164,6 +164,58 @@ async fn watches_go_on_while_the_upstream_restarts() {
 }
 
 #[tokio::test]
+async fn calls_that_wait_leave_room_for_all_others() {
+    let place = Place::new();
+    let upstream = etcd_at("127.0.0.1:0", &["--max-concurrent-streams=20"]).start();
+    let address = upstream.address().await;
+    let here = replica(&place.file(&address), &[]);
+    let client = &mut plain_client(&here.address().await).await;
+    let held = client.lock("l", None).await.unwrap();
+    let waiting: Vec<_> = (0..40)
+        .map(|_| {
+            let mut client = client.clone();
+            tokio::spawn(async move { client.lock("l", None).await })
+        })
+        .collect();
+    let up = &mut plain_client(&address).await;
+    eventually("the upstream has as many waiting calls as it takes", async || {
+        let found = up.get("l/", Some(GetOptions::new().with_prefix().with_count_only()));
+        (found.await.ok()?.count() >= 20).then_some(())
+    })
+    .await;
+    let written = timeout(Duration::from_secs(3), client.put("a", "1", None)).await;
+    written.expect("a write waits for those who wait").unwrap();
+    client.unlock(held.key()).await.unwrap();
+    waiting.into_iter().for_each(|task| task.abort());
+}
+
+#[tokio::test]
+async fn a_replica_with_a_password_notices_that_authentication_is_switched_on() {
+    let place = Place::new();
+    let upstream = etcd_at("127.0.0.1:0", &[]).start();
+    let address = upstream.address().await;
+    let up = &mut plain_client(&address).await;
+    put(up, "secret", "1").await;
+    up.user_add("root", "pw", None).await.unwrap();
+    up.role_add("root").await.unwrap();
+    up.user_grant_role("root", "root").await.unwrap();
+    let file = place.file(&address);
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text + "username: root\npassword: pw\n").unwrap();
+    let here = replica(&file, &[]);
+    let client = &mut plain_client(&here.address().await).await;
+    // Nothing else makes the replica ask the upstream for anything.
+    let options = GetOptions::new().with_serializable();
+    assert_eq!(client.get("secret", Some(options.clone())).await.unwrap().count(), 1);
+    up.auth_enable().await.unwrap();
+    eventually("nobody may read without credentials", async || {
+        let refused = client.get("secret", Some(options.clone())).await.err()?;
+        refused.to_string().contains("user name is empty").then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn another_store_at_the_same_address_ends_watches_as_compacted() {
     let place = Place::new();
     let upstream = etcd_at("127.0.0.1:0", &[]).start();

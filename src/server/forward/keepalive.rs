@@ -25,8 +25,8 @@ use tonic::{Code, Status};
 const PATH: &str = "/etcdserverpb.Lease/LeaseKeepAlive";
 /// Streams of one identity.
 const STREAMS: i64 = 8;
-/// Streams of all identities.
-const STREAMS_MAX: usize = 2048;
+/// Streams of all identities. They share a connection with all calls, and Isthmus takes a thousand calls of a connection.
+pub(super) const STREAMS_MAX: usize = 512;
 /// Renewals that one stream has in flight, and as many that wait.
 const QUEUE: usize = 64;
 /// A stream without renewals ends after this time.
@@ -39,7 +39,22 @@ type Slot = (Credentials, i64);
 
 /// The queues of the streams that are in use.
 #[derive(Default)]
-pub(super) struct KeepAlives(Mutex<HashMap<Slot, mpsc::Sender<Renewal>>>);
+pub(super) struct KeepAlives(Mutex<HashMap<Slot, Queue>>);
+
+/// The queue of a stream.
+#[derive(Clone)]
+struct Queue {
+    renewals: mpsc::Sender<Renewal>,
+    /// Shared by everybody who waits for a renewal of this stream.
+    in_use: Arc<()>,
+}
+
+impl Queue {
+    /// Whether nobody waits for a renewal. The caller holds the lock under which queues are handed out.
+    fn is_idle(&self) -> bool {
+        Arc::strong_count(&self.in_use) == 1
+    }
+}
 
 /// A renewal that waits for its answer.
 struct Renewal {
@@ -67,8 +82,9 @@ impl Core {
         upstream: &Arc<dyn Upstream>,
         who: Credentials,
         lease: i64,
-        message: Bytes,
     ) -> Result<Bytes, Status> {
+        // Not the message of the client: one that upstream cannot read would end a stream which others use, too.
+        let message = pb::LeaseKeepAliveRequest { id: lease }.encode_to_vec().into();
         let (answer, answered) = oneshot::channel();
         let mut renewal = Renewal {
             lease,
@@ -79,14 +95,14 @@ impl Core {
         };
         let slot = (who, lease.rem_euclid(STREAMS));
         let renewed = async {
-            loop {
-                let queue = self.renewals(upstream, &slot)?;
-                match queue.send(renewal).await {
-                    Ok(()) => break,
+            let _in_use = loop {
+                let Queue { renewals, in_use } = self.renewals(upstream, &slot)?;
+                match renewals.send(renewal).await {
+                    Ok(()) => break in_use,
                     // The stream has just ended.
                     Err(mpsc::error::SendError(back)) => renewal = back,
                 }
-            }
+            };
             answered.await.unwrap_or_else(|_| Err(lost()))
         };
         let renewed = tokio::time::timeout(REQUEST_TIMEOUT, renewed).await;
@@ -94,19 +110,24 @@ impl Core {
     }
 
     /// The queue of a slot. Starts its task if there is none.
-    fn renewals(&self, upstream: &Arc<dyn Upstream>, slot: &Slot) -> Result<mpsc::Sender<Renewal>, Status> {
+    fn renewals(&self, upstream: &Arc<dyn Upstream>, slot: &Slot) -> Result<Queue, Status> {
         let mut queues = self.forwarding.keep_alives.0.lock();
-        if let Some(queue) = queues.get(slot).filter(|queue| !queue.is_closed()) {
+        if let Some(queue) = queues.get(slot).filter(|queue| !queue.renewals.is_closed()) {
             return Ok(queue.clone());
         }
         if queues.len() >= STREAMS_MAX {
-            queues.retain(|_, queue| !queue.is_closed());
+            // Anybody can come with any number of tokens, and must not keep others out.
+            queues.retain(|_, queue| !queue.renewals.is_closed() && !queue.is_idle());
             if queues.len() >= STREAMS_MAX {
                 return Err(status::too_many_requests());
             }
         }
-        let (sender, queue) = mpsc::channel(QUEUE);
-        queues.insert(slot.clone(), sender.clone());
+        let (renewals, queue) = mpsc::channel(QUEUE);
+        let shared = Queue {
+            renewals,
+            in_use: Arc::default(),
+        };
+        queues.insert(slot.clone(), shared.clone());
         let renewals = Renewals {
             upstream: Arc::clone(upstream),
             who: slot.0.clone(),
@@ -120,7 +141,7 @@ impl Core {
                 () = renewals.run() => {}
             }
         });
-        Ok(sender)
+        Ok(shared)
     }
 }
 

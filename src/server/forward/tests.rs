@@ -341,6 +341,30 @@ async fn clients_share_the_streams_of_renewals() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn renewals_with_ever_new_tokens_keep_nobody_out() {
+    let bench = Bench::following();
+    bench.upstream_grant(8);
+    // Field 99, which nobody knows: it must not reach a stream that others use, too.
+    let odd = Bytes::from(
+        [
+            &pb::LeaseKeepAliveRequest { id: 8 }.encode_to_vec()[..],
+            &[0x9a, 0x06, 0x00],
+        ]
+        .concat(),
+    );
+    for n in 0..=keepalive::STREAMS_MAX {
+        let stranger = Client::with_token(&format!("x.{n}"));
+        let renewed = bench::unary(&bench.router, KEEP_ALIVE, None, stranger.metadata(), odd.clone()).await;
+        renewed.unwrap_or_else(|status| panic!("renewal {n}: {status}"));
+    }
+    let renewal = pb::LeaseKeepAliveRequest { id: 8 };
+    let _: pb::LeaseKeepAliveResponse = bench.call(&anybody(), KEEP_ALIVE, &renewal).await.unwrap();
+    let streamed = bench.upstream.streamed.lock();
+    assert!(streamed.iter().all(|message| *message == renewal.encode_to_vec()));
+    assert_eq!(streamed.len(), keepalive::STREAMS_MAX + 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_renewal_with_an_old_token_of_ours_is_sent_again_and_an_outage_ends_all() {
     let bench = Bench::following();
     bench.upstream_grant(8);
@@ -359,7 +383,7 @@ async fn a_renewal_with_an_old_token_of_ours_is_sent_again_and_an_outage_ends_al
 #[tokio::test(start_paused = true)]
 async fn locks_wait_upstream_for_as_long_as_their_client() {
     let bench = Bench::following();
-    for id in [7, 8] {
+    for id in [7, 8, 9] {
         bench.upstream_grant(id);
     }
     let path = "/v3lockpb.Lock/Lock";
@@ -377,6 +401,17 @@ async fn locks_wait_upstream_for_as_long_as_their_client() {
     let _: crate::pb::v3lockpb::UnlockResponse = bench.call(&client, "/v3lockpb.Lock/Unlock", &unlock).await.unwrap();
     let key = tokio::time::timeout(SOON, waiting).await.unwrap().unwrap().key;
     assert!(bench.store.get(&key).is_some());
+    // However long its client wants to wait, the end of the process does not.
+    let client = Client {
+        metadata: vec![("grpc-timeout", "9H")],
+        ..anybody()
+    };
+    let third = lock(9);
+    let mut waiting = Box::pin(bench.call::<crate::pb::v3lockpb::LockResponse>(&client, path, &third));
+    assert!(tokio::time::timeout(SOON, &mut waiting).await.is_err());
+    bench.life.stop();
+    let ended = tokio::time::timeout(SOON, waiting).await.unwrap().unwrap_err();
+    assert_eq!(ended.code(), Code::Unavailable);
 }
 
 #[tokio::test(start_paused = true)]
@@ -447,6 +482,21 @@ async fn a_snapshot_is_the_upstreams_and_for_another_replica_ours() {
     };
     assert!(blobs(&sister).await > 0);
     assert!(bench.upstream.take_sent().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_may_have_no_snapshot_does_not_wait_for_those_who_may() {
+    let bench = Bench::following();
+    bench.enable_auth().await;
+    let _taken = bench.core.snapshots.acquire().await.unwrap();
+    let path = "/etcdserverpb.Maintenance/Snapshot";
+    let kim = Client::named("kim");
+    let asked = bench.call::<pb::SnapshotResponse>(&kim, path, &pb::SnapshotRequest {});
+    let refused = tokio::time::timeout(SOON, asked).await.unwrap().unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    let root = Client::named("root");
+    let asked = bench.call::<pb::SnapshotResponse>(&root, path, &pb::SnapshotRequest {});
+    assert!(tokio::time::timeout(SOON, asked).await.is_err(), "one at a time");
 }
 
 #[tokio::test(start_paused = true)]

@@ -79,7 +79,14 @@
     url.searchParams.set("version", version);
     source = new EventSource(url);
     source.addEventListener("open", () => say("Live."));
-    source.addEventListener("error", () => say("No connection: what you see may be old. Connecting again."));
+    source.addEventListener("error", () => {
+      say("No connection: what you see may be old. Connecting again.");
+      // After an answer that is no stream, such as a refusal, a browser does not try again by itself.
+      if (source && source.readyState === EventSource.CLOSED) {
+        source = undefined;
+        setTimeout(follow, 5000);
+      }
+    });
     source.addEventListener("pieces", (event) => {
       version = event.lastEventId;
       for (const [id, html] of JSON.parse(event.data)) replace(id, html);

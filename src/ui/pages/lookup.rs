@@ -56,7 +56,9 @@ fn one(own: &str, finding: &Finding) -> Markup {
                 ("From", html! { (cluster) @if finding.is_mirrored { " (mirrored)" } @else if cluster == own { " (this cluster)" } }),
                 ("Since revision", text(count(finding.since_revision.unsigned_abs()))),
                 ("Last change", html! { "revision " (count(finding.changed_revision.unsigned_abs())) ", version " (finding.version) }),
-                ("Value", html! { (bytes(finding.bytes as u64)) ", " (finding.encoding) }),
+                ("Value", html! {
+                    (bytes(finding.bytes as u64)) ", " (finding.encoding) @if finding.is_cut { ", of which the beginning is shown" }
+                }),
             ]))
             pre tabindex="0" { (value) }
         }

@@ -53,6 +53,8 @@ pub(super) struct Fake {
     pub(super) judge: Mutex<Judge>,
     pub(super) exact: Mutex<bool>,
     pub(super) sent: Mutex<Vec<Sent>>,
+    /// The messages of streams.
+    pub(super) streamed: Arc<Mutex<Vec<Bytes>>>,
     /// Calls and streams that are refused once as those of an old token.
     pub(super) old: Mutex<usize>,
     /// The replica, whose users follow.
@@ -270,7 +272,9 @@ impl Upstream for Fake {
     ) -> Result<BoxStream<'static, Result<Bytes, Status>>, Status> {
         self.receive(path, who, metadata, &Bytes::new())?;
         let (user, metadata) = Self::peer(who, metadata);
-        stream(&self.router, path, user, metadata, requests).await
+        let streamed = Arc::clone(&self.streamed);
+        let requests = requests.inspect(move |message| streamed.lock().push(message.clone()));
+        stream(&self.router, path, user, metadata, requests.boxed()).await
     }
 
     fn identity(&self) -> UpstreamIdentity {
@@ -316,6 +320,7 @@ impl Bench {
             judge: Mutex::new(Judge::Replica),
             exact: Mutex::new(true),
             sent: Mutex::default(),
+            streamed: Arc::default(),
             old: Mutex::default(),
             replica: OnceLock::new(),
         });

@@ -47,6 +47,34 @@ async fn a_replica_without_the_key_checks_the_users_of_certificates_itself() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_lease_is_judged_by_the_keys_that_it_has_upstream() {
+    let bench = Bench::new();
+    bench.enable_auth().await;
+    bench.upstream_grant(7);
+    let secret = crate::mvcc::Put {
+        key: "z".into(),
+        lease: 7,
+        ..Default::default()
+    };
+    bench.upstream.store.put(secret).unwrap();
+    let (kim, path) = (Client::named("kim"), "/etcdserverpb.Lease/LeaseRevoke");
+    let revoke = pb::LeaseRevokeRequest { id: 7 };
+    // The key is not here yet.
+    let unknown = bench.call::<pb::LeaseRevokeResponse>(&kim, path, &revoke).await;
+    assert_eq!(unknown.unwrap_err().message(), not_sent().message());
+    bench.follow_to(i64::MAX);
+    let denied = bench.call::<pb::LeaseRevokeResponse>(&kim, path, &revoke).await;
+    assert_eq!(denied.unwrap_err().code(), Code::PermissionDenied);
+    let attach = pb::PutRequest {
+        lease: 7,
+        ..put("k", "")
+    };
+    let denied = bench.call::<pb::PutResponse>(&kim, PUT, &attach).await;
+    assert_eq!(denied.unwrap_err().code(), Code::PermissionDenied);
+    assert!(bench.upstream.store.get(b"z").is_some());
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_alarm_comes_before_a_denial_as_in_etcd() {
     let bench = Bench::following();
     bench.enable_auth().await;
