@@ -243,7 +243,7 @@ impl Core {
         life.spawn_forever("deliveries", async move {
             loop {
                 tokio::time::sleep(deliveries::SETTLE).await;
-                deliveries.settle(|key, revision| store.behind(key, revision));
+                deliveries.settle(|key, revision| store.is_delivered(key, revision));
             }
         });
         life.spawn_forever("connections", Arc::clone(&self.connections).watch_over());

@@ -114,9 +114,10 @@ impl Store {
         }
     }
 
-    /// The number of watchers of `key` that have events up to `revision` still to take.
-    pub fn behind(&self, key: &[u8], revision: i64) -> usize {
-        self.state.read().groups.behind(key, revision)
+    /// Whether a revision is visible, and every watcher of `key` has taken its events up to there.
+    pub fn is_delivered(&self, key: &[u8], revision: i64) -> bool {
+        let state = self.state.read();
+        revision <= state.visible && state.groups.behind(key, revision) == 0
     }
 
     /// The store's revision, if each of `watchers` has taken everything up to it. Nothing is committed during

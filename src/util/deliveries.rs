@@ -181,8 +181,8 @@ impl Deliveries {
         }
     }
 
-    /// Ends what all watchers have had. `behind` tells how many watchers of a key have still to take a revision.
-    pub fn settle(&self, behind: impl Fn(&[u8], i64) -> usize) {
+    /// Ends what all watchers have had. `is_delivered` tells whether all watchers of a key have taken a revision.
+    pub fn settle(&self, is_delivered: impl Fn(&[u8], i64) -> bool) {
         let due: Vec<_> = {
             let state = self.state.lock();
             let due = state.followed.iter().filter(|f| f.committed.elapsed() >= SETTLE);
@@ -190,7 +190,7 @@ impl Deliveries {
         };
         for (revision, key, committed) in due {
             let is_late = committed.elapsed() >= LONGEST;
-            if behind(&key, revision) == 0 || is_late {
+            if is_late || is_delivered(&key, revision) {
                 self.state.lock().end(revision, is_late, self.begun.elapsed());
             }
         }
@@ -349,9 +349,9 @@ mod tests {
         tokio::time::advance(Duration::from_millis(500)).await;
         send(&deliveries, 8..=9);
         deliveries.sent(7..=7, |_| false, Vec::new);
-        deliveries.settle(|_, _| 1);
+        deliveries.settle(|_, _| false);
         assert!(deliveries.figures("hk", 1).is_none(), "a watcher is behind");
-        deliveries.settle(|_, _| 0);
+        deliveries.settle(|_, _| true);
         let figures = deliveries.figures("hk", 1).unwrap();
         assert!((figures.max - 100.0).abs() < 6.0, "{figures:?}");
         assert_eq!(figures.samples, 1);
@@ -366,7 +366,7 @@ mod tests {
         commit(&deliveries, "hk", 7);
         send(&deliveries, 7..=7);
         tokio::time::advance(LONGEST).await;
-        deliveries.settle(|_, _| 1);
+        deliveries.settle(|_, _| false);
         assert!(deliveries.figures("hk", 1).unwrap().max > 28_000.0);
     }
 
@@ -375,7 +375,7 @@ mod tests {
         let deliveries = Deliveries::default();
         commit(&deliveries, "hk", 7);
         tokio::time::advance(SETTLE).await;
-        deliveries.settle(|_, _| 0);
+        deliveries.settle(|_, _| true);
         assert!(deliveries.figures("hk", 1).is_none());
         assert!(deliveries.state.lock().followed.is_empty());
     }
@@ -396,7 +396,7 @@ mod tests {
             }
             assert!(deliveries.state.lock().followed.len() <= MEASURED);
             tokio::time::advance(SETTLE).await;
-            deliveries.settle(|_, _| 0);
+            deliveries.settle(|_, _| true);
         }
         for name in names {
             assert!(deliveries.figures(name, 60).is_some(), "{name}");

@@ -464,3 +464,28 @@ fn a_watcher_that_was_not_woken_has_nothing_to_take_up_to_the_woken_revision() {
         assert_eq!(events, 2 * WRITES);
     });
 }
+
+#[test]
+fn a_revision_is_delivered_once_every_watcher_of_its_keys_has_taken_it() {
+    let store = Store::new();
+    let prefix = WatchFilter::new(KeyRange::prefix("a/".to_owned()));
+    let mut watchers = [
+        watch(&store, prefix.clone(), 0),
+        watch(&store, prefix, 0),
+        watch(&store, WatchFilter::new(KeyRange::key("a/1".to_owned())), 0),
+    ];
+    let other = watch(&store, WatchFilter::new(KeyRange::prefix("b/".to_owned())), 0);
+    put(&store, "a/1", "x");
+    let revision = store.revision();
+    for watcher in &mut watchers {
+        assert!(!store.is_delivered(b"a/1", revision));
+        watcher.take(usize::MAX);
+    }
+    assert!(store.is_delivered(b"a/1", revision));
+    assert!(!store.is_delivered(b"a/1", revision + 1), "nobody can have the future");
+    put(&store, "b/1", "x");
+    assert!(store.is_delivered(b"a/1", store.revision()));
+    assert!(!store.is_delivered(b"b/1", store.revision()));
+    drop(other);
+    assert!(store.is_delivered(b"b/1", store.revision()));
+}
