@@ -203,7 +203,9 @@ impl FileState {
         let mut known = self.known.lock();
         match known.loaded {
             Some(_) => tracing::warn!(%path, "the scope file cannot be used, the former scope stays: {problem}"),
-            None => tracing::error!(%path, "the scope file cannot be used, nothing is exported or imported until it can: {problem}"),
+            None => {
+                tracing::error!(%path, "the scope file cannot be used, nothing is exported or imported until it can: {problem}")
+            }
         }
         known.errors += 1;
         known.problem = Some(problem);

@@ -207,7 +207,8 @@ pub(super) fn parse(content: &[u8]) -> Checked<ScopeFile> {
     let value: serde_json::Value =
         serde_saphyr::from_str(text).map_err(|e| whole.problem(first_line(&e.to_string())))?;
     if !value.is_object() {
-        let problem = format!("the file is empty or is no mapping; it must have apiVersion: {API_VERSION} and kind: {KIND}");
+        let problem =
+            format!("the file is empty or is no mapping; it must have apiVersion: {API_VERSION} and kind: {KIND}");
         return Err(whole.problem(problem));
     }
     let file: File = serde_path_to_error::deserialize(value).map_err(|error| {
@@ -474,7 +475,10 @@ fn patterns(list: Option<Vec<String>>, place: &Place) -> Checked<Option<Vec<Glob
     let Some(list) = non_empty(list, place)? else {
         return Ok(None);
     };
-    let globs = list.iter().enumerate().map(|(at, name)| name_pattern(name, &place.item(at)));
+    let globs = list
+        .iter()
+        .enumerate()
+        .map(|(at, name)| name_pattern(name, &place.item(at)));
     globs.collect::<Checked<Vec<_>>>().map(Some)
 }
 
@@ -509,7 +513,9 @@ fn unique(names: &mut BTreeSet<String>, name: &str, place: &Place) -> Checked<()
     let place = place.field("name");
     let name = word(name.to_owned(), "name", &place)?;
     match names.contains(&name) {
-        true => Err(place.problem(format!("{name:?} is the name of a former item of the list; choose another one"))),
+        true => Err(place.problem(format!(
+            "{name:?} is the name of a former item of the list; choose another one"
+        ))),
         false => {
             names.insert(name);
             Ok(())

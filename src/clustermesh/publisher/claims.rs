@@ -82,13 +82,7 @@ impl Claims {
     }
 
     /// Makes or renews one claim. Returns the value of the key if `object` owns it now, or owned it before.
-    fn claim(
-        &mut self,
-        object: &ObjectKey,
-        name: Name,
-        entry: &ClaimedKey,
-        judge: &mut Judge<'_>,
-    ) -> Option<OwnedKey> {
+    fn claim(&mut self, object: &ObjectKey, name: Name, entry: &ClaimedKey, judge: &mut Judge<'_>) -> Option<OwnedKey> {
         let slot = self.by_key.entry(name.clone()).or_default();
         let (was, standing) = (owner(slot).map(|owner| owner.object == *object), standing(&name, slot));
         let facts = judge.as_mut().map(|(exports, namespace)| {
@@ -175,7 +169,8 @@ impl Claims {
 
 /// The claim whose value the key has.
 fn owner(slot: &Slot) -> Option<&Claim> {
-    slot.iter().find(|claim| claim.facts.as_ref().is_none_or(|facts| facts.owns))
+    slot.iter()
+        .find(|claim| claim.facts.as_ref().is_none_or(|facts| facts.owns))
 }
 
 /// Whether an earlier run left the key in the store.

@@ -212,7 +212,9 @@ impl Exports {
                     Some(self.rules.endpoints.identity(&labels))
                 });
                 let bits = self.bits(namespace).endpoints;
-                self.rules.endpoints.endpoint(bits, labels, self.backends.contains_key(name))
+                self.rules
+                    .endpoints
+                    .endpoint(bits, labels, self.backends.contains_key(name))
             }
         }
     }
@@ -334,7 +336,10 @@ impl Exports {
     }
 
     fn note_service(&mut self, name: NamespacedName, decided: Option<(Verdict, Box<[Name]>)>) {
-        let now = decided.as_ref().map(|(_, backends)| backends.clone()).unwrap_or_default();
+        let now = decided
+            .as_ref()
+            .map(|(_, backends)| backends.clone())
+            .unwrap_or_default();
         let before = match decided {
             Some((verdict, backends)) => self.services.insert(name, ServiceState { verdict, backends }),
             None => self.services.remove(&name),
@@ -441,7 +446,9 @@ impl State {
     /// Notes what was decided in this event, and judges again what may now be decided otherwise.
     pub(super) fn settle(&mut self, out: &mut Effects) {
         while let Some(exports) = &mut self.exports {
-            std::mem::take(&mut out.notes).into_iter().for_each(|note| exports.note(note));
+            std::mem::take(&mut out.notes)
+                .into_iter()
+                .for_each(|note| exports.note(note));
             if let Some(address) = exports.marked.addresses.pop_first() {
                 self.addresses.judge_again(&address, exports, out);
             } else if let Some(number) = exports.marked.identities.pop_first() {
