@@ -128,6 +128,7 @@ fn without_nulls(value: &mut Value) {
 mod tests {
     use super::*;
     use crate::model::values::slice::{Endpoint, EndpointConditions};
+    use prost::Message as _;
 
     #[test]
     fn each_encoding_is_recognised_by_its_bytes() {
@@ -139,7 +140,7 @@ mod tests {
         assert_eq!(read(b"2026-11-28T00:00:00Z"), ("2026-11-28T00:00:00Z".into(), "text"));
         assert_eq!(read(&[0xff, 0]), ("/wA=".into(), "binary"));
         assert_eq!(read(b""), ("".into(), "text"));
-        let broken = [&ZSTD[..], b"nothing"].concat();
+        let broken = [&slices::ZSTD[..], b"nothing"].concat();
         assert_eq!(read(&broken).1, "binary");
     }
 

@@ -56,25 +56,39 @@ fn only(app: &str) -> Value {
 #[test]
 fn an_address_with_an_unknown_identity_is_neither_published_nor_withdrawn() {
     let mut bench = bench(only("db"));
-    bench.apply(pod("p", "10.0.0.1", 9));
+    bench.apply(pod("p", "10.0.0.1", 1009));
     assert!(bench.names(Scope::Endpoints).is_empty(), "kept back");
-    bench.apply(identity(9, "db"));
+    bench.apply(identity(1009, "db"));
     assert_eq!(bench.names(Scope::Endpoints), ["10.0.0.1"]);
-    bench.delete(Kind::Identity, "", "9");
+    bench.delete(Kind::Identity, "", "1009");
     assert_eq!(bench.names(Scope::Endpoints), ["10.0.0.1"], "stays");
-    let mut moved = pod("p", "10.0.0.1", 9);
+    let mut moved = pod("p", "10.0.0.1", 1009);
     moved["status"]["networking"]["node"] = json!("2.2.2.2");
     bench.apply(moved);
     let node = |bench: &Bench| bench.json(Scope::Endpoints, "10.0.0.1")["HostIP"].clone();
     assert_eq!(node(&bench), "2.2.2.2", "the value follows");
-    bench.apply(pod("p", "10.0.0.1", 10));
+    bench.apply(pod("p", "10.0.0.1", 1010));
     assert_eq!(
         bench.json(Scope::Endpoints, "10.0.0.1")["ID"],
-        10,
+        1010,
         "another unknown identity"
     );
-    bench.apply(identity(10, "web"));
+    bench.apply(identity(1010, "web"));
     assert!(bench.names(Scope::Endpoints).is_empty(), "known, and not wanted");
+}
+
+#[test]
+fn a_reserved_identity_is_known_but_one_that_is_being_found() {
+    let reserved = json!({"endpoints": {"default": "exclude", "rules": [
+        {"name": "health", "action": "include", "identity": {"matchExpressions": [{"key": "reserved:health", "operator": "Exists"}]}},
+    ]}});
+    let mut bench = bench(reserved);
+    bench.apply(pod("health", "10.0.0.1", 4));
+    bench.apply(pod("web", "10.0.0.2", 1009));
+    bench.apply(identity(1009, "web"));
+    assert_eq!(bench.names(Scope::Endpoints), ["10.0.0.1"]);
+    bench.apply(pod("health", "10.0.0.1", 5));
+    assert_eq!(bench.names(Scope::Endpoints), ["10.0.0.1"], "nothing is known of init");
 }
 
 #[test]
@@ -83,11 +97,11 @@ fn after_a_restart_an_undecided_address_stays_and_a_new_one_does_not_come() {
     let former = HashSet::from(["10.0.0.1".into(), "10.0.0.3".into()]);
     bench.publisher = bench.publisher.with_scope(export(only("db")), former);
     bench.apply(namespace("foo", None));
-    bench.apply(pod("p", "10.0.0.1", 9));
-    bench.apply(pod("q", "10.0.0.2", 9));
+    bench.apply(pod("p", "10.0.0.1", 1009));
+    bench.apply(pod("q", "10.0.0.2", 1009));
     Kind::ALL.iter().for_each(|kind| bench.send(Event::Listed(*kind)));
     assert_eq!(bench.names(Scope::Endpoints), ["10.0.0.1"]);
-    bench.apply(pod("r", "10.0.0.3", 9));
+    bench.apply(pod("r", "10.0.0.3", 1009));
     assert_eq!(
         bench.names(Scope::Endpoints),
         ["10.0.0.1"],
