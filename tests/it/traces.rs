@@ -9,6 +9,7 @@ use crate::support::tls::etcd;
 use crate::support::{Process, Tls, eventually, isthmus};
 use etcd_client::{Client, WatchOptions, WatchStream};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The key of a node of the example under its cluster's own prefix, and the same key in a mirror.
 const PUBLISHED: &str = "cilium/state/nodes/v1/tokyo-cluster/";
@@ -68,11 +69,12 @@ fn find<'a>(trace: &'a [Span], name: &str, instance: &str) -> Option<&'a Span> {
     trace.iter().find(|span| span.name == name && span.instance == instance)
 }
 
-fn edit_a_node(manifests: &Path, address: &str) {
+/// Gives the node with one address another one.
+fn move_a_node(manifests: &Path, from: &str, to: &str) {
     let file = manifests.join("nodes.yaml");
     let text = std::fs::read_to_string(&file).unwrap();
-    assert!(text.contains("172.18.1.11"), "{text}");
-    std::fs::write(&file, text.replace("172.18.1.11", address)).unwrap();
+    assert!(text.contains(from), "{text}");
+    std::fs::write(&file, text.replace(from, to)).unwrap();
 }
 
 #[tokio::test]
@@ -95,7 +97,7 @@ async fn a_write_is_followed_from_the_manifest_to_the_watcher_of_the_other_clust
     })
     .await;
     let mut watch = watch(&mut agent, MIRRORED).await;
-    edit_a_node(&tokyo.manifests, "172.18.77.77");
+    move_a_node(&tokyo.manifests, "172.18.1.11", "172.18.77.77");
     let mirrored_at = event(&mut watch, "172.18.77.77").await.to_string();
 
     let is_end = |span: &Span| {
@@ -153,9 +155,17 @@ async fn a_write_is_followed_from_the_manifest_to_the_watcher_of_the_other_clust
     ];
     assert!(order.is_sorted(), "{order:?} of {trace:#?}");
 
-    // The same leg is measured without traces.
+    // The same leg is measured without traces, of one commit in a second.
     let series = "cilium_kvstoremesh_remote_cluster_delivery_seconds_count{target_cluster=\"tokyo-cluster\"}";
+    let mut at = "172.18.77.77".to_owned();
+    let mut moves = 0;
     eventually("the delivery is measured", async || {
+        moves += 1;
+        let to = format!("172.18.78.{moves}");
+        move_a_node(&tokyo.manifests, &at, &to);
+        event(&mut watch, &to).await;
+        at = to;
+        tokio::time::sleep(Duration::from_millis(600)).await;
         hk.admin.metric(series).await.filter(|count| *count >= 1.0)
     })
     .await;
