@@ -86,6 +86,16 @@ async fn every_page_and_every_path_of_the_api_shows_the_demo() {
         .await;
     }
     assert_eq!(page.get("/nothing").await.status, 404);
+    for (path, status) in [
+        ("/services?offset=18446744073709551615", 200),
+        ("/api/v1/services?limit=-1", 400),
+        ("/api/v1/look-up", 400),
+    ] {
+        let answer = page.get(path).await;
+        assert_eq!(answer.status, status, "{path}");
+        let refused: Option<Value> = (status == 400).then(|| serde_json::from_str(&answer.body).unwrap());
+        assert!(refused.is_none_or(|refused| refused["message"].is_string()), "{path}");
+    }
     assert_eq!(page.get("/remote/nobody").await.status, 404);
     assert_eq!(
         Request::post(&format!("http://{}/", page.authority), "")
