@@ -86,6 +86,22 @@ async fn every_page_and_every_path_of_the_api_shows_the_demo() {
         .await;
     }
     assert_eq!(page.get("/nothing").await.status, 404);
+    assert_eq!(page.get("/remote/nobody").await.status, 404);
+    assert_eq!(
+        Request::post(&format!("http://{}/", page.authority), "")
+            .send()
+            .await
+            .unwrap()
+            .status,
+        405
+    );
+}
+
+#[tokio::test]
+async fn a_query_that_is_none_is_refused_as_json() {
+    let demo = isthmus(["demo"]).start();
+    demo.line("Ctrl-C stops").await;
+    let page = page_of(&demo, "tokyo-cluster").await;
     for (path, status) in [
         ("/services?offset=18446744073709551615", 200),
         ("/api/v1/services?limit=-1", 400),
@@ -96,15 +112,6 @@ async fn every_page_and_every_path_of_the_api_shows_the_demo() {
         let refused: Option<Value> = (status == 400).then(|| serde_json::from_str(&answer.body).unwrap());
         assert!(refused.is_none_or(|refused| refused["message"].is_string()), "{path}");
     }
-    assert_eq!(page.get("/remote/nobody").await.status, 404);
-    assert_eq!(
-        Request::post(&format!("http://{}/", page.authority), "")
-            .send()
-            .await
-            .unwrap()
-            .status,
-        405
-    );
 }
 
 #[tokio::test]
