@@ -243,8 +243,9 @@ impl Upstream for Following {
                 None => not_sent(),
             }
         })?;
-        // The end of one stream says nothing about the connection.
-        let passed = |answer: Result<Bytes, Status>| {
+        // The end of one stream says nothing about the connection, which may be that of this stream alone.
+        let passed = move |answer: Result<Bytes, Status>| {
+            let _kept = &member;
             answer.map_err(|status| match is_of_transport(&status) {
                 true => lost(),
                 false => status,

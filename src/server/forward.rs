@@ -201,7 +201,9 @@ impl Forward {
             async move {
                 let message: pb::RangeRequest = decode(request.get_ref())?;
                 if this.core.is_below_floor(message.revision) {
-                    return this.pass_stream(request, None).await;
+                    // Each takes a connection of its own: a few at a time, as here.
+                    let few = Arc::clone(&Caller::of(&request).peer().connection.documents);
+                    return this.pass_stream(request, Some(few)).await;
                 }
                 let service = KvService(Arc::clone(&this.core));
                 let response = service.range_stream(request.map(|_| message)).await?;
@@ -502,13 +504,13 @@ impl Forward {
     async fn pass_stream<T: Send + 'static>(
         self,
         request: tonic::Request<Bytes>,
-        one: Option<Arc<Semaphore>>,
+        permits: Option<Arc<Semaphore>>,
     ) -> Result<tonic::Response<Answers<T>>, Status> {
         let operation = rights::operation(self.uri.path(), request.get_ref())?;
         let call = self.outgoing(request, &operation, Patience::Client).await?;
         // Only now: whoever may not make the call must not wait for others.
-        let held = match one {
-            Some(one) => Some(one.acquire_owned().await.map_err(|_| status::stopped())?),
+        let held = match permits {
+            Some(permits) => Some(permits.acquire_owned().await.map_err(|_| status::stopped())?),
             None => None,
         };
         let message = call.message.clone();

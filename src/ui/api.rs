@@ -9,6 +9,7 @@ use super::view::{
     ServiceIn, Services, State, StateChange, StoreFigures, Totals,
 };
 use axum::Router;
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State as Shared};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -116,6 +117,13 @@ pub(super) fn router(data: Arc<Data>) -> Router {
         .with_state(data)
 }
 
+/// A query, or why it is none.
+type Asked<T> = Result<Query<T>, QueryRejection>;
+
+fn malformed(error: &QueryRejection) -> Response {
+    refusal(StatusCode::BAD_REQUEST, &error.body_text())
+}
+
 fn json(value: &impl Serialize) -> Response {
     match serde_json::to_string_pretty(value) {
         Ok(body) => ([(header::CONTENT_TYPE, "application/json")], body + "\n").into_response(),
@@ -151,7 +159,11 @@ async fn remote(Shared(data): Shared<Arc<Data>>, Path(name): Path<String>) -> Re
 
 /// The global services and exports of all clusters.
 #[utoipa::path(get, path = "/api/v1/services", params(Which), responses((status = 200, body = Services)))]
-async fn services(Shared(data): Shared<Arc<Data>>, Query(which): Query<Which>) -> Response {
+async fn services(Shared(data): Shared<Arc<Data>>, which: Asked<Which>) -> Response {
+    let which = match which {
+        Ok(Query(which)) => which,
+        Err(error) => return malformed(&error),
+    };
     let limit = which.limit.min(SERVICES_MAX);
     json(&data.services().await.page(&which.q, which.offset, limit))
 }
@@ -170,7 +182,11 @@ async fn clients(Shared(data): Shared<Arc<Data>>) -> Response {
     params(Question),
     responses((status = 200, body = Findings), (status = 503, description = "The store cannot be read", body = Refusal))
 )]
-async fn look_up(Shared(data): Shared<Arc<Data>>, Query(question): Query<Question>) -> Response {
+async fn look_up(Shared(data): Shared<Arc<Data>>, question: Asked<Question>) -> Response {
+    let question = match question {
+        Ok(Query(question)) => question,
+        Err(error) => return malformed(&error),
+    };
     match data.look_up(&shortened(&question.q)).await {
         Ok(findings) => json(&findings),
         Err(error) => refusal(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),

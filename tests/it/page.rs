@@ -98,6 +98,23 @@ async fn every_page_and_every_path_of_the_api_shows_the_demo() {
 }
 
 #[tokio::test]
+async fn a_query_that_is_none_is_refused_as_json() {
+    let demo = isthmus(["demo"]).start();
+    demo.line("Ctrl-C stops").await;
+    let page = page_of(&demo, "tokyo-cluster").await;
+    for (path, status) in [
+        ("/services?offset=18446744073709551615", 200),
+        ("/api/v1/services?limit=-1", 400),
+        ("/api/v1/look-up", 400),
+    ] {
+        let answer = page.get(path).await;
+        assert_eq!(answer.status, status, "{path}");
+        let refused: Option<Value> = (status == 400).then(|| serde_json::from_str(&answer.body).unwrap());
+        assert!(refused.is_none_or(|refused| refused["message"].is_string()), "{path}");
+    }
+}
+
+#[tokio::test]
 async fn the_answers_of_the_api_are_those_of_its_document() {
     let demo = isthmus(["demo"]).start();
     demo.line("Ctrl-C stops").await;
