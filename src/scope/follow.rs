@@ -1,7 +1,7 @@
 //! Follows a scope file. A content that cannot be used changes nothing.
 
+use super::exported::Exported;
 use super::file::ScopeFile;
-use super::metrics::Exported;
 use crate::util::follow_dir::{Config, FileChange, Follower, Inspected, Removal, Scope, Update};
 use parking_lot::Mutex;
 use std::path::PathBuf;

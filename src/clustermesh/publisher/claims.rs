@@ -87,8 +87,9 @@ impl Claims {
         let (was, standing) = (owner(slot).map(|owner| owner.object == *object), standing(&name, slot));
         let facts = judge.as_mut().map(|(exports, namespace)| {
             exports.link(entry.identity, &name);
-            let verdict = exports.judge(namespace, entry, &name);
-            Box::new(Facts::new(namespace, entry, verdict))
+            let mut facts = Box::new(Facts::new(namespace, entry.identity, entry.sync));
+            exports.judge(&mut facts, &name);
+            facts
         });
         let value = entry.value.clone();
         let former = match slot.iter_mut().find(|claim| claim.object == *object) {
@@ -145,7 +146,7 @@ impl Claims {
         let before = owner(slot).map(|owner| owner.object.clone());
         let standing = standing(name, slot);
         for facts in slot.iter_mut().filter_map(|claim| claim.facts.as_deref_mut()) {
-            facts.verdict = exports.judge_facts(facts, name);
+            exports.judge(facts, name);
         }
         elect(slot, before.is_some() || exports.is_former(name));
         exports.recount(standing, self::standing(name, slot));

@@ -21,7 +21,7 @@ struct Run {
     random: Random,
     /// Pods come in CiliumEndpointSlices.
     slices: bool,
-    counts: crate::scope::metrics::Exported,
+    counts: crate::scope::Exported,
     /// The keys that are wanted before and after the present step.
     lasting: BTreeSet<(Scope, String)>,
 }
