@@ -183,7 +183,11 @@ pub fn start_scope(path: PathBuf, metrics: &DaemonMetrics, ready: &Ready, life: 
     life.spawn_forever("scope file", follower.run());
     let state = Arc::clone(watcher.state());
     ready.condition("scope file", Requirement::Informative, move || state.problem());
-    let (block, stop, mut first) = (ready.block("reading the scope file"), life.stop_token().clone(), watcher.clone());
+    let (block, stop, mut first) = (
+        ready.block("reading the scope file"),
+        life.stop_token().clone(),
+        watcher.clone(),
+    );
     life.spawn_vital("first scope", async move {
         let _block = block;
         tokio::select! {

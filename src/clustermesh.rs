@@ -167,7 +167,10 @@ async fn former(backend: &dyn Backend, prefix: &str) -> HashSet<Name> {
         match backend.list(prefix).await {
             Ok(keys) => {
                 let names = keys.iter().filter_map(|kv| kv.key.strip_prefix(prefix.as_bytes()));
-                return names.filter_map(|name| std::str::from_utf8(name).ok()).map(Name::from).collect();
+                return names
+                    .filter_map(|name| std::str::from_utf8(name).ok())
+                    .map(Name::from)
+                    .collect();
             }
             Err(error) => {
                 tracing::warn!(prefix, %error, "cannot list the keys of the last run, trying again");

@@ -4,6 +4,7 @@
 //! follows the file. Everything but the follower is pure.
 
 pub mod counts;
+pub mod exported;
 pub mod file;
 pub mod follow;
 pub mod glob;
@@ -16,6 +17,7 @@ pub mod selector;
 mod tests;
 
 pub use counts::Counts;
+pub use exported::Exported;
 pub use file::{ClusterRules, Export, Identities, Import, ScopeFile};
 pub use follow::{FileState, Watcher};
 pub use glob::Glob;

@@ -1,7 +1,6 @@
 //! The content of a scope file.
 
 use super::glob::Glob;
-pub use super::parse::Mistake;
 use super::rules::Rules;
 use crate::model::keys::Scope as KeyKind;
 use std::collections::{BTreeMap, BTreeSet};
@@ -60,13 +59,6 @@ pub enum Identities {
     All,
     /// Those that an exported or imported endpoint has.
     Used,
-}
-
-impl ScopeFile {
-    /// Reads a scope file; the error names the place of the mistake and what to do.
-    pub fn parse(content: &[u8]) -> Result<Self, Mistake> {
-        super::parse::parse(content)
-    }
 }
 
 impl Import {

@@ -1,7 +1,7 @@
 //! Follows a scope file. A content that cannot be used changes nothing.
 
+use super::exported::Exported;
 use super::file::ScopeFile;
-use super::metrics::Exported;
 use crate::util::follow_dir::{Config, FileChange, Follower, Inspected, Removal, Scope, Update};
 use parking_lot::Mutex;
 use std::path::PathBuf;
@@ -203,7 +203,9 @@ impl FileState {
         let mut known = self.known.lock();
         match known.loaded {
             Some(_) => tracing::warn!(%path, "the scope file cannot be used, the former scope stays: {problem}"),
-            None => tracing::error!(%path, "the scope file cannot be used, nothing is exported or imported until it can: {problem}"),
+            None => {
+                tracing::error!(%path, "the scope file cannot be used, nothing is exported or imported until it can: {problem}")
+            }
         }
         known.errors += 1;
         known.problem = Some(problem);

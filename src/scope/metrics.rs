@@ -1,15 +1,11 @@
 //! Metrics of the scope file and of what it decided.
 
-use super::counts::Counts;
-use super::file::{Export, kind_name};
+use super::exported::Exported;
 use super::follow::FileState;
-use super::rules::Rules;
-use crate::model::keys::Scope as KeyKind;
-use crate::util::metrics::{Labels, Page};
+use crate::util::metrics::Page;
 use parking_lot::Mutex;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
@@ -17,13 +13,6 @@ use std::time::UNIX_EPOCH;
 /// The scope file of one process, if it has one. Clones share it.
 #[derive(Clone, Default)]
 pub struct ScopeMetrics(Arc<Mutex<Option<Arc<FileState>>>>);
-
-/// What was decided about the keys of this cluster.
-#[derive(Clone, Debug, Default)]
-pub struct Exported {
-    pub rules: Arc<Export>,
-    pub counts: BTreeMap<KeyKind, Counts>,
-}
 
 impl fmt::Debug for ScopeMetrics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -40,36 +29,6 @@ impl ScopeMetrics {
     /// The scope file; `None` in a process without one.
     pub fn file(&self) -> Option<Arc<FileState>> {
         self.0.lock().clone()
-    }
-}
-
-impl Exported {
-    /// The rules of a kind of keys; `None` for nodes and identities, which have none.
-    fn list(&self, kind: KeyKind) -> Option<&Rules> {
-        match kind {
-            KeyKind::Endpoints => Some(&self.rules.endpoints),
-            KeyKind::Services | KeyKind::EndpointSlices => Some(&self.rules.services),
-            KeyKind::ServiceExports => Some(&self.rules.service_exports),
-            KeyKind::Identities | KeyKind::Nodes => None,
-        }
-    }
-
-    /// One row for each verdict that some key has: kind, decision, cause, keys, bytes.
-    pub fn rows(&self) -> impl Iterator<Item = (Labels, super::counts::Tally)> + '_ {
-        self.counts.iter().flat_map(move |(kind, counts)| {
-            counts.iter().map(move |(verdict, tally)| {
-                let cause = match self.list(*kind) {
-                    Some(rules) => rules.cause(verdict.cause).to_owned(),
-                    None => verdict.cause.word().to_owned(),
-                };
-                let labels = vec![
-                    ("kind", kind_name(*kind).to_owned()),
-                    ("decision", verdict.decision.word().to_owned()),
-                    ("rule", cause),
-                ];
-                (labels, tally)
-            })
-        })
     }
 }
 

@@ -1,14 +1,19 @@
 //! Reads a scope file. Unknown fields are mistakes, and each mistake is told with its path in the file.
 
-use super::file::{ClusterRules, Export, Identities, Import, ScopeFile, kind_name};
+mod written;
+
+use super::file::{ClusterRules, Export, Identities, Import, ScopeFile};
 use super::glob::Glob;
 use super::rules::{Action, Namespaces, RULES_MAX, Rule, Rules};
 use super::selector::{Operator, Requirement, Selector};
 use crate::model::keys::Scope as KeyKind;
 use crate::util::yaml::first_line;
-use serde::{Deserialize, Deserializer};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
+use written::{
+    ActionField, Entry, ExportSection, ExportedEndpoints, ExportedNamespaces, ExportedObjects, File, IdentitiesField,
+    ImportSection, ImportedEndpoints, ImportedNamespaces, ImportedObjects, List, OperatorField, SelectorField,
+};
 
 pub(super) const API_VERSION: &str = "scope.isthmus.io/v1";
 pub(super) const KIND: &str = "Scope";
@@ -27,195 +32,25 @@ struct Place(String);
 
 type Checked<T> = Result<T, Mistake>;
 
-/// The file as it is written.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct File {
-    api_version: String,
-    kind: String,
-    region: Option<String>,
-    #[serde(default)]
-    export: ExportSection,
-    #[serde(default)]
-    import: ImportSection,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct ExportSection {
-    endpoints: List<ExportedEndpoints>,
-    identities: IdentitiesField,
-    services: List<ExportedObjects>,
-    service_exports: List<ExportedObjects>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct ImportSection {
-    regions: BTreeMap<String, String>,
-    clusters: Vec<Entry>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Entry {
-    name: String,
-    clusters: Option<Vec<String>>,
-    regions: Option<Vec<String>>,
-    kinds: Option<Vec<KindField>>,
-    #[serde(default)]
-    endpoints: List<ImportedEndpoints>,
-    #[serde(default)]
-    identities: IdentitiesField,
-    #[serde(default)]
-    services: List<ImportedObjects>,
-    #[serde(default)]
-    service_exports: List<ImportedObjects>,
-    #[serde(default)]
-    limits: BTreeMap<KindField, u64>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, bound = "R: Deserialize<'de>")]
-struct List<R> {
-    #[serde(default)]
-    default: ActionField,
-    #[serde(default = "Vec::new")]
-    rules: Vec<R>,
-}
-
-impl<R> Default for List<R> {
-    fn default() -> Self {
-        Self {
-            default: ActionField::default(),
-            rules: vec![],
+impl ScopeFile {
+    /// Reads a scope file; the error names the place of the mistake and what to do.
+    pub fn parse(content: &[u8]) -> Result<Self, Mistake> {
+        let whole = Place::default();
+        let text = std::str::from_utf8(content).map_err(|e| whole.problem(format!("the file is not UTF-8: {e}")))?;
+        let value: serde_json::Value =
+            serde_saphyr::from_str(text).map_err(|e| whole.problem(first_line(&e.to_string())))?;
+        if !value.is_object() {
+            let problem =
+                format!("the file is empty or is no mapping; it must have apiVersion: {API_VERSION} and kind: {KIND}");
+            return Err(whole.problem(problem));
         }
+        let file: File = serde_path_to_error::deserialize(value).map_err(|error| {
+            let path = error.path().to_string();
+            let place = Place(if path == "." { String::new() } else { path });
+            place.problem(error.into_inner().to_string())
+        })?;
+        file.check()
     }
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct ExportedEndpoints {
-    name: String,
-    action: ActionField,
-    namespaces: Option<ExportedNamespaces>,
-    identity: Option<SelectorField>,
-    backends_of_global_services: Option<bool>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct ExportedObjects {
-    name: String,
-    action: ActionField,
-    namespaces: Option<ExportedNamespaces>,
-    labels: Option<SelectorField>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct ImportedEndpoints {
-    name: String,
-    action: ActionField,
-    namespaces: Option<ImportedNamespaces>,
-    identity: Option<SelectorField>,
-    backends_of_services: Option<bool>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct ImportedObjects {
-    name: String,
-    action: ActionField,
-    namespaces: Option<ImportedNamespaces>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct ExportedNamespaces {
-    names: Option<Vec<String>>,
-    labels: Option<SelectorField>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct ImportedNamespaces {
-    names: Option<Vec<String>>,
-    existing: Option<bool>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct SelectorField {
-    #[serde(default)]
-    match_labels: BTreeMap<String, String>,
-    #[serde(default)]
-    match_expressions: Vec<Expression>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Expression {
-    key: String,
-    operator: OperatorField,
-    #[serde(default)]
-    values: Vec<String>,
-}
-
-#[derive(Clone, Copy, Debug, Deserialize)]
-enum OperatorField {
-    In,
-    NotIn,
-    Exists,
-    DoesNotExist,
-}
-
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
-enum ActionField {
-    #[default]
-    Include,
-    Exclude,
-}
-
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
-enum IdentitiesField {
-    #[default]
-    All,
-    Used,
-}
-
-/// A kind of keys by its name in the file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct KindField(KeyKind);
-
-impl<'de> Deserialize<'de> for KindField {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let name = String::deserialize(deserializer)?;
-        let known = KeyKind::ALL.into_iter().find(|kind| kind_name(*kind) == name);
-        known.map(Self).ok_or_else(|| {
-            let names = KeyKind::ALL.map(|kind| format!("`{}`", kind_name(kind))).join(", ");
-            serde::de::Error::custom(format!("unknown kind `{name}`, expected one of {names}"))
-        })
-    }
-}
-
-pub(super) fn parse(content: &[u8]) -> Checked<ScopeFile> {
-    let whole = Place::default();
-    let text = std::str::from_utf8(content).map_err(|e| whole.problem(format!("the file is not UTF-8: {e}")))?;
-    let value: serde_json::Value =
-        serde_saphyr::from_str(text).map_err(|e| whole.problem(first_line(&e.to_string())))?;
-    if !value.is_object() {
-        let problem = format!("the file is empty or is no mapping; it must have apiVersion: {API_VERSION} and kind: {KIND}");
-        return Err(whole.problem(problem));
-    }
-    let file: File = serde_path_to_error::deserialize(value).map_err(|error| {
-        let path = error.path().to_string();
-        let place = Place(if path == "." { String::new() } else { path });
-        place.problem(error.into_inner().to_string())
-    })?;
-    file.check()
 }
 
 impl File {
@@ -474,7 +309,10 @@ fn patterns(list: Option<Vec<String>>, place: &Place) -> Checked<Option<Vec<Glob
     let Some(list) = non_empty(list, place)? else {
         return Ok(None);
     };
-    let globs = list.iter().enumerate().map(|(at, name)| name_pattern(name, &place.item(at)));
+    let globs = list
+        .iter()
+        .enumerate()
+        .map(|(at, name)| name_pattern(name, &place.item(at)));
     globs.collect::<Checked<Vec<_>>>().map(Some)
 }
 
@@ -509,7 +347,9 @@ fn unique(names: &mut BTreeSet<String>, name: &str, place: &Place) -> Checked<()
     let place = place.field("name");
     let name = word(name.to_owned(), "name", &place)?;
     match names.contains(&name) {
-        true => Err(place.problem(format!("{name:?} is the name of a former item of the list; choose another one"))),
+        true => Err(place.problem(format!(
+            "{name:?} is the name of a former item of the list; choose another one"
+        ))),
         false => {
             names.insert(name);
             Ok(())

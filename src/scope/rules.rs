@@ -196,7 +196,9 @@ impl Rules {
 
     /// Decides about a key of an object with a namespace and labels.
     pub fn object(&self, namespace: Bits, labels: &Labels) -> Verdict {
-        let candidates = bits(&self.rules, |rule| rule.labels.as_ref().is_none_or(|s| s.selects(labels)));
+        let candidates = bits(&self.rules, |rule| {
+            rule.labels.as_ref().is_none_or(|s| s.selects(labels))
+        });
         self.first(namespace.0 & candidates)
     }
 

@@ -16,14 +16,20 @@ pub fn schema() -> Value {
             ("kind", json!({"const": KIND})),
             (
                 "region",
-                described(word(), "Region of this cluster. Addresses with sync-scope regional are for clusters of the same region."),
+                described(
+                    word(),
+                    "Region of this cluster. Addresses with sync-scope regional are for clusters of the same region.",
+                ),
             ),
             ("export", export()),
             ("import", import()),
         ],
     );
     if let Some(root) = root.as_object_mut() {
-        root.insert("$schema".to_owned(), json!("https://json-schema.org/draft/2020-12/schema"));
+        root.insert(
+            "$schema".to_owned(),
+            json!("https://json-schema.org/draft/2020-12/schema"),
+        );
         root.insert("title".to_owned(), json!("Scope file of Isthmus"));
     }
     root
@@ -48,7 +54,10 @@ fn export() -> Value {
     ]);
     let objects = rule([
         ("namespaces", namespaces),
-        ("labels", selector("Over the labels of the Service or of the ServiceExport.")),
+        (
+            "labels",
+            selector("Over the labels of the Service or of the ServiceExport."),
+        ),
     ]);
     object(
         "What this cluster shows.",
@@ -56,7 +65,10 @@ fn export() -> Value {
         [
             ("endpoints", list("Addresses of pods.", endpoints)),
             ("identities", identities("exported")),
-            ("services", list("Global services and their EndpointSlices.", objects.clone())),
+            (
+                "services",
+                list("Global services and their EndpointSlices.", objects.clone()),
+            ),
             ("serviceExports", list("ServiceExports of the MCS API.", objects)),
         ],
     )
@@ -68,7 +80,10 @@ fn import() -> Value {
         &[],
         [
             ("names", names("Names of namespaces; * stands for any characters.")),
-            ("existing", flag("Whether the namespace must exist in this cluster, or must not exist.")),
+            (
+                "existing",
+                flag("Whether the namespace must exist in this cluster, or must not exist."),
+            ),
         ],
     );
     let endpoints = rule([
@@ -98,9 +113,15 @@ fn import() -> Value {
             ),
             ("endpoints", list("Addresses of pods.", endpoints)),
             ("identities", identities("imported")),
-            ("services", list("Global services and their EndpointSlices.", objects.clone())),
+            (
+                "services",
+                list("Global services and their EndpointSlices.", objects.clone()),
+            ),
             ("serviceExports", list("ServiceExports of the MCS API.", objects)),
-            ("limits", object("Keys of each kind that a cluster may have here.", &[], limits)),
+            (
+                "limits",
+                object("Keys of each kind that a cluster may have here.", &[], limits),
+            ),
         ],
     );
     object(
@@ -143,7 +164,10 @@ fn described(mut schema: Value, description: &str) -> Value {
 /// A rule with these conditions, of which it needs one.
 fn rule<'a>(conditions: impl IntoIterator<Item = (&'a str, Value)>) -> Value {
     let own = [
-        ("name", described(word(), "Name of the rule in reports and metrics; unique in the list.")),
+        (
+            "name",
+            described(word(), "Name of the rule in reports and metrics; unique in the list."),
+        ),
         ("action", json!({"enum": ["include", "exclude"]})),
     ];
     let mut rule = object(
@@ -178,7 +202,9 @@ fn identities(verb: &str) -> Value {
 }
 
 fn identity() -> Value {
-    selector("Over the labels of the security identity. A key without a source, such as app, is that of a label of any source; k8s:app is that of a label of Kubernetes.")
+    selector(
+        "Over the labels of the security identity. A key without a source, such as app, is that of a label of any source; k8s:app is that of a label of Kubernetes.",
+    )
 }
 
 fn selector(description: &str) -> Value {

@@ -164,6 +164,9 @@ mod tests {
         assert_eq!(IdentityLabels::parse(b"no source;"), None);
         assert_eq!(IdentityLabels::parse(b"k8s:a=\xff;"), None);
         assert_eq!(IdentityLabels::parse(b""), Some(IdentityLabels::default()));
-        assert!(IdentityLabels::parse(b"k8s:a=b").is_some(), "the last semicolon may be missing");
+        assert!(
+            IdentityLabels::parse(b"k8s:a=b").is_some(),
+            "the last semicolon may be missing"
+        );
     }
 }

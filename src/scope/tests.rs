@@ -60,7 +60,11 @@ import:
     let region = |cluster, published| import.region(cluster, published);
     assert_eq!(region("eu-7", None), Some("emea"));
     assert_eq!(region("eu-1", None), Some("special"), "an exact name counts first");
-    assert_eq!(region("tokyo", Some("emea")), Some("emea"), "what a cluster publishes counts");
+    assert_eq!(
+        region("tokyo", Some("emea")),
+        Some("emea"),
+        "what a cluster publishes counts"
+    );
     assert_eq!(region("lima", None), None);
     let governs = |cluster, region| import.rules(cluster, region).map(|entry| &*entry.name);
     assert_eq!(governs("tokyo", Some("apac")), Some("near"));
@@ -77,7 +81,10 @@ fn every_mistake_is_told_with_its_place_and_a_remedy() {
     let entry = |entry: Value| json!({"import": {"clusters": [entry]}});
     for (sections, told) in [
         (json!({"exports": {}}), "unknown field `exports`, expected one of"),
-        (json!({"export": {"endpoint": {}}}), "unknown field `endpoint`, expected one of"),
+        (
+            json!({"export": {"endpoint": {}}}),
+            "unknown field `endpoint`, expected one of",
+        ),
         (
             rule(json!({"name": "a", "action": "drop"})),
             "export.endpoints.rules[0].action: unknown variant `drop`, expected `include` or `exclude`",
@@ -107,11 +114,15 @@ fn every_mistake_is_told_with_its_place_and_a_remedy() {
             "has the source \"k8s\", which only labels of identities have",
         ),
         (
-            rule(json!({"name": "a", "action": "exclude", "identity": {"matchExpressions": [{"key": "a", "operator": "In"}]}})),
+            rule(
+                json!({"name": "a", "action": "exclude", "identity": {"matchExpressions": [{"key": "a", "operator": "In"}]}}),
+            ),
             "export.endpoints.rules[0].identity.matchExpressions[0]: In needs values",
         ),
         (
-            rule(json!({"name": "a", "action": "exclude", "identity": {"matchExpressions": [{"key": "a", "operator": "Exists", "values": ["b"]}]}})),
+            rule(
+                json!({"name": "a", "action": "exclude", "identity": {"matchExpressions": [{"key": "a", "operator": "Exists", "values": ["b"]}]}}),
+            ),
             "Exists takes no values",
         ),
         (
@@ -138,7 +149,10 @@ fn every_mistake_is_told_with_its_place_and_a_remedy() {
             "import.clusters[0].limits.endpoints: invalid value: integer `-1`",
         ),
         (json!({"region": ""}), "region: \"\" is no region"),
-        (json!({"apiVersion": "scope.isthmus.io/v2"}), "apiVersion: \"scope.isthmus.io/v2\" is not known"),
+        (
+            json!({"apiVersion": "scope.isthmus.io/v2"}),
+            "apiVersion: \"scope.isthmus.io/v2\" is not known",
+        ),
         (json!({"kind": "Skope"}), "kind: \"Skope\" must be Scope"),
     ] {
         let error = parse(&file(&sections)).unwrap_err();
@@ -154,7 +168,10 @@ fn every_mistake_is_told_with_its_place_and_a_remedy() {
         assert!(error.contains(told), "{text}: {error}");
     }
     assert!(ScopeFile::parse(b"\xff").is_err());
-    assert!(parse("apiVersion: scope.isthmus.io/v1\nkind: Scope\nkind: Scope\n").is_err(), "twice");
+    assert!(
+        parse("apiVersion: scope.isthmus.io/v1\nkind: Scope\nkind: Scope\n").is_err(),
+        "twice"
+    );
 }
 
 fn named(name: &str, action: Action) -> Rule {
@@ -219,7 +236,8 @@ fn the_first_rule_that_matches_decides_and_an_unknown_identity_leaves_it_open() 
 
 #[test]
 fn a_list_of_the_most_rules_decides_by_its_last_one() {
-    let rule = |n: usize| json!({"name": format!("r{n}"), "action": "exclude", "namespaces": {"names": [format!("n{n}")]}});
+    let rule =
+        |n: usize| json!({"name": format!("r{n}"), "action": "exclude", "namespaces": {"names": [format!("n{n}")]}});
     let rules = |count| file(&json!({"export": {"services": {"rules": (0..count).map(rule).collect::<Vec<_>>()}}}));
     let scope = parse(&rules(rules::RULES_MAX)).unwrap();
     let services = &scope.export.services;
@@ -227,7 +245,10 @@ fn a_list_of_the_most_rules_decides_by_its_last_one() {
     assert_eq!(services.cause(decide("n127").cause), "r127");
     assert_eq!(decide("n128"), Verdict::new(Decision::Keep, Cause::Default));
     let error = parse(&rules(rules::RULES_MAX + 1)).unwrap_err();
-    assert!(error.starts_with("export.services.rules: 129 rules are more than 128"), "{error}");
+    assert!(
+        error.starts_with("export.services.rules: 129 rules are more than 128"),
+        "{error}"
+    );
 }
 
 /// The names in an error of the parser that lists what it expects.
@@ -279,7 +300,10 @@ fn check(schema: &Value, value: &Value, place: &str) -> Result<(), String> {
     if schema.get("const").is_some_and(|only| only != value) {
         return wrong("is another constant");
     }
-    if schema.get("enum").is_some_and(|all| !all.as_array().unwrap().contains(value)) {
+    if schema
+        .get("enum")
+        .is_some_and(|all| !all.as_array().unwrap().contains(value))
+    {
         return wrong("is not in the enumeration");
     }
     match (schema.get("type").and_then(Value::as_str), value) {
@@ -295,7 +319,11 @@ fn check(schema: &Value, value: &Value, place: &str) -> Result<(), String> {
         }
         (Some("object"), Value::Object(fields)) => {
             let required = schema.get("required").and_then(Value::as_array);
-            if !required.into_iter().flatten().all(|name| fields.contains_key(name.as_str().unwrap())) {
+            if !required
+                .into_iter()
+                .flatten()
+                .all(|name| fields.contains_key(name.as_str().unwrap()))
+            {
                 return wrong("lacks a field");
             }
             if fields.len() < schema.get("minProperties").map_or(0, |n| n.as_u64().unwrap() as usize) {
@@ -317,8 +345,13 @@ fn check(schema: &Value, value: &Value, place: &str) -> Result<(), String> {
 
 #[test]
 fn the_files_in_the_document_are_valid_for_the_parser_and_the_schema() {
-    let blocks = DOCUMENT.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap());
-    let files: Vec<_> = blocks.filter(|text| text.starts_with("apiVersion: scope.isthmus.io")).collect();
+    let blocks = DOCUMENT
+        .split("```yaml\n")
+        .skip(1)
+        .map(|rest| rest.split("```").next().unwrap());
+    let files: Vec<_> = blocks
+        .filter(|text| text.starts_with("apiVersion: scope.isthmus.io"))
+        .collect();
     assert!(files.len() >= 4, "{} files", files.len());
     for text in files {
         let value: Value = serde_saphyr::from_str(text).unwrap();
@@ -340,7 +373,10 @@ fn the_schema_refuses_what_the_parser_refuses() {
     ] {
         let text = file(&sections);
         assert!(parse(&text).is_err(), "{text}");
-        assert!(check(&schema(), &serde_json::from_str(&text).unwrap(), "").is_err(), "{text}");
+        assert!(
+            check(&schema(), &serde_json::from_str(&text).unwrap(), "").is_err(),
+            "{text}"
+        );
     }
 }
 
@@ -362,12 +398,17 @@ async fn a_scope_file_with_a_mistake_changes_nothing_and_is_named() {
     let state = std::sync::Arc::clone(watcher.state());
     let story = async {
         until("a missing file is named", || {
-            state.problem().is_some_and(|p| p.contains("scope.yaml: the file does not exist"))
+            state
+                .problem()
+                .is_some_and(|p| p.contains("scope.yaml: the file does not exist"))
         })
         .await;
         assert!(watcher.current().is_none() && state.loaded().is_none());
         std::fs::write(&path, file(&json!({"region": 7}))).unwrap();
-        until("a mistake is named", || state.problem().is_some_and(|p| p.contains("region: invalid type"))).await;
+        until("a mistake is named", || {
+            state.problem().is_some_and(|p| p.contains("region: invalid type"))
+        })
+        .await;
         assert!(watcher.current().is_none() && state.errors() >= 2);
         std::fs::write(&path, file(&json!({"region": "apac"}))).unwrap();
         assert_eq!(watcher.usable().await.region.as_deref(), Some("apac"));
@@ -375,10 +416,17 @@ async fn a_scope_file_with_a_mistake_changes_nothing_and_is_named() {
         let errors = state.errors();
         std::fs::write(&path, "kind: [").unwrap();
         until("a later mistake is named", || state.problem().is_some()).await;
-        assert_eq!(watcher.current().unwrap().region.as_deref(), Some("apac"), "the former scope stays");
+        assert_eq!(
+            watcher.current().unwrap().region.as_deref(),
+            Some("apac"),
+            "the former scope stays"
+        );
         assert_eq!(state.errors(), errors + 1);
         std::fs::remove_file(&path).unwrap();
-        until("a removed file is named", || state.problem().is_some_and(|p| p.contains("the file is gone"))).await;
+        until("a removed file is named", || {
+            state.problem().is_some_and(|p| p.contains("the file is gone"))
+        })
+        .await;
         assert_eq!(watcher.current().unwrap().region.as_deref(), Some("apac"));
         std::fs::write(&path, file(&json!({"region": "emea"}))).unwrap();
         assert_eq!(watcher.changed().await.region.as_deref(), Some("emea"));

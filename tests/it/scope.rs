@@ -98,7 +98,11 @@ async fn serve_waits_for_a_valid_scope_file() {
     cluster.write("export: {endpoint: {}}\n");
     cluster.reports("unknown field `endpoint`").await;
     assert!(!cluster.admin.is_ready().await);
-    assert!(serve.log().contains("nothing is exported or imported until it can"), "{}", serve.log());
+    assert!(
+        serve.log().contains("nothing is exported or imported until it can"),
+        "{}",
+        serve.log()
+    );
     assert!(names(&mut client, "cilium/state/").await.is_empty());
     assert!(names(&mut client, "cilium/cluster-config/").await.is_empty());
     assert_eq!(cluster.admin.metric("isthmus_scope_file_valid").await, Some(0.0));
@@ -117,7 +121,9 @@ async fn serve_waits_for_a_valid_scope_file() {
     cluster.write("region: emea\nexport: {endpoints: {default: exclude}}\n");
     eventually("the region is published", async || {
         let config = values(&mut client, "cilium/cluster-config/hk-cluster").await;
-        config["cilium/cluster-config/hk-cluster"].contains("emea").then_some(())
+        config["cilium/cluster-config/hk-cluster"]
+            .contains("emea")
+            .then_some(())
     })
     .await;
 }
@@ -135,7 +141,9 @@ async fn a_scope_that_changes_deletes_no_key_that_stays_wanted() {
 
     // Narrower, by services; then by identity; wider, with a mistake in between; by labels of a namespace.
     let backends = "{name: backends, action: include, backendsOfGlobalServices: true}";
-    cluster.write(&format!("export: {{endpoints: {{default: exclude, rules: [{backends}]}}}}\n"));
+    cluster.write(&format!(
+        "export: {{endpoints: {{default: exclude, rules: [{backends}]}}}}\n"
+    ));
     addresses(&mut client, &[CATALOG, GATEWAY].concat()).await;
     let frontend = "{name: frontend, action: include, identity: {matchLabels: {app: frontend}}}";
     cluster.write(&format!(
@@ -151,12 +159,17 @@ async fn a_scope_that_changes_deletes_no_key_that_stays_wanted() {
         (names(&mut client, IDENTITIES).await == ["132079", "132086"]).then_some(())
     })
     .await;
-    assert_eq!(names(&mut client, "cilium/state/services/v1/hk-cluster/").await, ["shop/catalog"]);
+    assert_eq!(
+        names(&mut client, "cilium/state/services/v1/hk-cluster/").await,
+        ["shop/catalog"]
+    );
     cluster.write("export: {services: {default: drop}}\n");
     cluster.reports("export.services.default: unknown variant `drop`").await;
     assert!(cluster.admin.is_ready().await, "a later mistake costs no readiness");
     let label = "{name: prod, action: include, namespaces: {labels: {matchLabels: {env: prod}}}}";
-    cluster.write(&format!("export: {{endpoints: {{default: exclude, rules: [{label}]}}}}\n"));
+    cluster.write(&format!(
+        "export: {{endpoints: {{default: exclude, rules: [{label}]}}}}\n"
+    ));
     addresses(&mut client, &[]).await;
     let namespaces = cluster.manifests.join("namespaces.yaml");
     let text = fs::read_to_string(&namespaces).unwrap();
@@ -210,7 +223,9 @@ async fn a_scope_that_changes_deletes_no_key_that_stays_wanted() {
 async fn a_restart_with_a_scope_writes_nothing_and_forgets_nothing() {
     let cluster = Cluster::new();
     let gateway = "{name: gateway, action: include, identity: {matchLabels: {app: gateway}}}";
-    cluster.write(&format!("region: apac\nexport: {{identities: used, endpoints: {{default: exclude, rules: [{gateway}]}}}}\n"));
+    cluster.write(&format!(
+        "region: apac\nexport: {{identities: used, endpoints: {{default: exclude, rules: [{gateway}]}}}}\n"
+    ));
     let serve = cluster.serve();
     let mut client = cluster.client(&serve).await;
     cluster.admin.ready().await;
@@ -219,7 +234,10 @@ async fn a_restart_with_a_scope_writes_nothing_and_forgets_nothing() {
     let identities = cluster.manifests.join("identities.yaml");
     let text = fs::read_to_string(&identities).unwrap();
     fs::write(&identities, text.replace("\"132093\"", "\"132094\"")).unwrap();
-    eventually("the identity is gone", async || names(&mut client, IDENTITIES).await.is_empty().then_some(())).await;
+    eventually("the identity is gone", async || {
+        names(&mut client, IDENTITIES).await.is_empty().then_some(())
+    })
+    .await;
     addresses(&mut client, &GATEWAY).await;
     let before = client.get("cilium/state/", prefix()).await.unwrap();
     assert!(serve.terminate().await.success());
@@ -233,14 +251,20 @@ async fn a_restart_with_a_scope_writes_nothing_and_forgets_nothing() {
     client.put("cilium/state/last", "1", None).await.unwrap();
     let message = next(&mut watch).await;
     let keys = message.events().iter().map(|e| e.kv().unwrap().key_str().unwrap());
-    assert_eq!(keys.collect::<Vec<_>>(), ["cilium/state/last"], "unchanged keys were written");
+    assert_eq!(
+        keys.collect::<Vec<_>>(),
+        ["cilium/state/last"],
+        "unchanged keys were written"
+    );
     addresses(&mut client, &GATEWAY).await;
 }
 
 #[tokio::test]
 async fn clustermesh_exports_to_an_etcd_what_the_scope_says() {
     let cluster = Cluster::new();
-    cluster.write("region: apac\nexport: {endpoints: {rules: [{name: shop, action: exclude, namespaces: {names: [shop]}}]}}\n");
+    cluster.write(
+        "region: apac\nexport: {endpoints: {rules: [{name: shop, action: exclude, namespaces: {names: [shop]}}]}}\n",
+    );
     let etcd = plain_etcd().start();
     let mut client = plain_client(&etcd.address().await).await;
     let config = cluster.tls.path("etcd.config");
@@ -266,5 +290,8 @@ async fn clustermesh_exports_to_an_etcd_what_the_scope_says() {
     assert_eq!(field(GATEWAY[0]), "regional");
     assert_eq!(field(GATEWAY[1]), Value::Null);
     let config = values(&mut client, "cilium/cluster-config/").await;
-    assert!(config["cilium/cluster-config/hk-cluster"].contains(r#""region":"apac""#), "{config:?}");
+    assert!(
+        config["cilium/cluster-config/hk-cluster"].contains(r#""region":"apac""#),
+        "{config:?}"
+    );
 }

@@ -140,7 +140,9 @@ impl Annotations {
     pub(super) fn parse(annotations: &k8s::Strings, problems: &mut Problems) -> Self {
         let mut parsed = Self::default();
         let mut wrong = |name: &str, value: &str, values: &str| {
-            problems.push(format!("annotation {name}: {value:?} is ignored, because it is neither {values}"));
+            problems.push(format!(
+                "annotation {name}: {value:?} is ignored, because it is neither {values}"
+            ));
         };
         match annotations.get(SYNC).map(|v| &**v) {
             Some(value) if value.eq_ignore_ascii_case("true") => parsed.sync = Some(true),

@@ -53,7 +53,9 @@ impl Resource for CiliumEndpointSlices {
     fn delete(state: &mut State, key: &ObjectKey, out: &mut Effects) {
         let namespace = state.cilium_endpoint_slices.namespaces.remove(key);
         let exports = state.exports.as_deref_mut();
-        state.addresses.remove(key, &namespace.unwrap_or_default(), exports, out);
+        state
+            .addresses
+            .remove(key, &namespace.unwrap_or_default(), exports, out);
     }
 
     fn namespace_changed(state: &mut State, namespace: &Name, out: &mut Effects) {

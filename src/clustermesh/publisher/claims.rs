@@ -82,19 +82,14 @@ impl Claims {
     }
 
     /// Makes or renews one claim. Returns the value of the key if `object` owns it now, or owned it before.
-    fn claim(
-        &mut self,
-        object: &ObjectKey,
-        name: Name,
-        entry: &ClaimedKey,
-        judge: &mut Judge<'_>,
-    ) -> Option<OwnedKey> {
+    fn claim(&mut self, object: &ObjectKey, name: Name, entry: &ClaimedKey, judge: &mut Judge<'_>) -> Option<OwnedKey> {
         let slot = self.by_key.entry(name.clone()).or_default();
         let (was, standing) = (owner(slot).map(|owner| owner.object == *object), standing(&name, slot));
         let facts = judge.as_mut().map(|(exports, namespace)| {
             exports.link(entry.identity, &name);
-            let verdict = exports.judge(namespace, entry, &name);
-            Box::new(Facts::new(namespace, entry, verdict))
+            let mut facts = Box::new(Facts::new(namespace, entry.identity, entry.sync));
+            exports.judge(&mut facts, &name);
+            facts
         });
         let value = entry.value.clone();
         let former = match slot.iter_mut().find(|claim| claim.object == *object) {
@@ -151,7 +146,7 @@ impl Claims {
         let before = owner(slot).map(|owner| owner.object.clone());
         let standing = standing(name, slot);
         for facts in slot.iter_mut().filter_map(|claim| claim.facts.as_deref_mut()) {
-            facts.verdict = exports.judge_facts(facts, name);
+            exports.judge(facts, name);
         }
         elect(slot, before.is_some() || exports.is_former(name));
         exports.recount(standing, self::standing(name, slot));
@@ -175,7 +170,8 @@ impl Claims {
 
 /// The claim whose value the key has.
 fn owner(slot: &Slot) -> Option<&Claim> {
-    slot.iter().find(|claim| claim.facts.as_ref().is_none_or(|facts| facts.owns))
+    slot.iter()
+        .find(|claim| claim.facts.as_ref().is_none_or(|facts| facts.owns))
 }
 
 /// Whether an earlier run left the key in the store.

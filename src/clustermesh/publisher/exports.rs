@@ -3,13 +3,13 @@
 //! An event marks the addresses and identities about which the rules may now decide otherwise. They are judged again at the
 //! end of the event, see [`State::settle`].
 
-use super::claims::ClaimedKey;
 use super::{Action, Effects, Name, NamespacedName, State, identity, service, service_export};
 use crate::k8s::types as k8s;
 use crate::model::cluster::ClusterName;
 use crate::model::keys::Scope;
-use crate::scope::metrics::Exported;
-use crate::scope::{Bits, Cause, Counts, Decision, Export, Identities, IdentityLabels, NamespaceFacts, Verdict};
+use crate::scope::{
+    Bits, Cause, Counts, Decision, Export, Exported, Identities, IdentityLabels, NamespaceFacts, Verdict,
+};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
@@ -105,12 +105,13 @@ pub(super) enum Note {
 }
 
 impl Facts {
-    pub(super) fn new(namespace: &Name, entry: &ClaimedKey, verdict: Verdict) -> Self {
+    /// A claim that has not been judged.
+    pub(super) fn new(namespace: &Name, identity: u32, sync: Option<bool>) -> Self {
         Self {
             namespace: namespace.clone(),
-            identity: entry.identity,
-            sync: entry.sync,
-            verdict,
+            identity,
+            sync,
+            verdict: Verdict::new(Decision::Pending, Cause::Default),
             owns: false,
         }
     }
@@ -191,14 +192,9 @@ impl Exports {
         }
     }
 
-    /// Decides about a claim of an address.
-    pub(super) fn judge(&self, namespace: &Name, entry: &ClaimedKey, name: &Name) -> Verdict {
-        self.endpoint(namespace, entry.identity, entry.sync, name)
-    }
-
-    /// Decides about a claim again.
-    pub(super) fn judge_facts(&self, facts: &Facts, name: &Name) -> Verdict {
-        self.endpoint(&facts.namespace, facts.identity, facts.sync, name)
+    /// Decides about a claim of the address `name`.
+    pub(super) fn judge(&self, facts: &mut Facts, name: &Name) {
+        facts.verdict = self.endpoint(&facts.namespace, facts.identity, facts.sync, name);
     }
 
     fn endpoint(&self, namespace: &Name, identity: u32, sync: Option<bool>, name: &Name) -> Verdict {
@@ -212,7 +208,9 @@ impl Exports {
                     Some(self.rules.endpoints.identity(&labels))
                 });
                 let bits = self.bits(namespace).endpoints;
-                self.rules.endpoints.endpoint(bits, labels, self.backends.contains_key(name))
+                self.rules
+                    .endpoints
+                    .endpoint(bits, labels, self.backends.contains_key(name))
             }
         }
     }
@@ -334,7 +332,10 @@ impl Exports {
     }
 
     fn note_service(&mut self, name: NamespacedName, decided: Option<(Verdict, Box<[Name]>)>) {
-        let now = decided.as_ref().map(|(_, backends)| backends.clone()).unwrap_or_default();
+        let now = decided
+            .as_ref()
+            .map(|(_, backends)| backends.clone())
+            .unwrap_or_default();
         let before = match decided {
             Some((verdict, backends)) => self.services.insert(name, ServiceState { verdict, backends }),
             None => self.services.remove(&name),
@@ -441,7 +442,9 @@ impl State {
     /// Notes what was decided in this event, and judges again what may now be decided otherwise.
     pub(super) fn settle(&mut self, out: &mut Effects) {
         while let Some(exports) = &mut self.exports {
-            std::mem::take(&mut out.notes).into_iter().for_each(|note| exports.note(note));
+            std::mem::take(&mut out.notes)
+                .into_iter()
+                .for_each(|note| exports.note(note));
             if let Some(address) = exports.marked.addresses.pop_first() {
                 self.addresses.judge_again(&address, exports, out);
             } else if let Some(number) = exports.marked.identities.pop_first() {

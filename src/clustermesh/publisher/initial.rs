@@ -49,7 +49,12 @@ impl InitialLists {
         for scope in Scope::ALL {
             let has_scope = self.has_scope && matches!(scope, Scope::Identities | Scope::Endpoints);
             let scopes: &[Scope] = match has_scope {
-                true => &[Scope::Identities, Scope::Endpoints, Scope::Services, Scope::EndpointSlices],
+                true => &[
+                    Scope::Identities,
+                    Scope::Endpoints,
+                    Scope::Services,
+                    Scope::EndpointSlices,
+                ],
                 false => &[scope],
             };
             let mut kinds = scopes.iter().flat_map(|scope| kinds_of(*scope, options));
@@ -61,7 +66,14 @@ impl InitialLists {
                 // Deletions are dropped: no key of this scope has been written yet.
                 out.extend(value.map(|value| Action::Upsert { scope, name, value }));
             }
-            out.push(Action::Complete(scope));
+            match scope {
+                // No stale identity goes before the addresses that have it.
+                Scope::Identities if has_scope => {}
+                Scope::Endpoints if has_scope => {
+                    out.extend([Scope::Endpoints, Scope::Identities].map(Action::Complete))
+                }
+                _ => out.push(Action::Complete(scope)),
+            }
         }
         out
     }

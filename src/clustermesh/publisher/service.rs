@@ -73,7 +73,12 @@ pub(super) fn publish(state: &State, name: &NamespacedName, out: &mut Effects) {
     for slice in slices() {
         let key = endpoint_slice::key(&name.namespace, &slice.metadata.name);
         match shared {
-            Some(_) => out.export(Scope::EndpointSlices, &key, verdict, endpoint_slice::value(slice, cluster)),
+            Some(_) => out.export(
+                Scope::EndpointSlices,
+                &key,
+                verdict,
+                endpoint_slice::value(slice, cluster),
+            ),
             None => out.withdraw(Scope::EndpointSlices, &key),
         }
     }
@@ -99,7 +104,9 @@ fn note(state: &State, name: &NamespacedName, verdict: Option<Verdict>, out: &mu
     let slices = state.endpoint_slices.of_service(name);
     let addresses = || {
         let endpoints = slices.flat_map(|slice| &slice.endpoints);
-        let addresses = endpoints.flat_map(|endpoint| &endpoint.addresses).map(|a| GoIp::parse(a));
+        let addresses = endpoints
+            .flat_map(|endpoint| &endpoint.addresses)
+            .map(|a| GoIp::parse(a));
         let unique: BTreeSet<String> = addresses.filter(|a| a.0.is_some()).map(GoIp::text).collect();
         unique.into_iter().map(Name::from).collect()
     };
@@ -111,7 +118,10 @@ fn note(state: &State, name: &NamespacedName, verdict: Option<Verdict>, out: &mu
 /// Publishes or withdraws the keys of a global service and of its slices if the scope decides otherwise than `before`.
 pub(super) fn judge_again(state: &State, name: &NamespacedName, before: Verdict, out: &mut Effects) {
     let service = state.services.get(name);
-    let Some(now) = service.and_then(|s| verdict(state, name, s)).filter(|now| *now != before) else {
+    let Some(now) = service
+        .and_then(|s| verdict(state, name, s))
+        .filter(|now| *now != before)
+    else {
         return;
     };
     if now.keeps() != before.keeps() {
@@ -122,7 +132,9 @@ pub(super) fn judge_again(state: &State, name: &NamespacedName, before: Verdict,
     let slices = state.endpoint_slices.of_service(name);
     let slices = slices.map(|slice| endpoint_slice::key(&name.namespace, &slice.metadata.name));
     let slices = slices.map(|key| (Scope::EndpointSlices, key));
-    let own = service.filter(|s| has_own_key(state, s)).map(|_| (Scope::Services, name.key()));
+    let own = service
+        .filter(|s| has_own_key(state, s))
+        .map(|_| (Scope::Services, name.key()));
     for (scope, name) in own.into_iter().chain(slices) {
         let verdict = now;
         out.notes.push(Note::Cause { scope, name, verdict });

@@ -52,7 +52,9 @@ pub(super) fn publish(state: &State, name: &NamespacedName, out: &mut Effects) {
     let value = exported.and_then(|(export, service)| value(export, service, &state.options.cluster));
     let labels = value.as_ref().and(export).map(|export| &export.metadata.labels);
     let exports = state.exports.as_ref();
-    let verdict = exports.zip(labels).map(|(exports, labels)| exports.service_export(&name.namespace, labels));
+    let verdict = exports
+        .zip(labels)
+        .map(|(exports, labels)| exports.service_export(&name.namespace, labels));
     if exports.is_some() {
         let name = name.clone();
         out.notes.push(Note::ServiceExport { name, verdict });
@@ -71,7 +73,11 @@ pub(super) fn judge_again(state: &State, name: &NamespacedName, before: Verdict,
         Some(now) if now.keeps() != before.keeps() => publish(state, name, out),
         Some(verdict) if verdict != before => {
             let (scope, key) = (Scope::ServiceExports, name.key());
-            out.notes.push(Note::Cause { scope, name: key, verdict });
+            out.notes.push(Note::Cause {
+                scope,
+                name: key,
+                verdict,
+            });
             let (name, verdict) = (name.clone(), Some(verdict));
             out.notes.push(Note::ServiceExport { name, verdict });
         }

@@ -56,21 +56,39 @@ fn only(app: &str) -> Value {
 #[test]
 fn an_address_with_an_unknown_identity_is_neither_published_nor_withdrawn() {
     let mut bench = bench(only("db"));
-    bench.apply(pod("p", "10.0.0.1", 9));
+    bench.apply(pod("p", "10.0.0.1", 1009));
     assert!(bench.names(Scope::Endpoints).is_empty(), "kept back");
-    bench.apply(identity(9, "db"));
+    bench.apply(identity(1009, "db"));
     assert_eq!(bench.names(Scope::Endpoints), ["10.0.0.1"]);
-    bench.delete(Kind::Identity, "", "9");
+    bench.delete(Kind::Identity, "", "1009");
     assert_eq!(bench.names(Scope::Endpoints), ["10.0.0.1"], "stays");
-    let mut moved = pod("p", "10.0.0.1", 9);
+    let mut moved = pod("p", "10.0.0.1", 1009);
     moved["status"]["networking"]["node"] = json!("2.2.2.2");
     bench.apply(moved);
     let node = |bench: &Bench| bench.json(Scope::Endpoints, "10.0.0.1")["HostIP"].clone();
     assert_eq!(node(&bench), "2.2.2.2", "the value follows");
-    bench.apply(pod("p", "10.0.0.1", 10));
-    assert_eq!(bench.json(Scope::Endpoints, "10.0.0.1")["ID"], 10, "another unknown identity");
-    bench.apply(identity(10, "web"));
+    bench.apply(pod("p", "10.0.0.1", 1010));
+    assert_eq!(
+        bench.json(Scope::Endpoints, "10.0.0.1")["ID"],
+        1010,
+        "another unknown identity"
+    );
+    bench.apply(identity(1010, "web"));
     assert!(bench.names(Scope::Endpoints).is_empty(), "known, and not wanted");
+}
+
+#[test]
+fn a_reserved_identity_is_known_but_one_that_is_being_found() {
+    let reserved = json!({"endpoints": {"default": "exclude", "rules": [
+        {"name": "health", "action": "include", "identity": {"matchExpressions": [{"key": "reserved:health", "operator": "Exists"}]}},
+    ]}});
+    let mut bench = bench(reserved);
+    bench.apply(pod("health", "10.0.0.1", 4));
+    bench.apply(pod("web", "10.0.0.2", 1009));
+    bench.apply(identity(1009, "web"));
+    assert_eq!(bench.names(Scope::Endpoints), ["10.0.0.1"]);
+    bench.apply(pod("health", "10.0.0.1", 5));
+    assert_eq!(bench.names(Scope::Endpoints), ["10.0.0.1"], "nothing is known of init");
 }
 
 #[test]
@@ -79,19 +97,29 @@ fn after_a_restart_an_undecided_address_stays_and_a_new_one_does_not_come() {
     let former = HashSet::from(["10.0.0.1".into(), "10.0.0.3".into()]);
     bench.publisher = bench.publisher.with_scope(export(only("db")), former);
     bench.apply(namespace("foo", None));
-    bench.apply(pod("p", "10.0.0.1", 9));
-    bench.apply(pod("q", "10.0.0.2", 9));
+    bench.apply(pod("p", "10.0.0.1", 1009));
+    bench.apply(pod("q", "10.0.0.2", 1009));
     Kind::ALL.iter().for_each(|kind| bench.send(Event::Listed(*kind)));
     assert_eq!(bench.names(Scope::Endpoints), ["10.0.0.1"]);
-    bench.apply(pod("r", "10.0.0.3", 9));
-    assert_eq!(bench.names(Scope::Endpoints), ["10.0.0.1"], "the past is forgotten after the lists");
+    bench.apply(pod("r", "10.0.0.3", 1009));
+    assert_eq!(
+        bench.names(Scope::Endpoints),
+        ["10.0.0.1"],
+        "the past is forgotten after the lists"
+    );
 }
 
 #[test]
 fn addresses_and_identities_wait_for_all_lists_that_decide_about_them() {
     let mut bench = Bench::before_lists(options());
     bench.publisher = bench.publisher.with_scope(export(json!({})), HashSet::new());
-    for kind in [Kind::Namespace, Kind::Identity, Kind::Endpoint, Kind::Service, Kind::Node] {
+    for kind in [
+        Kind::Namespace,
+        Kind::Identity,
+        Kind::Endpoint,
+        Kind::Service,
+        Kind::Node,
+    ] {
         bench.send(Event::Listed(kind));
     }
     assert_eq!(bench.synced, [Scope::Nodes]);
@@ -117,7 +145,11 @@ fn an_annotation_goes_before_rules_and_after_the_global_namespace() {
     let mut without = Bench::new(options());
     without.apply(namespace("foo", None));
     without.apply(annotated(pod("p", "10.0.0.1", 9), sync("false")));
-    assert_eq!(without.names(Scope::Endpoints), ["10.0.0.1"], "annotations count only with a scope");
+    assert_eq!(
+        without.names(Scope::Endpoints),
+        ["10.0.0.1"],
+        "annotations count only with a scope"
+    );
 }
 
 #[test]
@@ -174,11 +206,19 @@ fn backends_of_global_services_come_and_go_with_services_and_slices() {
     bench.apply(slice("s-1", "10.0.0.2", ("http", 80)));
     assert_eq!(bench.names(Scope::Endpoints), ["10.0.0.2"]);
     bench.delete(Kind::EndpointSlice, "foo", "s-1");
-    assert_eq!(bench.names(Scope::Endpoints), ["10.0.0.2"], "another slice has the address");
+    assert_eq!(
+        bench.names(Scope::Endpoints),
+        ["10.0.0.2"],
+        "another slice has the address"
+    );
     let mut internal = global.clone();
     internal["metadata"]["labels"] = json!({"tier": "internal"});
     bench.apply(internal);
-    assert!(bench.keys.is_empty(), "a service that is left out is not global: {:?}", bench.keys.keys());
+    assert!(
+        bench.keys.is_empty(),
+        "a service that is left out is not global: {:?}",
+        bench.keys.keys()
+    );
     bench.apply(global);
     assert_eq!(bench.keys.len(), 3);
     bench.apply(service(json!({})));
@@ -212,7 +252,15 @@ fn a_changed_scope_acts_on_the_keys_that_are_decided_otherwise() {
     );
     assert_eq!(
         lines(&publisher.set_scope(export(json!({"services": {"default": "exclude"}})))),
-        ["+identities 1", "+identities 3", "+identities 4", "+ip 10.0.0.1", "+ip 10.0.0.3", "+ip 10.0.0.4", "-services foo/s"]
+        [
+            "+identities 1",
+            "+identities 3",
+            "+identities 4",
+            "+ip 10.0.0.1",
+            "+ip 10.0.0.3",
+            "+ip 10.0.0.4",
+            "-services foo/s"
+        ]
     );
     let label = json!({"services": {"default": "exclude", "rules": [
         {"name": "dev", "action": "exclude", "namespaces": {"labels": {"matchLabels": {"env": "dev"}}}},
@@ -259,11 +307,21 @@ fn labels_of_a_namespace_move_the_keys_of_that_namespace() {
     };
     assert_eq!(
         lines(&bench.publisher.handle(label("prod"))),
-        ["+ip 10.0.0.1", "+services foo/s", "+endpointslices foo/s-1", "+serviceexports foo/s"]
+        [
+            "+ip 10.0.0.1",
+            "+services foo/s",
+            "+endpointslices foo/s-1",
+            "+serviceexports foo/s"
+        ]
     );
     assert!(bench.publisher.handle(label("prod")).is_empty());
     assert_eq!(
         lines(&bench.publisher.handle(label("dev"))),
-        ["-services foo/s", "-endpointslices foo/s-1", "-serviceexports foo/s", "-ip 10.0.0.1"]
+        [
+            "-services foo/s",
+            "-endpointslices foo/s-1",
+            "-serviceexports foo/s",
+            "-ip 10.0.0.1"
+        ]
     );
 }

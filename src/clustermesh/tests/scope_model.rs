@@ -119,7 +119,10 @@ impl TestRule {
             })
         };
         self.namespaces.as_ref().is_none_or(named)
-            && self.env.as_ref().is_none_or(|values| values.iter().any(|v| v == facts.env))
+            && self
+                .env
+                .as_ref()
+                .is_none_or(|values| values.iter().any(|v| v == facts.env))
             && self.tier.as_deref().is_none_or(|tier| facts.tier == Some(tier))
             && self.backends.is_none_or(|backends| backends == facts.is_backend)
     }
@@ -189,10 +192,16 @@ impl TestRule {
         let is_endpoint = kind == "endpoints";
         let mut rule = Self {
             include: random.chance(50),
-            namespaces: random.chance(40).then(|| random.some_of(&["foo", "bar", "team-*", "fo*"])),
+            namespaces: random
+                .chance(40)
+                .then(|| random.some_of(&["foo", "bar", "team-*", "fo*"])),
             env: random.chance(30).then(|| random.some_of(&["dev", "prod"])),
             app: (is_endpoint && random.chance(50)).then(|| {
-                let values = if random.chance(70) { random.some_of(&["a", "b"]) } else { vec![] };
+                let values = if random.chance(70) {
+                    random.some_of(&["a", "b"])
+                } else {
+                    vec![]
+                };
                 (values, random.chance(60))
             }),
             tier: (!is_endpoint && random.chance(30)).then(|| random.one_of(&["x", "y"]).to_owned()),
@@ -272,27 +281,42 @@ impl Model {
             if !service.is_global || !self.is_kept(&self.scope.services, name, &service.tier) {
                 continue;
             }
-            published.others.insert((Scope::Services, format!("{}/{}", name.0, name.1)));
+            published
+                .others
+                .insert((Scope::Services, format!("{}/{}", name.0, name.1)));
             for (slice, (_, addresses)) in world.slices_of(name) {
-                published.others.insert((Scope::EndpointSlices, format!("{}/{}", slice.0, slice.1)));
+                published
+                    .others
+                    .insert((Scope::EndpointSlices, format!("{}/{}", slice.0, slice.1)));
                 backends.extend(addresses.iter().cloned());
             }
         }
         for (name, tier) in &world.exports {
             if world.services.contains_key(name) && self.is_kept(&self.scope.exports, name, tier) {
-                published.others.insert((Scope::ServiceExports, format!("{}/{}", name.0, name.1)));
+                published
+                    .others
+                    .insert((Scope::ServiceExports, format!("{}/{}", name.0, name.1)));
             }
         }
         for (ip, objects) in &self.claims {
             let is_backend = backends.contains(ip);
-            let outcomes = objects.iter().map(|object| (object, self.outcome(object, ip, is_backend)));
+            let outcomes = objects
+                .iter()
+                .map(|object| (object, self.outcome(object, ip, is_backend)));
             let outcomes: Vec<_> = outcomes.collect();
-            let first = |wanted| outcomes.iter().find(|(_, outcome)| *outcome == wanted).map(|(object, _)| *object);
+            let first = |wanted| {
+                outcomes
+                    .iter()
+                    .find(|(_, outcome)| *outcome == wanted)
+                    .map(|(object, _)| *object)
+            };
             let is_there = self.published.addresses.contains_key(ip);
             let owner = first(Outcome::Keep).or_else(|| first(Outcome::Open).filter(|_| is_there));
             if let Some(object) = owner {
                 let pod = self.world.pod(object, ip);
-                published.addresses.insert(ip.clone(), (pod.name.clone(), pod.identity, pod.is_regional));
+                published
+                    .addresses
+                    .insert(ip.clone(), (pod.name.clone(), pod.identity, pod.is_regional));
             }
         }
         for (number, (namespace, _)) in &self.world.identities {
@@ -356,7 +380,11 @@ impl Model {
         }
         for (ip, objects) in now {
             let claims = self.claims.entry(ip.to_owned()).or_default();
-            let new: Vec<Name> = objects.into_iter().filter(|object| !claims.contains(object)).cloned().collect();
+            let new: Vec<Name> = objects
+                .into_iter()
+                .filter(|object| !claims.contains(object))
+                .cloned()
+                .collect();
             claims.extend(new);
         }
         self.claims.retain(|_, objects| !objects.is_empty());

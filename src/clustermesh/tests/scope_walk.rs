@@ -21,7 +21,7 @@ struct Run {
     random: Random,
     /// Pods come in CiliumEndpointSlices.
     slices: bool,
-    counts: crate::scope::metrics::Exported,
+    counts: crate::scope::Exported,
     /// The keys that are wanted before and after the present step.
     lasting: BTreeSet<(Scope, String)>,
 }
@@ -119,13 +119,24 @@ impl Run {
     }
 
     fn delete(&mut self, key: (Scope, String)) {
-        assert!(!self.lasting.contains(&key), "{key:?} is wanted before and after, and deleted");
+        assert!(
+            !self.lasting.contains(&key),
+            "{key:?} is wanted before and after, and deleted"
+        );
         if key.0 == Scope::Identities {
             let number: u32 = key.1.parse().unwrap();
             let still = self.model.published.others.contains(&key);
             let has = |value: &Bytes| serde_json::from_slice::<Value>(value).unwrap()["ID"] == number;
-            let used = self.store.iter().any(|((scope, _), value)| *scope == Scope::Endpoints && has(value));
-            let exists = self.model.world.identities.get(&number).is_some_and(|(ns, _)| self.model.world.is_global(ns));
+            let used = self
+                .store
+                .iter()
+                .any(|((scope, _), value)| *scope == Scope::Endpoints && has(value));
+            let exists = self
+                .model
+                .world
+                .identities
+                .get(&number)
+                .is_some_and(|(ns, _)| self.model.world.is_global(ns));
             assert!(!(used && exists) || still, "{number} is deleted before its addresses");
         }
         self.declared.remove(&key);
@@ -137,7 +148,10 @@ impl Run {
         let value: Value = serde_json::from_slice(value).unwrap();
         let key = (Scope::Identities, value["ID"].to_string());
         let is_wanted = self.model.published.others.contains(&key);
-        assert!(!is_wanted || self.store.contains_key(&key), "{value} is written before its identity");
+        assert!(
+            !is_wanted || self.store.contains_key(&key),
+            "{value} is written before its identity"
+        );
     }
 
     /// Another process over the same store and cluster.
@@ -190,7 +204,9 @@ impl Run {
             let value: Value = serde_json::from_slice(value).unwrap();
             let pod = value["K8sPodName"].as_str().unwrap().to_owned();
             let identity = u32::try_from(value["ID"].as_u64().unwrap()).unwrap();
-            found.addresses.insert(name.clone(), (pod, identity, value.get("SyncScope").is_some()));
+            found
+                .addresses
+                .insert(name.clone(), (pod, identity, value.get("SyncScope").is_some()));
         }
         assert_eq!(found, *wanted, "{:#?}\n{:#?}", self.model.world, self.model.scope);
     }
@@ -266,9 +282,17 @@ impl Run {
         }
         // An identity that moves to a namespace that does not exist keeps its key until the namespace exists, which
         // cannot be computed from the objects.
-        let before = self.model.world.identities.get(&number).map(|(namespace, _)| namespace.clone());
+        let before = self
+            .model
+            .world
+            .identities
+            .get(&number)
+            .map(|(namespace, _)| namespace.clone());
         let namespace = before.unwrap_or_else(|| self.random.one_of(&NAMESPACES).to_owned());
-        let app = self.random.chance(80).then(|| self.random.one_of(&["a", "b", "c"]).to_owned());
+        let app = self
+            .random
+            .chance(80)
+            .then(|| self.random.one_of(&["a", "b", "c"]).to_owned());
         self.model.world.identities.insert(number, (namespace, app));
         object(self.identity(number))
     }
@@ -283,7 +307,9 @@ impl Run {
             };
         }
         let pods = match self.slices {
-            true => (0..self.random.below(4)).map(|n| self.pod(&format!("{}-{n}", name.1))).collect(),
+            true => (0..self.random.below(4))
+                .map(|n| self.pod(&format!("{}-{n}", name.1)))
+                .collect(),
             false => vec![self.pod(&name.1)],
         };
         self.model.world.endpoints.insert(name.clone(), pods);
@@ -295,7 +321,9 @@ impl Run {
         let has_annotation = !self.slices && random.chance(20);
         Pod {
             name: name.to_owned(),
-            ips: (0..random.below(3)).map(|_| format!("10.0.0.{}", random.below(12))).collect(),
+            ips: (0..random.below(3))
+                .map(|_| format!("10.0.0.{}", random.below(12)))
+                .collect(),
             identity: 1000 + random.below(7) as u32,
             sync: has_annotation.then(|| random.chance(50)),
             is_regional: !self.slices && random.chance(20),
@@ -389,7 +417,11 @@ impl Run {
 
     fn service(&self, name: &Name) -> Value {
         let service = &self.model.world.services[name];
-        let annotations = if service.is_global { json!({"service.cilium.io/global": "true"}) } else { json!({}) };
+        let annotations = if service.is_global {
+            json!({"service.cilium.io/global": "true"})
+        } else {
+            json!({})
+        };
         json!({
             "kind": "Service",
             "metadata": {
