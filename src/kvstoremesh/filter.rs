@@ -136,7 +136,9 @@ impl Filter {
     pub(super) fn todo(&self, kind: Scope) -> Todo {
         match self.mode(kind) {
             Mode::Off => return Todo::Off,
-            _ if self.progress[kind as usize].must_list => return Todo::List,
+            _ if self.progress[kind as usize].must_list => {
+                return if self.may_list(kind) { Todo::List } else { Todo::Nothing };
+            }
             Mode::Pass => return Todo::Nothing,
             Mode::Filtered => {}
         }
@@ -181,20 +183,28 @@ impl Filter {
 
     /// Whether the list of a kind that has ended decides about all its keys. If not, the mirror is not complete yet.
     pub(super) fn is_decided(&self, kind: Scope) -> bool {
-        let is_settled = |kind: Scope| {
-            let progress = self.progress[kind as usize];
-            progress.is_known || progress.is_unreadable
-        };
         let judge = self.setup.judge(kind);
         match kind {
             _ if self.mode(kind) != Mode::Filtered => true,
-            Scope::Identities => self.setup.identities() != Wanted::Used || is_settled(Scope::Endpoints),
+            Scope::Identities => self.setup.identities() != Wanted::Used || self.is_settled(Scope::Endpoints),
             Scope::Endpoints if self.setup.keeps_endpoints() => true,
             Scope::Endpoints => {
-                !judge.is_waiting() && (!self.setup.needs_backends() || SERVICES.into_iter().all(is_settled))
+                !judge.is_waiting() && (!self.setup.needs_backends() || SERVICES.into_iter().all(|kind| self.is_settled(kind)))
             }
             _ => !judge.is_waiting(),
         }
+    }
+
+    /// Whether the kinds that must be read before this kind have been read.
+    pub(super) fn may_list(&self, kind: Scope) -> bool {
+        self.needs(kind).into_iter().all(|kind| self.is_settled(kind))
+    }
+
+    /// Whether nothing more is to be expected of a kind at present.
+    fn is_settled(&self, kind: Scope) -> bool {
+        let progress = self.progress[kind as usize];
+        let is_known = progress.is_known || self.mode(kind) != Mode::Filtered;
+        is_known && !progress.must_list || progress.is_unreadable
     }
 
     /// The kinds that must be read before this kind.
@@ -260,10 +270,11 @@ impl Filter {
         }
         let judge = self.setup.judge(Scope::Endpoints);
         self.endpoints.judge_namespaces_again(judge);
+        self.backends.await_reads(true);
         for kind in Scope::ALL {
             let (before, after) = (old.mode(kind), self.setup.mode(kind));
             if before != after {
-                self.mode_changed(kind, before, after);
+                self.mode_changed(kind, before, after, out);
             } else if let Some(at) = object_at(kind).filter(|_| after == Mode::Filtered) {
                 let gone = self.objects[at].judge_again(self.setup.judge(kind), &mut self.backends);
                 out.extend(gone.iter().map(|name| self.delete_of(kind, name)));
@@ -294,7 +305,13 @@ impl Filter {
         }
     }
 
-    fn mode_changed(&mut self, kind: Scope, before: Mode, after: Mode) {
+    fn mode_changed(&mut self, kind: Scope, before: Mode, after: Mode, out: &mut Vec<Write>) {
+        if kind == Scope::Identities && after == Mode::Pass {
+            // The values of those that were left out as unused are known.
+            let judge = identities_judge(&self.setup, &self.progress, &self.endpoints);
+            let changes = self.identities.judge_all(judge);
+            out.extend(changes.into_iter().map(|change| self.write_of(change)));
+        }
         let any_left_out = match (kind, object_at(kind)) {
             (_, Some(at)) => self.objects[at].any_left_out(),
             (Scope::Identities, _) => {
@@ -374,14 +391,14 @@ impl Filter {
     }
 
     fn begin_use(&mut self, identity: u32, out: &mut Vec<Write>) {
-        let judge = identities_judge(&self.setup, &self.progress);
+        let judge = identities_judge(&self.setup, &self.progress, &self.endpoints);
         if let Some(change) = self.identities.begin_use(judge, identity) {
             out.push(self.write_of(change));
         }
     }
 
     fn put_identity(&mut self, key: Bytes, value: Bytes, stored: Stored<'_>, out: &mut Vec<Write>) {
-        let judge = identities_judge(&self.setup, &self.progress);
+        let judge = identities_judge(&self.setup, &self.progress, &self.endpoints);
         match identities::number(self.name(Scope::Identities, &key)) {
             Some(number) => {
                 let change = self.identities.put(judge, number, &value, || stored(&key));
@@ -542,6 +559,9 @@ impl Filter {
                 None => self.again = Some(Again::OfIdentities(labels)),
             }
         }
+        let reads = SERVICES.into_iter().filter_map(object_at);
+        let awaits_reads = reads.into_iter().any(|at| !self.objects[at].wanted().is_empty());
+        self.backends.await_reads(awaits_reads);
         let backends = self.backends.take_changed();
         let judge = endpoints_judge(&self.setup, &self.progress, &self.identities, &self.backends);
         let mut changes = self.endpoints.backends_changed(judge, &backends);
@@ -555,11 +575,14 @@ impl Filter {
                 .into_iter()
                 .for_each(|identity| self.identities.end_use(identity));
         }
-        // An endpoint later in the list may have an identity that an earlier one had.
-        if self.progress[Scope::Endpoints as usize].is_listing {
+        self.settle_identities(out);
+    }
+
+    fn settle_identities(&mut self, out: &mut Vec<Write>) {
+        let judge = identities_judge(&self.setup, &self.progress, &self.endpoints);
+        if !judge.knows_users {
             return;
         }
-        let judge = identities_judge(&self.setup, &self.progress);
         let idle = self.identities.settle(judge);
         out.extend(idle.into_iter().map(|change| self.write_of(change)));
     }
@@ -567,9 +590,10 @@ impl Filter {
     /// Decides about all identities again.
     fn judge_identities(&mut self, out: &mut Vec<Write>) {
         if self.mode(Scope::Identities) == Mode::Filtered {
-            let judge = identities_judge(&self.setup, &self.progress);
+            let judge = identities_judge(&self.setup, &self.progress, &self.endpoints);
             let changes = self.identities.judge_all(judge);
             out.extend(changes.into_iter().map(|change| self.write_of(change)));
+            self.settle_identities(out);
         }
     }
 
@@ -592,6 +616,10 @@ impl Filter {
     }
 }
 
+fn knows_backends(setup: &Setup, progress: &[Progress]) -> bool {
+    !setup.needs_backends() || SERVICES.iter().all(|kind| progress[*kind as usize].is_known)
+}
+
 fn endpoints_judge<'a>(
     setup: &'a Setup,
     progress: &[Progress],
@@ -602,17 +630,26 @@ fn endpoints_judge<'a>(
         names: setup.judge(Scope::Endpoints),
         leaves_regional: setup.leaves_regional(),
         keeps_all: setup.keeps_endpoints(),
-        knows_backends: !setup.needs_backends() || SERVICES.iter().all(|kind| progress[*kind as usize].is_known),
+        knows_backends: knows_backends(setup, progress),
         identities,
         backends,
     }
 }
 
-fn identities_judge<'a>(setup: &'a Setup, progress: &[Progress]) -> identities::Judge<'a> {
+fn identities_judge<'a>(setup: &'a Setup, progress: &[Progress], endpoints: &Endpoints) -> identities::Judge<'a> {
+    let are_read = |kind: Scope| {
+        let progress = progress[kind as usize];
+        progress.is_known && !progress.is_listing && !progress.must_list
+    };
     identities::Judge {
         wanted: setup.identities(),
         rules: setup.rules(Scope::Endpoints),
-        knows_users: progress[Scope::Endpoints as usize].is_known,
+        // An endpoint that is still to be read, or to be decided about, may have an identity that another one has had.
+        knows_users: are_read(Scope::Endpoints)
+            && are_read(Scope::Identities)
+            && endpoints.wanted().is_empty()
+            && !setup.judge(Scope::Endpoints).is_waiting()
+            && knows_backends(setup, progress),
     }
 }
 

@@ -229,7 +229,7 @@ impl Reflection<'_> {
 
     /// Lists the prefix. Returns the revision of the list.
     async fn list(&self) -> Result<i64, Error> {
-        self.wait_until_stored_keys_are_known().await;
+        self.wait_until_keys_can_be_judged().await;
         // The time limit begins when the list has got its slot.
         let reading = async { tokio::time::timeout(LIST_MAX, Box::pin(self.read_pages())).await };
         let read = self.remote.limits.lists.run(reading).await;

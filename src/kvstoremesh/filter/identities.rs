@@ -49,7 +49,7 @@ pub(super) type Change = (u32, Option<Bytes>);
 #[derive(Debug, Default)]
 pub(super) struct Identities {
     identities: HashMap<u32, Identity>,
-    /// Identities whose last user may be gone.
+    /// Mirrored identities that may have no user.
     idle: BTreeSet<u32>,
     /// Identities of which the rules may say something else than before.
     changed: BTreeSet<u32>,
@@ -156,6 +156,9 @@ impl Identities {
             Decision::Pending => was_kept || is_new && is_stored(),
         };
         identity.set(true, is_kept, &mut self.tally);
+        if is_kept && identity.users == 0 {
+            self.idle.insert(number);
+        }
         match (is_kept, was_kept) {
             (true, _) => Some((number, Some(value.clone()))),
             (false, true) => Some((number, None)),
@@ -254,10 +257,10 @@ impl Identities {
         is_blind
     }
 
-    /// Decides about all identities again. Returns the changes of the mirror.
+    /// Decides about all identities again. Returns those that enter the mirror; [`Self::settle`] finds those that leave it.
     pub(super) fn judge_all(&mut self, judge: Judge<'_>) -> Vec<Change> {
         self.idle = self.identities.keys().copied().collect();
-        let mut changes = self.settle(judge);
+        let mut changes = vec![];
         for (number, identity) in &mut self.identities {
             let wants = judge.verdict(identity).decision == Decision::Keep;
             if let Some(value) = identity.value.as_deref().filter(|_| wants && !identity.is_kept) {

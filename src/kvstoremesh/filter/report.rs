@@ -106,7 +106,7 @@ impl Filter {
 
     fn identity_tallies(&self) -> impl Iterator<Item = (Verdict, Tally)> {
         let tally = self.identities.tally();
-        let judge = identities_judge(&self.setup, &self.progress);
+        let judge = identities_judge(&self.setup, &self.progress, &self.endpoints);
         let kept = Tally {
             keys: tally.kept,
             kept: tally.kept,

@@ -116,8 +116,12 @@ impl Reflection<'_> {
         self.todo() == Todo::List
     }
 
-    /// Whether the decision about a key can depend on whether the mirror holds the key.
-    pub(super) async fn wait_until_stored_keys_are_known(&self) {
+    /// Waits for what decisions about the keys of a list can depend on: other kinds, and the keys that the mirror holds.
+    pub(super) async fn wait_until_keys_can_be_judged(&self) {
+        if self.import().is_some() {
+            self.until(|import| import.look(|filter| filter.may_list(self.scope)))
+                .await;
+        }
         if self.import().is_some_and(|import| import.is_filtered(self.scope)) {
             self.remote.sync.wait_adopted().await;
         }

@@ -330,9 +330,19 @@ impl Rules {
         })
     }
 
-    /// Whether an identity is mirrored, which mirrored endpoints use or not.
-    pub(super) fn identity(&self, is_used: bool) -> bool {
-        !self.governs || self.kinds.contains(&Scope::Identities) && (!self.of_used || is_used)
+    /// Whether an identity is mirrored, which mirrored endpoints use or not; `None` if that is not known.
+    pub(super) fn identity(&self, is_used: bool, known: &Knowledge<'_>) -> Option<bool> {
+        if !self.governs {
+            return Some(true);
+        }
+        if !self.kinds.contains(&Scope::Identities) || !self.of_used || is_used {
+            return Some(self.kinds.contains(&Scope::Identities));
+        }
+        let is_endpoint_known = !self.kinds.contains(&Scope::Endpoints)
+            || self.endpoints.uniform().is_some()
+            || known.existing.is_some()
+            || self.endpoints.rules.iter().all(|rule| rule.existing.is_none());
+        is_endpoint_known.then_some(false)
     }
 }
 
