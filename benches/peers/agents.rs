@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 /// The settings that all scenarios share: six watches on one connection, no change and nothing but one cluster.
-fn plan() -> Plan {
+pub fn plan() -> Plan {
     Plan {
         agents: 1000,
         clusters: 1,
@@ -31,12 +31,12 @@ fn plan() -> Plan {
 }
 
 /// A run with its figures.
-struct Ran {
+pub struct Ran {
     outcome: Outcome,
     summary: Summary,
 }
 
-async fn run(server: &Server, plan: Plan) -> anyhow::Result<Ran> {
+pub async fn run(server: &Server, plan: Plan) -> anyhow::Result<Ran> {
     let life = Lifecycle::default();
     let (progress, _) = watch::channel(loadtest::Progress::default());
     let outcome = Box::pin(loadtest::run(plan, &server.target(), &progress, &life)).await?;
@@ -54,14 +54,14 @@ async fn run(server: &Server, plan: Plan) -> anyhow::Result<Ran> {
 }
 
 impl Ran {
-    fn phase(&self, name: &str) -> anyhow::Result<(&PhaseCosts, Spent)> {
+    pub fn phase(&self, name: &str) -> anyhow::Result<(&PhaseCosts, Spent)> {
         let phase = self.outcome.phases.iter().find(|phase| phase.name == name);
         let phase = phase.with_context(|| format!("the run has no phase {name}"))?;
         Ok((phase, phase.server.context("the server's process was not found")?))
     }
 
     /// CPU time of the server for each operation of a phase, in µs.
-    fn cpu(&self, name: &str) -> anyhow::Result<f64> {
+    pub fn cpu(&self, name: &str) -> anyhow::Result<f64> {
         let (phase, spent) = self.phase(name)?;
         if phase.operations == 0 {
             bail!(
@@ -72,7 +72,7 @@ impl Ran {
         Ok(spent.cpu_secs * 1e6 / phase.operations as f64)
     }
 
-    fn latency(&self, title: &str) -> anyhow::Result<&Quantiles> {
+    pub fn latency(&self, title: &str) -> anyhow::Result<&Quantiles> {
         let found = self.summary.latencies.get(title);
         found.with_context(|| format!("the run has no latency {title:?}"))
     }
@@ -109,18 +109,26 @@ pub async fn storm(server: &Server, scale: Scale) -> anyhow::Result<Vec<Figure>>
     ])
 }
 
-/// Events that come alone, to many connections.
+/// Events that come alone, to many connections. Agents answer each event by a ping, as grpc-go does; a second run without
+/// these pings shows what they cost.
 pub async fn lone(server: &Server, scale: Scale) -> anyhow::Result<Vec<Figure>> {
-    let plan = Plan {
+    let plan = |bdp_pings| Plan {
         agents: scale.of(1000, 300),
         rate: 20.0,
         duration: scale.time(),
+        bdp_pings,
         ..plan()
     };
-    let ran = run(server, plan).await?;
+    let (ran, silent) = (run(server, plan(true)).await?, run(server, plan(false)).await?);
     let latency = ran.latency("send to delivery")?;
     Ok(vec![
         Figure::new("server CPU per delivered event", Kind::Cpu, "µs", ran.cpu("live")?),
+        Figure::new(
+            "server CPU per delivered event, agents without pings",
+            Kind::Cpu,
+            "µs",
+            silent.cpu("live")?,
+        ),
         Figure::new("write to delivery, p50", Kind::Latency, "ms", latency.p50_ms),
         Figure::new("write to delivery, p99", Kind::Latency, "ms", latency.p99_ms),
     ])

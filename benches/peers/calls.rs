@@ -10,6 +10,7 @@ use hdrhistogram::Histogram;
 use isthmus::pb::etcdserverpb::request_op::Request;
 use isthmus::pb::etcdserverpb::{PutRequest, RangeRequest, RequestOp, TxnRequest};
 use std::cell::{Cell, RefCell};
+use std::ops::Range;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -19,7 +20,7 @@ const IN_FLIGHT: usize = 32;
 const SPACE: usize = 10_000;
 const PREFIX: &str = "cilium/";
 /// One key below all keys of [`PREFIX`], and the first key after them.
-const RANGE: (&str, &str) = ("cilium/", "cilium0");
+pub const RANGE: (&str, &str) = ("cilium/", "cilium0");
 /// Puts of a transaction.
 const BATCH: usize = 100;
 /// The longest call that is told apart, in microseconds.
@@ -32,7 +33,8 @@ fn key(i: usize) -> Bytes {
     format!("{PREFIX}cache/ip/v1/c{:03}/10.{a}.{b}.{c}", i % 250).into()
 }
 
-fn put(i: usize, value: &Bytes) -> PutRequest {
+/// A put of the key of this number.
+pub fn put(i: usize, value: &Bytes) -> PutRequest {
     PutRequest {
         key: key(i),
         value: value.clone(),
@@ -40,23 +42,24 @@ fn put(i: usize, value: &Bytes) -> PutRequest {
     }
 }
 
-fn value(bytes: usize) -> Bytes {
+pub fn value(bytes: usize) -> Bytes {
     vec![b'x'; bytes].into()
 }
 
-async fn connect(server: &Server) -> anyhow::Result<Vec<Client>> {
+pub async fn connect(server: &Server) -> anyhow::Result<Vec<Client>> {
     try_join_all((0..CONNECTIONS).map(|_| Client::connect(&server.authority))).await
 }
 
-fn micros(cpu: Duration, operations: usize) -> f64 {
+pub fn micros(cpu: Duration, operations: usize) -> f64 {
     cpu.as_secs_f64() * 1e6 / operations.max(1) as f64
 }
 
-/// Many calls in flight, for a time. `call` makes the call of this number.
-async fn load(
+/// Calls on all connections, `in_flight` on each, for a time. `call` makes the call of this number.
+pub async fn load(
     server: &Server,
     time: Duration,
     clients: &[Client],
+    in_flight: usize,
     call: impl AsyncFn(&Client, usize) -> anyhow::Result<()>,
 ) -> anyhow::Result<Load> {
     let (next, histogram) = (
@@ -76,7 +79,7 @@ async fn load(
         }
         anyhow::Ok(())
     };
-    try_join_all(clients.iter().flat_map(|client| (0..IN_FLIGHT).map(|_| worker(client)))).await?;
+    try_join_all(clients.iter().flat_map(|client| (0..in_flight).map(|_| worker(client)))).await?;
     Ok(Load {
         calls: next.get(),
         secs: began.elapsed().as_secs_f64(),
@@ -85,7 +88,8 @@ async fn load(
     })
 }
 
-struct Load {
+/// What calls have cost.
+pub struct Load {
     calls: usize,
     secs: f64,
     cpu: Duration,
@@ -93,12 +97,21 @@ struct Load {
 }
 
 impl Load {
+    /// CPU time of the server for each call, in µs.
+    pub fn cpu_per_call(&self) -> f64 {
+        micros(self.cpu, self.calls)
+    }
+
+    /// A quantile of the latency, in ms.
+    pub fn ms(&self, quantile: f64) -> f64 {
+        self.histogram.value_at_quantile(quantile) as f64 / 1000.0
+    }
+
     fn figures(&self) -> Vec<Figure> {
-        let ms = |quantile| self.histogram.value_at_quantile(quantile) as f64 / 1000.0;
         vec![
-            Figure::new("server CPU per call", Kind::Cpu, "µs", micros(self.cpu, self.calls)),
+            Figure::new("server CPU per call", Kind::Cpu, "µs", self.cpu_per_call()),
             Figure::new("calls per second", Kind::Rate, "/s", self.calls as f64 / self.secs),
-            Figure::new("latency, p99", Kind::Latency, "ms", ms(0.99)),
+            Figure::new("latency, p99", Kind::Latency, "ms", self.ms(0.99)),
         ]
     }
 }
@@ -107,19 +120,19 @@ impl Load {
 pub async fn puts(server: &Server, scale: Scale) -> anyhow::Result<Vec<Figure>> {
     let clients = connect(server).await?;
     let value = value(256);
-    fill(server, &clients[0], SPACE, &value).await?;
+    fill(server, &clients[0], 0..SPACE, &value).await?;
     let call = async |client: &Client, n: usize| {
         let message = put(n.wrapping_mul(7919) % SPACE, &value);
         client.call(Call::Put, &message).await.map(drop)
     };
-    load(server, scale.time() / 5, &clients, call).await?;
-    Ok(load(server, scale.time(), &clients, call).await?.figures())
+    load(server, scale.time() / 5, &clients, IN_FLIGHT, call).await?;
+    Ok(load(server, scale.time(), &clients, IN_FLIGHT, call).await?.figures())
 }
 
 /// Linearizable gets of keys that exist.
 pub async fn gets(server: &Server, scale: Scale) -> anyhow::Result<Vec<Figure>> {
     let clients = connect(server).await?;
-    fill(server, &clients[0], SPACE, &value(256)).await?;
+    fill(server, &clients[0], 0..SPACE, &value(256)).await?;
     let call = async |client: &Client, n: usize| {
         let message = RangeRequest {
             key: key(n.wrapping_mul(7919) % SPACE),
@@ -131,15 +144,15 @@ pub async fn gets(server: &Server, scale: Scale) -> anyhow::Result<Vec<Figure>> 
             keys => bail!("a get of one key returned {keys} keys"),
         }
     };
-    load(server, scale.time() / 5, &clients, call).await?;
-    Ok(load(server, scale.time(), &clients, call).await?.figures())
+    load(server, scale.time() / 5, &clients, IN_FLIGHT, call).await?;
+    Ok(load(server, scale.time(), &clients, IN_FLIGHT, call).await?.figures())
 }
 
 /// Lists of all keys of a store: in pages of 256 keys, as Cilium's agents list, and in one answer.
 pub async fn lists(server: &Server, scale: Scale) -> anyhow::Result<Vec<Figure>> {
     let keys = scale.of(100_000, 20_000);
     let client = Client::connect(&server.authority).await?;
-    fill(server, &client, keys, &value(256)).await?;
+    fill(server, &client, 0..keys, &value(256)).await?;
     let (paged, whole) = (
         list(server, &client, keys, 256, scale).await?,
         list(server, &client, keys, 0, scale).await?,
@@ -155,23 +168,9 @@ async fn list(server: &Server, client: &Client, keys: usize, limit: i64, scale: 
     let before = server.cost()?;
     let (began, mut lists) = (Instant::now(), 0);
     while lists == 0 || began.elapsed() < scale.time() / 2 {
-        let (mut from, mut revision, mut seen) = (Bytes::from(RANGE.0), 0, 0);
-        loop {
-            let message = RangeRequest {
-                key: from,
-                range_end: RANGE.1.into(),
-                limit,
-                revision,
-                ..RangeRequest::default()
-            };
-            let mut page = Page::read(&client.call(Call::Range, &message).await?)?;
-            seen += page.keys;
-            if !page.more {
-                break;
-            }
-            revision = if revision == 0 { page.revision } else { revision };
-            page.last.push(0);
-            from = page.last.into();
+        let (mut list, mut seen) = (List::new(limit), 0);
+        while let Some(page) = list.next(client).await? {
+            seen += page;
         }
         if seen != keys {
             bail!("a list of {keys} keys returned {seen}");
@@ -181,10 +180,61 @@ async fn list(server: &Server, client: &Client, keys: usize, limit: i64, scale: 
     Ok(micros(server.cost()?.cpu - before.cpu, keys * lists))
 }
 
+/// Lists everything by 256 for a time, again and again. Returns the number of keys.
+pub async fn list_for(client: &Client, time: Duration) -> anyhow::Result<usize> {
+    let (began, mut list, mut seen) = (Instant::now(), List::new(256), 0);
+    while began.elapsed() < time {
+        match list.next(client).await? {
+            Some(keys) => seen += keys,
+            None => list = List::new(256),
+        }
+    }
+    Ok(seen)
+}
+
+/// A list of everything, in pages of one revision.
+struct List {
+    limit: i64,
+    revision: i64,
+    /// The first key of the next page; `None` after the last page.
+    from: Option<Bytes>,
+}
+
+impl List {
+    fn new(limit: i64) -> Self {
+        Self {
+            limit,
+            revision: 0,
+            from: Some(RANGE.0.into()),
+        }
+    }
+
+    /// The number of keys of the next page.
+    async fn next(&mut self, client: &Client) -> anyhow::Result<Option<usize>> {
+        let Some(from) = self.from.take() else { return Ok(None) };
+        let message = RangeRequest {
+            key: from,
+            range_end: RANGE.1.into(),
+            limit: self.limit,
+            revision: self.revision,
+            ..RangeRequest::default()
+        };
+        let mut page = Page::read(&client.call(Call::Range, &message).await?)?;
+        if self.revision == 0 {
+            self.revision = page.revision;
+        }
+        if page.more {
+            page.last.push(0);
+            self.from = Some(page.last.into());
+        }
+        Ok(Some(page.keys))
+    }
+}
+
 /// Writes keys in transactions, which are not measured.
-async fn fill(server: &Server, client: &Client, keys: usize, value: &Bytes) -> anyhow::Result<()> {
-    for from in (0..keys).step_by(BATCH) {
-        let puts = (from..keys.min(from + BATCH)).map(|i| RequestOp {
+pub async fn fill(server: &Server, client: &Client, keys: Range<usize>, value: &Bytes) -> anyhow::Result<()> {
+    for from in keys.clone().step_by(BATCH) {
+        let puts = (from..keys.end.min(from + BATCH)).map(|i| RequestOp {
             request: Some(Request::RequestPut(put(i, value))),
         });
         let message = TxnRequest {
@@ -231,5 +281,6 @@ pub async fn growth(server: &Server, scale: Scale) -> anyhow::Result<Vec<Figure>
         .enumerate()
         .map(|(at, us)| ((keys / PARTS * (at + 1)) as f64, *us));
     figures[0].points = points.collect();
+    figures[0].x = "keys";
     Ok(figures)
 }

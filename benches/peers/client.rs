@@ -26,6 +26,7 @@ pub enum Call {
     Put,
     Range,
     Txn,
+    Compact,
 }
 
 impl Call {
@@ -34,6 +35,7 @@ impl Call {
             Self::Put => "/etcdserverpb.KV/Put",
             Self::Range => "/etcdserverpb.KV/Range",
             Self::Txn => "/etcdserverpb.KV/Txn",
+            Self::Compact => "/etcdserverpb.KV/Compact",
         }
     }
 }

@@ -17,6 +17,7 @@ mod report;
 mod results;
 mod scenarios;
 mod server;
+mod slopes;
 
 use anyhow::{Context, bail};
 use clap::Parser;
@@ -33,7 +34,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Marks the process that `taskset` has pinned to the loader's core.
 const PINNED: &str = "ISTHMUS_BENCH_PINNED";
-const CPUS: &str = "a list of two CPUs";
+const CPUS: &str = "a list of two CPUs or ranges of CPUs";
 
 /// Measure Isthmus beside etcd
 #[derive(Debug, Parser)]
@@ -55,9 +56,10 @@ struct Args {
     /// Servers to run; a part of a name selects all that contain the part. By default all, and with --quick not etcd 3.6.
     #[arg(long, value_delimiter = ',', value_name = "NAME,...")]
     servers: Vec<String>,
-    /// CPUs of the server and of the loader.
+    /// CPUs of the server and of the loader, each a number or a range such as 0-3. Loads of one connection, and of one
+    /// loader, do not fill many CPUs, and a CPU of both blurs rates and latencies, but not CPU time.
     #[arg(long, default_value = "0,1", value_delimiter = ',', value_name = "SERVER,LOADER")]
-    cpus: Vec<usize>,
+    cpus: Vec<String>,
     /// Binary of Isthmus. By default, the one that was built with this program.
     #[arg(long, value_name = "FILE", default_value = env!("CARGO_BIN_EXE_clustermesh-apiserver"))]
     isthmus: PathBuf,
@@ -93,18 +95,18 @@ fn run() -> anyhow::Result<()> {
         }
         return Ok(());
     }
-    let [server_cpu, loader_cpu] = args.cpus[..] else {
+    let [server_cpu, loader_cpu] = &args.cpus[..] else {
         bail!("--cpus is not {CPUS}, such as 0,1");
     };
     let is_pinned = pin(server_cpu, loader_cpu)?;
     // Fails only if a provider is installed already.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(Box::pin(measure(&args, is_pinned.then_some(server_cpu))))
+    runtime.block_on(Box::pin(measure(&args, is_pinned.then_some(server_cpu.as_str()))))
 }
 
 /// Starts this program anew on the loader's CPU. Returns false if the machine has only one.
-fn pin(server: usize, loader: usize) -> anyhow::Result<bool> {
+fn pin(server: &str, loader: &str) -> anyhow::Result<bool> {
     if std::env::var_os(PINNED).is_some() {
         return Ok(true);
     }
@@ -113,16 +115,16 @@ fn pin(server: usize, loader: usize) -> anyhow::Result<bool> {
         eprintln!("This machine has one CPU: server and loader share it, and latencies are those of both.");
         return Ok(false);
     }
-    if server == loader {
+    if server == loader && !server.contains('-') {
         bail!("--cpus names one CPU twice: give {CPUS}");
     }
     let mut command = Command::new("taskset");
-    command.arg("-c").arg(loader.to_string()).arg(std::env::current_exe()?);
+    command.arg("-c").arg(loader).arg(std::env::current_exe()?);
     let error = command.args(std::env::args_os().skip(1)).env(PINNED, "1").exec();
     Err(error).context("cannot run taskset, which is a part of util-linux")
 }
 
-async fn measure(args: &Args, cpu: Option<usize>) -> anyhow::Result<()> {
+async fn measure(args: &Args, cpu: Option<&str>) -> anyhow::Result<()> {
     let scale = if args.quick { Scale::Quick } else { Scale::Full };
     let rounds = args.rounds.unwrap_or(scale.of(3, 1)).max(1);
     let chosen = chosen(&args.scenarios, args.exact)?;
@@ -172,7 +174,7 @@ async fn once(
     scenario: &Scenario,
     program: &Program,
     scale: Scale,
-    cpu: Option<usize>,
+    cpu: Option<&str>,
     stacks: Option<&Path>,
 ) -> anyhow::Result<Vec<scenarios::Figure>> {
     let server = program.start(scenario.security, cpu).await?;

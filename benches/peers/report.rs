@@ -13,8 +13,6 @@ const BARS: [(&str, &str, Kind); 3] = [
     ("latency.svg", "Latency", Kind::Latency),
     ("memory.svg", "Memory of the server", Kind::Memory),
 ];
-/// The plot of a store that grows.
-const GROWTH: &str = "growth.svg";
 
 /// The lines of README.md between which the summary of a whole run is.
 const MARKS: (&str, &str) = ("<!-- make bench writes from here -->\n", "<!-- to here -->\n");
@@ -74,30 +72,23 @@ pub fn write(results: &Results, dir: &Path) -> anyhow::Result<()> {
         let rows: Vec<&Row> = results.rows.iter().filter(|row| row.kind == kind).collect();
         if !rows.is_empty() {
             write(file, plot::bars(title, &results.servers, &rows))?;
-            images.push((file, title));
+            images.push((file.to_owned(), title.to_owned()));
         }
     }
-    if let Some(row) = results
-        .rows
-        .iter()
-        .find(|row| row.points.iter().any(|points| !points.is_empty()))
-    {
-        write(
-            GROWTH,
-            plot::lines(
-                "CPU time of a put while the store grows, µs",
-                "keys",
-                &results.servers,
-                &row.points,
-            ),
-        )?;
-        images.push((GROWTH, "CPU time of a put while the store grows"));
+    for row in &results.rows {
+        if row.points.iter().all(Vec::is_empty) {
+            continue;
+        }
+        let title = format!("{}, {}: {}", row.figure, row.unit, row.title);
+        let file = format!("{}-{}.svg", row.scenario, slug(row.figure));
+        write(&file, plot::lines(&title, row.x, &results.servers, &row.points))?;
+        images.push((file, title));
     }
     write("README.md", page(results, &images))?;
     write("results.json", serde_json::to_string_pretty(results)? + "\n")
 }
 
-fn page(results: &Results, images: &[(&str, &str)]) -> String {
+fn page(results: &Results, images: &[(String, String)]) -> String {
     let machine = &results.machine;
     let mut out = format!(
         "# {}\n\n`make bench` wrote this page on {} on {} CPUs of {}, Linux {}. Server and loader had one core each, and all servers \
@@ -157,6 +148,14 @@ pub fn table(results: &Results) -> String {
         let _ = writeln!(out, "| {} |", cells.join(" | "));
     }
     out
+}
+
+/// A name of a file: words of letters and digits.
+fn slug(text: &str) -> String {
+    let words = text
+        .split(|c: char| !c.is_ascii_alphanumeric())
+        .filter(|word| !word.is_empty());
+    words.map(str::to_ascii_lowercase).collect::<Vec<_>>().join("-")
 }
 
 /// A value with its unit.

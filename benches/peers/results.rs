@@ -24,6 +24,8 @@ pub struct Row {
     pub values: Vec<Vec<f64>>,
     /// The line of the last round, for each server; empty for most figures.
     pub points: Vec<Vec<(f64, f64)>>,
+    /// What grows along the line.
+    pub x: &'static str,
 }
 
 /// A measurement that failed.
@@ -111,6 +113,7 @@ impl Results {
                     unit: figure.unit,
                     values: vec![vec![]; count],
                     points: vec![vec![]; count],
+                    x: figure.x,
                 });
                 self.rows.len() - 1
             });

@@ -3,6 +3,7 @@
 use crate::agents;
 use crate::calls;
 use crate::server::{Security, Server};
+use crate::slopes;
 use serde::Serialize;
 use std::time::Duration;
 
@@ -47,8 +48,9 @@ pub struct Figure {
     pub kind: Kind,
     pub unit: &'static str,
     pub value: f64,
-    /// A line of a plot, if the figure changes while the scenario runs.
+    /// A line of a plot, if the figure changes while the scenario runs, and what grows meanwhile.
     pub points: Vec<(f64, f64)>,
+    pub x: &'static str,
 }
 
 impl Figure {
@@ -59,6 +61,7 @@ impl Figure {
             unit,
             value,
             points: vec![],
+            x: "",
         }
     }
 }
@@ -85,6 +88,10 @@ enum Load {
     /// The number of connections, and that of a quick run.
     Rush(usize, usize),
     Wide,
+    Connections,
+    Keys,
+    Beside,
+    Stopped,
 }
 
 const fn scenario(name: &'static str, title: &'static str, security: Security, load: Load) -> Scenario {
@@ -98,7 +105,7 @@ const fn scenario(name: &'static str, title: &'static str, security: Security, l
 }
 
 /// All scenarios, in the order of the table.
-pub const ALL: [Scenario; 16] = {
+pub const ALL: [Scenario; 20] = {
     use Security::{Ec, Plain, Rsa};
     [
         scenario("puts", "Put of 256 B, 8 × 32 in flight", Plain, Load::Puts),
@@ -166,6 +173,26 @@ pub const ALL: [Scenario; 16] = {
             is_long: true,
             ..scenario("wide-mtls", "1 event/s to 9,000 connections, mTLS", Rsa, Load::Wide)
         },
+        Scenario {
+            is_long: true,
+            ..scenario(
+                "connections",
+                "5,000 deliveries/s to 1,000 … 18,000 connections",
+                Plain,
+                Load::Connections,
+            )
+        },
+        Scenario {
+            is_long: true,
+            ..scenario("keys", "10,000 … 3,000,000 keys of 400 B", Plain, Load::Keys)
+        },
+        scenario(
+            "beside",
+            "Puts beside a list and a compaction, 500,000 keys",
+            Plain,
+            Load::Beside,
+        ),
+        scenario("stopped", "Bursts beside 100 readers that stop", Plain, Load::Stopped),
     ]
 };
 
@@ -183,6 +210,10 @@ impl Scenario {
             Load::Idle => agents::idle(server, scale).await,
             Load::Rush(full, quick) => agents::rush(server, scale.of(full, quick)).await,
             Load::Wide => agents::wide(server, scale).await,
+            Load::Connections => slopes::connections(server, scale).await,
+            Load::Keys => slopes::keys(server, scale).await,
+            Load::Beside => slopes::beside(server, scale).await,
+            Load::Stopped => slopes::stopped(server, scale).await,
         }
     }
 }

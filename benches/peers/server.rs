@@ -80,8 +80,8 @@ impl Program {
         })
     }
 
-    /// Starts the program on `core` and waits until it answers.
-    pub async fn start(&self, security: Security, core: Option<usize>) -> anyhow::Result<Server> {
+    /// Starts the program on these cores and waits until it answers.
+    pub async fn start(&self, security: Security, cores: Option<&str>) -> anyhow::Result<Server> {
         let base = Path::new(MEMORY);
         let dir = match base.is_dir() {
             true => tempfile::tempdir_in(base),
@@ -116,10 +116,10 @@ impl Program {
         if security != Security::Plain {
             args.extend(certify(security, dir.path(), &mut config)?);
         }
-        let mut command = match core {
-            Some(core) => {
+        let mut command = match cores {
+            Some(cores) => {
                 let mut command = Command::new("taskset");
-                command.arg("-c").arg(core.to_string()).arg(&self.path);
+                command.arg("-c").arg(cores).arg(&self.path);
                 command
             }
             None => Command::new(&self.path),
