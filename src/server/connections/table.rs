@@ -15,6 +15,8 @@ use tokio_util::sync::CancellationToken;
 const REMEMBERED: usize = 256;
 /// A search that found too few is repeated after this many times its duration.
 const REST: u32 = 20;
+/// A search that took less may be repeated at once.
+const CHEAP: Duration = Duration::from_micros(200);
 
 #[derive(Default)]
 pub(super) struct Table {
@@ -200,7 +202,7 @@ impl Waiting {
         idle.sort_unstable();
         self.found = idle.into();
         let took: Duration = began.elapsed();
-        self.search_at = Some(began + took * REST);
+        self.search_at = (took > CHEAP).then(|| began + took * REST);
     }
 }
 
