@@ -217,7 +217,11 @@ async fn processes_that_know_nothing_of_each_other_tell_of_the_same_trace() {
     .await;
     assert_eq!((&*told.service, &*told.instance), ("isthmus-kvstoremesh", "local"));
     assert_ne!(told.trace, commit.trace);
-    assert_eq!(told.links, [commit.trace.clone()], "it links to what the store tells");
+    assert_eq!(
+        told.links,
+        std::slice::from_ref(&commit.trace),
+        "it links to what the store tells"
+    );
 }
 
 #[tokio::test]

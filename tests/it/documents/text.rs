@@ -55,7 +55,7 @@ impl Document {
     }
 
     /// Texts in backticks outside of blocks.
-    fn quotes<'a>(line: &'a str) -> impl Iterator<Item = &'a str> {
+    fn quotes(line: &str) -> impl Iterator<Item = &str> {
         line.split('`').skip(1).step_by(2)
     }
 
