@@ -3,6 +3,7 @@
 //! An event marks the addresses and identities about which the rules may now decide otherwise. They are judged again at the
 //! end of the event, see [`State::settle`].
 
+use super::notes::Note;
 use super::{Action, Effects, Name, NamespacedName, State, identity, service, service_export};
 use crate::k8s::types as k8s;
 use crate::model::cluster::ClusterName;
@@ -81,27 +82,6 @@ pub(super) struct Standing {
     bytes: u64,
     /// The identity of a published address.
     identity: Option<u32>,
-}
-
-/// A decision that follows from an object, which is noted once the event has been handled.
-pub(super) enum Note {
-    /// The key of an object; `None` if the object is not exported whatever the rules say.
-    Key {
-        scope: Scope,
-        name: Name,
-        decided: Option<(Verdict, u64)>,
-    },
-    /// Another rule decided the same about a key.
-    Cause { scope: Scope, name: Name, verdict: Verdict },
-    /// A global service, with the addresses that it exports.
-    Service {
-        name: NamespacedName,
-        decided: Option<(Verdict, Box<[Name]>)>,
-    },
-    ServiceExport {
-        name: NamespacedName,
-        verdict: Option<Verdict>,
-    },
 }
 
 impl Facts {
