@@ -91,6 +91,8 @@ pub(super) struct Filter {
     /// Services, endpoint slices and service exports.
     objects: [Objects; 3],
     backends: Backends,
+    /// Whether the backends of all services were known when decisions were made last.
+    knew_backends: bool,
     again: Option<Again>,
     version: u64,
 }
@@ -121,6 +123,7 @@ impl Filter {
             endpoints: Endpoints::default(),
             objects: Default::default(),
             backends: Backends::default(),
+            knew_backends: false,
             again: None,
             version: 0,
         }
@@ -189,7 +192,8 @@ impl Filter {
             Scope::Identities => self.setup.identities() != Wanted::Used || self.is_settled(Scope::Endpoints),
             Scope::Endpoints if self.setup.keeps_endpoints() => true,
             Scope::Endpoints => {
-                !judge.is_waiting() && (!self.setup.needs_backends() || SERVICES.into_iter().all(|kind| self.is_settled(kind)))
+                !judge.is_waiting()
+                    && (!self.setup.needs_backends() || SERVICES.into_iter().all(|kind| self.is_settled(kind)))
             }
             _ => !judge.is_waiting(),
         }
@@ -270,7 +274,6 @@ impl Filter {
         }
         let judge = self.setup.judge(Scope::Endpoints);
         self.endpoints.judge_namespaces_again(judge);
-        self.backends.await_reads(true);
         for kind in Scope::ALL {
             let (before, after) = (old.mode(kind), self.setup.mode(kind));
             if before != after {
@@ -308,7 +311,7 @@ impl Filter {
     fn mode_changed(&mut self, kind: Scope, before: Mode, after: Mode, out: &mut Vec<Write>) {
         if kind == Scope::Identities && after == Mode::Pass {
             // The values of those that were left out as unused are known.
-            let judge = identities_judge(&self.setup, &self.progress, &self.endpoints);
+            let judge = identities_judge(&self.setup, &self.progress, (&self.objects, &self.endpoints));
             let changes = self.identities.judge_all(judge);
             out.extend(changes.into_iter().map(|change| self.write_of(change)));
         }
@@ -371,7 +374,12 @@ impl Filter {
 
     fn put_endpoint(&mut self, key: Bytes, value: Bytes, stored: Stored<'_>, out: &mut Vec<Write>) {
         let name = Name::new(self.name(Scope::Endpoints, &key));
-        let judge = endpoints_judge(&self.setup, &self.progress, &self.identities, &self.backends);
+        let judge = endpoints_judge(
+            &self.setup,
+            &self.progress,
+            &self.objects,
+            (&self.identities, &self.backends),
+        );
         let endpoints = &mut self.endpoints;
         let change = values::endpoint(&value, |facts| {
             endpoints.put(judge, &name, facts, value.len(), || stored(&key))
@@ -391,14 +399,14 @@ impl Filter {
     }
 
     fn begin_use(&mut self, identity: u32, out: &mut Vec<Write>) {
-        let judge = identities_judge(&self.setup, &self.progress, &self.endpoints);
+        let judge = identities_judge(&self.setup, &self.progress, (&self.objects, &self.endpoints));
         if let Some(change) = self.identities.begin_use(judge, identity) {
             out.push(self.write_of(change));
         }
     }
 
     fn put_identity(&mut self, key: Bytes, value: Bytes, stored: Stored<'_>, out: &mut Vec<Write>) {
-        let judge = identities_judge(&self.setup, &self.progress, &self.endpoints);
+        let judge = identities_judge(&self.setup, &self.progress, (&self.objects, &self.endpoints));
         match identities::number(self.name(Scope::Identities, &key)) {
             Some(number) => {
                 let change = self.identities.put(judge, number, &value, || stored(&key));
@@ -530,12 +538,9 @@ impl Filter {
     fn become_known(&mut self, kind: Scope, out: &mut Vec<Write>) {
         let progress = &mut self.progress[kind as usize];
         // Rules that changed during the list may have asked for more than its first keys told.
-        let was_known = mem::replace(&mut progress.is_known, !progress.must_list);
+        progress.is_known = !progress.must_list;
         progress.is_listing = false;
         self.backends.list_ended(kind);
-        if SERVICES.contains(&kind) && !was_known {
-            self.again = Some(Again::All);
-        }
         self.settle(out);
         if kind == Scope::Endpoints {
             self.judge_identities(out);
@@ -559,11 +564,18 @@ impl Filter {
                 None => self.again = Some(Again::OfIdentities(labels)),
             }
         }
-        let reads = SERVICES.into_iter().filter_map(object_at);
-        let awaits_reads = reads.into_iter().any(|at| !self.objects[at].wanted().is_empty());
-        self.backends.await_reads(awaits_reads);
+        let knows_backends = knows_backends(&self.setup, &self.progress, &self.objects);
+        let knew_backends = mem::replace(&mut self.knew_backends, knows_backends);
+        if knows_backends && !knew_backends {
+            self.again = Some(Again::All);
+        }
         let backends = self.backends.take_changed();
-        let judge = endpoints_judge(&self.setup, &self.progress, &self.identities, &self.backends);
+        let judge = endpoints_judge(
+            &self.setup,
+            &self.progress,
+            &self.objects,
+            (&self.identities, &self.backends),
+        );
         let mut changes = self.endpoints.backends_changed(judge, &backends);
         if let Some(again) = self.again.take() {
             changes.extend(self.endpoints.judge_again(judge, &again));
@@ -579,7 +591,7 @@ impl Filter {
     }
 
     fn settle_identities(&mut self, out: &mut Vec<Write>) {
-        let judge = identities_judge(&self.setup, &self.progress, &self.endpoints);
+        let judge = identities_judge(&self.setup, &self.progress, (&self.objects, &self.endpoints));
         if !judge.knows_users {
             return;
         }
@@ -590,7 +602,7 @@ impl Filter {
     /// Decides about all identities again.
     fn judge_identities(&mut self, out: &mut Vec<Write>) {
         if self.mode(Scope::Identities) == Mode::Filtered {
-            let judge = identities_judge(&self.setup, &self.progress, &self.endpoints);
+            let judge = identities_judge(&self.setup, &self.progress, (&self.objects, &self.endpoints));
             let changes = self.identities.judge_all(judge);
             out.extend(changes.into_iter().map(|change| self.write_of(change)));
             self.settle_identities(out);
@@ -616,27 +628,36 @@ impl Filter {
     }
 }
 
-fn knows_backends(setup: &Setup, progress: &[Progress]) -> bool {
-    !setup.needs_backends() || SERVICES.iter().all(|kind| progress[*kind as usize].is_known)
+/// Whether the backends of all mirrored services are known, or no rule asks for them.
+fn knows_backends(setup: &Setup, progress: &[Progress], objects: &[Objects]) -> bool {
+    let is_known = |kind: &Scope| {
+        let is_read = object_at(*kind).is_none_or(|at| objects[at].wanted().is_empty());
+        progress[*kind as usize].is_known && is_read
+    };
+    !setup.needs_backends() || SERVICES.iter().all(is_known)
 }
 
 fn endpoints_judge<'a>(
     setup: &'a Setup,
     progress: &[Progress],
-    identities: &'a Identities,
-    backends: &'a Backends,
+    objects: &[Objects],
+    (identities, backends): (&'a Identities, &'a Backends),
 ) -> endpoints::Judge<'a> {
     endpoints::Judge {
         names: setup.judge(Scope::Endpoints),
         leaves_regional: setup.leaves_regional(),
         keeps_all: setup.keeps_endpoints(),
-        knows_backends: knows_backends(setup, progress),
+        knows_backends: knows_backends(setup, progress, objects),
         identities,
         backends,
     }
 }
 
-fn identities_judge<'a>(setup: &'a Setup, progress: &[Progress], endpoints: &Endpoints) -> identities::Judge<'a> {
+fn identities_judge<'a>(
+    setup: &'a Setup,
+    progress: &[Progress],
+    (objects, endpoints): (&[Objects], &Endpoints),
+) -> identities::Judge<'a> {
     let are_read = |kind: Scope| {
         let progress = progress[kind as usize];
         progress.is_known && !progress.is_listing && !progress.must_list
@@ -649,7 +670,7 @@ fn identities_judge<'a>(setup: &'a Setup, progress: &[Progress], endpoints: &End
             && are_read(Scope::Identities)
             && endpoints.wanted().is_empty()
             && !setup.judge(Scope::Endpoints).is_waiting()
-            && knows_backends(setup, progress),
+            && knows_backends(setup, progress, objects),
     }
 }
 

@@ -12,9 +12,7 @@ pub(super) struct Backends {
     changed: BTreeSet<Address>,
     /// The kinds whose lists have begun and not ended.
     lists: BTreeSet<Scope>,
-    /// Whether services are about to be read one by one.
-    awaits_reads: bool,
-    /// What services have lost since a list or such reads began: another service may have it.
+    /// What services have lost since a list began: another service of the list may have it.
     held: Vec<Address>,
 }
 
@@ -32,20 +30,10 @@ impl Backends {
                 toggle(&mut self.changed, *address);
             }
         }
-        match self.is_held() {
-            true => self.held.extend(old),
-            false => self.lose(old),
+        match self.lists.is_empty() {
+            true => self.lose(old),
+            false => self.held.extend(old),
         }
-    }
-
-    fn is_held(&self) -> bool {
-        self.awaits_reads || !self.lists.is_empty()
-    }
-
-    /// Services are about to be read one by one, or all have been read.
-    pub(super) fn await_reads(&mut self, awaits_reads: bool) {
-        self.awaits_reads = awaits_reads;
-        self.release();
     }
 
     /// A list of services begins.
@@ -56,11 +44,7 @@ impl Backends {
     /// A list of services has ended.
     pub(super) fn list_ended(&mut self, kind: Scope) {
         self.lists.remove(&kind);
-        self.release();
-    }
-
-    fn release(&mut self) {
-        if !self.is_held() {
+        if self.lists.is_empty() {
             let held = std::mem::take(&mut self.held);
             self.lose(&held);
         }

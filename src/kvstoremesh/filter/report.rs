@@ -93,7 +93,12 @@ impl Filter {
                 self.identities.left_out()
             }
             _ => {
-                let judge = endpoints_judge(&self.setup, &self.progress, &self.identities, &self.backends);
+                let judge = endpoints_judge(
+                    &self.setup,
+                    &self.progress,
+                    &self.objects,
+                    (&self.identities, &self.backends),
+                );
                 self.endpoints
                     .tallies(judge)
                     .for_each(|(verdict, tally)| add(verdict, tally));
@@ -106,7 +111,7 @@ impl Filter {
 
     fn identity_tallies(&self) -> impl Iterator<Item = (Verdict, Tally)> {
         let tally = self.identities.tally();
-        let judge = identities_judge(&self.setup, &self.progress, &self.endpoints);
+        let judge = identities_judge(&self.setup, &self.progress, (&self.objects, &self.endpoints));
         let kept = Tally {
             keys: tally.kept,
             kept: tally.kept,
