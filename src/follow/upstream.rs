@@ -3,6 +3,7 @@
 use super::error::{is_of_transport, is_stale_token, is_unsent};
 use super::index::{self, Index};
 use super::link::{Link, Seen};
+use super::load::How;
 use super::member::{Failed, Member};
 use super::people::Asked;
 use crate::mvcc::Store;
@@ -97,7 +98,7 @@ impl Following {
                     metadata.insert("token", token.clone());
                 }
             }
-            Credentials::Token(_) | Credentials::User(_) => {
+            Credentials::Token(_) | Credentials::User(_) | Credentials::Nobody => {
                 // Never without a token, which would be the rights of this replica.
                 let invalid = || Status::from(crate::auth::Error::InvalidAuthToken);
                 let token = self.link.people.token(who)?.ok_or_else(invalid)?;
@@ -131,10 +132,9 @@ impl Following {
 
 #[tonic::async_trait]
 impl Asked for Following {
-    async fn answer(&self, path: &str, request: Bytes) -> Result<Bytes, Status> {
+    async fn answer(&self, path: &str, who: &Credentials, request: Bytes) -> Result<Bytes, Status> {
         let limit = Instant::now() + PATIENCE;
-        self.call(path, &Credentials::Replica, &MetadataMap::new(), request, Some(limit))
-            .await
+        self.call(path, who, &MetadataMap::new(), request, Some(limit)).await
     }
 }
 
@@ -242,7 +242,12 @@ impl Upstream for Following {
         self.exact.load(Ordering::Relaxed)
     }
 
+    fn is_doubtful(&self) -> bool {
+        self.doubtful.load(Ordering::Relaxed)
+    }
+
     fn register(&self, registry: &mut Registry) {
-        self.link.metrics.register(&self.link.people, registry);
+        let hows = How::ALL.map(How::label);
+        self.link.metrics.register(&self.link.people, hows, registry);
     }
 }
