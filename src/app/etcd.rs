@@ -183,6 +183,7 @@ impl Etcd {
             upstream: replica.as_ref().map(Replica::upstream),
             wakers,
         };
+        let drain_time = server.drain_time;
         let core = Core::start(parts, server, life);
         let followed = replica.map(|replica| replica.start(life));
         compact(&core, config.auto_compaction, life);
@@ -196,6 +197,9 @@ impl Etcd {
             followed.caught_up().await;
         }
         sockets.serve(&core, life);
+        if !drain_time.is_zero() {
+            life.before_stop(core.drain(drain_time));
+        }
         Ok(Self {
             store,
             auth,
@@ -207,6 +211,11 @@ impl Etcd {
             addresses,
             metrics_addresses,
         })
+    }
+
+    /// The figures of a replica; `None` for a store of its own.
+    pub fn replica_metrics(&self) -> Option<&Arc<follow::Metrics>> {
+        self.followed.as_ref().map(Followed::metrics)
     }
 
     /// Tells why the upstream of a replica is not followed at the moment; `None` for a store of its own.
