@@ -136,7 +136,7 @@ pub fn watch_store_certificates(source: ConfigSource, metrics: &DaemonMetrics, l
 /// Serves the status API of the mirror at `address`; an empty address disables the API.
 pub async fn start_mesh_api(address: &str, metrics: &DaemonMetrics, life: &Lifecycle) -> anyhow::Result<()> {
     if !address.is_empty() {
-        let router = kvstoremesh::api::router(metrics.mesh.clone(), metrics.expiry.clone());
+        let router = kvstoremesh::api::router(metrics.mesh.clone(), metrics.expiry.clone(), metrics.replica_status());
         start_http("status API", address, router, life).await?;
     }
     Ok(())

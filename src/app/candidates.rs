@@ -4,16 +4,17 @@
 
 use super::leader::{self, MESH_LOCK, PUBLISHER_LOCK};
 use super::metrics::{DaemonMetrics, Needs};
-use super::{ObjectSource, once_ready, start_mesh, start_publisher, watch_store_certificates};
+use super::{ObjectSource, once_ready, start_mesh, start_publisher, start_users, watch_store_certificates};
 use crate::clustermesh::publisher::Options;
 use crate::kvstore::client::KEEPALIVE;
 use crate::kvstore::config::ConfigSource;
 use crate::kvstore::etcd::{self, EtcdBackend};
 use crate::kvstore::limiter::Limits;
+use crate::kvstore::users::EtcdUsers;
 use crate::kvstoremesh;
 use crate::util::lifecycle::Lifecycle;
 use crate::util::readiness::{Block, Ready, Requirement};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,6 +29,8 @@ pub struct Candidates {
     pub objects: ObjectSource,
     /// `None` mirrors nothing.
     pub mirror: Option<kvstoremesh::Config>,
+    /// The file of the users of other clusters, which the publisher makes; `None` leaves users alone.
+    pub users: Option<PathBuf>,
 }
 
 /// The upstream as a store to write to.
@@ -58,13 +61,17 @@ fn shown_in(ready: &Ready, name: &str) -> (Ready, Block) {
 
 impl Candidates {
     /// Takes part in the elections for publisher and mirror of the upstream that `file` names. A lock that is lost ends the
-    /// process. Readiness does not wait for a lock, nor for the upstream.
+    /// process. Readiness does not wait for a lock, nor for the upstream. A process that leaves gives its locks back first, while
+    /// its clients are still here.
     pub fn start(self, file: &Path, metrics: &DaemonMetrics, needs: Needs, ready: &Ready, life: &Lifecycle) {
         let Self {
             publisher,
             objects,
             mirror,
+            users,
         } = self;
+        let (cluster, source) = (publisher.cluster.name.clone(), ConfigSource::File(file.to_owned()));
+        let life = &life.until_leaving();
         watch_store_certificates(ConfigSource::File(file.to_owned()), metrics, life);
         let store = EtcdBackend::start(upstream(file), &metrics.kvstore, life);
         let needs = Needs { store: false, ..needs };
@@ -80,6 +87,10 @@ impl Candidates {
                 &published,
                 &lives,
             );
+            if let Some(users) = users {
+                let admin = Arc::new(EtcdUsers::new(source));
+                start_users(users, admin, &cluster, &of_publisher, &lives);
+            }
             once_ready(&published, &lives, move || backend.initial_write_done());
             drop(waiting);
         });

@@ -189,6 +189,7 @@ impl Etcd {
             wakers,
         };
         let (deliveries, store_id) = (Arc::clone(&server.deliveries), server.identity.cluster_id);
+        let drain_time = server.drain_time;
         let core = Core::start(parts, server, life);
         let followed = replica.map(|replica| replica.start(life));
         compact(&core, config.auto_compaction, life);
@@ -202,6 +203,9 @@ impl Etcd {
             followed.caught_up().await;
         }
         sockets.serve(&core, life);
+        if !drain_time.is_zero() {
+            life.before_stop(core.drain(drain_time));
+        }
         Ok(Self {
             store,
             auth,
@@ -215,6 +219,11 @@ impl Etcd {
             addresses,
             metrics_addresses,
         })
+    }
+
+    /// The figures of a replica; `None` for a store of its own.
+    pub fn replica_metrics(&self) -> Option<&Arc<follow::Metrics>> {
+        self.followed.as_ref().map(Followed::metrics)
     }
 
     /// Tells why the upstream of a replica is not followed at the moment; `None` for a store of its own.

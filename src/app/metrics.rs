@@ -4,10 +4,13 @@
 mod reference;
 
 use crate::admin::{self, LateRegistry};
+use crate::follow;
 use crate::k8s::status::Status;
 use crate::kvstore::{self, Backend};
+use crate::kvstoremesh::api::ReplicaSource;
 use crate::kvstoremesh::cluster::Counters;
 use crate::kvstoremesh::metrics::{ImportMetrics, MeshMetrics};
+use crate::kvstoremesh::status::ReplicaStatus;
 use crate::scope::metrics::ScopeMetrics;
 use crate::users::{self, Users};
 use crate::util::expiry::Expiries;
@@ -69,6 +72,8 @@ pub struct DaemonMetrics {
     store: LateRegistry,
     bootstrap: Gauge<f64, AtomicU64>,
     users: Arc<Mutex<Option<Arc<Users>>>>,
+    /// How this process follows an etcd.
+    replica: Arc<Mutex<Option<Arc<follow::Metrics>>>>,
     /// 1 while this process holds the leader lock; no series in a process without an election.
     leader: Family<Labels, Gauge>,
 }
@@ -178,6 +183,25 @@ impl DaemonMetrics {
     /// Includes the management of users.
     pub fn follow_users(&self, users: &Arc<Users>) {
         *self.users.lock() = Some(Arc::clone(users));
+    }
+
+    /// Includes how this process follows an etcd.
+    pub fn follow_replica(&self, replica: &Arc<follow::Metrics>) {
+        *self.replica.lock() = Some(Arc::clone(replica));
+    }
+
+    /// How this process follows an etcd, for the status API.
+    pub(super) fn replica_status(&self) -> ReplicaSource {
+        let replica = Arc::clone(&self.replica);
+        Arc::new(move || {
+            let metrics = replica.lock().clone()?;
+            let (revision, behind) = metrics.position();
+            Some(ReplicaStatus {
+                revision,
+                behind,
+                trouble: metrics.trouble().unwrap_or_default(),
+            })
+        })
     }
 
     /// Records whether this process holds the leader lock.

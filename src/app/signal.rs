@@ -1,9 +1,10 @@
-//! SIGTERM and SIGINT stop the process gracefully; a second signal ends the process at once.
+//! SIGTERM and SIGINT stop the process gracefully. A second signal ends the wait for clients that have time to leave; the
+//! next one ends the process at once.
 
 use crate::util::lifecycle::Lifecycle;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Stops `life` at the first signal. The handlers are installed when this returns.
+/// Lets `life` leave and stop at the first signal. The handlers are installed when this returns.
 pub fn stop_on_signals(life: &Lifecycle) -> std::io::Result<()> {
     let mut term = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -21,7 +22,14 @@ pub fn stop_on_signals(life: &Lifecycle) -> std::io::Result<()> {
         };
         let signal = next().await;
         tracing::info!(signal, "signal received: stopping");
-        stopping.stop();
+        tokio::select! {
+            biased;
+            () = stopping.leave() => {}
+            signal = next() => {
+                tracing::warn!(signal, "second signal received: no more time for clients to leave");
+                stopping.stop();
+            }
+        }
         let signal = next().await;
         tracing::warn!(signal, "second signal received: exiting without waiting for tasks");
         std::process::exit(1);

@@ -3,7 +3,7 @@
 use crate::auth::{Access, AuthStore, Error, Permission, ROOT};
 use crate::durable::Durable;
 use crate::kvstore;
-use crate::kvstore::users::UserAdmin;
+use crate::kvstore::users::{EtcdUsers, UserAdmin};
 use crate::model::cluster::ClusterName;
 use crate::model::keys;
 use crate::mvcc::prefix_end;
@@ -108,6 +108,23 @@ pub(super) fn init(auth: &AuthStore, cluster: Option<&ClusterName>) -> Result<()
         }
     }
     auth.enable()
+}
+
+/// Adds missing users, roles and permissions of an etcd that runs, and turns authentication on.
+pub(super) async fn init_etcd(etcd: &EtcdUsers, cluster: Option<&ClusterName>) -> Result<(), kvstore::Error> {
+    for Account { user, role, reads } in accounts(cluster) {
+        etcd.add(&user).await?;
+        if role != ROOT {
+            etcd.add_role(role).await?;
+        }
+        if !etcd.roles(&user).await?.unwrap_or_default().contains(role) {
+            etcd.grant(&user, role).await?;
+        }
+        for Readable { key, range_end } in reads {
+            etcd.allow_reading(role, key.as_bytes(), &range_end).await?;
+        }
+    }
+    etcd.enable().await
 }
 
 /// Ignores that a user or role exists already, from an earlier start.

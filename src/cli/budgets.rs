@@ -8,7 +8,7 @@ use clap::Args;
 use std::time::Duration;
 
 const MIB: u64 = 1 << 20;
-/// A shorter time would end connections between the calls of a busy client.
+/// A shorter time would end connections between the calls of a busy client, or let clients do nothing but connect.
 const IDLE_MIN: Duration = Duration::from_secs(1);
 
 pub const VARIABLES: &[Variables] = &[
@@ -61,6 +61,16 @@ pub const VARIABLES: &[Variables] = &[
         flag: "idle_timeout",
         etcd: "ETCD_IDLE_TIMEOUT",
         serve: "CILIUM_IDLE_TIMEOUT",
+    },
+    Variables {
+        flag: "max_connection_age",
+        etcd: "ETCD_MAX_CONNECTION_AGE",
+        serve: "CILIUM_MAX_CONNECTION_AGE",
+    },
+    Variables {
+        flag: "drain_time",
+        etcd: "ETCD_DRAIN_TIME",
+        serve: "CILIUM_DRAIN_TIME",
     },
     Variables {
         flag: "watch_gather_time",
@@ -116,6 +126,18 @@ pub struct BudgetArgs {
     /// for a proxy that takes a closed connection for a failure.
     #[arg(long, default_value = "5m", value_parser = duration, value_name = "DURATION")]
     idle_timeout: Duration,
+    /// Age at which the client of a connection is asked to connect anew, with a random part so that connections of one
+    /// moment do not end together: between half of the age and the age, at least 1s. Calls that have begun end as usual,
+    /// and watches are resumed on the new connection. 0s never asks. Set an age, such as 30m, where several replicas serve
+    /// the same clients, so that a replica that was added gets its share.
+    #[arg(long, default_value = "0s", value_parser = duration, value_name = "DURATION")]
+    max_connection_age: Duration,
+    /// Time between SIGTERM and the end of the process in which clients are asked, one after the other, to connect
+    /// elsewhere. The first sixth, at most 5s, is for load balancers to forget this process, which is not ready from
+    /// SIGTERM on; locks of writers are given back at once. A second signal ends the wait. Set a time, such as 30s, where
+    /// several replicas serve the same clients, so that the other replicas are not overrun.
+    #[arg(long, default_value = "0s", value_parser = duration, value_name = "DURATION")]
+    pub drain_time: Duration,
     /// Longest time for which the events of a watched range are gathered into one message once they follow each other
     /// closely; the first event after a pause is sent at once. The time is 20µs for each watcher of the range, and at most
     /// this. 0s sends each event at once, which costs a message for each event and watcher.
@@ -133,6 +155,7 @@ impl BudgetArgs {
                 n => n.min(descriptors::connections()),
             },
             idle_timeout: self.idle_timeout.max(IDLE_MIN),
+            connection_age: (!self.max_connection_age.is_zero()).then(|| self.max_connection_age.max(IDLE_MIN)),
             request_bytes: size(self.max_request_bytes_per_connection),
             answer_bytes: size(self.max_answer_bytes_per_connection),
             long_answer_bytes: size(self.max_long_answer_bytes),
@@ -168,6 +191,7 @@ mod tests {
         let config = crate::server::Config::new(crate::server::MemberIdentity::random());
         assert_eq!(args.max_concurrent_streams, config.max_concurrent_streams);
         assert_eq!(args.watch_gather_time, config.watch_gather_time);
+        assert_eq!(args.drain_time, config.drain_time);
     }
 
     #[test]

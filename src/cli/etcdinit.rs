@@ -1,11 +1,11 @@
-//! `etcdinit`: prepares a data directory for a later start of `etcd`, without network access.
+//! `etcdinit`: prepares a data directory for a later start of `etcd`, without network access; or the users of an etcd that runs.
 
 use super::flags::{boolean, duration};
 use crate::app::etcdinit;
 use crate::model::cluster::ClusterName;
 use anyhow::{Context, bail};
 use clap::{ArgAction, Args};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -23,6 +23,11 @@ pub struct EtcdinitArgs {
         value_name = "DIR"
     )]
     etcd_data_dir: PathBuf,
+    /// File of an etcd client (endpoints, TLS files) that names an etcd that runs: its users and roles are prepared instead of
+    /// a data directory, and authentication is turned on. What is there already stays. The client's certificate must have the
+    /// common name root once authentication is on.
+    #[arg(long, env = "CILIUM_ETCD_CONFIG", value_name = "FILE")]
+    etcd_config: Option<PathBuf>,
     /// Accepted without effect: every prepared store gets random ids.
     #[arg(
         long,
@@ -42,7 +47,7 @@ pub struct EtcdinitArgs {
     /// Name of the Cilium cluster, for its users admin-NAME and local-NAME.
     #[arg(long, env = "CILIUM_CLUSTER_NAME", default_value = "default", value_name = "NAME")]
     cluster_name: String,
-    /// Longest time for preparing the directory.
+    /// Longest time for preparing the directory, or for waiting for the etcd.
     #[arg(long, env = "CILIUM_TIMEOUT", default_value = "2m", value_parser = duration, value_name = "DURATION")]
     timeout: Duration,
     /// Log at level debug instead of info.
@@ -52,19 +57,41 @@ pub struct EtcdinitArgs {
 }
 
 impl EtcdinitArgs {
-    /// Prepares the directory.
+    /// Prepares the directory, or the etcd.
     pub fn run(self) -> anyhow::Result<()> {
         self.log();
+        let cluster = match &*self.cluster_name {
+            "" => None,
+            name => Some(ClusterName::new(name).with_context(|| format!("--cluster-name={name}"))?),
+        };
+        match &self.etcd_config {
+            Some(file) => self.prepare_running(file, cluster.as_ref()),
+            None => self.prepare_directory(cluster),
+        }
+    }
+
+    fn prepare_running(&self, file: &Path, cluster: Option<&ClusterName>) -> anyhow::Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let prepared = runtime.block_on(etcdinit::prepare_running(file, cluster, self.timeout));
+        // Does not wait for a DNS lookup on a blocking thread.
+        runtime.shutdown_background();
+        prepared.with_context(|| format!("--etcd-config={}", file.display()))?;
+        tracing::info!(
+            subsys = SUBSYS,
+            etcd_config = %file.display(),
+            cluster_name = self.cluster_name,
+            "etcd init completed"
+        );
+        Ok(())
+    }
+
+    fn prepare_directory(self, cluster: Option<ClusterName>) -> anyhow::Result<()> {
         let Self {
             etcd_data_dir,
             cluster_name,
             timeout,
             ..
         } = self;
-        let cluster = match &*cluster_name {
-            "" => None,
-            name => Some(ClusterName::new(name).with_context(|| format!("--cluster-name={name}"))?),
-        };
         let late = || {
             let (directory, time) = (etcd_data_dir.display(), go_duration(timeout));
             format!(

@@ -27,10 +27,25 @@ pub const VARIABLES: &[Variables] = &[
         etcd: "ETCD_READS_WHEN_CUT_OFF",
         serve: "CILIUM_READS_WHEN_CUT_OFF",
     },
+    Variables {
+        flag: "impossible_watches",
+        etcd: "ETCD_IMPOSSIBLE_WATCHES",
+        serve: "CILIUM_IMPOSSIBLE_WATCHES",
+    },
 ];
 
 const ON_DIVERGENCE: &[(&str, OnDivergence)] = &[("reload", OnDivergence::Reload), ("exit", OnDivergence::Exit)];
 const CUT_OFF: &[(&str, CutOff)] = &[("refuse", CutOff::Refuse), ("serve", CutOff::Serve)];
+
+/// What happens to watches that begin after everything that the upstream has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ImpossibleWatches {
+    Wait,
+    Cancel,
+}
+
+const IMPOSSIBLE_WATCHES: &[(&str, ImpossibleWatches)] =
+    &[("wait", ImpossibleWatches::Wait), ("cancel", ImpossibleWatches::Cancel)];
 
 /// Whom a replica follows, and what it does when it cannot.
 #[derive(Args, Clone, Debug)]
@@ -54,12 +69,23 @@ pub struct FollowArgs {
     /// another replica; serve answers from the last known state, which may be old.
     #[arg(long, default_value = "refuse", value_parser = one_of(CUT_OFF), value_name = "ANSWER")]
     reads_when_cut_off: CutOff,
+    /// Watches that begin after everything that the followed etcd has, because it was restored from a backup: wait keeps them
+    /// until it has that revision, as an etcd does, and their clients miss what happened until then; cancel ends them as
+    /// compacted, so that clients list again. `etcd` waits by default, and `serve` cancels.
+    #[arg(long, value_parser = one_of(IMPOSSIBLE_WATCHES), value_name = "REACTION")]
+    impossible_watches: Option<ImpossibleWatches>,
 }
 
 impl FollowArgs {
     /// Whether this process is a replica.
     pub fn is_replica(&self) -> bool {
         self.follow.is_some()
+    }
+
+    /// Whether watches are cancelled that begin after everything that the upstream has; `by_default` if no flag says so.
+    pub fn cancels_impossible_watches(&self, by_default: bool) -> bool {
+        self.impossible_watches
+            .map_or(by_default, |reaction| reaction == ImpossibleWatches::Cancel)
     }
 
     /// The file that names the upstream.

@@ -7,7 +7,7 @@ use super::flags::{
 use crate::app::page::{Shown, ShownStore, start_page};
 use crate::app::{self, Starting};
 use crate::kvstore::etcd::EtcdBackend;
-use crate::kvstoremesh::status::{self, RemoteCluster};
+use crate::kvstoremesh::status::{self, RemoteCluster, ReplicaStatus};
 use crate::util::lifecycle::Lifecycle;
 use crate::util::readiness::{Ready, Requirement};
 use anyhow::{Context, bail};
@@ -155,8 +155,17 @@ impl DbgArgs {
         Ok(match output {
             Some(Output::Json) => serde_json::to_string_pretty(&clusters)? + "\n",
             Some(Output::Yaml) => serde_saphyr::to_string(&clusters)?,
-            None => status::format(&clusters, *verbose),
+            None => status::format(&clusters, *verbose) + &self.replica(),
         })
+    }
+}
+
+impl DbgArgs {
+    /// How the process follows an etcd; empty if it does not, or does not know this question.
+    fn replica(&self) -> String {
+        let answer = get(&self.host, "/v1/replica").ok();
+        let status = answer.and_then(|answer| serde_json::from_str::<ReplicaStatus>(&answer).ok());
+        status.map(|status| status.format()).unwrap_or_default()
     }
 }
 

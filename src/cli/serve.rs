@@ -193,6 +193,7 @@ impl ServeArgs {
             name: cluster.name.to_string(),
             client_urls: listen_client_urls.clone(),
             expiry: metrics.expiry.clone(),
+            cancel_impossible_watches: follow.cancels_impossible_watches(true),
             ..limits(&budgets)
         });
         let listeners = tls.listeners(&listen_client_urls).context("--listen-client-urls")?;
@@ -203,8 +204,9 @@ impl ServeArgs {
             follow: follow.config(),
             ..sizes.etcd(EtcdConfig::new(server, listeners))
         };
+        not_ready_while_leaving(budgets.drain_time, &ready, life);
         let etcd = Etcd::start(config, life).await?;
-        metrics.follow_store(etcd.figures());
+        show(&etcd, &metrics);
         for address in &etcd.addresses {
             tracing::info!(%address, cluster_name = %cluster.name, cluster_id = cluster.id, "serving etcd clients");
         }
@@ -221,7 +223,7 @@ impl ServeArgs {
             }),
             objects,
             cluster: cluster.name.clone(),
-            users: users.path().filter(|_| !follow.is_replica()),
+            users: users.path(),
             has_users: client_cert_auth,
         };
         let publisher = writers.start(&etcd, follow.file(), observe.ready_needs, (&metrics, &ready, life));
@@ -232,11 +234,32 @@ impl ServeArgs {
     }
 }
 
+/// A process whose clients have time to leave is not ready meanwhile, so that nobody comes.
+fn not_ready_while_leaving(drain_time: Duration, ready: &Ready, life: &Lifecycle) {
+    if drain_time.is_zero() {
+        return;
+    }
+    let leaving = life.leaving().clone();
+    ready.condition("in service", Requirement::Required, move || {
+        let why = "the process is about to stop, and its clients are asked to connect elsewhere";
+        leaving.is_cancelled().then(|| why.to_owned())
+    });
+}
+
+/// Shows the store on the page of metrics and in the status API.
+fn show(etcd: &Etcd, metrics: &DaemonMetrics) {
+    metrics.follow_store(etcd.figures());
+    if let Some(replica) = etcd.replica_metrics() {
+        metrics.follow_replica(replica);
+    }
+}
+
 /// The server's configuration with these limits.
 fn limits(budgets: &BudgetArgs) -> server::Config {
     server::Config {
         max_concurrent_streams: budgets.max_concurrent_streams,
         watch_gather_time: budgets.watch_gather_time,
+        drain_time: budgets.drain_time,
         budgets: budgets.budgets(),
         ..server::Config::new(MemberIdentity::random())
     }
@@ -318,6 +341,7 @@ impl Writers {
             publisher: self.publisher,
             objects: self.objects,
             mirror: self.mirror,
+            users: self.users,
         };
         candidates.start(file, metrics, needs, ready, life);
     }

@@ -2,7 +2,8 @@
 
 use super::data::one_of;
 use super::flags::EndpointArgs;
-use crate::durable::{self, EngineKind, Import};
+use crate::auth::{self, AuthStore};
+use crate::durable::{self, EngineKind, Import, Loaded, StoreRole};
 use crate::kvstore::client::{self, EtcdClient};
 use crate::kvstore::config::ClientConfig;
 use crate::lease;
@@ -19,6 +20,8 @@ use std::sync::Arc;
 
 /// Bytes copied at once.
 const PIECE: usize = 1 << 20;
+/// The time that writers have to take over the leases of a store that was made of a replica's copy: that of mirrors' keys.
+const DETACHED_LEASE_SECS: i64 = 900;
 
 /// Commands of `snapshot`.
 #[derive(Debug, Subcommand)]
@@ -27,6 +30,8 @@ pub enum SnapshotCommand {
     Save(SaveArgs),
     /// Make a data directory from a snapshot of this program or of etcd, with a new cluster id
     Restore(RestoreArgs),
+    /// Make a store of its own, with a new cluster id, of the data directory of a stopped replica
+    Detach(DetachArgs),
     /// Print hash, revision, number of keys and size of a snapshot
     Status(StatusArgs),
 }
@@ -62,6 +67,20 @@ pub struct RestoreArgs {
     skip_hash_check: bool,
 }
 
+/// Flags of `snapshot detach`.
+#[derive(Args, Debug)]
+pub struct DetachArgs {
+    /// Data directory of a stopped replica, which is not changed.
+    #[arg(long, value_name = "DIR")]
+    data_dir: PathBuf,
+    /// Data directory to make.
+    #[arg(long, value_name = "DIR")]
+    to: PathBuf,
+    /// Storage engine of the new data directory.
+    #[arg(long, default_value = "log", value_parser = one_of(EngineKind::NAMES), value_name = "ENGINE")]
+    data_engine: EngineKind,
+}
+
 /// Flags of `snapshot status`.
 #[derive(Args, Debug)]
 pub struct StatusArgs {
@@ -78,6 +97,7 @@ impl SnapshotCommand {
         match self {
             Self::Save(args) => args.run(),
             Self::Restore(args) => args.run(),
+            Self::Detach(args) => args.run(),
             Self::Status(args) => args.run(),
         }
     }
@@ -91,7 +111,9 @@ impl SaveArgs {
         options.write(true).create(true).truncate(true).mode(0o600);
         let mut out = options.open(&part).with_context(failed)?;
         let saved = match &self.data_dir {
-            Some(directory) => save_directory(directory, &mut out, &part),
+            Some(directory) => durable::read(directory)
+                .map_err(Into::into)
+                .and_then(|loaded| save_loaded(&loaded, &mut out, &part)),
             None => {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
                 runtime.block_on(self.save_running(&mut out))
@@ -165,16 +187,18 @@ fn remedy(error: client::Error) -> anyhow::Error {
     anyhow!("{text}; {remedy}")
 }
 
-/// Writes a snapshot of a data directory, with its SHA-256. `beside` is the path of `out`.
-fn save_directory(directory: &Path, out: &mut File, beside: &Path) -> anyhow::Result<()> {
-    let loaded = durable::read(directory)?;
+/// Writes a snapshot of what a data directory holds, with its SHA-256. Leases that a replica knows by their keys only get
+/// [`DETACHED_LEASE_SECS`]. `beside` is the path of `out`.
+fn save_loaded(loaded: &Loaded, out: &mut File, beside: &Path) -> anyhow::Result<()> {
     let store = &loaded.store;
-    let leases = store.leases().into_iter().map(|granted| {
+    let granted = store.leases().into_iter().map(|granted| (granted.id, granted.ttl_secs));
+    let implied = store.implied_leases().into_iter().map(|id| (id, DETACHED_LEASE_SECS));
+    let leases = granted.chain(implied).map(|(id, secs)| {
         let info = lease::LeaseInfo {
-            granted_secs: granted.ttl_secs,
-            left_secs: granted.ttl_secs,
+            granted_secs: secs,
+            left_secs: secs,
         };
-        (granted.id, info)
+        (id, info)
     });
     let snapshot = Snapshot {
         versions: store.versions(0)?,
@@ -191,8 +215,7 @@ fn save_directory(directory: &Path, out: &mut File, beside: &Path) -> anyhow::Re
             version: server::SNAPSHOT_VERSION.to_owned(),
         },
     };
-    let folder = beside.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let (mut file, mut left) = snapshot.write(Some(folder.unwrap_or(Path::new("."))))?;
+    let (mut file, mut left) = snapshot.write(Some(parent(beside)))?;
     let (mut sum, mut piece) = (Sha256::new(), vec![0; PIECE]);
     while left > 0 {
         let n = file.read(&mut piece)?;
@@ -234,6 +257,52 @@ impl RestoreArgs {
             identity.cluster_id,
         ))
     }
+}
+
+impl DetachArgs {
+    fn run(self) -> anyhow::Result<String> {
+        let from = self.data_dir.display();
+        let loaded = durable::read(&self.data_dir)?;
+        ensure!(
+            loaded.identity.role == StoreRole::Follower,
+            "{from} has a store of its own already: start `etcd` or `serve` with it"
+        );
+        ensure!(
+            !loaded.is_void && loaded.store.revision() > 1,
+            "{from} has no complete copy: the replica that wrote it was loading, and its log says from whom"
+        );
+        // A snapshot has everything that a store of its own needs, and leases, which the copy knows by its keys only.
+        let made = tempfile::Builder::new()
+            .prefix(".detach-")
+            .tempdir_in(parent(&self.to))?;
+        let path = made.path().join("snapshot.db");
+        let mut file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+        save_loaded(&loaded, &mut file, &path)?;
+        drop((file, loaded));
+        let store = Content::read(&Reader::open(&path)?)?.store()?;
+        let auth = AuthStore::new(auth::Config::default())?.state();
+        let import = Import {
+            store: &store,
+            auth: &auth,
+            alarms: vec![],
+        };
+        let identity = durable::import(&self.to, self.data_engine, import)?;
+        Ok(format!(
+            "Detached to {}: revision {}, {} keys, {} leases of {} s, no users, cluster id {:x}\n",
+            self.to.display(),
+            store.revision(),
+            store.stats().keys,
+            store.leases().len(),
+            DETACHED_LEASE_SECS,
+            identity.cluster_id,
+        ))
+    }
+}
+
+/// The directory that a path is in.
+fn parent(path: &Path) -> &Path {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    parent.unwrap_or(Path::new("."))
 }
 
 impl StatusArgs {

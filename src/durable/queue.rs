@@ -143,6 +143,11 @@ impl WriteQueue {
         }
     }
 
+    /// Whether this is the queue of a replica's copy.
+    pub(super) fn is_behind(&self) -> bool {
+        self.is_behind
+    }
+
     pub(super) fn push(&self, waiting: Waiting) {
         let mut pending = self.pending.lock();
         pending.count += 1;

@@ -250,6 +250,9 @@ impl Writer {
             return;
         }
         self.metrics.refusing(obstacle);
+        if self.queue.is_behind() {
+            return report_of_copy(before, obstacle);
+        }
         match obstacle {
             Some(why) if why.is_full() => {
                 tracing::error!(%why, "THE DISK IS FULL: writes are refused until space is free");
@@ -376,5 +379,21 @@ impl Writer {
         self.engine.sync()?;
         self.engine.close(self.last_group + 1)?;
         self.directory.end_run()
+    }
+}
+
+/// Says how the copy of a replica stands, which nobody waits for.
+fn report_of_copy(before: Option<Obstacle>, obstacle: Option<Obstacle>) {
+    match obstacle {
+        Some(why) if why.is_full() => {
+            tracing::error!(%why, "THE DISK IS FULL: the replica goes on, and its copy waits until space is free");
+        }
+        Some(why) => {
+            tracing::error!(%why, "THE DATA DIRECTORY TAKES NO WRITES: the replica goes on, and its copy waits until it does");
+        }
+        None if before.is_some_and(Obstacle::is_full) => {
+            tracing::warn!("the disk has free space again; the replica's copy goes on");
+        }
+        None => tracing::warn!("the data directory takes writes again; the replica's copy goes on"),
     }
 }

@@ -1,7 +1,7 @@
 //! Follows the upstream: carries out what the feed decides, connects again, and loads anew where it must.
 
 use super::OnDivergence;
-use super::endpoints::{Candidate, Endpoints, Hashed, hash, is_other_past};
+use super::endpoints::{BEHIND, Candidate, Endpoints, Hashed, hash, is_other_past};
 use super::error::Error;
 use super::feed::{Action, Feed, Input, Load, Why};
 use super::link::{Link, Seen, read_from};
@@ -46,8 +46,9 @@ enum Next {
 /// Whether other replicas are asked for their state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sisters {
-    First,
-    /// They may be behind, too, or have the past that is left.
+    /// Those that have this revision: the others are behind, too.
+    From(i64),
+    /// They may have the past that is left.
     Never,
 }
 
@@ -116,7 +117,7 @@ pub(super) async fn load_first(
         });
     }
     let mut feed = Feed::new(0);
-    let (loaded, session) = load_beside(link, member, &mut feed, (Sisters::First, scratch)).await?;
+    let (loaded, session) = load_beside(link, member, &mut feed, (Sisters::From(0), scratch)).await?;
     Ok((loaded, feed, session))
 }
 
@@ -135,8 +136,8 @@ async fn load_beside(
         .await?;
     let mut session = Some(Session::open(member, feed.start()).await?);
     let mut loading = Box::pin(async {
-        if sisters == Sisters::First
-            && let Some(loaded) = load::load_from_sister(link, scratch.clone()).await
+        if let Sisters::From(least) = sisters
+            && let Some(loaded) = load::load_from_sister(link, least, scratch.clone()).await
         {
             return Ok(loaded);
         }
@@ -492,13 +493,13 @@ impl Driver {
             true => link.connect_to_any_cluster(Purpose::Feed).await?,
         };
         let seen = read_from(&member).await?;
-        let (loaded, session) = load_beside(
-            &link,
-            member,
-            &mut self.feed,
-            (Sisters::Never, self.settings.scratch.clone()),
-        )
-        .await?;
+        let sisters = match any {
+            true => Sisters::Never,
+            // A watch reads the rest.
+            false => Sisters::From((seen.revision - BEHIND / 2).max(self.following.store.revision() + 1)),
+        };
+        let scratch = self.settings.scratch.clone();
+        let (loaded, session) = load_beside(&link, member, &mut self.feed, (sisters, scratch)).await?;
         self.session = session;
         Ok((loaded, seen))
     }

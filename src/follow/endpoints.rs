@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 /// More missing revisions than this are not read by a watch: etcd scans them under the lock that applies writes (etcd#22264),
 /// for about 20 ms.
-const BEHIND: i64 = 20_000;
+pub(super) const BEHIND: i64 = 20_000;
 /// Limit for reading a sample.
 const SAMPLE: Duration = Duration::from_secs(2);
 /// Limit for the upstream's hash of all keys.

@@ -524,6 +524,24 @@ impl Watch {
 
 impl Why {
     /// The word for metrics and logs.
+    pub const ALL: [Self; 15] = [
+        Self::Gap,
+        Self::Lost,
+        Self::Disorder,
+        Self::Unproven,
+        Self::Diverged,
+        Self::Rewound,
+        Self::Compacted,
+        Self::Cancelled,
+        Self::Silent,
+        Self::Broken,
+        Self::NoLeader,
+        Self::Behind,
+        Self::Buffer,
+        Self::OtherCluster,
+        Self::OtherPast,
+    ];
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Gap => "gap",

@@ -12,6 +12,7 @@ use super::people::People;
 use super::wire::RangeResponse;
 use crate::kvstore::config::ClientConfig;
 use crate::pb::etcdserverpb as pb;
+use crate::server::upstream::Credentials;
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use futures::FutureExt;
@@ -386,7 +387,7 @@ impl Link {
     pub(super) async fn read(self: &Arc<Self>) -> Result<(Seen, Arc<Member>), Arc<Error>> {
         let member = self.member().await?;
         let begun = Instant::now();
-        match read_from(&member).await {
+        match read(&member, false, &self.people.reader()).await {
             Ok(seen) => {
                 self.metrics.index(begun.elapsed(), seen.revision);
                 let expected = self.cluster_id();
@@ -399,7 +400,7 @@ impl Link {
                     self.leave(&member, &error.to_string());
                     return Err(Arc::new(error));
                 }
-                // A read with a token of an older revision fails.
+                // A read with the token of another version fails.
                 self.people.proven();
                 Ok((seen, member))
             }
@@ -413,12 +414,22 @@ impl Link {
 
 /// Reads what a member has, linearizably.
 pub(super) async fn read_from(member: &Member) -> Result<Seen, Error> {
+    read(member, false, &Credentials::Replica).await
+}
+
+/// Reads the revision up to which a member has everything itself.
+pub(super) async fn local_revision(member: &Member) -> Result<i64, Error> {
+    Ok(read(member, true, &Credentials::Replica).await?.revision)
+}
+
+async fn read(member: &Member, serializable: bool, who: &Credentials) -> Result<Seen, Error> {
     let request = pb::RangeRequest {
         key: Bytes::from_static(&[0]),
         count_only: true,
+        serializable,
         ..pb::RangeRequest::default()
     };
-    let answer: RangeResponse = member.ask(path::RANGE, &request, READ).await?;
+    let answer: RangeResponse = member.ask_as(who, path::RANGE, &request, READ).await?;
     let header = answer
         .header
         .ok_or_else(|| member.invalid("an answer without a header"))?;

@@ -6,7 +6,7 @@
 
 use super::error::Error;
 use super::feed::Load;
-use super::link::Link;
+use super::link::{Link, local_revision};
 use super::member::{Facts, Member, path};
 use super::wire::{RangeResponse, RangeStreamResponse};
 use crate::mvcc::{Kv, Loader, OutOfOrder, Recovery};
@@ -58,6 +58,8 @@ struct List {
 }
 
 impl How {
+    pub(super) const ALL: [Self; 4] = [Self::Sister, Self::Snapshot, Self::RangeStream, Self::Pages];
+
     /// What the loaded state knows of its own revision.
     pub(super) fn knows(self) -> Load {
         match self {
@@ -137,13 +139,17 @@ async fn piece<T>(member: &Member, next: impl Future<Output = T>) -> Result<T, E
     })
 }
 
-/// Loads everything from another replica of the same cluster, if one can be reached: that costs the upstream nothing, and brings
-/// the history of the other replica.
-pub(super) async fn load_from_sister(link: &Link, scratch: Option<PathBuf>) -> Option<Loaded> {
+/// Loads everything from another replica of the same cluster, if one can be reached that has revision `least`: that costs the
+/// upstream nothing, and brings the history of the other replica.
+pub(super) async fn load_from_sister(link: &Link, least: i64, scratch: Option<PathBuf>) -> Option<Loaded> {
     for endpoint in link.sisters() {
         let begun = Instant::now();
         let loaded = async {
             let sister = link.connect_to_sister(&endpoint).await?;
+            let found = local_revision(&sister).await?;
+            if found < least {
+                return Err(sister.invalid(format!("it is at revision {found}, and {least} is wanted")));
+            }
             Box::pin(snapshot(&sister, How::Sister, scratch.clone())).await
         };
         match loaded.await {

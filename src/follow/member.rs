@@ -6,7 +6,7 @@ use super::wire::{Raw, WatchResponse};
 use crate::kvstore::config::ClientConfig;
 use crate::kvstore::dial::{self, Dialer, Transport, Window};
 use crate::pb::etcdserverpb as pb;
-use crate::server::upstream::{Credentials, Judge, is_old_token};
+use crate::server::upstream::{Credentials, Judge, NOBODY, is_old_token, is_unknown_token};
 use crate::util::net::Keepalive;
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
@@ -298,6 +298,15 @@ impl Member {
         metadata
     }
 
+    /// The metadata of calls on behalf of this replica or of nobody.
+    fn metadata_of(&self, who: &Credentials) -> MetadataMap {
+        let mut metadata = self.metadata();
+        if *who == Credentials::Nobody {
+            metadata.insert("token", MetadataValue::from_static(NOBODY));
+        }
+        metadata
+    }
+
     /// Makes a call, once; with a limit, for so long at most.
     pub(super) async fn unary(
         &self,
@@ -323,18 +332,35 @@ impl Member {
         }
     }
 
-    /// Makes a call of this replica. Where the upstream takes a token that was signed here for old, users and roles have
-    /// changed: they are loaded, and the call is made again.
+    /// Makes a call of this replica. See [`Member::ask_as`].
     pub(super) async fn ask<A: Message + Default>(
         &self,
         path: &str,
         request: &impl Message,
         limit: Duration,
     ) -> Result<A, Error> {
+        self.ask_as(&Credentials::Replica, path, request, limit).await
+    }
+
+    /// Makes a call of this replica. Where the upstream refuses a token that was made here, users and roles have changed: they
+    /// are loaded, and the call is made again.
+    pub(super) async fn ask_as<A: Message + Default>(
+        &self,
+        who: &Credentials,
+        path: &str,
+        request: &impl Message,
+        limit: Duration,
+    ) -> Result<A, Error> {
         let request = Bytes::from(request.encode_to_vec());
-        let mut answer = self.unary(path, self.metadata(), request.clone(), Some(limit)).await;
-        let old = matches!(&answer, Err(Failed::Status(status)) if is_old_token(status));
-        if old && self.people.judge() == Judge::Upstream && self.people.reload(self).await.is_ok() {
+        let mut answer = self
+            .unary(path, self.metadata_of(who), request.clone(), Some(limit))
+            .await;
+        let refused = |status: &Status| match who {
+            Credentials::Nobody => is_unknown_token(status),
+            _ => is_old_token(status) && self.people.judge() == Judge::Upstream,
+        };
+        let refused = matches!(&answer, Err(Failed::Status(status)) if refused(status));
+        if refused && self.people.reload(self).await.is_ok() {
             answer = self.unary(path, self.metadata(), request, Some(limit)).await;
         }
         let answer = answer.map_err(|failed| match failed {
@@ -407,8 +433,8 @@ impl Member {
 
 #[tonic::async_trait]
 impl Asked for Member {
-    async fn answer(&self, path: &str, request: Bytes) -> Result<Bytes, Status> {
-        let answer = self.unary(path, self.metadata(), request, Some(GREETING)).await;
+    async fn answer(&self, path: &str, who: &Credentials, request: Bytes) -> Result<Bytes, Status> {
+        let answer = self.unary(path, self.metadata_of(who), request, Some(GREETING)).await;
         answer.map_err(|failed| match failed {
             Failed::Late => Status::deadline_exceeded(format!("no answer in {} s", GREETING.as_secs())),
             Failed::Status(status) => status,

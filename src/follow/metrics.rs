@@ -1,5 +1,6 @@
 //! Figures of a replica.
 
+use super::feed::Why;
 use super::people::People;
 use crate::util::metrics::{Labels, Page};
 use parking_lot::Mutex;
@@ -92,6 +93,12 @@ impl Metrics {
         self.trouble.lock().clone()
     }
 
+    /// The last revision that is visible here, and how many more the upstream has told.
+    pub fn position(&self) -> (i64, i64) {
+        let revision = self.revision.get();
+        (revision, (self.index_revision.get() - revision).max(0))
+    }
+
     pub(super) fn index(&self, took: Duration, revision: i64) {
         self.index_seconds.observe(took.as_secs_f64());
         self.index_revision.set(revision);
@@ -110,9 +117,21 @@ impl Metrics {
         self.load_seconds.set(took.as_secs_f64());
     }
 
-    /// Registers everything.
-    pub(super) fn register(&self, people: &Arc<People>, registry: &mut Registry) {
+    /// Registers everything. `hows` are the labels of all ways of loading.
+    pub(super) fn register<'a>(
+        &self,
+        people: &Arc<People>,
+        hows: impl IntoIterator<Item = &'a str>,
+        registry: &mut Registry,
+    ) {
         registry.register_collector(Box::new(AuthAge(Arc::clone(people))));
+        // An increase can only be seen from zero.
+        for how in hows {
+            drop(self.loads.get_or_create(&vec![("how", how.to_owned())]));
+        }
+        for why in Why::ALL {
+            drop(self.reconnects.get_or_create(&vec![("why", why.as_str().to_owned())]));
+        }
         let ours = registry.sub_registry_with_prefix("isthmus_follow");
         let help = "1 while the changes of the upstream are followed";
         ours.register("connected", help, self.connected.clone());

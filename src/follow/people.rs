@@ -3,12 +3,13 @@
 //! A replica that has the key with which the upstream signs its tokens signs for the users of certificates, and for itself,
 //! so that the upstream checks every forwarded call for its real user. Its reads of the index carry a token of the loaded
 //! auth revision, and so prove that the roles here are those of the upstream. Any other replica checks the users of
-//! certificates itself, and asks every few seconds whether users or roles have changed.
+//! certificates itself, and asks every few seconds whether users or roles have changed. While authentication is off, reads
+//! carry a token that is refused once it is on.
 
 use crate::auth::{AuthState, AuthStore, ROOT};
 use crate::pb::authpb;
 use crate::pb::etcdserverpb as pb;
-use crate::server::upstream::{Credentials, Judge, is_old_token};
+use crate::server::upstream::{Credentials, Judge, NOBODY, is_old_token, is_unknown_token};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use parking_lot::Mutex;
@@ -21,7 +22,7 @@ use tonic::{Code, Status};
 
 /// Time between two looks at the version of the users.
 const PERIOD: Duration = Duration::from_secs(5);
-/// The same while reads prove the version, which a change to no authentication at all would not disturb.
+/// The same while reads prove the version, which the end of all authentication would not disturb.
 const PROVEN_PERIOD: Duration = Duration::from_secs(60);
 /// A version that no read has proven for so long is proven by a read of its own.
 const PROOF: Duration = Duration::from_secs(1);
@@ -93,14 +94,15 @@ impl Version {
 /// Something that answers calls of the replica itself.
 #[tonic::async_trait]
 pub trait Asked: Send + Sync {
-    /// Makes a call with the rights of the replica.
-    async fn answer(&self, path: &str, request: Bytes) -> Result<Bytes, Status>;
+    /// Makes a call of the replica itself.
+    async fn answer(&self, path: &str, who: &Credentials, request: Bytes) -> Result<Bytes, Status>;
 }
 
 /// Asks the Auth service of the upstream.
 async fn ask<A: Message + Default>(upstream: &dyn Asked, method: &str, request: impl Message) -> Result<A, Status> {
     let path = format!("/etcdserverpb.Auth/{method}");
-    let answer = upstream.answer(&path, request.encode_to_vec().into()).await?;
+    let answer = upstream.answer(&path, &Credentials::Replica, request.encode_to_vec().into());
+    let answer = answer.await?;
     A::decode(answer).map_err(|error| Status::internal(format!("{method}: {error}")))
 }
 
@@ -170,6 +172,7 @@ impl People {
             Credentials::User(user) => self.signed(user).map(Some),
             Credentials::Replica if self.auth.signs() => self.signed(&ROOT.into()).map(Some),
             Credentials::Replica => Ok(None),
+            Credentials::Nobody => Ok(Some(NOBODY.into())),
         }
     }
 
@@ -233,9 +236,18 @@ impl People {
         }
     }
 
-    /// Whether the replica's own reads carry a token of the loaded auth revision, and fail once it is old.
+    /// Whether the replica's own reads fail once the users here are not those of the upstream: they carry a token of the loaded
+    /// auth revision, or one that is refused once authentication is on.
     fn is_proven_by_reads(&self) -> bool {
-        self.auth.signs() && self.auth.state().enabled
+        self.auth.signs() || !self.auth.state().enabled
+    }
+
+    /// The credentials of reads that prove the users here.
+    pub fn reader(&self) -> Credentials {
+        match self.auth.state().enabled {
+            true => Credentials::Replica,
+            false => Credentials::Nobody,
+        }
     }
 
     /// Reads something that does not exist. Unlike a question of the Auth service, that is no entry in the log of an etcd.
@@ -245,12 +257,15 @@ impl People {
             count_only: true,
             ..pb::RangeRequest::default()
         };
-        match upstream.answer(RANGE, request.encode_to_vec().into()).await {
+        match upstream
+            .answer(RANGE, &self.reader(), request.encode_to_vec().into())
+            .await
+        {
             Ok(_) => {
                 self.confirm();
                 Ok(())
             }
-            Err(status) if is_old_token(&status) => self.reload(upstream).await,
+            Err(status) if is_old_token(&status) || is_unknown_token(&status) => self.reload(upstream).await,
             Err(status) => Err(status),
         }
     }
@@ -315,6 +330,8 @@ mod tests {
     struct Users {
         auth: AuthStore,
         asked: AtomicUsize,
+        /// How often the version was asked for.
+        questions: AtomicUsize,
         /// The replica, whose reads carry a token of its auth revision.
         reader: Mutex<Option<Arc<AuthStore>>>,
         /// Called at each question about a user.
@@ -334,6 +351,7 @@ mod tests {
             Self {
                 auth,
                 asked: AtomicUsize::new(0),
+                questions: AtomicUsize::new(0),
                 reader: Mutex::default(),
                 meddle: Box::new(meddle),
             }
@@ -342,11 +360,12 @@ mod tests {
 
     #[tonic::async_trait]
     impl Asked for Users {
-        async fn answer(&self, path: &str, request: Bytes) -> Result<Bytes, Status> {
+        async fn answer(&self, path: &str, who: &Credentials, request: Bytes) -> Result<Bytes, Status> {
             self.asked.fetch_add(1, Ordering::Relaxed);
             let (state, header) = (self.auth.state(), None);
             let answer = match path {
                 "/etcdserverpb.Auth/AuthStatus" => {
+                    self.questions.fetch_add(1, Ordering::Relaxed);
                     let (enabled, auth_revision) = (state.enabled, state.revision);
                     let answer = pb::AuthStatusResponse {
                         header,
@@ -377,6 +396,9 @@ mod tests {
                     pb::AuthRoleGetResponse { header, perm }.encode_to_vec()
                 }
                 RANGE => {
+                    if *who == Credentials::Nobody && state.enabled {
+                        return Err(auth::Error::InvalidAuthToken.into());
+                    }
                     let reader = self.reader.lock().as_ref().map(|auth| auth.state().revision);
                     if reader.is_some_and(|revision| revision < state.revision) {
                         return Err(auth::Error::AuthOldRevision.into());
@@ -432,6 +454,25 @@ mod tests {
         upstream.auth.disable().unwrap();
         people.look(&upstream).await.unwrap();
         assert!(!people.auth.state().enabled);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn that_authentication_is_turned_on_is_noticed_by_a_read_and_questions_are_rare_until_then() {
+        let (people, upstream) = (people(None), Users::new(|_| {}));
+        upstream.auth.disable().unwrap();
+        let asked = || upstream.asked.load(Ordering::Relaxed);
+        tokio::select! {
+            () = people.keep(&upstream) => unreachable!(),
+            () = async {
+                tokio::time::sleep(Duration::from_secs(50)).await;
+                let questions = upstream.questions.load(Ordering::Relaxed);
+                assert!(questions <= 3, "{questions} questions are entries in the log of an etcd");
+                assert!(asked() > 40 && people.age() <= 2 * PROOF);
+                upstream.auth.enable().unwrap();
+                tokio::time::sleep(2 * PROOF).await;
+            } => {}
+        }
+        assert!(people.auth.state().enabled && people.auth.state().users.contains_key("kim"));
     }
 
     #[tokio::test(start_paused = true)]

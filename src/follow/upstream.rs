@@ -3,6 +3,7 @@
 use super::error::{Error, is_of_nobody, is_of_transport, is_stale_token, is_unsent};
 use super::index::{self, Index};
 use super::link::{Link, Seen};
+use super::load::How;
 use super::member::{Failed, Member, Purpose, path};
 use super::people::Asked;
 use crate::mvcc::Store;
@@ -87,10 +88,9 @@ impl Following {
     }
 
     /// A call of this replica.
-    async fn own_call(&self, path: &str, request: Bytes) -> Result<Bytes, Status> {
+    async fn own_call(&self, path: &str, who: &Credentials, request: Bytes) -> Result<Bytes, Status> {
         let limit = Some(Instant::now() + PATIENCE);
-        self.call(path, &Credentials::Replica, &MetadataMap::new(), request, limit)
-            .await
+        self.call(path, who, &MetadataMap::new(), request, limit).await
     }
 
     /// The connection for a stream.
@@ -117,7 +117,7 @@ impl Following {
                     metadata.insert("token", token.clone());
                 }
             }
-            Credentials::Token(_) | Credentials::User(_) => {
+            Credentials::Token(_) | Credentials::User(_) | Credentials::Nobody => {
                 // Never without a token, which would be the rights of this replica.
                 let invalid = || Status::from(crate::auth::Error::InvalidAuthToken);
                 let token = self.link.people.token(who)?.ok_or_else(invalid)?;
@@ -151,13 +151,18 @@ impl Following {
 
 #[tonic::async_trait]
 impl Asked for Following {
-    async fn answer(&self, path: &str, request: Bytes) -> Result<Bytes, Status> {
-        let answer = self.own_call(path, request.clone()).await;
+    async fn answer(&self, path: &str, who: &Credentials, request: Bytes) -> Result<Bytes, Status> {
+        let answer = self.own_call(path, who, request.clone()).await;
         match (&answer, self.link.current()) {
             // Authentication was switched on since the connection was made: the password got no token then.
-            (Err(status), Some(member)) if is_of_nobody(status) && self.link.has_password() && !member.has_token() => {
+            (Err(status), Some(member))
+                if *who == Credentials::Replica
+                    && is_of_nobody(status)
+                    && self.link.has_password()
+                    && !member.has_token() =>
+            {
                 self.link.leave(&member, status.message());
-                self.own_call(path, request).await
+                self.own_call(path, who, request).await
             }
             _ => answer,
         }
@@ -275,7 +280,12 @@ impl Upstream for Following {
         self.exact.load(Ordering::Relaxed)
     }
 
+    fn is_doubtful(&self) -> bool {
+        self.doubtful.load(Ordering::Relaxed)
+    }
+
     fn register(&self, registry: &mut Registry) {
-        self.link.metrics.register(&self.link.people, registry);
+        let hows = How::ALL.map(How::label);
+        self.link.metrics.register(&self.link.people, hows, registry);
     }
 }

@@ -83,8 +83,10 @@ where
     }
 
     /// Tells the client to make no more calls. The connection ends with the last one.
+    /// All calls are polled once more, since some of them end with the connection.
     pub fn shut_down(&mut self) {
         self.core.shut_down();
+        self.calls.queue_all();
     }
 
     /// Serves until nothing more can be done. Returns true when the connection is over.

@@ -5,7 +5,7 @@
 //! key was created first holds the lock; each other candidate watches the key created before its own.
 
 use super::client::{self, EtcdClient};
-use super::etcd::EtcdBackend;
+use super::etcd::{EtcdBackend, Fence};
 use super::{Backend, Error};
 use crate::util::alive::{self, BoundName};
 use crate::util::backoff::Backoff;
@@ -27,18 +27,24 @@ pub struct Leadership {
     /// A connection of its own, so that no write delays the renewal of the lease.
     client: Option<EtcdClient>,
     lease: i64,
+    /// The key of this candidate.
+    fence: Fence,
     renewed: Instant,
     /// Shows other candidates in the same pod that this process is alive.
     _sign: Option<BoundName>,
 }
 
 impl EtcdBackend {
-    /// Waits, for ever, until this process holds `lock`, a key prefix without the trailing `/`.
+    /// Waits, for ever, until this process holds `lock`, a key prefix without the trailing `/`. From then on nothing is written
+    /// without the lock.
     pub async fn lead(&self, lock: &str) -> Leadership {
         let mut backoff = Backoff::connect();
         loop {
             match Box::pin(self.campaign(lock)).await {
-                Ok(leadership) => return leadership,
+                Ok(leadership) => {
+                    *self.fence.lock() = Some(leadership.fence.clone());
+                    return leadership;
+                }
                 Err(error) => tracing::warn!(lock, %error, "cannot take part in the election, trying again"),
             }
             backoff.wait().await;
@@ -58,13 +64,18 @@ impl EtcdBackend {
         let mut leadership = Leadership {
             client: Some(client.clone()),
             lease,
+            fence: Fence {
+                key: key.clone(),
+                revision: 0,
+            },
             renewed: granted_at,
             _sign: sign.ok(),
         };
         let create = Txn::new()
             .when([Compare::create_revision(&*key, CompareOp::Equal, 0)])
             .and_then([TxnOp::put(&*key, &*place, Some(PutOptions::new().with_lease(lease)))]);
-        client.raw().txn(create).await.map_err(client::Error::from)?;
+        let created = client.raw().txn(create).await.map_err(client::Error::from)?;
+        leadership.fence.revision = created.header().map_or(0, |header| header.revision());
         loop {
             let Some(before) = predecessor(&client, lock, &key).await? else {
                 return Ok(leadership);

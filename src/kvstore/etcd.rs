@@ -2,6 +2,8 @@
 
 mod write;
 
+pub(super) use write::Fence;
+
 use super::availability::Availability;
 use super::client::{self, EtcdClient, KeyValue, Options};
 use super::config::{self, ClientConfig, ConfigSource};
@@ -17,11 +19,12 @@ use crate::util::net::Keepalive;
 use crate::util::outage::Outage;
 use crate::util::trace::Cause;
 use bytes::Bytes;
-use etcd_client::DeleteOptions;
+use etcd_client::{DeleteOptions, TxnOp};
 use futures::stream::{BoxStream, StreamExt};
 use parking_lot::Mutex;
+use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -57,6 +60,12 @@ pub struct EtcdBackend {
     dialer: Dialer,
     /// The cluster id of the etcd that answered last; 0 before the first answer.
     cluster_id: AtomicU64,
+    /// The lock that this process must hold to write; `None` if it needs none.
+    pub(super) fence: Mutex<Option<Fence>>,
+    /// Whether a write may still be on its way whose outcome nobody waits for.
+    pub(super) late_writes: AtomicBool,
+    /// Keys whose last write may have been executed or not.
+    pub(super) doubtful: Mutex<HashSet<Bytes>>,
     /// Held while a lease of an earlier run is looked up: lists that are read at the same time have keys of the same
     /// leases, and ask for each lease once.
     adopting: tokio::sync::Mutex<()>,
@@ -98,6 +107,9 @@ impl EtcdBackend {
             availability: Mutex::default(),
             dialer: Dialer::default(),
             cluster_id: AtomicU64::new(0),
+            fence: Mutex::default(),
+            late_writes: AtomicBool::new(false),
+            doubtful: Mutex::default(),
             adopting: tokio::sync::Mutex::default(),
         });
         let keeper = Arc::clone(&this);
@@ -388,8 +400,8 @@ impl Backend for EtcdBackend {
         let options = DeleteOptions::new().with_prefix();
         let request = Request::new(prefix, "DeletePrefix", DEADLINE);
         self.timed(request, async |client| {
-            let done = client.raw().delete(prefix, Some(options)).await;
-            done.map(drop).map_err(|e| client::Error::from(e).into())
+            let delete = vec![TxnOp::delete(prefix, Some(options))];
+            self.commit(&client, delete).await?.map(drop)
         })
         .await?;
         self.leases.detach_prefix(prefix.as_bytes());

@@ -3,7 +3,7 @@
 use super::Error;
 use super::client::{self, EtcdClient};
 use super::config::ConfigSource;
-use etcd_client::{Client, UserAddOptions};
+use etcd_client::{Client, Permission, UserAddOptions};
 use std::collections::BTreeSet;
 use std::time::Duration;
 use tokio::sync::Mutex;
@@ -61,6 +61,33 @@ impl EtcdUsers {
         let config = config.map_err(|e| Error::Unavailable(e.to_string()))?;
         let client = EtcdClient::connect(&config).await?;
         Ok(slot.insert(client).raw())
+    }
+
+    /// Adds a role.
+    pub async fn add_role(&self, role: &str) -> Result<(), Error> {
+        let added = self.call(async |mut client| client.role_add(role).await.map(drop));
+        accept(&["role name already exists"], added.await)
+    }
+
+    /// Lets a role read a range of keys, or one key if `end` is empty.
+    pub async fn allow_reading(&self, role: &str, key: &[u8], end: &[u8]) -> Result<(), Error> {
+        let found = self.call(async |mut client| client.role_get(role).await).await?;
+        // A change without effect would still invalidate every token.
+        if found
+            .permissions()
+            .iter()
+            .any(|p| p.key() == key && p.range_end() == end)
+        {
+            return Ok(());
+        }
+        let permission = Permission::read(key).with_range_end(end);
+        self.call(async |mut client| client.role_grant_permission(role, permission).await.map(drop))
+            .await
+    }
+
+    /// Turns authentication on.
+    pub async fn enable(&self) -> Result<(), Error> {
+        self.call(async |mut client| client.auth_enable().await.map(drop)).await
     }
 
     /// Calls the store. If that fails for another reason than the call's arguments, the next call reads the TLS files

@@ -1,15 +1,20 @@
-//! The status API that Cilium's tools read: `GET /v1/cluster`.
+//! The status API that Cilium's tools read: `GET /v1/cluster`. In a replica, `GET /v1/replica` says how it follows its etcd.
 
 use super::metrics::MeshMetrics;
+use super::status::ReplicaStatus;
 use crate::util::expiry::Expiries;
 use axum::extract::Request;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Router, routing};
+use std::sync::Arc;
 use std::time::SystemTime;
 
+/// How this process follows an etcd; `None` if it does not.
+pub type ReplicaSource = Arc<dyn Fn() -> Option<ReplicaStatus> + Send + Sync>;
+
 /// Routes of the API. An instance that does not hold the leader lock has no mesh, and shows no clusters.
-pub fn router(metrics: MeshMetrics, expiry: Expiries) -> Router {
+pub fn router(metrics: MeshMetrics, expiry: Expiries, replica: ReplicaSource) -> Router {
     let clusters = move || {
         let mut clusters = metrics.mesh().map(|mesh| mesh.remote_clusters()).unwrap_or_default();
         for cluster in &mut clusters {
@@ -17,18 +22,30 @@ pub fn router(metrics: MeshMetrics, expiry: Expiries) -> Router {
         }
         async move {
             let body = serde_json::to_string(&clusters).unwrap_or_default() + "\n";
-            (
-                [
-                    (header::CONTENT_TYPE, "application/json"),
-                    (header::CONNECTION, "close"),
-                ],
-                body,
-            )
+            document(body)
+        }
+    };
+    let replica = move |request: Request| {
+        let status = replica();
+        async move {
+            match status {
+                Some(status) => document(serde_json::to_string(&status).unwrap_or_default() + "\n"),
+                None => not_found(request).await,
+            }
         }
     };
     Router::new()
         .route("/v1/cluster", routing::get(clusters).fallback(not_allowed))
+        .route("/v1/replica", routing::get(replica).fallback(not_allowed))
         .fallback(not_found)
+}
+
+fn document(body: String) -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, "application/json"),
+        (header::CONNECTION, "close"),
+    ];
+    (headers, body).into_response()
 }
 
 fn error(status: StatusCode, message: String) -> Response {

@@ -268,6 +268,33 @@ pub(super) fn troubles(cluster: &Cluster, conflict: Option<&str>, now: Instant) 
     error.into_iter().chain(remarks(cluster, conflict, now)).collect()
 }
 
+/// How a replica follows its etcd.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct ReplicaStatus {
+    /// The last revision that is visible here.
+    pub revision: i64,
+    /// Revisions that the etcd has told and that are not here yet.
+    pub behind: i64,
+    /// Why the etcd is not followed at the moment; empty if it is.
+    pub trouble: String,
+}
+
+impl ReplicaStatus {
+    /// The text form.
+    pub fn format(&self) -> String {
+        let Self {
+            revision,
+            behind,
+            trouble,
+        } = self;
+        match &**trouble {
+            "" => format!("Replica:\tat revision {revision}, {behind} revisions behind the etcd\n"),
+            trouble => format!("Replica:\tat revision {revision}, does not follow the etcd: {trouble}\n"),
+        }
+    }
+}
+
 /// The text form (pkg/client/client.go, FormatStatusResponseRemoteClusters).
 pub fn format(clusters: &[RemoteCluster], verbose: bool) -> String {
     let mut out = String::new();

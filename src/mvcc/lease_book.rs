@@ -86,6 +86,14 @@ impl LeaseBook {
         true
     }
 
+    /// The ids of implied leases, in no order.
+    pub(super) fn implied_ids(&self) -> Vec<i64> {
+        match self.is_implied {
+            true => self.leases.keys().copied().collect(),
+            false => vec![],
+        }
+    }
+
     /// Every granted lease, in no order.
     pub(super) fn granted(&self) -> Vec<GrantedLease> {
         if self.is_implied {

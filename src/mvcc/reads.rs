@@ -88,6 +88,11 @@ impl Store {
         self.state.read().leases.granted()
     }
 
+    /// The leases that keys of a store name which follows another one, in no order.
+    pub fn implied_leases(&self) -> Vec<i64> {
+        self.state.read().leases.implied_ids()
+    }
+
     /// Up to `max` published batches with a revision of at least `from`.
     pub fn batches(&self, from: i64, max: usize) -> Vec<Batch> {
         let state = self.state.read();

@@ -10,6 +10,7 @@ use super::peer::Peer;
 use super::refusals::{Budget, Refusals};
 use super::status;
 use axum::body::{Body, Bytes, HttpBody};
+use axum::http::HeaderMap;
 use http_body::Frame;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
@@ -98,9 +99,21 @@ impl Drop for WaitingCount {
     }
 }
 
+/// Whether an answer ends by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Span {
+    Finite,
+    /// Messages of gRPC until one side has enough: a watch. The answer ends with an error when the connection is ending, so
+    /// that the client goes on with another one.
+    Endless,
+    /// The same as a document of the JSON gateway, which just ends.
+    EndlessDocument,
+}
+
 /// An answer body.
 pub(super) struct AnswerBody {
     inner: Body,
+    span: Span,
     call: Arc<Budgeted>,
     /// The rest of a long frame.
     rest: VecDeque<Bytes>,
@@ -256,14 +269,28 @@ impl HttpBody for RequestBody {
 // === impl AnswerBody ===
 
 impl AnswerBody {
-    pub(super) fn new(inner: Body, call: Arc<Budgeted>, urgent: bool, held: Option<Held>) -> Self {
+    pub(super) fn new(inner: Body, call: Arc<Budgeted>, span: Span, urgent: bool, held: Option<Held>) -> Self {
         Self {
             inner,
+            span,
             call,
             rest: VecDeque::new(),
             urgent,
             held,
             announced: 0,
+        }
+    }
+
+    /// Ends an answer that would not end by itself. What the client has not had comes with another connection.
+    fn end(&mut self) -> Option<Result<Frame<Bytes>, axum::Error>> {
+        self.inner = Body::empty();
+        match std::mem::replace(&mut self.span, Span::Finite) {
+            Span::Finite | Span::EndlessDocument => None,
+            Span::Endless => {
+                let mut trailers = HeaderMap::new();
+                let added = status::stopped().add_header(&mut trailers);
+                Some(added.map(|()| Frame::trailers(trailers)).map_err(axum::Error::new))
+            }
         }
     }
 
@@ -313,6 +340,9 @@ impl HttpBody for AnswerBody {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let this = &mut *self;
         if this.rest.is_empty() {
+            if this.span != Span::Finite && this.call.call.connection().is_moving() {
+                return Poll::Ready(this.end());
+            }
             if !this.urgent {
                 ready!(this.call.call.connection().answers.poll_room(cx));
             }

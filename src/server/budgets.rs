@@ -21,6 +21,8 @@ pub struct Budgets {
     pub first_call_timeout: Duration,
     /// A connection without calls is closed, gracefully, after this time.
     pub idle_timeout: Duration,
+    /// The client of a connection of this age is asked to connect anew; `None` for never.
+    pub connection_age: Option<Duration>,
     /// A message of a request has to be complete this long after its first byte, or the call ends.
     pub request_timeout: Duration,
     /// Requests of one connection that are incomplete or whose call has not ended.
@@ -49,6 +51,7 @@ impl Default for Budgets {
             handshake_timeout: Duration::from_secs(5),
             first_call_timeout: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(300),
+            connection_age: None,
             request_timeout: Duration::from_secs(30),
             request_bytes: 8 << 20,
             answer_bytes: 4 << 20,

@@ -38,9 +38,13 @@ pub struct Config {
     pub watch_progress_interval: Duration,
     /// How long a watch may be without a message before it is told its progress, asked for or not; `None` for ever.
     pub quiet_watch_time: Option<Duration>,
+    /// Whether a replica cancels watches that begin after everything that its upstream has, as compacted.
+    pub cancel_impossible_watches: bool,
     /// The longest time for which the events of a watched range are gathered, once they follow each other closely and
     /// the range has many watchers. Zero sends each event at once.
     pub watch_gather_time: Duration,
+    /// The time between the wish to end the process and the stop, in which clients are asked to connect elsewhere.
+    pub drain_time: Duration,
     /// Bytes that the store may take. A negative number means no limit.
     pub quota_bytes: i64,
     /// As in etcd, a zero interval or a zero timeout disables keepalive pings.
@@ -89,7 +93,9 @@ impl Config {
             max_txn_ops: 128,
             watch_progress_interval: Duration::from_secs(600),
             quiet_watch_time: None,
+            cancel_impossible_watches: false,
             watch_gather_time: Duration::from_millis(4),
+            drain_time: Duration::ZERO,
             quota_bytes: 2 << 30,
             keepalive: Keepalive {
                 interval: Duration::from_secs(300),

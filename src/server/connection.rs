@@ -52,7 +52,9 @@ pub(super) trait Backlog: std::fmt::Debug + Send + Sync {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
     Never,
-    /// After its present calls.
+    /// After its present calls, however long they take; calls that never end by themselves are ended.
+    Gently,
+    /// After its present calls, or a few seconds.
     Soon,
     Now,
 }
@@ -75,7 +77,8 @@ impl Ending {
     fn wanted(&self) -> End {
         match self.end.load(Ordering::Acquire) {
             0 => End::Never,
-            1 => End::Soon,
+            1 => End::Gently,
+            2 => End::Soon,
             _ => End::Now,
         }
     }
@@ -227,6 +230,21 @@ impl Connection {
                 admitted: activity.admitted,
             },
         }
+    }
+
+    /// Asks the client to go on with another connection. This one ends with its present calls.
+    pub(super) fn leave(&self) {
+        self.end.want(End::Gently);
+    }
+
+    /// Whether the client was told, or is about to be told, to go on with another connection.
+    pub(super) fn is_ending(&self) -> bool {
+        self.end.wanted() != End::Never
+    }
+
+    /// Whether the client is asked to go on with another connection, and nothing worse.
+    pub(super) fn is_moving(&self) -> bool {
+        self.end.wanted() == End::Gently
     }
 
     /// Ends the connection after its present calls.
@@ -443,8 +461,11 @@ mod tests {
     async fn the_earlier_end_of_a_connection_counts() {
         let connection = Connection::default();
         let end = || std::future::poll_fn(|cx| Poll::Ready(connection.poll_end(cx)));
-        assert_eq!(end().await, End::Never);
+        assert_eq!((end().await, connection.is_ending()), (End::Never, false));
+        connection.leave();
+        assert_eq!((end().await, connection.is_ending()), (End::Gently, true));
         connection.close();
+        connection.leave();
         assert_eq!(end().await, End::Soon);
         connection.kill();
         connection.close();

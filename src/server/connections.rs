@@ -6,6 +6,7 @@ mod table;
 
 use super::budgets::Budgets;
 use super::connection::{Connection, Idle, Stalled};
+use super::moves::Moves;
 use super::peer::Peer;
 use super::refusals::{Budget, Refusals};
 use super::tls::{Identity, TlsConfig};
@@ -35,6 +36,7 @@ const STALLED_BYTES: usize = 256 << 10;
 pub(super) struct Connections {
     pub(super) budgets: Budgets,
     pub(super) refusals: Arc<Refusals>,
+    pub(super) moves: Moves,
     table: Mutex<Table>,
 }
 
@@ -77,6 +79,7 @@ impl Connections {
         Arc::new(Self {
             budgets,
             refusals,
+            moves: Moves::default(),
             table: Mutex::default(),
         })
     }
@@ -177,6 +180,27 @@ impl Connections {
         if let Some(peer) = table.end(id) {
             self.refusals.note(budget, peer);
         }
+    }
+
+    /// The number of the newest connection.
+    pub(super) fn newest(&self) -> u64 {
+        self.table.lock().next
+    }
+
+    /// Open connections up to the one with number `newest`.
+    pub(super) fn count_until(&self, newest: u64) -> usize {
+        self.table.lock().open.range(..=newest).count()
+    }
+
+    /// Asks the clients of connections up to `newest` to go on with other connections, until `keep` are left that were not
+    /// asked. Returns how many were asked.
+    pub(super) fn move_down_to(&self, newest: u64, keep: usize) -> usize {
+        let table = self.table.lock();
+        let open = table.open.range(..=newest).map(|(_, open)| &open.peer.connection);
+        let staying: Vec<_> = open.filter(|connection| !connection.is_ending()).collect();
+        let share = staying.len().saturating_sub(keep);
+        staying.iter().take(share).for_each(|connection| connection.leave());
+        share
     }
 
     /// Closes all connections after their present calls.

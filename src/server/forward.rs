@@ -7,6 +7,7 @@
 
 mod codec;
 mod keepalive;
+mod leases;
 mod methods;
 mod rights;
 #[cfg(test)]
@@ -18,7 +19,7 @@ use super::fresh::Freshness;
 use super::kv::KvService;
 use super::observe;
 use super::turns::Done;
-use super::upstream::{Credentials, SISTER, Upstream, is_old_token, lost, not_sent};
+use super::upstream::{Credentials, SISTER, Upstream, is_old_token, is_unknown_token, lost, not_sent};
 use super::{Core, status};
 use crate::pb::etcdserverpb as pb;
 use axum::body::Body;
@@ -93,6 +94,7 @@ struct Forward {
 /// A call on its way upstream. Its checks here have passed.
 struct Outgoing {
     caller: Caller,
+    operation: Operation,
     who: Credentials,
     metadata: MetadataMap,
     message: Bytes,
@@ -154,6 +156,15 @@ fn revision_of(answer: &Bytes) -> i64 {
     }
     let headed = Headed::decode(answer.clone()).unwrap_or_default();
     headed.header.map_or(0, |header| header.revision)
+}
+
+/// Whether upstream refused a token that was made here. Another one may be taken.
+fn is_about_our_token(status: &Status, who: &Credentials) -> bool {
+    match who {
+        Credentials::Token(_) => false,
+        Credentials::Nobody => is_unknown_token(status),
+        Credentials::User(_) | Credentials::Replica => is_old_token(status),
+    }
 }
 
 fn metadata_of(request: &MetadataMap) -> MetadataMap {
@@ -282,7 +293,7 @@ impl Forward {
     async fn vouch(&self, caller: &Caller, operation: &Operation) -> Result<Credentials, Status> {
         let who = caller.credentials(&self.core.auth, self.upstream.judge());
         match who {
-            Credentials::Replica => {
+            Credentials::Replica | Credentials::Nobody => {
                 if self.core.admission.rests_on_lease(caller, operation) {
                     // A key that was put on the lease elsewhere, a moment ago, may be one that the caller must not touch.
                     self.core.fresh(Freshness::Latest).await.map_err(|_| not_sent())?;
@@ -309,6 +320,7 @@ impl Forward {
         if known.as_ref().is_none_or(|known| known.at.elapsed() >= ALARMS_EVERY) {
             let call = Outgoing {
                 caller: Caller::default(),
+                operation: Operation::new(Call::MaintenanceRead),
                 who: Credentials::Replica,
                 metadata: MetadataMap::new(),
                 // The action GET, and all alarms.
@@ -338,11 +350,11 @@ impl Forward {
     async fn outgoing(
         &self,
         request: tonic::Request<Bytes>,
-        operation: &Operation,
+        operation: Operation,
         patience: Patience,
     ) -> Result<Outgoing, Status> {
         let caller = Caller::of(&request);
-        let who = self.vouch(&caller, operation).await?;
+        let who = self.vouch(&caller, &operation).await?;
         let of_client = observe::deadline(request.metadata().as_ref());
         let time = match patience {
             Patience::Request => Some(of_client.map_or(REQUEST_TIMEOUT, |time| time.min(REQUEST_TIMEOUT))),
@@ -350,6 +362,7 @@ impl Forward {
         };
         Ok(Outgoing {
             caller,
+            operation,
             who,
             metadata: metadata_of(request.metadata()),
             message: request.into_inner(),
@@ -365,10 +378,13 @@ impl Forward {
         operation: Operation,
         how: Unary,
     ) -> Result<tonic::Response<Bytes>, Status> {
-        let call = self.outgoing(request, &operation, how.patience).await?;
+        let mut call = self.outgoing(request, operation, how.patience).await?;
+        if how.then == Then::CountLease {
+            self.core.may_grant_upstream(call.caller.peer())?;
+        }
         let answer = match how.then {
-            Then::RememberToken => self.log_in(&call).await?,
-            _ => self.send(&call).await?,
+            Then::RememberToken => self.log_in(&mut call).await?,
+            _ => self.send(&mut call).await?,
         };
         self.core.hold(&answer).await;
         let answer = self.follow_up(&call, answer, how.then).await?;
@@ -390,15 +406,14 @@ impl Forward {
         self.pass(request, operation, PLAIN).await
     }
 
-    /// Sends a call and waits for its answer. A call that upstream refused because of a token of ours is sent again with a
-    /// new one: a refused call was not executed.
-    async fn send(&self, call: &Outgoing) -> Result<Bytes, Status> {
+    /// Sends a call and waits for its answer. A call that upstream refused because of a token of ours is checked and sent again
+    /// with a new one: a refused call was not executed.
+    async fn send(&self, call: &mut Outgoing) -> Result<Bytes, Status> {
         let mut answer = self.send_once(call).await;
         if let Err(status) = &answer
-            && is_old_token(status)
-            && !matches!(call.who, Credentials::Token(_))
+            && is_about_our_token(status, &call.who)
         {
-            self.upstream.reload_users().await?;
+            self.vouch_anew(call).await?;
             answer = self.send_once(call).await;
         }
         answer.inspect_err(|status| {
@@ -406,6 +421,13 @@ impl Forward {
                 self.core.admission.refused_by_upstream(&call.caller);
             }
         })
+    }
+
+    /// Checks a call with the present users of upstream.
+    async fn vouch_anew(&self, call: &mut Outgoing) -> Result<(), Status> {
+        self.upstream.reload_users().await?;
+        call.who = self.vouch(&call.caller, &call.operation).await?;
+        Ok(())
     }
 
     async fn send_once(&self, call: &Outgoing) -> Result<Bytes, Status> {
@@ -441,7 +463,7 @@ impl Forward {
     }
 
     /// Passes a login on, which takes the time of a password check upstream.
-    async fn log_in(&self, call: &Outgoing) -> Result<Bytes, Status> {
+    async fn log_in(&self, call: &mut Outgoing) -> Result<Bytes, Status> {
         let turn = self.core.login_turn(call.caller.peer()).await?;
         let answer = self.send(call).await;
         let wrong = Status::from(crate::auth::Error::AuthFailed);
@@ -454,6 +476,14 @@ impl Forward {
         match then {
             Then::Nothing => {}
             Then::Compact => self.compact(decode(&call.message)?).await,
+            Then::CountLease => {
+                let granted: pb::LeaseGrantResponse = decode(&answer)?;
+                self.core.granted_upstream(call.caller.peer(), &granted);
+            }
+            Then::ForgetLease => {
+                let revoked: pb::LeaseRevokeRequest = decode(&call.message)?;
+                self.core.shares.revoked(call.caller.peer(), revoked.id);
+            }
             Then::RememberToken => {
                 let request: pb::AuthenticateRequest = decode(&call.message)?;
                 let response: pb::AuthenticateResponse = decode(&answer)?;
@@ -507,21 +537,16 @@ impl Forward {
         permits: Option<Arc<Semaphore>>,
     ) -> Result<tonic::Response<Answers<T>>, Status> {
         let operation = rights::operation(self.uri.path(), request.get_ref())?;
-        let call = self.outgoing(request, &operation, Patience::Client).await?;
+        let mut call = self.outgoing(request, operation, Patience::Client).await?;
         // Only now: whoever may not make the call must not wait for others.
         let held = match permits {
             Some(permits) => Some(permits.acquire_owned().await.map_err(|_| status::stopped())?),
             None => None,
         };
-        let message = call.message.clone();
-        let requests = futures::stream::once(async move { message }).boxed();
-        let opening = self
-            .upstream
-            .stream(self.uri.path(), &call.who, &call.metadata, requests);
         let stop = self.core.stop.clone();
         // The headers of an answer may come with its first message only.
         let mut answers = tokio::select! {
-            opened = opening => opened?,
+            opened = self.open(&mut call) => opened?,
             () = stop.cancelled() => return Err(status::stopped()),
         };
         let stream = async_stream::try_stream! {
@@ -538,24 +563,21 @@ impl Forward {
         Ok(tonic::Response::new(stream.boxed()))
     }
 
-    /// The answers to a client's stream of keepalives.
-    fn renewals(self, request: tonic::Request<Streaming<Bytes>>) -> Answers<()> {
-        let caller = Caller::of(&request);
-        let mut inbound = request.into_inner();
-        let stream = async_stream::try_stream! {
-            loop {
-                let message = tokio::select! {
-                    () = self.core.stop.cancelled() => Err(status::stopped()),
-                    message = inbound.message() => message,
-                };
-                let Some(message) = message? else { break };
-                let id = decode::<pb::LeaseKeepAliveRequest>(&message)?.id;
-                // Every message is admitted, because permissions may have been revoked since the last one.
-                let who = self.vouch(&caller, &Operation::lease(Call::LeaseKeepAlive, id)).await?;
-                // The answer is not held: a renewal writes nothing that the client could read.
-                yield Reply::Passed(self.core.renew(&self.upstream, who, id).await?);
-            }
+    /// Opens the stream of answers to a call.
+    async fn open(&self, call: &mut Outgoing) -> Result<BoxStream<'static, Result<Bytes, Status>>, Status> {
+        let once = |call: &Outgoing| {
+            let message = call.message.clone();
+            let requests = futures::stream::once(async move { message }).boxed();
+            let (upstream, path) = (Arc::clone(&self.upstream), self.uri.path().to_owned());
+            let (who, metadata) = (call.who.clone(), call.metadata.clone());
+            async move { upstream.stream(&path, &who, &metadata, requests).await }
         };
-        stream.boxed()
+        match once(call).await {
+            Err(status) if is_about_our_token(&status, &call.who) => {
+                self.vouch_anew(call).await?;
+                once(call).await
+            }
+            opened => opened,
+        }
     }
 }

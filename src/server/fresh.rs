@@ -1,6 +1,6 @@
 //! Freshness: what a replica has to have before it answers a read.
 //!
-//! A read at a revision that is here is a fact that cannot change. Any other linearizable read asks upstream for a
+//! A read at a revision that is here is a fact that cannot change, unless the past is in doubt. Any other linearizable read asks upstream for a
 //! revision, after the read came, and waits until that revision is here: so it sees everything that was answered anywhere
 //! before. Serializable reads take what is here.
 
@@ -57,7 +57,12 @@ impl Core {
     pub(super) async fn fresh(&self, needed: Freshness) -> Result<(), Status> {
         match (&self.upstream, needed) {
             (None, _) | (_, Freshness::Any) => Ok(()),
-            (Some(_), Freshness::At(revision)) if revision <= self.store.revision() => Ok(()),
+            // While the past is in doubt, the same revision may be another one elsewhere.
+            (Some(upstream), Freshness::At(revision))
+                if revision <= self.store.revision() && !upstream.is_doubtful() =>
+            {
+                Ok(())
+            }
             // On the heap, so that a store of its own has small futures.
             (Some(upstream), _) => Box::pin(self.catch_up(&**upstream)).await,
         }

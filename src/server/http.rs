@@ -41,8 +41,12 @@ impl Default for BrowserAccess {
     }
 }
 
-/// The check of ours that etcd does not have; mentioned only when the check fails.
+/// Whether the data directory takes writes.
 const DATA_DIRECTORY: &str = "data_directory";
+/// Whether the process stays.
+const IN_SERVICE: &str = "in_service";
+/// The checks of ours that etcd does not have; mentioned only when they fail.
+const OURS: [&str; 2] = [DATA_DIRECTORY, IN_SERVICE];
 
 /// The checks of `/livez` or `/readyz`.
 fn checks(kind: &str) -> &'static [&'static str] {
@@ -54,6 +58,7 @@ fn checks(kind: &str) -> &'static [&'static str] {
             "linearizable_read",
             "non_learner",
             DATA_DIRECTORY,
+            IN_SERVICE,
         ],
     }
 }
@@ -198,7 +203,7 @@ impl Core {
             let result = self.check(name);
             self.metrics.check(kind, name, result.is_ok());
             match result {
-                Ok(()) if name == DATA_DIRECTORY => {}
+                Ok(()) if OURS.contains(&name) => {}
                 Ok(()) => text.push_str(&format!("[+]{name} ok\n")),
                 Err(error) => {
                     failed = true;
@@ -224,6 +229,9 @@ impl Core {
             // Every read of a single member is linearizable, and a single member is never a learner.
             "serializable_read" | "linearizable_read" => self.check_read(),
             DATA_DIRECTORY => self.check_data_directory(),
+            IN_SERVICE if self.life.leaving().is_cancelled() => {
+                Err("the process is about to stop, and its clients are asked to connect elsewhere".to_owned())
+            }
             _ => Ok(()),
         }
     }

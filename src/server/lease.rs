@@ -10,6 +10,7 @@ use crate::pb::etcdserverpb as pb;
 use prost::Message;
 use std::pin::Pin;
 use std::sync::Arc;
+use tokio::time::Instant;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -167,13 +168,17 @@ impl pb::lease_server::Lease for LeaseService {
 impl Core {
     /// Grants a lease, within the budget of the caller's user. The call has been admitted.
     pub(super) async fn grant(&self, caller: &Caller, id: i64, ttl_secs: i64) -> Result<GrantedLease, Status> {
-        if !self.shares.may_grant(caller.peer(), &self.lessor) {
+        if !self
+            .shares
+            .may_grant(caller.peer(), |id, _| self.lessor.info(id).is_none())
+        {
             self.refusals.note(Budget::Leases, caller.peer());
             return Err(status::too_many_leases());
         }
         let granted = self.lessor.grant(id, ttl_secs);
         if let Ok(granted) = &granted {
-            self.shares.granted(caller.peer(), granted.id);
+            // The lessor knows its end.
+            self.shares.granted(caller.peer(), granted.id, Instant::now());
         }
         self.commit(granted, |_| Cause::EveryChange).await
     }

@@ -145,12 +145,7 @@ impl Metrics {
 
     /// Registers what a replica counts about its upstream and the calls that it forwards.
     pub(super) fn register_forwarding(&mut self, upstream: &dyn Upstream, unheld: &Counter) {
-        upstream.register(&mut self.registry);
-        self.registry.register(
-            "isthmus_follow_unheld",
-            "Answers to forwarded calls that were sent before their revision was here",
-            unheld.clone(),
-        );
+        register_forwarding(&mut self.registry, upstream, unheld);
     }
 
     /// The metrics of a method, found by its path `/package.Service/Method`.
@@ -212,8 +207,19 @@ fn facts(registry: &mut Registry, member: u64) {
 /// Registers the metrics that etcd does not have.
 fn register_clients(registry: &mut Registry, connections: &Arc<Connections>, store: &Arc<Store>) {
     connections.refusals.register(registry);
+    connections.moves.register(registry);
     registry.register_collector(Box::new(budgets::Held(Arc::clone(connections))));
     registry.register_collector(Box::new(Watches(Arc::clone(store))));
+}
+
+/// Registers what a replica counts about its upstream and the calls that it forwards.
+fn register_forwarding(registry: &mut Registry, upstream: &dyn Upstream, unheld: &Counter) {
+    upstream.register(registry);
+    registry.register(
+        "isthmus_follow_unheld",
+        "Answers to forwarded calls that were sent before their revision was here",
+        unheld.clone(),
+    );
 }
 
 /// What watches cost, looked up at each scrape.
@@ -232,10 +238,13 @@ impl Collector for Watches {
 }
 
 impl Core {
-    /// Registers what clients hold, what they were refused, and what watches cost: for a page that does not have the metrics
-    /// of etcd.
+    /// Registers what clients hold, what they were refused, what watches cost, and how a replica stands: for a page that does
+    /// not have the metrics of etcd.
     pub fn register_figures(&self, registry: &mut Registry) {
         register_clients(registry, &self.connections, &self.store);
+        if let Some(upstream) = &self.upstream {
+            register_forwarding(registry, &**upstream, &self.forwarding.unheld);
+        }
     }
 
     /// The page of metrics.

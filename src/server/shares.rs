@@ -5,10 +5,9 @@ use super::connection::WatcherCount;
 use super::peer::Peer;
 use super::refusals::Budget;
 use super::{Core, status};
-use crate::lease::Lessor;
 use crate::mvcc::Watcher;
 use parking_lot::Mutex;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -33,7 +32,8 @@ pub(super) struct Shares {
 
 /// The leases of one user. Ended leases are counted until the next look.
 struct OwnLeases {
-    ids: HashSet<i64>,
+    /// When a lease ends that lives upstream, as far as is known here.
+    ends: HashMap<i64, Instant>,
     looked: Instant,
 }
 
@@ -54,34 +54,45 @@ impl Shares {
         })
     }
 
-    /// Whether the user of `peer` may have another lease. Leases from before a restart count for nobody.
-    pub(super) fn may_grant(&self, peer: &Peer, lessor: &Lessor) -> bool {
+    /// Whether the user of `peer` may have another lease. Leases from before a restart count for nobody. `has_ended` knows of
+    /// a lease, with the end that was noted for it, whether it has ended.
+    pub(super) fn may_grant(&self, peer: &Peer, has_ended: impl Fn(i64, Instant) -> bool) -> bool {
         let mut leases = self.leases.lock();
         let Some(own) = leases.get_mut(&peer.owner()) else {
             return true;
         };
-        if own.ids.len() >= self.leases_max && own.looked.elapsed() >= LOOK_EVERY {
+        if own.ends.len() >= self.leases_max && own.looked.elapsed() >= LOOK_EVERY {
             own.looked = Instant::now();
-            own.ids.retain(|id| lessor.info(*id).is_some());
+            own.ends.retain(|id, end| !has_ended(*id, *end));
         }
-        own.ids.len() < self.leases_max
+        own.ends.len() < self.leases_max
     }
 
-    pub(super) fn granted(&self, peer: &Peer, lease: i64) {
+    /// Counts a lease, which ends at `end` unless it is renewed.
+    pub(super) fn granted(&self, peer: &Peer, lease: i64, end: Instant) {
         let mut leases = self.leases.lock();
         let new = || OwnLeases {
-            ids: HashSet::new(),
+            ends: HashMap::new(),
             looked: Instant::now(),
         };
-        leases.entry(peer.owner()).or_insert_with(new).ids.insert(lease);
+        leases.entry(peer.owner()).or_insert_with(new).ends.insert(lease, end);
+    }
+
+    /// Notes the new end of a lease, if it counts.
+    pub(super) fn renewed(&self, peer: &Peer, lease: i64, end: Instant) {
+        let mut leases = self.leases.lock();
+        let counted = leases.get_mut(&peer.owner()).and_then(|own| own.ends.get_mut(&lease));
+        if let Some(counted) = counted {
+            *counted = end;
+        }
     }
 
     pub(super) fn revoked(&self, peer: &Peer, lease: i64) {
         let mut leases = self.leases.lock();
         let owner = peer.owner();
         let Some(own) = leases.get_mut(&owner) else { return };
-        own.ids.remove(&lease);
-        if own.ids.is_empty() {
+        own.ends.remove(&lease);
+        if own.ends.is_empty() {
             leases.remove(&owner);
         }
     }
@@ -141,7 +152,7 @@ impl Drop for WatchShare {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lease::MIN_TTL_SECS;
+    use crate::lease::{Lessor, MIN_TTL_SECS};
     use crate::mvcc::Store;
 
     fn user(name: &str) -> Peer {
@@ -159,16 +170,17 @@ mod tests {
         };
         let (shares, lessor) = (Shares::new(&budgets), Lessor::new(Store::new(), MIN_TTL_SECS));
         let (a, b) = (user("a"), user("b"));
+        let may_grant = |peer: &Peer| shares.may_grant(peer, |id, _| lessor.info(id).is_none());
         for id in [1, 2] {
-            assert!(shares.may_grant(&a, &lessor));
+            assert!(may_grant(&a));
             lessor.grant(id, 60).unwrap();
-            shares.granted(&a, id);
+            shares.granted(&a, id, Instant::now());
         }
-        assert!(!shares.may_grant(&a, &lessor) && shares.may_grant(&b, &lessor));
+        assert!(!may_grant(&a) && may_grant(&b));
         lessor.revoke(1).unwrap();
-        assert!(!shares.may_grant(&a, &lessor), "a look a second");
+        assert!(!may_grant(&a), "a look a second");
         tokio::time::advance(LOOK_EVERY).await;
-        assert!(shares.may_grant(&a, &lessor));
+        assert!(may_grant(&a));
         shares.revoked(&a, 2);
         assert!(shares.leases.lock().is_empty());
     }

@@ -1,10 +1,11 @@
 //! HTTP over one accepted connection, within the connection's budgets and with every limit of HTTP/2 set.
 
-use super::bodies::{AnswerBody, Budgeted, Held, RequestBody, RequestLimits};
+use super::bodies::{AnswerBody, Budgeted, Held, RequestBody, RequestLimits, Span};
 use super::budgets::Budgets;
 use super::connection::{End, Idle};
 use super::connections::{Connections, idle_deadline};
 use super::io::Io;
+use super::moves::{self, Why};
 use super::peer::Peer;
 use super::protocol::{Protocol, Protocols};
 use super::refusals::Budget;
@@ -118,6 +119,11 @@ impl Transport {
         let urgent = path.ends_with("/LeaseKeepAlive");
         // The last two are those of the JSON gateway.
         let streaming = ["/Watch", "/watch", "/keepalive"].iter().any(|end| path.ends_with(end));
+        let span = match streaming || urgent || path.to_ascii_lowercase().ends_with("/observe") {
+            false => Span::Finite,
+            true if path.starts_with("/v3/") => Span::EndlessDocument,
+            true => Span::Endless,
+        };
         let limits = RequestLimits {
             timeout: self.connections.budgets.request_timeout,
             streaming: streaming || urgent,
@@ -131,7 +137,7 @@ impl Transport {
             if crowded {
                 refusals.note(Budget::StrangerCalls, &peer);
                 let refused = status::too_many_requests().into_http::<Body>();
-                return refused.map(|body| AnswerBody::new(body, call, urgent, None));
+                return refused.map(|body| AnswerBody::new(body, call, Span::Finite, urgent, None));
             }
             let (mut parts, body) = request.into_parts();
             parts.extensions.insert(peer.clone());
@@ -143,7 +149,7 @@ impl Transport {
             if let Some(date) = dated.then(date).flatten() {
                 parts.headers.entry(header::DATE).or_insert(date);
             }
-            Response::from_parts(parts, AnswerBody::new(body, call, urgent, held))
+            Response::from_parts(parts, AnswerBody::new(body, call, span, urgent, held))
         }
     }
 }
@@ -151,17 +157,22 @@ impl Transport {
 /// Decides when a connection ends, however it is used.
 struct Shutdown {
     closing: bool,
-    /// Whether the connection is closing because it was idle.
-    idle: bool,
+    /// Whether present calls have as much time as they take.
+    patient: bool,
+    /// When the connection is old, and its client is moved.
+    old_at: Option<Instant>,
     deadline: Pin<Box<Sleep>>,
 }
 
 impl Shutdown {
     fn new(budgets: &Budgets) -> Self {
+        let old_at = moves::old_at(budgets.connection_age);
+        let first = Instant::now() + budgets.first_call_timeout;
         Self {
             closing: false,
-            idle: false,
-            deadline: Box::pin(tokio::time::sleep(budgets.first_call_timeout)),
+            patient: false,
+            old_at,
+            deadline: Box::pin(tokio::time::sleep_until(earlier(first, old_at))),
         }
     }
 
@@ -174,26 +185,37 @@ impl Shutdown {
         peer: &Peer,
         shut_down: impl FnOnce(),
     ) -> Poll<()> {
-        let mut close = end == End::Soon;
+        let mut close = end != End::Never;
+        if end == End::Gently && !self.closing {
+            self.patient = true;
+        }
+        if end == End::Soon && self.closing && std::mem::take(&mut self.patient) {
+            self.deadline.as_mut().reset(Instant::now() + GRACE);
+        }
         while self.deadline.as_mut().poll(cx).is_ready() {
             let now = Instant::now();
             let idle = peer.connection.idle();
             let next = if self.closing {
-                if !self.idle || idle != Idle::Busy {
+                if !self.patient || idle != Idle::Busy {
                     return Poll::Ready(());
                 }
                 // A call that began before the client knew of the end goes on.
+                now + GRACE
+            } else if self.old_at.is_some_and(|old_at| old_at <= now) {
+                transport.connections.moves.note(Why::Age, 1);
+                peer.connection.leave();
+                (self.patient, close) = (true, true);
                 now + GRACE
             } else {
                 let budgets = &transport.connections.budgets;
                 match idle_deadline(budgets, idle) {
                     Some(at) if at <= now => {
                         transport.connections.refusals.note(Budget::Idle, peer);
-                        (self.idle, close) = (true, true);
+                        (self.patient, close) = (true, true);
                         now + GRACE
                     }
-                    Some(at) => at,
-                    None => now + budgets.idle_timeout,
+                    Some(at) => earlier(at, self.old_at),
+                    None => earlier(now + budgets.idle_timeout, self.old_at),
                 }
             };
             self.deadline.as_mut().reset(next);
@@ -207,6 +229,10 @@ impl Shutdown {
         }
         Poll::Pending
     }
+}
+
+fn earlier(at: Instant, other: Option<Instant>) -> Instant {
+    other.map_or(at, |other| at.min(other))
 }
 
 /// The time of an answer.

@@ -12,6 +12,9 @@ use tonic::{Code, Status};
 /// The metadata by which a replica asks another one for a snapshot of its own store, rather than of upstream's.
 pub const SISTER: &str = "isthmus-sister";
 
+/// A token that nobody has. An etcd looks at tokens only while authentication is on.
+pub const NOBODY: &str = "isthmus: authentication is off";
+
 /// The cluster that a replica follows: an etcd, or an Isthmus.
 #[tonic::async_trait]
 pub trait Upstream: Send + Sync {
@@ -53,6 +56,11 @@ pub trait Upstream: Send + Sync {
     /// Whether the history here has the order of upstream, also inside revisions, so that hashes of keys can be compared.
     fn is_exact(&self) -> bool;
 
+    /// Whether it is not known at the moment whether upstream has the same past as this replica.
+    fn is_doubtful(&self) -> bool {
+        false
+    }
+
     /// Registers figures of the connections to upstream on the server's page.
     fn register(&self, _registry: &mut Registry) {}
 }
@@ -73,8 +81,11 @@ pub struct UpstreamIdentity {
 /// On whose behalf a call goes upstream.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Credentials {
-    /// The replica's own: authentication is off, the call needs none, or its rights were checked here.
+    /// The replica's own: its rights were checked here.
     Replica,
+    /// None, since authentication is off as far as is known here. The call goes with [`NOBODY`], so that upstream refuses it if
+    /// authentication has been turned on meanwhile: the replica's own rights must not stand in then.
+    Nobody,
     /// The token that the caller sent, which upstream checks.
     Token(Arc<str>),
     /// The user whom the caller's certificate names, for whom the replica signs a token. Only with [`Judge::Upstream`].
@@ -104,6 +115,11 @@ pub fn lost() -> Status {
 /// Upstream did not answer a read. etcd's text for the same case; Go's client repeats the read on another endpoint.
 pub fn cut_off() -> Status {
     super::status::timed_out()
+}
+
+/// Whether upstream refused a token that it does not know. The call was not executed.
+pub fn is_unknown_token(status: &Status) -> bool {
+    status.code() == Code::Unauthenticated && status.message() == "etcdserver: invalid auth token"
 }
 
 /// Whether upstream refused a token because users or roles have changed since it was signed.

@@ -8,6 +8,7 @@ mod fragment;
 mod quiet;
 mod ready;
 mod requests;
+mod suspects;
 #[cfg(test)]
 mod tests;
 
@@ -33,6 +34,7 @@ use std::ops::Range;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
+use suspects::Suspects;
 use tokio::time::{Interval, MissedTickBehavior};
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
@@ -74,6 +76,8 @@ struct WatchSession {
     progress_from: Option<i64>,
     /// The last start of a watcher that was created to begin in the future.
     last_start: i64,
+    /// Watchers of a replica that may begin after everything there is.
+    suspects: Suspects,
     /// The version of users and roles at which all watchers were allowed.
     allowed_at: AuthVersion,
     ended: bool,
@@ -111,6 +115,8 @@ enum Happened {
     Tick,
     /// The time to look at quiet watches.
     Look,
+    /// What upstream has, for watches that begin later.
+    Judged(Result<i64, Status>),
     /// A request, or the end of them.
     Request(Result<Option<pb::WatchRequest>, Status>),
 }
@@ -184,6 +190,7 @@ impl WatchSession {
             progress_from: None,
             reads_history: false,
             last_start: 0,
+            suspects: Suspects::default(),
             ended: false,
         }
     }
@@ -231,6 +238,7 @@ impl WatchSession {
                 Happened::Woken => {}
                 Happened::Tick => self.tick(),
                 Happened::Look => self.look_at_quiet(),
+                Happened::Judged(told) => self.judge_suspects(told),
                 Happened::Request(request) => {
                     if let Err(status) = self.received(request) {
                         return self.end(status);
@@ -265,6 +273,7 @@ impl WatchSession {
             () = or_never(woken) => Happened::Woken,
             _ = self.ticker.tick() => Happened::Tick,
             () = quiet::due(&mut self.quiet) => Happened::Look,
+            told = self.suspects.answer() => Happened::Judged(told),
             request = inbound => Happened::Request(request),
         }
     }
@@ -351,7 +360,7 @@ impl WatchSession {
             let from = entry.watcher.position();
             match entry.watcher.take(MESSAGE_BYTES) {
                 WatchUpdate::Nothing if self.quiet.is_some() => {
-                    self.tell_before_history_goes(id);
+                    self.tell_without_events(id);
                     if !self.answers.is_empty() {
                         return None;
                     }

@@ -15,19 +15,48 @@ use tokio_util::task::TaskTracker;
 type Task<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// Spawns and supervises the tasks of one process, or of one cluster of the demo. Clones share the tasks.
-#[derive(Clone, Default)]
+///
+/// A process that is asked to end first *leaves*: it gives up what others can take over at once, and lets go of its clients.
+/// Then it stops.
+#[derive(Clone)]
 pub struct Lifecycle {
+    /// Cancelled when the tasks that this clone spawns should stop.
     stop: CancellationToken,
     tasks: TaskTracker,
     inner: Arc<Inner>,
 }
 
-#[derive(Default)]
 struct Inner {
+    /// Cancelled when all tasks should stop.
+    whole: CancellationToken,
+    /// Cancelled when the process leaves, and with `whole`.
+    leaving: CancellationToken,
+    /// What leaving takes.
+    before_stop: Mutex<Vec<Task<()>>>,
     next: AtomicU64,
     running: Mutex<BTreeMap<u64, String>>,
     failure: Mutex<Option<String>>,
     at_end: Mutex<Vec<Box<dyn FnOnce() + Send>>>,
+}
+
+impl Default for Lifecycle {
+    fn default() -> Self {
+        let whole = CancellationToken::new();
+        let inner = Inner {
+            leaving: whole.child_token(),
+            whole: whole.clone(),
+            before_stop: Mutex::default(),
+            next: AtomicU64::default(),
+            running: Mutex::default(),
+            failure: Mutex::default(),
+            at_end: Mutex::default(),
+        };
+        Self {
+            stop: whole,
+            tasks: TaskTracker::new(),
+            inner: Arc::new(inner),
+        }
+    }
 }
 
 impl Lifecycle {
@@ -36,9 +65,38 @@ impl Lifecycle {
         &self.stop
     }
 
+    /// The token that is cancelled when the process leaves.
+    pub fn leaving(&self) -> &CancellationToken {
+        &self.inner.leaving
+    }
+
+    /// The same lifecycle for tasks that stop as soon as the process leaves, because another process takes their work over.
+    pub fn until_leaving(&self) -> Self {
+        Self {
+            stop: self.inner.leaving.clone(),
+            ..self.clone()
+        }
+    }
+
     /// Asks all tasks to stop.
     pub fn stop(&self) {
-        self.stop.cancel();
+        self.inner.whole.cancel();
+    }
+
+    /// Leaves, waits for what was registered with [`Lifecycle::before_stop`], and asks all tasks to stop.
+    pub async fn leave(&self) {
+        self.inner.leaving.cancel();
+        let before_stop = std::mem::take(&mut *self.inner.before_stop.lock());
+        tokio::select! {
+            () = self.inner.whole.cancelled() => {}
+            _ = futures::future::join_all(before_stop) => {}
+        }
+        self.stop();
+    }
+
+    /// Registers work that is done after the process was asked to end, and before its tasks are asked to stop.
+    pub fn before_stop(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.inner.before_stop.lock().push(Box::pin(work));
     }
 
     /// Runs `task`, which should end when the stop token is cancelled. An error, a panic, or an earlier end stops the
@@ -132,13 +190,13 @@ impl Lifecycle {
             .failure
             .lock()
             .get_or_insert_with(|| format!("{name}: {why}"));
-        self.stop.cancel();
+        self.stop();
     }
 
     /// Waits for the stop signal, then at most `grace` for the tasks, then at most `grace` for each function of
     /// [`Lifecycle::at_end`]. Returns the reason if a failure stopped the lifecycle.
     pub async fn stopped(&self, grace: Duration) -> Option<String> {
-        self.stop.cancelled().await;
+        self.inner.whole.cancelled().await;
         self.tasks.close();
         if tokio::time::timeout(grace, self.tasks.wait()).await.is_err() {
             let left: Vec<_> = self.inner.running.lock().values().cloned().collect();
@@ -186,6 +244,30 @@ mod tests {
         life.spawn("breaks", async { Err("disk on fire") });
         let failure = life.stopped(Duration::from_secs(5)).await;
         assert_eq!(failure.as_deref(), Some("breaks: disk on fire"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_others_take_over_ends_first_and_the_rest_once_the_clients_are_gone() {
+        let life = Lifecycle::default();
+        let (first, clients) = (life.until_leaving(), tokio::sync::oneshot::channel::<()>());
+        let ended = first.stop_token().clone();
+        life.before_stop(async move {
+            ended.cancelled().await;
+            drop(clients.1.await);
+        });
+        let leaving = life.leave();
+        tokio::pin!(leaving);
+        assert!(futures::poll!(&mut leaving).is_pending());
+        assert!(first.stop_token().is_cancelled() && !life.stop_token().is_cancelled());
+        drop(clients.0);
+        leaving.await;
+        assert!(life.stop_token().is_cancelled());
+        // A failure of a task that ends first stops everything, and a failure waits for nobody.
+        let life = Lifecycle::default();
+        life.before_stop(std::future::pending());
+        life.until_leaving().spawn("breaks", async { Err("lost") });
+        let (failure, ()) = tokio::join!(life.stopped(Duration::from_secs(5)), life.leave());
+        assert_eq!(failure.as_deref(), Some("breaks: lost"));
     }
 
     #[tokio::test(start_paused = true)]

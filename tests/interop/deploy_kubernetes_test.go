@@ -33,11 +33,14 @@ var paths = map[string][2]string{
 	"PersistentVolumeClaim": {"/api/v1", "persistentvolumeclaims"},
 	"Deployment":            {"/apis/apps/v1", "deployments"},
 	"ReplicaSet":            {"/apis/apps/v1", "replicasets"},
+	"StatefulSet":           {"/apis/apps/v1", "statefulsets"},
+	"Job":                   {"/apis/batch/v1", "jobs"},
 	"PodDisruptionBudget":   {"/apis/policy/v1", "poddisruptionbudgets"},
 	"NetworkPolicy":         {"/apis/networking.k8s.io/v1", "networkpolicies"},
 	"ServiceMonitor":        {"/apis/monitoring.coreos.com/v1", "servicemonitors"},
 	"PrometheusRule":        {"/apis/monitoring.coreos.com/v1", "prometheusrules"},
 	"Certificate":           {"/apis/cert-manager.io/v1", "certificates"},
+	"Issuer":                {"/apis/cert-manager.io/v1", "issuers"},
 	"ClusterRole":           {"/apis/rbac.authorization.k8s.io/v1", "clusterroles"},
 	"ClusterRoleBinding":    {"/apis/rbac.authorization.k8s.io/v1", "clusterrolebindings"},
 }
@@ -75,7 +78,9 @@ func (a *apiserver) apply(t testing.TB, object dict) {
 
 func TestKubeAPIServerTakesTheDeployment(t *testing.T) {
 	a := startAPIServer(t, ours(t).address)
-	a.define(manifest(t, certManagerModule, "deploy/crds/cert-manager.io_certificates.yaml"))
+	for _, kind := range []string{"certificates", "issuers"} {
+		a.define(manifest(t, certManagerModule, "deploy/crds/cert-manager.io_"+kind+".yaml"))
+	}
 	for _, kind := range []string{"servicemonitors", "prometheusrules"} {
 		a.define(manifest(t, prometheusModule, "example/prometheus-operator-crd/monitoring.coreos.com_"+kind+".yaml"))
 	}
@@ -87,9 +92,16 @@ func TestKubeAPIServerTakesTheDeployment(t *testing.T) {
 	take := func(t *testing.T, all rendered) {
 		for _, object := range all {
 			a.apply(t, object)
-			if object["kind"] == "Deployment" {
-				template := at(object, "spec", "template").(dict)
-				account(at(template, "spec", "serviceAccountName").(string))
+			if template, is := at(object, "spec", "template").(dict); is {
+				name, is := at(template, "spec", "serviceAccountName").(string)
+				if !is {
+					name = "default"
+				}
+				account(name)
+				if object["kind"] == "StatefulSet" {
+					// Claims are made for each pod.
+					template["spec"].(dict)["volumes"] = append(at(template, "spec", "volumes").([]any), dict{"name": "data", "emptyDir": dict{}})
+				}
 				template["metadata"].(dict)["name"] = "pod"
 				pod := dict{"metadata": template["metadata"], "spec": template["spec"]}
 				a.t = t
@@ -102,6 +114,9 @@ func TestKubeAPIServerTakesTheDeployment(t *testing.T) {
 	}
 	for _, component := range []string{"persistent", "memory", "network-policy", "service-monitor", "prometheus-rule"} {
 		t.Run("component "+component, func(t *testing.T) { take(t, build(t, component)) })
+	}
+	for name, shape := range shapes {
+		t.Run(name, func(t *testing.T) { take(t, shape(t)) })
 	}
 	users := parse(t, try(exec.Command("cat", filepath.Join(kustomize, "base/remote-users.yaml")).Output()).or(t))
 	a.apply(t, users["ConfigMap/clustermesh-remote-users"])

@@ -145,10 +145,16 @@ func render(t testing.TB, values string) rendered {
 // build renders the base with components.
 func build(t testing.TB, components ...string) rendered {
 	t.Helper()
+	return overlay(t, []string{"../base"}, components...)
+}
+
+// overlay renders directories of deploy/kustomize with components.
+func overlay(t testing.TB, resources []string, components ...string) rendered {
+	t.Helper()
 	// kustomize takes relative paths only.
 	dir := try(os.MkdirTemp(kustomize, ".test-")).or(t)
 	defer os.RemoveAll(dir)
-	overlay := dict{"resources": []string{"../base"}}
+	overlay := dict{"resources": resources}
 	var paths []string
 	for _, component := range components {
 		paths = append(paths, "../components/"+component)

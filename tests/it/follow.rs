@@ -1,12 +1,11 @@
 //! Proves that a replica (`etcd --follow`) shows what its upstream has, at the upstream's revisions, that watches on it go
 //! on while the upstream restarts, and that another past ends them as compacted. The upstream is this program.
 
-use crate::support::admin::Admin;
-use crate::support::files::example;
-use crate::support::store::{message, next, plain_client, prefix, revision};
-use crate::support::tls::{self, Tls};
-use crate::support::{CommandLine, PATIENCE, Process, Signal, eventually, isthmus};
+use crate::support::environment::Faults;
+use crate::support::store::{message, next, plain_client, revision};
+use crate::support::{CommandLine, PATIENCE, Process, Signal, eventually, http, isthmus};
 use etcd_client::*;
+use nix::errno::Errno;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::time::timeout;
@@ -318,58 +317,96 @@ async fn a_replica_continues_from_its_own_copy_and_takes_over_what_it_missed() {
 }
 
 #[tokio::test]
-async fn one_of_the_replicas_publishes_and_its_successor_rewrites_nothing() {
-    let tls = Tls::new();
-    let upstream = tls::etcd(&tls).start();
+async fn a_full_disk_stops_the_copy_of_a_replica_and_nothing_else() {
+    let (place, faults) = (Place::new(), Faults::new());
+    let upstream = etcd_at("127.0.0.1:0", &[]).start();
     let address = upstream.address().await;
-    let file = tls.path("upstream.yaml");
-    tls.client_file(&file, &address, &tls.ca.client("replica", "replica").unwrap());
-    let serve = |admin: &Admin| {
-        isthmus(["serve", "--cluster-name=hk-cluster", "--cluster-id=2"])
-            .arg(format!("--manifests={}", example("hk-cluster").display()))
-            .arg(format!("--follow={}", file.display()))
-            .args([admin.health_flag(), admin.metrics_flag(), admin.api_flag()])
-            .args(tls.flags())
-            .start()
-    };
-    let publishes = async |admin: &Admin| {
-        eventually("the publisher is complete", async || {
-            let report = admin.readyz("?verbose").await?.body;
-            report.contains("[+]publisher ok").then_some(())
-        })
-        .await;
-    };
-    let (admin, standby) = (Admin::new(), Admin::new());
-    let first = serve(&admin);
-    first.address().await;
-    publishes(&admin).await;
-    let second = serve(&standby);
-    standby.ready().await;
-    let waits = standby.readyz("?verbose").await.unwrap().body;
-    assert!(waits.contains("another replica holds the leader lock"), "{waits}");
-    // Both show the same, at the same revisions.
-    let mut clients = [
-        tls.client(&first.address().await, "any").await,
-        tls.client(&second.address().await, "any").await,
-    ];
-    let shown = async |client: &mut Client| {
-        let found = client.get("cilium/state/", prefix()).await.unwrap();
-        (format!("{:?}", found.kvs()), found.header().unwrap().cluster_id())
-    };
-    let [before, same] = [shown(&mut clients[0]).await, shown(&mut clients[1]).await];
-    assert_eq!(before, same);
-    let from = revision(&mut clients[1]).await + 1;
-    let options = WatchOptions::new().with_prefix().with_start_revision(from);
-    let mut watch = clients[1].watch("cilium/state/", Some(options)).await.unwrap();
-    first.kill().await;
-    publishes(&standby).await;
-    clients[1].put("cilium/state/last", "1", None).await.unwrap();
-    let message = next(&mut watch).await;
-    let keys: Vec<_> = message
-        .events()
-        .iter()
-        .map(|e| e.kv().unwrap().key_str().unwrap())
-        .collect();
-    assert_eq!(keys, ["cilium/state/last"], "unchanged keys were written");
-    assert!(second.terminate().await.success());
+    let up = &mut plain_client(&address).await;
+    put(up, "before", "1").await;
+    let follow = format!("--follow={}", place.file(&address).display());
+    let here = faults.etcd(&[&follow]);
+    let here_address = here.address().await;
+    let client = &mut plain_client(&here_address).await;
+    let mut stream = client.watch("", watch_all(3)).await.unwrap();
+    faults.set("errno", Errno::ENOSPC as i64);
+    // More than what may wait for the disk.
+    let value = "v".repeat(1_000_000);
+    for i in 0..70 {
+        put(up, &format!("k{}", i % 5), &value).await;
+    }
+    up.delete("k", Some(DeleteOptions::new().with_prefix())).await.unwrap();
+    here.line("THE DISK IS FULL: the replica goes on").await;
+    let last = put(client, "through", "1").await;
+    assert_eq!(events_until(&mut stream, last).await.len(), 70 + 5 + 1);
+    assert_eq!(everything(client, 0).await, everything(up, 0).await);
+    for path in ["health", "readyz"] {
+        let response = http::get(&format!("http://{here_address}/{path}")).await.unwrap();
+        assert_eq!(response.status.as_u16(), 200, "{path}: {}", response.body);
+    }
+    faults.clear("errno");
+    here.line("the disk has free space again").await;
+    let last = put(client, "after", "1").await;
+    events_until(&mut stream, last).await;
+    eventually("the copy is complete again", async || {
+        let log = here.log();
+        let (_, since) = log.split_once("the disk has free space again")?;
+        since.contains("checkpoint written").then_some(())
+    })
+    .await;
+    assert!(here.terminate().await.success());
+    let here = faults.etcd(&[&follow]);
+    let client = &mut plain_client(&here.address().await).await;
+    assert_eq!(everything(client, 0).await, everything(up, 0).await);
+    assert!(!here.log().contains("the upstream's keys are loaded"), "{}", here.log());
+}
+
+#[tokio::test]
+async fn a_person_can_make_a_store_of_its_own_of_the_copy_of_a_replica() {
+    let place = Place::new();
+    let upstream = etcd_at("127.0.0.1:0", &[]).start();
+    let address = upstream.address().await;
+    let up = &mut plain_client(&address).await;
+    let lease = up.lease_grant(5, None).await.unwrap().id();
+    let leased = PutOptions::new().with_lease(lease);
+    up.put("leased", "1", Some(leased)).await.unwrap();
+    for i in 0..5 {
+        put(up, "k", &i.to_string()).await;
+    }
+    let copy = format!("--data-dir={}", place.data().display());
+    let here = replica(&place.file(&address), &[&copy]);
+    here.address().await;
+    assert!(here.terminate().await.success());
+    let before = everything(up, 0).await;
+    upstream.kill().await;
+    let to = format!("--to={}", place.dir.path().join("own").display());
+    let detached = isthmus(["snapshot", "detach", &copy, &to]).run();
+    assert!(detached.succeeded(), "{}", detached.text());
+    assert!(
+        detached
+            .stdout
+            .contains("revision 7, 2 keys, 1 leases of 900 s, no users"),
+        "{}",
+        detached.stdout
+    );
+    let again = isthmus(["snapshot", "detach", &copy, &to]).run();
+    assert!(again.text().contains("already holds a store"), "{}", again.text());
+    let own = to.replace("--to=", "--data-dir=");
+    let own_copy = isthmus(["snapshot", "detach", &own, "--to=/nonexistent/x"]).run();
+    assert!(
+        own_copy.text().contains("has a store of its own already"),
+        "{}",
+        own_copy.text()
+    );
+    let leader = etcd_at("127.0.0.1:0", &[&own]).start();
+    let client = &mut plain_client(&leader.address().await).await;
+    let after = everything(client, 0).await;
+    assert_eq!(
+        (&after.0, after.2),
+        (&before.0, before.2),
+        "the same keys at the same revisions"
+    );
+    assert_ne!(after.1, before.1, "another cluster, whose clients list");
+    let left = client.lease_time_to_live(lease, None).await.unwrap();
+    assert!(left.ttl() > 800, "{left:?}");
+    assert_eq!(put(client, "k", "on").await, before.2 + 1);
 }

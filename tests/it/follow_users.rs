@@ -131,3 +131,25 @@ async fn a_replica_that_may_not_read_the_users_says_so_and_serves_nobody() {
     assert!(line.contains(&address), "{line}");
     assert!(!here.log().contains("serving"), "{}", here.log());
 }
+
+#[tokio::test]
+async fn authentication_that_is_turned_on_at_the_upstream_counts_for_the_next_call_here() {
+    let tls = Tls::new();
+    let upstream = etcd(&tls).start();
+    let address = upstream.address().await;
+    // The replica could do everything for everybody.
+    let here = replica(&tls, &address, "root", &[]);
+    let here_address = here.address().await;
+    let mut kim = tls.client(&here_address, "kim").await;
+    let lease = kim.lease_grant(60, None).await.unwrap().id();
+    kim.put("z", "1", None).await.unwrap();
+    let (mut keeper, mut answers) = kim.lease_keep_alive(lease).await.unwrap();
+    keeper.keep_alive().await.unwrap();
+    assert_eq!(answers.message().await.unwrap().unwrap().ttl(), 60);
+    enable(&mut tls.client(&address, "root").await).await;
+    denied("a write", kim.put("z", "2", None)).await;
+    kim.put("k1", "1", None).await.unwrap();
+    keeper.keep_alive().await.unwrap();
+    assert_eq!(answers.message().await.unwrap().unwrap().ttl(), 60);
+    denied("a read", kim.get("z", None)).await;
+}

@@ -4,9 +4,13 @@
 use crate::support::admin::Admin;
 use crate::support::files::example;
 use crate::support::mesh::{RemoteStore, write_client_files};
+use crate::support::tls::etcd;
 use crate::support::{Tls, eventually, http, isthmus};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+
+/// The beginning of the metrics that only a replica has.
+const REPLICA: &str = "isthmus_follow_";
 
 /// Metrics that are not on the page of `serve` in good health, or of a process with manifests, and where they are.
 const ELSEWHERE: [&str; 4] = [
@@ -148,10 +152,33 @@ async fn a_mesh_serves_the_metrics_of_rules_and_dashboards() {
         .args(tls.flags())
         .start();
     admin.ready().await;
-    let wanted: BTreeSet<_> = all_names()
+    let is_here = |name: &String| !ELSEWHERE.contains(&name.as_str()) && !name.starts_with(REPLICA);
+    serves(&admin, &all_names().into_iter().filter(is_here).collect()).await;
+}
+
+#[tokio::test]
+async fn a_replica_serves_the_metrics_of_its_rules() {
+    let (tls, admin) = (Tls::new(), Admin::new());
+    let upstream = etcd(&tls).start();
+    let (file, pair) = (tls.path("upstream.yaml"), tls.ca.client("replica", "replica").unwrap());
+    tls.client_file(&file, &upstream.address().await, &pair);
+    let _replica = isthmus(["serve", "--cluster-name=tokyo-cluster", "--cluster-id=1"])
+        .arg(format!("--manifests={}", example("tokyo-cluster").display()))
+        .arg(format!("--follow={}", file.display()))
+        .args([admin.health_flag(), admin.metrics_flag(), admin.api_flag()])
+        .args(tls.flags())
+        .start();
+    admin.ready().await;
+    let of_replica: BTreeSet<_> = all_names()
         .into_iter()
-        .filter(|name| !ELSEWHERE.contains(&name.as_str()))
+        .filter(|name| name.starts_with(REPLICA))
         .collect();
+    assert!(of_replica.len() > 6, "{of_replica:?}");
+    serves(&admin, &of_replica).await;
+}
+
+/// Waits until the page of metrics has all of these names.
+async fn serves(admin: &Admin, wanted: &BTreeSet<String>) {
     let mut missing = vec![];
     let complete = async || {
         let page = http::get(&admin.metrics_url()).await.ok()?.body;

@@ -384,3 +384,59 @@ async fn the_publisher_manages_the_users_of_the_etcd_it_writes_to() {
     is_refused(&mut tokyo).await;
     assert!(!publisher.log().contains("has no effect"), "{}", publisher.log());
 }
+
+#[tokio::test]
+async fn etcdinit_prepares_an_etcd_that_runs_and_the_replica_that_publishes_manages_its_users() {
+    let tls = Tls::new();
+    let mut map = ConfigMap::new(&tls);
+    let server = etcd(&tls).start();
+    let address = server.address().await;
+    let file = tls.path("upstream.yaml");
+    tls.client_file(&file, &address, &tls.ca.client("root", "root").unwrap());
+    let prepare = || {
+        isthmus(["etcdinit", "--cluster-name=hk-cluster"])
+            .arg(format!("--etcd-config={}", file.display()))
+            .run()
+    };
+    let prepared = prepare();
+    assert!(prepared.succeeded(), "{}", prepared.text());
+    let mut root = tls.client(&address, "root").await;
+    let own = ["admin-hk-cluster", "local-hk-cluster", "remote", "root"];
+    assert_eq!(root.user_list().await.unwrap().users(), own);
+    let mut local = tls.client(&address, "local-hk-cluster").await;
+    assert!(may_read(&mut local, "cilium/cache/").await && !may_read(&mut local, "cilium/state/").await);
+    // A second time changes nothing: what somebody has added stays, and tokens stay valid.
+    add_user(&mut root, "alice").await;
+    let before = root.role_get("remote").await.unwrap();
+    let again = prepare();
+    assert!(again.succeeded(), "{}", again.text());
+    let after = root.role_get("remote").await.unwrap();
+    assert_eq!(before.permissions().len(), after.permissions().len());
+    assert_eq!(before.header().unwrap().revision(), after.header().unwrap().revision());
+    assert!(root.user_list().await.unwrap().users().contains(&"alice".to_owned()));
+    let refused = isthmus(["etcdinit", "--timeout=1s", "--etcd-config=/nonexistent/upstream.yaml"]).run();
+    assert_eq!(refused.code, Some(255));
+    assert!(
+        refused.text().contains("/nonexistent/upstream.yaml"),
+        "{}",
+        refused.text()
+    );
+
+    map.list(&["remote-tokyo"]);
+    let replica = isthmus(["serve", "--cluster-name=hk-cluster", "--cluster-id=2"])
+        .arg(format!("--manifests={}", example("hk-cluster").display()))
+        .arg(format!("--follow={}", file.display()))
+        .arg(Admin::new().health_flag())
+        .args(tls.flags())
+        .args(map.flags())
+        .start();
+    is_admitted(&mut tls.client(&replica.address().await, "remote-tokyo").await).await;
+    map.list(&[]);
+    eventually("the user that the file does not list is removed", async || {
+        let users = root.user_list().await.unwrap();
+        (!users.users().contains(&"remote-tokyo".to_owned())).then_some(())
+    })
+    .await;
+    let left = root.user_list().await.unwrap();
+    assert!(own.iter().all(|own| left.users().contains(&(*own).to_owned())));
+}

@@ -1,10 +1,12 @@
 //! docs/metrics.md is written from the code: `UPDATE=1 cargo test --lib metrics_reference` writes the file anew.
 
 use super::*;
-use crate::app::etcd::{Etcd, EtcdConfig};
+use crate::app::etcd::{Etcd, EtcdConfig, ListenConfig};
+use crate::follow;
+use crate::server::listen::Address;
 use crate::server::{self, MemberIdentity};
 use crate::util::metrics::describe;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 type Families = Vec<(String, String, String)>;
@@ -19,8 +21,8 @@ do then, is in [operations.md](operations.md#metrics); rules and dashboards are 
 
 | Page | Flag | Metrics |
 |---|---|---|
-| publisher and mirror: `serve`, `clustermesh`, `kvstoremesh` | `--prometheus-serve-addr` | [process](#process), [publisher](#publisher), [mirror](#mirror), [scope](#scope), and in `serve` [store](#store) |
-| store: `etcd`, `serve` | `/metrics` of the client port (with its TLS), and `--listen-metrics-urls` of `etcd` | [process](#process), [store](#store), [names of etcd](#names-of-etcd) |
+| publisher and mirror: `serve`, `clustermesh`, `kvstoremesh` | `--prometheus-serve-addr` | [process](#process), [publisher](#publisher), [mirror](#mirror), [scope](#scope), and in `serve` [store](#store) and [replica](#replica) |
+| store: `etcd`, `serve` | `/metrics` of the client port (with its TLS), and `--listen-metrics-urls` of `etcd` | [process](#process), [store](#store), [replica](#replica), [names of etcd](#names-of-etcd) |
 
 The page is in Prometheus' text format 0.0.4, or in OpenMetrics if the scraper asks for that. A metric without a value, such as the counter
 of a refusal that never happened, may not be on the page.
@@ -46,6 +48,7 @@ async fn families() -> (Families, Families) {
         ..EtcdConfig::new(server::Config::new(MemberIdentity::random()), vec![])
     };
     let etcd = Etcd::start(config, &life).await.unwrap();
+    let replica = replica(data.path(), &life).await;
     let metrics = DaemonMetrics {
         kvstore: kvstore::Metrics::with_all_families(),
         kubernetes: Status::with_all_families(),
@@ -57,10 +60,43 @@ async fn families() -> (Families, Families) {
         "cilium_clustermesh_apiserver",
         ControllerGroups::new(&["all".to_owned()]),
     );
-    let daemon = describe([&registry, &etcd.figures()]);
+    let daemon = describe([&registry, &etcd.figures(), &replica.figures()]);
     let store = etcd.described_metrics();
+    let names = |families: &Families| -> BTreeSet<String> {
+        let followed = families.iter().filter(|(name, ..)| name.starts_with("isthmus_follow_"));
+        followed.map(|(name, ..)| name.clone()).collect()
+    };
+    assert_eq!(
+        names(&replica.described_metrics()),
+        names(&daemon),
+        "both pages of a replica"
+    );
     life.stop();
     (daemon, store)
+}
+
+/// A replica of a store here.
+async fn replica(directory: &Path, life: &Lifecycle) -> Etcd {
+    let listen = ListenConfig {
+        address: Address::Tcp("127.0.0.1:0".to_owned()),
+        tls: None,
+        cert_auth: false,
+    };
+    let of = |listen| EtcdConfig::new(server::Config::new(MemberIdentity::random()), listen);
+    let upstream = Etcd::start(of(vec![listen]), life).await.unwrap();
+    let file = directory.join("upstream.yaml");
+    std::fs::write(&file, format!("endpoints: [\"http://{}\"]\n", upstream.addresses[0])).unwrap();
+    let follow = follow::Config {
+        file,
+        peers: None,
+        on_divergence: follow::OnDivergence::Reload,
+        cut_off: follow::CutOff::Refuse,
+    };
+    let config = EtcdConfig {
+        follow: Some(follow),
+        ..of(vec![])
+    };
+    Etcd::start(config, life).await.unwrap()
 }
 
 fn page(daemon: Families, store: Families) -> String {
@@ -103,8 +139,11 @@ fn page(daemon: Families, store: Families) -> String {
     let scope = take(&|name, _| name.starts_with("isthmus_scope_"));
     let intro = "In a process with a [scope file](scope.md#how-do-i-see-what-is-left-out).";
     section(&mut out, "Scope", intro, scope);
+    let follow = take(&|name, _| name.starts_with("isthmus_follow_"));
     let ours = take(&|name, _| name.starts_with("isthmus_"));
     section(&mut out, "Store", "Metrics that etcd does not have.", ours);
+    let intro = "Of a replica (`--follow`), which [replicas.md](replicas.md) explains. The upstream is the etcd that it follows.";
+    section(&mut out, "Replica", intro, follow);
     let real = take(&|_, help| !help.starts_with("Nothing here does this") && !help.starts_with("See etcd"));
     let alike = take(&|_, help| help.starts_with("See etcd"));
     let intro = "The names are those of etcd 3.7 and grpc-prometheus, so that their dashboards and alerts work.";

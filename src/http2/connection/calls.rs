@@ -118,6 +118,11 @@ where
         }
     }
 
+    /// Polls every call once more.
+    pub fn queue_all(&mut self) {
+        (0..self.slots.len()).for_each(|slot| self.queue(slot));
+    }
+
     fn unblock(&mut self, slot: usize) {
         if self.call(slot).is_some_and(|call| std::mem::take(&mut call.blocked)) {
             self.queue(slot);

@@ -56,6 +56,7 @@ impl Caller {
         match (self.token(), judge, &self.peer.common_name) {
             (Some(token), ..) => Credentials::Token(token.into()),
             (None, Judge::Upstream, Some(user)) if auth.state().enabled => Credentials::User(Arc::clone(user)),
+            _ if !auth.state().enabled => Credentials::Nobody,
             // Whoever has no credentials is refused by the checks here.
             _ => Credentials::Replica,
         }

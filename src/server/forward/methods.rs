@@ -52,6 +52,10 @@ pub(super) enum Then {
     Nothing,
     /// The history here is compacted, too.
     Compact,
+    /// The lease counts as one of its user.
+    CountLease,
+    /// The lease counts no more.
+    ForgetLease,
     /// The token is remembered.
     RememberToken,
     /// Users and roles are loaded again.
@@ -96,7 +100,8 @@ pub(super) fn handling(path: &str) -> Option<Handling> {
         },
         ("etcdserverpb.Watch", "Watch") => Handling::Here,
         ("etcdserverpb.Lease", method) => match method {
-            "LeaseGrant" | "LeaseRevoke" => plain,
+            "LeaseGrant" => unary(Then::CountLease),
+            "LeaseRevoke" => unary(Then::ForgetLease),
             "LeaseKeepAlive" => Handling::KeepAlive,
             "LeaseTimeToLive" => unary(Then::ShowKeys),
             "LeaseLeases" => unary(Then::ShowLeases),

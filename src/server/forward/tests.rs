@@ -220,7 +220,7 @@ async fn a_message_goes_upstream_as_it_came() {
         who,
         ..
     } = bench.upstream.sent.lock()[0].clone();
-    assert_eq!((sent, who), (message, Credentials::Replica));
+    assert_eq!((sent, who), (message, Credentials::Nobody));
     assert_eq!(metadata.len(), 2);
     assert_eq!(metadata.get("hasleader").unwrap(), "true");
 }
@@ -248,6 +248,22 @@ async fn history_from_before_the_floor_comes_from_the_upstream() {
         .await
         .unwrap_err();
     assert_eq!(gone.message(), status::compacted().message());
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_revision_is_read_while_the_past_is_in_doubt() {
+    let bench = Bench::following();
+    let _: pb::PutResponse = bench.call(&anybody(), PUT, &put("a", "1")).await.unwrap();
+    let at = async |revision| bench.call::<Listed>(&anybody(), RANGE, &range("a", revision)).await;
+    assert_eq!(at(2).await.unwrap().kvs.len(), 1);
+    *bench.upstream.doubtful.lock() = true;
+    let refused = at(2).await.unwrap_err();
+    assert_eq!(refused.message(), status::timed_out().message());
+    let serializable = pb::RangeRequest {
+        serializable: true,
+        ..range("a", 2)
+    };
+    let _: Listed = bench.call(&anybody(), RANGE, &serializable).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

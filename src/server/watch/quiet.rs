@@ -27,6 +27,8 @@ pub(super) struct Told {
     revision: i64,
     /// Whether the watch had a message since the last look.
     lately: bool,
+    /// Whether the watch begins in the past, and its client was told nothing newer yet.
+    resumed: bool,
 }
 
 impl Told {
@@ -35,13 +37,14 @@ impl Told {
         Self {
             revision: if start == 0 { created } else { start - 1 },
             lately: true,
+            resumed: start > 0 && start <= created,
         }
     }
 
     /// Notes a message with this revision in its header.
     pub(super) fn note(&mut self, revision: i64) {
         self.revision = self.revision.max(revision);
-        self.lately = true;
+        (self.lately, self.resumed) = (true, false);
     }
 }
 
@@ -68,10 +71,14 @@ impl WatchSession {
         }
     }
 
-    /// Tells progress to a watch that was woken without events because its history is about to go.
-    pub(super) fn tell_before_history_goes(&mut self, id: i64) {
+    /// Tells progress to a watch that was woken and has no events: because its history is about to go, or because it was resumed. A
+    /// client that moves often would otherwise keep the revision from which it resumed first.
+    pub(super) fn tell_without_events(&mut self, id: i64) {
         let goes = self.core.history_goes.load(Ordering::Relaxed);
-        if self.watchers.get(&id).is_some_and(|entry| entry.told.revision < goes) {
+        let Some(entry) = self.watchers.get_mut(&id) else {
+            return;
+        };
+        if std::mem::take(&mut entry.told.resumed) || entry.told.revision < goes {
             self.tell(id);
         }
     }
@@ -203,6 +210,24 @@ mod tests {
         told.sort_unstable();
         // The third watch begins with revision 5, which it has.
         assert_eq!(told, [(0, 5), (1, 5), (2, 5)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_that_is_resumed_is_told_at_once_what_it_has() {
+        let Bench { core, mut session, .. } = bench();
+        let soon = Duration::from_secs(1);
+        for _ in 0..5 {
+            write(&core, "other");
+        }
+        create(&mut session, "quiet", 3);
+        assert!(within(&mut session, soon).await.unwrap().head.created);
+        let told = within(&mut session, soon).await.unwrap();
+        assert_eq!((told.head.watch_id, revision(&told)), (0, 6));
+        // Events tell it, too.
+        create(&mut session, "other", 3);
+        assert!(within(&mut session, soon).await.unwrap().head.created);
+        assert_eq!(within(&mut session, soon).await.unwrap().events.len(), 4);
+        assert!(within(&mut session, soon).await.is_none());
     }
 
     #[tokio::test(start_paused = true)]

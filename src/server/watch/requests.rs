@@ -73,6 +73,7 @@ impl WatchSession {
             told: Told::new(start, revision),
         };
         self.watchers.insert(id, entry);
+        self.suspect(id, start, revision);
         let head = WatchHead {
             watch_id: id,
             created: true,

@@ -4,7 +4,7 @@ use crate::auth::{self, AuthStore, ROOT};
 use crate::lease::Lessor;
 use crate::mvcc::{Followed, Recovery, Store};
 use crate::server::peer::Peer;
-use crate::server::upstream::{Credentials, Judge, Upstream, UpstreamIdentity, not_sent};
+use crate::server::upstream::{Credentials, Judge, NOBODY, Upstream, UpstreamIdentity, not_sent};
 use crate::server::{Config, Core, MemberIdentity, Parts, Serve, Wakers};
 use crate::util::lifecycle::Lifecycle;
 use axum::Router;
@@ -52,6 +52,7 @@ pub(super) struct Fake {
     pub(super) mood: Mutex<Mood>,
     pub(super) judge: Mutex<Judge>,
     pub(super) exact: Mutex<bool>,
+    pub(super) doubtful: Mutex<bool>,
     pub(super) sent: Mutex<Vec<Sent>>,
     /// The messages of streams.
     pub(super) streamed: Arc<Mutex<Vec<Bytes>>>,
@@ -166,7 +167,12 @@ pub(super) async fn unary(
 
 /// A store with its services. Its users are `root`, who may do everything, and `kim`, who may use the keys from `k` on
 /// and has the password `secret`; `eve` is none.
-fn serve(auth: &Arc<AuthStore>, upstream: Option<Arc<dyn Upstream>>, life: &Lifecycle) -> (Arc<Store>, Arc<Core>) {
+fn serve(
+    auth: &Arc<AuthStore>,
+    upstream: Option<Arc<dyn Upstream>>,
+    configure: impl FnOnce(&mut Config),
+    life: &Lifecycle,
+) -> (Arc<Store>, Arc<Core>) {
     let wakers = Wakers::default();
     let store = match &upstream {
         None => Store::with_hooks(wakers.hooks()),
@@ -180,10 +186,11 @@ fn serve(auth: &Arc<AuthStore>, upstream: Option<Arc<dyn Upstream>>, life: &Life
         upstream,
         wakers,
     };
-    let config = Config {
+    let mut config = Config {
         client_urls: vec!["https://replica:2379".to_owned()],
         ..Config::new(MemberIdentity::random())
     };
+    configure(&mut config);
     (store, Core::start(parts, config, life))
 }
 
@@ -202,6 +209,10 @@ impl Fake {
         let mut metadata = metadata.clone();
         match who {
             Credentials::Replica => (Some(ROOT.into()), metadata),
+            Credentials::Nobody => {
+                metadata.insert("token", NOBODY.parse().unwrap());
+                (Some(ROOT.into()), metadata)
+            }
             // Instead of a token that the replica signs.
             Credentials::User(user) => (Some(Arc::clone(user)), metadata),
             Credentials::Token(token) => {
@@ -240,6 +251,7 @@ impl Fake {
 impl Upstream for Fake {
     async fn index(&self) -> Result<i64, Status> {
         match *self.mood.lock() {
+            _ if self.is_doubtful() => Err(crate::server::upstream::cut_off()),
             Mood::Works => Ok(self.store.revision()),
             Mood::Away | Mood::Silent => Err(crate::server::upstream::cut_off()),
         }
@@ -302,15 +314,24 @@ impl Upstream for Fake {
     fn is_exact(&self) -> bool {
         *self.exact.lock()
     }
+
+    fn is_doubtful(&self) -> bool {
+        *self.doubtful.lock()
+    }
 }
 
 // === impl Bench ===
 
 impl Bench {
     pub(super) fn new() -> Self {
+        Self::configured(|_| {})
+    }
+
+    /// A bench whose replica has another configuration.
+    pub(super) fn configured(configure: impl FnOnce(&mut Config)) -> Self {
         let life = Lifecycle::default();
         let auth = users();
-        let (store, core) = serve(&auth, None, &life);
+        let (store, core) = serve(&auth, None, |_| {}, &life);
         let upstream = Arc::new(Fake {
             router: core.router(Serve::Grpc),
             core,
@@ -319,6 +340,7 @@ impl Bench {
             mood: Mutex::new(Mood::Works),
             judge: Mutex::new(Judge::Replica),
             exact: Mutex::new(true),
+            doubtful: Mutex::default(),
             sent: Mutex::default(),
             streamed: Arc::default(),
             old: Mutex::default(),
@@ -326,7 +348,7 @@ impl Bench {
         });
         let auth = users();
         upstream.replica.get_or_init(|| Arc::clone(&auth));
-        let (store, core) = serve(&auth, Some(Arc::clone(&upstream) as _), &life);
+        let (store, core) = serve(&auth, Some(Arc::clone(&upstream) as _), configure, &life);
         Self {
             upstream,
             store,
@@ -357,8 +379,14 @@ impl Bench {
         follow(&self.upstream.store, &self.store, revision);
     }
 
-    /// Creates the users and enables authentication, on both sides.
+    /// Makes the users, turns authentication on, and loads the users here.
     pub(super) async fn enable_auth(&self) {
+        self.enable_auth_upstream();
+        self.upstream.reload_users().await.unwrap();
+    }
+
+    /// Makes the users and turns authentication on, which the replica is not told.
+    pub(super) fn enable_auth_upstream(&self) {
         let auth = &self.upstream.auth;
         auth.user_add(ROOT, None).unwrap();
         auth.user_grant_role(ROOT, ROOT).unwrap();
@@ -372,7 +400,6 @@ impl Bench {
         auth.role_grant("k", permission).unwrap();
         auth.user_grant_role("kim", "k").unwrap();
         auth.enable().unwrap();
-        self.upstream.reload_users().await.unwrap();
     }
 
     /// Grants a lease of ten minutes, upstream.

@@ -75,6 +75,26 @@ async fn a_lease_is_judged_by_the_keys_that_it_has_upstream() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn authentication_that_was_turned_on_elsewhere_counts_for_the_next_call() {
+    let bench = Bench::following();
+    let kim = Client::named("kim");
+    let _: pb::PutResponse = bench.call(&kim, PUT, &put("z", "1")).await.unwrap();
+    let grant = pb::LeaseGrantRequest { id: 7, ttl: 600 };
+    let _: pb::LeaseGrantResponse = bench.call(&kim, GRANT, &grant).await.unwrap();
+    bench.enable_auth_upstream();
+    bench.upstream.take_sent();
+    let denied = bench.call::<pb::PutResponse>(&kim, PUT, &put("z", "2")).await;
+    let text = format!("etcdserver: {}", crate::auth::Error::PermissionDenied);
+    assert_eq!(denied.unwrap_err().message(), text);
+    assert_eq!(bench.upstream.store.get(b"z").unwrap().value(), b"1");
+    let _: pb::PutResponse = bench.call(&kim, PUT, &put("k", "2")).await.unwrap();
+    assert_eq!(bench.upstream.sent.lock().last().unwrap().who, Credentials::Replica);
+    let renewal = pb::LeaseKeepAliveRequest { id: 7 };
+    let renewed: pb::LeaseKeepAliveResponse = bench.call(&kim, KEEP_ALIVE, &renewal).await.unwrap();
+    assert_eq!(renewed.ttl, 600);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_alarm_comes_before_a_denial_as_in_etcd() {
     let bench = Bench::following();
     bench.enable_auth().await;

@@ -102,3 +102,29 @@ async fn a_watch_from_below_the_floor_ends_as_compacted_and_one_from_the_future_
     bench.follow_to(6);
     assert_eq!(revision(&stream.next().await.header), 6);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_from_after_everything_that_the_upstream_has_is_cancelled_where_that_is_wanted() {
+    let bench = Bench::configured(|config| config.cancel_impossible_watches = true);
+    ["1", "2", "3", "4"].iter().for_each(|value| write(&bench, value));
+    bench.follow_to(3);
+    let mut stream = Stream::open(&bench).await;
+    // The upstream is at revision 5: whoever saw that resumes at 6, here, too.
+    stream.create(6);
+    let possible = stream.next().await;
+    assert!(possible.created);
+    *bench.upstream.mood.lock() = Mood::Away;
+    stream.create(7);
+    let impossible = stream.next().await;
+    assert!(impossible.created, "nothing is known while the upstream is away");
+    let quiet = tokio::time::timeout(Duration::from_secs(5), stream.next()).await;
+    assert!(quiet.is_err());
+    *bench.upstream.mood.lock() = Mood::Works;
+    let ended = stream.next().await;
+    assert_eq!((ended.watch_id, ended.canceled), (impossible.watch_id, true));
+    assert!(ended.compact_revision > 0, "its client lists");
+    write(&bench, "5");
+    bench.follow_to(6);
+    let event = stream.next().await;
+    assert_eq!((event.watch_id, revision(&event.header)), (possible.watch_id, 6));
+}
