@@ -6,6 +6,7 @@
 //	go run ./mesh -isthmus PATH -etcd PATH -cilium PATH -clusters 50 -shape original -run cold,restart
 //	go run ./mesh -isthmus PATH -etcd PATH -clusters 20 -run chaos,millions,kills,wiped
 //	unshare -rn go run ./mesh -isthmus PATH -etcd PATH -clusters 20 -run partition -away 5m
+//	unshare -rn go run ./mesh -isthmus PATH -etcd PATH -run replicas -seconds 1200
 //
 // All processes share the machine, so only figures of one run can be compared.
 package main
@@ -34,7 +35,7 @@ var (
 	clusters   = flag.Int("clusters", 250, "number of remote clusters")
 	ipsPer     = flag.Int("ips", 1000, "addresses per remote cluster")
 	shape      = flag.String("shape", "serve", "serve (mirror and store in one process), mirror (kvstoremesh into an etcd) or original (Cilium's kvstoremesh)")
-	runs       = flag.String("run", "cold,churn,restart", "steps to run: cold, churn, restart, chaos, millions, kills, wiped, partition")
+	runs       = flag.String("run", "cold,churn,restart", "steps to run: cold, churn, restart, chaos, millions, kills, wiped, partition, replicas")
 	sourceKind = flag.String("source", "isthmus", "store of the remote clusters: isthmus or etcd")
 	localKind  = flag.String("local", "etcd", "store that the mirror writes to: etcd or isthmus")
 	durability = flag.String("durability", "sync", "--durability of the store, for -shape serve")
@@ -115,7 +116,7 @@ func run() error {
 	for _, c := range []struct {
 		name string
 		f    func(string, *authority) error
-	}{{"chaos", chaos}, {"millions", millions}, {"kills", killing}, {"wiped", wiped}, {"partition", partition}} {
+	}{{"chaos", chaos}, {"millions", millions}, {"kills", killing}, {"wiped", wiped}, {"partition", partition}, {"replicas", replicated}} {
 		if slices.Contains(todo, c.name) {
 			if err := c.f(filepath.Join(dir, c.name), ca); err != nil {
 				return fmt.Errorf("%s: %w", c.name, err)
