@@ -25,11 +25,12 @@ type objects struct {
 	// Addresses that were added, which are removed once and never come again.
 	added []int
 	made  int
+	log   map[string][]string // the changes of each key
 }
 
 // newObjects writes the first manifests.
 func newObjects(dir, name string, id int) (*objects, error) {
-	o := &objects{name: name, id: id, dir: dir, want: map[string]string{}, made: 150}
+	o := &objects{name: name, id: id, dir: dir, want: map[string]string{}, log: map[string][]string{}, made: 150}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -59,6 +60,7 @@ func (o *objects) mark(key string) string {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.want[key] = fmt.Sprintf("mark-%d-", version.Add(1))
+	o.log[key] = append(o.log[key], time.Now().Format("15:04:05.000 ")+o.want[key])
 	return o.want[key]
 }
 
@@ -96,6 +98,7 @@ func (o *objects) change(rng *rand.Rand) error {
 		o.added = slices.Delete(o.added, at, at+1)
 		o.mu.Lock()
 		delete(o.want, ipKey(o.id, n))
+		o.log[ipKey(o.id, n)] = append(o.log[ipKey(o.id, n)], time.Now().Format("15:04:05.000 ")+"removed")
 		o.mu.Unlock()
 		return os.Remove(o.path(fmt.Sprint("endpoint-", n)))
 	case k < 8:

@@ -86,10 +86,8 @@ func replicated(dir string, ca *authority) error {
 		}
 	}
 	defer close(f.stop)
-	if took := f.settle("at first"); len(findings) > 0 {
+	if f.settle("at first"); len(findings) > 0 {
 		return nil
-	} else {
-		progress("both clusters are complete after %v", took)
 	}
 	var took []time.Duration
 	changes := 0
@@ -240,11 +238,30 @@ func (f *faults) settle(title string) time.Duration {
 	took := time.Since(began)
 	if len(wrong) > 0 {
 		finding("%s: after %v %d differences: %s", title, since(began), len(wrong), strings.Join(wrong[:min(6, len(wrong))], "; "))
+		f.tell(wrong)
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	progress("%s: equal after %v, load %.1f; %v", title, took.Round(10*time.Millisecond), peer.Load(), f.counts)
 	return took
+}
+
+// tell prints what happened to the first keys that are named.
+func (f *faults) tell(texts []string) {
+	told := 0
+	for _, text := range texts {
+		for _, word := range strings.Fields(text) {
+			if !strings.HasPrefix(word, "cilium/") || told > 5 {
+				continue
+			}
+			for _, s := range f.sides {
+				if s.truth.knows(word) {
+					told++
+					progress("in the etcd of %s, %s", s.name, s.truth.tell(word))
+				}
+			}
+		}
+	}
 }
 
 func (f *faults) report(took []time.Duration, changes int) {
@@ -262,9 +279,11 @@ func (f *faults) report(took []time.Duration, changes int) {
 			fmt.Sprint(t.compacted + a.compacted), fmt.Sprint(restarts)})
 		if len(t.wronged) > 0 {
 			finding("%s: %d keys were deleted that should be there: %s", s.name, len(t.wronged), strings.Join(t.wronged[:min(5, len(t.wronged))], "; "))
+			f.tell(t.wronged)
 		}
 		if len(t.same) > 0 {
 			finding("%s: %d keys were written again unchanged: %s", s.name, len(t.same), strings.Join(t.same[:min(5, len(t.same))], "; "))
+			f.tell(t.same)
 		}
 		if t.compacted+a.compacted > 0 {
 			finding("%s: a watch was compacted: %d times at members, %d at replicas", s.name, t.compacted, a.compacted)

@@ -27,11 +27,12 @@ type view struct {
 	revision   int64
 	events     int
 	sum        uint64
+	log        map[string][]string // what happened to each key
 }
 
 func newView(c *clientv3.Client, own, remote *objects) *view {
 	ctx, cancel := context.WithCancel(context.Background())
-	v := &view{end: cancel, own: own, remote: remote, state: map[string]string{}, cache: map[string]string{}}
+	v := &view{end: cancel, own: own, remote: remote, state: map[string]string{}, cache: map[string]string{}, log: map[string][]string{}}
 	go func() {
 		next := int64(1)
 		for ; ctx.Err() == nil; time.Sleep(50 * time.Millisecond) {
@@ -56,13 +57,22 @@ func (v *view) take(r clientv3.WatchResponse) {
 	}
 	for _, e := range r.Events {
 		key, value, deleted := string(e.Kv.Key), string(e.Kv.Value), e.Type == clientv3.EventTypeDelete
+		if strings.HasPrefix(key, "cilium/state/probe/") {
+			// It is written again every second, and mirrored by nobody.
+			continue
+		}
 		sum := fnv.New64a()
 		fmt.Fprintf(sum, "%d %d %v %s=%s", v.sum, e.Kv.ModRevision, deleted, key, value)
 		v.sum, v.revision = sum.Sum64(), e.Kv.ModRevision
 		v.events++
+		if strings.HasPrefix(key, "cilium/state/") || strings.HasPrefix(key, "cilium/cache/") {
+			what := fmt.Sprintf("%s at revision %d under lease %x: %.300s", time.Now().Format("15:04:05.000"), e.Kv.ModRevision, e.Kv.Lease, value)
+			if deleted {
+				what = fmt.Sprintf("%s at revision %d: deleted", time.Now().Format("15:04:05.000"), e.Kv.ModRevision)
+			}
+			v.log[key] = append(v.log[key], what)
+		}
 		switch {
-		case strings.HasPrefix(key, "cilium/state/probe/"):
-			// It is written again every second, and mirrored by nobody.
 		case strings.HasPrefix(key, "cilium/state/"):
 			v.change(v.state, v.own, key, key, value, deleted)
 		case strings.HasPrefix(key, "cilium/cache/") && v.remote != nil && clusterOf(key) == v.remote.name:
@@ -98,6 +108,27 @@ func (v *view) differ() (wrong []string) {
 		at, _ := here(v.remote.name, key)
 		return at
 	})...)
+}
+
+// knows says whether a key of this cluster, or one that it mirrors, was ever there.
+func (v *view) knows(key string) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	mine := strings.HasPrefix(key, "cilium/state/") || clusterOf(key) == v.remote.name
+	return mine && len(v.log[key]) > 0
+}
+
+// tell says what happened to a key, at the etcd and in the manifests.
+func (v *view) tell(key string) string {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	of, origin := v.own, key
+	if strings.HasPrefix(key, "cilium/cache/") {
+		of, origin = v.remote, origins(v.remote.name, key)[0]
+	}
+	of.mu.Lock()
+	defer of.mu.Unlock()
+	return fmt.Sprintf("%s\n  manifests: %s\n  etcd: %s", key, strings.Join(of.log[origin], "; "), strings.Join(v.log[key], "\n    "))
 }
 
 // trail is what identifies everything that was shown up to a revision.
