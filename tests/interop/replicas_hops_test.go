@@ -116,6 +116,9 @@ func (h *hops) run(rounds int, faults ...func(*rand.Rand, time.Time)) {
 		if h.t.Failed() {
 			h.t.Fatalf("seed %d, round %d", seed, h.round)
 		}
+		if h.round%20 == 19 {
+			h.t.Logf("after %d rounds: %v", h.round+1, h.figures)
+		}
 	}
 	for _, w := range h.watches {
 		h.figures["watches"] += w.hops
