@@ -128,7 +128,10 @@ func (v *view) tell(key string) string {
 	}
 	of.mu.Lock()
 	defer of.mu.Unlock()
-	return fmt.Sprintf("%s\n  manifests: %s\n  etcd: %s", key, strings.Join(of.log[origin], "; "), strings.Join(v.log[key], "\n    "))
+	const last = 12
+	manifests, events := of.log[origin], v.log[key]
+	manifests, events = manifests[max(0, len(manifests)-last):], events[max(0, len(events)-last):]
+	return fmt.Sprintf("%s\n  manifests: %s\n  etcd: %s", key, strings.Join(manifests, "; "), strings.Join(events, "\n    "))
 }
 
 // trail is what identifies everything that was shown up to a revision.
