@@ -1,6 +1,6 @@
 # Every target first installs missing build tools (`make setup`). Targets that compare with peers also need Go.
 .PHONY: demo test check bench fuzz setup build fmt lint doc deny interop kubernetes interop-kubernetes interop-publisher \
-	interop-cilium peers helm deploy crash replicas load publish mesh adversary guard profile monitoring bench-store image image-test release e2e e2e-up e2e-tools e2e-short page page-cost screenshots
+	interop-cilium peers helm deploy crash replicas load publish mesh mesh-replicas adversary guard profile monitoring bench-store image image-test release e2e e2e-up e2e-tools e2e-short page page-cost screenshots
 
 CARGO ?= cargo
 TARGET ?= $(or $(CARGO_TARGET_DIR),target)
@@ -134,6 +134,7 @@ interop: peers ## compare with etcd 3.7 and 3.6 call by call, and run its tools 
 		-args -seeds 1 -calls $(or $(CALLS36),300)
 	$(SMALL_MESH) -run churn,kills,wiped
 	$(SMALL_MESH) -shape mirror -qps 0 -run kills
+	$(MAKE) --no-print-directory mesh-replicas SECONDS=60 PROFILE=debug
 
 KUBERNETES_VERSION = -ldflags "-X k8s.io/component-base/version.gitVersion=v1.36.3 -X k8s.io/component-base/version.gitMajor=1 \
 	-X k8s.io/component-base/version.gitMinor=36"
@@ -149,9 +150,13 @@ interop-kubernetes: interop kubernetes helm ## run kube-apiserver, Kubernetes' o
 	cp tests/interop/kubernetes/testserver/testserver.go $(PEERS)/apiserver/pkg/storage/etcd3/testserver/test_server.go
 	ETCD_BIN=$(abspath $(TARGET))/debug/clustermesh-apiserver go test -C $(PEERS)/apiserver -mod=mod -vet=off -count=1 \
 		-timeout 20m ./pkg/storage/etcd3
+	ETCD_BIN=$(abspath $(TARGET))/debug/clustermesh-apiserver UPSTREAM_BIN=$(PEERS)/etcd go test -C $(PEERS)/apiserver -mod=mod \
+		-vet=off -count=1 -timeout 20m ./pkg/storage/etcd3
 
-interop-cilium: interop ## run Cilium's own tests of its kvstore packages, on 127.0.0.1:4002 in a network namespace
+interop-cilium: interop ## run Cilium's own tests of its kvstore packages, in a network namespace, and move 200 of its agents
 	./tests/interop/cilium/run $(PEERS) $(abspath $(TARGET))/debug/clustermesh-apiserver
+	./tests/interop/cilium/build $(PEERS)
+	CILIUM_AGENTS=$(PEERS)/cilium-agents $(GO_TEST) -v -run ReplicasAgents .
 
 interop-publisher: kubernetes ## compare the publisher with Cilium's on one kube-apiserver; SEEDS=3 STEPS=2000 for the long walk
 	$(CARGO) build --locked
@@ -170,6 +175,13 @@ mesh: peers ## measure mirroring 250 clusters: cold start, churn, restart; MESH=
 	./tests/interop/cilium/build $(PEERS)
 	go run -C tests/interop ./mesh -isthmus $(abspath $(TARGET))/dist/clustermesh-apiserver -etcd $(PEERS)/etcd \
 		-cilium $(PEERS)/clustermesh-apiserver $(MESH)
+
+# The hosts of this mesh are network namespaces.
+mesh-replicas: peers ## run two clusters with replicas under kills and partitions for 20 minutes; SECONDS=60
+	$(CARGO) build --locked $(if $(filter debug,$(PROFILE)),,--release)
+	@if unshare -rn true; then unshare -rn go run -C tests/interop ./mesh \
+		-isthmus $(abspath $(TARGET))/$(or $(PROFILE),release)/clustermesh-apiserver -etcd $(PEERS)/etcd \
+		-run replicas -seconds $(or $(SECONDS),1200); else echo "Skipped: this system has no network namespaces for users."; fi
 
 # `make interop` has a short form. One round takes about 10 s.
 replicas: peers ## kill and stop members and replicas of an etcd under hopping watchers, 3.7 and 3.6; ROUNDS=200

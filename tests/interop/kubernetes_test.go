@@ -168,8 +168,14 @@ func (a *apiserver) watch(from string) (chan dict, context.CancelFunc) {
 	return events, cancel
 }
 
+// replicated starts an etcd of three members and a replica of it.
+func replicated(t testing.TB, _ ...string) *server {
+	t.Helper()
+	return replicasOf(t, 1, cluster(t, 3).addresses())[0].server
+}
+
 func TestKubeAPIServer(t *testing.T) {
-	for _, which := range []func(testing.TB, ...string) *server{theirs, ours} {
+	for _, which := range []func(testing.TB, ...string) *server{theirs, ours, replicated} {
 		s := which(t)
 		t.Run(s.Name, func(t *testing.T) {
 			a := startAPIServer(t, s.address)
@@ -202,15 +208,37 @@ func TestKubeAPIServer(t *testing.T) {
 func TestKubeAPIServerOverARestart(t *testing.T) {
 	k := keep(t, "isthmus", t.TempDir())
 	k.up(t)
-	a := startAPIServer(t, k.address)
+	overRestarts(t, k.address, func(int) {
+		k.down(t, syscall.SIGKILL)
+		k.up(t)
+	})
+}
+
+// An API server with two replicas continues when one of them is lost, and when a member of the etcd is. The watch goes over from
+// one replica to the other, so that a list of the API server would be seen as events that come again.
+func TestKubeAPIServerOverReplicas(t *testing.T) {
+	m := cluster(t, 3)
+	replicas := replicasOf(t, 2, m.addresses())
+	addresses := replicas[0].address + ",http://" + replicas[1].address
+	overRestarts(t, addresses, func(n int) {
+		for _, k := range []*kept{replicas[n%2].kept, m.kept[n%3]} {
+			k.down(t, syscall.SIGKILL)
+			k.up(t)
+		}
+	})
+}
+
+// overRestarts creates objects while faults happen, which must show each object once and in order to a watch.
+func overRestarts(t *testing.T, store string, fault func(n int)) {
+	t.Helper()
+	a := startAPIServer(t, store)
 	defer a.Stop(syscall.SIGTERM)
 	const objects = 300
 	events, cancel := a.watch(meta(a.expect(200, "GET", maps+"?limit=1", nil), "resourceVersion"))
 	defer cancel()
 	for n := range objects {
 		if n%100 == 50 {
-			k.down(t, syscall.SIGKILL)
-			k.up(t)
+			fault(n / 100)
 		}
 		eventually(t, "the object is created", func() bool {
 			// The kill of the store may have lost the answer.

@@ -5,27 +5,21 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
-	"sort"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"isthmus.dev/interop/peer"
 )
 
-// Watchers hop between an etcd's replicas, and clients write and read at all endpoints, while members and replicas are killed
-// and stopped. Afterwards everything that was seen is held against the etcd's own history:
-//
-//   - a watch shows every event of its keys once and in order, no other event, and never a part of a revision; with filters, with
-//     previous values, over hops, kills and restarts (etcd's robustness tests call these checks filter, ordered, unique, atomic,
-//     bookmarkable, reliable, resumable, prev value and is-create);
-//   - an answer to a read is what the etcd had at the revision that the answer names;
-//   - an answer never names an earlier revision than an answer that was complete before its call began, whoever asked whom. With
-//     the check before, this is linearizability: the order is that of the revisions, so that nothing has to be searched for.
+// Watchers hop between an etcd's replicas, and clients write and read at all endpoints, while members and replicas are killed,
+// stopped and cut off, and while the etcd compacts all that nobody needs any more. After each round, everything that was seen is
+// held against the etcd's own history (replicas_check_test.go).
 var (
 	hopRounds  = flag.Int("replicas.rounds", 3, "number of rounds with faults")
 	hopSeconds = flag.Int("replicas.seconds", 6, "seconds of each round")
@@ -35,24 +29,13 @@ var (
 // hopKey is a key of the rounds: two prefixes, so that watchers of one miss the other.
 func hopKey(n int) string { return fmt.Sprintf("hop/%c/%02d", 'a'+n%2, n%40) }
 
-// answered is a call with its times: what it read, and the revision that its answer named.
-type answered struct {
-	began, ended time.Time
-	revision     int64
-	where        string
-	// read says that the call read `key`, and found it changed last at `mod`; 0 if the key was absent.
-	read bool
-	key  string
-	mod  int64
-}
-
 // hopWatch is a watcher that moves between endpoints.
 type hopWatch struct {
 	name       string
 	prefix     string
 	prev       bool
 	puts, dels bool
-	next       int64
+	next       atomic.Int64
 	events     []*clientv3.Event
 	hops       int
 	err        error
@@ -62,26 +45,31 @@ type hops struct {
 	t        *testing.T
 	m        *members
 	replicas []*replica
-	mu       sync.Mutex
-	answers  []answered
-	watches  []*hopWatch
-	failed   atomic.Int64
-	stop     atomic.Bool
+	// The hosts of members and replicas; nil if all are here, and nothing can be cut off.
+	net   *peer.Network
+	round int
+	stop  atomic.Bool
+
+	mu      sync.Mutex
+	calls   []call
+	figures map[string]int
+
+	watches []*hopWatch
+	history hopHistory
 }
 
-func TestReplicasHops(t *testing.T) {
-	seed := *hopSeed
-	if seed == 0 {
-		seed = uint64(time.Now().UnixNano()) % 1_000_000
-	}
-	t.Logf("-replicas.seed=%d", seed)
-	rng := rand.New(rand.NewPCG(seed, 3))
+// newHops starts an etcd of three members and three replicas, one on each host.
+func newHops(t *testing.T, net *peer.Network, hosts []*peer.Host) *hops {
 	// A member that was away gets a snapshot rather than the log.
-	m := cluster(t, 3, "--snapshot-count=200", "--snapshot-catchup-entries=20")
-	h := &hops{t: t, m: m, replicas: replicasOf(t, 1, m.addresses())}
-	for i := range 2 {
-		// These continue from their own copies after a kill.
-		r := replicaOf(t, fmt.Sprint("replica with data ", i), m.addresses(), "--data-dir="+t.TempDir(), "--checkpoint-bytes=100000")
+	m := clusterOn(t, hosts[:3], "--snapshot-count=200", "--snapshot-catchup-entries=20")
+	h := &hops{t: t, m: m, net: net, figures: map[string]int{}, history: hopHistory{next: 2, before: 1}}
+	for i, host := range hosts[3:] {
+		name, args := "replica", []string{}
+		if i > 0 {
+			// These continue from their own copies after a kill.
+			name, args = fmt.Sprint("replica with data ", i), []string{"--data-dir=" + t.TempDir(), "--checkpoint-bytes=100000"}
+		}
+		r := replicaOn(t, host, name, upstreamFile(m.addresses()), args...)
 		r.answers(t)
 		h.replicas = append(h.replicas, r)
 	}
@@ -90,57 +78,119 @@ func TestReplicasHops(t *testing.T) {
 		{prefix: "hop/b/", prev: true, puts: true}, {prefix: "hop/", dels: true}, {prefix: "hop/a/0", prev: true, puts: true, dels: true},
 		{prefix: "hop/", puts: true, dels: true},
 	} {
-		w.name, w.next = fmt.Sprint("watch ", i, " of ", w.prefix), 2
+		w.name = fmt.Sprint("watch ", i, " of ", w.prefix)
+		w.next.Store(2)
 		h.watches = append(h.watches, w)
 	}
-	for round := range *hopRounds {
-		h.round(rng, round)
-		if t.Failed() {
-			t.Fatalf("seed %d, round %d", seed, round)
-		}
-	}
-	var moved, events int
-	for _, w := range h.watches {
-		moved, events = moved+w.hops, events+len(w.events)
-	}
-	t.Logf("%d rounds: %d calls answered, %d failed; %d watches with %d events", *hopRounds, len(h.answers), h.failed.Load(), moved, events)
+	return h
 }
 
-// round runs clients, watchers and faults, and compares everything afterwards.
-func (h *hops) round(rng *rand.Rand, round int) {
-	var clients, watchers sync.WaitGroup
+// TestReplicasHops kills and stops members and replicas.
+func TestReplicasHops(t *testing.T) {
+	h := newHops(t, nil, make([]*peer.Host, 6))
+	h.run(*hopRounds, h.kills)
+}
+
+// TestReplicasPartitions also cuts members, replicas and clients off from each other, in one direction or both, and lets links be
+// slow. It needs a network of its own.
+func TestReplicasPartitions(t *testing.T) {
+	if !alone(t) {
+		return
+	}
+	net := try(peer.NewNetwork(6)).or(t)
+	t.Cleanup(net.End)
+	h := newHops(t, net, net.Hosts())
+	h.run(*hopRounds, h.kills, h.cuts)
+}
+
+// run lets rounds with these kinds of faults pass.
+func (h *hops) run(rounds int, faults ...func(*rand.Rand, time.Time)) {
+	seed := *hopSeed
+	if seed == 0 {
+		seed = uint64(time.Now().UnixNano()) % 1_000_000
+	}
+	h.t.Logf("-replicas.seed=%d", seed)
+	rng := rand.New(rand.NewPCG(seed, 3))
+	for h.round = range rounds {
+		h.one(rng, faults)
+		if h.t.Failed() {
+			h.t.Fatalf("seed %d, round %d", seed, h.round)
+		}
+		if h.round%20 == 19 {
+			h.t.Logf("after %d rounds: %v", h.round+1, h.figures)
+		}
+	}
+	for _, w := range h.watches {
+		h.figures["watches"] += w.hops
+	}
+	h.t.Logf("%d rounds: %v", rounds, h.figures)
+}
+
+// one runs clients, watchers and faults, and compares everything afterwards.
+func (h *hops) one(rng *rand.Rand, faults []func(*rand.Rand, time.Time)) {
+	var clients, watchers, others sync.WaitGroup
+	source := func(n uint64) *rand.Rand { return rand.New(rand.NewPCG(rng.Uint64(), n)) }
 	h.stop.Store(false)
 	for i := range 6 {
-		own := rand.New(rand.NewPCG(rng.Uint64(), uint64(i)))
-		clients.Add(1)
-		go func() { defer clients.Done(); h.client(own, i) }()
+		own := source(uint64(i))
+		clients.Go(func() { h.client(own, i) })
 	}
 	var last atomic.Int64
 	for _, w := range h.watches {
-		own := rand.New(rand.NewPCG(rng.Uint64(), 9))
-		watchers.Add(1)
-		go func() { defer watchers.Done(); h.watch(own, w, &last) }()
+		own := source(9)
+		watchers.Go(func() { h.watch(own, w, &last) })
 	}
-	h.faults(rng, time.Duration(*hopSeconds)*time.Second)
+	own := source(10)
+	clients.Go(func() { h.compactions(own) })
+	end := time.Now().Add(time.Duration(*hopSeconds) * time.Second)
+	for _, f := range faults {
+		own := source(11)
+		others.Go(func() { f(own, end) })
+	}
+	others.Wait()
 	h.stop.Store(true)
 	clients.Wait()
 	h.m.answer(h.t)
-	c := h.m.kept[0].client(h.t)
-	defer c.Close()
-	try(c.Put(ctx(h.t), "hop/a/00", fmt.Sprint("end ", round))).or(h.t)
-	end := try(c.Delete(ctx(h.t), "hop/", clientv3.WithPrefix())).or(h.t).Header.Revision
-	last.Store(end)
+	last.Store(h.finish())
 	watchers.Wait()
-	h.compare(end)
+	h.compare(last.Load())
+}
+
+// count adds to a figure of the run.
+func (h *hops) count(what string, n int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.figures[what] += n
+}
+
+// finish deletes all keys, so that a round depends on none before, and returns the last revision.
+func (h *hops) finish() (end int64) {
+	kv := pb.NewKVClient(connectionTo(h.m.kept[0].address))
+	for n := 0; end == 0; n++ {
+		eventually(h.t, "the last key is written", func() bool {
+			c, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+			defer cancel()
+			_, err := kv.Put(c, &pb.PutRequest{Key: []byte("hop/a/00"), Value: fmt.Appendf(nil, "end %d/%v", h.round, time.Now())})
+			return err == nil
+		})
+		c, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		r, err := kv.DeleteRange(c, &pb.DeleteRangeRequest{Key: []byte("hop/"), RangeEnd: []byte(clientv3.GetPrefixRangeEnd("hop/"))})
+		cancel()
+		if err == nil && r.Deleted > 0 {
+			end = r.Header.Revision
+		}
+		if n > 20 {
+			h.t.Fatalf("the keys are not deleted: %v", err)
+		}
+	}
+	return end
 }
 
 // endpoints are all members and replicas.
-func (h *hops) endpoints() (all []*server) {
-	for _, k := range h.m.kept {
-		all = append(all, k.server)
-	}
+func (h *hops) endpoints() (all []*kept) {
+	all = append(all, h.m.kept...)
 	for _, r := range h.replicas {
-		all = append(all, r.server)
+		all = append(all, r.kept)
 	}
 	return all
 }
@@ -148,64 +198,33 @@ func (h *hops) endpoints() (all []*server) {
 // client reads and writes at endpoints of its choice until the round ends.
 func (h *hops) client(rng *rand.Rand, id int) {
 	endpoints := h.endpoints()
+	known := map[string]int64{}
 	for n := 0; !h.stop.Load(); n++ {
 		s := endpoints[rng.IntN(len(endpoints))]
-		kv := pb.NewKVClient(connectionTo(s.address))
-		key := []byte(hopKey(rng.IntN(80)))
 		c, cancel := context.WithTimeout(context.Background(), 3*time.Second)
-		a := answered{began: time.Now(), where: s.Name}
-		var err error
-		switch k := rng.IntN(10); {
-		case k < 4:
-			var r *pb.RangeResponse
-			if r, err = kv.Range(c, &pb.RangeRequest{Key: key}); err == nil {
-				a.read, a.key, a.revision = true, string(key), r.Header.Revision
-				for _, kv := range r.Kvs {
-					a.mod = kv.ModRevision
-				}
-			}
-		case k < 7:
-			var r *pb.PutResponse
-			if r, err = kv.Put(c, &pb.PutRequest{Key: key, Value: fmt.Appendf(nil, "%d/%d", id, n)}); err == nil {
-				a.revision = r.Header.Revision
-			}
-		case k < 8:
-			var r *pb.DeleteRangeResponse
-			if r, err = kv.DeleteRange(c, &pb.DeleteRangeRequest{Key: key}); err == nil {
-				a.revision = r.Header.Revision
-			}
-		default:
-			put := func(key string) *pb.RequestOp {
-				q := &pb.PutRequest{Key: []byte(key), Value: fmt.Appendf(nil, "txn %d/%d", id, n)}
-				return &pb.RequestOp{Request: &pb.RequestOp_RequestPut{RequestPut: q}}
-			}
-			var r *pb.TxnResponse
-			q := &pb.TxnRequest{Success: []*pb.RequestOp{put(hopKey(n)), put(hopKey(n + 1)), put(hopKey(n + 2))}}
-			if r, err = kv.Txn(c, q); err == nil {
-				a.revision = r.Header.Revision
-			}
-		}
+		a := call{began: time.Now(), where: s.Name}
+		a.run(c, pb.NewKVClient(connectionTo(s.address)), rng, known, fmt.Sprintf("%d/%d/%d", h.round, id, n))
 		a.ended = time.Now()
 		cancel()
-		if err != nil {
-			h.failed.Add(1)
-			time.Sleep(20 * time.Millisecond)
-			continue
-		}
 		h.mu.Lock()
-		h.answers = append(h.answers, a)
+		h.calls = append(h.calls, a)
 		h.mu.Unlock()
+		if a.err != nil {
+			time.Sleep(20 * time.Millisecond)
+		} else if a.read {
+			known[a.key] = a.mod
+		}
 	}
 }
 
 // watch hops between replicas until it has shown revision `last`, once that is set.
 func (h *hops) watch(rng *rand.Rand, w *hopWatch, last *atomic.Int64) {
-	for deadline := time.Now().Add(3 * patience); ; {
-		if end := last.Load(); end > 0 && w.next > end {
+	for deadline := time.Now().Add(4 * patience); ; {
+		if end := last.Load(); end > 0 && w.next.Load() > end {
 			return
 		}
 		if time.Now().After(deadline) {
-			w.err = fmt.Errorf("it waits for revision %d since %v", w.next, 3*patience)
+			w.err = fmt.Errorf("it waits for revision %d since %v", w.next.Load(), 4*patience)
 			return
 		}
 		s := h.replicas[rng.IntN(len(h.replicas))].server
@@ -223,208 +242,92 @@ func (h *hops) watch(rng *rand.Rand, w *hopWatch, last *atomic.Int64) {
 func (h *hops) once(rng *rand.Rand, w *hopWatch, s *server, last *atomic.Int64) {
 	c, cancel := context.WithTimeout(context.Background(), time.Duration(300+rng.IntN(1000))*time.Millisecond)
 	defer cancel()
-	stream, err := pb.NewWatchClient(connectionTo(s.address)).Watch(c)
-	if err != nil {
-		return
-	}
-	create := &pb.WatchCreateRequest{
-		Key: []byte(w.prefix), RangeEnd: []byte(clientv3.GetPrefixRangeEnd(w.prefix)), StartRevision: w.next, PrevKv: w.prev,
-	}
+	create := &pb.WatchCreateRequest{Key: []byte(w.prefix), StartRevision: w.next.Load(), PrevKv: w.prev}
 	if !w.puts {
 		create.Filters = append(create.Filters, pb.WatchCreateRequest_NOPUT)
 	}
 	if !w.dels {
 		create.Filters = append(create.Filters, pb.WatchCreateRequest_NODELETE)
 	}
-	if err := stream.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: create}}); err != nil {
+	stream, err := watchOf(c, s, create)
+	if err != nil {
 		return
 	}
 	w.hops++
-	progress := time.NewTicker(200 * time.Millisecond)
-	defer progress.Stop()
-	go func() {
-		for range progress.C {
-			q := &pb.WatchRequest_ProgressRequest{ProgressRequest: &pb.WatchProgressRequest{}}
-			if c.Err() != nil || stream.Send(&pb.WatchRequest{RequestUnion: q}) != nil {
-				return
-			}
-		}
-	}()
 	for {
 		r, err := stream.Recv()
 		if err != nil {
 			return
 		}
-		if r.Canceled {
-			w.err = fmt.Errorf("cancelled at %s from revision %d: %q, compacted at %d", s.Name, w.next, r.CancelReason, r.CompactRevision)
+		if w.take(s, r); w.err != nil {
 			return
 		}
-		for _, e := range r.Events {
-			if e.Kv.ModRevision < w.next && !sameRevision(w.events, e) {
-				w.err = fmt.Errorf("%s sent revision %d again, or late: revision %d comes next", s.Name, e.Kv.ModRevision, w.next)
-				return
-			}
-			w.events = append(w.events, (*clientv3.Event)(e))
-			w.next = max(w.next, e.Kv.ModRevision)
-		}
-		switch {
-		case len(r.Events) > 0:
-			// No revision is split, so the next one continues.
-			w.next = r.Events[len(r.Events)-1].Kv.ModRevision + 1
-		case !r.Created && r.Header.Revision+1 > w.next:
-			// Progress: everything up to there was sent.
-			w.next = r.Header.Revision + 1
-		}
-		if end := last.Load(); end > 0 && w.next > end {
+		if end := last.Load(); end > 0 && w.next.Load() > end {
 			return
 		}
 	}
+}
+
+// take adds what a response shows.
+func (w *hopWatch) take(s *server, r *pb.WatchResponse) {
+	next := w.next.Load()
+	if r.Canceled {
+		w.err = fmt.Errorf("cancelled at %s from revision %d: %q, compacted at %d", s.Name, next, r.CancelReason, r.CompactRevision)
+		return
+	}
+	for _, e := range r.Events {
+		if e.Kv.ModRevision < next && !sameRevision(w.events, e) {
+			w.err = fmt.Errorf("%s sent revision %d again, or late: revision %d comes next", s.Name, e.Kv.ModRevision, next)
+			return
+		}
+		w.events = append(w.events, (*clientv3.Event)(e))
+		next = max(next, e.Kv.ModRevision)
+	}
+	w.next.Store(followsOn(next, r))
+}
+
+// watchOf opens a watch of a prefix, and asks for its progress all the time.
+func watchOf(c context.Context, s *server, create *pb.WatchCreateRequest) (pb.Watch_WatchClient, error) {
+	create.RangeEnd = []byte(clientv3.GetPrefixRangeEnd(string(create.Key)))
+	stream, err := pb.NewWatchClient(connectionTo(s.address)).Watch(c)
+	if err != nil {
+		return nil, err
+	}
+	if err := stream.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: create}}); err != nil {
+		return nil, err
+	}
+	go func() {
+		progress := time.NewTicker(200 * time.Millisecond)
+		defer progress.Stop()
+		for {
+			q := &pb.WatchRequest_ProgressRequest{ProgressRequest: &pb.WatchProgressRequest{}}
+			select {
+			case <-c.Done():
+				return
+			case <-progress.C:
+			}
+			if stream.Send(&pb.WatchRequest{RequestUnion: q}) != nil {
+				return
+			}
+		}
+	}()
+	return stream, nil
+}
+
+// followsOn is the first revision that a watcher may still be sent after a response, if it was `next` before.
+func followsOn(next int64, r *pb.WatchResponse) int64 {
+	switch {
+	case len(r.Events) > 0:
+		// No revision is split, so the next one continues.
+		return r.Events[len(r.Events)-1].Kv.ModRevision + 1
+	case !r.Created && r.Header.Revision+1 > next:
+		// Progress: everything up to there was sent.
+		return r.Header.Revision + 1
+	}
+	return next
 }
 
 // sameRevision says whether an event belongs to the revision of the last event.
 func sameRevision(events []*clientv3.Event, e *mvccpb.Event) bool {
 	return len(events) > 0 && events[len(events)-1].Kv.ModRevision == e.Kv.ModRevision
-}
-
-// faults kills and stops members and replicas, never two members at a time.
-func (h *hops) faults(rng *rand.Rand, d time.Duration) {
-	for end := time.Now().Add(d); time.Now().Before(end); {
-		time.Sleep(time.Duration(300+rng.IntN(700)) * time.Millisecond)
-		all := []*kept{}
-		all = append(all, h.m.kept...)
-		for _, r := range h.replicas {
-			all = append(all, r.kept)
-		}
-		k := all[rng.IntN(len(all))]
-		switch rng.IntN(6) {
-		case 0:
-			h.moveLeader(h.m.kept[rng.IntN(3)].server)
-		case 1:
-			// The member answers nobody meanwhile.
-			c, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-			_, _ = pb.NewMaintenanceClient(connectionTo(h.m.kept[rng.IntN(3)].address)).Defragment(c, &pb.DefragmentRequest{})
-			cancel()
-		case 2:
-			_ = k.Signal(syscall.SIGSTOP)
-			time.Sleep(time.Duration(200+rng.IntN(1500)) * time.Millisecond)
-			_ = k.Signal(syscall.SIGCONT)
-		default:
-			k.Stop(syscall.SIGKILL)
-			time.Sleep(time.Duration(rng.IntN(500)) * time.Millisecond)
-			if err := k.Start(); err != nil {
-				h.t.Errorf("%s: %v", k.Name, err)
-				return
-			}
-			eventually(h.t, k.Name+" answers again", func() bool { return revisionOf(k.server, false) > 0 })
-		}
-	}
-}
-
-// moveLeader makes another member the leader. The leader alone can do that.
-func (h *hops) moveLeader(to *server) {
-	c, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-	defer cancel()
-	target, err := pb.NewMaintenanceClient(connectionTo(to.address)).Status(c, &pb.StatusRequest{})
-	if err != nil {
-		return
-	}
-	for _, k := range h.m.kept {
-		own := pb.NewMaintenanceClient(connectionTo(k.address))
-		if s, err := own.Status(c, &pb.StatusRequest{}); err == nil && s.Leader == s.Header.MemberId {
-			_, _ = own.MoveLeader(c, &pb.MoveLeaderRequest{TargetID: target.Header.MemberId})
-		}
-	}
-}
-
-// compare holds what was seen against the history of the etcd.
-func (h *hops) compare(end int64) {
-	t := h.t
-	c := h.m.kept[0].client(t)
-	defer c.Close()
-	var truth []*clientv3.Event
-	for r := range c.Watch(ctx(t), "hop/", clientv3.WithPrefix(), clientv3.WithRev(2), clientv3.WithPrevKV()) {
-		if err := r.Err(); err != nil {
-			t.Fatal(err)
-		}
-		truth = append(truth, r.Events...)
-		if truth[len(truth)-1].Kv.ModRevision >= end {
-			break
-		}
-	}
-	for _, w := range h.watches {
-		h.compareWatch(w, truth)
-	}
-	h.compareAnswers(truth)
-}
-
-func (h *hops) compareWatch(w *hopWatch, truth []*clientv3.Event) {
-	if w.err != nil {
-		h.t.Errorf("%s: %v", w.name, w.err)
-		return
-	}
-	var want []*clientv3.Event
-	for _, e := range truth {
-		wanted := w.puts
-		if e.Type == clientv3.EventTypeDelete {
-			wanted = w.dels
-		}
-		if wanted && len(e.Kv.Key) >= len(w.prefix) && string(e.Kv.Key[:len(w.prefix)]) == w.prefix {
-			want = append(want, e)
-		}
-	}
-	for i := range min(len(want), len(w.events)) {
-		if got, want := hopText(w.events[i], w.prev), hopText(want[i], w.prev); got != want {
-			h.t.Errorf("%s: event %d is\n%s, expected\n%s", w.name, i, got, want)
-			return
-		}
-	}
-	if len(want) != len(w.events) {
-		h.t.Errorf("%s: %d events, expected %d", w.name, len(w.events), len(want))
-	}
-}
-
-func hopText(e *clientv3.Event, prev bool) string {
-	text := fmt.Sprintf("%v create %v %s", e.Type, e.IsCreate(), kvs(e.Kv))
-	if prev {
-		text += " prev " + kvs(e.PrevKv)
-	}
-	return text
-}
-
-// compareAnswers checks that reads are true at their revisions, and that revisions do not go back.
-func (h *hops) compareAnswers(truth []*clientv3.Event) {
-	changes := map[string][]*clientv3.Event{}
-	for _, e := range truth {
-		changes[string(e.Kv.Key)] = append(changes[string(e.Kv.Key)], e)
-	}
-	for _, a := range h.answers {
-		if !a.read {
-			continue
-		}
-		of := changes[a.key]
-		at := sort.Search(len(of), func(i int) bool { return of[i].Kv.ModRevision > a.revision })
-		want := int64(0)
-		if at > 0 && of[at-1].Type == clientv3.EventTypePut {
-			want = of[at-1].Kv.ModRevision
-		}
-		if want != a.mod {
-			h.t.Errorf("%s: %s at revision %d was changed last at %d, expected %d", a.where, a.key, a.revision, a.mod, want)
-			return
-		}
-	}
-	began, ended := append([]answered{}, h.answers...), append([]answered{}, h.answers...)
-	sort.Slice(began, func(i, j int) bool { return began[i].began.Before(began[j].began) })
-	sort.Slice(ended, func(i, j int) bool { return ended[i].ended.Before(ended[j].ended) })
-	var highest answered
-	for next := 0; len(began) > 0; began = began[1:] {
-		for ; ended[next].ended.Before(began[0].began); next++ {
-			if ended[next].revision > highest.revision {
-				highest = ended[next]
-			}
-		}
-		if a := began[0]; a.revision < highest.revision {
-			h.t.Errorf("%s answered with revision %d, after %s had answered with revision %d", a.where, a.revision, highest.where, highest.revision)
-			return
-		}
-	}
 }

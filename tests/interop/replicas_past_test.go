@@ -92,28 +92,65 @@ func ends(t testing.TB, w clientv3.WatchChan, limit time.Duration) int64 {
 	}
 }
 
+// backup is a file with a snapshot of the first member.
+func (m *members) backup(t testing.TB) string {
+	t.Helper()
+	snapshot := filepath.Join(t.TempDir(), "snapshot.db")
+	run(t, "etcdctl", "--endpoints="+m.kept[0].address, "snapshot", "save", snapshot)
+	return snapshot
+}
+
+// bringsAll reads a watch of everything until it has shown every revision from the first to the last, each once.
+func bringsAll(t testing.TB, w clientv3.WatchChan, first, last int64) {
+	t.Helper()
+	next := first
+	for deadline := time.After(2 * patience); next <= last; {
+		select {
+		case got, ok := <-w:
+			if !ok || got.Err() != nil {
+				t.Fatalf("the watch ended at revision %d: %v", next, got.Err())
+			}
+			for _, e := range got.Events {
+				if e.Kv.ModRevision != next {
+					t.Fatalf("revision %d came, expected %d", e.Kv.ModRevision, next)
+				}
+				next++
+			}
+		case <-deadline:
+			t.Fatalf("waited in vain for revision %d", next)
+		}
+	}
+}
+
+// cutOff begins with an etcd of one member, a replica that has these writes, and a watch at the replica that waits for the next
+// revision. It stops the replica and kills the etcd, lets `away` happen, and lets the replica go on.
+func cutOff(t *testing.T, m *members, last int64, away func()) (*replica, *clientv3.Client, clientv3.WatchChan) {
+	t.Helper()
+	r := replicasOf(t, 1, m.addresses())[0]
+	reachedBy(t, r, last)
+	c := r.client(t)
+	t.Cleanup(func() { c.Close() })
+	watch := c.Watch(watching(t), "", clientv3.WithPrefix(), clientv3.WithRev(last+1), clientv3.WithCreatedNotify())
+	if first := <-watch; first.Err() != nil {
+		t.Fatal(first.Err())
+	}
+	_ = r.Signal(syscall.SIGSTOP)
+	m.kept[0].down(t, syscall.SIGKILL)
+	away()
+	_ = r.Signal(syscall.SIGCONT)
+	return r, c, watch
+}
+
 // restored begins with an etcd, a replica, and a watch at the replica that waits for the next revision. `restore` replaces the
 // etcd, while the replica is stopped, by a snapshot of before the last revisions.
 func restored(t *testing.T, restore func(m *members, snapshot string)) {
 	m := cluster(t, 1)
 	c := m.kept[0].client(t)
 	write(t, c, "before", 200)
-	snapshot := filepath.Join(t.TempDir(), "snapshot.db")
-	run(t, "etcdctl", "--endpoints="+m.kept[0].address, "snapshot", "save", snapshot)
+	snapshot := m.backup(t)
 	last := write(t, c, "lost", 100)
 	c.Close()
-	r := replicasOf(t, 1, m.addresses())[0]
-	reachedBy(t, r, last)
-	rc := r.client(t)
-	defer rc.Close()
-	watch := rc.Watch(watching(t), "", clientv3.WithPrefix(), clientv3.WithRev(last+1), clientv3.WithCreatedNotify())
-	if first := <-watch; first.Err() != nil {
-		t.Fatal(first.Err())
-	}
-	_ = r.Signal(syscall.SIGSTOP)
-	m.kept[0].down(t, syscall.SIGKILL)
-	restore(m, snapshot)
-	_ = r.Signal(syscall.SIGCONT)
+	r, rc, watch := cutOff(t, m, last, func() { restore(m, snapshot) })
 	ends(t, watch, 2*patience)
 	same(t, m, r)
 	// The replica goes on with the new past.
@@ -162,20 +199,13 @@ func TestReplicasRestoredWithBumpedRevision(t *testing.T) {
 func TestReplicasCompactedPast(t *testing.T) {
 	m := cluster(t, 1)
 	c := m.kept[0].client(t)
+	defer c.Close()
 	last := write(t, c, "before", 100)
-	r := replicasOf(t, 1, m.addresses())[0]
-	reachedBy(t, r, last)
-	rc := r.client(t)
-	defer rc.Close()
-	watch := rc.Watch(watching(t), "", clientv3.WithPrefix(), clientv3.WithRev(last+1), clientv3.WithCreatedNotify())
-	<-watch
-	_ = r.Signal(syscall.SIGSTOP)
-	m.kept[0].down(t, syscall.SIGKILL)
-	m.kept[0].up(t)
-	last = write(t, c, "missed", 100)
-	try(c.Compact(ctx(t), last, clientv3.WithCompactPhysical())).or(t)
-	c.Close()
-	_ = r.Signal(syscall.SIGCONT)
+	r, _, watch := cutOff(t, m, last, func() {
+		m.kept[0].up(t)
+		last = write(t, c, "missed", 100)
+		try(c.Compact(ctx(t), last, clientv3.WithCompactPhysical())).or(t)
+	})
 	if compacted := ends(t, watch, 2*patience); compacted < last {
 		t.Errorf("the compact revision is %d, and the revisions up to %d are missing", compacted, last)
 	}
@@ -188,53 +218,31 @@ func TestReplicasFarBehind(t *testing.T) {
 	m := cluster(t, 1)
 	c := m.kept[0].client(t)
 	last := write(t, c, "before", 10)
-	r := replicasOf(t, 1, m.addresses())[0]
-	reachedBy(t, r, last)
-	rc := r.client(t)
-	defer rc.Close()
-	watch := rc.Watch(watching(t), "", clientv3.WithPrefix(), clientv3.WithRev(last+1))
-	_ = r.Signal(syscall.SIGSTOP)
-	m.kept[0].down(t, syscall.SIGKILL)
-	m.kept[0].up(t)
 	c.Close()
-	c = m.kept[0].client(t)
-	defer c.Close()
 	const missing = 25_000
-	done := make(chan error)
-	for worker := range 50 {
-		go func() {
-			for i := range missing / 50 {
-				if _, err := c.Put(ctx(t), fmt.Sprintf("far/%d", worker), fmt.Sprint(i)); err != nil {
-					done <- err
-					return
+	r, _, watch := cutOff(t, m, last, func() {
+		m.kept[0].up(t)
+		c := m.kept[0].client(t)
+		defer c.Close()
+		done := make(chan error)
+		for worker := range 50 {
+			go func() {
+				for i := range missing / 50 {
+					if _, err := c.Put(ctx(t), fmt.Sprintf("far/%d", worker), fmt.Sprint(i)); err != nil {
+						done <- err
+						return
+					}
 				}
-			}
-			done <- nil
-		}()
-	}
-	for range 50 {
-		if err := <-done; err != nil {
-			t.Fatal(err)
+				done <- nil
+			}()
 		}
-	}
-	_ = r.Signal(syscall.SIGCONT)
-	next := last + 1
-	for deadline := time.After(2 * patience); next <= last+missing; {
-		select {
-		case got, ok := <-watch:
-			if !ok || got.Err() != nil {
-				t.Fatalf("the watch ended at revision %d: %v", next, got.Err())
+		for range 50 {
+			if err := <-done; err != nil {
+				t.Fatal(err)
 			}
-			for _, e := range got.Events {
-				if e.Kv.ModRevision != next {
-					t.Fatalf("revision %d came, expected %d", e.Kv.ModRevision, next)
-				}
-				next++
-			}
-		case <-deadline:
-			t.Fatalf("waited in vain for revision %d", next)
 		}
-	}
+	})
+	bringsAll(t, watch, last+1, last+missing)
 	if loads := figure(t, r.server, `isthmus_follow_loads_total{how="snapshot"}`); loads != 2 {
 		t.Errorf("%v loads from a snapshot, expected the first one and that of the missing revisions", loads)
 	}
@@ -248,8 +256,7 @@ func TestReplicasClone(t *testing.T) {
 	c := m.kept[0].client(t)
 	defer c.Close()
 	write(t, c, "before", 100)
-	snapshot := filepath.Join(t.TempDir(), "snapshot.db")
-	run(t, "etcdctl", "--endpoints="+m.kept[0].address, "snapshot", "save", snapshot)
+	snapshot := m.backup(t)
 	last := write(t, c, "real", 20)
 	clone := &members{dir: t.TempDir(), args: m.args, peers: m.peers}
 	address := peer.FreePort()
@@ -321,19 +328,7 @@ func TestReplicasSister(t *testing.T) {
 	}
 	rc := r.client(t)
 	defer rc.Close()
-	watch, next := rc.Watch(watching(t), "", clientv3.WithPrefix(), clientv3.WithRev(first)), first
-	last = write(t, c, "now", 10)
-	for next <= last {
-		got := <-watch
-		if got.Err() != nil {
-			t.Fatal(got.Err())
-		}
-		for _, e := range got.Events {
-			if e.Kv.ModRevision != next {
-				t.Fatalf("revision %d came, expected %d", e.Kv.ModRevision, next)
-			}
-			next++
-		}
-	}
+	watch := rc.Watch(watching(t), "", clientv3.WithPrefix(), clientv3.WithRev(first))
+	bringsAll(t, watch, first, write(t, c, "now", 10))
 	same(t, m, r)
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -26,7 +27,8 @@ import (
 
 // Replicas that follow an etcd of three members: every answer is the one that etcd gives, whichever of the six endpoints is
 // asked; watchers that hop between them see every event once; members and replicas are killed meanwhile; another past under
-// the same ids ends watches as compacted. replicas_hops_test.go has the watchers, replicas_past_test.go other pasts.
+// the same ids ends watches as compacted. replicas_hops_test.go has the watchers, replicas_faults_test.go the faults,
+// replicas_check_test.go the comparison, replicas_past_test.go other pasts.
 var (
 	replicaSeeds = flag.Int("replicas.seeds", 1, "number of random walks over etcd and its replicas")
 	replicaCalls = flag.Int("replicas.calls", 400, "calls per walk")
@@ -45,13 +47,23 @@ type members struct {
 // cluster starts an etcd with this many members, and waits until each answers.
 func cluster(t testing.TB, n int, args ...string) *members {
 	t.Helper()
+	return clusterOn(t, make([]*peer.Host, n), args...)
+}
+
+// clusterOn starts an etcd with a member on each of the hosts; nil is this one.
+func clusterOn(t testing.TB, hosts []*peer.Host, args ...string) *members {
+	t.Helper()
 	m := &members{dir: t.TempDir(), args: args}
-	for range n {
-		m.peers = append(m.peers, "http://"+peer.FreePort())
+	for _, h := range hosts {
+		m.peers = append(m.peers, "http://"+addressOn(h))
 	}
-	for i := range n {
-		address := peer.FreePort()
-		m.kept = append(m.kept, &kept{&server{process(t, m.name(i), peerBin(t, "etcd"), m.flags(i, address)...), address}})
+	for i, h := range hosts {
+		address := addressOn(h)
+		k := &kept{&server{process(t, m.name(i), peerBin(t, "etcd"), m.flags(i, address)...), address}}
+		if h != nil {
+			h.Run(k.Process)
+		}
+		m.kept = append(m.kept, k)
 	}
 	for _, k := range m.kept {
 		if err := k.Start(); err != nil {
@@ -60,6 +72,15 @@ func cluster(t testing.TB, n int, args ...string) *members {
 	}
 	m.answer(t)
 	return m
+}
+
+// addressOn is a free address on a host; nil is this one.
+func addressOn(h *peer.Host) string {
+	address := peer.FreePort()
+	if h != nil {
+		address = net.JoinHostPort(h.Address, peer.PortOf(address))
+	}
+	return address
 }
 
 func (m *members) name(i int) string { return fmt.Sprint("m", i) }
@@ -143,24 +164,38 @@ type replica struct {
 // replicaOf starts a replica of the etcd at these addresses, without waiting for it.
 func replicaOf(t testing.TB, name string, addresses []string, args ...string) *replica {
 	t.Helper()
+	return replicaBy(t, name, upstreamFile(addresses), args...)
+}
+
+// upstreamFile is a file of an etcd client that names the etcd at these addresses.
+func upstreamFile(addresses []string) string {
 	var urls []string
 	for _, a := range addresses {
 		urls = append(urls, fmt.Sprintf("%q", "http://"+a))
 	}
-	return replicaBy(t, name, "endpoints: ["+strings.Join(urls, ", ")+"]\n", args...)
+	return "endpoints: [" + strings.Join(urls, ", ") + "]\n"
 }
 
 // replicaBy starts a replica of the etcd that a client file with this content names, without waiting for it.
 func replicaBy(t testing.TB, name, client string, args ...string) *replica {
 	t.Helper()
+	return replicaOn(t, nil, name, client, args...)
+}
+
+// replicaOn starts a replica on a host; nil is this one.
+func replicaOn(t testing.TB, h *peer.Host, name, client string, args ...string) *replica {
+	t.Helper()
 	file := filepath.Join(t.TempDir(), "upstream.yaml")
 	if err := os.WriteFile(file, []byte(client), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	address := peer.FreePort()
+	address := addressOn(h)
 	url := "http://" + address
 	flags := append([]string{"etcd", "--follow=" + file, "--listen-client-urls=" + url, "--advertise-client-urls=" + url}, args...)
 	r := &replica{&kept{&server{process(t, name, isthmusBin(t), flags...), address}}, file}
+	if h != nil {
+		h.Run(r.Process)
+	}
 	if err := r.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -343,18 +378,8 @@ func TestReplicasMoveClients(t *testing.T) {
 		c := r.client(t)
 		w := c.Watch(ctx(t), "moved/", clientv3.WithPrefix(), clientv3.WithRev(next))
 		put(fmt.Sprint("moved/", round))
-		for next <= last.Load() {
-			got, ok := <-w
-			if !ok || got.Err() != nil {
-				t.Fatalf("round %d, from revision %d: the watch ended: %v", round, next, got.Err())
-			}
-			for _, e := range got.Events {
-				if e.Kv.ModRevision != next {
-					t.Fatalf("round %d: event of revision %d, expected %d", round, e.Kv.ModRevision, next)
-				}
-				next++
-			}
-		}
+		bringsAll(t, w, next, last.Load())
+		next = last.Load() + 1
 		c.Close()
 		// The etcd forgets everything but the present, and the replicas keep it.
 		if _, err := writer.Compact(ctx(t), last.Load(), clientv3.WithCompactPhysical()); err != nil {

@@ -7,6 +7,7 @@
 //	go run ./mesh -isthmus PATH -etcd PATH -clusters 20 -run chaos,millions,kills,wiped
 //	go run ./mesh -isthmus PATH -etcd PATH -clusters 200 -nodes 300 -identities 500 -ips 15000 -run scope
 //	unshare -rn go run ./mesh -isthmus PATH -etcd PATH -clusters 20 -run partition -away 5m
+//	unshare -rn go run ./mesh -isthmus PATH -etcd PATH -run replicas -seconds 1200
 //
 // All processes share the machine, so only figures of one run can be compared.
 package main
@@ -38,7 +39,7 @@ var (
 	// Addresses have the identities one after the other.
 	identitiesPer = flag.Int("identities", 100, "identities per remote cluster")
 	shape         = flag.String("shape", "serve", "serve (mirror and store in one process), mirror (kvstoremesh into an etcd) or original (Cilium's kvstoremesh)")
-	runs          = flag.String("run", "cold,churn,restart", "steps to run: cold, churn, restart, chaos, millions, kills, wiped, partition, scope")
+	runs          = flag.String("run", "cold,churn,restart", "steps to run: cold, churn, restart, chaos, millions, kills, wiped, partition, scope, replicas")
 	sourceKind    = flag.String("source", "isthmus", "store of the remote clusters: isthmus or etcd")
 	localKind     = flag.String("local", "etcd", "store that the mirror writes to: etcd or isthmus")
 	durability    = flag.String("durability", "sync", "--durability of the store, for -shape serve")
@@ -119,7 +120,7 @@ func run() error {
 	for _, c := range []struct {
 		name string
 		f    func(string, *authority) error
-	}{{"chaos", chaos}, {"millions", millions}, {"kills", killing}, {"wiped", wiped}, {"partition", partition}, {"scope", scoped}} {
+	}{{"chaos", chaos}, {"millions", millions}, {"kills", killing}, {"wiped", wiped}, {"partition", partition}, {"scope", scoped}, {"replicas", replicated}} {
 		if slices.Contains(todo, c.name) {
 			if err := c.f(filepath.Join(dir, c.name), ca); err != nil {
 				return fmt.Errorf("%s: %w", c.name, err)

@@ -1,5 +1,6 @@
 // Package testserver replaces k8s.io/apiserver/pkg/storage/etcd3/testserver in a copy of that module. Instead of an embedded
-// etcd it starts the binary that ETCD_BIN names, so that Kubernetes' own storage tests run on that binary.
+// etcd it starts the binary that ETCD_BIN names, so that Kubernetes' own storage tests run on that binary. If UPSTREAM_BIN names an
+// etcd, the binary is started as a replica of one.
 package testserver
 
 import (
@@ -8,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -59,15 +61,10 @@ func RunEtcd(t testing.TB, cfg *embed.Config) *kubernetes.Client {
 			args = append(args, fmt.Sprintf("--%s-file=%s", flag, file))
 		}
 	}
-	cmd := exec.Command(os.Getenv("ETCD_BIN"), append([]string{"etcd"}, args...)...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
+	if bin := os.Getenv("UPSTREAM_BIN"); bin != "" {
+		args = append(args, "--follow="+upstream(t, bin, cfg))
 	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	})
+	run(t, os.Getenv("ETCD_BIN"), append([]string{"etcd"}, args...)...)
 	client, err := tls.ClientConfig()
 	if err != nil {
 		t.Fatal(err)
@@ -85,4 +82,45 @@ func RunEtcd(t testing.TB, cfg *embed.Config) *kubernetes.Client {
 	connected.KV = storagetesting.NewKVRecorder(connected.KV)
 	connected.Kubernetes = storagetesting.NewKubernetesRecorder(connected.Kubernetes)
 	return connected
+}
+
+// run runs a program until the test ends.
+func run(t testing.TB, bin string, args ...string) {
+	t.Helper()
+	cmd := exec.Command(bin, args...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+}
+
+// upstream starts an etcd, and returns the file of a client that names it.
+func upstream(t testing.TB, bin string, cfg *embed.Config) string {
+	t.Helper()
+	var urls []string
+	var held []net.Listener
+	for range 2 {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		held, urls = append(held, l), append(urls, "http://"+l.Addr().String())
+	}
+	for _, l := range held {
+		l.Close()
+	}
+	dir := t.TempDir()
+	run(t, bin, "--data-dir="+filepath.Join(dir, "data"), "--unsafe-no-fsync", "--log-level=error",
+		"--listen-client-urls="+urls[0], "--advertise-client-urls="+urls[0], "--listen-peer-urls="+urls[1],
+		"--initial-advertise-peer-urls="+urls[1], "--initial-cluster=default="+urls[1],
+		fmt.Sprintf("--max-request-bytes=%d", cfg.MaxRequestBytes))
+	file := filepath.Join(dir, "upstream.yaml")
+	if err := os.WriteFile(file, fmt.Appendf(nil, "endpoints: [%q]\n", urls[0]), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
 }
