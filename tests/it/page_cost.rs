@@ -58,7 +58,10 @@ async fn publish(mut client: Client) {
                 ..Probe::default()
             };
             let key = format!("cilium/state/probe/v1/c{n}");
-            client.put(key, probe.to_json(), None).await.unwrap();
+            // The store ends with the test.
+            if client.put(key, probe.to_json(), None).await.is_err() {
+                return;
+            }
         }
     }
 }
