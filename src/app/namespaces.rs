@@ -23,13 +23,7 @@ type Names = watch::Sender<Option<Arc<BTreeSet<String>>>>;
 
 /// What decides about the keys of remote clusters: the scope file, and the namespaces in `source`, which are followed as soon
 /// as the file asks for them.
-pub fn start_imports(
-    file: Watcher,
-    source: ObjectSource,
-    status: &Status,
-    ready: &Ready,
-    life: &Lifecycle,
-) -> Imports {
+pub fn start_imports(file: Watcher, source: ObjectSource, status: &Status, ready: &Ready, life: &Lifecycle) -> Imports {
     let (names, namespaces) = watch::channel(None);
     let (stop, follow) = (
         life.stop_token().clone(),

@@ -210,7 +210,8 @@ impl ServeArgs {
         let writers = Writers {
             publisher: publisher.options(cluster.clone(), mode, scope.clone()),
             mirror: mirror.map(|mirror| kvstoremesh::Config {
-                imports: scope.map(|scope| app::start_imports(scope, objects.clone(), &Status::default(), &ready, life)),
+                imports: scope
+                    .map(|scope| app::start_imports(scope, objects.clone(), &Status::default(), &ready, life)),
                 ..mirror
             }),
             objects,

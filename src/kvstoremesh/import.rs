@@ -167,7 +167,11 @@ impl Import {
         let filter = self.filter.lock();
         let entry = filter.entry().unwrap_or_default().to_owned();
         let limits = [
-            (mirrored.keys, filter.limit(kind), format!("limits of {entry:?} in the scope file")),
+            (
+                mirrored.keys,
+                filter.limit(kind),
+                format!("limits of {entry:?} in the scope file"),
+            ),
             (
                 filter.known(kind),
                 Some(keys_max.saturating_mul(KNOWN_MAX)),

@@ -173,7 +173,9 @@ impl Reflection<'_> {
 
     /// Lets the kinds begin that need this one.
     fn release(&self) {
-        self.connected.queued.send_if_modified(|queued| queued.insert(self.scope));
+        self.connected
+            .queued
+            .send_if_modified(|queued| queued.insert(self.scope));
     }
 
     /// Lists or resumes, and follows the changes. Returns if the prefix must be listed again.

@@ -48,7 +48,9 @@ impl Mesh {
     async fn for_each_import(&self, change: impl Fn(&Import)) {
         let imports: Vec<_> = {
             let members = self.members.lock();
-            mirrors(&members).filter_map(|(_, mirror)| mirror.import.clone()).collect()
+            mirrors(&members)
+                .filter_map(|(_, mirror)| mirror.import.clone())
+                .collect()
         };
         for import in imports {
             change(&import);

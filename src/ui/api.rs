@@ -5,8 +5,8 @@ use super::data::Data;
 use super::view::{
     Certificate, Client, Clients, Configuration, Finding, Findings, KeyCounts, KeysOfKind, Lag, Method, Minute, Mirror,
     MirroredKind, Moment, Overview, OwnCluster, Part, PartState, ProcessFigures, Propagation, Readiness, Refusal,
-    RefusedKeys, Remote, RemoteCounters, RemoteDetail, Scoped, ScopedKind, ScopedRule, Service, ServiceIn, Services, State, StateChange, StoreFigures,
-    Totals,
+    RefusedKeys, Remote, RemoteCounters, RemoteDetail, Scoped, ScopedKind, ScopedRule, Service, ServiceIn, Services,
+    State, StateChange, StoreFigures, Totals,
 };
 use axum::Router;
 use axum::extract::{Path, Query, State as Shared};

@@ -69,7 +69,11 @@ impl Remote {
         process.line("serving client traffic").await;
         let address = format!("127.0.0.1:{port}");
         let directory = client_files(tls);
-        tls.client_file(&directory.join("hk"), &address, &tls.ca.client("admin", "admin").unwrap());
+        tls.client_file(
+            &directory.join("hk"),
+            &address,
+            &tls.ca.client("admin", "admin").unwrap(),
+        );
         let client = tls.client(&address, "any").await;
         let mut remote = Self {
             process,
@@ -86,7 +90,8 @@ impl Remote {
         for (n, namespace) in NAMESPACES.iter().enumerate() {
             for (a, app) in APPS.iter().enumerate() {
                 let labels = format!("k8s:app={app};k8s:io.kubernetes.pod.namespace={namespace};");
-                self.put(&format!("cilium/state/identities/v1/id/{}", identity(n, a)), &labels).await;
+                self.put(&format!("cilium/state/identities/v1/id/{}", identity(n, a)), &labels)
+                    .await;
             }
             for e in 0..ENDPOINTS {
                 let key = format!("cilium/state/ip/v1/default/{}", address(n, e));
@@ -97,8 +102,16 @@ impl Remote {
             self.put(&key, &service(n, &backends)).await;
         }
         self.put("cilium/state/nodes/v1/hk/n1", "node").await;
-        for kind in ["identities", "ip", "nodes", "services", "serviceexports", "endpointslices"] {
-            self.put(&format!("cilium/synced/hk/cilium/state/{kind}/v1"), "now").await;
+        for kind in [
+            "identities",
+            "ip",
+            "nodes",
+            "services",
+            "serviceexports",
+            "endpointslices",
+        ] {
+            self.put(&format!("cilium/synced/hk/cilium/state/{kind}/v1"), "now")
+                .await;
         }
     }
 
@@ -108,7 +121,10 @@ impl Remote {
 
     /// The value of a metric of the store, summed over its labels that contain `labels`.
     async fn metric(&self, name: &str, labels: &str) -> f64 {
-        let page = http::get(&format!("http://127.0.0.1:{}/metrics", self.metrics)).await.unwrap().body;
+        let page = http::get(&format!("http://127.0.0.1:{}/metrics", self.metrics))
+            .await
+            .unwrap()
+            .body;
         let lines = page.lines().filter_map(|line| line.rsplit_once(' '));
         let of_name = |series: &str| series.split('{').next() == Some(name) && series.contains(labels);
         let values = lines.filter(|(series, _)| of_name(series)).map(|(_, value)| value);
@@ -213,7 +229,10 @@ impl Rig {
             "" => String::new(),
             labels => format!(",{labels}"),
         };
-        self.mirror.admin.metric(&format!("{name}{{target_cluster=\"hk\"{labels}}}")).await
+        self.mirror
+            .admin
+            .metric(&format!("{name}{{target_cluster=\"hk\"{labels}}}"))
+            .await
     }
 
     async fn bytes(&mut self) -> usize {
@@ -232,7 +251,8 @@ async fn an_edited_scope_moves_just_its_keys_and_deletes_none_that_stays_wanted(
     assert_eq!(rig.mirror.admin.clusters().await[0]["scope"], serde_json::Value::Null);
 
     // Narrower: from everything to two namespaces, and to the identities of their endpoints.
-    let teams = "endpoints: {default: exclude, rules: [{name: teams, action: include, namespaces: {names: [\"team-*\"]}}]}";
+    let teams =
+        "endpoints: {default: exclude, rules: [{name: teams, action: include, namespaces: {names: [\"team-*\"]}}]}";
     write(&rig.scope, &entry(&format!("identities: used, {teams}")));
     rig.has(&[(1, 50), (2, 50)]).await;
     eventually("unused identities are gone", async || {
@@ -242,12 +262,19 @@ async fn an_edited_scope_moves_just_its_keys_and_deletes_none_that_stays_wanted(
     let (put, deleted) = rig.seen(&mut watch).await;
     assert_eq!(put, BTreeSet::new(), "nothing is written again");
     assert_eq!(deleted.len(), 2 * ENDPOINTS + 4);
-    assert!(deleted.iter().all(|key| !key.contains("/10.1.1.") && !key.contains("/10.1.2.")));
+    assert!(
+        deleted
+            .iter()
+            .all(|key| !key.contains("/10.1.1.") && !key.contains("/10.1.2."))
+    );
     assert!(rig.bytes().await < all * 6 / 10);
 
     // Wider, by another namespace and an identity: just their endpoints are read.
     let lists = rig.metric("cilium_kvstoremesh_remote_cluster_lists_total", "").await;
-    let ranges = rig.remote.metric("grpc_server_handled_total", "grpc_method=\"Range\"").await;
+    let ranges = rig
+        .remote
+        .metric("grpc_server_handled_total", "grpc_method=\"Range\"")
+        .await;
     let sent = rig.remote.metric("etcd_network_client_grpc_sent_bytes_total", "").await;
     let wider = "endpoints: {default: exclude, rules: [
         {name: teams, action: include, namespaces: {names: [\"team-*\"]}},
@@ -258,8 +285,16 @@ async fn an_edited_scope_moves_just_its_keys_and_deletes_none_that_stays_wanted(
     assert_eq!(deleted, BTreeSet::new());
     assert_eq!(put.len(), ENDPOINTS + 2, "{put:?}");
     assert_eq!(rig.metric("isthmus_scope_keys_read_singly_total", "").await, Some(50.0));
-    assert_eq!(rig.metric("cilium_kvstoremesh_remote_cluster_lists_total", "").await, lists);
-    assert_eq!(rig.remote.metric("grpc_server_handled_total", "grpc_method=\"Range\"").await, ranges);
+    assert_eq!(
+        rig.metric("cilium_kvstoremesh_remote_cluster_lists_total", "").await,
+        lists
+    );
+    assert_eq!(
+        rig.remote
+            .metric("grpc_server_handled_total", "grpc_method=\"Range\"")
+            .await,
+        ranges
+    );
     let sent = rig.remote.metric("etcd_network_client_grpc_sent_bytes_total", "").await - sent;
     assert!(sent < 30_000.0, "{sent} bytes were read");
 
@@ -268,7 +303,9 @@ async fn an_edited_scope_moves_just_its_keys_and_deletes_none_that_stays_wanted(
         {name: shop, action: exclude, namespaces: {names: [shop]}},
         {name: db-of-batch, action: exclude, namespaces: {names: [batch]}, identity: {matchLabels: {app: db}}}]}";
     write(&rig.scope, &entry(others));
-    rig.remote.put("cilium/state/ip/v1/default/10.1.1.7", &endpoint(1, 7, "another")).await;
+    rig.remote
+        .put("cilium/state/ip/v1/default/10.1.1.7", &endpoint(1, 7, "another"))
+        .await;
     rig.has(&[(1, 50), (2, 50), (3, 25)]).await;
     eventually("all identities are back", async || {
         let all = mirrored(&mut rig.local, "identities", "hk/id/").await;
@@ -280,7 +317,10 @@ async fn an_edited_scope_moves_just_its_keys_and_deletes_none_that_stays_wanted(
     assert_eq!(deleted.len(), ENDPOINTS / 2, "{deleted:?}");
     assert_eq!(put.len(), 2 + 1, "{put:?}");
     let left_out = rig
-        .metric("isthmus_scope_imported_keys", r#"kind="endpoints",decision="left-out",rule="db-of-batch""#)
+        .metric(
+            "isthmus_scope_imported_keys",
+            r#"kind="endpoints",decision="left-out",rule="db-of-batch""#,
+        )
         .await;
     assert_eq!(left_out, Some(25.0));
 
@@ -311,7 +351,9 @@ async fn whole_kinds_come_and_go_and_the_mirror_stays_complete() {
 
     write(&rig.scope, &rules("nodes, services, endpoints"));
     rig.has(&[(0, 50), (1, 50), (2, 50), (3, 50)]).await;
-    rig.remote.put("cilium/state/ip/v1/default/10.1.0.99", &endpoint(0, 99, "new")).await;
+    rig.remote
+        .put("cilium/state/ip/v1/default/10.1.0.99", &endpoint(0, 99, "new"))
+        .await;
     rig.has(&[(0, 51), (1, 50), (2, 50), (3, 50)]).await;
     write(&rig.scope, &rules("nodes, identities"));
     rig.has(&[]).await;
@@ -356,7 +398,8 @@ async fn endpoints_follow_mirrored_services_and_namespaces_of_this_cluster() {
     rig.has(&[(1, 4)]).await;
     let (put, deleted) = rig.seen(&mut watch).await;
     let of = |name: &str| format!("cilium/cache/{name}");
-    let addresses = |names: &[&str]| -> Vec<String> { names.iter().map(|name| of(&format!("ip/v1/hk/{name}"))).collect() };
+    let addresses =
+        |names: &[&str]| -> Vec<String> { names.iter().map(|name| of(&format!("ip/v1/hk/{name}"))).collect() };
     let mut expected: BTreeSet<_> = (0..6).flat_map(|n| addresses(&[&address(1, n)])).collect();
     expected.insert(of("services/v1/hk/team-a/front"));
     assert_eq!(put, expected);
@@ -364,7 +407,10 @@ async fn endpoints_follow_mirrored_services_and_namespaces_of_this_cluster() {
     expected.extend(addresses(&["10.1.1.0", "10.1.1.1"]));
     expected.insert(of("services/v1/hk/shop/front"));
     assert_eq!(deleted, expected);
-    assert_eq!(rig.metric("cilium_kvstoremesh_remote_cluster_lists_total", "").await, lists);
+    assert_eq!(
+        rig.metric("cilium_kvstoremesh_remote_cluster_lists_total", "").await,
+        lists
+    );
     // 3 endpoints and a service of the new namespace, then 3 other backends.
     assert_eq!(rig.metric("isthmus_scope_keys_read_singly_total", "").await, Some(7.0));
 }
@@ -372,16 +418,20 @@ async fn endpoints_follow_mirrored_services_and_namespaces_of_this_cluster() {
 #[tokio::test]
 async fn a_restarted_mirror_and_a_lost_connection_change_nothing() {
     let rule = |name: &str, namespace: &str, app: &str| {
-        format!("{{name: {name}, action: include, namespaces: {{names: [{namespace}]}}, identity: {{matchLabels: {{app: {app}}}}}}}")
+        format!(
+            "{{name: {name}, action: include, namespaces: {{names: [{namespace}]}}, identity: {{matchLabels: {{app: {app}}}}}}}"
+        )
     };
     let of = |rules: &[String]| {
         let rules = rules.join(", ");
-        entry(&format!("identities: used, endpoints: {{default: exclude, rules: [{rules}]}}"))
+        entry(&format!(
+            "identities: used, endpoints: {{default: exclude, rules: [{rules}]}}"
+        ))
     };
     let (shop, team) = (rule("shop", "shop", "db"), rule("team", "team-a", "db"));
     let mut rig = Rig::start(&of(&[team.clone(), shop.clone()]), &[]).await;
     rig.has(&[(0, 25), (1, 25)]).await;
-    let before = values(&mut rig.local, "cilium/").await;
+    let before = values(&mut rig.local, "cilium/cache/").await;
     let mut watch = rig.watch().await;
     let (target, flag) = (rig.target.address().await, format!("--scope={}", rig.scope.display()));
     let Mirror { process, .. } = std::mem::replace(&mut rig.mirror, Mirror::start(&rig.tls, &target, &[&flag]));
@@ -389,7 +439,7 @@ async fn a_restarted_mirror_and_a_lost_connection_change_nothing() {
     rig.mirror.mirrors(1).await;
     let (put, deleted) = rig.seen(&mut watch).await;
     assert_eq!((put, deleted), (BTreeSet::new(), BTreeSet::new()));
-    assert_eq!(values(&mut rig.local, "cilium/").await, before);
+    assert_eq!(values(&mut rig.local, "cilium/cache/").await, before);
 
     // While the remote cluster does not answer, a narrower scope needs no answer, and a wider one waits for it.
     rig.remote.process.signal(Signal::SIGSTOP);
@@ -405,7 +455,11 @@ async fn a_restarted_mirror_and_a_lost_connection_change_nothing() {
     rig.remote.process.signal(Signal::SIGCONT);
     rig.has(&[(0, 25), (3, 25)]).await;
     let (put, deleted) = rig.seen(&mut watch).await;
-    assert_eq!((put.len(), deleted.len()), (25 + 1, 25 + 1), "endpoints and their identity: {put:?} {deleted:?}");
+    assert_eq!(
+        (put.len(), deleted.len()),
+        (25 + 1, 25 + 1),
+        "endpoints and their identity: {put:?} {deleted:?}"
+    );
 }
 
 #[tokio::test]
@@ -419,10 +473,16 @@ async fn a_file_with_a_mistake_changes_nothing_and_the_status_says_what_is_scope
     write(&rig.scope, "import: {clusters: [{name: neighbours, endpoint: {}}]}\n");
     rig.mirror.process.line("the scope file cannot be used").await;
     assert!(rig.mirror.admin.is_ready().await);
-    rig.remote.put("cilium/state/ip/v1/default/10.1.0.60", &endpoint(0, 60, "new")).await;
-    rig.remote.put("cilium/state/ip/v1/default/10.1.1.60", &endpoint(1, 60, "new")).await;
+    rig.remote
+        .put("cilium/state/ip/v1/default/10.1.0.60", &endpoint(0, 60, "new"))
+        .await;
+    rig.remote
+        .put("cilium/state/ip/v1/default/10.1.1.60", &endpoint(1, 60, "new"))
+        .await;
     rig.has(&[(0, 51)]).await;
-    let asked = isthmus(["kvstoremesh-dbg", "status", "-H", &rig.mirror.admin.api_address()]).called("clustermesh-apiserver").run();
+    let asked = isthmus(["kvstoremesh-dbg", "status", "-H", &rig.mirror.admin.api_address()])
+        .called("clustermesh-apiserver")
+        .run();
     let text = asked.text();
     assert!(
         text.contains(r#"scoped by "neighbours" (region apac): 51 of 202 endpoints"#),

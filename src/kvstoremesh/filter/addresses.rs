@@ -229,8 +229,20 @@ mod tests {
             assert!(name.address().is_some(), "{text}");
             assert_eq!(name.to_bytes(), text.as_bytes());
         }
-        for text in ["", "10.0.0.01", "10.0.0.0/24", "fd00:0::1", "FD00::1", "::ffff:10.0.0.1", "n1"] {
-            assert_eq!(Name::new(text.as_bytes()), Name::Other(text.as_bytes().into()), "{text}");
+        for text in [
+            "",
+            "10.0.0.01",
+            "10.0.0.0/24",
+            "fd00:0::1",
+            "FD00::1",
+            "::ffff:10.0.0.1",
+            "n1",
+        ] {
+            assert_eq!(
+                Name::new(text.as_bytes()),
+                Name::Other(text.as_bytes().into()),
+                "{text}"
+            );
         }
     }
 

@@ -201,7 +201,13 @@ mod tests {
 
     #[test]
     fn the_namespace_is_the_part_before_the_first_slash() {
-        for (name, namespace) in [("shop/db", "shop"), ("shop/db/x", "shop"), ("db", ""), ("/db", ""), ("", "")] {
+        for (name, namespace) in [
+            ("shop/db", "shop"),
+            ("shop/db/x", "shop"),
+            ("db", ""),
+            ("/db", ""),
+            ("", ""),
+        ] {
             assert_eq!(namespace_of(name.as_bytes()), namespace, "{name}");
         }
     }

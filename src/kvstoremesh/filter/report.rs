@@ -1,8 +1,8 @@
 //! What the filter has decided, for operators.
 
-use super::{Filter, Mode, endpoints_judge, identities_judge, object_at};
 use super::classes::Tally;
 use super::identities::{Sizes, Wanted};
+use super::{Filter, Mode, endpoints_judge, identities_judge, object_at};
 use crate::model::keys::Scope;
 use crate::scope::rules::{Cause, Decision, Verdict};
 use std::collections::BTreeMap;
@@ -93,8 +93,15 @@ impl Filter {
                 self.identities.left_out()
             }
             _ => {
-                let judge = endpoints_judge(&self.setup, &self.progress, &self.objects, (&self.identities, &self.backends));
-                self.endpoints.tallies(judge).for_each(|(verdict, tally)| add(verdict, tally));
+                let judge = endpoints_judge(
+                    &self.setup,
+                    &self.progress,
+                    &self.objects,
+                    (&self.identities, &self.backends),
+                );
+                self.endpoints
+                    .tallies(judge)
+                    .for_each(|(verdict, tally)| add(verdict, tally));
                 self.endpoints.left_out()
             }
         };

@@ -42,10 +42,16 @@ pub(super) struct Setup {
 
 impl Setup {
     /// `published` is the region that the remote cluster gives itself.
-    pub(super) fn new(file: Arc<ScopeFile>, cluster: &ClusterName, published: Option<&str>, existing: Existing) -> Self {
+    pub(super) fn new(
+        file: Arc<ScopeFile>,
+        cluster: &ClusterName,
+        published: Option<&str>,
+        existing: Existing,
+    ) -> Self {
         let region = file.import.region(cluster.as_str(), published);
         let governing = file.import.rules(cluster.as_str(), region);
-        let entry = governing.and_then(|rules| file.import.clusters.iter().position(|entry| std::ptr::eq(entry, rules)));
+        let entry =
+            governing.and_then(|rules| file.import.clusters.iter().position(|entry| std::ptr::eq(entry, rules)));
         let leaves_regional = matches!((&file.region, region), (Some(own), Some(other)) if own != other);
         let mut setup = Self {
             entry,

@@ -5,6 +5,7 @@ mod model;
 mod walk;
 
 use super::*;
+use bytes::Bytes;
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -138,8 +139,14 @@ fn shop_only() -> serde_json::Value {
 #[test]
 fn a_key_that_leaves_the_scope_is_deleted_and_one_that_enters_is_read() {
     let mut mirror = Mirror::new(shop_only());
-    let list = [("10.0.0.1", endpoint("shop", 300)), ("10.0.0.2", endpoint("batch", 301))];
-    mirror.list(Scope::Endpoints, &list.each_ref().map(|(name, value)| (*name, &**value)));
+    let list = [
+        ("10.0.0.1", endpoint("shop", 300)),
+        ("10.0.0.2", endpoint("batch", 301)),
+    ];
+    mirror.list(
+        Scope::Endpoints,
+        &list.each_ref().map(|(name, value)| (*name, &**value)),
+    );
     assert_eq!(mirror.log(), ["+10.0.0.1"]);
     // The address passes from a pod to another.
     mirror.endpoint("10.0.0.1", "batch", 301);
@@ -152,7 +159,12 @@ fn a_key_that_leaves_the_scope_is_deleted_and_one_that_enters_is_read() {
     assert_eq!(mirror.wanted(Scope::Endpoints), ["10.0.0.1"]);
     let value = endpoint("batch", 301);
     mirror.act(|filter, _, out| {
-        filter.read(Scope::Endpoints, format!("{ENDPOINTS}10.0.0.1").into(), Some(value.into()), out);
+        filter.read(
+            Scope::Endpoints,
+            format!("{ENDPOINTS}10.0.0.1").into(),
+            Some(value.into()),
+            out,
+        );
     });
     assert_eq!(mirror.log(), ["+10.0.0.1"]);
     assert_eq!(mirror.filter.todo(Scope::Endpoints), Todo::Nothing);
@@ -185,15 +197,26 @@ fn an_endpoint_whose_identity_is_not_known_is_kept_back_or_stays() {
         {"name": "no-batch", "action": "exclude", "identity": {"matchLabels": {"k8s:app": "batch"}}},
     ]}});
     let mut mirror = Mirror::new(by_app);
-    mirror.list(Scope::Identities, &[("300", "k8s:app=shop;"), ("301", "k8s:app=batch;")]);
+    mirror.list(
+        Scope::Identities,
+        &[("300", "k8s:app=shop;"), ("301", "k8s:app=batch;")],
+    );
     // The process that ran before has mirrored an address whose identity is gone.
     mirror.keys.insert(format!("{ENDPOINTS}10.0.0.9"), "old".to_owned());
     let values = [300, 301, 302, 302].map(|identity| endpoint("a", identity));
     let names = ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.9"];
-    let list: Vec<_> = names.iter().zip(&values).map(|(name, value)| (*name, &**value)).collect();
+    let list: Vec<_> = names
+        .iter()
+        .zip(&values)
+        .map(|(name, value)| (*name, &**value))
+        .collect();
     mirror.list(Scope::Endpoints, &list);
     assert_eq!(mirror.names(ENDPOINTS), ["10.0.0.1", "10.0.0.9"].into());
-    assert_eq!(mirror.keys[&format!("{ENDPOINTS}10.0.0.9")], endpoint("a", 302), "its value follows");
+    assert_eq!(
+        mirror.keys[&format!("{ENDPOINTS}10.0.0.9")],
+        endpoint("a", 302),
+        "its value follows"
+    );
     mirror.log();
     mirror.put(Scope::Identities, "302", "k8s:app=shop;");
     assert_eq!(mirror.wanted(Scope::Endpoints), ["10.0.0.3"]);
@@ -215,7 +238,10 @@ fn an_identity_is_mirrored_before_its_first_endpoint_and_removed_after_its_last(
     let mut mirror = Mirror::new(fields);
     // An earlier process has mirrored an identity that is still used: it must not be gone for a moment.
     mirror.keys.insert(format!("{IDENTITIES}300"), "old".to_owned());
-    mirror.list(Scope::Identities, &[("300", "k8s:a=1;"), ("301", "k8s:a=2;"), ("302", "k8s:a=3;")]);
+    mirror.list(
+        Scope::Identities,
+        &[("300", "k8s:a=1;"), ("301", "k8s:a=2;"), ("302", "k8s:a=3;")],
+    );
     assert_eq!(mirror.log(), ["+300"]);
     assert!(!mirror.filter.is_decided(Scope::Identities));
     let values = [300, 301].map(|identity| endpoint("shop", identity));
@@ -261,10 +287,17 @@ fn endpoints_follow_the_services_that_are_mirrored() {
     mirror.act(|filter, _, out| filter.emptied(Scope::EndpointSlices, out));
     assert_eq!(mirror.names(SERVICES_HERE), ["shop/db"].into());
     let values = ["10.0.0.1", "10.0.0.2", "10.0.0.3"].map(|address| (address, endpoint("shop", 300)));
-    mirror.list(Scope::Endpoints, &values.each_ref().map(|(name, value)| (*name, &**value)));
+    mirror.list(
+        Scope::Endpoints,
+        &values.each_ref().map(|(name, value)| (*name, &**value)),
+    );
     assert_eq!(mirror.names(ENDPOINTS), ["10.0.0.1", "10.0.0.2"].into());
     mirror.log();
-    mirror.put(Scope::Services, "shop/db", &service(&["10.0.0.2", "10.0.0.3", "10.0.0.4"]));
+    mirror.put(
+        Scope::Services,
+        "shop/db",
+        &service(&["10.0.0.2", "10.0.0.3", "10.0.0.4"]),
+    );
     assert_eq!(mirror.log(), ["+db", "-10.0.0.1"]);
     // There is no endpoint 10.0.0.4 yet.
     assert_eq!(mirror.wanted(Scope::Endpoints), ["10.0.0.3"]);
@@ -336,7 +369,11 @@ fn a_kind_that_is_left_out_whole_is_off_unless_rules_need_its_labels() {
     mirror.list(Scope::Endpoints, &[("10.0.0.1", &endpoint("shop", 300))]);
     assert_eq!(mirror.log(), ["+10.0.0.1"]);
     let report = mirror.filter.report().unwrap();
-    let kinds: Vec<_> = report.kinds.iter().map(|k| (k.kind, k.is_off, k.kept, k.left_out)).collect();
+    let kinds: Vec<_> = report
+        .kinds
+        .iter()
+        .map(|k| (k.kind, k.is_off, k.kept, k.left_out))
+        .collect();
     assert_eq!(kinds[0], (Scope::Identities, false, 0, 1));
     assert_eq!(kinds[1], (Scope::Endpoints, false, 1, 0));
     assert!(kinds[2..].iter().all(|(_, is_off, ..)| *is_off));
@@ -368,5 +405,8 @@ fn the_report_counts_keys_by_rule() {
         .collect();
     assert_eq!(rules, ["kept shop 1", "left-out no-batch 2", "pending db 1"]);
     let size = values[0].len() as u64;
-    assert!((3 * size - 9..=3 * size + 3).contains(&endpoints.bytes_left_out), "{endpoints:?}");
+    assert!(
+        (3 * size - 9..=3 * size + 3).contains(&endpoints.bytes_left_out),
+        "{endpoints:?}"
+    );
 }

@@ -96,7 +96,9 @@ mod tests {
     use prost::Message as _;
 
     fn facts(value: &[u8]) -> (String, u32, bool) {
-        endpoint(value, |facts| (facts.namespace.to_owned(), facts.identity, facts.is_regional))
+        endpoint(value, |facts| {
+            (facts.namespace.to_owned(), facts.identity, facts.is_regional)
+        })
     }
 
     #[test]

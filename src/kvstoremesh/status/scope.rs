@@ -88,7 +88,9 @@ impl From<Report> for Scope {
         Self {
             entry: report.entry,
             region: report.region,
-            kinds: kinds.map(|kind| (kind_name(kind.kind).to_owned(), kind.into())).collect(),
+            kinds: kinds
+                .map(|kind| (kind_name(kind.kind).to_owned(), kind.into()))
+                .collect(),
         }
     }
 }

@@ -53,7 +53,10 @@ mod tests {
         ];
         for labels in ["k8s:app=a;", "k8s:app=b;", "k8s:app=c;"] {
             let labels = IdentityLabels::parse(labels.as_bytes()).unwrap();
-            for (former, new) in lists.iter().flat_map(|former| lists.iter().map(move |new| (former, new))) {
+            for (former, new) in lists
+                .iter()
+                .flat_map(|former| lists.iter().map(move |new| (former, new)))
+            {
                 let is_known = new.iter().flatten().all(|app| former.contains(&Some(app)));
                 let (former, new) = (rules(former), rules(new));
                 let carried = new.carry(&former, former.identity(&labels));

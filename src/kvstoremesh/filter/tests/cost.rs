@@ -37,18 +37,26 @@ fn the_filter_costs() {
             {"name": "db", "action": "include", "namespaces": {"names": ["data-*"]}, "identity": identity},
         ]}})
     };
-    let pods: Vec<(Bytes, Bytes)> = (0..KEYS).map(pod).map(|(key, value)| (key.into(), value.into())).collect();
+    let pods: Vec<(Bytes, Bytes)> = (0..KEYS)
+        .map(pod)
+        .map(|(key, value)| (key.into(), value.into()))
+        .collect();
     let mut mirror = Mirror::new(rules(json!({"matchLabels": {"app": "db"}})));
     for what in ["the first list", "a list of known keys"] {
         mirror.filter.list_begun(Scope::Endpoints);
         let (begun, mut out) = (cpu(), vec![]);
         for (key, value) in &pods {
-            mirror.filter.put(Scope::Endpoints, key.clone(), value.clone(), &|_| false, &mut out);
+            mirror
+                .filter
+                .put(Scope::Endpoints, key.clone(), value.clone(), &|_| false, &mut out);
         }
         let took = cpu() - begun;
         mirror.filter.list_ended(Scope::Endpoints, &mut out);
         assert!(out.is_empty());
-        eprintln!("{what}: {} ns for each key that is left out", took.as_nanos() / u128::from(KEYS));
+        eprintln!(
+            "{what}: {} ns for each key that is left out",
+            took.as_nanos() / u128::from(KEYS)
+        );
     }
     let begun = cpu();
     mirror.set(rules(json!({"matchLabels": {"app": "other"}})));

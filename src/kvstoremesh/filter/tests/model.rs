@@ -105,7 +105,10 @@ pub(super) fn key(random: &mut Random, kind: Scope, version: usize) -> (String, 
         }
         Scope::Identities => {
             let app = random.of(&APPS);
-            (random.of(&["300", "301", "302", "303", "304"]).to_owned(), Value::Identity { app, version })
+            (
+                random.of(&["300", "301", "302", "303", "304"]).to_owned(),
+                Value::Identity { app, version },
+            )
         }
         _ => {
             let backends = (0..random.below(4)).map(|_| address(random)).collect();
@@ -150,7 +153,9 @@ impl List {
         let rules = (0..random.below(4)).map(|_| {
             let mut rule = Rule {
                 is_include: random.one_in(2),
-                names: random.one_in(2).then(|| vec![random.of(&PATTERNS), random.of(&PATTERNS)]),
+                names: random
+                    .one_in(2)
+                    .then(|| vec![random.of(&PATTERNS), random.of(&PATTERNS)]),
                 existing: random.one_in(3).then(|| !random.one_in(4)),
                 apps: (of_endpoints && random.one_in(3)).then(|| vec![random.of(&APPS), random.of(&APPS)]),
                 backends: (of_endpoints && random.one_in(4)).then(|| !random.one_in(4)),
@@ -309,7 +314,10 @@ impl Rules {
             return Some(true);
         }
         decide(&self.endpoints, namespace, known, |rule| {
-            if rule.backends.is_some_and(|backends| backends != known.backends.contains(name)) {
+            if rule
+                .backends
+                .is_some_and(|backends| backends != known.backends.contains(name))
+            {
                 return Some(false);
             }
             let Some(apps) = &rule.apps else { return Some(true) };
@@ -339,12 +347,7 @@ impl Rules {
 }
 
 /// The first rule that matches decides. `others` are the conditions that are not on the namespace.
-fn decide(
-    list: &List,
-    namespace: &str,
-    known: &Knowledge<'_>,
-    others: impl Fn(&Rule) -> Option<bool>,
-) -> Option<bool> {
+fn decide(list: &List, namespace: &str, known: &Knowledge<'_>, others: impl Fn(&Rule) -> Option<bool>) -> Option<bool> {
     if let Some(uniform) = list.uniform() {
         return Some(uniform);
     }
@@ -357,7 +360,10 @@ fn decide(
         (None, None) => namespace == pattern,
     };
     for rule in &list.rules {
-        let names = rule.names.as_ref().is_none_or(|names| names.iter().any(|pattern| matches(pattern)));
+        let names = rule
+            .names
+            .as_ref()
+            .is_none_or(|names| names.iter().any(|pattern| matches(pattern)));
         let exists = known.existing.is_some_and(|all| all.contains(namespace));
         if names && rule.existing.is_none_or(|existing| existing == exists) && others(rule)? {
             return Some(rule.is_include);

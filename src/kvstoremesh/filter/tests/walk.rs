@@ -85,7 +85,8 @@ impl Walk {
     /// What the writer does at the end of a list.
     fn end_list(&mut self, kind: Scope, list: u64) {
         let prefix = kind.cache_prefix(&hk());
-        let is_gone = |(key, (_, at)): (&String, &(String, u64))| (key.starts_with(&prefix) && *at < list).then(|| key.clone());
+        let is_gone =
+            |(key, (_, at)): (&String, &(String, u64))| (key.starts_with(&prefix) && *at < list).then(|| key.clone());
         let gone: Vec<_> = self.mirror.iter().filter_map(is_gone).collect();
         gone.iter().for_each(|key| self.delete_key(key));
     }
@@ -167,7 +168,11 @@ impl Walk {
                 return;
             }
             rounds += 1;
-            assert!(rounds < 50, "the tasks do not end: {:?}", KINDS.map(|kind| self.filter.todo(kind)));
+            assert!(
+                rounds < 50,
+                "the tasks do not end: {:?}",
+                KINDS.map(|kind| self.filter.todo(kind))
+            );
         }
     }
 
@@ -225,7 +230,9 @@ impl Walk {
         for (name, value) in &self.tasks[&Scope::Services].view {
             let is_here = self.mirror.contains_key(&(Scope::Services.cache_prefix(&hk()) + name));
             if let (Value::Object { backends, .. }, true) = (value, is_here) {
-                known.backends.extend(backends.iter().filter(|name| *name != "strange").cloned());
+                known
+                    .backends
+                    .extend(backends.iter().filter(|name| *name != "strange").cloned());
             }
         }
         known
@@ -266,21 +273,40 @@ impl Walk {
     }
 
     fn check(&self, before: &BTreeSet<String>, what: &str) {
-        let mirror: BTreeMap<_, _> = self.mirror.iter().map(|(key, (value, _))| (key.clone(), value.clone())).collect();
+        let mirror: BTreeMap<_, _> = self
+            .mirror
+            .iter()
+            .map(|(key, (value, _))| (key.clone(), value.clone()))
+            .collect();
         let expected = self.expected(before);
         let keys = mirror.keys().chain(expected.keys());
         let wrong: BTreeSet<_> = keys.filter(|key| mirror.get(*key) != expected.get(*key)).collect();
         let of = |key: &String| format!("{key}: {:?}, must be {:?}", mirror.get(key), expected.get(key));
         let wrong: Vec<_> = wrong.into_iter().map(of).collect();
-        assert!(wrong.is_empty(), "after {what}:\n{}\nrules: {:?}", wrong.join("\n"), self.rules);
+        assert!(
+            wrong.is_empty(),
+            "after {what}:\n{}\nrules: {:?}",
+            wrong.join("\n"),
+            self.rules
+        );
         for kind in self.filter.report().into_iter().flat_map(|report| report.kinds) {
             let Some(task) = self.tasks.get(&kind.kind).filter(|_| !kind.is_off) else {
                 continue;
             };
-            let here = mirror.keys().filter(|key| key.starts_with(&kind.kind.cache_prefix(&hk())));
+            let here = mirror
+                .keys()
+                .filter(|key| key.starts_with(&kind.kind.cache_prefix(&hk())));
             assert_eq!(kind.kept, here.count(), "after {what}: {kind:?}");
-            assert_eq!(kind.kept + kind.left_out + kind.pending, task.view.len(), "after {what}: {kind:?}");
-            assert_eq!(kind.rules.values().sum::<usize>(), task.view.len(), "after {what}: {kind:?}");
+            assert_eq!(
+                kind.kept + kind.left_out + kind.pending,
+                task.view.len(),
+                "after {what}: {kind:?}"
+            );
+            assert_eq!(
+                kind.rules.values().sum::<usize>(),
+                task.view.len(),
+                "after {what}: {kind:?}"
+            );
         }
     }
 
@@ -375,7 +401,11 @@ impl Walk {
             let after = self.expected(&before);
             let stayed = |key: &&String| wanted.contains_key(*key) && after.contains_key(*key);
             let flapped: Vec<_> = self.deleted.iter().filter(stayed).collect();
-            assert!(flapped.is_empty(), "{what}: deleted and written again: {flapped:?}\n{:?}", self.rules);
+            assert!(
+                flapped.is_empty(),
+                "{what}: deleted and written again: {flapped:?}\n{:?}",
+                self.rules
+            );
         }
     }
 }
