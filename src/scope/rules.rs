@@ -109,7 +109,7 @@ impl Bits {
 impl Rules {
     /// `rules` are at most [`RULES_MAX`]; further ones would never match.
     pub fn new(default: Action, rules: Vec<Rule>) -> Self {
-        let bits = |holds: fn(&Rule) -> bool| bits(&rules, |rule| holds(rule));
+        let bits = |holds: fn(&Rule) -> bool| bits(&rules, holds);
         let (of_identity, backends, not_backends) = (
             bits(|r| r.identity.is_some()),
             bits(|r| r.backends == Some(true)),

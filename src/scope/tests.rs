@@ -75,11 +75,19 @@ import:
     assert_eq!(parse(&file(&json!({}))).unwrap(), ScopeFile::default());
 }
 
+/// Fails unless a file with each of these sections is refused with this text.
+#[track_caller]
+fn refused(cases: impl IntoIterator<Item = (Value, &'static str)>) {
+    for (sections, told) in cases {
+        let error = parse(&file(&sections)).unwrap_err();
+        assert!(error.contains(told), "{sections}: {error}");
+    }
+}
+
 #[test]
-fn every_mistake_is_told_with_its_place_and_a_remedy() {
+fn every_mistake_in_a_list_of_rules_is_told_with_its_place_and_a_remedy() {
     let rule = |rule: Value| json!({"export": {"endpoints": {"rules": [rule]}}});
-    let entry = |entry: Value| json!({"import": {"clusters": [entry]}});
-    for (sections, told) in [
+    refused([
         (json!({"exports": {}}), "unknown field `exports`, expected one of"),
         (
             json!({"export": {"endpoint": {}}}),
@@ -136,6 +144,13 @@ fn every_mistake_is_told_with_its_place_and_a_remedy() {
             ]}}}),
             "export.endpoints.rules[1].name: \"a\" is the name of a former item of the list; choose another one",
         ),
+    ]);
+}
+
+#[test]
+fn every_other_mistake_is_told_with_its_place_and_a_remedy() {
+    let entry = |entry: Value| json!({"import": {"clusters": [entry]}});
+    refused([
         (
             entry(json!({"name": "a"})),
             "import.clusters[0]: the entry names no clusters; give clusters: [\"*\"] for all, or regions",
@@ -154,10 +169,7 @@ fn every_mistake_is_told_with_its_place_and_a_remedy() {
             "apiVersion: \"scope.isthmus.io/v2\" is not known",
         ),
         (json!({"kind": "Skope"}), "kind: \"Skope\" must be Scope"),
-    ] {
-        let error = parse(&file(&sections)).unwrap_err();
-        assert!(error.contains(told), "{sections}: {error}");
-    }
+    ]);
     for (text, told) in [
         ("", "the file is empty or is no mapping"),
         ("[]", "no mapping"),

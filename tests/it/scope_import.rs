@@ -431,7 +431,7 @@ async fn a_restarted_mirror_and_a_lost_connection_change_nothing() {
     let (shop, team) = (rule("shop", "shop", "db"), rule("team", "team-a", "db"));
     let mut rig = Rig::start(&of(&[team.clone(), shop.clone()]), &[]).await;
     rig.has(&[(0, 25), (1, 25)]).await;
-    let before = values(&mut rig.local, "cilium/").await;
+    let before = values(&mut rig.local, "cilium/cache/").await;
     let mut watch = rig.watch().await;
     let (target, flag) = (rig.target.address().await, format!("--scope={}", rig.scope.display()));
     let Mirror { process, .. } = std::mem::replace(&mut rig.mirror, Mirror::start(&rig.tls, &target, &[&flag]));
@@ -439,7 +439,7 @@ async fn a_restarted_mirror_and_a_lost_connection_change_nothing() {
     rig.mirror.mirrors(1).await;
     let (put, deleted) = rig.seen(&mut watch).await;
     assert_eq!((put, deleted), (BTreeSet::new(), BTreeSet::new()));
-    assert_eq!(values(&mut rig.local, "cilium/").await, before);
+    assert_eq!(values(&mut rig.local, "cilium/cache/").await, before);
 
     // While the remote cluster does not answer, a narrower scope needs no answer, and a wider one waits for it.
     rig.remote.process.signal(Signal::SIGSTOP);

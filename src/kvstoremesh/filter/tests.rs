@@ -5,6 +5,7 @@ mod model;
 mod walk;
 
 use super::*;
+use bytes::Bytes;
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 
