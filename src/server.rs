@@ -17,6 +17,7 @@ mod config;
 mod connection;
 mod connections;
 mod descriptors;
+mod drain;
 mod forward;
 mod frames;
 mod fresh;
@@ -30,6 +31,7 @@ mod lists;
 mod logins;
 mod maintenance;
 mod metrics;
+mod moves;
 mod observe;
 pub mod peer;
 mod protocol;
@@ -188,7 +190,8 @@ impl Core {
         if let Some(upstream) = &upstream {
             metrics.register_forwarding(&**upstream, &forwarding.unheld);
         }
-        let durability = Durability::new(durable);
+        // The directory of a replica is a copy, which no answer rests on.
+        let durability = Durability::new(durable.filter(|_| upstream.is_none()));
         let alarms = Arc::new(Alarms::new(&config.alarms, durability.clone()));
         let admission = Admission {
             refusals: Arc::clone(&refusals),
@@ -325,6 +328,12 @@ impl Core {
             |listener: Listener| listener.accept(Arc::clone(&transport), Arc::clone(&self.connections), life.clone());
         futures::future::join_all(listeners.into_iter().map(accept)).await;
         Ok(())
+    }
+
+    /// Asks all clients to connect elsewhere, one after the other within `time`.
+    pub fn drain(&self, time: Duration) -> impl Future<Output = ()> + Send + use<> {
+        let connections = Arc::clone(&self.connections);
+        async move { connections.drain(time).await }
     }
 
     /// The routes of a listener, without sockets.
