@@ -196,8 +196,8 @@ type namespace struct {
 	hosts map[string]string
 }
 
-// pod is one pod, in a directory in the place of /.
-type pod struct {
+// podProcess is one pod, in a directory in the place of /.
+type podProcess struct {
 	*namespace
 	name, root string
 	spec       dict
@@ -205,9 +205,9 @@ type pod struct {
 	ports map[string]string
 }
 
-func (n *namespace) pod(object, name string, ports ...string) *pod {
+func (n *namespace) pod(object, name string, ports ...string) *podProcess {
 	n.t.Helper()
-	p := &pod{n, name, n.t.TempDir(), at(n.objects[object], "spec", "template", "spec").(dict), map[string]string{}}
+	p := &podProcess{n, name, n.t.TempDir(), at(n.objects[object], "spec", "template", "spec").(dict), map[string]string{}}
 	for _, port := range ports {
 		p.ports[port] = peer.FreePort()
 	}
@@ -215,7 +215,7 @@ func (n *namespace) pod(object, name string, ports ...string) *pod {
 }
 
 // here is a text of the manifests with the names and paths of this machine.
-func (p *pod) here(text string) string {
+func (p *podProcess) here(text string) string {
 	text = strings.NewReplacer("$(POD_NAME)", p.name, "$(POD_IP)", "127.0.0.1").Replace(text)
 	for host, address := range p.hosts {
 		text = strings.ReplaceAll(text, host, address)
@@ -231,7 +231,7 @@ func (p *pod) here(text string) string {
 }
 
 // mount writes the files of the container's volumes.
-func (p *pod) mount(container dict) {
+func (p *podProcess) mount(container dict) {
 	p.t.Helper()
 	for _, mount := range list(container["volumeMounts"]) {
 		dir := filepath.Join(p.root, at(mount, "mountPath").(string))
@@ -253,7 +253,7 @@ func (p *pod) mount(container dict) {
 }
 
 // files writes a source of a volume.
-func (p *pod) files(dir string, source dict) {
+func (p *podProcess) files(dir string, source dict) {
 	p.t.Helper()
 	write := func(name string, content []byte) {
 		if err := os.WriteFile(filepath.Join(dir, name), content, 0o600); err != nil {
@@ -285,7 +285,7 @@ func (p *pod) files(dir string, source dict) {
 }
 
 // process is the container of the pod with more arguments.
-func (p *pod) process(bin string, more ...string) *peer.Process {
+func (p *podProcess) process(bin string, more ...string) *peer.Process {
 	p.t.Helper()
 	container := list(p.spec["containers"])[0].(dict)
 	p.mount(container)
@@ -312,7 +312,7 @@ func (p *pod) process(bin string, more ...string) *peer.Process {
 	return run
 }
 
-func (p *pod) start(bin string, more ...string) *peer.Process {
+func (p *podProcess) start(bin string, more ...string) *peer.Process {
 	p.t.Helper()
 	run := p.process(bin, more...)
 	if err := run.Start(); err != nil {
@@ -322,7 +322,7 @@ func (p *pod) start(bin string, more ...string) *peer.Process {
 }
 
 // serve starts `serve` of a pod. The defaults of some flags are paths and ports of the pod.
-func (p *pod) serve(manifests string) *peer.Process {
+func (p *podProcess) serve(manifests string) *peer.Process {
 	p.t.Helper()
 	port := func() string { return peer.FreePort() }
 	more := []string{"--manifests=" + manifests, "--listen-client-urls=https://" + p.ports["2379"], "--api-serve-addr=" + port(),
@@ -380,7 +380,7 @@ func TestDeployReplicasOfAnEtcdRun(t *testing.T) {
 		"clustermesh-apiserver-server-cert": mesh.secret("clustermesh-apiserver"),
 		"clustermesh-apiserver-admin-cert":  mesh.secret("admin-tokyo"),
 	}
-	var members []*pod
+	var members []*podProcess
 	for i := range 3 {
 		p := n.pod("StatefulSet/clustermesh-etcd", fmt.Sprint("clustermesh-etcd-", i), "2379", "2380", "2381")
 		for _, port := range []string{"2379", "2380"} {
