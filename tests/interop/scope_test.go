@@ -129,8 +129,8 @@ func (a *agent) has(addresses ...string) {
 	}
 }
 
-// kept waits until a store has just these names below a prefix.
-func kept(t testing.TB, store *clientv3.Client, prefix string, names ...string) {
+// hasKeys waits until a store has just these names below a prefix.
+func hasKeys(t testing.TB, store *clientv3.Client, prefix string, names ...string) {
 	t.Helper()
 	var last []string
 	defer func() {
@@ -191,9 +191,9 @@ func TestPublisherScopeImport(t *testing.T) {
 	target := mirrorInto(t, "Isthmus' mirror", isthmusBin(t), source.address, "tokyo", "--scope="+scope)
 	store := target.client(t)
 	t.Cleanup(func() { store.Close() })
-	kept(t, store, cachedIPs, "10.1.0.1", "10.1.0.2")
-	kept(t, store, cachedIdentities, "197608", "197609")
-	kept(t, store, cachedServices, "shop/front")
+	hasKeys(t, store, cachedIPs, "10.1.0.1", "10.1.0.2")
+	hasKeys(t, store, cachedIdentities, "197608", "197609")
+	hasKeys(t, store, cachedServices, "shop/front")
 	agent := newAgent(t, target.address, "c3")
 	agent.has("10.1.0.1", "10.1.0.2")
 	if s := agent.state(); len(s.Identities) != 2 || !s.Services["shop/front"] && !s.Services["c3/shop/front"] {
@@ -204,28 +204,28 @@ func TestPublisherScopeImport(t *testing.T) {
 	chained := mirrorInto(t, "Cilium's mirror", os.Getenv("CILIUM_APISERVER"), target.address, "osaka")
 	second := chained.client(t)
 	t.Cleanup(func() { second.Close() })
-	kept(t, second, cachedIPs, "10.1.0.1", "10.1.0.2")
+	hasKeys(t, second, cachedIPs, "10.1.0.1", "10.1.0.2")
 
 	// The cluster changes: a new db, and another backend of the service.
 	api.scopePod("shop", "db-2", "10.1.0.9", 3<<16+1001)
-	kept(t, store, cachedIPs, "10.1.0.1", "10.1.0.2", "10.1.0.9")
+	hasKeys(t, store, cachedIPs, "10.1.0.1", "10.1.0.2", "10.1.0.9")
 	api.expect(200, "PUT", "/apis/discovery.k8s.io/v1/namespaces/shop/endpointslices/front-1", dict{
 		"metadata":    dict{"name": "front-1", "labels": dict{"kubernetes.io/service-name": "front"}},
 		"addressType": "IPv4", "ports": []any{dict{"name": "http", "port": 80, "protocol": "TCP"}},
 		"endpoints": []any{dict{"addresses": []any{"10.1.0.3"}, "conditions": dict{"ready": true}}},
 	})
-	kept(t, store, cachedIPs, "10.1.0.2", "10.1.0.3", "10.1.0.9")
+	hasKeys(t, store, cachedIPs, "10.1.0.2", "10.1.0.3", "10.1.0.9")
 	agent.has("10.1.0.2", "10.1.0.3", "10.1.0.9")
 
 	// The scope widens to the other namespace, and the publisher restarts.
 	scopeFile(t, scope, entry("endpoints: {default: exclude, rules: [{name: db, action: include, identity: {matchLabels: {app: db}}}]}"))
-	kept(t, store, cachedIPs, "10.1.0.2", "10.1.0.9", "10.2.0.2")
+	hasKeys(t, store, cachedIPs, "10.1.0.2", "10.1.0.9", "10.2.0.2")
 	publisher.down(syscall.SIGTERM)
 	publisher.up()
-	kept(t, store, cachedServices, "batch/front", "shop/front")
-	kept(t, store, cachedIdentities, "197609", "197619")
+	hasKeys(t, store, cachedServices, "batch/front", "shop/front")
+	hasKeys(t, store, cachedIdentities, "197609", "197619")
 	agent.has("10.1.0.2", "10.1.0.9", "10.2.0.2")
-	kept(t, second, cachedIPs, "10.1.0.2", "10.1.0.9", "10.2.0.2")
+	hasKeys(t, second, cachedIPs, "10.1.0.2", "10.1.0.9", "10.2.0.2")
 }
 
 func TestPublisherScopeExport(t *testing.T) {
@@ -242,12 +242,12 @@ func TestPublisherScopeExport(t *testing.T) {
 	target := mirrorInto(t, "Cilium's mirror", os.Getenv("CILIUM_APISERVER"), source, "tokyo")
 	store := target.client(t)
 	t.Cleanup(func() { store.Close() })
-	kept(t, store, cachedIPs, "10.1.0.1", "10.1.0.2", "10.2.0.1")
-	kept(t, store, cachedIdentities, "197608", "197609", "197618")
+	hasKeys(t, store, cachedIPs, "10.1.0.1", "10.1.0.2", "10.2.0.1")
+	hasKeys(t, store, cachedIdentities, "197608", "197609", "197618")
 
 	// A regional endpoint, and the region in the configuration, are nothing to Cilium.
 	api.scopePod("shop", "regional", "10.1.0.8", 3<<16+1001, "clustermesh.cilium.io/sync-scope", "regional")
-	kept(t, store, cachedIPs, "10.1.0.1", "10.1.0.2", "10.1.0.8", "10.2.0.1")
+	hasKeys(t, store, cachedIPs, "10.1.0.1", "10.1.0.2", "10.1.0.8", "10.2.0.1")
 	of := func(prefix string) string {
 		return string(try(publisher.client.Get(ctx(t), prefix)).or(t).Kvs[0].Value)
 	}
@@ -269,11 +269,11 @@ func TestPublisherScopeExport(t *testing.T) {
 		scopeFile(t, file, "region: "+region+"\n")
 		mirror := mirrorInto(t, "Isthmus' mirror in "+region, isthmusBin(t), source, "osaka", "--scope="+file)
 		client := mirror.client(t)
-		kept(t, client, cachedIPs, addresses...)
+		hasKeys(t, client, cachedIPs, addresses...)
 		client.Close()
 	}
 	// The scope narrows.
 	scopeFile(t, scope, strings.Replace(rules, "app: db", "app: nothing", 1))
-	kept(t, store, cachedIPs, "10.1.0.1", "10.2.0.1")
-	kept(t, store, cachedIdentities, "197608", "197618")
+	hasKeys(t, store, cachedIPs, "10.1.0.1", "10.2.0.1")
+	hasKeys(t, store, cachedIdentities, "197608", "197618")
 }
