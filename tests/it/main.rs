@@ -41,6 +41,7 @@ mod page;
 mod propagation;
 mod remotes;
 mod scope;
+mod scope_explain;
 mod scope_import;
 mod shutdown;
 mod support;
