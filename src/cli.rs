@@ -21,6 +21,7 @@ mod loadtest;
 mod logging;
 mod mesh;
 mod print;
+mod scope;
 pub mod serve;
 mod snapshot;
 mod usage;
@@ -79,6 +80,9 @@ enum Command {
     /// Connect clusters, from a machine with kubeconfig contexts
     #[command(subcommand)]
     Mesh(mesh::MeshCommand),
+    /// Try a scope file before it is applied: which keys it keeps and leaves out, and why
+    #[command(subcommand)]
+    Scope(scope::ScopeCommand),
     /// Save, restore and inspect snapshots of a store
     #[command(subcommand)]
     Snapshot(snapshot::SnapshotCommand),
@@ -332,6 +336,10 @@ fn dispatch(invocation: Invocation) -> Result<(), Failure> {
                 return Err(Failure::Printed);
             }
         },
+        Command::Scope(command) => {
+            logging::init(Format::TextWithoutTime, Level::WARN, Output::Stderr);
+            command.run()?;
+        }
         Command::Snapshot(command) => print::answer(&command.run()?)?,
         Command::Check(args) => print::answer(&args.check()?)?,
         Command::Dump(args) => args.dump()?,

@@ -23,6 +23,7 @@ mod removal;
 mod rules;
 mod slots;
 pub mod status;
+pub mod trial;
 mod witness;
 
 use crate::kvstore::client::Options;

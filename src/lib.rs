@@ -9,6 +9,7 @@ pub mod cli;
 pub mod clustermesh;
 pub mod coredns;
 pub mod durable;
+pub mod explain;
 pub mod follow;
 pub mod http2;
 pub mod k8s;

@@ -5,11 +5,13 @@
 
 mod bolt;
 mod content;
+mod live;
 mod read;
 mod restore;
 mod status;
 
 pub use content::{Content, Error};
+pub use live::Live;
 pub use read::Reader;
 pub use status::Status;
 

@@ -270,6 +270,21 @@ impl Publisher {
         self.state.exports.as_mut()?.counted()
     }
 
+    /// What the scope says about a key that is published unless the scope leaves it out; `None` for nodes and without a
+    /// scope.
+    pub fn verdict(&self, scope: Scope, name: &Name) -> Option<Verdict> {
+        match scope {
+            Scope::Endpoints => self.state.addresses.verdict(name),
+            _ => self.state.exports.as_ref()?.decided(scope, name),
+        }
+    }
+
+    /// Whether an address is one of the backends of an exported service, as the rules of the scope see it.
+    pub fn is_backend(&self, address: &Name) -> bool {
+        let exports = self.state.exports.as_ref();
+        exports.is_some_and(|exports| exports.is_backend(address))
+    }
+
     fn effects(&self) -> Effects {
         Effects {
             has_scope: self.state.exports.is_some(),

@@ -17,6 +17,7 @@ mod backends;
 mod classes;
 mod endpoints;
 mod identities;
+mod judgement;
 mod keys;
 mod namespaces;
 mod objects;

@@ -45,6 +45,7 @@ mod page_cost;
 mod propagation;
 mod remotes;
 mod scope;
+mod scope_explain;
 mod scope_import;
 mod shutdown;
 mod support;

@@ -45,7 +45,7 @@ pub struct PublisherArgs {
     /// Connect to a Kubernetes API. Without it, --manifests is required.
     #[arg(long, env = "CILIUM_ENABLE_K8S", num_args = 0..=1, require_equals = true,
           default_missing_value = "true", default_value = "true", value_parser = boolean, action = ArgAction::Set)]
-    enable_k8s: bool,
+    pub enable_k8s: bool,
     /// Timeout for connecting to the Kubernetes API; 0 for the client library's own.
     #[arg(long, env = "CILIUM_K8S_CLIENT_CONNECTION_TIMEOUT", default_value = "30s", value_parser = duration,
           value_name = "DURATION")]
@@ -94,6 +94,12 @@ impl PublisherArgs {
             probe_interval: self.propagation_probe_interval,
             scope,
         }
+    }
+
+    /// Whether a source of objects is named, beside the service account of the pod.
+    pub fn names_a_source(&self) -> bool {
+        let urls = [&*self.k8s_kubeconfig_path, &*self.k8s_api_server];
+        self.manifests.is_some() || !self.k8s_api_server_urls.is_empty() || urls.iter().any(|url| !url.is_empty())
     }
 
     /// Chooses the source of objects.

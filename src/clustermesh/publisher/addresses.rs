@@ -12,6 +12,7 @@ use crate::k8s::types::{self as k8s, Kind, ObjectKey};
 use crate::model::ip::GoIp;
 use crate::model::keys::Scope;
 use crate::model::values;
+use crate::scope::Verdict;
 use std::collections::BTreeMap;
 
 /// The annotation of a CiliumEndpoint that decides about its export.
@@ -94,6 +95,11 @@ impl Addresses {
     /// The addresses that pods of `namespace` claim; of all namespaces with `None`.
     pub(super) fn names(&self, namespace: Option<&Name>) -> impl Iterator<Item = &Name> {
         self.claims.names(namespace)
+    }
+
+    /// What the scope says about an address; `None` without a scope, or if no object of a global namespace has the address.
+    pub(super) fn verdict(&self, name: &Name) -> Option<Verdict> {
+        self.claims.verdict(name)
     }
 
     /// Publishes or withdraws an address about which the scope decides otherwise than before.

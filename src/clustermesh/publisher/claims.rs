@@ -11,7 +11,7 @@
 use super::Name;
 use super::exports::{Exports, Facts, Standing};
 use crate::k8s::types::ObjectKey;
-use crate::scope::Decision;
+use crate::scope::{Decision, Verdict};
 use bytes::Bytes;
 use smallvec::SmallVec;
 use std::collections::hash_map::Entry;
@@ -155,6 +155,13 @@ impl Claims {
             name: name.clone(),
             value: now.map(|owner| owner.value.clone()),
         })
+    }
+
+    /// What the scope says about the owner of a key, or about its first claim if it has no owner.
+    pub(super) fn verdict(&self, name: &Name) -> Option<Verdict> {
+        let slot = self.by_key.get(name)?;
+        let claim = owner(slot).or_else(|| slot.first())?;
+        Some(claim.facts.as_ref()?.verdict)
     }
 
     /// The keys that pods of `namespace` claim; of all namespaces with `None`.

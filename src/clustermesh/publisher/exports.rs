@@ -152,6 +152,11 @@ impl Exports {
         self.namespaces.remove(name);
     }
 
+    /// Whether an address is one of the backends of an exported service.
+    pub(super) fn is_backend(&self, address: &Name) -> bool {
+        self.backends.contains_key(address)
+    }
+
     fn bits(&self, namespace: &Name) -> NamespaceBits {
         let known = self.namespaces.get(namespace).map(|known| known.bits);
         known.unwrap_or_else(|| NamespaceBits::new(&self.rules, namespace, None))
@@ -188,9 +193,7 @@ impl Exports {
                     Some(self.rules.endpoints.identity(&labels))
                 });
                 let bits = self.bits(namespace).endpoints;
-                self.rules
-                    .endpoints
-                    .endpoint(bits, labels, self.backends.contains_key(name))
+                self.rules.endpoints.endpoint(bits, labels, self.is_backend(name))
             }
         }
     }

@@ -250,6 +250,18 @@ impl Endpoints {
         classes.any(|(_, class)| class.tallies.iter().any(|tally| tally.kept < tally.keys))
     }
 
+    /// The verdict about one endpoint; `None` if the remote cluster does not have the endpoint.
+    pub(super) fn verdict(&self, judge: Judge<'_>, name: &Name) -> Option<Verdict> {
+        let slot = self.addresses.get(name)?;
+        let class = self.classes.get(slot.class);
+        Some(judge.verdict(class, &self.namespaces, slot.is_backend))
+    }
+
+    /// Whether the rules see an endpoint as a backend.
+    pub(super) fn is_backend(&self, name: &Name) -> bool {
+        self.addresses.get(name).is_some_and(|slot| slot.is_backend)
+    }
+
     /// The verdict about the endpoints of each class, with their number.
     pub(super) fn tallies(&self, judge: Judge<'_>) -> impl Iterator<Item = (Verdict, Tally)> {
         self.classes.iter().flat_map(move |(_, class)| {

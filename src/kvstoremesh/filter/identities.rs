@@ -296,6 +296,12 @@ impl Identities {
         std::mem::take(&mut self.changed)
     }
 
+    /// The verdict about one identity; `None` if the remote cluster does not have the identity.
+    pub(super) fn verdict(&self, judge: Judge<'_>, number: u32) -> Option<Verdict> {
+        let identity = self.identities.get(&number).filter(|identity| identity.is_there)?;
+        Some(judge.verdict(identity))
+    }
+
     /// The number of identities that the remote cluster has, and how many of them are mirrored.
     pub(super) fn tally(&self) -> Tally {
         self.tally

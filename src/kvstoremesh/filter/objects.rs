@@ -184,6 +184,12 @@ impl Objects {
         self.tallies.values().any(|tally| tally.kept < tally.keys)
     }
 
+    /// The verdict about one key; `None` if the remote cluster does not have the key.
+    pub(super) fn verdict(&self, judge: Judge<'_>, name: &[u8]) -> Option<Verdict> {
+        let object = self.objects.get(name)?;
+        Some(verdict(judge, &self.namespaces, object.namespace))
+    }
+
     /// The verdict about the keys of each namespace, with their number.
     pub(super) fn tallies(&self, judge: Judge<'_>) -> impl Iterator<Item = (Verdict, Tally)> {
         let tallies = self.tallies.iter();

@@ -7,6 +7,7 @@ use nix::unistd::Pid;
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -70,6 +71,12 @@ impl CommandLine {
     /// Sets a variable of the environment.
     pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
         self.0.env(name, value);
+        self
+    }
+
+    /// Makes relative paths relative to this directory.
+    pub fn current_dir(mut self, directory: &Path) -> Self {
+        self.0.current_dir(directory);
         self
     }
 
