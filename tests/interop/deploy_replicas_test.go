@@ -162,7 +162,7 @@ type authority struct {
 func newAuthority(t testing.TB, name string) *authority {
 	t.Helper()
 	a := &authority{t: t, key: try(ecdsa.GenerateKey(elliptic.P256(), rand.Reader)).or(t)}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, NotAfter: time.Now().Add(time.Hour),
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
 	der := try(x509.CreateCertificate(rand.Reader, template, template, &a.key.PublicKey, a.key)).or(t)
 	a.cert = try(x509.ParseCertificate(der)).or(t)
@@ -174,7 +174,7 @@ func newAuthority(t testing.TB, name string) *authority {
 func (a *authority) secret(name string, hosts ...string) map[string][]byte {
 	a.t.Helper()
 	key := try(ecdsa.GenerateKey(elliptic.P256(), rand.Reader)).or(a.t)
-	template := &x509.Certificate{SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, NotAfter: time.Now().Add(time.Hour),
+	template := &x509.Certificate{SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
 		DNSNames: hosts, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, KeyUsage: x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}}
 	der := try(x509.CreateCertificate(rand.Reader, template, a.cert, &key.PublicKey, a.key)).or(a.t)
