@@ -243,7 +243,7 @@ func TestReplicasFullDisk(t *testing.T) {
 			break
 		}
 	}
-	value := strings.Repeat("x", 50_000)
+	value := strings.Repeat("x", 25_000)
 	for n := range 1500 {
 		// Half of the writes go through the replica.
 		try([]*clientv3.Client{c, rc}[n%2].Put(ctx(t), fmt.Sprint("large/", n%20), fmt.Sprint(n, value))).or(t)
