@@ -217,6 +217,9 @@ func TestKubeAPIServerOverARestart(t *testing.T) {
 // An API server with two replicas continues when one of them is lost, and when a member of the etcd is. The watch goes over from
 // one replica to the other, so that a list of the API server would be seen as events that come again.
 func TestKubeAPIServerOverReplicas(t *testing.T) {
+	if os.Getenv("KUBE_APISERVER") == "" {
+		t.Skip("KUBE_APISERVER is not set: run `make interop-kubernetes`")
+	}
 	m := cluster(t, 3)
 	replicas := replicasOf(t, 2, m.addresses())
 	addresses := replicas[0].address + ",http://" + replicas[1].address

@@ -66,11 +66,7 @@ type agentsSaw struct {
 
 func startAgents(t *testing.T, address string) *agents {
 	t.Helper()
-	bin := os.Getenv("CILIUM_AGENTS")
-	if bin == "" {
-		t.Skip("CILIUM_AGENTS is not set: run `make interop-cilium`")
-	}
-	cmd := exec.Command(bin, address, fmt.Sprint(*agentCount))
+	cmd := exec.Command(os.Getenv("CILIUM_AGENTS"), address, fmt.Sprint(*agentCount))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	in, out := try(cmd.StdinPipe()).or(t), try(cmd.StdoutPipe()).or(t)
 	log := try(os.Create(t.TempDir() + "/agents.log")).or(t)
@@ -162,6 +158,9 @@ func agentWrites(t *testing.T, c *clientv3.Client, trails map[string]*agentTrail
 }
 
 func TestReplicasAgents(t *testing.T) {
+	if os.Getenv("CILIUM_AGENTS") == "" {
+		t.Skip("CILIUM_AGENTS is not set: run `make interop-cilium`")
+	}
 	// Hours in fast time: what the chart's etcd does in an hour, this one does in 30 seconds. Quiet watches are told their progress
 	// after ten.
 	m := cluster(t, 3, "--auto-compaction-mode=periodic", "--auto-compaction-retention=30s")

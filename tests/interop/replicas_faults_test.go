@@ -212,6 +212,48 @@ func alone(t *testing.T) bool {
 	return false
 }
 
+// TestReplicasSlowLinkBehind lets a replica fall behind by some megabytes, and gives it a link that needs longer than the feed's patience
+// for them: it must catch up, slowly.
+func TestReplicasSlowLinkBehind(t *testing.T) {
+	if !alone(t) {
+		return
+	}
+	net := try(peer.NewNetwork(2)).or(t)
+	t.Cleanup(net.End)
+	hosts := net.Hosts()
+	m := clusterOn(t, hosts[:1])
+	r := replicaOn(t, hosts[1], "replica", upstreamFile(m.addresses()))
+	r.answers(t)
+	both := func(f func(from, to *peer.Host) error) {
+		for i := range hosts {
+			if err := f(hosts[i], hosts[1-i]); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	both(net.Cut)
+	c := m.kept[0].client(t)
+	defer c.Close()
+	var last int64
+	for n := range 60 {
+		last = try(c.Put(ctx(t), fmt.Sprint("slow/", n), strings.Repeat("x", 50_000))).or(t).Header.Revision
+	}
+	if err := net.Slow(hosts[1], 1000); err != nil {
+		t.Fatal(err)
+	}
+	both(net.Heal)
+	// 3 MB at 1 Mbit/s take 24 s.
+	began := time.Now()
+	for time.Since(began) < 150*time.Second {
+		if revisionOf(r.server, true) >= last {
+			t.Logf("caught up after %v", time.Since(began))
+			return
+		}
+		time.Sleep(500 * time.Millisecond)
+	}
+	t.Errorf("the replica is at revision %d of %d after %v", revisionOf(r.server, true), last, time.Since(began))
+}
+
 // === disks ===
 
 // TestReplicasFullDisk fills the disk of a replica, which goes on without its copy: nobody is refused, no event is missing, and a
@@ -243,7 +285,7 @@ func TestReplicasFullDisk(t *testing.T) {
 			break
 		}
 	}
-	value := strings.Repeat("x", 50_000)
+	value := strings.Repeat("x", 25_000)
 	for n := range 1500 {
 		// Half of the writes go through the replica.
 		try([]*clientv3.Client{c, rc}[n%2].Put(ctx(t), fmt.Sprint("large/", n%20), fmt.Sprint(n, value))).or(t)
