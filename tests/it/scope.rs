@@ -3,7 +3,7 @@
 
 use crate::support::admin::Admin;
 use crate::support::files::{copy_directory, example};
-use crate::support::store::{names, next, plain_client, plain_etcd, prefix, values};
+use crate::support::store::{names, next_events, plain_client, plain_etcd, prefix, values};
 use crate::support::{PATIENCE, Process, Tls, eventually, isthmus};
 use etcd_client::{Client, EventType, WatchOptions};
 use serde_json::Value;
@@ -249,7 +249,7 @@ async fn a_restart_with_a_scope_writes_nothing_and_forgets_nothing() {
     let mut watch = client.clone().watch("cilium/state/", Some(options)).await.unwrap();
     cluster.admin.ready().await;
     client.put("cilium/state/last", "1", None).await.unwrap();
-    let message = next(&mut watch).await;
+    let message = next_events(&mut watch).await;
     let keys = message.events().iter().map(|e| e.kv().unwrap().key_str().unwrap());
     assert_eq!(
         keys.collect::<Vec<_>>(),

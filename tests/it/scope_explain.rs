@@ -257,7 +257,7 @@ async fn explain_reads_a_snapshot_of_a_store() {
     // A mirrored cluster, a key with history, and one that was deleted.
     let config = r#"{"id":3,"capabilities":{"syncedCanaries":true,"cached":true,"maxConnectedClusters":255}}"#;
     client.put("cilium/cluster-config/tokyo", config, None).await.unwrap();
-    for (address, id) in [("10.8.0.1", 1), ("10.8.0.2", 2), ("10.8.0.1", 3)] {
+    for (address, id) in [("10.8.0.1", 70001), ("10.8.0.2", 70002), ("10.8.0.1", 70003)] {
         let value = format!(r#"{{"ID":{id},"K8sNamespace":"batch","K8sPodName":"job"}}"#);
         client
             .put(format!("cilium/cache/ip/v1/tokyo/{address}"), value, None)
@@ -266,7 +266,7 @@ async fn explain_reads_a_snapshot_of_a_store() {
     }
     client.delete("cilium/cache/ip/v1/tokyo/10.8.0.2", None).await.unwrap();
     client
-        .put("cilium/cache/identities/v1/tokyo/id/3", "k8s:app=job;", None)
+        .put("cilium/cache/identities/v1/tokyo/id/70003", "k8s:app=job;", None)
         .await
         .unwrap();
     let saved = tls.path("saved.db");

@@ -80,6 +80,12 @@ pub const TESTED: &[Runner] = &[
         BY_HAND,
         "the_mesh_by_hand_works_as_it_is_written",
     ),
+    section(
+        "docs/scope.md",
+        "Before you apply a file",
+        "tests/it/scope_explain.rs",
+        "the_commands_in_the_document_print_what_it_says",
+    ),
     // Steps of CI.
     command("make demo", CI, "demo"),
     command("make test", CI, "test"),
@@ -138,6 +144,21 @@ pub const TESTED: &[Runner] = &[
         "clustermesh-apiserver loadtest merge",
         "tests/it/loadtest.rs",
         "results_of_two_machines_add_up_once",
+    ),
+    command(
+        "clustermesh-apiserver serve --scope",
+        "tests/it/scope.rs",
+        "a_scope_that_changes_deletes_no_key_that_stays_wanted",
+    ),
+    command(
+        "clustermesh-apiserver snapshot detach",
+        "tests/it/follow.rs",
+        "a_person_can_make_a_store_of_its_own_of_the_copy_of_a_replica",
+    ),
+    command(
+        "clustermesh-apiserver serve --data-dir=/var/lib/isthmus/own",
+        "tests/it/follow.rs",
+        "a_person_can_make_a_store_of_its_own_of_the_copy_of_a_replica",
     ),
     command(
         "cat > upstream.yaml",

@@ -80,6 +80,16 @@ pub async fn message(stream: &mut WatchStream) -> WatchResponse {
     message.expect("no watch response came").unwrap().unwrap()
 }
 
+/// The next message with events. A watch that begins below the present revision may be told its progress first.
+pub async fn next_events(stream: &mut WatchStream) -> WatchResponse {
+    loop {
+        let message = next(stream).await;
+        if !message.events().is_empty() || message.canceled() {
+            return message;
+        }
+    }
+}
+
 /// The next response of a watch stream that does not confirm a new watcher.
 pub async fn next(stream: &mut WatchStream) -> WatchResponse {
     loop {
