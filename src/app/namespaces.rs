@@ -100,7 +100,6 @@ mod tests {
     async fn names_are_known_after_the_first_list_and_follow_the_source() {
         let (sender, events) = mpsc::channel(EVENTS);
         let (names, mut namespaces) = watch::channel(None);
-        tokio::spawn(async move { collect(events, &names).await });
         let apply = |name: &str| {
             let text = format!("apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {name}\n");
             parse(&text).pop().expect("a manifest is an event")
@@ -108,16 +107,19 @@ mod tests {
         let Event::Apply(gone, _) = apply("a") else {
             panic!("an object is applied")
         };
-        for event in [apply("a"), apply("b"), Event::Listed(Kind::Namespace)] {
-            sender.send(event.into()).await.unwrap();
-        }
         let is = |expected: &[&str]| {
             let expected: BTreeSet<String> = expected.iter().map(|name| (*name).to_owned()).collect();
             move |names: &Option<Arc<BTreeSet<String>>>| names.as_deref() == Some(&expected)
         };
-        namespaces.wait_for(is(&["a", "b"])).await.unwrap();
-        sender.send(apply("c").into()).await.unwrap();
-        sender.send(Event::Delete(gone).into()).await.unwrap();
-        namespaces.wait_for(is(&["b", "c"])).await.unwrap();
+        let source = async {
+            for event in [apply("a"), apply("b"), Event::Listed(Kind::Namespace)] {
+                sender.send(event.into()).await.unwrap();
+            }
+            namespaces.wait_for(is(&["a", "b"])).await.unwrap();
+            sender.send(apply("c").into()).await.unwrap();
+            sender.send(Event::Delete(gone).into()).await.unwrap();
+            namespaces.wait_for(is(&["b", "c"])).await.unwrap();
+        };
+        tokio::select! { () = source => {}, () = collect(events, &names) => panic!("the source is there") }
     }
 }

@@ -20,6 +20,7 @@ kind: Scope
 import:
   clusters:
   - name: a-twentieth
+    clusters: ["*"]
     identities: used
     endpoints:
       default: exclude
@@ -124,7 +125,10 @@ func scopedRig(dir string, ca *authority, sources []*source, file, scope string)
 
 // scopedRow does something, waits until just `keys` keys are mirrored, and measures that.
 func (r *rig) scopedRow(name string, keys int, act func() error) ([]string, error) {
-	load, cpu, sent := peer.Load(), r.mirror.CPU(), r.received()
+	load, cpu, sent := peer.Load(), time.Duration(0), int64(0)
+	if r.client != nil {
+		cpu, sent = r.mirror.CPU(), r.received()
+	}
 	began := time.Now()
 	if err := act(); err != nil {
 		return nil, err
@@ -155,10 +159,7 @@ func (r *rig) scopedRow(name string, keys int, act func() error) ([]string, erro
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
-	spent := r.mirror.CPU()
-	if spent >= cpu {
-		spent -= cpu
-	}
+	spent := r.mirror.CPU() - cpu
 	time.Sleep(10 * time.Second)
 	memory := r.mirror.Memory()
 	bytes, took, err := r.listed()

@@ -163,8 +163,8 @@ impl Walk {
         loop {
             let first = self.random.below(KINDS.len());
             let kinds = KINDS.iter().cycle().skip(first).take(KINDS.len());
-            let any = kinds.copied().fold(false, |any, kind| self.run_task(kind) || any);
-            if !any {
+            let busy = kinds.copied().filter(|kind| self.run_task(*kind)).count();
+            if busy == 0 {
                 return;
             }
             rounds += 1;
