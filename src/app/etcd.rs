@@ -194,10 +194,7 @@ impl Etcd {
         let followed = replica.map(|replica| replica.start(life));
         compact(&core, config.auto_compaction, life);
         if let Some(most) = config.history_max {
-            let (core, wanted) = (Arc::clone(&core), Arc::clone(&compaction_wanted));
-            life.spawn_forever("compaction by size", async move {
-                core.compact_by_size(most, &wanted).await
-            });
+            compact_by_size(&core, most, &compaction_wanted, life);
         }
         if let Some(followed) = &followed {
             followed.caught_up().await;
@@ -499,6 +496,13 @@ impl Sockets {
             }
         }
     }
+}
+
+fn compact_by_size(core: &Arc<Core>, most: usize, wanted: &Arc<AtomicBool>, life: &Lifecycle) {
+    let (core, wanted) = (Arc::clone(core), Arc::clone(wanted));
+    life.spawn_forever("compaction by size", async move {
+        core.compact_by_size(most, &wanted).await
+    });
 }
 
 /// Starts automatic compaction.

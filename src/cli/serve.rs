@@ -206,10 +206,7 @@ impl ServeArgs {
         };
         not_ready_while_leaving(budgets.drain_time, &ready, life);
         let etcd = Etcd::start(config, life).await?;
-        show(&etcd, &metrics);
-        for address in &etcd.addresses {
-            tracing::info!(%address, cluster_name = %cluster.name, cluster_id = cluster.id, "serving etcd clients");
-        }
+        show(&etcd, &metrics, &cluster);
         if mirror.is_some() {
             start_api(&mesh.api_serve_addr, &metrics, life).await?;
         }
@@ -217,8 +214,7 @@ impl ServeArgs {
         let writers = Writers {
             publisher: publisher.options(cluster.clone(), mode, scope.clone()),
             mirror: mirror.map(|mirror| kvstoremesh::Config {
-                imports: scope
-                    .map(|scope| app::start_imports(scope, objects.clone(), &Status::default(), &ready, life)),
+                imports: scope.map(|file| app::start_imports(file, objects.clone(), &Status::default(), &ready, life)),
                 ..mirror
             }),
             objects,
@@ -246,11 +242,14 @@ fn not_ready_while_leaving(drain_time: Duration, ready: &Ready, life: &Lifecycle
     });
 }
 
-/// Shows the store on the page of metrics and in the status API.
-fn show(etcd: &Etcd, metrics: &DaemonMetrics) {
+/// Shows the store on the page of metrics, in the status API and in the log.
+fn show(etcd: &Etcd, metrics: &DaemonMetrics, cluster: &ClusterInfo) {
     metrics.follow_store(etcd.figures());
     if let Some(replica) = etcd.replica_metrics() {
         metrics.follow_replica(replica);
+    }
+    for address in &etcd.addresses {
+        tracing::info!(%address, cluster_name = %cluster.name, cluster_id = cluster.id, "serving etcd clients");
     }
 }
 
