@@ -1,6 +1,6 @@
 //! The scope file: which keys a cluster exports to the mesh, and which keys of remote clusters it imports.
 //!
-//! `docs/scope.md` is the reference of the file. [`file`] has its content, [`rules`] decides about keys, and [`follow`]
+//! `docs/scope.md` is the reference of the file. [`mod@file`] has its content, [`rules`] decides about keys, and [`follow`]
 //! follows the file. Everything but the follower is pure.
 
 pub mod counts;
