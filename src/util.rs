@@ -23,6 +23,7 @@ pub mod resolve;
 pub mod trace;
 pub mod trust;
 pub mod wait;
+pub mod words;
 pub mod yaml;
 
 /// The CPU architecture, by its name in Go.

@@ -2,6 +2,7 @@
 
 use super::report::{KindPart, Part, Report, Size};
 use super::traps::Trap;
+use crate::util::words::grouped;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
@@ -238,19 +239,6 @@ fn table(rows: &[[String; 6]]) -> String {
     out
 }
 
-/// A number with a comma after each three digits.
-fn grouped(n: u64) -> String {
-    let digits = n.to_string();
-    let mut out = String::new();
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
-}
-
 /// A number of bytes with two or three digits.
 fn size(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["B", "kB", "MB", "GB", "TB"];
@@ -271,11 +259,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_readable() {
-        assert_eq!(
-            [0, 999, 1000, 1_234_567].map(grouped),
-            ["0", "999", "1,000", "1,234,567"]
-        );
+    fn sizes_and_plurals_are_readable() {
         assert_eq!(
             [0, 999, 1000, 9_949, 12_345, 999_600].map(size),
             ["0 B", "999 B", "1.0 kB", "9.9 kB", "12 kB", "1.0 MB"]

@@ -8,6 +8,7 @@ mod prose;
 use super::histogram::Histogram;
 use super::outcome::{Counts, Outcome, PhaseCosts, Spent};
 use super::verify::Findings;
+use crate::util::words::grouped;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -283,19 +284,6 @@ impl Summary {
         }
         rows
     }
-}
-
-/// A number with a separator for thousands.
-fn grouped(n: u64) -> String {
-    let digits = n.to_string();
-    let mut out = String::new();
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
 }
 
 /// A duration with three digits and its unit.

@@ -2,18 +2,7 @@
 
 use super::view::{Lag, Method, State};
 
-/// A number with commas between thousands.
-pub(super) fn count(n: u64) -> String {
-    let digits = n.to_string();
-    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
+pub(super) use crate::util::words::grouped as count;
 
 /// A number of bytes, in the largest unit of which it has one.
 pub(super) fn bytes(n: u64) -> String {
