@@ -123,21 +123,29 @@ func hasMark(c *clientv3.Client, mark string) bool {
 	return err == nil && len(r.Kvs) == 1 && strings.Contains(string(r.Kvs[0].Value), mark)
 }
 
+// publisherBehindWire is an etcd of one member, a client of it, and a publisher that reaches it over a wire and has written the node of
+// its manifests with the mark "first".
+func publisherBehindWire(t testing.TB) (m *members, c *clientv3.Client, w *wire, publisher *peer.Process, manifests string) {
+	t.Helper()
+	m = cluster(t, 1)
+	c = m.kept[0].client(t)
+	t.Cleanup(func() { c.Close() })
+	manifests = filepath.Join(t.TempDir(), "manifests")
+	if err := os.Mkdir(manifests, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	writeNode(t, manifests, "first")
+	w = newWire(t, m.kept[0].address)
+	publisher = servePublisher(t, "one", manifests, w.listener.Addr().String())
+	eventually(t, "the first value", func() bool { return hasMark(c, "first") })
+	return m, c, w, publisher, manifests
+}
+
 // A write of a former leader arrives when another one has written a newer value.
 func TestReplicasLateWriteOfAFormerLeader(t *testing.T) {
 	for name, ended := range map[string]bool{"before it knows that it leads no more": false, "after it has ended": true} {
 		t.Run(name, func(t *testing.T) {
-			m := cluster(t, 1)
-			c := m.kept[0].client(t)
-			defer c.Close()
-			manifests := filepath.Join(t.TempDir(), "manifests")
-			if err := os.Mkdir(manifests, 0o700); err != nil {
-				t.Fatal(err)
-			}
-			writeNode(t, manifests, "first")
-			w := newWire(t, m.kept[0].address)
-			one := servePublisher(t, "one", manifests, w.listener.Addr().String())
-			eventually(t, "the first value", func() bool { return hasMark(c, "first") })
+			m, c, w, one, manifests := publisherBehindWire(t)
 			// The second publisher has no wire, and waits for the lock.
 			servePublisher(t, "two", manifests, m.kept[0].address)
 			w.set(true, false)
@@ -169,17 +177,7 @@ func markOf(value []byte) string {
 
 // An answer is lost, and the writer tries again.
 func TestReplicasLostAnswerToAPublisher(t *testing.T) {
-	m := cluster(t, 1)
-	c := m.kept[0].client(t)
-	defer c.Close()
-	manifests := filepath.Join(t.TempDir(), "manifests")
-	if err := os.Mkdir(manifests, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	writeNode(t, manifests, "first")
-	w := newWire(t, m.kept[0].address)
-	servePublisher(t, "one", manifests, w.listener.Addr().String())
-	eventually(t, "the first value", func() bool { return hasMark(c, "first") })
+	m, c, w, _, manifests := publisherBehindWire(t)
 	w.set(false, true)
 	writeNode(t, manifests, "second")
 	eventually(t, "the second value", func() bool { return hasMark(c, "second") })
