@@ -66,7 +66,7 @@ type running struct {
 // runRelease renders a release, and starts its container.
 func runRelease(t testing.TB, store, api, manifests string, values dict) *running {
 	t.Helper()
-	health, metrics := freePort(t), freePort(t)
+	health, metrics := peer.FreePort(), peer.FreePort()
 	number := func(address string) json.Number { return json.Number(peer.PortOf(address)) }
 	values["healthPort"], values["metrics"] = number(health), dict{"port": number(metrics)}
 	// Loopback instead of all interfaces, and a port of its own.
@@ -136,7 +136,7 @@ func TestDeployReleasesFormAMesh(t *testing.T) {
 	ca := at(render(t, `{cluster: {name: tokyo, id: 1}}`)["Secret/clustermesh-apiserver-ca"], "data").(dict)
 	shared := dict{"cert": ca["ca.crt"], "key": ca["ca.key"]}
 	examples := try(filepath.Abs("../../examples/tokyo-hk")).or(t)
-	stores, apis := []string{freePort(t), freePort(t)}, []string{freePort(t), freePort(t)}
+	stores, apis := []string{peer.FreePort(), peer.FreePort()}, []string{peer.FreePort(), peer.FreePort()}
 	names, manifests := []string{"tokyo", "hk"}, []string{"tokyo-cluster", "hk-cluster"}
 	var releases []*running
 	for i, name := range names {
@@ -189,7 +189,7 @@ func TestDeployTwoMachines(t *testing.T) {
 	if err := os.Symlink(isthmusBin(t), bin); err != nil {
 		t.Fatal(err)
 	}
-	addresses := []string{freePort(t), freePort(t)}
+	addresses := []string{peer.FreePort(), peer.FreePort()}
 	here := strings.NewReplacer("192.0.2.1:2379", addresses[0], "192.0.2.2:2379", addresses[1], "192.0.2.1", "127.0.0.1",
 		"192.0.2.2", "127.0.0.1", "\nclustermesh-apiserver serve", "\nexec clustermesh-apiserver serve")
 	blocks := section(t, here.Replace(document), "Two machines", "sh")
@@ -203,7 +203,7 @@ func TestDeployTwoMachines(t *testing.T) {
 	if out, err := shell("", "set +u\n"+strings.Join(blocks[:3], "\n")).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	apis, names := []string{freePort(t), freePort(t)}, []string{"tokyo", "hk"}
+	apis, names := []string{peer.FreePort(), peer.FreePort()}, []string{"tokyo", "hk"}
 	for i, name := range names {
 		copied := fmt.Sprintf("mkdir %[1]s && cp ca.crt %[1]s-server.* %[1]s-admin.* remote.* %[1]s/ && cp -r %[2]s/%[1]s-cluster %[1]s/manifests",
 			name, try(filepath.Abs("../../examples/tokyo-hk")).or(t))
@@ -212,7 +212,7 @@ func TestDeployTwoMachines(t *testing.T) {
 		}
 		serve := process(t, name, "bash", "-c", "cd "+filepath.Join(dir, name)+"\n"+blocks[3+i])
 		serve.Env = []string{"PATH=" + dir + ":" + os.Getenv("PATH"), "CILIUM_LISTEN_CLIENT_URLS=https://" + addresses[i],
-			"CILIUM_HEALTH_PORT=" + peer.PortOf(freePort(t)), "CILIUM_API_SERVE_ADDR=" + apis[i]}
+			"CILIUM_HEALTH_PORT=" + peer.PortOf(peer.FreePort()), "CILIUM_API_SERVE_ADDR=" + apis[i]}
 		if err := serve.Start(); err != nil {
 			t.Fatal(err)
 		}

@@ -51,17 +51,6 @@ func isthmusBin(t testing.TB) string {
 	return bin
 }
 
-// freePort returns an address on loopback whose port was free a moment ago.
-func freePort(t testing.TB) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
-
 // ours starts Isthmus with the subcommand etcd.
 func ours(t testing.TB, args ...string) *server {
 	t.Helper()
@@ -72,7 +61,7 @@ func ours(t testing.TB, args ...string) *server {
 func theirs(t testing.TB, args ...string) *server {
 	t.Helper()
 	dir := t.TempDir()
-	peerURL := "http://" + freePort(t)
+	peerURL := "http://" + peer.FreePort()
 	args = append([]string{
 		"--data-dir=" + dir, "--unsafe-no-fsync", "--listen-peer-urls=" + peerURL,
 		"--initial-advertise-peer-urls=" + peerURL, "--initial-cluster=default=" + peerURL,
@@ -83,7 +72,7 @@ func theirs(t testing.TB, args ...string) *server {
 // start starts a server on a free port, and waits until it answers. The server ends with the test.
 func start(t testing.TB, name, bin string, args []string) *server {
 	t.Helper()
-	address := freePort(t)
+	address := peer.FreePort()
 	url := "http://" + address
 	args = append(args, "--listen-client-urls="+url, "--advertise-client-urls="+url)
 	s := &server{process(t, name, bin, args...), address}

@@ -55,7 +55,7 @@ func startAPIServer(t *testing.T, store string) *apiserver {
 			t.Fatal(err)
 		}
 	}
-	address := freePort(t)
+	address := peer.FreePort()
 	_, port, _ := net.SplitHostPort(address)
 	a := &apiserver{t: t, url: "https://" + address}
 	// The server makes its certificate at the start; the directory lasts as long as the test.

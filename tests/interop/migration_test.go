@@ -97,7 +97,7 @@ func (p *pod) end(t testing.TB) {
 // isthmusPart starts a subcommand with a health port, and waits until it is ready.
 func isthmusPart(t testing.TB, name string, args ...string) *peer.Process {
 	t.Helper()
-	p, health := process(t, name, isthmusBin(t), args...), freePort(t)
+	p, health := process(t, name, isthmusBin(t), args...), peer.FreePort()
 	p.Args = append(p.Args, "--health-port="+peer.PortOf(health))
 	if err := p.Start(); err != nil {
 		t.Fatal(err)
@@ -155,14 +155,14 @@ type mirror struct {
 
 func newMirror(t testing.TB, name, bin, source string) *mirror {
 	t.Helper()
-	target, remotes, health := ours(t), t.TempDir(), freePort(t)
-	m := &mirror{name: name, metrics: freePort(t), client: target.client(t), present: map[string]bool{}}
+	target, remotes, health := ours(t), t.TempDir(), peer.FreePort()
+	m := &mirror{name: name, metrics: peer.FreePort(), client: target.client(t), present: map[string]bool{}}
 	t.Cleanup(func() { m.client.Close() })
 	clientFile(t, remotes, "hk", source)
 	config := clientFile(t, t.TempDir(), "etcd.yaml", target.address)
 	p := process(t, name, bin, "kvstoremesh", "--cluster-name=tokyo", "--cluster-id=1", "--clustermesh-config="+remotes,
 		"--kvstore-opt=etcd.config="+config, "--kvstore-opt=etcd.qps=1000", "--kvstore-opt=etcd.bootstrapQps=10000",
-		"--health-port="+peer.PortOf(health), "--api-serve-addr="+freePort(t), "--prometheus-serve-addr="+m.metrics)
+		"--health-port="+peer.PortOf(health), "--api-serve-addr="+peer.FreePort(), "--prometheus-serve-addr="+m.metrics)
 	if bin != isthmusBin(t) {
 		p.Args = append(p.Args, "--enable-gops=false", "--shell-sock-path=")
 	}
@@ -305,7 +305,7 @@ func TestMigration(t *testing.T) {
 		read, before = count()-before, count()
 		t.Logf("%s: longest time without an answer %.2f s; %s read %d keys", name, stop().Seconds(), mirrors[0].name, read)
 	}
-	data, store := t.TempDir(), freePort(t)
+	data, store := t.TempDir(), peer.FreePort()
 	var pod *pod
 	step("original to serve", func() {
 		pod = ourPod(t, objects.dir, data, store)

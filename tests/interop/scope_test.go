@@ -92,7 +92,7 @@ func newAgent(t testing.TB, store, cluster string) *agent {
 	if bin == "" {
 		t.Skip("CILIUM_READER is not set: run `make interop-publisher`")
 	}
-	a := &agent{t: t, address: freePort(t)}
+	a := &agent{t: t, address: peer.FreePort()}
 	p := process(t, "reader", bin, store, cluster, a.address)
 	if err := p.Start(); err != nil {
 		t.Fatal(err)
@@ -154,11 +154,11 @@ func hasKeys(t testing.TB, store *clientv3.Client, prefix string, names ...strin
 // mirrorInto starts a mirror of the cluster c3 at `source` into a new store, and returns the store.
 func mirrorInto(t testing.TB, name, bin, source, cluster string, more ...string) *server {
 	t.Helper()
-	target, remotes, health := ours(t), t.TempDir(), freePort(t)
+	target, remotes, health := ours(t), t.TempDir(), peer.FreePort()
 	clientFile(t, remotes, "c3", source)
 	p := process(t, name, bin, append([]string{"kvstoremesh", "--cluster-name=" + cluster, "--cluster-id=1", "--clustermesh-config=" + remotes,
 		"--kvstore-opt=etcd.config=" + clientFile(t, t.TempDir(), "etcd.yaml", target.address), "--kvstore-opt=etcd.qps=1000",
-		"--kvstore-opt=etcd.bootstrapQps=10000", "--health-port=" + peer.PortOf(health), "--api-serve-addr=" + freePort(t)}, more...)...)
+		"--kvstore-opt=etcd.bootstrapQps=10000", "--health-port=" + peer.PortOf(health), "--api-serve-addr=" + peer.FreePort()}, more...)...)
 	if bin != isthmusBin(t) {
 		p.Args = append(p.Args, "--enable-gops=false", "--shell-sock-path=")
 	}

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"isthmus.dev/interop/peer"
 )
 
 // A snapshot of Isthmus can be restored into etcd and a snapshot of etcd into Isthmus, with equal contents; etcdutl reads
@@ -64,7 +66,7 @@ func moveSnapshot(t *testing.T, s *server) {
 	if same := tool(t, "snapshot", "status", file, "-w", "json"); same != text {
 		t.Fatalf("status %s, etcdutl says %s", same, text)
 	}
-	peerURL := "http://" + freePort(t)
+	peerURL := "http://" + peer.FreePort()
 	theirData, ourData := filepath.Join(dir, "theirs"), filepath.Join(dir, "ours")
 	run(t, "etcdutl", "snapshot", "restore", file, "--data-dir="+theirData,
 		"--initial-cluster=default="+peerURL, "--initial-advertise-peer-urls="+peerURL)

@@ -157,6 +157,17 @@ struct Rig {
     target: Process,
 }
 
+/// Adds the keys of the next message of a watch.
+async fn take(watch: &mut WatchStream, put: &mut BTreeSet<String>, deleted: &mut BTreeSet<String>) {
+    for event in message(watch).await.events() {
+        let key = event.kv().unwrap().key_str().unwrap().to_owned();
+        match event.event_type() {
+            EventType::Put => put.insert(key),
+            EventType::Delete => deleted.insert(key),
+        };
+    }
+}
+
 impl Rig {
     async fn start(scope: &str, flags: &[&str]) -> Self {
         let tls = Tls::new();
@@ -206,21 +217,19 @@ impl Rig {
 
     /// The keys that were put and deleted since the last call, after everything that the mirror has done so far.
     async fn seen(&mut self, watch: &mut WatchStream) -> (BTreeSet<String>, BTreeSet<String>) {
-        self.remote.put(SPARE, "").await;
-        self.remote.client.delete(SPARE, None).await.unwrap();
         let (mut put, mut deleted) = (BTreeSet::new(), BTreeSet::new());
-        let is_end = |deleted: &BTreeSet<String>| deleted.iter().any(|key| key.ends_with("/spare/end"));
-        while !is_end(&deleted) {
-            for event in message(watch).await.events() {
-                let key = event.kv().unwrap().key_str().unwrap().to_owned();
-                match event.event_type() {
-                    EventType::Put => put.insert(key),
-                    EventType::Delete => deleted.insert(key),
-                };
-            }
+        let is_end = |key: &String| key.ends_with("/spare/end");
+        // Deleted only after its put was seen: the mirror need not write a key that lives for a moment.
+        self.remote.put(SPARE, "").await;
+        while !put.iter().any(is_end) {
+            take(watch, &mut put, &mut deleted).await;
         }
-        put.retain(|key| !key.ends_with("/spare/end"));
-        deleted.retain(|key| !key.ends_with("/spare/end"));
+        self.remote.client.delete(SPARE, None).await.unwrap();
+        while !deleted.iter().any(is_end) {
+            take(watch, &mut put, &mut deleted).await;
+        }
+        put.retain(|key| !is_end(key));
+        deleted.retain(|key| !is_end(key));
         (put, deleted)
     }
 

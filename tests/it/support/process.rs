@@ -218,8 +218,21 @@ impl Process {
     }
 }
 
+/// The lines of a process's log that a failed test prints.
+const LAST_LINES: usize = 40;
+
 impl Drop for Process {
     fn drop(&mut self) {
+        if thread::panicking() {
+            let state = self.state.borrow();
+            let last = &state.lines[state.lines.len().saturating_sub(LAST_LINES)..];
+            eprintln!(
+                "process {} ended: {:?}; its last lines:\n{}",
+                self.pid,
+                state.ended,
+                last.join("\n")
+            );
+        }
         if self.state.borrow().ended.is_none() {
             // Fails only if the process ends at this moment.
             let _ = kill(self.pid, Signal::SIGKILL);
