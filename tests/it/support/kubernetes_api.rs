@@ -28,7 +28,7 @@ pub const ENDPOINTS: &str = "/apis/cilium.io/v2/ciliumendpoints";
 pub const EXPORTS: &str = "/apis/multicluster.x-k8s.io/v1alpha1/serviceexports";
 
 /// The newest version of a restored backup.
-const RESTORED_VERSION: u64 = 3;
+const RESTORED_VERSION: &str = "3";
 
 /// A running server.
 #[derive(Clone)]
@@ -41,6 +41,8 @@ struct Cluster {
     /// Path of a collection → name → object.
     objects: Mutex<BTreeMap<String, BTreeMap<String, Value>>>,
     events: broadcast::Sender<Event>,
+    /// Path of a collection → the changes since its last list, which a watch that continues from the list begins with.
+    since_list: Mutex<BTreeMap<String, Vec<String>>>,
     /// Path and query of each request.
     requests: Mutex<Vec<String>>,
     /// Custom resources without a definition, as `plural.group`.
@@ -76,6 +78,7 @@ impl KubernetesApi {
         let state = Arc::new(Cluster {
             objects: Mutex::default(),
             events: broadcast::channel(1000).0,
+            since_list: Mutex::default(),
             requests: Mutex::default(),
             undefined: Mutex::default(),
             failing: AtomicBool::new(false),
@@ -161,7 +164,12 @@ impl KubernetesApi {
     }
 
     fn send(&self, collection: &str, kind: &str, object: &Value) {
-        self.send_line(collection, Some(event_line(kind, object)));
+        let line = event_line(kind, object);
+        let mut since_list = self.state.since_list.lock();
+        if kind != "ERROR" {
+            since_list.entry(collection.to_owned()).or_default().push(line.clone());
+        }
+        self.send_line(collection, Some(line));
     }
 
     fn send_line(&self, collection: &str, line: Option<String>) {
@@ -252,21 +260,31 @@ async fn answer(State(cluster): State<Arc<Cluster>>, request: Request) -> Respon
     let restored = *cluster.restored.lock();
     if query.contains("watch=true") {
         let version = query.split('&').find_map(|part| part.strip_prefix("resourceVersion="));
-        let is_too_large = version.is_some_and(|version| version.parse::<u64>().unwrap() > RESTORED_VERSION);
+        let number = |version: &str| version.parse::<u64>().unwrap();
+        let is_too_large = version.is_some_and(|version| number(version) > number(RESTORED_VERSION));
         return match restored.filter(|_| is_too_large) {
             Some(TooLarge::Status) => (StatusCode::GATEWAY_TIMEOUT, too_large().to_string()).into_response(),
             Some(TooLarge::Event) => event_line("ERROR", &too_large()).into_response(),
-            None => watch(&cluster, path),
+            None => watch(&cluster, path, version == Some(list_version(restored))),
         };
     }
-    let items: Vec<Value> = match cluster.objects.lock().get(&path) {
-        Some(objects) => objects.values().cloned().collect(),
-        None => vec![],
-    };
-    let version = restored.map_or("10".to_owned(), |_| RESTORED_VERSION.to_string());
+    let objects = cluster.objects.lock();
+    let items: Vec<Value> = objects
+        .get(&path)
+        .into_iter()
+        .flat_map(BTreeMap::values)
+        .cloned()
+        .collect();
+    cluster.since_list.lock().remove(&path);
+    let version = list_version(restored);
     json_response(
         &json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": version}, "items": items}),
     )
+}
+
+/// The version of every list.
+fn list_version(restored: Option<TooLarge>) -> &'static str {
+    restored.map_or("10", |_| RESTORED_VERSION)
 }
 
 fn definition(cluster: &Cluster, name: &str) -> Response {
@@ -279,13 +297,19 @@ fn definition(cluster: &Cluster, name: &str) -> Response {
     json_response(&json!({"spec": {"versions": versions}}))
 }
 
-fn watch(cluster: &Cluster, collection: String) -> Response {
-    let events = BroadcastStream::new(cluster.events.subscribe());
+fn watch(cluster: &Cluster, collection: String, continues_list: bool) -> Response {
+    let (events, earlier) = {
+        let since_list = cluster.since_list.lock();
+        let earlier = since_list.get(&collection).filter(|_| continues_list);
+        (cluster.events.subscribe(), earlier.cloned().unwrap_or_default())
+    };
+    let events = BroadcastStream::new(events);
     let lines = events.filter_map(move |event| {
         let event = event.unwrap();
         let line = (event.collection == collection).then_some(event.line);
         async move { line }
     });
+    let lines = futures::stream::iter(earlier.into_iter().map(Some)).chain(lines);
     let lines = lines.take_while(|line| std::future::ready(line.is_some()));
     let lines = lines.map(|line| Ok::<_, std::io::Error>(Bytes::from(line.unwrap_or_default())));
     Body::from_stream(lines).into_response()
