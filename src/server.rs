@@ -18,6 +18,7 @@ mod connection;
 mod connections;
 mod descriptors;
 mod drain;
+mod farewell;
 mod forward;
 mod frames;
 mod fresh;

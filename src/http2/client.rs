@@ -42,6 +42,7 @@ pub enum Error {
     NotHttp2,
     #[error("the server broke a rule of HTTP/2: {0}")]
     Violation(#[from] Violation),
+    /// The server has said why it ends the connection; `reason` may be empty.
     #[error("the server ended the connection: {reason} (code {code} of HTTP/2)")]
     GoAway { code: u32, reason: String },
     #[error("the server reset the call (code {0} of HTTP/2)")]
@@ -145,15 +146,24 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
                 return Ok(());
             }
             let mut space = window.space(wanted);
-            if Pin::new(&mut self.io).poll_read(cx, &mut space)?.is_pending() {
+            let polled = Pin::new(&mut self.io).poll_read(cx, &mut space);
+            if polled.map_err(|error| self.ended(error.into()))?.is_pending() {
                 return Ok(());
             }
             let read = space.filled().len();
             if read == 0 {
-                return Err(Error::Closed);
+                return Err(self.ended(Error::Closed));
             }
             turn += read;
             window.filled(read);
+        }
+    }
+
+    /// The end of a connection, with what the server has said about it.
+    fn ended(&self, error: Error) -> Error {
+        match error {
+            Error::Closed => self.core.lock().closed(),
+            other => other,
         }
     }
 
@@ -183,7 +193,12 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
         loop {
             core.pump();
             match write(Pin::new(&mut self.io), &mut core.output, &mut self.unflushed, cx) {
-                Poll::Ready(Err(error)) => return Err(error.into()),
+                Poll::Ready(Err(error)) => {
+                    drop(core);
+                    // The server's last words may have come meanwhile.
+                    self.receive(cx)?;
+                    return Err(self.ended(error.into()));
+                }
                 Poll::Ready(Ok(())) if !core.has_more() => return Ok(()),
                 Poll::Ready(Ok(())) => {}
                 Poll::Pending => return Ok(()),

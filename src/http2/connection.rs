@@ -82,11 +82,27 @@ where
         }
     }
 
-    /// Tells the client to make no more calls. The connection ends with the last one.
+    /// Tells the client to make no more calls, and why. The connection ends with the last one.
     /// All calls are polled once more, since some of them end with the connection.
-    pub fn shut_down(&mut self) {
-        self.core.shut_down();
+    pub fn shut_down(&mut self, reason: &'static str) {
+        self.core.shut_down(reason);
         self.calls.queue_all();
+    }
+
+    /// Ends the connection at once: drops all calls, and tells the client why, unless the client would have to be waited for.
+    /// Nothing may be done with the connection afterwards but to drop it.
+    pub fn abort(&mut self, violation: Violation, cx: &mut Context<'_>) {
+        if self.ending.is_none() {
+            self.calls.clear();
+            self.core.fail(violation);
+        }
+        let mut io = Pin::new(&mut self.io);
+        if let Poll::Ready(Ok(())) = write(io.as_mut(), &mut self.core.output, &mut self.unflushed, cx)
+            && let Poll::Ready(Ok(())) = io.as_mut().poll_shutdown(cx)
+        {
+            // Bytes that nobody has read would reset the connection, and GOAWAY could be lost.
+            let _ = discard(io, cx);
+        }
     }
 
     /// Serves until nothing more can be done. Returns true when the connection is over.

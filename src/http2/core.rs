@@ -104,6 +104,8 @@ pub(super) struct Core {
     last: u32,
     block: Option<Box<Block>>,
     end: End,
+    /// Why the connection was shut down.
+    reason: &'static str,
     resets: VecDeque<u32>,
     ended: VecDeque<u32>,
     counters: Counters,
@@ -140,6 +142,7 @@ impl Core {
             last: 0,
             block: None,
             end: End::Open,
+            reason: "",
             resets: VecDeque::new(),
             ended: VecDeque::new(),
             counters: Counters::default(),
@@ -170,12 +173,13 @@ impl Core {
         }
     }
 
-    /// Tells the client to open no more streams.
-    pub fn shut_down(&mut self) {
+    /// Tells the client to open no more streams, and why.
+    pub fn shut_down(&mut self, reason: &'static str) {
         if self.end == End::Open {
             self.end = End::Announced;
             // What is under way now will arrive before the answer to the ping.
-            frame::go_away(self.output.buffer(), MAX_31, Code::NoError, "");
+            self.reason = reason;
+            frame::go_away(self.output.buffer(), MAX_31, Code::NoError, reason);
             frame::ping(self.output.buffer(), 0, LAST_PING);
         }
     }

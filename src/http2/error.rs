@@ -16,6 +16,7 @@ pub enum Code {
     Cancel = 0x8,
     CompressionError = 0x9,
     EnhanceYourCalm = 0xb,
+    InadequateSecurity = 0xc,
 }
 
 /// A connection error (RFC 9113, section 5.4.1): the client broke a rule of the protocol, or a limit.

@@ -20,6 +20,7 @@ pub(super) use operation::{Call, Operation, PrevKv, Subject};
 use super::alarm::Alarms;
 use super::commit::{Cause, Durability};
 use super::config::Config;
+use super::farewell::Farewell;
 use super::refusals::{Budget, Refusals};
 use super::status;
 use crate::auth::{self, AuthStore, AuthVersion, Principal, Span};
@@ -321,7 +322,7 @@ impl Admission {
     /// Any certificate of the CA opens a connection. Whoever is no user has no use for the connection.
     fn turn_away(&self, caller: &Caller) {
         self.refusals.note(Budget::UnknownUser, caller.peer());
-        caller.peer().connection.close();
+        caller.peer().connection.close(Farewell::UnknownUser);
     }
 
     /// Whether a user whose watcher of `range` was admitted may still read all of the range.

@@ -1,6 +1,7 @@
 //! What one connection holds: its calls, the bytes of its requests and answers, its watchers.
 
 use super::budgets::Budgets;
+use super::farewell::Farewell;
 use futures::task::AtomicWaker;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
@@ -59,23 +60,32 @@ pub(super) enum End {
     Now,
 }
 
-/// The end that the server wants for a connection. Ten thousands of connections look at it whenever they are woken, so
-/// looking at it takes no lock.
+/// The end that the server wants for a connection, and why. Ten thousands of connections look at it whenever they are woken,
+/// so looking at it takes no lock.
 #[derive(Debug, Default)]
 struct Ending {
+    /// The [`End`] in the upper half, the [`Farewell`] in the lower one.
     end: AtomicU8,
     task: AtomicWaker,
 }
 
 impl Ending {
     /// An end that was wanted before stays, unless this one is earlier.
-    fn want(&self, end: End) {
-        self.end.fetch_max(end as u8, Ordering::AcqRel);
+    fn want(&self, end: End, why: Farewell) {
+        self.end.fetch_max((end as u8) << 4 | why as u8, Ordering::AcqRel);
         self.task.wake();
     }
 
+    fn why(&self) -> Farewell {
+        let number = self.end.load(Ordering::Acquire) & 0xf;
+        Farewell::ALL
+            .get(usize::from(number))
+            .copied()
+            .unwrap_or(Farewell::Stop)
+    }
+
     fn wanted(&self) -> End {
-        match self.end.load(Ordering::Acquire) {
+        match self.end.load(Ordering::Acquire) >> 4 {
             0 => End::Never,
             1 => End::Gently,
             2 => End::Soon,
@@ -233,8 +243,8 @@ impl Connection {
     }
 
     /// Asks the client to go on with another connection. This one ends with its present calls.
-    pub(super) fn leave(&self) {
-        self.end.want(End::Gently);
+    pub(super) fn leave(&self, why: Farewell) {
+        self.end.want(End::Gently, why);
     }
 
     /// Whether the client was told, or is about to be told, to go on with another connection.
@@ -248,13 +258,18 @@ impl Connection {
     }
 
     /// Ends the connection after its present calls.
-    pub(super) fn close(&self) {
-        self.end.want(End::Soon);
+    pub(super) fn close(&self, why: Farewell) {
+        self.end.want(End::Soon, why);
     }
 
     /// Ends the connection at once.
-    pub(super) fn kill(&self) {
-        self.end.want(End::Now);
+    pub(super) fn kill(&self, why: Farewell) {
+        self.end.want(End::Now, why);
+    }
+
+    /// What the client is told at the end that the server wants.
+    pub(super) fn farewell(&self) -> Farewell {
+        self.end.why()
     }
 
     pub(super) fn is_killed(&self) -> bool {
@@ -462,14 +477,16 @@ mod tests {
         let connection = Connection::default();
         let end = || std::future::poll_fn(|cx| Poll::Ready(connection.poll_end(cx)));
         assert_eq!((end().await, connection.is_ending()), (End::Never, false));
-        connection.leave();
+        connection.leave(Farewell::Age);
         assert_eq!((end().await, connection.is_ending()), (End::Gently, true));
-        connection.close();
-        connection.leave();
-        assert_eq!(end().await, End::Soon);
-        connection.kill();
-        connection.close();
+        assert_eq!(connection.farewell(), Farewell::Age);
+        connection.close(Farewell::Stop);
+        connection.leave(Farewell::Age);
+        assert_eq!((end().await, connection.farewell()), (End::Soon, Farewell::Stop));
+        connection.kill(Farewell::Share);
+        connection.close(Farewell::UnknownUser);
         assert_eq!((end().await, connection.is_killed()), (End::Now, true));
+        assert_eq!(connection.farewell(), Farewell::Share);
     }
 
     #[tokio::test(start_paused = true)]

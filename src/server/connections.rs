@@ -6,6 +6,7 @@ mod table;
 
 use super::budgets::Budgets;
 use super::connection::{Connection, Idle, Stalled};
+use super::farewell::Farewell;
 use super::moves::Moves;
 use super::peer::Peer;
 use super::refusals::{Budget, Refusals};
@@ -23,6 +24,8 @@ use tokio_util::sync::CancellationToken;
 const UNFINISHED_MIN: usize = 2048;
 /// The part of all connections that may be such connections.
 const UNFINISHED_PART: usize = 8;
+/// Connections that are ended, up to which each may wait for its client's first bytes.
+const PATIENT_MAX: usize = 32;
 /// How often connections are checked.
 const CHECK: Duration = Duration::from_secs(1);
 /// How often the certificates of live connections are checked, in checks.
@@ -158,7 +161,7 @@ impl Connections {
         let idlest = full.then(|| table.idlest()).flatten();
         match idlest {
             Some(idle) if oldest.is_none_or(|oldest| !idle.admitted && idle.since < oldest) => {
-                self.end(table, idle.id, Budget::Connections);
+                self.end(table, idle.id, Farewell::Room);
             }
             _ => {
                 let Some((_, oldest)) = table.unfinished.pop_first() else {
@@ -176,10 +179,21 @@ impl Connections {
     }
 
     /// Ends an open connection at once, because of a budget.
-    fn end(&self, table: &mut Table, id: u64, budget: Budget) {
-        if let Some(peer) = table.end(id) {
+    fn end(&self, table: &mut Table, id: u64, why: Farewell) {
+        let budget = match why {
+            Farewell::Answers => Budget::Answers,
+            Farewell::Certificate => Budget::Certificate,
+            _ => Budget::Connections,
+        };
+        if let Some(peer) = table.end(id, why) {
             self.refusals.note(budget, peer);
         }
+    }
+
+    /// Whether a connection that is ended may wait for its client's first bytes, to say why. Few may: they hold descriptors
+    /// that nobody counts.
+    pub(super) fn has_patience(&self) -> bool {
+        self.table.lock().ending() <= PATIENT_MAX
     }
 
     /// The number of the newest connection.
@@ -199,14 +213,17 @@ impl Connections {
         let open = table.open.range(..=newest).map(|(_, open)| &open.peer.connection);
         let staying: Vec<_> = open.filter(|connection| !connection.is_ending()).collect();
         let share = staying.len().saturating_sub(keep);
-        staying.iter().take(share).for_each(|connection| connection.leave());
+        staying
+            .iter()
+            .take(share)
+            .for_each(|connection| connection.leave(Farewell::Stop));
         share
     }
 
     /// Closes all connections after their present calls.
     pub(super) fn close_all(&self) {
         for open in self.table.lock().open.values() {
-            open.peer.connection.close();
+            open.peer.connection.close(Farewell::Stop);
         }
     }
 
@@ -237,7 +254,7 @@ impl Connections {
         let pressure = total > self.budgets.long_answer_bytes / 2;
         for (since, slow, id) in stalled {
             if pressure && slow || since > STALLED {
-                self.end(&mut table, id, Budget::Answers);
+                self.end(&mut table, id, Farewell::Answers);
             }
         }
     }
@@ -247,7 +264,7 @@ impl Connections {
         let open: Vec<_> = self.table.lock().open.iter().filter_map(of).collect();
         for (trust, id) in open {
             if !trust.tls.still_trusts(&trust.identity, now) {
-                self.end(&mut self.table.lock(), id, Budget::Certificate);
+                self.end(&mut self.table.lock(), id, Farewell::Certificate);
             }
             // To verify thousands of certificates again takes seconds.
             tokio::task::yield_now().await;
@@ -296,7 +313,7 @@ impl Place {
         let idlest = table.open(self.id, peer, trust.map(Arc::new), most);
         if let Some(id) = idlest {
             // The last quarter is for other users.
-            self.connections.end(&mut table, id, Budget::Connections);
+            self.connections.end(&mut table, id, Farewell::Share);
         }
         self.stage = Stage::Open;
     }

@@ -2,6 +2,7 @@
 
 use super::connection::Connection;
 use super::connections::{Connections, Place, Trust};
+use super::farewell::Farewell;
 use super::io::{Io, Stream};
 use super::peer::{Peer, UserSource};
 use super::refusals::Budget;
@@ -241,7 +242,7 @@ impl Handshake {
         };
         if let (Ok(accepted), true) = (&shaken, stop.is_cancelled()) {
             // All connections were closed before this one was there.
-            accepted.peer.connection.close();
+            accepted.peer.connection.close(Farewell::Stop);
         }
         Some(shaken)
     }

@@ -1,6 +1,7 @@
 //! A connection in the version of HTTP that its client speaks.
 
 use super::bodies::AnswerBody;
+use super::farewell::Farewell;
 use super::io::{Io, Version};
 use crate::http2;
 use axum::http::{Request, Response};
@@ -46,8 +47,8 @@ where
         }
     }
 
-    /// Ready when the connection is over.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Ready when the client has said in which version it speaks.
+    fn poll_begun(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Stage::Silent(silent) = &mut self.stage {
             let version = ready!(silent.0.poll_version(cx));
             let Stage::Silent(silent) = std::mem::replace(&mut self.stage, Stage::Ended) else {
@@ -66,6 +67,12 @@ where
                 Err(_) => Stage::Ended,
             };
         }
+        Poll::Ready(())
+    }
+
+    /// Ready when the connection is over.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        ready!(self.poll_begun(cx));
         match &mut self.stage {
             Stage::Silent(_) => return Poll::Pending,
             Stage::Http1(connection) => {
@@ -84,12 +91,23 @@ where
         Poll::Ready(())
     }
 
-    /// Ends the connection after its present calls.
-    pub(super) fn shut_down(&mut self) {
+    /// Ends the connection at once. A client that speaks HTTP/2 is told why; ready when that is done, and pending while the
+    /// version is not known.
+    pub(super) fn poll_abort(&mut self, farewell: Farewell, cx: &mut Context<'_>) -> Poll<()> {
+        ready!(self.poll_begun(cx));
+        if let Stage::Http2(connection) = &mut self.stage {
+            connection.abort(farewell.violation(), cx);
+        }
+        self.stage = Stage::Ended;
+        Poll::Ready(())
+    }
+
+    /// Ends the connection after its present calls. A client that speaks HTTP/2 is told why.
+    pub(super) fn shut_down(&mut self, farewell: Farewell) {
         match &mut self.stage {
             Stage::Silent(_) => self.stage = Stage::Ended,
             Stage::Http1(connection) => connection.as_mut().graceful_shutdown(),
-            Stage::Http2(connection) => connection.shut_down(),
+            Stage::Http2(connection) => connection.shut_down(farewell.reason()),
             Stage::Ended => {}
         }
     }

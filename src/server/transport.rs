@@ -4,6 +4,7 @@ use super::bodies::{AnswerBody, Budgeted, Held, RequestBody, RequestLimits, Span
 use super::budgets::Budgets;
 use super::connection::{End, Idle};
 use super::connections::{Connections, idle_deadline};
+use super::farewell::Farewell;
 use super::io::Io;
 use super::moves::{self, Why};
 use super::peer::Peer;
@@ -45,6 +46,8 @@ const EMPTY_DATA_MAX: u32 = 1000;
 const SEND_BUFFER: usize = 64 << 10;
 /// The longest time for the headers of an HTTP/1 request, and between two requests.
 const HEADERS_TIMEOUT: Duration = Duration::from_secs(60);
+/// The time for the first bytes of a client whose connection has ended, so that the client can be told why.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// The time that a closing connection has for its last calls.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -99,7 +102,14 @@ impl Transport {
         let mut shutdown = Shutdown::new(&self.connections.budgets);
         std::future::poll_fn(|cx| {
             let end = peer.connection.poll_end(cx);
-            if end == End::Now || shutdown.poll(cx, end, self, &peer, || serving.shut_down()).is_ready() {
+            if end == End::Now {
+                return match serving.poll_abort(peer.connection.farewell(), cx) {
+                    Poll::Pending if self.connections.has_patience() => shutdown.poll_patience(cx),
+                    _ => Poll::Ready(()),
+                };
+            }
+            let shut_down = |why| serving.shut_down(why);
+            if shutdown.poll(cx, end, self, &peer, shut_down).is_ready() {
                 return Poll::Ready(());
             }
             serving.poll(cx)
@@ -157,6 +167,8 @@ impl Transport {
 /// Decides when a connection ends, however it is used.
 struct Shutdown {
     closing: bool,
+    /// Whether the connection was ended at once, and its client's first bytes are waited for.
+    parting: bool,
     /// Whether present calls have as much time as they take.
     patient: bool,
     /// When the connection is old, and its client is moved.
@@ -170,10 +182,19 @@ impl Shutdown {
         let first = Instant::now() + budgets.first_call_timeout;
         Self {
             closing: false,
+            parting: false,
             patient: false,
             old_at,
             deadline: Box::pin(tokio::time::sleep_until(earlier(first, old_at))),
         }
+    }
+
+    /// Ready when a client that was not heard of yet cannot be waited for any longer.
+    fn poll_patience(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !std::mem::replace(&mut self.parting, true) {
+            self.deadline.as_mut().reset(Instant::now() + PATIENCE);
+        }
+        self.deadline.as_mut().poll(cx)
     }
 
     /// Ready when the time of the connection is over. Calls `shut_down` when no more calls should begin.
@@ -183,9 +204,9 @@ impl Shutdown {
         end: End,
         transport: &Transport,
         peer: &Peer,
-        shut_down: impl FnOnce(),
+        shut_down: impl FnOnce(Farewell),
     ) -> Poll<()> {
-        let mut close = end != End::Never;
+        let mut close = (end != End::Never).then(|| peer.connection.farewell());
         if end == End::Gently && !self.closing {
             self.patient = true;
         }
@@ -203,15 +224,15 @@ impl Shutdown {
                 now + GRACE
             } else if self.old_at.is_some_and(|old_at| old_at <= now) {
                 transport.connections.moves.note(Why::Age, 1);
-                peer.connection.leave();
-                (self.patient, close) = (true, true);
+                peer.connection.leave(Farewell::Age);
+                (self.patient, close) = (true, Some(Farewell::Age));
                 now + GRACE
             } else {
                 let budgets = &transport.connections.budgets;
                 match idle_deadline(budgets, idle) {
                     Some(at) if at <= now => {
                         transport.connections.refusals.note(Budget::Idle, peer);
-                        (self.patient, close) = (true, true);
+                        (self.patient, close) = (true, Some(Farewell::Idle));
                         now + GRACE
                     }
                     Some(at) => earlier(at, self.old_at),
@@ -220,9 +241,9 @@ impl Shutdown {
             };
             self.deadline.as_mut().reset(next);
         }
-        if close && !self.closing {
+        if let Some(why) = close.filter(|_| !self.closing) {
             self.closing = true;
-            shut_down();
+            shut_down(why);
             self.deadline.as_mut().reset(Instant::now() + GRACE);
             // The deadline has to be polled to wake this task.
             let _ = self.deadline.as_mut().poll(cx);

@@ -80,8 +80,8 @@ pub(super) struct Core {
     /// Whether the settings of the server have come.
     pub greeted: bool,
     pub pongs: u32,
-    /// The server takes no more calls.
-    pub is_leaving: bool,
+    /// The server takes no more calls, for this reason.
+    leaving: Option<Box<str>>,
     pub output: Output,
 }
 
@@ -103,7 +103,7 @@ impl Core {
             block: None,
             greeted: false,
             pongs: 0,
-            is_leaving: false,
+            leaving: None,
             output,
         }
     }
@@ -112,8 +112,8 @@ impl Core {
 
     /// Begins a call; returns its stream.
     pub fn open(&mut self, secure: bool, authority: &str, path: &str, headers: &HeaderMap) -> Result<u32, Error> {
-        if self.is_leaving || i64::from(self.next) > WINDOW_MAX {
-            return Err(Error::Closed);
+        if self.leaving.is_some() || i64::from(self.next) > WINDOW_MAX {
+            return Err(self.closed());
         }
         let id = self.next;
         self.next += 2;
@@ -427,18 +427,29 @@ impl Core {
         };
         let mut head = &head[..];
         let (last, code) = (head.get_u32() & 0x7fff_ffff, head.get_u32());
-        self.is_leaving = true;
+        let reason = String::from_utf8_lossy(&reason[..reason.len().min(REASON_MAX)]);
         if code == Code::NoError as u32 {
+            self.leaving = Some(reason.into());
             for stream in self.streams.iter_mut().filter(|stream| stream.id > last) {
                 stream.reset = Some(Code::RefusedStream as u32);
             }
             return Ok(());
         }
-        let reason = &reason[..reason.len().min(REASON_MAX)];
         Err(Error::GoAway {
             code,
-            reason: String::from_utf8_lossy(reason).into_owned(),
+            reason: reason.into_owned(),
         })
+    }
+
+    /// The error of a connection that the server has closed.
+    pub fn closed(&self) -> Error {
+        match self.leaving.as_deref() {
+            None | Some("") => Error::Closed,
+            Some(reason) => Error::GoAway {
+                code: Code::NoError as u32,
+                reason: reason.to_owned(),
+            },
+        }
     }
 
     /// Fails for a stream that was never opened.

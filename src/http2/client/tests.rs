@@ -155,6 +155,22 @@ async fn servers_that_speak_something_else_are_recognized() {
     assert!(text.contains("too_many_pings (code 11"), "{text}");
 }
 
+#[tokio::test]
+async fn a_server_that_leaves_in_order_is_quoted_when_it_closes_the_connection() {
+    let settings: (u8, u8, u32, &[u8]) = (kind::SETTINGS, 0, 0, &[]);
+    for (bye, reason) in [
+        (&b"\x7f\xff\xff\xff\0\0\0\0max_idle"[..], Some("max_idle")),
+        (&b"\x7f\xff\xff\xff\0\0\0\0"[..], None),
+    ] {
+        let bytes = frames(&[settings, (kind::GOAWAY, 0, 0, bye)]);
+        match (answer_to(&bytes).await, reason) {
+            (Error::GoAway { code: 0, reason }, Some(wanted)) => assert_eq!(reason, wanted),
+            (Error::Closed, None) => {}
+            (error, _) => panic!("{error}"),
+        }
+    }
+}
+
 #[test]
 fn a_reset_call_fails_alone() {
     let mut core = Core::new();

@@ -241,7 +241,7 @@ async fn a_shutdown_waits_for_open_calls() {
             }
         });
         called.await;
-        connection.shut_down();
+        connection.shut_down("");
         finish.send(()).unwrap();
         connection.await
     };
@@ -256,6 +256,37 @@ async fn a_shutdown_waits_for_open_calls() {
         assert!(send.ready().await.is_err());
     };
     tokio::join!(server, client).0.unwrap();
+}
+
+#[tokio::test]
+async fn the_client_of_an_aborted_connection_is_told_why_unless_it_does_not_read() {
+    let violation = Violation::calm("enough");
+    for (space, is_told) in [(1 << 10, true), (16, false)] {
+        let (mut near, mut far) = tokio::io::duplex(space);
+        let client = async {
+            near.write_all(PREFACE).await.unwrap();
+            near
+        };
+        let server = async {
+            far.read_exact(&mut [0; PREFACE.len()]).await.unwrap();
+            let service = |_| std::future::pending::<Answer>();
+            let mut connection = Connection::new(far, service, Arc::default());
+            poll_fn(|cx| match Pin::new(&mut connection).poll(cx) {
+                Poll::Pending if connection.core.output.is_empty() || !is_told => Poll::Ready(()),
+                polled => polled.map(|ended| panic!("{ended:?}")),
+            })
+            .await;
+            poll_fn(|cx| {
+                connection.abort(violation, cx);
+                Poll::Ready(())
+            })
+            .await;
+        };
+        let (mut near, ()) = tokio::join!(client, server);
+        let mut received = Vec::new();
+        near.read_to_end(&mut received).await.unwrap();
+        assert_eq!(received.ends_with(b"\0\0\0\x0benough"), is_told, "{received:?}");
+    }
 }
 
 /// A client of raw bytes that has sent the preface and SETTINGS.

@@ -393,7 +393,7 @@ impl Core {
             frame::ping(self.output.buffer(), flag::ACK, data);
         } else if data == LAST_PING && self.end == End::Announced {
             self.end = End::After(self.last);
-            frame::go_away(self.output.buffer(), self.last, Code::NoError, "");
+            frame::go_away(self.output.buffer(), self.last, Code::NoError, self.reason);
         }
         Ok(Event::Nothing)
     }

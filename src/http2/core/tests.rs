@@ -592,9 +592,9 @@ fn streams_over_the_limit_are_refused() {
 fn a_shutdown_serves_what_is_under_way() {
     let mut client = Client::new();
     let slot = client.open(1, END);
-    client.core.shut_down();
-    client.core.shut_down();
-    let go_away = |last: u32| (kind::GOAWAY, 0, 0, [&last.to_be_bytes()[..], &[0; 4]].concat());
+    client.core.shut_down("why");
+    client.core.shut_down("again");
+    let go_away = |last: u32| (kind::GOAWAY, 0, 0, [&last.to_be_bytes()[..], &[0; 4], b"why"].concat());
     assert_eq!(
         client.frames(),
         [go_away(MAX_31), (kind::PING, 0, 0, LAST_PING.to_vec())]

@@ -2,6 +2,7 @@
 //! with their number, since it is done for each newcomer while the table is full, also for strangers.
 
 use super::super::connection::Idle;
+use super::super::farewell::Farewell;
 use super::super::peer::Peer;
 use super::Trust;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -117,12 +118,12 @@ impl Table {
     }
 
     /// Ends an open connection at once. Returns the client, unless it is gone or ends already.
-    pub(super) fn end(&mut self, id: u64) -> Option<&Peer> {
+    pub(super) fn end(&mut self, id: u64, why: Farewell) -> Option<&Peer> {
         let open = self.open.get(&id)?;
         if !self.ending.insert(id) {
             return None;
         }
-        open.peer.connection.kill();
+        open.peer.connection.kill(why);
         self.all.strangers.remove(&id);
         if let Some(owned) = self.owners.get_mut(&open.owner) {
             owned.waiting.strangers.remove(&id);
@@ -231,7 +232,9 @@ mod tests {
         assert_eq!(idlest(&mut table), Some((1, true)));
         let busy = peers[0].connection.begin_call();
         assert_eq!(idlest(&mut table), Some((2, true)), "the first is busy now");
-        assert!(table.end(2).is_some() && table.end(2).is_none() && table.ending() == 1);
+        assert!(
+            table.end(2, Farewell::Room).is_some() && table.end(2, Farewell::Room).is_none() && table.ending() == 1
+        );
         assert_eq!(idlest(&mut table), Some((3, true)), "the second ends");
         let stranger = opened(&mut table, 4, false);
         assert_eq!(idlest(&mut table), Some((4, false)), "strangers first");
