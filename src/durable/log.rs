@@ -35,8 +35,9 @@ const AHEAD: u64 = 2;
 const ROOM: u64 = 8;
 /// Length of the first log file, and of the shortest file on a disk that is nearly full.
 const FIRST: u64 = 1 << 20;
-/// Bytes of a checkpoint between syncs, so that the log never waits for a long sync.
-const SYNC_EVERY: u64 = 8 << 20;
+/// Bytes of a checkpoint between syncs, for which the groups wait. A sync of so many takes hardly longer than that of a group:
+/// 4.9 ms against 4.4 on a virtual disk, where 8 MiB take 11.
+const SYNC_EVERY: u64 = 1 << 20;
 
 pub(super) struct LogEngine {
     directory: PathBuf,
