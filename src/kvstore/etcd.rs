@@ -294,7 +294,7 @@ impl EtcdBackend {
     }
 
     /// Renews the lease of a key of an earlier run from now on, so that an unchanged key need not be written.
-    async fn adopt(&self, client: &EtcdClient, key: &Bytes, lease: i64) -> Result<Adopted, Error> {
+    async fn adopt(&self, client: &EtcdClient, key: &[u8], lease: i64) -> Result<Adopted, Error> {
         if lease == 0 {
             return Ok(Adopted::Key);
         }
@@ -381,7 +381,7 @@ impl Backend for EtcdBackend {
             let Some(kv) = client.get(key).await? else {
                 return Ok(None);
             };
-            let adopted = self.adopt(&client, &key.to_owned().into(), kv.lease).await?;
+            let adopted = self.adopt(&client, key.as_bytes(), kv.lease).await?;
             Ok((adopted == Adopted::Key).then(|| Bytes::from(kv.value)))
         })
         .await

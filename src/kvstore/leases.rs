@@ -1,7 +1,9 @@
 //! The leases of one writer of an etcd: which key is attached to which lease, and the renewal of all leases.
 
+mod book;
+
 use super::client::{Error, EtcdClient};
-use bytes::Bytes;
+use book::Book;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::time::Duration;
@@ -28,7 +30,7 @@ pub(super) struct Leases {
 #[derive(Default)]
 struct State {
     leases: HashMap<i64, Lease>,
-    by_key: HashMap<Bytes, i64>,
+    book: Book,
     /// The lease for new keys, while it has room.
     current: Option<i64>,
 }
@@ -75,10 +77,10 @@ impl Leases {
     }
 
     /// The lease for a key: its present lease, or one with room.
-    pub(super) fn of(&self, key: &Bytes) -> Option<i64> {
+    pub(super) fn of(&self, key: &[u8]) -> Option<i64> {
         let mut state = self.state.lock();
-        if let Some(lease) = state.by_key.get(key) {
-            return Some(*lease);
+        if let Some(lease) = state.book.get(key) {
+            return Some(lease);
         }
         let room = |lease: &Lease| lease.keys < KEYS_PER_LEASE;
         if let Some(current) = state.current.filter(|id| state.leases.get(id).is_some_and(room)) {
@@ -101,9 +103,9 @@ impl Leases {
     }
 
     /// Notes that a key is attached to a lease.
-    pub(super) fn attach(&self, key: &Bytes, id: i64) {
+    pub(super) fn attach(&self, key: &[u8], id: i64) {
         let mut state = self.state.lock();
-        match state.by_key.insert(key.clone(), id) {
+        match state.book.insert(key, id) {
             Some(before) if before == id => return,
             Some(before) => state.leave(before),
             None => {}
@@ -124,16 +126,14 @@ impl Leases {
         self.state.lock().detach(key);
     }
 
-    /// Notes that all keys under a prefix have been deleted.
+    /// Notes that all keys under a prefix, which ends with a slash, have been deleted.
     pub(super) fn detach_prefix(&self, prefix: &[u8]) {
         let mut state = self.state.lock();
-        let State { leases, by_key, .. } = &mut *state;
-        by_key.retain(|key, id| {
-            let is_deleted = key.starts_with(prefix);
-            if let Some(lease) = leases.get_mut(id).filter(|_| is_deleted) {
+        let State { leases, book, .. } = &mut *state;
+        book.remove_prefix(prefix, |id| {
+            if let Some(lease) = leases.get_mut(&id) {
                 lease.keys -= 1;
             }
-            !is_deleted
         });
     }
 
@@ -151,7 +151,7 @@ impl Leases {
     pub(super) fn expire(&self, id: i64) {
         let mut state = self.state.lock();
         if state.leases.remove(&id).is_some_and(|lease| lease.keys > 0) {
-            state.by_key.retain(|_, of| *of != id);
+            state.book.remove_lease(id);
             tracing::warn!(lease = %format_args!("{id:x}"), "a lease has expired, and its keys with it");
             self.expired.send_modify(|expired| *expired += 1);
         }
@@ -216,7 +216,7 @@ async fn sleep_until(at: Option<Instant>) {
 
 impl State {
     fn detach(&mut self, key: &[u8]) {
-        if let Some(id) = self.by_key.remove(key) {
+        if let Some(id) = self.book.remove(key) {
             self.leave(id);
         }
     }
@@ -248,7 +248,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_expired_lease_takes_its_keys_along() {
         let leases = Leases::new(Duration::from_secs(60));
-        let key = |n: usize| Bytes::from(format!("k{n}"));
+        let key = |n: usize| format!("k{n}").into_bytes();
         assert_eq!(leases.of(&key(0)), None);
         leases.hold(1, leases.ttl);
         for n in 0..KEYS_PER_LEASE {
@@ -261,6 +261,9 @@ mod tests {
         assert_eq!(leases.of(&key(5000)), Some(1), "the lease has room again");
         leases.hold(2, leases.ttl);
         leases.attach(&key(5), 2);
+        leases.attach(b"p/k", 2);
+        leases.detach_prefix(b"p/");
+        assert_eq!(leases.state.lock().leases[&2].keys, 1);
         leases.expire(1);
         assert_eq!((*leases.expired().borrow(), leases.count()), (1, 1));
         assert_eq!((leases.of(&key(5)), leases.of(&key(6))), (Some(2), Some(2)));
@@ -270,7 +273,7 @@ mod tests {
     async fn a_lease_that_cannot_be_renewed_expires_after_its_ttl() {
         let leases = Leases::new(Duration::from_secs(60));
         leases.hold(1, leases.ttl);
-        leases.attach(&"k".into(), 1);
+        leases.attach(b"k", 1);
         let begun = Instant::now();
         let mut expired = leases.expired();
         let no_client = tokio::sync::Mutex::default();

@@ -260,7 +260,7 @@ impl SyncStore {
         let State {
             table, queue, progress, ..
         } = &mut *state;
-        progress[at].listed = true;
+        let is_first = !std::mem::replace(&mut progress[at].listed, true);
         table.update_prefix(at, |key, entry| {
             if entry.generation >= list.0 {
                 return;
@@ -270,6 +270,9 @@ impl SyncStore {
                 entry.waits_since(now);
             }
         });
+        if is_first && progress.iter().all(|progress| progress.listed) {
+            table.pack();
+        }
         self.wake.notify_one();
     }
 

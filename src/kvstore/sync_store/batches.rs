@@ -14,6 +14,8 @@ use tokio::time::Instant;
 
 /// Bytes of values in one batch: below etcd's largest request.
 const BATCH_BYTES: usize = 1 << 20;
+/// Keys for which an empty queue keeps its memory.
+const QUEUE_KEPT: usize = 256;
 
 impl SyncStore {
     /// Takes the next writes off the queue; none if the queue is empty, or begins with a change that the budget does not
@@ -68,6 +70,10 @@ impl SyncStore {
             }
         }
         let waits_for = slowed.limit();
+        if queue.is_empty() && queue.capacity() > QUEUE_KEPT {
+            // After a start with millions of keys, the queue is short for ever.
+            *queue = VecDeque::new();
+        }
         drop(state);
         if waits_for == Some(ReachedLimit::History) {
             self.backend.request_compaction();
@@ -109,10 +115,7 @@ impl SyncStore {
         stats.writes += batch.len() as u64;
         *full &= batch.iter().all(is_delete);
         for write in batch {
-            let (key, written) = match write {
-                Write::Put(key, value) => (key, Some((self.digest(value), size_of(value)))),
-                Write::Delete(key) => (key, None),
-            };
+            let (Write::Put(key, _) | Write::Delete(key)) = write;
             if budget.is_some()
                 && let Some(entry) = table.get(key).filter(|e| e.written.is_some())
             {
@@ -120,7 +123,14 @@ impl SyncStore {
                 replaced_bytes += budget::cost(key, entry.written_size);
             }
             let since = table.update(key, |entry| {
-                entry.set_written(written);
+                entry.set_written(match write {
+                    Write::Put(_, value) => {
+                        let digest = entry.dequeued().unwrap_or_else(|| self.digest(value));
+                        debug_assert_eq!(digest, self.digest(value));
+                        Some((digest, size_of(value)))
+                    }
+                    Write::Delete(_) => None,
+                });
                 if entry.queued {
                     return None;
                 }
@@ -134,7 +144,7 @@ impl SyncStore {
             if let (Some(since), Some(at)) = (since.flatten(), table.prefix_of(key)) {
                 self.prefixes[at].lag.observe(self.elapsed(since).as_secs_f64());
             }
-            if written.is_none() {
+            if is_delete(write) {
                 table.remove_if_idle(key);
             }
         }
@@ -232,7 +242,7 @@ impl SyncStore {
             let written = found.next_if(|(found, _)| found[..] == *key);
             entry.set_written(written.map(|(_, written)| written));
             let is_lost = was_stored && entry.written.is_none() && entry.desired.is_some();
-            if entry.value().is_some() && !entry.is_as_desired() && (is_lost || !entry.queued) {
+            if entry.has_value() && !entry.is_as_desired() && (is_lost || !entry.queued) {
                 first.insert(Bytes::copy_from_slice(key));
             }
         });

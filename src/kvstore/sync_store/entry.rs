@@ -34,9 +34,40 @@ pub(super) struct Entry {
 #[derive(Default)]
 struct Pending {
     /// The value to write. Dropped after the write, unless [`WrittenValues::Keep`].
-    value: Option<Bytes>,
+    value: Value,
     /// When the change that is not written yet was received: microseconds since the writer's start, plus one.
     since: Option<NonZeroU64>,
+}
+
+/// A value that may have to be written.
+#[derive(Default)]
+enum Value {
+    #[default]
+    None,
+    /// As it was received.
+    Fresh(Bytes),
+    /// Written, and kept in as little memory as possible: a `Bytes` that was ever cloned takes 48 bytes more.
+    Kept(Box<[u8]>),
+}
+
+impl Value {
+    fn is_some(&self) -> bool {
+        !matches!(self, Self::None)
+    }
+
+    fn get(&self) -> Option<Bytes> {
+        match self {
+            Self::None => None,
+            Self::Fresh(value) => Some(value.clone()),
+            Self::Kept(value) => Some(Bytes::copy_from_slice(value)),
+        }
+    }
+}
+
+impl From<Option<Bytes>> for Value {
+    fn from(value: Option<Bytes>) -> Self {
+        value.map_or(Self::None, Self::Fresh)
+    }
 }
 
 /// The size of a value in an entry.
@@ -78,8 +109,13 @@ impl Default for Entry {
 
 impl Entry {
     /// The value to write.
-    pub(super) fn value(&self) -> Option<&Bytes> {
-        self.pending.as_ref()?.value.as_ref()
+    fn value(&self) -> Option<Bytes> {
+        self.pending.as_ref()?.value.get()
+    }
+
+    /// Whether there is a value that could be written.
+    pub(super) fn has_value(&self) -> bool {
+        self.pending.as_ref().is_some_and(|pending| pending.value.is_some())
     }
 
     /// When the change that is not written yet was received.
@@ -96,7 +132,7 @@ impl Entry {
     pub(super) fn waits_no_more(&mut self) -> Option<NonZeroU64> {
         let pending = self.pending.as_mut()?;
         let since = pending.since.take();
-        if pending.value.is_none() {
+        if !pending.value.is_some() {
             self.pending = None;
         }
         since
@@ -106,8 +142,14 @@ impl Entry {
         match (value, &mut self.pending) {
             (None, None) => {}
             (None, Some(pending)) if pending.since.is_none() => self.pending = None,
-            (value, pending) => pending.get_or_insert_default().value = value,
+            (value, pending) => pending.get_or_insert_default().value = value.into(),
         }
+    }
+
+    /// The digest of the value that was taken off the queue last; `None` if the key was queued again since. Every change of
+    /// the desired value after that queues the key, as long as the write is in flight.
+    pub(super) fn dequeued(&self) -> Option<Digest> {
+        self.desired.filter(|_| !self.queued && !self.is_known)
     }
 
     pub(super) fn is_as_desired(&self) -> bool {
@@ -134,8 +176,14 @@ impl Entry {
 
     /// The key has the desired value: nothing is left to write. Returns since when the change had been waiting.
     pub(super) fn settle(&mut self, values: WrittenValues) -> Option<NonZeroU64> {
-        if values == WrittenValues::Drop {
-            self.set_value(None);
+        match (values, &mut self.pending) {
+            (WrittenValues::Drop, _) => self.set_value(None),
+            (WrittenValues::Keep, Some(pending)) => {
+                if let Value::Fresh(value) = &pending.value {
+                    pending.value = Value::Kept(value[..].into());
+                }
+            }
+            (WrittenValues::Keep, None) => {}
         }
         self.waits_no_more()
     }
@@ -156,7 +204,7 @@ impl Entry {
             self.settle(values);
             return Next::Nothing;
         }
-        match (self.value().cloned(), self.desired) {
+        match (self.value(), self.desired) {
             (Some(value), Some(_)) => {
                 self.is_known = false;
                 Next::Put(value)

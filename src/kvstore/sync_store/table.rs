@@ -168,6 +168,12 @@ impl Table {
         }
     }
 
+    /// Moves all entries closer together: those of a list, which come in the order of their keys, leave a third of each node
+    /// of the tree empty.
+    pub(super) fn pack(&mut self) {
+        self.entries = std::mem::take(&mut self.entries).into_iter().collect();
+    }
+
     /// Forgets the entry of `key` if it is idle.
     pub(super) fn remove_if_idle(&mut self, key: &[u8]) {
         if self.entries.get(key).is_some_and(Entry::is_idle) {
