@@ -4,7 +4,7 @@ use crate::scenarios::{Figure, Kind, Scale};
 use crate::server::Server;
 use anyhow::{Context, bail};
 use isthmus::loadtest;
-use isthmus::loadtest::outcome::{Outcome, PhaseCosts, Spent};
+use isthmus::loadtest::outcome::{Outcome, PhaseCosts, Second, Spent};
 use isthmus::loadtest::plan::Plan;
 use isthmus::loadtest::report::{Quantiles, Summary};
 use isthmus::loadtest::scenarios::Scenario;
@@ -70,6 +70,21 @@ impl Ran {
             );
         }
         Ok(spent.cpu_secs * 1e6 / phase.operations as f64)
+    }
+
+    /// The p99 from commit to delivery of a phase that is compared with others, in ms, and what the server spent in it.
+    pub fn delivery(&self, name: &str) -> anyhow::Result<(f64, Spent)> {
+        let (phase, spent) = self.phase(name)?;
+        let delivery = phase.delivery.as_ref().context("the phase was not compared")?;
+        Ok((delivery.at(0.99).as_secs_f64() * 1000.0, spent))
+    }
+
+    /// The server's memory in MB, by seconds since the start.
+    pub fn memory(&self) -> Vec<(f64, f64)> {
+        let seconds = &self.outcome.seconds;
+        let first = seconds.first().map_or(0, |second| second.at);
+        let at = |second: &Second| ((second.at - first) as f64, second.server_rss as f64 / 1e6);
+        seconds.iter().map(at).collect()
     }
 
     pub fn latency(&self, title: &str) -> anyhow::Result<&Quantiles> {

@@ -91,28 +91,50 @@ pub fn bars(title: &str, servers: &[String], rows: &[&Row]) -> String {
     out + "</svg>\n"
 }
 
-/// A line for each server, from zero.
+/// The most numbers below the axis of x.
+const NUMBERS: usize = 10;
+/// A larger ratio of the last x and the first one needs an axis of logarithms.
+const LINEAR: f64 = 50.0;
+
+/// A line for each server, from zero, or, over many magnitudes, along logarithms.
 pub fn lines(title: &str, x_title: &str, servers: &[String], lines: &[Vec<(f64, f64)>]) -> String {
     let mut out = begin(HEIGHT, title, servers);
     let most = |of: fn(&(f64, f64)) -> f64| lines.iter().flatten().map(of).fold(1.0, f64::max);
     let (right, top) = (most(|point| point.0), round_up(most(|point| point.1)));
-    let x_at = |x: f64| AXIS + x / right * (WIDTH - AXIS - 20.0);
+    let mut numbers: Vec<f64> = lines.iter().flatten().map(|point| point.0).collect();
+    numbers.sort_by(f64::total_cmp);
+    numbers.dedup();
+    let left = numbers.first().copied().unwrap_or_default();
+    let is_wide = left > 0.0 && right / left > LINEAR;
+    let x_at = |x: f64| {
+        let share = match is_wide {
+            true => (x / left).ln() / (right / left).ln(),
+            false => x / right,
+        };
+        AXIS + share * (WIDTH - AXIS - 20.0)
+    };
     let y_at = |y: f64| HEIGHT - AXIS / 2.0 - y / top * (HEIGHT - AXIS / 2.0 - TOP);
     for step in 0..=4 {
-        let (x, y) = (right * f64::from(step) / 4.0, top * f64::from(step) / 4.0);
+        let y = top * f64::from(step) / 4.0;
         let _ = writeln!(
             out,
             "<line x1=\"{AXIS}\" x2=\"{:.1}\" y1=\"{:.1}\" y2=\"{:.1}\" stroke=\"{TEXT}\" stroke-opacity=\"0.25\"/>\
-             <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text><text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
+             <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
             WIDTH - 20.0,
             y_at(y),
             y_at(y),
             AXIS - 8.0,
             y_at(y) + 4.0,
-            measure(y, ""),
-            x_at(x).min(WIDTH - 45.0),
+            measure(y, "")
+        );
+    }
+    for x in numbers.iter().rev().step_by(numbers.len().div_ceil(NUMBERS).max(1)) {
+        let _ = writeln!(
+            out,
+            "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
+            x_at(*x).min(WIDTH - 45.0),
             HEIGHT - 12.0,
-            measure(x, if step == 4 { x_title } else { "" })
+            measure(*x, if *x >= right { x_title } else { "" })
         );
     }
     for (at, line) in lines.iter().enumerate() {
@@ -121,6 +143,14 @@ pub fn lines(title: &str, x_title: &str, servers: &[String], lines: &[Vec<(f64, 
             .iter()
             .map(|(x, y)| format!("{:.1},{:.1}", x_at(*x), y_at(*y)))
             .collect();
+        for point in line.iter().filter(|_| line.len() <= NUMBERS) {
+            let _ = writeln!(
+                out,
+                "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"3\" fill=\"{colour}\"/>",
+                x_at(point.0),
+                y_at(point.1)
+            );
+        }
         let _ = writeln!(
             out,
             "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2.5\"/>",

@@ -84,8 +84,31 @@ pub fn write(results: &Results, dir: &Path) -> anyhow::Result<()> {
         write(&file, plot::lines(&title, row.x, &results.servers, &row.points))?;
         images.push((file, title));
     }
+    remove_stale(dir, &images)?;
     write("README.md", page(results, &images))?;
     write("results.json", serde_json::to_string_pretty(results)? + "\n")
+}
+
+/// Removes the plots that the page of an earlier run shows, and this one does not.
+fn remove_stale(dir: &Path, images: &[(String, String)]) -> anyhow::Result<()> {
+    let Ok(page) = std::fs::read_to_string(dir.join("README.md")) else {
+        return Ok(());
+    };
+    let shown = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("![")?.split_once("](")?.1.strip_suffix(')'));
+    // Only names of this program: a page must not lead elsewhere.
+    let shown = shown.filter(|file| file.strip_suffix(".svg").is_some_and(|name| slug(name) == name));
+    for file in shown.filter(|file| images.iter().all(|(image, _)| image != file)) {
+        let path = dir.join(file);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("cannot remove {}", path.display()));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn page(results: &Results, images: &[(String, String)]) -> String {

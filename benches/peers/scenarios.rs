@@ -177,7 +177,7 @@ pub const ALL: [Scenario; 20] = {
             is_long: true,
             ..scenario(
                 "connections",
-                "5,000 deliveries/s to 1,000 … 18,000 connections",
+                "9,000 deliveries/s to 1,000 … 18,000 connections",
                 Plain,
                 Load::Connections,
             )
@@ -186,13 +186,19 @@ pub const ALL: [Scenario; 20] = {
             is_long: true,
             ..scenario("keys", "10,000 … 3,000,000 keys of 400 B", Plain, Load::Keys)
         },
-        scenario(
-            "beside",
-            "Puts beside a list and a compaction, 500,000 keys",
-            Plain,
-            Load::Beside,
-        ),
-        scenario("stopped", "Bursts beside 100 readers that stop", Plain, Load::Stopped),
+        Scenario {
+            is_long: true,
+            ..scenario(
+                "beside",
+                "Puts beside a list and a compaction, 500,000 keys",
+                Plain,
+                Load::Beside,
+            )
+        },
+        Scenario {
+            is_long: true,
+            ..scenario("stopped", "Bursts beside 100 readers that stop", Plain, Load::Stopped)
+        },
     ]
 };
 

@@ -42,6 +42,8 @@ pub struct Server {
     process: Child,
     pub authority: String,
     config: ClientConfig,
+    /// Whether it is Isthmus.
+    pub is_ours: bool,
     /// Its data and certificates.
     _dir: tempfile::TempDir,
 }
@@ -135,6 +137,7 @@ impl Program {
             process: process.with_context(|| format!("cannot start {}", self.path.display()))?,
             authority,
             config,
+            is_ours: self.is_ours,
             _dir: dir,
         };
         server
@@ -214,6 +217,7 @@ impl Server {
     /// The server as the load tester wants it.
     pub fn target(&self) -> Target {
         Target {
+            users: vec![],
             config: self.config.clone(),
             pid: Some(self.process.id()),
         }
