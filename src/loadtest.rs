@@ -30,5 +30,6 @@ mod verify;
 mod wire;
 mod writer;
 
+pub use dial::User;
 pub use error::Error;
 pub use run::{Progress, Target, run};

@@ -2,14 +2,16 @@
 
 mod output;
 mod progress;
+mod users;
 
 use self::output::OutputArgs;
+use self::users::UserArgs;
 use super::flags::{EndpointArgs, boolean, duration};
 use super::{logging, print};
 use crate::app::signal;
 use crate::kvstore::config::{self, ClientConfig};
 use crate::loadtest::merge::merge;
-use crate::loadtest::plan::{Layout, Plan};
+use crate::loadtest::plan::{Layout, Plan, SlowReadersAt};
 use crate::loadtest::scenarios::Scenario;
 use crate::loadtest::{self, Target};
 use crate::util::blocking;
@@ -77,6 +79,8 @@ struct StoreArgs {
     /// The etcd client's YAML file with endpoints and TLS files, instead of the four flags above.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["endpoints", "cacert", "cert", "key"])]
     client_config: Option<PathBuf>,
+    #[command(flatten)]
+    users: UserArgs,
     /// Process of the server, whose CPU time and memory are reported, and after its end the process that listens on the
     /// endpoint. By default, the process that listens on a loopback endpoint.
     #[arg(long, value_name = "PID")]
@@ -133,6 +137,10 @@ struct LoadArgs {
     /// Further connections that stop reading once they are in sync.
     #[arg(long, value_name = "N")]
     slow_readers: Option<usize>,
+    /// Time of the slow readers: from the start, or the middle third of --duration, so that the results compare the others with
+    /// and without them.
+    #[arg(long, value_name = "start|middle", value_parser = slow_readers_at)]
+    slow_readers_at: Option<SlowReadersAt>,
 }
 
 /// How agents behave.
@@ -215,8 +223,9 @@ impl MergeArgs {
 
 impl RunArgs {
     fn run(self) -> anyhow::Result<()> {
-        let plan = self.plan();
+        let mut plan = self.plan();
         let target = self.store.target()?;
+        plan.users = target.users.len();
         self.output.check(self.store.files())?;
         let runtime = blocking::runtime()?;
         let outcome = runtime.block_on(async {
@@ -265,6 +274,7 @@ impl RunArgs {
         }
         set(&mut plan.storm_interval, &load.storm_interval);
         set(&mut plan.slow_readers, &load.slow_readers);
+        set(&mut plan.slow_readers_at, &load.slow_readers_at);
         set(&mut plan.connect_rate, &agents.connect_rate);
         set(&mut plan.watches, &agents.watches);
         set(&mut plan.page, &agents.page);
@@ -299,6 +309,7 @@ impl StoreArgs {
             bail!("agents authenticate by certificates: a user name with a password is not supported");
         }
         Ok(Target {
+            users: self.users.users(config.trusted_ca_file.as_deref())?,
             config,
             pid: self.server_pid,
         })
@@ -306,7 +317,10 @@ impl StoreArgs {
 
     /// The files that are read.
     fn files(&self) -> impl Iterator<Item = &PathBuf> {
-        self.endpoints.files().chain(&self.client_config)
+        self.endpoints
+            .files()
+            .chain(&self.client_config)
+            .chain(self.users.files())
     }
 }
 
@@ -319,6 +333,14 @@ fn complain_of_unknown_fields(file: &Path) {
         logging::complain(&format!(
             "note: {file} has fields that no client of etcd knows, and that are ignored: {fields}\n"
         ));
+    }
+}
+
+fn slow_readers_at(text: &str) -> Result<SlowReadersAt, String> {
+    match text {
+        "start" => Ok(SlowReadersAt::Start),
+        "middle" => Ok(SlowReadersAt::Middle),
+        _ => Err("neither start nor middle".to_owned()),
     }
 }
 

@@ -19,6 +19,14 @@ const BACKOFF: Duration = Duration::from_secs(1);
 const BACKOFF_FACTOR: f64 = 1.6;
 const BACKOFF_MAX: Duration = Duration::from_secs(120);
 
+/// For how long an agent reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reads {
+    Always,
+    /// The agent stops reading once it is in sync.
+    UntilInSync,
+}
+
 /// One connection of an agent.
 pub struct Agent {
     pub(super) shared: Arc<Shared>,
@@ -33,8 +41,7 @@ pub struct Agent {
     /// Whether the present connection was made.
     is_connected: bool,
     is_live: bool,
-    /// Stops reading once it is in sync.
-    pub(super) stalls: bool,
+    pub(super) reads: Reads,
     pub(super) has_stalled: bool,
     /// Whether the connection neither reads nor writes.
     pub(super) is_paused: Arc<AtomicBool>,
@@ -74,7 +81,7 @@ impl Agent {
         number: usize,
         watched: Arc<[Prefix]>,
         phase: watch::Receiver<Phase>,
-        stalls: bool,
+        reads: Reads,
     ) -> Self {
         let lanes = shared.plan.lanes();
         let watching = |prefix: &Prefix| Watching {
@@ -95,7 +102,7 @@ impl Agent {
             is_listed: false,
             is_connected: false,
             is_live: false,
-            stalls,
+            reads,
             has_stalled: false,
             is_paused: Arc::default(),
             began: Instant::now(),
@@ -192,7 +199,7 @@ impl Agent {
             .verify
             .as_ref()
             .is_some_and(|written| written.deadline <= Instant::now());
-        if (is_end || is_late) && !self.stalls {
+        if (is_end || is_late) && self.reads == Reads::Always {
             self.shared.tally.behind.add(1);
         }
         is_end || is_late
@@ -300,14 +307,14 @@ mod tests {
         let plan = Scenario::Kvstoremesh250.plan();
         let watched: Arc<[Prefix]> = plan.watched(0).into();
         let shared = Arc::new(Shared {
-            dialer: Dialer::new(&ClientConfig::address("127.0.0.1:1"), options)
+            dialer: Dialer::new(&ClientConfig::address("127.0.0.1:1"), options, &[])
                 .await
                 .unwrap(),
             tally: Tally::new(0),
             plan,
         });
         let phase = watch::Sender::new(Phase::Live);
-        let agent = Agent::new(&shared, 0, watched, phase.subscribe(), false);
+        let agent = Agent::new(&shared, 0, watched, phase.subscribe(), Reads::Always);
         let bytes = size_of_val(&agent.run());
         assert!((1000..9000).contains(&bytes), "{bytes} bytes");
     }

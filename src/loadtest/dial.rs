@@ -3,12 +3,14 @@
 use super::error::Error;
 use super::link::{Connection, Link, RequestHead, Socket};
 use crate::kvstore::config::ClientConfig;
-use crate::kvstore::dial::{Target, explained, tls_config};
+use crate::kvstore::dial::{Target, explained, key_pair, tls_config};
 use crate::util::resolve;
 use crate::util::trust::ServerVerifier;
 use parking_lot::Mutex;
-use rustls::client::Resumption;
-use rustls::pki_types::ServerName;
+use rustls::client::{ResolvesClientCert, Resumption};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::sign::SingleCertAndKey;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,6 +40,8 @@ struct Endpoint {
 pub struct Dialer {
     endpoints: Vec<Endpoint>,
     tls: Option<TlsConnector>,
+    /// The same with the certificates of the agents' users, if agents have users of their own.
+    users: Vec<(String, TlsConnector)>,
     /// Remembers the issuer of the certificate that was refused last.
     verifier: Option<Arc<ServerVerifier>>,
     config: ClientConfig,
@@ -67,6 +71,23 @@ impl Pace {
     }
 }
 
+/// A user of agents: its name, and its certificate with its key, PEM.
+#[derive(Clone)]
+pub struct User {
+    pub name: String,
+    pub cert: String,
+    pub key: String,
+}
+
+/// Whose connection is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Who {
+    /// The user of the client's configuration, who may write.
+    Writer,
+    /// The user of agents with this number, modulo their number; without users of their own, agents are the writers' user.
+    Agent(usize),
+}
+
 /// How connections are opened.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
@@ -77,8 +98,8 @@ pub struct Options {
 }
 
 impl Dialer {
-    /// Resolves the endpoints and reads the TLS files.
-    pub async fn new(config: &ClientConfig, options: Options) -> Result<Self, Error> {
+    /// Resolves the endpoints and reads the TLS files. Agents are spread over `users`, if there are any.
+    pub async fn new(config: &ClientConfig, options: Options, users: &[User]) -> Result<Self, Error> {
         let mut endpoints = vec![];
         for endpoint in &config.endpoints {
             let target = Target::parse(endpoint, config)?;
@@ -99,12 +120,25 @@ impl Dialer {
                 head: RequestHead::new(target.authority(), target.secure),
             });
         }
+        let mut connectors = vec![];
         let (tls, verifier) = match endpoints.iter().any(|endpoint| endpoint.secure) {
             true => {
                 let (mut tls, verifier) = tls_config(config)?;
                 // Go's clients make full handshakes.
                 tls.resumption = Resumption::disabled();
+                for user in users {
+                    let mut own = tls.clone();
+                    own.client_auth_cert_resolver = certificate(user)?;
+                    connectors.push((user.name.clone(), TlsConnector::from(Arc::new(own))));
+                }
                 (Some(TlsConnector::from(Arc::new(tls))), Some(verifier))
+            }
+            false if !users.is_empty() => {
+                return Err(Error::Plan(
+                    "users of agents need endpoints with TLS, such as https://127.0.0.1:2379: without TLS, a store tells \
+                     clients apart by their addresses (--source-addresses)"
+                        .to_owned(),
+                ));
             }
             false => (None, None),
         };
@@ -115,6 +149,7 @@ impl Dialer {
         Ok(Self {
             endpoints,
             tls,
+            users: connectors,
             verifier,
             config: config.clone(),
             sources: options.sources,
@@ -133,6 +168,11 @@ impl Dialer {
         self.endpoints.iter().map(|endpoint| &*endpoint.url)
     }
 
+    /// The names of the agents' users, if agents have users of their own.
+    pub fn users(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.users.iter().map(|(name, _)| &**name)
+    }
+
     /// The configuration of the client.
     pub fn config(&self) -> &ClientConfig {
         &self.config
@@ -148,20 +188,29 @@ impl Dialer {
             // Errors show up in the connection that follows.
             let _ = timeout(CONNECT_TIMEOUT, self.abort(n)).await;
         }
-        let (link, connection) = self.connect(n).await?;
+        // Each endpoint gets connections of each user.
+        let user = Who::Agent(n / self.endpoints.len());
+        let (link, connection) = self.connect(n, user).await?;
         Ok((link, connection, began.elapsed()))
     }
 
     /// Opens a connection at once.
-    pub async fn connect(&self, n: usize) -> Result<(Link, Connection), Error> {
+    pub async fn connect(&self, n: usize, who: Who) -> Result<(Link, Connection), Error> {
         let late = |_| Error::Timeout("connect");
-        timeout(CONNECT_TIMEOUT, self.handshake(n)).await.map_err(late)?
+        timeout(CONNECT_TIMEOUT, self.handshake(n, who)).await.map_err(late)?
     }
 
-    async fn handshake(&self, n: usize) -> Result<(Link, Connection), Error> {
+    fn connector(&self, who: Who) -> Option<&TlsConnector> {
+        match who {
+            Who::Agent(n) if !self.users.is_empty() => Some(&self.users[n % self.users.len()].1),
+            _ => self.tls.as_ref(),
+        }
+    }
+
+    async fn handshake(&self, n: usize, who: Who) -> Result<(Link, Connection), Error> {
         let endpoint = &self.endpoints[n % self.endpoints.len()];
         let tcp = self.tcp(endpoint, n).await.map_err(Error::Connect)?;
-        let socket: Socket = match self.tls.as_ref().filter(|_| endpoint.secure) {
+        let socket: Socket = match self.connector(who).filter(|_| endpoint.secure) {
             None => Either::Left(tcp),
             Some(tls) => {
                 let connected = tls.connect(endpoint.name.clone(), tcp).await;
@@ -174,8 +223,8 @@ impl Dialer {
     /// The error of a handshake, with the mistake behind it if that is known.
     fn refused(&self, error: std::io::Error) -> Error {
         match &self.verifier {
-            Some(verifier) => Error::of_tls(explained(&self.config, verifier, error)),
-            None => Error::of_tls(error),
+            Some(verifier) => Error::of_handshake(explained(&self.config, verifier, error)),
+            None => Error::of_handshake(error),
         }
     }
 
@@ -212,6 +261,22 @@ impl Dialer {
         tcp.set_nodelay(true)?;
         Ok(tcp)
     }
+}
+
+/// The certificate of a user.
+fn certificate(user: &User) -> Result<Arc<dyn ResolvesClientCert>, Error> {
+    let fail = |why: String| {
+        Error::Plan(format!(
+            "the certificate of the user {} cannot be used: {why}",
+            user.name
+        ))
+    };
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(user.cert.as_bytes()).collect();
+    let chain = chain.map_err(|error| fail(error.to_string()))?;
+    let key = PrivateKeyDer::from_pem_slice(user.key.as_bytes()).map_err(|error| fail(error.to_string()))?;
+    let provider = rustls::crypto::aws_lc_rs::default_provider();
+    let pair = key_pair(chain, key, &provider).map_err(|error| fail(error.to_string()))?;
+    Ok(Arc::new(SingleCertAndKey::from(pair)))
 }
 
 async fn addresses(config: &ClientConfig, target: &Target) -> std::io::Result<Option<SocketAddr>> {

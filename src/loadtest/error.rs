@@ -1,5 +1,6 @@
 //! Why a load test, or one call of it, failed.
 
+use super::link::shown;
 use super::wire::Malformed;
 use crate::http2::client as http2;
 use crate::kvstore::client;
@@ -26,6 +27,11 @@ pub enum Error {
     Interrupted,
     #[error("{url}: {source}")]
     Endpoint { url: String, source: Box<Self> },
+    #[error(
+        "the agents' user {name}: {source}; every user needs a certificate of a CA that the store trusts, and, if the store \
+         has users, must be one who may read the prefixes of the test"
+    )]
+    User { name: String, source: Box<Self> },
     /// An error of the first connection, with what the operator has to change.
     #[error("{text}; {remedy}")]
     Explained { text: String, remedy: String },
@@ -39,6 +45,11 @@ pub enum Error {
     Http(http2::Error),
     #[error("the store closed the connection")]
     Closed,
+    /// The store has said why: `code` of HTTP/2, and the debug data of GOAWAY.
+    #[error("the store closed the connection: {}", farewell(*code, reason))]
+    Ended { code: u32, reason: String },
+    #[error("the store closed the connection during its handshake")]
+    Unwelcome,
     #[error("the store speaks TLS on this port, and the test does not")]
     AsksForTls,
     #[error("the port answers, but not with HTTP/2: it is not the client port of an etcd")]
@@ -70,6 +81,14 @@ pub enum Error {
 }
 
 impl Error {
+    /// An error of a handshake of TLS.
+    pub fn of_handshake(error: io::Error) -> Self {
+        match Self::of_tls(error) {
+            Self::Closed => Self::Unwelcome,
+            other => other,
+        }
+    }
+
     /// An error of a connection over TLS.
     pub fn of_tls(error: io::Error) -> Self {
         use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
@@ -100,6 +119,16 @@ impl Error {
     }
 }
 
+/// The last words of a store. A connection that ends in order has no error code.
+fn farewell(code: u32, reason: &str) -> String {
+    let reason = shown(reason.as_bytes());
+    match (code, &*reason) {
+        (0, _) => reason,
+        (_, "") => format!("code {code} of HTTP/2"),
+        _ => format!("{reason} (code {code} of HTTP/2)"),
+    }
+}
+
 impl From<http2::Error> for Error {
     fn from(error: http2::Error) -> Self {
         match error {
@@ -108,6 +137,7 @@ impl From<http2::Error> for Error {
             http2::Error::NotHttp2 => Self::NotHttp2,
             // With TLS 1.3, a store refuses a client's certificate after the client's handshake.
             http2::Error::Io(error) => Self::of_tls(error),
+            http2::Error::GoAway { code, reason } => Self::Ended { code, reason },
             other => Self::Http(other),
         }
     }

@@ -23,7 +23,7 @@ pub fn explained(error: Error, config: &ClientConfig) -> Error {
 fn remedy(error: &Error, config: &ClientConfig) -> Option<String> {
     let text = error.to_string();
     let ended = Ended {
-        is_lost: matches!(error, Error::Closed),
+        is_lost: matches!(error, Error::Closed | Error::Unwelcome),
         asks_for_tls: matches!(error, Error::AsksForTls),
         has_alert: has_alert(&text),
     };
@@ -51,9 +51,9 @@ fn remedy(error: &Error, config: &ClientConfig) -> Option<String> {
         (Error::NotHttp2, _) => {
             "etcd's client port is 2379; ports of metrics and of health checks cannot be tested".to_owned()
         }
-        (Error::Closed, None) => GIVE_A_CERTIFICATE.replacen("the store asks", "it may ask", 1),
+        (Error::Closed | Error::Unwelcome, None) => GIVE_A_CERTIFICATE.replacen("the store asks", "it may ask", 1),
         (Error::Tls(_), None) if ended.has_alert => GIVE_A_CERTIFICATE.to_owned(),
-        (Error::Closed, Some(path)) => refused(path),
+        (Error::Closed | Error::Unwelcome, Some(path)) => refused(path),
         (Error::Tls(_), Some(path)) if ended.has_alert => refused(path),
         _ => return None,
     })

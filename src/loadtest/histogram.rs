@@ -130,6 +130,12 @@ impl Histogram {
         let _ = self.0.add(&other.0);
     }
 
+    /// Takes away what was recorded before.
+    pub fn subtract(&mut self, earlier: &Self) {
+        // The earlier one is a part of this one, with the same limits.
+        let _ = self.0.subtract(&earlier.0);
+    }
+
     pub fn clear(&mut self) {
         self.0.reset();
     }

@@ -7,7 +7,7 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 /// Settings that differ from machine to machine.
-const MAY_DIFFER: [&str; 4] = ["run", "agents", "source_addresses", "existing"];
+const MAY_DIFFER: [&str; 5] = ["run", "agents", "source_addresses", "existing", "users"];
 /// The most differences that an error names.
 const NAMED_MAX: usize = 6;
 

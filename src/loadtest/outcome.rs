@@ -16,6 +16,11 @@ const FORMAT: u32 = 1;
 /// Growth of a process that says nothing about what it holds.
 const GROWTH_MIN: u64 = 2 << 20;
 
+/// The phases of a run whose slow readers are there in its middle.
+pub const WITHOUT_SLOW_READERS: &str = "without slow readers";
+pub const WITH_SLOW_READERS: &str = "with slow readers";
+pub const AFTER_SLOW_READERS: &str = "after slow readers";
+
 /// Everything about one run, or about several that were added up.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Outcome {
@@ -120,6 +125,9 @@ pub struct PhaseCosts {
     /// The server's process, if it runs on this machine.
     pub server: Option<Spent>,
     pub tester: Spent,
+    /// From commit to delivery; of phases that are to be compared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delivery: Option<Histogram>,
 }
 
 /// What a process spent in a phase.
@@ -134,6 +142,9 @@ pub struct Spent {
     /// Restarts of the process in the phase.
     #[serde(default)]
     pub restarts: u32,
+    /// The most memory of the process at any second of the phase; 0 if the phase was shorter.
+    #[serde(default)]
+    pub rss_most: u64,
 }
 
 /// One second of a run, for plots.
@@ -221,6 +232,7 @@ impl Spent {
             rss_after: after.rss,
             given_back: before.peak.saturating_sub(before.rss),
             restarts: after.restarts - before.restarts,
+            rss_most: 0,
         }
     }
 
@@ -356,6 +368,9 @@ impl PhaseCosts {
         self.tester.cpu_secs += other.tester.cpu_secs;
         self.tester.rss_before += other.tester.rss_before;
         self.tester.rss_after += other.tester.rss_after;
+        if let (Some(own), Some(other)) = (&mut self.delivery, &other.delivery) {
+            own.add(other);
+        }
         // Only the machine of the server has its costs.
         self.server = self.server.or(other.server);
     }

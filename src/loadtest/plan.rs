@@ -19,6 +19,8 @@ const VALUE_MAX: usize = 1 << 20;
 const DURATION_MAX: Duration = Duration::from_secs(86_400);
 /// The largest rates, per second.
 const RATE_MAX: f64 = 1_000_000.0;
+/// The most users of agents.
+pub const USERS_MAX: u32 = 1000;
 /// Local ports of one source address that the kernel hands out by default.
 const PORTS: usize = 28_000;
 /// The least time that all agents have for being in sync, by default.
@@ -47,6 +49,17 @@ pub enum Layout {
     State,
     /// A prefix of the user's own.
     Own(String),
+}
+
+/// When the slow readers of a run are there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SlowReadersAt {
+    /// From the start to the end.
+    #[default]
+    Start,
+    /// In the middle third of the time in which agents watch, so that the others can be compared with and without them.
+    Middle,
 }
 
 /// The settings of a run.
@@ -85,6 +98,11 @@ pub struct Plan {
     pub storm_interval: Duration,
     /// More connections that stop reading once they are in sync.
     pub slow_readers: usize,
+    #[serde(default)]
+    pub slow_readers_at: SlowReadersAt,
+    /// Users that agents are spread over, each with a certificate; 0 for the writers' user.
+    #[serde(default)]
+    pub users: usize,
     pub source_addresses: u32,
     /// Connections are preceded by one that ends during its handshake, as in Cilium.
     pub aborted_handshakes: bool,
@@ -274,6 +292,9 @@ impl Plan {
             () if connections > CONNECTIONS_MAX => fail(format!(
                 "{connections} connections (--agents × --clusters) are more than {CONNECTIONS_MAX}, the most of one run"
             )),
+            () if self.users > USERS_MAX as usize => {
+                fail(format!("{} users of agents are more than {USERS_MAX}", self.users))
+            }
             () if self.source_addresses > SOURCES_MAX => fail(format!("--source-addresses is more than {SOURCES_MAX}")),
             () if self.source_addresses > 0 && connections > sources * PORTS => fail(format!(
                 "{connections} connections need {} source addresses, since each has about {PORTS} ports",

@@ -1,6 +1,6 @@
 //! Removes what a run has written.
 
-use super::dial::Dialer;
+use super::dial::{Dialer, Who};
 use super::error::Error;
 use super::link::{Call, Link, NEVER_PAUSED};
 use super::session::prefix_end;
@@ -32,7 +32,7 @@ impl Removal<'_> {
     }
 
     async fn remove(&self, answers: &AtomicU64) -> Result<(), Error> {
-        let (link, mut connection) = self.dialer.connect(0).await?;
+        let (link, mut connection) = self.dialer.connect(0, Who::Writer).await?;
         connection.drive(&NEVER_PAUSED, self.calls(&link, answers)).await
     }
 

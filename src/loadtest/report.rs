@@ -68,6 +68,9 @@ pub struct Phase {
     pub written: u64,
     pub server: Option<Share>,
     pub tester: Share,
+    /// From commit to delivery, of phases that are to be compared.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delivery: Option<Quantiles>,
 }
 
 /// What a process spent in a phase.
@@ -79,8 +82,14 @@ pub struct Share {
     /// CPU time of one operation; `None` without operations, or if the process used less than ten ticks of the kernel.
     pub cpu_us_per_operation: Option<f64>,
     pub rss_mib: f64,
+    /// The most memory at any second of the phase; `None` if the phase was shorter, and for the tester.
+    pub rss_most_mib: Option<f64>,
     /// Restarts of the process in the phase.
     pub restarts: u32,
+}
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
 }
 
 fn millis(duration: Duration) -> f64 {
@@ -111,7 +120,8 @@ impl Phase {
                 .known_cpu()
                 .filter(|_| costs.operations > 0)
                 .map(|secs| secs * 1e6 / costs.operations as f64),
-            rss_mib: spent.rss_after as f64 / f64::from(1 << 20),
+            rss_mib: mib(spent.rss_after),
+            rss_most_mib: (spent.rss_most > 0).then(|| mib(spent.rss_most)),
             restarts: spent.restarts,
         };
         Self {
@@ -123,6 +133,7 @@ impl Phase {
             written: costs.written,
             server: costs.server.as_ref().map(share),
             tester: share(&costs.tester),
+            delivery: costs.delivery.as_ref().map(Quantiles::from),
         }
     }
 }
@@ -218,6 +229,10 @@ impl Summary {
         out.push('\n');
         out += &aligned(&self.phase_rows());
         out.push('\n');
+        if let Some(rows) = self.compared_rows() {
+            out += &aligned(&rows);
+            out.push('\n');
+        }
         let counts = self
             .counts()
             .into_iter()
@@ -244,6 +259,33 @@ impl Summary {
             rows.push([&[(*title).to_owned(), grouped(q.count)][..], &times].concat());
         }
         rows
+    }
+
+    /// The phases that are to be compared, if there are any.
+    fn compared_rows(&self) -> Option<Vec<Vec<String>>> {
+        let header = [
+            "commit to delivery",
+            "events",
+            "p50",
+            "p99",
+            "max",
+            "server RSS",
+            "at most",
+        ];
+        let compared = self.phases.iter().filter_map(|phase| Some((phase, phase.delivery?)));
+        let rows = compared.map(|(phase, q)| {
+            let memory = |mib: Option<f64>| mib.map_or("-".to_owned(), |mib| format!("{mib:.1} MiB"));
+            let server = phase.server.as_ref();
+            let times = [q.p50_ms, q.p99_ms, q.max_ms].map(duration);
+            let first = [phase.name.clone(), grouped(q.count)];
+            let last = [
+                memory(server.map(|share| share.rss_mib)),
+                memory(server.and_then(|share| share.rss_most_mib)),
+            ];
+            [&first[..], &times, &last].concat()
+        });
+        let rows: Vec<_> = rows.collect();
+        (!rows.is_empty()).then(|| [vec![header.map(str::to_owned).to_vec()], rows].concat())
     }
 
     fn phase_rows(&self) -> Vec<Vec<String>> {
@@ -348,6 +390,7 @@ pub(super) mod tests {
             written: 0,
             server: Some(spent((1 << 20) + 3_000_000)),
             tester: spent((1 << 20) + 2_000_000),
+            delivery: None,
         }];
         outcome.seconds = (0..30)
             .map(|at| Second {

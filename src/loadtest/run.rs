@@ -1,11 +1,13 @@
 //! Leads a run through its phases: fill, connect, live with its storms, verify, clean up.
 
-use super::agent::Agent;
-use super::dial::{Dialer, Options};
+mod slow;
+
+use super::agent::{Agent, Reads};
+use super::dial::{Dialer, Options, User};
 use super::error::Error;
 use super::lane::Lane;
 use super::outcome::{Outcome, live};
-use super::plan::{Plan, Prefix};
+use super::plan::{Plan, Prefix, SlowReadersAt};
 use super::process::Server;
 use super::removal::Removal;
 use super::sampler::{Sampler, Unit};
@@ -18,6 +20,7 @@ use crate::kvstore::config::ClientConfig;
 use crate::util::descriptors;
 use crate::util::lifecycle::Lifecycle;
 use parking_lot::Mutex;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -46,6 +49,8 @@ pub struct Progress {
 /// The store to test.
 pub struct Target {
     pub config: ClientConfig,
+    /// The users that agents are spread over; none for the one of `config`.
+    pub users: Vec<User>,
     /// The server's process; found by its port if it is not known.
     pub pid: Option<u32>,
 }
@@ -77,7 +82,7 @@ pub async fn run(
         rate: plan.connect_rate,
     };
     let first = async {
-        let dialer = Dialer::new(&target.config, options).await?;
+        let dialer = Dialer::new(&target.config, options, &target.users).await?;
         let store = survey(&mut plan, &dialer).await?;
         Ok::<_, Error>((dialer, store))
     };
@@ -243,28 +248,34 @@ impl Leader<'_> {
         let begun = self.sampler.begin();
         let (alive, ended) = mpsc::channel(1);
         let plan = &self.shared.plan;
-        let watched: Vec<Arc<[Prefix]>> = (0..plan.clusters).map(|c| plan.watched(c).into()).collect();
         let connections = plan.connections();
-        for number in 0..connections + plan.slow_readers {
+        let slow = match plan.slow_readers_at {
+            SlowReadersAt::Start => plan.slow_readers,
+            SlowReadersAt::Middle => 0,
+        };
+        self.spawn(0..connections, Reads::Always, &self.phase, &alive);
+        self.spawn(connections..connections + slow, Reads::UntilInSync, &self.phase, &alive);
+        drop(alive);
+        self.in_sync("connecting", 0).await?;
+        self.outcome
+            .phases
+            .push(self.sampler.end(&begun, "connect", Unit::Connection));
+        Ok(ended)
+    }
+
+    /// Starts agents with these numbers, which `phase` leads. `alive` is dropped with the last of them.
+    fn spawn(&self, numbers: Range<usize>, reads: Reads, phase: &watch::Sender<Phase>, alive: &mpsc::Sender<()>) {
+        let plan = &self.shared.plan;
+        let watched: Vec<Arc<[Prefix]>> = (0..plan.clusters).map(|c| plan.watched(c).into()).collect();
+        for number in numbers {
             let watched = Arc::clone(&watched[number % watched.len()]);
-            let agent = Agent::new(
-                &self.shared,
-                number,
-                watched,
-                self.phase.subscribe(),
-                number >= connections,
-            );
+            let agent = Agent::new(&self.shared, number, watched, phase.subscribe(), reads);
             let alive = alive.clone();
             self.life.spawn_part("agent", async move {
                 agent.run().await;
                 drop(alive);
             });
         }
-        self.in_sync("connecting", 0).await?;
-        self.outcome
-            .phases
-            .push(self.sampler.end(&begun, "connect", Unit::Connection));
-        Ok(ended)
     }
 
     /// Waits until all agents are in sync, and as many as there are have been since `synced`; gives up after a long time.
@@ -307,18 +318,21 @@ impl Leader<'_> {
         self.phase.send_replace(Phase::Live);
         self.sampler.mark("live");
         let began = Instant::now();
+        let mut compared = self.compared();
         let mut number = 0;
         while began.elapsed() < duration && !self.is_stopped() {
             if number < storms && began.elapsed() >= interval * (number + 1) {
                 number += 1;
                 self.storm(number).await;
             }
+            self.compare(&mut compared, began.elapsed()).await;
             let tally = &self.shared.tally;
             let detail = || format!("{} connections, {} events received", live(tally), tally.delivered.get());
             let done = began.elapsed().min(duration).as_secs();
             self.tell("watching", done, duration.as_secs(), detail);
             sleep(LOOK).await;
         }
+        self.end_comparison(compared).await;
         self.outcome.planned_changes = self.shared.plan.planned_changes(began.elapsed());
         self.outcome.phases.push(self.sampler.end(&begun, "live", Unit::Event));
     }

@@ -25,6 +25,10 @@ pub struct Begun {
     at: Instant,
     costs: Costs,
     counts: [u64; 3],
+    /// Seconds that were sampled before.
+    seconds: usize,
+    /// What was measured before, if the deliveries of the phase are to be compared with those of others.
+    delivery: Option<Histogram>,
 }
 
 /// What the operations of a phase are.
@@ -150,13 +154,42 @@ impl Sampler {
             at: Instant::now(),
             costs: self.costs(),
             counts: self.counts(),
+            seconds: self.samples.lock().seconds.len(),
+            delivery: None,
         }
+    }
+
+    /// Notes the beginning of a phase whose deliveries are to be compared with those of others.
+    pub fn begin_compared(&self) -> Begun {
+        Begun {
+            delivery: Some(self.delivery()),
+            ..self.begin()
+        }
+    }
+
+    /// All deliveries so far.
+    fn delivery(&self) -> Histogram {
+        let mut samples = self.samples.lock();
+        for (measure, histogram) in self.shared.tally.drain() {
+            samples.histograms.entry(measure).or_default().add(&histogram);
+        }
+        let found = samples.histograms.get(&Measure::CommitToDelivery);
+        found.cloned().unwrap_or_default()
     }
 
     /// What the phase since `begun` cost.
     pub fn end(&self, begun: &Begun, name: impl Into<String>, unit: Unit) -> PhaseCosts {
         let (costs, counts) = (self.costs(), self.counts());
         let of = |at: usize| counts[at] - begun.counts[at];
+        let delivery = begun.delivery.as_ref().map(|before| {
+            let mut delivery = self.delivery();
+            delivery.subtract(before);
+            delivery
+        });
+        let most = |spent: Spent| Spent {
+            rss_most: self.most(begun.seconds),
+            ..spent
+        };
         PhaseCosts {
             name: name.into(),
             secs: begun.at.elapsed().as_secs_f64(),
@@ -176,9 +209,17 @@ impl Sampler {
                 .costs
                 .server
                 .zip(costs.server)
-                .map(|(before, after)| Spent::between(before, after)),
+                .map(|(before, after)| most(Spent::between(before, after))),
             tester: Spent::between(begun.costs.tester, costs.tester),
+            delivery,
         }
+    }
+
+    /// The most memory of the server in the seconds from number `first` on.
+    fn most(&self, first: usize) -> u64 {
+        let samples = self.samples.lock();
+        let seconds = samples.seconds.iter().skip(first);
+        seconds.map(|second| second.server_rss).max().unwrap_or_default()
     }
 
     /// All samples, when the run is over.

@@ -1,6 +1,6 @@
 //! The scenarios by name: sets of settings that flags override.
 
-use super::plan::{Layout, Plan};
+use super::plan::{Layout, Plan, SlowReadersAt};
 use std::time::Duration;
 
 /// A named set of settings.
@@ -10,15 +10,17 @@ pub enum Scenario {
     Agents10k,
     Storm,
     Kvstoremesh250,
+    SlowReaders,
     Soak,
 }
 
 impl Scenario {
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Quick,
         Self::Agents10k,
         Self::Storm,
         Self::Kvstoremesh250,
+        Self::SlowReaders,
         Self::Soak,
     ];
 
@@ -28,6 +30,7 @@ impl Scenario {
             Self::Agents10k => "agents-10k",
             Self::Storm => "storm",
             Self::Kvstoremesh250 => "kvstoremesh-250",
+            Self::SlowReaders => "slow-readers",
             Self::Soak => "soak",
         }
     }
@@ -48,6 +51,10 @@ impl Scenario {
             Self::Kvstoremesh250 => {
                 "Can one store serve the agents of a mesh of 250 clusters? 100 nodes with a connection for each cluster \
                  (25,000 in all), 1,200 keys of each cluster, and 325 changes a second: the load of Cilium's own scale test."
+            }
+            Self::SlowReaders => {
+                "Does a client that stops reading harm the others? 500 agents with 20 changes a second and a burst of 100 every \
+                 second, for a minute each without, with, and after 100 readers that stop reading."
             }
             Self::Soak => {
                 "Does anything leak or get lost over hours? 1,000 agents, changes, bursts, rewritten clusters, a storm every \
@@ -78,6 +85,8 @@ impl Scenario {
             storms: 0,
             storm_interval: Duration::from_secs(30),
             slow_readers: 0,
+            slow_readers_at: SlowReadersAt::Start,
+            users: 0,
             source_addresses: 0,
             aborted_handshakes: true,
             bdp_pings: true,
@@ -124,6 +133,18 @@ impl Scenario {
                 rate: 325.0,
                 writers: 16,
                 duration: minutes(10),
+                ..base
+            },
+            Self::SlowReaders => Plan {
+                agents: 500,
+                value_bytes: 1024,
+                burst: 100,
+                burst_interval: Duration::from_secs(1),
+                // A writer has one request at a time, and the events of a burst shall come together.
+                writers: 50,
+                slow_readers: 100,
+                slow_readers_at: SlowReadersAt::Middle,
+                duration: minutes(3),
                 ..base
             },
             Self::Soak => Plan {

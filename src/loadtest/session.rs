@@ -2,7 +2,7 @@
 //! then for each prefix a list in pages pinned to one revision, and a watch from the next revision on. All watches are on
 //! one stream, and each is created after the one before is confirmed.
 
-use super::agent::{Agent, Ended};
+use super::agent::{Agent, Ended, Reads};
 use super::error::Error;
 use super::histogram::Measure;
 use super::link::{Call, Exchange, Link, shown};
@@ -98,7 +98,7 @@ impl Agent {
             }
         }
         self.in_sync();
-        if self.stalls {
+        if self.reads == Reads::UntilInSync {
             return self.stall(&mut stream).await;
         }
         if let Some(ended) = self.led() {

@@ -1,6 +1,6 @@
 //! The first calls of a test: whether each endpoint answers, whether all are one store, and which clusters there are to read.
 
-use super::dial::Dialer;
+use super::dial::{Dialer, Who};
 use super::error::Error;
 use super::explain::explained;
 use super::link::{Call, Link, NEVER_PAUSED};
@@ -19,7 +19,7 @@ pub async fn survey(plan: &mut Plan, dialer: &Dialer) -> Result<u64, Error> {
     let urls: Vec<&str> = dialer.urls().collect();
     let mut first = 0;
     for (at, url) in urls.iter().enumerate() {
-        let asked = cluster_id(dialer, at).await;
+        let asked = cluster_id(dialer, at, Who::Writer).await;
         let id = asked.map_err(|error| named(explained_refusal(error, dialer), &urls, url))?;
         if at == 0 {
             first = id;
@@ -30,6 +30,13 @@ pub async fn survey(plan: &mut Plan, dialer: &Dialer) -> Result<u64, Error> {
                 urls[0]
             )));
         }
+    }
+    for (at, name) in dialer.users().enumerate() {
+        let asked = cluster_id(dialer, at, Who::Agent(at)).await;
+        asked.map_err(|error| Error::User {
+            name: name.to_owned(),
+            source: Box::new(error),
+        })?;
     }
     if plan.read_only {
         clusters(plan, dialer).await?;
@@ -68,8 +75,8 @@ pub fn refused(refusal: &str) -> Error {
 }
 
 /// Asks an endpoint for its store, by a key that every user of a mesh may read.
-async fn cluster_id(dialer: &Dialer, at: usize) -> Result<u64, Error> {
-    let (link, mut connection) = dialer.connect(at).await?;
+async fn cluster_id(dialer: &Dialer, at: usize, who: Who) -> Result<u64, Error> {
+    let (link, mut connection) = dialer.connect(at, who).await?;
     let asked = connection.drive(&NEVER_PAUSED, async {
         let request = RangeRequest {
             key: keys::HEARTBEAT.into(),
@@ -82,7 +89,7 @@ async fn cluster_id(dialer: &Dialer, at: usize) -> Result<u64, Error> {
 
 /// Finds the clusters to read, or looks whether those of the plan exist.
 async fn clusters(plan: &mut Plan, dialer: &Dialer) -> Result<(), Error> {
-    let (link, mut connection) = dialer.connect(0).await?;
+    let (link, mut connection) = dialer.connect(0, Who::Writer).await?;
     let absent = connection.drive(&NEVER_PAUSED, async {
         let configured = configured(&link).await;
         if plan.existing.is_empty() {

@@ -15,6 +15,7 @@ const LATE: Duration = Duration::from_secs(1);
 const BUSY: f64 = 0.85;
 /// Parts of errors.
 const CLOSED: &str = "closed the connection";
+const TOLD: &str = "closed the connection: ";
 const REFUSED: &str = "Connection refused";
 /// Where a store that closes connections may have a limit.
 const CLOSED_BY: &str = "the store closed connections: a store of Isthmus holds --max-connections of them, of which one user may \
@@ -33,7 +34,7 @@ impl Outcome {
         );
         let behind = behind.map(|text| match (self.errors_with(REFUSED), self.errors_with(CLOSED)) {
             (0, 0) => text,
-            (0, _) => format!("{text} ({CLOSED_BY})"),
+            (0, _) => format!("{text} ({})", self.last_words().unwrap_or(CLOSED_BY)),
             _ => format!(
                 "{text} (nothing listened at the endpoint, for a time or at the end: read the log of the store)"
             ),
@@ -53,6 +54,12 @@ impl Outcome {
                 .then(|| "agents saw no key: compare --cluster and --prefix with the keys of the store".to_owned()),
         ];
         faults.into_iter().flatten().collect()
+    }
+
+    /// What the store has said most often as it closed a connection.
+    fn last_words(&self) -> Option<&str> {
+        let told = self.errors.iter().filter(|(error, _)| error.contains(TOLD));
+        told.max_by_key(|(_, n)| **n).map(|(error, _)| &**error)
     }
 
     /// How many errors contain a text.
@@ -203,6 +210,9 @@ mod tests {
             "{:?}",
             outcome.faults()
         );
+        let told = "the store closed the connection: too many connections (code 11 of HTTP/2)";
+        outcome.errors.insert(told.to_owned(), 7);
+        assert!(outcome.faults()[0].contains(told), "{:?}", outcome.faults());
         outcome
             .errors
             .insert("connect: Connection refused (os error 111)".to_owned(), 1);

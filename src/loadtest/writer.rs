@@ -1,6 +1,7 @@
 //! A writer: it owns some lanes, writes all their keys once, and then changes them at its share of the rate. It has one
 //! connection and one request at a time, so that the store commits the writes of a lane in their order.
 
+use super::dial::Who;
 use super::error::Error;
 use super::histogram::Measure;
 use super::lane::{Lane, Write};
@@ -157,7 +158,7 @@ impl Writer {
 
     async fn session(&mut self) -> Result<(), Error> {
         let shared = Arc::clone(&self.shared);
-        let (link, mut connection) = shared.dialer.connect(self.number).await?;
+        let (link, mut connection) = shared.dialer.connect(self.number, Who::Writer).await?;
         connection.drive(&NEVER_PAUSED, self.work(link)).await
     }
 

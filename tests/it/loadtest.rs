@@ -157,6 +157,83 @@ async fn results_of_two_machines_add_up_once() {
     );
 }
 
+/// One user may have three quarters of the connections. Whoever has more is told so, and agents of several users have room.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_user_with_too_many_connections_is_told_why_and_several_users_have_room() {
+    let tls = Tls::new();
+    let server = etcd(&tls).arg("--max-connections=32").start();
+    let flags = [
+        "--agents=24",
+        "--rate=20",
+        "--sync-timeout=3s",
+        "--settle=1s",
+        "--duration=1s",
+    ];
+    let alone = short_test(&tls, &server, &flags).await.run();
+    assert!(!alone.succeeded(), "{}", alone.text());
+    let why = "the store closed the connection: too many connections of one user or address: it may have 3/4 of \
+               --max-connections (code 11 of HTTP/2)";
+    assert!(alone.stdout.contains(why), "{}", alone.stdout);
+    assert!(alone.stderr.contains(why), "{}", alone.stderr);
+
+    let users = tls.path("users");
+    std::fs::create_dir(&users).unwrap();
+    for name in ["one", "two"] {
+        let pair = tls.ca.client(name, name).unwrap();
+        std::fs::copy(&pair.cert, users.join(format!("{name}.crt"))).unwrap();
+        std::fs::copy(&pair.key, users.join(format!("{name}.key"))).unwrap();
+    }
+    let user_certs = format!("--user-certs={}", users.display());
+    let together = short_test(&tls, &server, &["--agents=20", "--writers=4", "--json", &user_certs])
+        .await
+        .run();
+    assert!(together.succeeded(), "{}", together.text());
+    let summary: Value = serde_json::from_str(&together.stdout).unwrap();
+    assert_eq!(summary["counts"]["verified"], 20, "{summary:#}");
+    assert_eq!(summary["result"]["plan"]["users"], 2, "{summary:#}");
+    assert_eq!(summary["errors"], serde_json::json!({}), "{summary:#}");
+
+    let plain = isthmus(["loadtest", "--endpoints=127.0.0.1:1"]).arg(&user_certs).run();
+    assert!(plain.stderr.contains("need endpoints with TLS"), "{}", plain.stderr);
+}
+
+/// Readers that stop in the middle of a run: the others are measured without, with, and after them.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_others_are_compared_without_with_and_after_slow_readers() {
+    let server = plain_etcd().start();
+    let test = isthmus([
+        "loadtest",
+        "slow-readers",
+        "--agents=10",
+        "--keys=100",
+        "--slow-readers=3",
+        "--burst=10",
+        "--duration=4500ms",
+    ]);
+    let done = test
+        .arg(format!("--endpoints={}", server.address().await))
+        .arg("--json")
+        .run();
+    assert!(done.succeeded(), "{}", done.text());
+    let summary: Value = serde_json::from_str(&done.stdout).unwrap();
+    let phases = summary["phases"].as_array().unwrap();
+    let compared = phases.iter().filter(|phase| !phase["delivery"].is_null());
+    let compared: Vec<_> = compared.map(|phase| phase["name"].as_str().unwrap()).collect();
+    assert_eq!(
+        compared,
+        ["without slow readers", "with slow readers", "after slow readers"]
+    );
+    for phase in phases.iter().filter(|phase| !phase["delivery"].is_null()) {
+        assert!(phase["delivery"]["count"].as_u64() > Some(0), "{summary:#}");
+        assert!(phase["server"]["rss_most_mib"].as_f64() > Some(1.0), "{summary:#}");
+    }
+    assert_eq!(
+        (&summary["counts"]["stalled"], &summary["counts"]["verified"]),
+        (&3.into(), &10.into()),
+        "{summary:#}"
+    );
+}
+
 /// The pod restarts without its data: agents and writers begin anew, and nothing is missing at the end.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_restarts_empty_is_listed_and_written_again() {

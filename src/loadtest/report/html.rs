@@ -58,6 +58,11 @@ pub fn page(outcome: &Outcome) -> String {
     heading(&mut out, "Phases and their cost");
     note(&mut out, PHASES);
     table(&mut out, &summary.phase_rows());
+    if let Some(rows) = summary.compared_rows() {
+        heading(&mut out, "Beside readers that stopped reading");
+        note(&mut out, COMPARED);
+        table(&mut out, &rows);
+    }
     out += &plots_of_load(outcome);
     heading(&mut out, "Counts");
     let counts = summary.counts().into_iter().map(|count| Row {
@@ -81,6 +86,9 @@ const PHASES: &str = "In fill, writers write all keys; in connect, agents connec
     storms, an event that an agent received in live (which contains the storms). Cores are the cores that the process kept busy. RSS is \
     its memory at the end of the phase. A dash stands for a figure that is not known, or that less than a tenth of a second of CPU time \
     would be too coarse for. Server figures need the server on the tester's machine.";
+
+const COMPARED: &str = "The deliveries to the other agents in each third of the time in which they watched, and the memory of the \
+    server: at the end of the third, and the most at any second of it.";
 
 const LATENCIES: &str =
     "p99 is the time that 99 of 100 did not exceed. Times are those of the tester, and contain its own delay.";

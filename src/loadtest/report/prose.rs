@@ -2,7 +2,7 @@
 
 use super::grouped;
 use crate::loadtest::outcome::Outcome;
-use crate::loadtest::plan::{Layout, Plan};
+use crate::loadtest::plan::{Layout, Plan, SlowReadersAt};
 use std::time::Duration;
 
 /// What the test did, one sentence for each subject.
@@ -25,8 +25,12 @@ pub fn settings(outcome: &Outcome) -> Vec<String> {
     }
     if plan.slow_readers > 0 {
         let readers = plan.slow_readers;
+        let when = match plan.slow_readers_at {
+            SlowReadersAt::Start => "",
+            SlowReadersAt::Middle => ", in the middle third of the time in which agents watched",
+        };
         sentences.push(format!(
-            "{readers} further connections stopped reading once they were in sync."
+            "{readers} further connections stopped reading once they were in sync{when}."
         ));
     }
     let settle = time(plan.settle);
@@ -66,7 +70,11 @@ fn connections(plan: &Plan) -> String {
         0 => "in one page".to_owned(),
         n => format!("in pages of {n} keys"),
     };
-    format!("Connections were opened {pace}, and lists were read {pages}.")
+    let users = match plan.users {
+        0 => String::new(),
+        n => format!(" by {n} users in turn"),
+    };
+    format!("Connections were opened{users} {pace}, and lists were read {pages}.")
 }
 
 fn keys(outcome: &Outcome) -> String {

@@ -136,6 +136,16 @@ pub const TESTED: &[Runner] = &[
         "a_test_with_storms_bursts_and_slow_readers_passes_and_reports",
     ),
     command(
+        "clustermesh-apiserver loadtest soak",
+        "tests/it/loadtest.rs",
+        "one_user_with_too_many_connections_is_told_why_and_several_users_have_room",
+    ),
+    command(
+        "clustermesh-apiserver loadtest slow-readers",
+        "tests/it/loadtest.rs",
+        "the_others_are_compared_without_with_and_after_slow_readers",
+    ),
+    command(
         "clustermesh-apiserver loadtest agents-10k",
         "tests/it/loadtest.rs",
         "results_of_two_machines_add_up_once",
