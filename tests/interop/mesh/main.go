@@ -40,6 +40,7 @@ var (
 	identitiesPer = flag.Int("identities", 100, "identities per remote cluster")
 	shape         = flag.String("shape", "serve", "serve (mirror and store in one process), mirror (kvstoremesh into an etcd) or original (Cilium's kvstoremesh)")
 	runs          = flag.String("run", "cold,churn,restart", "steps to run: cold, churn, restart, chaos, millions, kills, wiped, partition, scope, replicas")
+	scopes        = flag.String("scopes", "none,import,edits,export,both", "what to measure with -run scope")
 	sourceKind    = flag.String("source", "isthmus", "store of the remote clusters: isthmus or etcd")
 	localKind     = flag.String("local", "etcd", "store that the mirror writes to: etcd or isthmus")
 	durability    = flag.String("durability", "sync", "--durability of the store, for -shape serve")

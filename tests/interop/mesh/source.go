@@ -36,6 +36,10 @@ type source struct {
 	want map[string]string
 	// Whether all keys must be mirrored.
 	good bool
+	// What changes the first data of the model, if anything does.
+	prepare func(*source)
+	// Whether the model is forgotten once it is written, because nothing is compared with it.
+	isForgetful bool
 	// The network namespace of the server, if it is not this program's.
 	behind *namespace
 }
@@ -270,9 +274,17 @@ func launch(sources []*source) error {
 		wg.Go(func() {
 			defer func() { <-turns }()
 			s.model()
+			if s.prepare != nil {
+				s.prepare(s)
+			}
 			err := s.start()
 			if err == nil {
 				err = s.fill()
+			}
+			if s.isForgetful {
+				s.mu.Lock()
+				s.want = nil
+				s.mu.Unlock()
 			}
 			if err != nil {
 				errors <- fmt.Errorf("%s: %w", s.name, err)
