@@ -169,9 +169,12 @@ impl State {
         if self.purged >= target {
             return false;
         }
+        let next = self.purged + 1;
         let Self { log, index, bytes, .. } = self;
         let (mut to, mut events) = (target, 0);
-        for revision in log.since(0).take_while(|at| at.revision <= target) {
+        // The revision at the previous bound does not count: it can have more changes than a step, and then no step would
+        // come further.
+        for revision in log.since(next).take_while(|at| at.revision <= target) {
             if events >= PURGE_STEP {
                 to = revision.revision - 1;
                 break;

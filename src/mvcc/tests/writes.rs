@@ -120,3 +120,22 @@ fn the_bytes_of_history_are_those_of_replaced_versions_and_tombstones() {
     while store.purge() {}
     assert_eq!(store.history_bytes(), 0);
 }
+
+#[test]
+fn revisions_with_more_changes_than_a_step_are_purged_to_the_end() {
+    let store = Store::new();
+    let rounds = 3;
+    for round in 0..rounds {
+        let writes: Vec<_> = (0..600)
+            .map(|n| Write::Put(format!("k{n}").into(), round.to_string().into()))
+            .collect();
+        store.apply(&writes);
+    }
+    assert!(store.history_bytes() > 0);
+    store.compact(store.revision()).unwrap();
+    let steps = (0..=rounds).take_while(|_| store.purge()).count();
+    assert!(steps < rounds, "a step frees a revision at least");
+    put(&store, "other", "");
+    store.compact(store.revision()).unwrap();
+    assert!(!store.purge() && store.history_bytes() == 0);
+}
