@@ -3,6 +3,7 @@
 //! [`SyncStore`](sync_store::SyncStore) makes a part of a store equal to a desired state, `keeper` keeps single keys, and
 //! `election` chooses the writer where several instances run.
 
+mod answers;
 mod availability;
 pub mod client;
 mod client_error;
@@ -19,6 +20,7 @@ pub mod local;
 pub mod metrics;
 pub mod sync_store;
 pub mod users;
+mod watching;
 
 use crate::util::deliveries::Deliveries;
 use crate::util::outage::Outage;

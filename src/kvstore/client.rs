@@ -4,23 +4,20 @@
 //! its data) would be silently wrong, so another cluster id in an answer is an error. Each connection has a new client,
 //! which also reads the TLS files again.
 
+use super::answers::Pinned;
+pub use super::answers::{Changes, Event, KeyValue};
 pub use super::client_error::Error;
 use super::config::ClientConfig;
 use super::dial::{self, Dialer, Transport};
+pub use super::watching::Watch;
+use super::watching::Watched;
 use crate::util::net::Keepalive;
-use etcd_client::{
-    Channel, Client, ConnectOptions, EventType, GetOptions, ResponseHeader, Txn, TxnOp, TxnOpResponse, WatchOptions,
-    WatchStream,
-};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use etcd_client::{Channel, Client, ConnectOptions, GetOptions, ResponseHeader, Txn, TxnOp, TxnOpResponse};
 use std::time::Duration;
 
 /// Largest answer to a read, in bytes, so that no store can exhaust our memory. A page of a list that is larger is read
 /// in smaller pages.
 const ANSWER_MAX: usize = 64 << 20;
-/// Largest message of a watch, in bytes: etcd puts up to 1,000 revisions into one.
-const CHANGES_MAX: usize = 128 << 20;
 /// Cilium's defaults (`etcd.keepaliveHeartbeat`, `etcd.keepaliveTimeout`).
 pub const KEEPALIVE: Keepalive = Keepalive {
     interval: Duration::from_secs(15),
@@ -59,7 +56,9 @@ impl Default for Options {
 #[derive(Clone)]
 pub struct EtcdClient {
     client: Client,
-    pinned: Arc<AtomicU64>,
+    /// The connection, for calls that need no token; `None` for a user with a password.
+    plain: Option<tonic::transport::Channel>,
+    pinned: Pinned,
     page: i64,
 }
 
@@ -84,43 +83,6 @@ pub struct Pages {
     pub count: u64,
 }
 
-/// A watch on a key or a prefix.
-pub struct Watch {
-    stream: WatchStream,
-    client: EtcdClient,
-}
-
-/// A key with its value and revisions, as a store sends it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct KeyValue {
-    pub key: Vec<u8>,
-    pub value: Vec<u8>,
-    pub create_revision: i64,
-    pub mod_revision: i64,
-    pub version: i64,
-    /// The id of the lease; 0 without a lease.
-    pub lease: i64,
-}
-
-/// A change of one key.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
-    Put(KeyValue),
-    Delete {
-        key: Vec<u8>,
-        /// The revision of the deletion.
-        mod_revision: i64,
-    },
-}
-
-/// The events of one message of a watch, in order.
-pub struct Changes {
-    pub events: Vec<Event>,
-    /// Without events, every change up to this revision has been seen. With events, this revision may be higher than
-    /// the revisions of the events.
-    pub revision: i64,
-}
-
 impl EtcdClient {
     /// Makes a client with default options.
     pub async fn connect(config: &ClientConfig) -> Result<Self, Error> {
@@ -133,7 +95,8 @@ impl EtcdClient {
             keepalive: options.keepalive,
             window: None,
         };
-        let channel = Channel::Tonic(dial::channel(config, &options.dialer, transport)?);
+        let connection = dial::channel(config, &options.dialer, transport)?;
+        let channel = Channel::Tonic(connection.clone());
         let plain = ConnectOptions::new().with_require_leader(true);
         let with_password = match (&config.username, &config.password) {
             (Some(user), Some(password)) => Some(plain.clone().with_user(user, password)),
@@ -145,16 +108,17 @@ impl EtcdClient {
             tokio::time::timeout(CONNECT_TIMEOUT, connected)
         };
         let late = |_| Error::Timeout(CONNECT_TIMEOUT);
-        let client = match connect(with_password.unwrap_or(plain.clone())).await.map_err(late)? {
+        let (client, has_token) = match connect(with_password.unwrap_or(plain.clone())).await.map_err(late)? {
             // As in Go's client, a store without authentication is sent no password.
             Err(etcd_client::Error::GRpcStatus(status)) if has_password && status.message().contains(NO_AUTH) => {
-                connect(plain).await.map_err(late)??
+                (connect(plain).await.map_err(late)??, false)
             }
-            done => done?,
+            done => (done?, has_password),
         };
         Ok(Self {
             client,
-            pinned: Arc::default(),
+            plain: (!has_token).then_some(connection),
+            pinned: Pinned::default(),
             page: options.page,
         })
     }
@@ -179,12 +143,12 @@ impl EtcdClient {
 
     /// The pinned cluster id; 0 before the first answer.
     pub fn cluster_id(&self) -> u64 {
-        self.pinned.load(Ordering::Relaxed)
+        self.pinned.get()
     }
 
     /// Whether this is the same connection.
     pub(super) fn is(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.pinned, &other.pinned)
+        self.pinned.is(&other.pinned)
     }
 
     /// Fails if an answer is from another store than the answers before.
@@ -194,14 +158,8 @@ impl EtcdClient {
 
     fn check(&self, header: Option<&ResponseHeader>) -> Result<i64, Error> {
         let header = header.ok_or(Error::NoHeader)?;
-        let got = header.cluster_id();
-        match self
-            .pinned
-            .compare_exchange(0, got, Ordering::Relaxed, Ordering::Relaxed)
-        {
-            Err(expected) if expected != got => Err(Error::ClusterChanged { expected, got }),
-            _ => Ok(header.revision()),
-        }
+        self.pinned.check(header.cluster_id())?;
+        Ok(header.revision())
     }
 
     async fn range(&self, key: Vec<u8>, options: GetOptions) -> Result<(etcd_client::GetResponse, i64), Error> {
@@ -264,7 +222,7 @@ impl EtcdClient {
         after: Option<&[u8]>,
         mut limit: i64,
     ) -> Result<(Vec<KeyValue>, bool), Error> {
-        let end = crate::mvcc::prefix_end(prefix.as_bytes()).map_or(vec![0], |end| end.to_vec());
+        let end = range_end(prefix);
         let from = after.map_or_else(|| prefix.as_bytes().to_vec(), |after| [after, &[0]].concat());
         let mut response = loop {
             let options = GetOptions::new().with_range(end.clone()).with_limit(limit);
@@ -279,7 +237,7 @@ impl EtcdClient {
 
     /// Reads a prefix page by page, all pages at one revision.
     pub fn pages(&self, prefix: &str) -> Pages {
-        let end = crate::mvcc::prefix_end(prefix.as_bytes()).map_or(vec![0], |end| end.to_vec());
+        let end = range_end(prefix);
         Pages {
             client: self.clone(),
             end,
@@ -292,24 +250,38 @@ impl EtcdClient {
 
     /// Watches a prefix from a revision on.
     pub async fn watch(&self, prefix: &str, from: i64) -> Result<Watch, Error> {
-        let options = WatchOptions::new().with_prefix().with_start_revision(from);
-        self.start_watch(prefix, options.with_progress_notify()).await
+        self.start_watch(Watched {
+            key: prefix.into(),
+            range_end: range_end(prefix),
+            from,
+            with_progress: true,
+        })
+        .await
     }
 
     /// Watches one key from a revision on; 0 watches later changes only.
     pub async fn watch_key(&self, key: &str, from: i64) -> Result<Watch, Error> {
-        self.start_watch(key, WatchOptions::new().with_start_revision(from))
-            .await
+        self.start_watch(Watched {
+            key: key.into(),
+            range_end: vec![],
+            from,
+            with_progress: false,
+        })
+        .await
     }
 
-    async fn start_watch(&self, key: &str, options: WatchOptions) -> Result<Watch, Error> {
-        let mut client = self.client.watch_client().max_decoding_message_size(CHANGES_MAX);
-        let stream = client.watch(key, Some(options)).await?;
-        Ok(Watch {
-            stream,
-            client: self.clone(),
-        })
+    async fn start_watch(&self, watched: Watched) -> Result<Watch, Error> {
+        let pinned = self.pinned.clone();
+        match &self.plain {
+            Some(channel) => Watch::small(channel.clone(), pinned, watched).await,
+            None => Watch::with_token(&self.client, pinned, watched).await,
+        }
     }
+}
+
+/// The end of the range of a prefix; one zero for an empty prefix, which is everything.
+fn range_end(prefix: &str) -> Vec<u8> {
+    crate::mvcc::prefix_end(prefix.as_bytes()).map_or(vec![0], |end| end.to_vec())
 }
 
 impl Pages {
@@ -349,76 +321,4 @@ impl Pages {
         }
         Ok(Some(kvs))
     }
-}
-
-impl Watch {
-    /// Waits for the next message with events, or for a progress notification.
-    pub async fn next(&mut self) -> Result<Changes, Error> {
-        loop {
-            let response = self.stream.message().await?.ok_or(Error::Ended)?;
-            let revision = self.client.check(response.header())?;
-            if response.canceled() {
-                return Err(match response.compact_revision() {
-                    0 => Error::Cancelled(response.cancel_reason().to_owned()),
-                    at => Error::Compacted(at),
-                });
-            }
-            let events = events_of(&response);
-            // A message without events is a progress notification, unless it confirms the creation of the watch.
-            if !events.is_empty() || !response.created() {
-                return Ok(Changes { events, revision });
-            }
-        }
-    }
-}
-
-// === impl KeyValue ===
-
-impl From<etcd_client::KeyValue> for KeyValue {
-    fn from(kv: etcd_client::KeyValue) -> Self {
-        let (create_revision, mod_revision) = (kv.create_revision(), kv.mod_revision());
-        let (version, lease) = (kv.version(), kv.lease());
-        let (key, value) = kv.into_key_value();
-        Self {
-            key,
-            value,
-            create_revision,
-            mod_revision,
-            version,
-            lease,
-        }
-    }
-}
-
-// === impl Event ===
-
-impl Event {
-    /// The key-value that was put, unless this is a deletion.
-    pub fn put(&self) -> Option<&KeyValue> {
-        match self {
-            Self::Put(kv) => Some(kv),
-            Self::Delete { .. } => None,
-        }
-    }
-
-    pub fn mod_revision(&self) -> i64 {
-        match self {
-            Self::Put(kv) => kv.mod_revision,
-            Self::Delete { mod_revision, .. } => *mod_revision,
-        }
-    }
-}
-
-fn events_of(response: &etcd_client::WatchResponse) -> Vec<Event> {
-    let event = |event: &etcd_client::Event| {
-        let kv = event.kv()?;
-        Some(match event.event_type() {
-            EventType::Put => Event::Put(kv.clone().into()),
-            EventType::Delete => Event::Delete {
-                key: kv.key().to_vec(),
-                mod_revision: kv.mod_revision(),
-            },
-        })
-    };
-    response.events().iter().filter_map(event).collect()
 }
