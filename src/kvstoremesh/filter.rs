@@ -13,6 +13,7 @@
 //! kept back.
 
 mod addresses;
+mod archive;
 mod backends;
 mod classes;
 mod endpoints;

@@ -6,8 +6,10 @@ use super::glob::Glob;
 use super::selector::{IdentityLabels, Labels, Selector};
 use std::fmt;
 
-/// One bit for each rule of a list: whether a condition holds. A rule without the condition has its bit set.
+/// One bit for each rule of a list: whether a condition holds. A rule without the condition has its bit set. Mirrors keep
+/// millions of these in maps, so they are not aligned to 16 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(Rust, packed(4))]
 pub struct Bits(u128);
 
 /// The longest list.

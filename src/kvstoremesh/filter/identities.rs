@@ -1,5 +1,6 @@
 //! The identities of a remote cluster: what the rules say about their labels, and how many mirrored endpoints have them.
 
+use super::archive::Archive;
 use super::classes::Tally;
 use crate::scope::rules::{Bits, Cause, Decision, Rules, Verdict};
 use crate::scope::selector::IdentityLabels;
@@ -13,8 +14,8 @@ struct Identity {
     bits: Option<Bits>,
     /// The number of mirrored endpoints that have it.
     users: u32,
-    /// The value of its key, where it is mirrored only while endpoints use it.
-    value: Option<Box<[u8]>>,
+    /// Whether the value of its key is known, which is mirrored only while endpoints use the identity.
+    has_value: bool,
     /// Whether the remote cluster has its key.
     is_there: bool,
     is_kept: bool,
@@ -49,6 +50,8 @@ pub(super) type Change = (u32, Option<Bytes>);
 #[derive(Debug, Default)]
 pub(super) struct Identities {
     identities: HashMap<u32, Identity>,
+    /// The values, where identities are mirrored only while endpoints use them.
+    values: Archive,
     /// Mirrored identities that may have no user.
     idle: BTreeSet<u32>,
     /// Identities of which the rules may say something else than before.
@@ -110,9 +113,7 @@ impl Judge<'_> {
             Wanted::Used if identity.users > 0 => Verdict::new(Decision::Keep, Cause::Default),
             // What is mirrored already stays until it is certain that nothing uses it, and until its value is known for
             // the moment at which something does.
-            Wanted::Used if !self.knows_users || identity.value.is_none() => {
-                Verdict::new(Decision::Pending, Cause::Unused)
-            }
+            Wanted::Used if !self.knows_users || !identity.has_value => Verdict::new(Decision::Pending, Cause::Unused),
             Wanted::Used => Verdict::new(Decision::LeaveOut, Cause::Unused),
         }
     }
@@ -148,7 +149,10 @@ impl Identities {
         }
         let is_new = !identity.is_there;
         identity.is_seen = true;
-        identity.value = (judge.wanted == Wanted::Used).then(|| Box::from(&value[..]));
+        identity.has_value = judge.wanted == Wanted::Used;
+        if identity.has_value {
+            self.values.put(number, value);
+        }
         let was_kept = identity.is_kept;
         let is_kept = match judge.verdict(identity).decision {
             Decision::Keep => true,
@@ -158,6 +162,9 @@ impl Identities {
         identity.set(true, is_kept, &mut self.tally);
         if is_kept && identity.users == 0 {
             self.idle.insert(number);
+        }
+        if self.values.is_loose() {
+            self.pack();
         }
         match (is_kept, was_kept) {
             (true, _) => Some((number, Some(value.clone()))),
@@ -169,6 +176,12 @@ impl Identities {
         }
     }
 
+    fn pack(&mut self) {
+        let identities = &self.identities;
+        let has_value = |number| identities.get(&number).is_some_and(|identity| identity.has_value);
+        self.values.pack(has_value);
+    }
+
     /// The remote cluster does not have the key any more.
     pub(super) fn remove(&mut self, number: u32) {
         let Some(identity) = self.identities.get_mut(&number) else {
@@ -177,7 +190,8 @@ impl Identities {
         if identity.bits.take().is_some() {
             self.changed.insert(number);
         }
-        identity.value = None;
+        identity.has_value = false;
+        self.values.remove(number);
         identity.set(false, false, &mut self.tally);
         self.forget_if_unknown(number);
     }
@@ -193,10 +207,10 @@ impl Identities {
     pub(super) fn begin_use(&mut self, judge: Judge<'_>, number: u32) -> Option<Change> {
         let identity = self.identities.entry(number).or_default();
         identity.users += 1;
-        if judge.wanted != Wanted::Used || identity.is_kept {
+        if judge.wanted != Wanted::Used || identity.is_kept || !identity.has_value {
             return None;
         }
-        let value = Bytes::copy_from_slice(identity.value.as_deref()?);
+        let value = self.values.get(number)?;
         identity.set(true, true, &mut self.tally);
         Some((number, Some(value)))
     }
@@ -214,9 +228,10 @@ impl Identities {
     /// Nothing is known of the remote's keys any more.
     pub(super) fn forget_keys(&mut self) {
         for identity in self.identities.values_mut() {
-            (identity.bits, identity.value) = (None, None);
+            (identity.bits, identity.has_value) = (None, false);
             identity.set(false, false, &mut self.tally);
         }
+        self.values = Archive::default();
         self.identities.retain(|_, identity| identity.users > 0);
     }
 
@@ -242,6 +257,7 @@ impl Identities {
         let gone = self.identities.iter().filter(|(_, i)| i.is_there && !i.is_seen);
         let gone: Vec<u32> = gone.map(|(number, _)| *number).collect();
         gone.iter().for_each(|number| self.remove(*number));
+        self.pack();
         gone
     }
 
@@ -260,18 +276,22 @@ impl Identities {
     /// Decides about all identities again. Returns those that enter the mirror; [`Self::settle`] finds those that leave it.
     pub(super) fn judge_all(&mut self, judge: Judge<'_>) -> Vec<Change> {
         self.idle = self.identities.keys().copied().collect();
-        let mut changes = vec![];
+        let mut wanted = BTreeSet::new();
         for (number, identity) in &mut self.identities {
             let wants = judge.verdict(identity).decision == Decision::Keep;
-            if let Some(value) = identity.value.as_deref().filter(|_| wants && !identity.is_kept) {
-                changes.push((*number, Some(Bytes::copy_from_slice(value))));
+            if wants && !identity.is_kept && identity.has_value {
+                wanted.insert(*number);
                 identity.set(true, true, &mut self.tally);
             }
-            if judge.wanted != Wanted::Used {
-                identity.value = None;
-            }
         }
-        changes
+        let found = self.values.get_all(&wanted);
+        if judge.wanted != Wanted::Used {
+            self.values = Archive::default();
+            self.identities
+                .values_mut()
+                .for_each(|identity| identity.has_value = false);
+        }
+        found.into_iter().map(|(number, value)| (number, Some(value))).collect()
     }
 
     /// Leaves out what lost its last user. Returns the changes of the mirror.
