@@ -1,11 +1,10 @@
 //! `mcsapi-coredns-cfg`: configures CoreDNS for the Multi-Cluster Services API, once.
 
-use super::flags::boolean;
+use super::flags::{ApiArgs, boolean};
 use super::ignored::IgnoredFlags;
 use crate::coredns::Domains;
 use crate::coredns::apply::{Done, Names, apply};
 use crate::k8s::api::ApiConfig;
-use crate::k8s::client::ProxyVariables;
 use anyhow::ensure;
 use clap::{ArgAction, Args};
 
@@ -68,25 +67,18 @@ pub struct CorednsArgs {
     k8s: K8sArgs,
 }
 
+const URLS_HELP: &str = "URLs of the Kubernetes API servers, the first of which is used; https is assumed";
+
 /// The address of the Kubernetes API.
 #[derive(Args, Debug)]
+#[command(mut_arg("k8s_api_server_urls", |arg| arg.help(URLS_HELP)))]
 struct K8sArgs {
     /// Connect to the Kubernetes API. Must be true.
     #[arg(long, env = "CILIUM_ENABLE_K8S", num_args = 0..=1, require_equals = true,
           default_missing_value = "true", default_value = "true", value_parser = boolean, action = ArgAction::Set)]
     enable_k8s: bool,
-    /// Kubeconfig file with the address and credentials of the Kubernetes API. Overrides --k8s-api-server-urls;
-    /// without both, the service account of the pod is used.
-    #[arg(long, env = "CILIUM_K8S_KUBECONFIG_PATH", default_value = "", value_name = "FILE")]
-    k8s_kubeconfig_path: String,
-    /// URLs of the Kubernetes API servers, the first of which is used; https is assumed.
-    #[arg(
-        long,
-        env = "CILIUM_K8S_API_SERVER_URLS",
-        value_delimiter = ',',
-        value_name = "URL,..."
-    )]
-    k8s_api_server_urls: Vec<String>,
+    #[command(flatten)]
+    api: ApiArgs,
 }
 
 impl K8sArgs {
@@ -95,12 +87,7 @@ impl K8sArgs {
             self.enable_k8s,
             "cannot configure CoreDNS with --enable-k8s=false: the Corefile is in a ConfigMap of the Kubernetes API"
         );
-        Ok(ApiConfig {
-            kubeconfig: (!self.k8s_kubeconfig_path.is_empty()).then(|| self.k8s_kubeconfig_path.into()),
-            urls: self.k8s_api_server_urls,
-            proxies: ProxyVariables::read(|name| std::env::var(name).ok()),
-            ..ApiConfig::default()
-        })
+        Ok(self.api.config())
     }
 }
 

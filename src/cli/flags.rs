@@ -2,6 +2,7 @@
 //!
 //! Each group turns into the configuration of one room.
 
+mod kubernetes;
 mod kvstore;
 mod mesh;
 mod namespaces;
@@ -11,6 +12,7 @@ mod scope;
 mod store;
 mod traces;
 
+pub use kubernetes::ApiArgs;
 pub use kvstore::KvstoreArgs;
 pub use mesh::MeshArgs;
 pub use namespaces::NamespaceArgs;

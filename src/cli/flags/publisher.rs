@@ -1,10 +1,10 @@
 //! Flags of the publisher.
 
+use super::kubernetes::{ApiArgs, ApiTimeoutArgs};
 use super::{boolean, duration};
 use crate::app::ObjectSource;
 use crate::clustermesh::publisher::{Options, ServiceMode};
 use crate::k8s::api::ApiConfig;
-use crate::k8s::client::ProxyVariables;
 use crate::model::cluster::ClusterInfo;
 use crate::scope::Watcher;
 use anyhow::bail;
@@ -21,18 +21,8 @@ pub struct PublisherArgs {
     /// CiliumIdentity, CiliumEndpoint, CiliumEndpointSlice, ServiceExport.
     #[arg(long, env = "CILIUM_MANIFESTS", value_name = "DIR")]
     pub manifests: Option<PathBuf>,
-    /// Kubeconfig file with the address and credentials of the Kubernetes API. Overrides --k8s-api-server-urls;
-    /// without both, the service account of the pod is used.
-    #[arg(long, env = "CILIUM_K8S_KUBECONFIG_PATH", default_value = "", value_name = "FILE")]
-    k8s_kubeconfig_path: String,
-    /// URLs of the Kubernetes API servers, one of which is used at a time; https is assumed.
-    #[arg(
-        long,
-        env = "CILIUM_K8S_API_SERVER_URLS",
-        value_delimiter = ',',
-        value_name = "URL,..."
-    )]
-    k8s_api_server_urls: Vec<String>,
+    #[command(flatten)]
+    api: ApiArgs,
     /// URL of the Kubernetes API server; http is assumed. Deprecated in favour of --k8s-api-server-urls.
     #[arg(
         long,
@@ -46,14 +36,8 @@ pub struct PublisherArgs {
     #[arg(long, env = "CILIUM_ENABLE_K8S", num_args = 0..=1, require_equals = true,
           default_missing_value = "true", default_value = "true", value_parser = boolean, action = ArgAction::Set)]
     pub enable_k8s: bool,
-    /// Timeout for connecting to the Kubernetes API; 0 for the client library's own.
-    #[arg(long, env = "CILIUM_K8S_CLIENT_CONNECTION_TIMEOUT", default_value = "30s", value_parser = duration,
-          value_name = "DURATION")]
-    k8s_client_connection_timeout: Duration,
-    /// Interval and timeout of the health probe of the Kubernetes API; 0 disables the probe.
-    #[arg(long, env = "CILIUM_K8S_HEARTBEAT_TIMEOUT", default_value = "30s", value_parser = duration,
-          value_name = "DURATION")]
-    k8s_heartbeat_timeout: Duration,
+    #[command(flatten)]
+    timeouts: ApiTimeoutArgs,
     /// Time to wait at start for Cilium's CustomResourceDefinitions. The process exits if they are still missing.
     #[arg(long, env = "CILIUM_CRD_WAIT_TIMEOUT", default_value = "5m0s", value_parser = duration,
           value_name = "DURATION")]
@@ -98,8 +82,7 @@ impl PublisherArgs {
 
     /// Whether a source of objects is named, beside the service account of the pod.
     pub fn names_a_source(&self) -> bool {
-        let urls = [&*self.k8s_kubeconfig_path, &*self.k8s_api_server];
-        self.manifests.is_some() || !self.k8s_api_server_urls.is_empty() || urls.iter().any(|url| !url.is_empty())
+        self.manifests.is_some() || self.api.names_one() || !self.k8s_api_server.is_empty()
     }
 
     /// Chooses the source of objects.
@@ -113,25 +96,16 @@ impl PublisherArgs {
                  directory"
             );
         }
-        let mut urls: Vec<String> = self
-            .k8s_api_server_urls
-            .iter()
-            .flat_map(|u| u.split_whitespace())
-            .map(str::to_owned)
-            .collect();
+        let mut config = self.timeouts.apply(self.api.config());
         match &*self.k8s_api_server {
             "" => {}
-            url if url.contains("://") => urls = vec![url.to_owned()],
-            url => urls = vec![format!("http://{url}")],
+            url if url.contains("://") => config.urls = vec![url.to_owned()],
+            url => config.urls = vec![format!("http://{url}")],
         }
         Ok(ObjectSource::Api(ApiConfig {
-            kubeconfig: (!self.k8s_kubeconfig_path.is_empty()).then(|| (&*self.k8s_kubeconfig_path).into()),
-            urls,
             service_proxy_name: self.k8s_service_proxy_name.clone(),
-            proxies: ProxyVariables::read(|name| std::env::var(name).ok()),
-            connect_timeout: self.k8s_client_connection_timeout,
-            heartbeat: self.k8s_heartbeat_timeout,
             crd_wait: self.crd_wait_timeout,
+            ..config
         }))
     }
 }
