@@ -174,6 +174,10 @@ func scopedCase(dir string, ca *authority, sources []*source, c scopeCase) (all 
 	if err = add("", "narrowed to a twentieth", twentieth, func() error { return replace(file, wantedScope) }); err != nil {
 		return all, err
 	}
+	// What was replaced or deleted stays in the history until it is compacted, by default for ten minutes.
+	if err = add("", "the same after a compaction", twentieth, r.compact); err != nil {
+		return all, err
+	}
 	return all, add("", "widened to everything", whole, func() error { return replace(file, wholeScope) })
 }
 
@@ -305,6 +309,17 @@ func (r *rig) scopedSync(name string, keys int, began time.Time) (time.Duration,
 			said = time.Now()
 		}
 	}
+}
+
+// compact lets the mirror's store forget its history.
+func (r *rig) compact() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	defer cancel()
+	now, err := r.client.Get(ctx, "cilium/cache/", clientv3.WithPrefix(), clientv3.WithCountOnly())
+	if err == nil {
+		_, err = r.client.Compact(ctx, now.Header.Revision, clientv3.WithCompactPhysical())
+	}
+	return err
 }
 
 // received is what the sources have sent to the mirror. They have no other clients that read.
