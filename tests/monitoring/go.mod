@@ -3,7 +3,10 @@ module isthmus.dev/monitoring
 
 go 1.26
 
-require github.com/google/go-jsonnet v0.21.0
+require (
+	github.com/google/go-jsonnet v0.21.0
+	github.com/grafana/grafana-foundation-sdk/go v0.0.22
+)
 
 require (
 	golang.org/x/crypto v0.36.0 // indirect
