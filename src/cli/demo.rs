@@ -360,13 +360,21 @@ fn status(running: &Running) -> String {
     let Running {
         cluster,
         publisher,
-        published,
+        published: is_published,
         mesh,
         mirrored: _,
         page: _,
     } = running;
     let name = &cluster.info.name;
     let count = |scope: Scope| publisher.desired(&scope.state_prefix(name)).keys;
+    let published = objects([
+        count(Scope::Nodes),
+        count(Scope::Identities),
+        count(Scope::Endpoints),
+        count(Scope::Services),
+        count(Scope::EndpointSlices),
+        count(Scope::ServiceExports),
+    ]);
     let mut out = format!("{name} (id {})\n", cluster.info.id);
     let mark = |ok: bool| if ok { "✅" } else { "❌" };
     let _ = writeln!(
@@ -374,17 +382,7 @@ fn status(running: &Running) -> String {
         "✅ Cluster access information is available:\n  - {}",
         cluster.endpoint()
     );
-    let _ = writeln!(
-        out,
-        "{} Published: {} nodes, {} identities, {} endpoints, {} global services, {} endpoint slices, {} service exports",
-        mark(published.is_ready()),
-        count(Scope::Nodes),
-        count(Scope::Identities),
-        count(Scope::Endpoints),
-        count(Scope::Services),
-        count(Scope::EndpointSlices),
-        count(Scope::ServiceExports),
-    );
+    let _ = writeln!(out, "{} Published: {published}", mark(is_published.is_ready()));
     let clusters = mesh.remote_clusters();
     let connected = clusters.iter().filter(|c| c.ready).count();
     let _ = writeln!(
@@ -401,19 +399,38 @@ fn status(running: &Running) -> String {
         };
         let _ = writeln!(
             out,
-            "  - {}: {} at {}\n    {} nodes, {} identities, {} endpoints, {} global services, {} endpoint slices, {} service exports — {took}",
+            "  - {}: {} at {}\n    {} — {took}",
             remote.name,
             if remote.ready { "ready" } else { "not ready" },
             snapshot.cluster.endpoints(),
-            remote.num_nodes,
-            remote.num_identities,
-            remote.num_endpoints,
-            remote.num_shared_services,
-            remote.num_endpoint_slices,
-            remote.num_service_exports,
+            objects([
+                remote.num_nodes,
+                remote.num_identities,
+                remote.num_endpoints,
+                remote.num_shared_services,
+                remote.num_endpoint_slices,
+                remote.num_service_exports,
+            ]),
         );
     }
     out
+}
+
+/// The numbers of nodes, identities, endpoints, global services, endpoint slices and service exports, in words.
+fn objects(counts: [usize; 6]) -> String {
+    let words = [
+        ("node", "nodes"),
+        ("identity", "identities"),
+        ("endpoint", "endpoints"),
+        ("global service", "global services"),
+        ("endpoint slice", "endpoint slices"),
+        ("service export", "service exports"),
+    ];
+    let counted = counts
+        .into_iter()
+        .zip(words)
+        .map(|(count, (one, many))| format!("{count} {}", if count == 1 { one } else { many }));
+    counted.collect::<Vec<_>>().join(", ")
 }
 
 fn instructions(running: &[Running], ca: &Ca) -> String {

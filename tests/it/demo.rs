@@ -10,13 +10,15 @@ fn both_clusters_are_in_sync_and_the_status_counts_their_objects() {
     assert!(demo.succeeded(), "{out}");
     for part in [
         "tokyo-cluster (id 1)",
-        "Published: 3 nodes, 5 identities, 18 endpoints, 1 global services, 2 endpoint slices, 0 service exports",
+        "Published: 3 nodes, 5 identities, 18 endpoints, 1 global service, 2 endpoint slices, 0 service exports",
         "hk-cluster: ready at https://127.0.0.1:",
-        "2 nodes, 3 identities, 10 endpoints, 2 global services, 4 endpoint slices, 1 service exports — synced in",
+        "2 nodes, 3 identities, 10 endpoints, 2 global services, 4 endpoint slices, 1 service export — synced in",
         "Both clusters are in sync",
     ] {
         assert!(out.contains(part), "{part:?} is not in:\n{out}");
     }
+    // The clusters stop together, so none reports that the other is away.
+    assert_eq!(demo.stderr, "");
 }
 
 #[tokio::test]

@@ -123,14 +123,20 @@ impl Sides<'_> {
         Ok(())
     }
 
-    /// Stops the clusters that run; returns why clusters failed before.
+    /// Stops the clusters that run; returns why clusters failed before. All are asked before one is awaited, so that no mirror
+    /// reports the end of the other cluster's store.
     pub(super) async fn stop_all(&mut self) -> Vec<String> {
+        let lives = self.sides.iter().filter_map(|side| match side {
+            Side::Up(running) => Some(&running.cluster.life),
+            Side::Down { .. } => None,
+        });
+        let lives: Vec<_> = lives.collect();
+        for life in &lives {
+            life.stop();
+        }
         let mut failures = vec![];
-        for side in &self.sides {
-            if let Side::Up(running) = side {
-                running.cluster.life.stop();
-                failures.extend(running.cluster.life.stopped(GRACE).await);
-            }
+        for life in lives {
+            failures.extend(life.stopped(GRACE).await);
         }
         failures
     }
