@@ -15,6 +15,7 @@ pub mod http;
 pub mod interval;
 pub mod lifecycle;
 pub mod metrics;
+pub mod minima;
 pub mod net;
 pub mod outage;
 pub mod pem;

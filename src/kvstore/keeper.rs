@@ -5,6 +5,8 @@ use super::{Backend, Class, Metrics, Write};
 use crate::model::cluster::ClusterName;
 use crate::model::keys;
 use crate::model::probe::Probe;
+use crate::util::durations::minute;
+use crate::util::minima::Minima;
 use crate::util::trace::Cause;
 use futures::{Stream, StreamExt};
 use std::collections::BTreeMap;
@@ -102,19 +104,27 @@ pub async fn probe(
     keys: impl Fn() -> BTreeMap<String, u64>,
 ) {
     let (key, run, begun) = (keys::probe(&cluster), rand::random(), Instant::now());
+    let mut writes = Minima::default();
     let mut tick = tokio::time::interval(interval);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
+        let keys = keys();
+        let stamped = begun.elapsed();
         let probe = Probe {
             run,
             unix_micros: jiff::Timestamp::now().as_microsecond(),
-            run_micros: i64::try_from(begun.elapsed().as_micros()).unwrap_or(i64::MAX),
-            keys: keys(),
+            run_micros: i64::try_from(stamped.as_micros()).unwrap_or(i64::MAX),
+            write_micros: writes.smallest(minute(stamped)),
+            keys,
         };
         let write = [Write::Put(key.clone().into(), probe.to_json().into())];
         // A store that cannot be written to is reported by whoever writes data.
-        let _ = tokio::time::timeout(DEADLINE, backend.write(Class::Control, &write, Cause::Untraced)).await;
+        let written = tokio::time::timeout(DEADLINE, backend.write(Class::Control, &write, Cause::Untraced)).await;
+        if matches!(written, Ok(Ok(_))) {
+            let (now, took) = (begun.elapsed(), begun.elapsed() - stamped);
+            writes.add(minute(now), u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
+        }
     }
 }
 

@@ -30,7 +30,7 @@ const HEARTBEAT_MAX: Duration = Duration::from_secs(120);
 const PROBE_MAX: Duration = Duration::from_secs(10);
 /// How often the round trip of a read is measured. The first [`FIRST_ROUND_TRIPS`] follow each other.
 const ROUND_TRIPS: Duration = Duration::from_secs(10);
-const FIRST_ROUND_TRIPS: u32 = 5;
+const FIRST_ROUND_TRIPS: u32 = 20;
 /// Largest cluster configuration, in bytes.
 const CONFIG_MAX: usize = 4096;
 /// Largest number of canaries that are read; a cluster writes one canary for each scope.

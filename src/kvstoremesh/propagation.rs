@@ -5,11 +5,11 @@
 //!
 //! To take the clocks' difference out, the probe also has the time of a clock that is never set, and so has the arrival.
 //! The difference of these two is the propagation plus a constant. Over the last ten minutes, the smallest difference is
-//! that of a probe which was not held up by anything: it took the shortest way, and how long that takes is half of the
-//! shortest round trip of a read on the same connection. So
+//! that of a probe which was not held up by anything: its commit took the time of the shortest write, which the publisher
+//! measures and says in the probe, and its way took half of the shortest round trip of a read on the same connection. So
 //!
 //! ```text
-//! corrected = (difference − smallest difference) + shortest round trip / 2
+//! corrected = (difference − smallest difference) + shortest write + shortest round trip / 2
 //! ```
 //!
 //! As for every measurement between two clocks, the way there and the way back count as equally long. A delay that is
@@ -20,13 +20,10 @@
 
 use crate::model::probe::Probe;
 use crate::util::durations::{Durations, MINUTES, minute};
+use crate::util::minima::Minima;
 use prometheus_client::metrics::histogram::Histogram;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
-
-/// Minutes of which the smallest differences and round trips are remembered: longer than a disturbance lasts, and shorter
-/// than it takes two good clocks to drift apart by a millisecond.
-const WINDOW: u64 = 10;
 
 /// When something arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,10 +70,6 @@ pub struct Propagation {
     announced: BTreeMap<String, u64>,
 }
 
-/// The smallest values of the last minutes.
-#[derive(Clone, Debug)]
-struct Minima<T>(VecDeque<(u64, T)>);
-
 // === impl Propagation ===
 
 impl Propagation {
@@ -95,7 +88,9 @@ impl Propagation {
             // The first read has not been answered.
             return;
         };
-        let corrected_ms = millis(difference.saturating_sub(smallest)) + shortest.as_secs_f64() * 500.0;
+        let write = i64::try_from(probe.write_micros.unwrap_or_default()).unwrap_or(i64::MAX);
+        let behind = difference.saturating_sub(smallest).saturating_add(write);
+        let corrected_ms = millis(behind) + shortest.as_secs_f64() * 500.0;
         self.measured.add(corrected_ms, arrival.at);
     }
 
@@ -172,58 +167,37 @@ fn millis(micros: i64) -> f64 {
     micros as f64 / 1000.0
 }
 
-// === impl Minima ===
-
-impl<T> Default for Minima<T> {
-    fn default() -> Self {
-        Self(VecDeque::new())
-    }
-}
-
-impl<T: Copy + Ord> Minima<T> {
-    /// Adds a value; returns the smallest of the window.
-    fn add(&mut self, now: u64, value: T) -> T {
-        match self.0.back_mut() {
-            Some((minute, smallest)) if *minute == now => *smallest = value.min(*smallest),
-            _ => self.0.push_back((now, value)),
-        }
-        while self.0.front().is_some_and(|(minute, _)| minute + WINDOW <= now) {
-            self.0.pop_front();
-        }
-        self.smallest(now).unwrap_or(value)
-    }
-
-    fn smallest(&self, now: u64) -> Option<T> {
-        let in_window = self.0.iter().filter(|(minute, _)| minute + WINDOW > now);
-        in_window.map(|(_, value)| *value).min()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::util::minima::WINDOW;
 
     /// A remote cluster whose clocks differ from those here.
     struct Remote {
         run: u64,
+        /// How long a commit takes, in microseconds.
+        write: u64,
         /// Its clock minus ours, in microseconds.
         clock: i64,
     }
 
+    /// A slow disk.
+    const WRITE: u64 = 8000;
     const HOUR: i64 = 3_600_000_000;
     const START: i64 = 1_800_000_000_000_000;
 
     impl Remote {
-        /// Writes a probe at `at` of our monotonic clock, which arrives `delay_micros` later.
+        /// Writes a probe at `at` of our monotonic clock, which arrives `delay_micros` after its commit.
         fn write(&self, propagation: &mut Propagation, at: Duration, delay_micros: u64) {
             let micros = i64::try_from(at.as_micros()).unwrap();
             let probe = Probe {
                 run: self.run,
                 unix_micros: START + micros + self.clock,
                 run_micros: micros + HOUR,
+                write_micros: Some(self.write),
                 keys: BTreeMap::new(),
             };
-            let arrived = at + Duration::from_micros(delay_micros);
+            let arrived = at + Duration::from_micros(self.write + delay_micros);
             let arrival = Arrival {
                 at: arrived,
                 unix_micros: START + i64::try_from(arrived.as_micros()).unwrap(),
@@ -242,6 +216,7 @@ mod tests {
             for delay_ms in [5_u64, 50, 500] {
                 let remote = Remote {
                     run: 1,
+                    write: WRITE,
                     clock: clock_secs * 1_000_000,
                 };
                 let mut propagation = Propagation::default();
@@ -256,7 +231,7 @@ mod tests {
                     at += Duration::from_secs(1);
                 }
                 let figures = propagation.figures(at, 5).unwrap();
-                let real = delay_ms as f64;
+                let real = delay_ms as f64 + WRITE as f64 / 1000.0;
                 assert!(
                     close(figures.p50, real + 1.0),
                     "{delay_ms} ms, {clock_secs} s: {figures:?}"
@@ -275,7 +250,11 @@ mod tests {
     #[test]
     fn a_clock_that_is_set_and_a_publisher_that_restarts_change_no_figure() {
         let mut propagation = Propagation::default();
-        let mut remote = Remote { run: 1, clock: 0 };
+        let mut remote = Remote {
+            run: 1,
+            write: 0,
+            clock: 0,
+        };
         let mut at = Duration::from_secs(60);
         propagation.round_trip(Duration::from_millis(8), at);
         for second in 0..60 {
@@ -297,7 +276,11 @@ mod tests {
     #[test]
     fn old_minutes_are_forgotten() {
         let mut propagation = Propagation::default();
-        let remote = Remote { run: 1, clock: 0 };
+        let remote = Remote {
+            run: 1,
+            write: 0,
+            clock: 0,
+        };
         for minute in 0..200 {
             propagation.round_trip(Duration::from_millis(2), Duration::from_secs(60 * minute));
             remote.write(&mut propagation, Duration::from_secs(60 * minute), 1000);
@@ -305,7 +288,7 @@ mod tests {
         let now = Duration::from_secs(60 * 199);
         assert_eq!(propagation.measured.remembered() as u64, MINUTES);
         assert_eq!(propagation.figures(now, MINUTES).unwrap().samples, MINUTES);
-        assert_eq!(propagation.differences.0.len() as u64, WINDOW);
+        assert_eq!(propagation.differences.remembered() as u64, WINDOW);
         assert!(propagation.figures(now + Duration::from_secs(3600), 1).is_none());
     }
 

@@ -17,6 +17,10 @@ pub struct Probe {
     pub unix_micros: i64,
     /// Microseconds since the start of the run, by a clock that is never set.
     pub run_micros: i64,
+    /// Microseconds that the quickest write of a probe took in the last minutes, from the time in the probe until the store had
+    /// committed it. Absent until a write was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub write_micros: Option<u64>,
     /// The number of keys that the publisher has, by scope.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub keys: BTreeMap<String, u64>,
@@ -46,9 +50,10 @@ mod tests {
             run: 7,
             unix_micros: 1,
             run_micros: 2,
+            write_micros: Some(5),
             keys: [("nodes".to_owned(), 3)].into(),
         };
-        let text = r#"{"run":7,"unixMicros":1,"runMicros":2,"keys":{"nodes":3}}"#;
+        let text = r#"{"run":7,"unixMicros":1,"runMicros":2,"writeMicros":5,"keys":{"nodes":3}}"#;
         assert_eq!(String::from_utf8(probe.to_json()).unwrap(), text);
         assert_eq!(Probe::parse(text.as_bytes()), Some(probe));
         assert_eq!(Probe::parse(b"now"), None);

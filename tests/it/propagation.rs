@@ -1,31 +1,59 @@
 //! Proves that the mirror measures how long commits take to arrive: through lines with known delays, from publishers whose
 //! clocks differ, and by the heartbeat where there are no probes.
 
+use crate::support::environment::Faults;
 use crate::support::line::delayed;
 use crate::support::mesh::{Mirror, RemoteStore, client_files};
 use crate::support::page::Page;
 use crate::support::tls::etcd;
-use crate::support::{Tls, eventually, isthmus};
+use crate::support::{Process, Tls, eventually, isthmus};
 use isthmus::model::probe::Probe;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::time::Duration;
-use tokio::time::Instant;
 
-/// Writes probes of a publisher whose clock is `clock_secs` ahead of that of this machine, for ever.
-async fn publish(mut client: etcd_client::Client, name: &str, clock_secs: i64) {
-    let begun = Instant::now();
-    let mut tick = tokio::time::interval(Duration::from_secs(1));
-    loop {
-        tick.tick().await;
-        let probe = Probe {
-            run: 1,
-            unix_micros: jiff::Timestamp::now().as_microsecond() + clock_secs * 1_000_000,
-            run_micros: i64::try_from(begun.elapsed().as_micros()).unwrap() + 77,
-            ..Probe::default()
-        };
-        let key = format!("cilium/state/probe/v1/{name}");
-        client.put(key, probe.to_json(), None).await.unwrap();
+/// A remote cluster of which nothing but its probes is of interest.
+struct Publisher {
+    name: &'static str,
+    process: Process,
+    _faults: Faults,
+}
+
+impl Publisher {
+    /// Starts the `serve` of the cluster `name`, whose clock is `clock_secs` ahead of that of this machine, and whose store is on
+    /// the disk.
+    fn start(tls: &Tls, name: &'static str, id: usize, clock_secs: i64) -> Self {
+        let faults = Faults::new();
+        faults.set("clock", clock_secs);
+        let empty = ["manifests", "remotes"].map(|what| tls.path(&format!("{name}-{what}")));
+        empty
+            .iter()
+            .for_each(|directory| std::fs::create_dir_all(directory).unwrap());
+        let mut command = isthmus(["serve", "--health-port=0", "--api-serve-addr="])
+            .args([format!("--cluster-name={name}"), format!("--cluster-id={id}")])
+            .arg(format!("--manifests={}", empty[0].display()))
+            .arg(format!("--clustermesh-config={}", empty[1].display()))
+            .arg(format!("--data-dir={}", faults.path("data").display()))
+            .arg("--propagation-probe-interval=1s")
+            .args(tls.flags());
+        for (variable, value) in faults.variables() {
+            command = command.env(variable, value);
+        }
+        Self {
+            name,
+            process: command.start(),
+            _faults: faults,
+        }
+    }
+
+    /// Microseconds of the quickest write, as the probe says.
+    async fn write(&self, tls: &Tls) -> u64 {
+        let mut client = tls.client(&self.process.address().await, "remote").await;
+        let found = client
+            .get(format!("cilium/state/probe/v1/{}", self.name), None)
+            .await
+            .unwrap();
+        Probe::parse(found.kvs()[0].value()).unwrap().write_micros.unwrap()
     }
 }
 
@@ -35,11 +63,8 @@ const WINDOW: usize = 15;
 /// on a busy machine are quick enough only after a while.
 const WINDOWS: usize = 6;
 
-/// The formula is right within 2 ms or 10 % (`delays_are_right_whatever_the_clocks_say`); with processes that wait for a CPU, the way
-/// out and the way back differ by some milliseconds more.
-///
 /// Compares what is measured of a remote cluster with what its commits really took, which is known here, where all clocks are the
-/// same. Returns both medians, in milliseconds, once they agree.
+/// same. Returns both medians, in milliseconds, once they agree within 2 ms or 10 %.
 async fn agreed(page: &Page, name: &str, clock_secs: i64) -> Result<(f64, f64), String> {
     let (mut real, mut last) = (BTreeMap::new(), String::new());
     for window in 1..=WINDOWS {
@@ -51,18 +76,15 @@ async fn agreed(page: &Page, name: &str, clock_secs: i64) -> Result<(f64, f64), 
         })
         .await;
         assert_eq!(lag["method"], "probe");
-        let samples = lag["samples"].as_u64().unwrap();
-        assert!(
-            real.len() as u64 * 10 >= samples * 9,
-            "{} of {samples} were seen",
-            real.len()
-        );
+        // On a busy machine some measurements are not seen here, and then the medians of different commits would be compared.
+        let (first, all) = (*real.keys().next().unwrap(), lag["samples"].as_u64().unwrap());
+        let has_seen_most = real.len() as u64 * 10 >= (all + 1 - first) * 9;
         let values: Vec<f64> = real.values().copied().collect();
         let (real_ms, measured) = (median(&values), lag["p50_ms"].as_f64().unwrap());
-        if (measured - real_ms).abs() <= f64::max(5.0, real_ms / 10.0) {
+        if has_seen_most && (measured - real_ms).abs() <= f64::max(2.0, real_ms / 10.0) {
             return Ok((measured, real_ms));
         }
-        last = format!("{real_ms:.2} ms was measured as {lag}");
+        last = format!("{real_ms:.2} ms in {} measurements was measured as {lag}", real.len());
     }
     Err(last)
 }
@@ -77,31 +99,28 @@ fn median(values: &[f64]) -> f64 {
 async fn delays_of_a_line_are_measured_although_clocks_differ() {
     let tls = Tls::new();
     let remotes = [("fast", 5_u64, -30_i64), ("middle", 50, 0), ("slow", 500, 30)];
-    let admin = tls.ca.client("admin", "admin").unwrap();
-    let mut stores = vec![];
-    for (id, (name, delay, clock)) in remotes.into_iter().enumerate() {
-        let store = RemoteStore::start(&tls, name).await;
-        let client = store.fill(&tls, u32::try_from(id).unwrap() + 1).await;
-        let line = delayed(store.address(), Duration::from_millis(delay)).await;
-        tls.client_file(&client_files(&tls).join(name), &line.to_string(), &admin);
-        stores.push((store, client, name, clock));
+    let user = tls.ca.client("remote", "remote").unwrap();
+    let mut running = vec![];
+    for (at, (name, delay, clock)) in remotes.into_iter().enumerate() {
+        let publisher = Publisher::start(&tls, name, at + 1, clock);
+        let line = delayed(publisher.process.address().await, Duration::from_millis(delay)).await;
+        tls.client_file(&client_files(&tls).join(name), &line.to_string(), &user);
+        running.push(publisher);
     }
     let target = etcd(&tls).start();
     let page = Page::new();
     let mirror = Mirror::start(&tls, &target.address().await, &[&page.flag()]);
     mirror.mirrors(remotes.len()).await;
-    let mut running = vec![];
-    for (store, client, name, clock) in stores {
-        tokio::spawn(async move { publish(client, name, clock).await });
-        running.push(store);
-    }
     let compared = remotes.map(|(name, _, clock)| agreed(&page, name, clock));
     let compared = futures::future::join_all(compared).await;
     for ((name, delay, _), agreed) in remotes.into_iter().zip(compared) {
         let (measured, real) = agreed.unwrap_or_else(|why| panic!("{name}: {why}"));
         // A line that is quicker than it should be would make every figure look right.
         assert!(real > delay as f64 - 1.0, "{name}: commits took {real} ms");
-        eprintln!("{name}: {real:.2} ms were measured as {measured} ms");
+        let publisher = running.iter().find(|publisher| publisher.name == name).unwrap();
+        let write = publisher.write(&tls).await;
+        eprintln!("{name}: {real:.2} ms were measured as {measured} ms; the quickest write took {write} µs");
+        assert!(write > 0);
         let series =
             format!("cilium_kvstoremesh_remote_cluster_propagation_seconds_count{{target_cluster=\"{name}\"}}");
         assert!(mirror.admin.metric(&series).await.unwrap() >= WINDOW as f64);
