@@ -14,6 +14,7 @@ mod live;
 mod lookup;
 mod markup;
 mod pages;
+mod reader;
 mod services;
 mod site;
 pub mod source;

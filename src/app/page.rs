@@ -77,7 +77,7 @@ async fn serve(config: PageConfig, shown: Shown, life: &Lifecycle) -> anyhow::Re
     if address.is_empty() {
         return Ok(None);
     }
-    let access = access(&config, &address)?;
+    let access = access(&config, &address, shown.cluster.name.as_str())?;
     let tls = match config.tls {
         Some(files) => Some(next_tls(TlsConfig::load(files)?)),
         None => None,
@@ -106,8 +106,8 @@ async fn serve(config: PageConfig, shown: Shown, life: &Lifecycle) -> anyhow::Re
     Ok(Some(bound))
 }
 
-/// Who may see the page at `address`.
-fn access(config: &PageConfig, address: &str) -> anyhow::Result<Access> {
+/// Who may see the page of `cluster` at `address`.
+fn access(config: &PageConfig, address: &str, cluster: &str) -> anyhow::Result<Access> {
     let is_local = is_loopback(address);
     if config.tls.is_none() && !is_local && !config.is_insecure {
         bail!(
@@ -128,6 +128,7 @@ fn access(config: &PageConfig, address: &str) -> anyhow::Result<Access> {
             false => Hosts::Any,
         },
         credentials: asks.then(|| Credentials {
+            cluster: cluster.to_owned(),
             token_file: config.token_file.clone(),
         }),
     })
@@ -194,7 +195,7 @@ pub fn check_page(config: &PageConfig) -> anyhow::Result<()> {
     let address = config.address.as_deref().unwrap_or(ADDRESS);
     match address.is_empty() {
         true => Ok(()),
-        false => access(config, address).map(drop).context("--ui-addr"),
+        false => access(config, address, "").map(drop).context("--ui-addr"),
     }
 }
 
@@ -212,7 +213,7 @@ mod tests {
     #[test]
     fn an_open_page_is_served_to_this_machine_only() {
         for local in ["localhost:9890", "127.0.0.1:0", "[::1]:9890"] {
-            let access = access(&config(local), local).unwrap();
+            let access = access(&config(local), local, "tokyo").unwrap();
             assert_eq!(access.hosts, Hosts::Loopback, "{local}");
             assert!(access.credentials.is_none());
         }
@@ -229,7 +230,7 @@ mod tests {
                 is_insecure: true,
                 ..config(open)
             };
-            assert_eq!(access(&insecure, open).unwrap().hosts, Hosts::Any);
+            assert_eq!(access(&insecure, open, "tokyo").unwrap().hosts, Hosts::Any);
         }
         assert!(check_page(&config("")).is_ok() && check_page(&PageConfig::default()).is_ok());
     }
@@ -249,12 +250,12 @@ mod tests {
             ..config(":9890")
         };
         assert!(
-            access(&tls(Some("ca.crt".into())), ":9890")
+            access(&tls(Some("ca.crt".into())), ":9890", "tokyo")
                 .unwrap()
                 .credentials
                 .is_some()
         );
-        let error = access(&tls(None), ":9890").unwrap_err().to_string();
+        let error = access(&tls(None), ":9890", "tokyo").unwrap_err().to_string();
         assert!(error.contains("--ui-token-file"), "{error}");
     }
 }

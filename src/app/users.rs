@@ -59,12 +59,7 @@ fn accounts(cluster: Option<&ClusterName>) -> [Account; 4] {
         Account {
             user: named("local"),
             role: "local",
-            reads: vec![
-                prefix(keys::HEARTBEAT),
-                prefix("cilium/cache/"),
-                prefix("cilium/cluster-config/"),
-                prefix("cilium/synced/"),
-            ],
+            reads: keys::LOCAL_READS.map(prefix).into(),
         },
         Account {
             user: "remote".to_owned(),

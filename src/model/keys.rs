@@ -25,6 +25,9 @@ pub const CLUSTER_CONFIGS: &str = "cilium/cluster-config/";
 /// The prefix of all canaries.
 pub const SYNCED: &str = "cilium/synced/";
 
+/// The prefixes that the role `local` may read, in their order: mirrored keys, configurations, canaries and the heartbeat.
+pub const LOCAL_READS: [&str; 4] = [HEARTBEAT, "cilium/cache/", CLUSTER_CONFIGS, SYNCED];
+
 /// A kind of keys that clusters share. Each scope has a prefix and a canary of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Scope {

@@ -1,5 +1,6 @@
 //! Who may see the page, and what the browser may do with it.
 
+use super::reader::Reader;
 use super::view::Refusal;
 use crate::util::http::ClientName;
 use axum::body::Body;
@@ -18,9 +19,6 @@ use std::time::Duration;
 
 /// A wrong token is answered after this time.
 const GUESS: Duration = Duration::from_millis(300);
-/// The users whose certificates open the page.
-const USERS: [&str; 2] = ["admin-", "local-"];
-
 /// Headers of every answer. The page loads its own files only, runs no script but its own file, and is shown in no frame.
 const HEADERS: [(HeaderName, &str); 6] = [
     (
@@ -55,6 +53,8 @@ pub enum Hosts {
 /// What opens the page.
 #[derive(Clone, Debug, Default)]
 pub struct Credentials {
+    /// The name of this cluster. The certificates of its users `admin-<cluster>` and `local-<cluster>` open the page.
+    pub cluster: String,
     /// A file with a token, which a request shows as a bearer token, or as the password of any user.
     pub token_file: Option<PathBuf>,
 }
@@ -72,14 +72,17 @@ enum Refused {
 
 /// Answers a request, if it may be.
 pub(super) async fn guard(access: Access, request: Request, next: Next) -> Response {
-    let (head, body) = request.into_parts();
+    let (mut head, body) = request.into_parts();
     let mut response = match access.check(&head).await {
-        Ok(()) => next.run(Request::from_parts(head, body)).await,
+        Ok(reader) => {
+            head.extensions.insert(reader);
+            next.run(Request::from_parts(head, body)).await
+        }
         Err(refused) => {
             if refused == Refused::Token {
                 tokio::time::sleep(GUESS).await;
             }
-            refused.response()
+            refused.response(access.credentials.as_ref())
         }
     };
     let headers = response.headers_mut();
@@ -95,27 +98,44 @@ pub(super) async fn guard(access: Access, request: Request, next: Next) -> Respo
 // === impl Access ===
 
 impl Access {
-    async fn check(&self, request: &Parts) -> Result<(), Refused> {
+    /// Who makes the request, if the request may be answered.
+    async fn check(&self, request: &Parts) -> Result<Reader, Refused> {
         if self.hosts == Hosts::Loopback && !is_loopback(&request.uri, &request.headers) {
             return Err(Refused::Host);
         }
         if is_of_another_site(&request.headers) {
             return Err(Refused::Site);
         }
-        let Some(Credentials { token_file }) = &self.credentials else {
-            return Ok(());
+        let Some(credentials) = &self.credentials else {
+            return Ok(Reader::Operator);
         };
         let name = request
             .extensions
             .get::<ClientName>()
             .and_then(|name| name.0.as_deref());
-        if name.is_some_and(|name| USERS.iter().any(|user| name.starts_with(user))) {
-            return Ok(());
+        let user = name.and_then(|name| credentials.reader(name));
+        // A token may do more than a user of agents, who can have the token as well.
+        match (&credentials.token_file, shown_token(&request.headers), user) {
+            (.., Some(Reader::Operator)) => Ok(Reader::Operator),
+            (Some(file), Some(shown), _) if is_token(file, &shown).await => Ok(Reader::Operator),
+            (.., Some(Reader::Agent)) => Ok(Reader::Agent),
+            (Some(_), Some(_), None) => Err(Refused::Token),
+            (.., None) => Err(Refused::NoCredentials),
         }
-        match (token_file, shown_token(&request.headers)) {
-            (Some(file), Some(shown)) if is_token(file, &shown).await => Ok(()),
-            (Some(_), Some(_)) => Err(Refused::Token),
-            _ => Err(Refused::NoCredentials),
+    }
+}
+
+// === impl Credentials ===
+
+impl Credentials {
+    /// Who the user of a certificate is; `None` for users that do not open the page. Clusters of a mesh often share their CA,
+    /// so only the users of this cluster are let in, as by its store.
+    fn reader(&self, user: &str) -> Option<Reader> {
+        let (role, cluster) = user.split_once('-')?;
+        match role {
+            "admin" if cluster == self.cluster => Some(Reader::Operator),
+            "local" if cluster == self.cluster => Some(Reader::Agent),
+            _ => None,
         }
     }
 }
@@ -177,7 +197,12 @@ async fn is_token(file: &Path, shown: &str) -> bool {
 // === impl Refused ===
 
 impl Refused {
-    fn response(self) -> Response {
+    fn response(self, credentials: Option<&Credentials>) -> Response {
+        let cluster = credentials.map_or("<cluster>", |credentials| &credentials.cluster);
+        let ask = format!(
+            "show a client certificate of admin-{cluster} or local-{cluster}, or the token of --ui-token-file as the password of \
+             any user"
+        );
         let (status, message) = match self {
             Self::Host => (
                 StatusCode::MISDIRECTED_REQUEST,
@@ -187,11 +212,7 @@ impl Refused {
                 StatusCode::FORBIDDEN,
                 "a page of another site asks for this one: open this page by itself",
             ),
-            Self::NoCredentials => (
-                StatusCode::UNAUTHORIZED,
-                "show a client certificate of admin-<cluster> or local-<cluster>, or the token of --ui-token-file as the \
-                 password of any user",
-            ),
+            Self::NoCredentials => (StatusCode::UNAUTHORIZED, &*ask),
             Self::Token => (StatusCode::UNAUTHORIZED, "the token is not that of --ui-token-file"),
         };
         let mut response = refusal(status, message);
@@ -237,7 +258,8 @@ mod tests {
             "127.3.2.1",
             "[::1]:9890",
         ] {
-            assert_eq!(access.check(&request(&[("host", host)])).await, Ok(()), "{host}");
+            let checked = access.check(&request(&[("host", host)])).await;
+            assert_eq!(checked, Ok(Reader::Operator), "{host}");
         }
         for host in [
             "evil.example",
@@ -261,21 +283,21 @@ mod tests {
         let host = ("host", "localhost:9890");
         let site = |site: &'static str| ("sec-fetch-site", site);
         let (navigate, document) = (("sec-fetch-mode", "navigate"), ("sec-fetch-dest", "document"));
-        let refused = Err(Refused::Site);
+        let (refused, let_in) = (Err(Refused::Site), Ok(Reader::Operator));
         for (headers, expected) in [
             (
                 &[host, site("same-origin"), ("origin", "http://localhost:9890")][..],
-                Ok(()),
+                let_in,
             ),
-            (&[host, site("none"), navigate, document], Ok(())),
-            (&[host, site("cross-site"), navigate, document], Ok(())),
+            (&[host, site("none"), navigate, document], let_in),
+            (&[host, site("cross-site"), navigate, document], let_in),
             (
                 &[host, site("cross-site"), navigate, ("sec-fetch-dest", "iframe")],
                 refused,
             ),
             (&[host, site("cross-site"), ("sec-fetch-mode", "no-cors")], refused),
             (&[host, site("same-site"), ("sec-fetch-mode", "cors")], refused),
-            (&[host, ("origin", "http://localhost:9890")], Ok(())),
+            (&[host, ("origin", "http://localhost:9890")], let_in),
             (&[host, ("origin", "http://localhost:3000")], refused),
             (&[host, ("origin", "https://evil.example")], refused),
             (&[host, ("origin", "null")], refused),
@@ -294,13 +316,16 @@ mod tests {
         std::fs::write(file.path(), "secret\n").unwrap();
         let access = |token_file| Access {
             hosts: Hosts::Any,
-            credentials: Some(Credentials { token_file }),
+            credentials: Some(Credentials {
+                cluster: "tokyo".to_owned(),
+                token_file,
+            }),
         };
         let with_token = access(Some(file.path().to_owned()));
         let basic = format!("Basic {}", STANDARD.encode("any:secret"));
         for (shown, expected) in [
-            ("Bearer secret", Ok(())),
-            (&*basic, Ok(())),
+            ("Bearer secret", Ok(Reader::Operator)),
+            (&*basic, Ok(Reader::Operator)),
             ("Bearer wrong", Err(Refused::Token)),
             ("Bearer ", Err(Refused::Token)),
             ("Basic ???", Err(Refused::NoCredentials)),
@@ -311,14 +336,26 @@ mod tests {
             assert_eq!(access(None).check(&request).await, expected, "no token is accepted");
         }
         for (name, expected) in [
-            ("admin-tokyo", Ok(())),
-            ("local-tokyo", Ok(())),
+            ("admin-tokyo", Ok(Reader::Operator)),
+            ("local-tokyo", Ok(Reader::Agent)),
+            ("admin-hk", Err(Refused::NoCredentials)),
+            ("local-hk", Err(Refused::NoCredentials)),
+            ("local-", Err(Refused::NoCredentials)),
             ("remote", Err(Refused::NoCredentials)),
+            ("remote-tokyo", Err(Refused::NoCredentials)),
             ("xadmin-tokyo", Err(Refused::NoCredentials)),
         ] {
             let mut request = request(&[]);
             request.extensions.insert(ClientName(Some(name.into())));
             assert_eq!(with_token.check(&request).await, expected, "{name}");
+            request
+                .headers
+                .insert("authorization", "Bearer secret".parse().unwrap());
+            assert_eq!(
+                with_token.check(&request).await,
+                Ok(Reader::Operator),
+                "{name} with the token"
+            );
         }
         std::fs::write(file.path(), "\n").unwrap();
         let empty = request(&[("authorization", "Bearer ")]);

@@ -2,18 +2,19 @@
 
 use super::access::refusal;
 use super::data::{Data, shortened};
+use super::reader::Reader;
 use super::view::{
     Certificate, Client, Clients, Configuration, Delivery, Finding, Findings, KeyCounts, KeysOfKind, Lag, Method,
     Minute, Mirror, MirroredKind, Moment, Overview, OwnCluster, Part, PartState, ProcessFigures, Propagation,
     Readiness, Refusal, RefusedKeys, Remote, RemoteCounters, RemoteDetail, Scoped, ScopedKind, ScopedRule, Service,
     ServiceIn, Services, State, StateChange, StoreFigures, Totals,
 };
-use axum::Router;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State as Shared};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::{Extension, Router};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use utoipa::{IntoParams, OpenApi};
@@ -159,13 +160,17 @@ async fn remote(Shared(data): Shared<Arc<Data>>, Path(name): Path<String>) -> Re
 
 /// The global services and exports of all clusters.
 #[utoipa::path(get, path = "/api/v1/services", params(Which), responses((status = 200, body = Services)))]
-async fn services(Shared(data): Shared<Arc<Data>>, which: Asked<Which>) -> Response {
+async fn services(
+    Shared(data): Shared<Arc<Data>>,
+    Extension(reader): Extension<Reader>,
+    which: Asked<Which>,
+) -> Response {
     let which = match which {
         Ok(Query(which)) => which,
         Err(error) => return malformed(&error),
     };
     let limit = which.limit.min(SERVICES_MAX);
-    json(&data.services().await.page(&which.q, which.offset, limit))
+    json(&data.services(reader).await.page(&which.q, which.offset, limit))
 }
 
 /// The clients of the store, by user.
@@ -182,12 +187,16 @@ async fn clients(Shared(data): Shared<Arc<Data>>) -> Response {
     params(Question),
     responses((status = 200, body = Findings), (status = 503, description = "The store cannot be read", body = Refusal))
 )]
-async fn look_up(Shared(data): Shared<Arc<Data>>, question: Asked<Question>) -> Response {
+async fn look_up(
+    Shared(data): Shared<Arc<Data>>,
+    Extension(reader): Extension<Reader>,
+    question: Asked<Question>,
+) -> Response {
     let question = match question {
         Ok(Query(question)) => question,
         Err(error) => return malformed(&error),
     };
-    match data.look_up(&shortened(&question.q)).await {
+    match data.look_up(&shortened(&question.q), reader).await {
         Ok(findings) => json(&findings),
         Err(error) => refusal(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
     }

@@ -2,6 +2,7 @@
 
 use super::cache::Cached;
 use super::lookup;
+use super::reader::{AgentKeys, Reader};
 use super::services::{self, AllServices};
 use super::source::{Keys, Source, Unreadable};
 use super::view::{Client, Findings, Overview, Remote, RemoteDetail};
@@ -22,10 +23,12 @@ pub(super) fn shortened(text: &str) -> String {
 pub(super) struct Data {
     source: Arc<dyn Source>,
     keys: Arc<dyn Keys>,
+    agent_keys: Arc<dyn Keys>,
     overview: Cached<Overview>,
     remotes: Cached<Vec<Remote>>,
     clients: Cached<Option<Vec<Client>>>,
     services: Cached<AllServices>,
+    agent_services: Cached<AllServices>,
     look_ups: Semaphore,
 }
 
@@ -33,11 +36,13 @@ impl Data {
     pub(super) fn new(source: Arc<dyn Source>, keys: Arc<dyn Keys>) -> Self {
         Self {
             source,
+            agent_keys: Arc::new(AgentKeys(Arc::clone(&keys))),
             keys,
             overview: Cached::default(),
             remotes: Cached::default(),
             clients: Cached::default(),
             services: Cached::default(),
+            agent_services: Cached::default(),
             look_ups: Semaphore::new(LOOK_UPS),
         }
     }
@@ -62,15 +67,42 @@ impl Data {
         self.clients.get(async || self.source.clients()).await
     }
 
-    pub(super) async fn services(&self) -> Arc<AllServices> {
-        let read = async || services::read(&*self.keys, &self.source.cluster()).await;
-        self.services.get(read).await
+    pub(super) async fn services(&self, reader: Reader) -> Arc<AllServices> {
+        let read = async || {
+            let mut all = services::read(self.keys_of(reader), &self.source.cluster()).await;
+            all.incomplete = with_restriction(all.incomplete, reader);
+            all
+        };
+        match reader {
+            Reader::Operator => self.services.get(read).await,
+            Reader::Agent => self.agent_services.get(read).await,
+        }
     }
 
-    pub(super) async fn look_up(&self, text: &str) -> Result<Findings, Unreadable> {
+    pub(super) async fn look_up(&self, text: &str, reader: Reader) -> Result<Findings, Unreadable> {
         // The semaphore is never closed.
         let _turn = self.look_ups.acquire().await;
         let names: Vec<_> = self.remotes().await.iter().map(|remote| remote.name.clone()).collect();
-        lookup::look_up(&*self.keys, &self.source.cluster(), &names, text).await
+        let found = lookup::look_up(self.keys_of(reader), &self.source.cluster(), &names, text).await;
+        found.map(|found| Findings {
+            incomplete: with_restriction(found.incomplete, reader),
+            ..found
+        })
     }
+
+    fn keys_of(&self, reader: Reader) -> &dyn Keys {
+        match reader {
+            Reader::Operator => &*self.keys,
+            Reader::Agent => &*self.agent_keys,
+        }
+    }
+}
+
+/// Why an answer is incomplete, for this reader.
+fn with_restriction(incomplete: Option<String>, reader: Reader) -> Option<String> {
+    let reasons: Vec<_> = incomplete
+        .into_iter()
+        .chain(reader.restriction().map(str::to_owned))
+        .collect();
+    (!reasons.is_empty()).then(|| reasons.join("; "))
 }

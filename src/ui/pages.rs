@@ -15,6 +15,7 @@ pub(super) use topology::{Order, Sort};
 
 use super::data::Data;
 use super::markup::Main;
+use super::reader::Reader;
 use super::words::encoded;
 
 /// Services on one page.
@@ -26,7 +27,11 @@ pub(super) enum View {
     Overview,
     Topology(Order),
     Remote(String),
-    Services { search: String, offset: usize },
+    Services {
+        search: String,
+        offset: usize,
+        reader: Reader,
+    },
     Clients,
 }
 
@@ -61,8 +66,8 @@ pub(super) async fn main(data: &Data, view: &View) -> Rendered {
                 ..of("Not found", remote::missing(name))
             },
         },
-        View::Services { search, offset } => {
-            let all = data.services().await;
+        View::Services { search, offset, reader } => {
+            let all = data.services(*reader).await;
             let page = all.page(search, *offset, SERVICES);
             of("Services", services::main(&page, search, all.clusters().len()))
         }
@@ -79,7 +84,7 @@ impl View {
             Self::Overview => "/".to_owned(),
             Self::Topology(order) => format!("/topology{}", order.query()),
             Self::Remote(name) => format!("/remote/{}", encoded(name)),
-            Self::Services { search, offset } => format!("/services?q={}&offset={offset}", encoded(search)),
+            Self::Services { search, offset, .. } => services::path(search, *offset),
             Self::Clients => "/clients".to_owned(),
         }
     }

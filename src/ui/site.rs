@@ -4,16 +4,17 @@ use super::access::{self, Access, refusal};
 use super::data::{Data, shortened};
 use super::live::{Topics, parse_version};
 use super::pages::{self, Order, Sort, View};
+use super::reader::Reader;
 use super::source::{Keys, Source};
 use super::{api, assets};
 use crate::util::lifecycle::Lifecycle;
-use axum::Router;
 use axum::body::Body;
 use axum::extract::{Query, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::{Extension, Router};
 use futures::StreamExt;
 use maud::Markup;
 use serde::Deserialize;
@@ -63,8 +64,8 @@ pub fn router(source: Arc<dyn Source>, keys: Arc<dyn Keys>, access: Access, life
         .layer(guard)
 }
 
-/// The view that a path and its query name.
-fn view(path: &str, asked: &Asked) -> Option<View> {
+/// The view that a path and its query name, for `reader`.
+fn view(path: &str, asked: &Asked, reader: Reader) -> Option<View> {
     let path = path.strip_prefix("/live").unwrap_or(path);
     Some(match path {
         "/" | "/overview" => View::Overview,
@@ -75,6 +76,7 @@ fn view(path: &str, asked: &Asked) -> Option<View> {
         "/services" => View::Services {
             search: shortened(&asked.q),
             offset: asked.offset,
+            reader,
         },
         "/clients" => View::Clients,
         _ => View::Remote(path.strip_prefix("/remote/")?.to_owned()),
@@ -86,8 +88,13 @@ fn html(status: StatusCode, markup: Markup) -> Response {
 }
 
 /// A live page.
-async fn page(State(site): Shared, uri: axum::http::Uri, Query(asked): Query<Asked>) -> Response {
-    let Some(view) = view(uri.path(), &asked) else {
+async fn page(
+    State(site): Shared,
+    Extension(reader): Extension<Reader>,
+    uri: axum::http::Uri,
+    Query(asked): Query<Asked>,
+) -> Response {
+    let Some(view) = view(uri.path(), &asked, reader) else {
         return refusal(StatusCode::NOT_FOUND, "there is no such page");
     };
     let pages::Rendered { title, main, exists } = pages::main(&site.data, &view).await;
@@ -96,8 +103,14 @@ async fn page(State(site): Shared, uri: axum::http::Uri, Query(asked): Query<Ask
 }
 
 /// The events of a live page.
-async fn live(State(site): Shared, uri: axum::http::Uri, headers: HeaderMap, Query(asked): Query<Asked>) -> Response {
-    let Some(view) = view(uri.path(), &asked) else {
+async fn live(
+    State(site): Shared,
+    Extension(reader): Extension<Reader>,
+    uri: axum::http::Uri,
+    headers: HeaderMap,
+    Query(asked): Query<Asked>,
+) -> Response {
+    let Some(view) = view(uri.path(), &asked, reader) else {
         return refusal(StatusCode::NOT_FOUND, "there is no such page");
     };
     let again = headers.get(LAST_EVENT).and_then(|version| version.to_str().ok());
@@ -110,11 +123,11 @@ async fn live(State(site): Shared, uri: axum::http::Uri, headers: HeaderMap, Que
 }
 
 /// The look-up, which is not live.
-async fn look_up(State(site): Shared, Query(asked): Query<Asked>) -> Response {
+async fn look_up(State(site): Shared, Extension(reader): Extension<Reader>, Query(asked): Query<Asked>) -> Response {
     let question = shortened(&asked.q);
     let answer = match question.is_empty() {
         true => None,
-        false => Some(site.data.look_up(&question).await),
+        false => Some(site.data.look_up(&question, reader).await),
     };
     let own = site.data.cluster();
     let main = pages::look_up(&own, &question, answer.as_ref());

@@ -319,6 +319,8 @@ async fn over_tls_the_page_asks_for_a_certificate_or_a_token() {
     for (request, status) in [
         (with_user("admin-local"), 200),
         (with_user("local-local"), 200),
+        (with_user("admin-hk"), 401),
+        (with_user("local-hk"), 401),
         (with_user("remote"), 401),
         (without(), 401),
         (without().header("authorization", "Bearer letmein"), 200),
@@ -338,6 +340,114 @@ async fn over_tls_the_page_asks_for_a_certificate_or_a_token() {
         .await
         .unwrap();
     assert_eq!(stale.status, 401, "a changed token counts at once");
+}
+
+/// The keys of a `serve`: its own, those of its remote cluster, and one of somebody else.
+#[tokio::test]
+async fn an_agent_sees_what_its_role_may_read() {
+    let tls = Tls::new();
+    let remote = RemoteStore::start(&tls, "hk-cluster").await;
+    let mut filled = remote.fill(&tls, 2).await;
+    filled
+        .put(
+            "cilium/state/services/v1/hk-cluster/shop/web",
+            r#"{"name":"web","namespace":"shop"}"#,
+            None,
+        )
+        .await
+        .unwrap();
+    let remotes = write_client_files(&tls, &[&remote]);
+    let port = free_port();
+    let flag = |name: &str, path: &std::path::Path| format!("--{name}={}", path.display());
+    let serve = isthmus(["serve", "--cluster-name=tokyo-cluster", "--cluster-id=1"])
+        .arg(flag("manifests", &example("tokyo-cluster")))
+        .arg(flag("clustermesh-config", &remotes))
+        .args(["--health-port=0", "--api-serve-addr="])
+        .args(tls.flags())
+        .arg(format!("--ui-addr=127.0.0.1:{port}"))
+        .arg(flag("ui-cert-file", &tls.server.cert))
+        .arg(flag("ui-key-file", &tls.server.key))
+        .arg(flag("ui-trusted-ca-file", &tls.ca.path()))
+        .start();
+    serve.line("serving the mesh page").await;
+    let mut root = tls.client(&serve.address().await, "admin-tokyo-cluster").await;
+    root.put("registry/secrets/default/s", "topsecret", None).await.unwrap();
+    let read = async |user: &str, path: &str| {
+        let pair = tls.ca.client(&format!("page-{user}"), user).unwrap();
+        let url = format!("https://127.0.0.1:{port}{path}");
+        let answer = Request::get(&url)
+            .tls(tls.rustls_client(&pair, ALL_VERSIONS))
+            .send()
+            .await
+            .unwrap();
+        assert_eq!(answer.status, 200, "{path}: {}", answer.body);
+        answer.body
+    };
+    let (operator, agent) = ("admin-tokyo-cluster", "local-tokyo-cluster");
+    let (own, mirrored) = (
+        "cilium/state/nodes/v1/tokyo-cluster/",
+        "cilium/cache/nodes/v1/hk-cluster/",
+    );
+    let found = async |user: &str, question: &str| -> Vec<String> {
+        let body = read(user, &format!("/api/v1/look-up?q={question}")).await;
+        let answer: Value = serde_json::from_str(&body).unwrap();
+        let is_restricted = answer["incomplete"]
+            .as_str()
+            .is_some_and(|why| why.contains("the role local must not read"));
+        assert_eq!(is_restricted, user == agent, "{answer}");
+        let findings = answer["findings"].as_array().unwrap().iter();
+        findings
+            .map(|finding| finding["key"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    eventually("both clusters are there", async || {
+        (found(operator, own).await.len() == 3 && found(operator, mirrored).await.len() == 10).then_some(())
+    })
+    .await;
+    let configuration = "cilium/cluster-config/tokyo-cluster";
+    for (question, hidden, shown) in [
+        (own, own, None),
+        // A name, an address, an identity, and the beginning of all keys.
+        ("tky-node", own, None),
+        ("10.1.0.21", "cilium/state/ip/v1/default/10.1.0.21", None),
+        ("cilium/", own, Some(mirrored)),
+        ("registry/secrets/default", "registry/secrets/default/s", None),
+    ] {
+        let (all, readable) = (found(operator, question).await, found(agent, question).await);
+        assert!(all.iter().any(|key| key.starts_with(hidden)), "{question}: {all:?}");
+        assert!(
+            !readable.iter().any(|key| key.starts_with(hidden)),
+            "{question}: {readable:?}"
+        );
+        match shown {
+            Some(shown) => assert!(
+                readable.iter().any(|key| key.starts_with(shown)),
+                "{question}: {readable:?}"
+            ),
+            None => assert_eq!(readable, [""; 0], "{question}"),
+        }
+    }
+    for question in [mirrored, configuration, "hk-cluster"] {
+        assert_eq!(
+            found(agent, question).await,
+            found(operator, question).await,
+            "{question}"
+        );
+    }
+    let page = read(agent, "/look-up?q=registry/secrets/default").await;
+    assert!(page.contains("0 keys") && !page.contains("topsecret"), "{page}");
+    let services = async |user| {
+        let all: Value = serde_json::from_str(&read(user, "/api/v1/services").await).unwrap();
+        let clusters = all["services"].as_array().unwrap().iter();
+        let clusters = clusters.flat_map(|service| service["clusters"].as_array().unwrap());
+        let names = clusters.map(|here| here["cluster"].as_str().unwrap().to_owned());
+        names.collect::<std::collections::BTreeSet<_>>()
+    };
+    let of = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+    assert_eq!(services(operator).await, of(&["hk-cluster", "tokyo-cluster"]));
+    assert_eq!(services(agent).await, of(&["hk-cluster"]));
+    assert!(read(operator, "/services").await.contains("<td>tokyo-cluster</td>"));
+    assert!(!read(agent, "/services").await.contains("<td>tokyo-cluster</td>"));
 }
 
 #[tokio::test]

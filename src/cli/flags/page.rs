@@ -15,9 +15,9 @@ pub struct PageArgs {
     /// An address that other machines reach needs --ui-cert-file and --ui-key-file, or --ui-insecure.
     #[arg(long, env = "CILIUM_UI_ADDR", value_name = "HOST:PORT")]
     ui_addr: Option<String>,
-    /// Server certificate of the page with its chain, PEM. Over TLS, the page opens for a client certificate whose common
-    /// name begins with admin- or local-, as those of the mesh do, or for the token of --ui-token-file. Changed files are
-    /// read without a restart.
+    /// Server certificate of the page with its chain, PEM. Over TLS, the page opens for a client certificate with the common
+    /// name admin-CLUSTER, for one with the common name local-CLUSTER, which sees only the keys that agents may read, and
+    /// for the token of --ui-token-file. CLUSTER is the name of this cluster. Changed files are read without a restart.
     #[arg(long, env = "CILIUM_UI_CERT_FILE", value_name = "FILE")]
     ui_cert_file: Option<PathBuf>,
     /// Private key of --ui-cert-file, PEM.

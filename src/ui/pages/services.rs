@@ -1,10 +1,15 @@
 //! The global services and exports of all clusters.
 
-use super::{SERVICES, View};
+use super::SERVICES;
 use crate::ui::markup::Main;
 use crate::ui::view::{Service, ServiceIn, Services};
-use crate::ui::words::{count, things};
+use crate::ui::words::{count, encoded, things};
 use maud::{Markup, html};
+
+/// The path of the page that begins with the service number `offset`.
+pub(super) fn path(search: &str, offset: usize) -> String {
+    format!("/services?q={}&offset={offset}", encoded(search))
+}
 
 pub(super) fn main(page: &Services, search: &str, clusters: usize) -> Main {
     let mut main = Main::default();
@@ -82,13 +87,7 @@ fn cells(here: &ServiceIn) -> Markup {
 }
 
 fn pages(page: &Services, search: &str) -> Markup {
-    let at = |offset| {
-        View::Services {
-            search: search.to_owned(),
-            offset,
-        }
-        .path()
-    };
+    let at = |offset| path(search, offset);
     let last = page.offset + page.services.len();
     html! {
         nav #pages.pages aria-label="Pages of services" {
