@@ -1,10 +1,11 @@
-//! Proves that one write can be followed by its trace: from the manifest through the stores of both clusters to the watcher, over
-//! all processes, and that a collector that is away costs nothing but its spans.
+//! Proves that one write can be followed by its trace: from the Kubernetes event or the manifest through the stores of both clusters
+//! to the watcher, over all processes, and that a collector that is away costs nothing but its spans.
 
 use crate::support::admin::Admin;
 use crate::support::collector::{Collector, Span};
 use crate::support::files::{copy_directory, example, free_port};
-use crate::support::mesh::{Mirror, RemoteStore, write_client_files};
+use crate::support::kubernetes_api::{KubernetesApi, NODES};
+use crate::support::mesh::{Mirror, RemoteStore, client_files, write_client_files};
 use crate::support::tls::etcd;
 use crate::support::{Process, Tls, eventually, isthmus};
 use etcd_client::{Client, WatchOptions, WatchStream};
@@ -175,6 +176,108 @@ async fn a_write_is_followed_from_the_manifest_to_the_watcher_of_the_other_clust
     assert!(
         status.contains("└  from the commit here to the last watcher: p50 "),
         "{status}"
+    );
+}
+
+/// Publisher, store, mirror and the store that it writes to are processes of their own here, as in Cilium's pod.
+#[tokio::test]
+async fn an_object_of_kubernetes_is_followed_through_separate_processes_to_the_watcher() {
+    let (tls, collector) = (Tls::new(), Collector::start().await);
+    let api = KubernetesApi::with_golden_objects().await;
+    let store = |name: &str| etcd(&tls).args(collector.flags()).arg(format!("--name={name}")).start();
+    let (there, here) = (store("store-there"), store("store-here"));
+    let (there_at, here_at) = (there.address().await, here.address().await);
+    let config = tls.path("publisher.yaml");
+    tls.client_file(&config, &there_at, &tls.ca.client("publisher", "admin-c3").unwrap());
+    let _publisher = isthmus(["clustermesh", "--cluster-name=c3", "--cluster-id=3"])
+        .arg(format!("--kvstore-opt=etcd.config={}", config.display()))
+        .arg(format!("--k8s-api-server-urls={}", api.url))
+        .arg(Admin::new().health_flag())
+        .args(collector.flags())
+        .start();
+    let remote = tls.ca.client("remote", "remote").unwrap();
+    tls.client_file(&client_files(&tls).join("c3"), &there_at, &remote);
+    let flags = collector.flags();
+    let mirror = Mirror::start(&tls, &here_at, &[&flags[0], &flags[1]]);
+    mirror.mirrors(1).await;
+    let mut agent = tls.client(&here_at, "local-agent").await;
+    let mut watch = watch(&mut agent, "cilium/cache/nodes/v1/c3/").await;
+    let changed = jiff::Timestamp::now().as_nanosecond();
+    let node = serde_json::json!({"metadata": {"name": "n9", "resourceVersion": "99"}, "spec": {}});
+    api.apply(NODES, node);
+    let mirrored_at = event(&mut watch, "n9").await.to_string();
+
+    let names = [
+        ("publish", "c3"),
+        ("write", "c3"),
+        ("commit", "store-there"),
+        ("watch send", "store-there"),
+        ("all watchers", "store-there"),
+        ("mirror", "local"),
+    ];
+    let has = |trace: &[Span], names: &[(&str, &str)]| names.iter().all(|(name, of)| find(trace, name, of).is_some());
+    let is_mirror = |span: &Span| span.name == "mirror" && span.attributes["isthmus.revision"] == mirrored_at;
+    let first = collector
+        .trace("the trace of the remote revision arrives", is_mirror, |trace| {
+            has(trace, &names)
+        })
+        .await;
+    let of = |name, instance| find(&first, name, instance).unwrap();
+    let (root, write, commit) = (of("publish", "c3"), of("write", "c3"), of("commit", "store-there"));
+    let (sent, mirror) = (of("watch send", "store-there"), of("mirror", "local"));
+    for span in first.iter().filter(|span| *span != root) {
+        assert_eq!(span.parent, root.id, "{span:?}");
+    }
+    for span in [root, write, commit, sent] {
+        assert_eq!(
+            span.attributes["isthmus.key"], "cilium/state/nodes/v1/c3/n9",
+            "{span:?}"
+        );
+    }
+    let copy = "cilium/cache/nodes/v1/c3/n9";
+    for span in [root, write, sent] {
+        assert_eq!(
+            span.attributes["isthmus.revision"], commit.attributes["isthmus.revision"],
+            "{span:?}"
+        );
+    }
+    assert_eq!(
+        (&*commit.attributes["isthmus.user"], &*sent.attributes["isthmus.user"]),
+        ("admin-c3", "remote")
+    );
+    assert_eq!(mirror.attributes["isthmus.remote_cluster"], "c3");
+    assert_eq!(mirror.attributes["isthmus.key"], copy);
+
+    // The mirror's span links to the trace of its write in the store here, which ends with the watcher.
+    let is_commit = |span: &Span| {
+        span.name == "commit" && span.attributes["isthmus.revision"] == mirrored_at && span.instance == "store-here"
+    };
+    let sends = [("watch send", "store-here"), ("all watchers", "store-here")];
+    let second = collector
+        .trace("the trace of the mirrored revision arrives", is_commit, |trace| {
+            has(trace, &sends)
+        })
+        .await;
+    let (copied, told) = (
+        find(&second, "commit", "store-here").unwrap(),
+        find(&second, "watch send", "store-here").unwrap(),
+    );
+    assert_eq!(mirror.links, std::slice::from_ref(&copied.trace));
+    assert_eq!(told.attributes["isthmus.user"], "local-agent");
+    assert_eq!(told.attributes["isthmus.key"], copy);
+    // All clocks are those of this machine.
+    let order = [
+        root.start,
+        write.start,
+        commit.start,
+        sent.end,
+        mirror.start,
+        copied.start,
+        told.end,
+    ];
+    assert!(
+        order.is_sorted() && changed <= i128::from(root.start),
+        "{changed} {order:?}"
     );
 }
 
