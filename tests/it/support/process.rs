@@ -62,6 +62,14 @@ impl CommandLine {
         self
     }
 
+    /// Runs another build of the binary.
+    pub fn program(self, program: &str) -> Self {
+        let mut command = Command::new(program);
+        command.args(self.0.get_args()).current_dir(env!("CARGO_MANIFEST_DIR"));
+        command.envs(self.0.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        Self(command)
+    }
+
     /// Calls the program by another name.
     pub fn called(mut self, name: &str) -> Self {
         self.0.arg0(name);
