@@ -6,8 +6,11 @@ use crate::support::files::example;
 use crate::support::mesh::{RemoteStore, write_client_files};
 use crate::support::tls::etcd;
 use crate::support::{Tls, eventually, http, isthmus};
+use etcd_client::{Client, WatchOptions};
+use isthmus::model::probe::Probe;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The beginning of the metrics that only a replica has.
 const REPLICA: &str = "isthmus_follow_";
@@ -137,21 +140,69 @@ fn the_rules_are_those_of_the_chart_and_each_is_tested_and_listed() {
     }
 }
 
+/// A scope with rules for all that the metrics tell of.
+const SCOPE: &str = "apiVersion: scope.isthmus.io/v1
+kind: Scope
+export:
+  endpoints:
+    rules:
+    - {name: no-batch, action: exclude, namespaces: {names: [\"batch-*\"]}}
+import:
+  clusters:
+  - name: all
+    clusters: [\"*\"]
+    endpoints:
+      rules:
+      - {name: no-batch, action: exclude, namespaces: {names: [\"batch-*\"]}}
+";
+
+/// Writes a probe, a change and a heartbeat into the stores of two remote clusters every second, for ever: one has probes, and of
+/// the other only the heartbeat is known.
+async fn live(mut with_probes: Client, mut without: Client) {
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    for n in 0_i64.. {
+        tick.tick().await;
+        let now = jiff::Timestamp::now();
+        let probe = Probe {
+            run: 1,
+            unix_micros: now.as_microsecond(),
+            run_micros: n * 1_000_000,
+            ..Probe::default()
+        };
+        let of_first = [
+            ("cilium/state/probe/v1/hk-cluster", probe.to_json()),
+            ("cilium/state/nodes/v1/hk-cluster/n2", format!("node {n}").into_bytes()),
+        ];
+        for (key, value) in of_first {
+            with_probes.put(key, value, None).await.unwrap();
+        }
+        let heartbeat = now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        without.put("cilium/.heartbeat", heartbeat, None).await.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn a_mesh_serves_the_metrics_of_rules_and_dashboards() {
-    let tls = Tls::new();
-    let (remote, admin) = (RemoteStore::start(&tls, "hk-cluster").await, Admin::new());
-    remote.fill(&tls, 2).await;
-    let remotes = write_client_files(&tls, &[&remote]);
-    let data: &Path = &tls.path("data");
-    let _serve = isthmus(["serve", "--cluster-name=tokyo-cluster", "--cluster-id=1"])
+    let (tls, admin) = (Tls::new(), Admin::new());
+    let hk = RemoteStore::start(&tls, "hk-cluster").await;
+    let osaka = RemoteStore::start(&tls, "osaka-cluster").await;
+    let clients = (hk.fill(&tls, 2).await, osaka.fill(&tls, 3).await);
+    let remotes = write_client_files(&tls, &[&hk, &osaka]);
+    let (data, scope): (&Path, &Path) = (&tls.path("data"), &tls.path("scope.yaml"));
+    std::fs::write(scope, SCOPE).unwrap();
+    let serve = isthmus(["serve", "--cluster-name=tokyo-cluster", "--cluster-id=1"])
         .arg(format!("--manifests={}", example("tokyo-cluster").display()))
         .arg(format!("--clustermesh-config={}", remotes.display()))
         .arg(format!("--data-dir={}", data.display()))
+        .arg(format!("--scope={}", scope.display()))
         .args([admin.health_flag(), admin.metrics_flag(), admin.api_flag()])
         .args(tls.flags())
         .start();
     admin.ready().await;
+    let mut agent = tls.client(&serve.address().await, "local-tokyo-cluster").await;
+    let options = WatchOptions::new().with_prefix();
+    let _watch = agent.watch("cilium/cache/", Some(options)).await.unwrap();
+    let _live = tokio::spawn(live(clients.0, clients.1));
     let is_here = |name: &String| !ELSEWHERE.contains(&name.as_str()) && !name.starts_with(REPLICA);
     serves(&admin, &all_names().into_iter().filter(is_here).collect()).await;
 }
@@ -191,12 +242,9 @@ async fn serves(admin: &Admin, wanted: &BTreeSet<String>) {
         missing = wanted.iter().filter(|name| !has(name)).cloned().collect();
         missing.is_empty().then_some(())
     };
-    if tokio::time::timeout(
-        std::time::Duration::from_secs(20),
-        eventually("all metrics are served", complete),
-    )
-    .await
-    .is_err()
+    if tokio::time::timeout(Duration::from_secs(20), eventually("all metrics are served", complete))
+        .await
+        .is_err()
     {
         panic!("not on the page of metrics: {missing:?}");
     }
