@@ -283,3 +283,43 @@ where
         ProstCodec::<T, U>::raw_decoder(BufferSettings::new(BUFFER, BUFFER))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prost::Message;
+
+    #[test]
+    fn messages_are_those_of_etcd() {
+        // Header with cluster id 7 and revision 9; a deletion of `a` at revision 9, and a put of `b`.
+        let bytes = b"\x0a\x06\x08\x07\x10\x01\x18\x09\x5a\x09\x08\x01\x12\x05\x0a\x01a\x18\x09\x5a\x0e\x12\x0c\x0a\x01b\x10\x03\x18\x09\x20\x02\x2a\x01v";
+        let answer = Answer::decode(&bytes[..]).unwrap();
+        assert_eq!(
+            answer.header.map(|header| (header.cluster_id, header.revision)),
+            Some((7, 9))
+        );
+        assert!(!answer.created && !answer.canceled);
+        let events: Vec<_> = answer.events.into_iter().filter_map(SentEvent::into_event).collect();
+        let put = KeyValue {
+            key: b"b".to_vec(),
+            value: b"v".to_vec(),
+            create_revision: 3,
+            mod_revision: 9,
+            version: 2,
+            lease: 0,
+        };
+        let delete = Event::Delete {
+            key: b"a".to_vec(),
+            mod_revision: 9,
+        };
+        assert_eq!(events, [delete, Event::Put(put)]);
+        let create = Create {
+            key: b"k".to_vec(),
+            range_end: b"l".to_vec(),
+            start_revision: 5,
+            progress_notify: true,
+        };
+        let request = Request { create: Some(create) };
+        assert_eq!(request.encode_to_vec(), b"\x0a\x0a\x0a\x01k\x12\x01l\x18\x05\x20\x01");
+    }
+}
