@@ -16,6 +16,7 @@ use futures::future::join_all;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use rand::seq::SliceRandom;
+use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -376,6 +377,8 @@ pub fn tls_config(config: &ClientConfig) -> Result<(TlsConfig, Arc<ServerVerifie
         (None, None) => builder.with_no_client_auth(),
     };
     tls.alpn_protocols = vec![b"h2".to_vec()];
+    // A configuration is for one store. By default it reserves memory for sessions of 32 servers.
+    tls.resumption = Resumption::in_memory_sessions(1);
     Ok((tls, verifier))
 }
 
