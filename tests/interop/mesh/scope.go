@@ -250,7 +250,7 @@ func scopedRig(dir string, ca *authority, sources []*source, file, scope string)
 	}
 	r.blind = true
 	// An agent lists everything: the store must hold it.
-	r.mirror.Args = append(r.mirror.Args, "--quota-backend-bytes=0")
+	r.mirror.Args = append(r.mirror.Args, "--quota-backend-bytes=0", "--ui-addr=")
 	if scope != "" {
 		r.mirror.Args = append(r.mirror.Args, "--scope="+file)
 		if err := replace(file, scope); err != nil {
