@@ -137,7 +137,7 @@ async fn load_beside(
     let mut session = Some(Session::open(member, feed.start()).await?);
     let mut loading = Box::pin(async {
         if let Sisters::From(least) = sisters
-            && let Some(loaded) = load::load_from_sister(link, least, scratch.clone()).await
+            && let Some(loaded) = load::load_from_sister(link, &source, least, scratch.clone()).await
         {
             return Ok(loaded);
         }

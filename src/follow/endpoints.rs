@@ -3,7 +3,7 @@
 use super::error::Error;
 use super::feed::Why;
 use super::link::{Link, Seen, read_from};
-use super::member::{Member, Purpose, path};
+use super::member::{HASH, Member, Purpose, path};
 use super::upstream::Rewound;
 use super::wire::RangeResponse;
 use super::witness::{Decision, Header, Read, Sample, Verdict, Witness, samples};
@@ -20,8 +20,6 @@ use tokio::time::Instant;
 pub(super) const BEHIND: i64 = 20_000;
 /// Limit for reading a sample.
 const SAMPLE: Duration = Duration::from_secs(2);
-/// Limit for the upstream's hash of all keys.
-const HASH: Duration = Duration::from_secs(60);
 
 /// Whether an endpoint can be followed from here.
 pub(super) enum Candidate {

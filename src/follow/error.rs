@@ -51,6 +51,13 @@ pub enum Error {
     },
     #[error("{0} sent other events than those that are here")]
     OtherEvents(String),
+    /// Another replica has another past.
+    #[error("{endpoint} has other keys at revision {revision} than {upstream}")]
+    OtherKeys {
+        endpoint: String,
+        upstream: String,
+        revision: i64,
+    },
     /// An answer that no etcd would give, or that this cluster cannot give.
     #[error("{endpoint}: invalid answer: {why}")]
     Invalid { endpoint: String, why: String },
@@ -91,6 +98,12 @@ impl Error {
     pub(super) fn is_compacted(&self) -> bool {
         let by_status = |s: &Status| s.code() == Code::OutOfRange && s.message().contains("compacted");
         matches!(self, Self::Compacted(_)) || self.status().is_some_and(by_status)
+    }
+
+    /// Whether the revision that was asked for is one that the member does not have yet.
+    pub(super) fn is_future(&self) -> bool {
+        let by_status = |s: &Status| s.code() == Code::OutOfRange && s.message().contains("future revision");
+        self.status().is_some_and(by_status)
     }
 
     /// Whether the member has no leader at the moment.

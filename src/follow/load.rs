@@ -7,7 +7,7 @@
 use super::error::Error;
 use super::feed::Load;
 use super::link::{Link, local_revision};
-use super::member::{Facts, Member, path};
+use super::member::{Facts, HASH, Member, path};
 use super::wire::{RangeResponse, RangeStreamResponse};
 use crate::mvcc::{Kv, Loader, OutOfOrder, Recovery};
 use crate::pb::etcdserverpb as pb;
@@ -32,6 +32,9 @@ const PAGE_MAX: i64 = 1_000_000;
 const PAGE_LIMIT: Duration = Duration::from_secs(60);
 /// Limit for the next piece of a stream.
 const PIECE_LIMIT: Duration = Duration::from_secs(30);
+/// How long a member may lack the revision of another replica, and the time between two looks.
+const LAG: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_millis(100);
 /// Lists that begin anew because their revision was compacted before the last page.
 const ATTEMPTS: usize = 5;
 
@@ -140,8 +143,14 @@ async fn piece<T>(member: &Member, next: impl Future<Output = T>) -> Result<T, E
 }
 
 /// Loads everything from another replica of the same cluster, if one can be reached that has revision `least`: that costs the
-/// upstream nothing, and brings the history of the other replica.
-pub(super) async fn load_from_sister(link: &Link, least: i64, scratch: Option<PathBuf>) -> Option<Loaded> {
+/// upstream no more than a hash, and brings the history of the other replica. A replica whose keys are not those of `upstream`
+/// is passed over.
+pub(super) async fn load_from_sister(
+    link: &Link,
+    upstream: &Member,
+    least: i64,
+    scratch: Option<PathBuf>,
+) -> Option<Loaded> {
     for endpoint in link.sisters() {
         let begun = Instant::now();
         let loaded = async {
@@ -150,7 +159,8 @@ pub(super) async fn load_from_sister(link: &Link, least: i64, scratch: Option<Pa
             if found < least {
                 return Err(sister.invalid(format!("it is at revision {found}, and {least} is wanted")));
             }
-            Box::pin(snapshot(&sister, How::Sister, scratch.clone())).await
+            let loaded = Box::pin(snapshot(&sister, How::Sister, scratch.clone())).await?;
+            Box::pin(compared(loaded, &sister, upstream)).await
         };
         match loaded.await {
             Ok(loaded) => {
@@ -164,10 +174,51 @@ pub(super) async fn load_from_sister(link: &Link, least: i64, scratch: Option<Pa
                 );
                 return Some(loaded);
             }
+            Err(error @ Error::OtherKeys { .. }) => {
+                tracing::warn!(%error, "another replica has another past; nothing is taken over from it");
+            }
             Err(error) => tracing::info!(endpoint, %error, "another replica cannot be loaded from"),
         }
     }
     None
+}
+
+/// Compares the state of a sister with the hash that the upstream has at the same revision, if the upstream can say it. A state
+/// that cannot be compared is taken: the next connection judges it like one from a directory.
+async fn compared(loaded: Loaded, sister: &Member, upstream: &Member) -> Result<Loaded, Error> {
+    let revision = loaded.store.revision();
+    let answer = match hash_at(upstream, revision).await {
+        Ok(answer) => answer,
+        Err(error) => {
+            tracing::info!(%error, revision, "the state of another replica cannot be compared with the upstream");
+            return Ok(loaded);
+        }
+    };
+    let (endpoint, upstream) = (sister.endpoint.clone(), upstream.endpoint.clone());
+    blocking(move || {
+        let ours = loaded.store.versions().hash_compacted(answer.compact_revision);
+        match ours {
+            Some(ours) if ours != answer.hash => Err(Error::OtherKeys {
+                endpoint,
+                upstream,
+                revision,
+            }),
+            _ => Ok(loaded),
+        }
+    })
+    .await
+}
+
+/// Asks a member for its hash of all keys at a revision, which it may not have yet.
+async fn hash_at(member: &Member, revision: i64) -> Result<pb::HashKvResponse, Error> {
+    let began = Instant::now();
+    loop {
+        let request = pb::HashKvRequest { revision };
+        match member.ask(path::HASH_KV, &request, HASH).await {
+            Err(error) if error.is_future() && began.elapsed() < LAG => tokio::time::sleep(LOOK).await,
+            answered => return answered,
+        }
+    }
 }
 
 async fn snapshot(member: &Member, how: How, scratch: Option<PathBuf>) -> Result<Loaded, Error> {

@@ -37,6 +37,8 @@ const NARROW: u32 = 1 << 20;
 const WINDOW_MAX: u32 = (1 << 31) - 1;
 /// Limit for connecting, and for the first answers of a member.
 const GREETING: Duration = Duration::from_secs(3);
+/// Limit for a member's hash of all keys.
+pub(super) const HASH: Duration = Duration::from_secs(60);
 /// The limit of calls that wait for as long as their clients do.
 const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 /// Requests of a watch stream that wait for the transport.

@@ -4,6 +4,7 @@ use super::Error;
 use super::encoded::{Fields, Kv};
 use super::key_history::Version;
 use super::range::KeyRange;
+use super::recovery::Recovery;
 use super::store::{READ_CHUNK, Store};
 use super::walk::Walk;
 use std::collections::HashMap;
@@ -53,6 +54,16 @@ impl Version {
 // === impl Versions ===
 
 impl Versions {
+    fn new(mut all: Vec<Version>, revision: i64, current: i64, compacted: i64) -> Self {
+        all.sort_unstable_by_key(|v| (v.main, v.sub));
+        Self {
+            all,
+            revision,
+            current,
+            compacted,
+        }
+    }
+
     /// etcd's HashKV: CRC-32C over the bucket's name, then over key and value of each version that a compaction
     /// does not drop. Equal bit by bit to etcd's hash (etcd: server/storage/mvcc/hash.go).
     pub fn hash(&self) -> u32 {
@@ -135,15 +146,21 @@ impl Store {
                 r => (Walk::new(self, &state, r), r, current, compacted),
             }
         };
-        let mut all = walk.next(usize::MAX)?.unwrap_or_default();
+        let all = walk.next(usize::MAX)?.unwrap_or_default();
         drop(walk);
-        all.sort_unstable_by_key(|v| (v.main, v.sub));
-        Ok(Versions {
-            all,
-            revision,
-            current,
-            compacted,
-        })
+        Ok(Versions::new(all, revision, current, compacted))
+    }
+}
+
+// === impl Recovery ===
+
+impl Recovery {
+    /// The versions of this state, as [`Store::versions`] has them of a store with it.
+    pub fn versions(&self) -> Versions {
+        let (state, everything) = (self.state(), KeyRange::all());
+        let histories = state.index.range(&everything);
+        let all = histories.flat_map(|history| history.up_to(state.current).iter().cloned().map(Version::from));
+        Versions::new(all.collect(), state.current, state.current, state.compacted)
     }
 }
 
