@@ -529,11 +529,17 @@ impl Driver {
             );
             Load::Exact
         } else {
+            // Revisions are missing, and those that are left are of the same past.
+            let skips = pin.is_none() && floor > before;
+            let cancelled = match skips {
+                true => "watches that need a missing revision",
+                false => "all watches",
+            };
             tracing::warn!(
                 before,
                 revision = newer.revision(),
                 floor,
-                "the state of the upstream replaces that of this replica: all watches are cancelled as compacted, and clients list again"
+                "the state of the upstream replaces that of this replica: {cancelled} are cancelled as compacted, and their clients list again"
             );
             if let Some(seen) = pin {
                 self.following.link.pin(seen);
@@ -541,7 +547,10 @@ impl Driver {
             let is_exact = how.knows() == Load::Exact;
             // Another replica must not be given a state whose order is not known.
             self.following.exact.fetch_and(is_exact, Ordering::SeqCst);
-            store.swap(newer);
+            match skips {
+                true => store.skip_to(newer),
+                false => store.swap(newer),
+            }
             self.following.exact.store(is_exact, Ordering::SeqCst);
             how.knows()
         };

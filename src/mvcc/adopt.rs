@@ -2,13 +2,16 @@
 //!
 //! [`Store::adopt`] repeats the next revision, after checks that no upstream with the same past can fail. A store whose
 //! state came from lists knows of its first revision only what is left of it, until [`Store::complete`] has the rest.
-//! [`Store::compare`] tells whether upstream has the same past. [`Store::swap`] puts another past into place.
+//! [`Store::compare`] tells whether upstream has the same past. [`Store::swap`] puts another past into place, and
+//! [`Store::skip_to`] a later state of the same past.
 
 use super::encoded::{Fields, Kv};
+use super::groups::Groups;
 use super::log::{Event, EventKind, Log};
 use super::recovery::Recovery;
 use super::state::State;
 use super::store::Store;
+use super::waking::Dirty;
 use super::write_txn::WriteTxn;
 use std::collections::HashMap;
 
@@ -144,7 +147,7 @@ impl Store {
         self.state.read().floor()
     }
 
-    /// The number of states that [`Store::swap`] has put into place.
+    /// The number of states that [`Store::swap`] and [`Store::skip_to`] have put into place.
     pub fn generation(&self) -> u64 {
         self.state.read().generation
     }
@@ -152,14 +155,27 @@ impl Store {
     /// Puts another state into place, with another past. Watchers of the former state are cancelled as compacted, long
     /// reads fail as compacted, and walks end.
     pub fn swap(&self, recovery: Recovery) {
+        // A watch from the floor on sees all that is known of the new past.
+        self.put_into_place(recovery, |groups, _, next| groups.retire(next.floor()));
+    }
+
+    /// Puts a later state of the same past into place, of which [`Store::adopt_from`] could not take the missing revisions:
+    /// its history begins later. Watchers go on if they need nothing below its floor, such as those from a revision that was
+    /// not here yet; the others are cancelled as compacted. Long reads and walks end as with [`Store::swap`].
+    pub fn skip_to(&self, recovery: Recovery) {
+        self.put_into_place(recovery, |groups, before, next| groups.skip(before, next.visible));
+    }
+
+    /// Replaces the state. `move_groups` gets the revision of the former one, and returns the groups to be woken.
+    fn put_into_place(&self, recovery: Recovery, move_groups: impl FnOnce(&mut Groups, i64, &State) -> Vec<Dirty>) {
         let mut next = recovery.into_state();
         let mut state = self.state.write();
         next.generation = state.generation + 1;
-        next.groups = std::mem::take(&mut state.groups);
-        // A watch from there on sees all that is known of the new past.
-        let ended = next.groups.retire(next.floor());
+        let mut groups = std::mem::take(&mut state.groups);
+        let moved = move_groups(&mut groups, state.visible, &next);
+        next.groups = groups;
         let former = std::mem::replace(&mut *state, next);
-        self.swapped(state, ended);
+        self.swapped(state, moved);
         // Freeing millions of keys takes a while.
         drop(former);
     }
@@ -171,6 +187,12 @@ impl State {
     /// See [`Store::floor`].
     pub(super) fn floor(&self) -> i64 {
         self.compacted.max(1) + i64::from(self.partial)
+    }
+
+    /// The first revision from which a watch sees everything; at most 0 if nothing was compacted. The first revision of a
+    /// state from lists is incomplete.
+    pub(super) fn first_watched(&self) -> i64 {
+        self.compacted + i64::from(self.partial)
     }
 
     /// Writes the history of `revision`, the store's revision and the first one of its history. The caller has compared

@@ -243,6 +243,19 @@ impl GroupState {
         self.ended = Some(compacted);
     }
 
+    /// Goes on in a later state, whose log may begin after the revision `before` of this one: all members read that log, up
+    /// to `current`, from where they are.
+    pub(super) fn skip_state(&mut self, before: i64, current: i64) {
+        for member in self.members.values_mut().filter(|m| m.next > self.complete_after) {
+            // A member that has read all frames before one has seen everything before the revision of that frame.
+            let at = self.frames.partition_point(|f| f.revision < member.next);
+            let seen = self.frames.get(at).map_or(before + 1, |frame| frame.revision);
+            member.next = member.next.max(seen);
+        }
+        (self.frames, self.bytes) = (VecDeque::new(), 0);
+        self.complete_after = current;
+    }
+
     /// The number of members.
     pub(super) fn members(&self) -> usize {
         self.members.len()

@@ -134,6 +134,22 @@ impl Groups {
         ended
     }
 
+    /// Lets every group go on in a later state of the same past, of which `before` was the revision and `current` is: the
+    /// members read the log, and those that need what is not in there are cancelled by that. Returns the groups that do not
+    /// wait to be woken already.
+    pub(super) fn skip(&mut self, before: i64, current: i64) -> Vec<Dirty> {
+        self.budget.begin_anew();
+        let mut moved = Vec::new();
+        for group in self.by_filter.values() {
+            group.state.lock().skip_state(before, current);
+            if group.mark_dirty() {
+                let group = Arc::clone(group);
+                moved.push(Dirty { group, since: i64::MAX });
+            }
+        }
+        moved
+    }
+
     /// Leaves a frame of a revision in each interested group; appends to `dirty` the groups that do not wait to be woken
     /// already.
     pub(super) fn publish(&mut self, revision: Revision<'_>, index: &Index, dirty: &mut Vec<Dirty>) {

@@ -98,9 +98,8 @@ impl Store {
         let mut state = self.state.write();
         let current = state.visible;
         let start = if start == 0 { current + 1 } else { start };
-        // The group may still hold frames from before the compaction, but a new watcher must not see them. The first
-        // revision of a state from lists is incomplete.
-        let first = state.compacted + i64::from(state.partial);
+        // The group may still hold frames from before the compaction, but a new watcher must not see them.
+        let first = state.first_watched();
         let too_late = Some(first).filter(|first| start < *first);
         let (group, member) = state.groups.join(filter, current, start, wake);
         Watcher {
@@ -207,13 +206,13 @@ impl Watcher {
         let read = store.state.read();
         let state = group.state.lock();
         self.next = self.next.max(state.next_of(self.member));
-        let (compacted, complete_after) = (read.compacted, state.complete_after);
+        let (first, complete_after) = (read.first_watched(), state.complete_after);
         if let Some(compacted) = state.ended {
             return WatchUpdate::Compacted(compacted);
         }
         drop(state);
-        if self.next < compacted {
-            return WatchUpdate::Compacted(compacted);
+        if self.next < first {
+            return WatchUpdate::Compacted(first);
         }
         let missed = Missed::read(&read, &group.filter, self.next, complete_after);
         drop(read);

@@ -372,6 +372,84 @@ fn watchers_of_an_older_generation_are_cancelled_as_compacted() {
 }
 
 #[test]
+fn watchers_that_miss_nothing_go_on_in_a_later_state_of_the_same_past() {
+    let leader = past("a", 200);
+    let (store, woken) = (follower(), Arc::new(Woken::default()));
+    store.swap(state_of(&past("a", 100)));
+    let watch = |filter, start| store.watch(filter, start, Arc::clone(&woken) as Arc<dyn Wake>);
+    let all = || WatchFilter::new(KeyRange::all());
+    let one = || WatchFilter::new(KeyRange::key("k105"));
+    // The store is at revision 101. What lies between that and the floor of the later state is nowhere.
+    let mut missing = [watch(all(), 0), watch(all(), 50), watch(all(), 102), watch(one(), 149)];
+    let mut going_on = [
+        watch(all(), 150),
+        watch(all(), 195),
+        watch(one(), 150),
+        watch(all(), 202),
+    ];
+    let next = || {
+        let mut next = state_of(&leader);
+        next.compact(150).unwrap();
+        next
+    };
+    assert!(matches!(
+        store.adopt_from(&next()),
+        Err(Divergence::Gap {
+            found: 150,
+            current: 101
+        })
+    ));
+    let before = woken.0.load(Ordering::Relaxed);
+    store.skip_to(next());
+    assert_eq!((store.revision(), store.floor(), store.generation()), (201, 150, 2));
+    store.wake_watchers();
+    assert!(woken.0.load(Ordering::Relaxed) >= before + missing.len() + going_on.len());
+    for watcher in &mut missing {
+        assert_eq!(watcher.take_now(1 << 20), WatchUpdate::Compacted(150));
+    }
+    put(&leader, "k105", "later");
+    catch_up(&store, &leader);
+    store.wake_watchers();
+    let seen = going_on.each_mut().map(|watcher| {
+        let mut seen = vec![];
+        while let WatchUpdate::Events { frames, .. } = watcher.take_now(1) {
+            seen.extend(events(&frames).into_iter().map(|event| event.kv.unwrap().mod_revision));
+        }
+        seen
+    });
+    assert_eq!(seen[0], (150..=202).collect::<Vec<_>>());
+    assert_eq!(seen[1], (195..=202).collect::<Vec<_>>());
+    assert_eq!((&seen[2][..], &seen[3][..]), (&[202][..], &[202][..]));
+    assert_eq!(store.synced(&going_on), Some(202));
+}
+
+/// A replica that has everything up to the compaction of its upstream misses nothing, although nothing can be compared.
+#[test]
+fn a_state_that_begins_with_the_next_revision_cancels_no_watcher_that_is_in_sync() {
+    let (leader, store) = (past("a", 200), follower());
+    store.swap(state_of(&past("a", 100)));
+    let quiet = WatchFilter::new(KeyRange::key("k150"));
+    let (mut synced, mut quiet) = (watch_all(&store, 50), watch(&store, quiet, 20));
+    let mut behind = watch_all(&store, 50);
+    while matches!(synced.take_now(1 << 20), WatchUpdate::Events { .. }) {}
+    assert_eq!(quiet.take_now(1), WatchUpdate::Nothing);
+    let mut next = state_of(&leader);
+    next.compact(102).unwrap();
+    store.skip_to(next);
+    let mut seen = vec![];
+    while let WatchUpdate::Events { frames, .. } = synced.take_now(1 << 20) {
+        seen.extend(events(&frames).into_iter().map(|event| event.kv.unwrap().mod_revision));
+    }
+    assert_eq!(
+        seen,
+        (102..=201).collect::<Vec<_>>(),
+        "the watcher has everything up to revision 101"
+    );
+    assert!(matches!(quiet.take_now(1), WatchUpdate::Events { .. }));
+    assert_eq!(behind.take_now(1), WatchUpdate::Compacted(102));
+}
+
+#[test]
 fn a_long_read_of_an_older_generation_ends_as_compacted() {
     let store = follower();
     let again = || state_of(&past("b", 250));
