@@ -11,22 +11,22 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 /// A directory with the file that names the upstream.
-struct Place {
+pub struct Place {
     dir: tempfile::TempDir,
 }
 
 impl Place {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         Self { dir }
     }
 
-    fn data(&self) -> PathBuf {
+    pub fn data(&self) -> PathBuf {
         self.dir.path().join("data")
     }
 
     /// The file that names the upstream.
-    fn file(&self, address: &str) -> PathBuf {
+    pub fn file(&self, address: &str) -> PathBuf {
         let file = self.dir.path().join("upstream.yaml");
         std::fs::write(&file, format!("endpoints: [\"http://{address}\"]\n")).unwrap();
         file
@@ -34,32 +34,32 @@ impl Place {
 }
 
 /// `etcd` at an address, with further arguments.
-fn etcd_at(address: &str, args: &[&str]) -> CommandLine {
+pub fn etcd_at(address: &str, args: &[&str]) -> CommandLine {
     let listen = format!("--listen-client-urls=http://{address}");
     let advertise = "--advertise-client-urls=http://127.0.0.1:1";
     isthmus(["etcd", &listen, advertise]).args(args)
 }
 
-fn replica(file: &Path, args: &[&str]) -> Process {
+pub fn replica(file: &Path, args: &[&str]) -> Process {
     let follow = format!("--follow={}", file.display());
     etcd_at("127.0.0.1:0", &[&follow]).args(args).start()
 }
 
 /// Everything that the store has at a revision, and its header without the member.
-async fn everything(client: &mut Client, revision: i64) -> (String, u64, i64) {
+pub async fn everything(client: &mut Client, revision: i64) -> (String, u64, i64) {
     let options = GetOptions::new().with_all_keys().with_revision(revision);
     let found = client.get("", Some(options)).await.unwrap();
     let header = found.header().unwrap();
     (format!("{:?}", found.kvs()), header.cluster_id(), header.revision())
 }
 
-async fn put(client: &mut Client, key: &str, value: &str) -> i64 {
+pub async fn put(client: &mut Client, key: &str, value: &str) -> i64 {
     let answer = client.put(key, value, None).await.unwrap();
     answer.header().unwrap().revision()
 }
 
 /// Events up to `last`, as texts.
-async fn events_until(stream: &mut WatchStream, last: i64) -> Vec<String> {
+pub async fn events_until(stream: &mut WatchStream, last: i64) -> Vec<String> {
     let mut events = vec![];
     loop {
         let response = next(stream).await;
@@ -82,7 +82,7 @@ async fn events_until(stream: &mut WatchStream, last: i64) -> Vec<String> {
     }
 }
 
-fn watch_all(start: i64) -> Option<WatchOptions> {
+pub fn watch_all(start: i64) -> Option<WatchOptions> {
     Some(WatchOptions::new().with_all_keys().with_start_revision(start))
 }
 
