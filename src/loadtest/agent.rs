@@ -1,7 +1,7 @@
 //! A simulated agent's connection to one remote cluster: it connects, lists, watches, and comes back after every loss.
 //!
-//! Lost connections are made again as grpc-go does, after a second and then ever later. As in etcd's client, watches resume
-//! where they ended; a storm, a compacted revision and another cluster id make the agent list everything again.
+//! Lost connections are made again as grpc-go does, after a second and then ever later, and at the next endpoint, if there are
+//! several: a Service leads elsewhere when a pod is gone. As in etcd's client, watches resume where they ended; a storm, a compacted revision and another cluster id make the agent list everything again.
 
 use super::error::Error;
 use super::histogram::Measure;
@@ -31,6 +31,8 @@ pub enum Reads {
 pub struct Agent {
     pub(super) shared: Arc<Shared>,
     pub(super) number: usize,
+    /// Connections that were lost or failed: the next one goes to the next endpoint.
+    moves: usize,
     pub(super) phase: watch::Receiver<Phase>,
     pub(super) watched: Arc<[Prefix]>,
     pub(super) watches: Vec<Watching>,
@@ -95,6 +97,7 @@ impl Agent {
         Self {
             shared: Arc::clone(shared),
             number,
+            moves: 0,
             phase,
             watches: watched.iter().map(watching).collect(),
             watched,
@@ -141,6 +144,7 @@ impl Agent {
                     return;
                 }
                 Err(error) => {
+                    self.moves += 1;
                     let tally = &self.shared.tally;
                     let lost = if self.is_connected {
                         &tally.disconnects
@@ -218,7 +222,7 @@ impl Agent {
     async fn session(&mut self) -> Result<Ended, Error> {
         let shared = Arc::clone(&self.shared);
         self.last_ping = None;
-        let (link, mut connection, took) = shared.dialer.agent(self.number).await?;
+        let (link, mut connection, took) = shared.dialer.agent(self.number + self.moves).await?;
         self.is_connected = true;
         shared.tally.connects.add(1);
         shared.tally.record(self.number, Measure::Connect, took);

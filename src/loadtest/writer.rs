@@ -44,6 +44,8 @@ enum Due {
 pub struct Writer {
     shared: Arc<Shared>,
     number: usize,
+    /// Connections that were lost or failed: the next one goes to the next endpoint.
+    moves: usize,
     phase: watch::Receiver<Phase>,
     lanes: Vec<Arc<Mutex<Lane>>>,
     /// The prefix of each lane.
@@ -109,6 +111,7 @@ impl Writer {
             prefixes: lanes.iter().map(prefix).collect(),
             shared: Arc::clone(shared),
             number,
+            moves: 0,
             phase,
             lanes,
             leases: Arc::clone(leases),
@@ -134,6 +137,7 @@ impl Writer {
             match self.session().await {
                 Ok(()) => return,
                 Err(error) => {
+                    self.moves += 1;
                     if error.is_lasting() {
                         self.shared.tally.refuse(&error);
                     }
@@ -158,7 +162,7 @@ impl Writer {
 
     async fn session(&mut self) -> Result<(), Error> {
         let shared = Arc::clone(&self.shared);
-        let (link, mut connection) = shared.dialer.connect(self.number, Who::Writer).await?;
+        let (link, mut connection) = shared.dialer.connect(self.number + self.moves, Who::Writer).await?;
         connection.drive(&NEVER_PAUSED, self.work(link)).await
     }
 
