@@ -99,12 +99,12 @@ impl Metrics {
         );
         ours.register(
             "disk_full",
-            "1 while writes are refused because the disk is full",
+            "1 while the disk is full: writes are refused, or the copy of a replica waits",
             self.full.clone(),
         );
         ours.register(
             "writes_refused",
-            "1 while writes are refused because of an obstacle, by cause",
+            "1 while the data directory takes no writes, by cause: writes are refused, or the copy of a replica waits",
             self.refusing.clone(),
         );
     }
