@@ -38,6 +38,9 @@ var valueSets = map[string]string{
 	"memory":                `{tls: {method: existing}, storage: {type: memory}}`,
 	"tmpfs":                 `{tls: {method: existing}, storage: {emptyDir: {medium: Memory, sizeLimit: 1Gi}}}`,
 	"replicas":              `{tls: {method: existing}, replicas: 2, podDisruptionBudget: {minAvailable: 1, maxUnavailable: null}}`,
+	"follow":                `{cluster: {name: tokyo, id: 1}, replicas: 3, follow: {enabled: true, endpoints: ["https://etcd-0.etcd:2379", "https://etcd-1.etcd:2379"]}}`,
+	"follow, certificates":  `{cluster: {name: tokyo, id: 1}, tls: {method: certManager, certManager: {issuerRef: {kind: ClusterIssuer, name: mesh-ca}}}, replicas: 2, follow: {enabled: true, existingConfigMap: mine, drainTime: 1m30s, maxConnectionAge: 0s}, terminationGracePeriodSeconds: 120}`,
+	"follow, policy":        `{tls: {method: existing}, replicas: 2, follow: {enabled: true, existingConfigMap: mine}, networkPolicy: {enabled: true, from: [{ipBlock: {cidr: 10.0.0.0/8}}]}}`,
 	"balancer":              `{tls: {method: existing}, service: {type: LoadBalancer, loadBalancerClass: example.org/lb, loadBalancerSourceRanges: [10.0.0.0/8], externalTrafficPolicy: Local, annotations: {a: b}}}`,
 	"cluster IP":            `{tls: {method: existing}, service: {type: ClusterIP, internalTrafficPolicy: Local, enableSessionAffinity: Always}}`,
 	"beside":                `{fullnameOverride: isthmus, tls: {method: existing}, service: {type: ClusterIP}}`,
@@ -58,11 +61,16 @@ var valueSets = map[string]string{
 
 // refusals are values that the chart refuses, and words of the reason.
 var refusals = map[string]string{
-	`{tls: {method: existing}, replicas: 2, storage: {type: persistent}}`: "allows one replica",
-	`{tls: {method: existing}, storage: {typ: memory}}`:                   "typ",
-	`{tls: {method: existing}, ui: {tokenSecret: {name: t}}}`:             "ui.expose=service",
-	`{tls: {method: existing}, ui: {expose: everywhere}}`:                 "expose",
-	`{tls: {method: existing}, traces: {otlpEndpoint: "collector:4317"}}`: "otlpEndpoint",
+	`{tls: {method: existing}, replicas: 2, storage: {type: persistent}}`:                                   "allows one replica",
+	`{tls: {method: existing}, follow: {enabled: true}}`:                                                    "follow.endpoints",
+	`{tls: {method: existing}, follow: {enabled: true, endpoints: ["https://a:1"], existingConfigMap: b}}`:  "follow.endpoints",
+	`{tls: {method: existing}, follow: {enabled: true, endpoints: ["http://a:1"]}}`:                         "endpoints",
+	`{tls: {method: existing}, follow: {enabled: true, existingConfigMap: b, drainTime: 30}}`:               "drainTime",
+	`{tls: {method: existing}, follow: {enabled: true, existingConfigMap: b}, storage: {type: persistent}}`: "excludes storage.type=persistent",
+	`{tls: {method: existing}, storage: {typ: memory}}`:                                                     "typ",
+	`{tls: {method: existing}, ui: {tokenSecret: {name: t}}}`:                                               "ui.expose=service",
+	`{tls: {method: existing}, ui: {expose: everywhere}}`:                                                   "expose",
+	`{tls: {method: existing}, traces: {otlpEndpoint: "collector:4317"}}`:                                   "otlpEndpoint",
 	`{tls: {method: helm}}`:                          "method",
 	`{tls: {method: existing}, podLabels: {x: yes}}`: "podLabels",
 	`{}`:                                "set cluster.name",
@@ -228,6 +236,33 @@ func TestDeployChartConfiguresTheMesh(t *testing.T) {
 	}
 }
 
+// TestDeployChartFollows renders pods that follow an etcd: the names of files, hosts and certificates fit together, and clients may
+// move between the pods.
+func TestDeployChartFollows(t *testing.T) {
+	got := render(t, valueSets["follow"])
+	client := func(names, endpoints string) string {
+		const dir = "/var/lib/isthmus/upstream/"
+		return "endpoints:\n" + endpoints + "trusted-ca-file: " + dir + names + "-ca.crt\ncert-file: " + dir + names + ".crt\nkey-file: " + dir + names + ".key\n"
+	}
+	files := at(got["ConfigMap/clustermesh-apiserver-upstream"], "data").(dict)
+	for file, want := range map[string]string{
+		"upstream.yaml": client("upstream", "- https://etcd-0.etcd:2379\n- https://etcd-1.etcd:2379\n"),
+		"peers.yaml":    client("peers", "- https://clustermesh-apiserver-peers.kube-system.svc:2379\n"),
+	} {
+		if files[file] != want {
+			t.Errorf("%s is\n%v, not\n%s", file, files[file], want)
+		}
+	}
+	if affinity := at(got["Service/clustermesh-apiserver"], "spec", "sessionAffinity"); affinity != nil {
+		t.Errorf("clients stay with a pod: %v", affinity)
+	}
+	rollouts(t, got)
+	names := at(render(t, valueSets["follow, certificates"])["Certificate/clustermesh-apiserver-server-cert"], "spec", "dnsNames")
+	if !slices.Contains(list(names), any("clustermesh-apiserver-peers.kube-system.svc")) {
+		t.Errorf("the pods do not trust each other: the server's certificate has the names %v", names)
+	}
+}
+
 // comparable removes what Helm and kustomize must not agree on: the labels of a release.
 func comparable(object dict) dict {
 	text, _ := json.Marshal(object)
@@ -265,13 +300,14 @@ func sortByName(value any) {
 
 func TestDeployChartAndManifestsAgree(t *testing.T) {
 	for values, components := range map[string][]string{
-		`{tls: {method: existing}}`:                                                                              nil,
-		`{tls: {method: existing}, storage: {type: persistent}}`:                                                 {"persistent"},
-		`{tls: {method: existing}, storage: {type: memory}}`:                                                     {"memory"},
-		`{tls: {method: existing}, ui: {expose: service}}`:                                                       {"ui"},
-		`{tls: {method: existing}, networkPolicy: {enabled: true}}`:                                              {"network-policy"},
-		`{tls: {method: existing}, scope: {file: "apiVersion: scope.isthmus.io/v1\nkind: Scope\n"}}`:             {"scope"},
-		`{tls: {method: existing}, metrics: {prometheusRule: {enabled: true}, serviceMonitor: {enabled: true}}}`: {"prometheus-rule", "service-monitor"},
+		`{tls: {method: existing}}`:                                                                                nil,
+		`{tls: {method: existing}, storage: {type: persistent}}`:                                                   {"persistent"},
+		`{tls: {method: existing}, storage: {type: memory}}`:                                                       {"memory"},
+		`{tls: {method: existing}, ui: {expose: service}}`:                                                         {"ui"},
+		`{tls: {method: existing}, replicas: 3, follow: {enabled: true, existingConfigMap: clustermesh-upstream}}`: {"replicas"},
+		`{tls: {method: existing}, networkPolicy: {enabled: true}}`:                                                {"network-policy"},
+		`{tls: {method: existing}, scope: {file: "apiVersion: scope.isthmus.io/v1\nkind: Scope\n"}}`:               {"scope"},
+		`{tls: {method: existing}, metrics: {prometheusRule: {enabled: true}, serviceMonitor: {enabled: true}}}`:   {"prometheus-rule", "service-monitor"},
 	} {
 		helm, plain := render(t, values), build(t, components...)
 		for key, object := range plain {

@@ -97,7 +97,8 @@ remote
 {{- define "isthmus.serverNames" -}}
 {{- $name := printf "%s.%s.svc" (include "isthmus.name" .) .Release.Namespace -}}
 {{- $agents := printf "clustermesh-apiserver.%s.svc" .Release.Namespace -}}
-{{- concat (list $name $agents "*.mesh.cilium.io") .Values.tls.server.extraDnsNames | uniq | toJson -}}
+{{- $peers := printf "%s-peers.%s.svc" (include "isthmus.name" .) .Release.Namespace -}}
+{{- concat (list $name $agents "*.mesh.cilium.io") (ternary (list $peers) list .Values.follow.enabled) .Values.tls.server.extraDnsNames | uniq | toJson -}}
 {{- end -}}
 
 {{- define "isthmus.serverAddresses" -}}

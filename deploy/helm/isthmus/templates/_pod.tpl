@@ -29,6 +29,16 @@
 - name: CILIUM_SCOPE
   value: /var/lib/isthmus/scope/scope.yaml
 {{- end }}
+{{- if .Values.follow.enabled }}
+- name: CILIUM_FOLLOW
+  value: /var/lib/isthmus/upstream/upstream.yaml
+- name: CILIUM_PEERS
+  value: /var/lib/isthmus/upstream/peers.yaml
+- name: CILIUM_DRAIN_TIME
+  value: {{ .Values.follow.drainTime }}
+- name: CILIUM_MAX_CONNECTION_AGE
+  value: {{ .Values.follow.maxConnectionAge }}
+{{- end }}
 {{- if $config }}
 {{- range $pair := list
   (list "CILIUM_MAX_CONNECTED_CLUSTERS" "max-connected-clusters")
@@ -125,6 +135,34 @@
     name: {{ . }}
     defaultMode: 256
 {{- end }}
+{{- if .Values.follow.enabled }}
+# The etcd that the pod follows, and the other pods. The files are read again for each connection.
+- name: upstream
+  projected:
+    defaultMode: 256
+    sources:
+    - configMap:
+        name: {{ include "isthmus.upstream" . }}
+    - secret:
+        name: {{ .Values.follow.secret }}
+        items:
+        - key: tls.crt
+          path: upstream.crt
+        - key: tls.key
+          path: upstream.key
+        - key: ca.crt
+          path: upstream-ca.crt
+    - secret:
+        name: {{ .Values.follow.peersSecret }}
+        optional: true
+        items:
+        - key: tls.crt
+          path: peers.crt
+        - key: tls.key
+          path: peers.key
+        - key: ca.crt
+          path: peers-ca.crt
+{{- end }}
 {{- if eq .Values.storage.type "emptyDir" }}
 - name: etcd-data-dir
   emptyDir:
@@ -160,6 +198,11 @@
 {{- else if .Values.scope.file -}}
 {{- include "isthmus.name" . }}-scope
 {{- end -}}
+{{- end -}}
+
+{{/* The name of the ConfigMap with the files that name the etcd and the other pods. */}}
+{{- define "isthmus.upstream" -}}
+{{- .Values.follow.existingConfigMap | default (printf "%s-upstream" (include "isthmus.name" .)) -}}
 {{- end -}}
 
 {{/* The rest of a projected volume: the CA certificate, from the Secret that was begun before, or from the bundle. */}}
