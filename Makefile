@@ -1,5 +1,5 @@
 # Every target first installs missing build tools (`make setup`). Targets that compare with peers also need Go.
-.PHONY: demo test check bench fuzz setup build fmt lint doc deny interop kubernetes interop-kubernetes interop-publisher \
+.PHONY: demo test check bench bench-replicas fuzz setup build fmt lint doc deny interop kubernetes interop-kubernetes interop-publisher \
 	interop-cilium peers helm deploy crash replicas load publish mesh mesh-replicas adversary guard profile monitoring bench-store image image-test release e2e e2e-up e2e-tools e2e-short page page-cost screenshots
 
 CARGO ?= cargo
@@ -21,6 +21,9 @@ check: setup ## run everything that CI runs
 
 bench: peers ## measure beside etcd 3.7 and 3.6, into benches/results; BENCH="--quick", "--list", "storm puts --rounds 5"
 	PEERS_BIN=$(PEERS) $(CARGO) bench --locked --profile dist --bench peers -- $(BENCH)
+
+bench-replicas: peers ## measure replicas beside the etcd that they follow, into benches/results and docs/replicas.md; BENCH="--quick", "--rounds 1"
+	PEERS_BIN=$(PEERS) $(CARGO) bench --locked --profile dist --bench peers -- replicas $(BENCH)
 
 monitoring: ## check the alerts and dashboards with promtool, and evaluate etcd's own in a Prometheus that scrapes a store
 	@MONITORING=1 ./.ci/setup

@@ -32,14 +32,23 @@ pub fn plan() -> Plan {
 
 /// A run with its figures.
 pub struct Ran {
-    outcome: Outcome,
-    summary: Summary,
+    pub outcome: Outcome,
+    pub summary: Summary,
 }
 
 pub async fn run(server: &Server, plan: Plan) -> anyhow::Result<Ran> {
-    let life = Lifecycle::default();
     let (progress, _) = watch::channel(loadtest::Progress::default());
-    let outcome = Box::pin(loadtest::run(plan, &server.target(), &progress, &life)).await?;
+    run_at(&server.target(), plan, &progress).await
+}
+
+/// Runs against any target, and tells how far the run is.
+pub async fn run_at(
+    target: &loadtest::Target,
+    plan: Plan,
+    progress: &watch::Sender<loadtest::Progress>,
+) -> anyhow::Result<Ran> {
+    let life = Lifecycle::default();
+    let outcome = Box::pin(loadtest::run(plan, target, progress, &life)).await?;
     life.stop();
     let summary = Summary::of(&outcome);
     for (error, n) in &summary.errors {
@@ -93,7 +102,7 @@ impl Ran {
     }
 
     /// Attempts to connect that failed, and connections that were lost.
-    fn lost(&self) -> f64 {
+    pub fn lost(&self) -> f64 {
         let failed = self
             .summary
             .errors

@@ -15,9 +15,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 const CONNECTIONS: usize = 8;
-const IN_FLIGHT: usize = 32;
+pub const IN_FLIGHT: usize = 32;
 /// Keys that are put and read again and again.
-const SPACE: usize = 10_000;
+pub const SPACE: usize = 10_000;
 const PREFIX: &str = "cilium/";
 /// One key below all keys of [`PREFIX`], and the first key after them.
 pub const RANGE: (&str, &str) = ("cilium/", "cilium0");
@@ -100,6 +100,15 @@ impl Load {
     /// CPU time of the server for each call, in µs.
     pub fn cpu_per_call(&self) -> f64 {
         micros(self.cpu, self.calls)
+    }
+
+    /// Calls that ended.
+    pub fn calls(&self) -> usize {
+        self.calls
+    }
+
+    pub fn secs(&self) -> f64 {
+        self.secs
     }
 
     /// A quantile of the latency, in ms.

@@ -6,6 +6,8 @@ use h2::client::SendRequest;
 use http::header::{CONTENT_TYPE, TE};
 use http::{HeaderMap, Method, Request};
 use isthmus::mvcc::take_varint;
+use isthmus::pb::etcdserverpb::watch_request::RequestUnion;
+use isthmus::pb::etcdserverpb::{WatchCreateRequest, WatchRequest};
 use prost::Message;
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
@@ -20,13 +22,23 @@ pub struct Client {
     driver: JoinHandle<()>,
 }
 
-/// A method of etcd's key-value service.
+/// A watch of one range, which has begun.
+pub struct Watch {
+    body: h2::RecvStream,
+    /// What has arrived and belongs to no message yet.
+    rest: BytesMut,
+    /// The server ends the watch when nobody can send any more.
+    _send: h2::SendStream<Bytes>,
+}
+
+/// A method of etcd's services.
 #[derive(Clone, Copy, Debug)]
 pub enum Call {
     Put,
     Range,
     Txn,
     Compact,
+    Watch,
 }
 
 impl Call {
@@ -36,6 +48,7 @@ impl Call {
             Self::Range => "/etcdserverpb.KV/Range",
             Self::Txn => "/etcdserverpb.KV/Txn",
             Self::Compact => "/etcdserverpb.KV/Compact",
+            Self::Watch => "/etcdserverpb.Watch/Watch",
         }
     }
 }
@@ -60,8 +73,7 @@ impl Client {
         })
     }
 
-    /// Makes one call.
-    pub async fn call(&self, call: Call, message: &impl Message) -> anyhow::Result<Bytes> {
+    async fn begin(&self, call: Call) -> anyhow::Result<(h2::client::ResponseFuture, h2::SendStream<Bytes>)> {
         let mut send = self.send.clone().ready().await?;
         let request = Request::builder()
             .method(Method::POST)
@@ -69,7 +81,40 @@ impl Client {
             .header(CONTENT_TYPE, "application/grpc")
             .header(TE, "trailers")
             .body(())?;
-        let (response, mut body) = send.send_request(request, false)?;
+        Ok(send.send_request(request, false)?)
+    }
+
+    /// Watches a range from now on. Returns once the server has confirmed the watch.
+    pub async fn watch(&self, (key, end): (&'static str, &'static str)) -> anyhow::Result<Watch> {
+        let (response, mut send) = self.begin(Call::Watch).await?;
+        let create = WatchCreateRequest {
+            key: key.into(),
+            range_end: end.into(),
+            ..WatchCreateRequest::default()
+        };
+        let request = WatchRequest {
+            request_union: Some(RequestUnion::CreateRequest(create)),
+        };
+        send.send_data(framed(&request), false)?;
+        let (head, body) = response.await?.into_parts();
+        check(Call::Watch, &head.headers)?;
+        let mut watch = Watch {
+            body,
+            rest: BytesMut::new(),
+            _send: send,
+        };
+        let created = watch.message().await?;
+        for field in fields(&created) {
+            if let (3, Value::Number(1)) = field? {
+                return Ok(watch);
+            }
+        }
+        bail!("the server did not confirm a watch")
+    }
+
+    /// Makes one call.
+    pub async fn call(&self, call: Call, message: &impl Message) -> anyhow::Result<Bytes> {
+        let (response, mut body) = self.begin(call).await?;
         body.send_data(framed(message), true)?;
         let (head, mut body) = response.await?.into_parts();
         check(call, &head.headers)?;
@@ -87,6 +132,56 @@ impl Client {
         }
         Ok(answer.freeze().slice(5..))
     }
+}
+
+impl Watch {
+    /// The next message.
+    async fn message(&mut self) -> anyhow::Result<Bytes> {
+        loop {
+            if let Some(length) = self.rest.get(1..5) {
+                let length = length.iter().fold(0, |sum, byte| sum << 8 | usize::from(*byte));
+                if self.rest.len() >= 5 + length {
+                    return Ok(self.rest.split_to(5 + length).freeze().slice(5..));
+                }
+            }
+            let chunk = self.body.data().await.context("the server has ended a watch")??;
+            self.body.flow_control().release_capacity(chunk.len())?;
+            self.rest.extend_from_slice(&chunk);
+        }
+    }
+
+    /// The values of the events of the next message that has any. Values must have eight bytes at least, of which the first
+    /// eight are a number.
+    pub async fn numbers(&mut self) -> anyhow::Result<Vec<u64>> {
+        loop {
+            let message = self.message().await?;
+            let mut numbers = vec![];
+            for field in fields(&message) {
+                match field? {
+                    (4, Value::Number(1)) => bail!("the server has cancelled a watch"),
+                    (11, Value::Bytes(event)) => numbers.push(number(event)?),
+                    _ => {}
+                }
+            }
+            if !numbers.is_empty() {
+                return Ok(numbers);
+            }
+        }
+    }
+}
+
+/// The number in the value of an event.
+fn number(event: &[u8]) -> anyhow::Result<u64> {
+    for field in fields(event) {
+        let (2, Value::Bytes(kv)) = field? else { continue };
+        for field in fields(kv) {
+            if let (5, Value::Bytes(value)) = field? {
+                let number = value.first_chunk().context("a value has no number")?;
+                return Ok(u64::from_be_bytes(*number));
+            }
+        }
+    }
+    bail!("an event has no value")
 }
 
 impl Drop for Client {

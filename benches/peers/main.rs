@@ -1,5 +1,6 @@
 //! Puts Isthmus, etcd 3.7 and etcd 3.6 under the same loads, in turns, and writes a table and plots of what they cost.
-//! `make bench` builds etcd and runs this; `benches/README.md` explains the scenarios and how to read the results.
+//! `make bench` builds etcd and runs this; `benches/README.md` explains the scenarios and how to read the results. `make
+//! bench-replicas` puts replicas beside etcd.
 
 #![allow(
     missing_docs,
@@ -13,6 +14,7 @@ mod agents;
 mod calls;
 mod client;
 mod plot;
+mod replicas;
 mod report;
 mod results;
 mod scenarios;
@@ -39,7 +41,8 @@ const CPUS: &str = "a list of two CPUs or ranges of CPUs";
 /// Measure Isthmus beside etcd
 #[derive(Debug, Parser)]
 struct Args {
-    /// Scenarios to run; a part of a name selects all that contain the part. All by default.
+    /// Scenarios to run; a part of a name selects all that contain the part. By default all but those of replicas, which run
+    /// alone: "replicas" selects them all.
     scenarios: Vec<String>,
     /// Select only scenarios whose whole names are given.
     #[arg(long)]
@@ -53,7 +56,8 @@ struct Args {
     /// Rounds, of which the median counts. Long scenarios have one round. By default 3, and 1 with --quick.
     #[arg(long, value_name = "N")]
     rounds: Option<usize>,
-    /// Servers to run; a part of a name selects all that contain the part. By default all, and with --quick not etcd 3.6.
+    /// Servers to run; a part of a name selects all that contain the part. By default all, and with --quick not etcd 3.6. The
+    /// first one is what replicas follow.
     #[arg(long, value_delimiter = ',', value_name = "NAME,...")]
     servers: Vec<String>,
     /// CPUs of the server and of the loader, each a number or a range such as 0-3. Loads of one connection, and of one
@@ -72,6 +76,8 @@ struct Args {
     /// Directory for stacks of the servers, recorded by perf. `make profile` draws flame graphs of them.
     #[arg(long, value_name = "DIR")]
     stacks: Option<PathBuf>,
+    #[command(flatten)]
+    sizes: replicas::Sizes,
     /// Given by `cargo bench`.
     #[arg(long, hide = true)]
     bench: bool,
@@ -91,7 +97,10 @@ fn run() -> anyhow::Result<()> {
     let args = Args::parse();
     if args.list {
         for scenario in &scenarios::ALL {
-            println!("{:<16}{}", scenario.name, scenario.title);
+            println!("{:<20}{}", scenario.name, scenario.title);
+        }
+        for scenario in &replicas::ALL {
+            println!("{:<20}{}", scenario.name, scenario.title);
         }
         return Ok(());
     }
@@ -102,7 +111,11 @@ fn run() -> anyhow::Result<()> {
     // Fails only if a provider is installed already.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(Box::pin(measure(&args, is_pinned.then_some(server_cpu.as_str()))))
+    let cpus = is_pinned.then_some((server_cpu.as_str(), loader_cpu.as_str()));
+    match args.scenarios.iter().any(|name| name.starts_with(replicas::PREFIX)) {
+        true => runtime.block_on(Box::pin(measure_replicas(&args, cpus))),
+        false => runtime.block_on(Box::pin(measure(&args, cpus.map(|(server, _)| server)))),
+    }
 }
 
 /// Starts this program anew on the loader's CPU. Returns false if the machine has only one.
@@ -125,9 +138,8 @@ fn pin(server: &str, loader: &str) -> anyhow::Result<bool> {
 }
 
 async fn measure(args: &Args, cpu: Option<&str>) -> anyhow::Result<()> {
-    let scale = if args.quick { Scale::Quick } else { Scale::Full };
-    let rounds = args.rounds.unwrap_or(scale.of(3, 1)).max(1);
-    let chosen = chosen(&args.scenarios, args.exact)?;
+    let (scale, rounds) = args.extent();
+    let chosen = chosen(&scenarios::ALL, &args.scenarios, args.exact)?;
     let programs = programs(args)?;
     let is_whole = chosen.len() == scenarios::ALL.len() && args.servers.is_empty() && scale == Scale::Full;
     let output = match (&args.output, is_whole) {
@@ -188,27 +200,73 @@ async fn once(
     figures
 }
 
-fn chosen(names: &[String], exact: bool) -> anyhow::Result<Vec<&'static Scenario>> {
-    let selects = |name: &String, scenario: &Scenario| match exact {
-        true => scenario.name == name,
-        false => scenario.name.contains(name.as_str()),
+/// Measures replicas of the first server.
+async fn measure_replicas(args: &Args, cpus: Option<(&str, &str)>) -> anyhow::Result<()> {
+    let (scale, rounds) = args.extent();
+    let chosen = chosen(&replicas::ALL, &args.scenarios, args.exact)?;
+    let (servers, ours) = (programs(args)?, Program::ours(args.isthmus.clone())?);
+    let bench = replicas::Bench {
+        upstream: servers.first().unwrap_or(&ours),
+        ours: &ours,
+        cpus,
+        scale,
+        sizes: args.sizes,
+        rounds,
+    };
+    replicas::measure(&chosen, &bench, args.output.as_deref()).await
+}
+
+impl Args {
+    /// The scale, and the number of rounds.
+    fn extent(&self) -> (Scale, usize) {
+        let scale = if self.quick { Scale::Quick } else { Scale::Full };
+        (scale, self.rounds.unwrap_or(scale.of(3, 1)).max(1))
+    }
+}
+
+/// Something that has a name.
+trait Named {
+    fn name(&self) -> &'static str;
+}
+
+impl Named for Scenario {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+}
+
+impl Named for replicas::Scenario {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+}
+
+fn chosen<'a, T: Named>(all: &'a [T], names: &[String], exact: bool) -> anyhow::Result<Vec<&'a T>> {
+    let selects = |name: &String, scenario: &T| match exact {
+        true => scenario.name() == name,
+        false => scenario.name().contains(name.as_str()),
     };
     if let Some(name) = names
         .iter()
-        .find(|name| !scenarios::ALL.iter().any(|scenario| selects(name, scenario)))
+        .find(|name| !all.iter().any(|scenario| selects(name, scenario)))
     {
         let what = if exact { "has the name" } else { "contains" };
-        bail!("no scenario {what} {name:?}: --list prints their names");
+        bail!("no scenario {what} {name:?}: --list prints their names, and those of replicas run alone");
     }
-    let is_chosen = |scenario: &&Scenario| names.is_empty() || names.iter().any(|name| selects(name, scenario));
-    Ok(scenarios::ALL.iter().filter(is_chosen).collect())
+    let is_chosen = |scenario: &&T| names.is_empty() || names.iter().any(|name| selects(name, scenario));
+    Ok(all.iter().filter(is_chosen).collect())
 }
 
 /// The servers, the first of which the others are compared with.
 fn programs(args: &Args) -> anyhow::Result<Vec<Program>> {
-    let mut programs = vec![Program::etcd(args.peers.join("etcd"))?];
-    if !args.quick || !args.servers.is_empty() {
-        programs.push(Program::etcd(args.peers.join("etcd36/etcd"))?);
+    let mut programs = vec![];
+    // Without etcd, there are still replicas of Isthmus.
+    let is_ours = |name: &String| !name.is_empty() && "Isthmus".starts_with(name.as_str());
+    if args.servers.is_empty() || !args.servers.iter().all(is_ours) {
+        programs.push(Program::etcd(args.peers.join("etcd"))?);
+        if !args.quick || !args.servers.is_empty() {
+            programs.push(Program::etcd(args.peers.join("etcd36/etcd"))?);
+        }
     }
     programs.push(Program::ours(args.isthmus.clone())?);
     programs.retain(|program| args.servers.is_empty() || args.servers.iter().any(|name| program.name.contains(name)));

@@ -19,14 +19,18 @@ const MARKS: (&str, &str) = ("<!-- make bench writes from here -->\n", "<!-- to 
 
 /// Writes a summary of a whole run into the README of the project.
 pub fn summarize(results: &Results, readme: &Path, dir: &Path) -> anyhow::Result<()> {
-    let text = std::fs::read_to_string(readme).with_context(|| format!("cannot read {}", readme.display()))?;
-    let marks = text
-        .split_once(MARKS.0)
-        .and_then(|(before, rest)| Some((before, rest.split_once(MARKS.1)?.1)));
-    let (before, after) = marks.with_context(|| format!("{} has lost the lines for the summary", readme.display()))?;
-    let summary = summary(results, dir);
-    let text = format!("{before}{}{summary}{}{after}", MARKS.0, MARKS.1);
-    std::fs::write(readme, text).with_context(|| format!("cannot write {}", readme.display()))
+    replace_marked(readme, MARKS, &summary(results, dir))
+}
+
+/// Replaces the text between two lines of a document.
+pub fn replace_marked(document: &Path, marks: (&str, &str), with: &str) -> anyhow::Result<()> {
+    let text = std::fs::read_to_string(document).with_context(|| format!("cannot read {}", document.display()))?;
+    let found = text
+        .split_once(marks.0)
+        .and_then(|(before, rest)| Some((before, rest.split_once(marks.1)?.1)));
+    let (before, after) = found.with_context(|| format!("{} has lost the lines for the table", document.display()))?;
+    let text = format!("{before}{}{with}{}{after}", marks.0, marks.1);
+    std::fs::write(document, text).with_context(|| format!("cannot write {}", document.display()))
 }
 
 /// The first figure of each scenario, of the first server and of Isthmus, which is the last.
@@ -187,7 +191,7 @@ pub fn measure(value: f64, unit: &str) -> String {
 }
 
 /// A number with about three digits, and with a separator for thousands.
-fn digits(value: f64) -> String {
+pub fn digits(value: f64) -> String {
     match value.abs() {
         0.0 => "0".to_owned(),
         v if v < 0.1 => format!("{value:.3}"),

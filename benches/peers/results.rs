@@ -66,14 +66,7 @@ impl Machine {
 impl Row {
     /// The median of a server's rounds.
     pub fn median(&self, server: usize) -> Option<f64> {
-        let mut values = self.values.get(server)?.clone();
-        values.sort_by(f64::total_cmp);
-        let middle = values.len() / 2;
-        match values.len() {
-            0 => None,
-            length if length % 2 == 1 => Some(values[middle]),
-            _ => Some((values[middle - 1] + values[middle]) / 2.0),
-        }
+        median(self.values.get(server)?)
     }
 
     /// How many times better a server is than the first one.
@@ -136,5 +129,17 @@ impl Results {
             let server = self.servers[failure.server].as_str();
             (failure.scenario, server, failure.why.as_str())
         })
+    }
+}
+
+/// The value in the middle; `None` without values.
+pub fn median(values: &[f64]) -> Option<f64> {
+    let mut values = values.to_owned();
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match values.len() {
+        0 => None,
+        length if length % 2 == 1 => Some(values[middle]),
+        _ => Some((values[middle - 1] + values[middle]) / 2.0),
     }
 }

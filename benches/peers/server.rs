@@ -9,13 +9,18 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256, SignatureAlgorithm,
 };
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
-/// Limit for a start.
+/// Limit for a start, and for that of a replica, which loads everything first.
 const START: Duration = Duration::from_secs(30);
+const LOAD: Duration = Duration::from_secs(300);
+/// Limit for an end.
+const END: Duration = Duration::from_secs(30);
 /// Files of etcd are in memory where that is possible, so that no disk is measured.
 const MEMORY: &str = "/dev/shm";
 
@@ -37,15 +42,36 @@ pub enum Security {
     Rsa,
 }
 
+/// A directory with the certificates of servers that belong together, and with their data. It is removed with the last of them.
+pub struct Site {
+    dir: tempfile::TempDir,
+    security: Security,
+    /// Flags of a server.
+    tls: Vec<String>,
+    /// The files of a client, without endpoints.
+    client: ClientConfig,
+}
+
+/// What a replica has beside its upstream.
+#[derive(Default)]
+pub struct Follow<'a> {
+    /// The name of its data directory in the site; without one, the replica keeps its copy in memory.
+    pub data: Option<&'a str>,
+}
+
 /// A running server.
 pub struct Server {
     process: Child,
+    /// Its address for clients without TLS.
     pub authority: String,
+    /// The address for clients of the scenario: with TLS, if the scenario has it.
     config: ClientConfig,
     /// Whether it is Isthmus.
     pub is_ours: bool,
-    /// Its data and certificates.
-    _dir: tempfile::TempDir,
+    /// The time from its start to its first answer.
+    pub ready_after: Duration,
+    site: Arc<Site>,
+    log: PathBuf,
 }
 
 /// What a process has cost.
@@ -54,6 +80,30 @@ pub struct Cost {
     pub cpu: Duration,
     /// Resident memory in bytes.
     pub rss: u64,
+    /// The most resident memory that the process ever had.
+    pub peak: u64,
+}
+
+impl Site {
+    pub fn new(security: Security) -> anyhow::Result<Arc<Self>> {
+        let base = Path::new(MEMORY);
+        let dir = match base.is_dir() {
+            true => tempfile::tempdir_in(base),
+            false => tempfile::tempdir(),
+        };
+        let dir = dir.context("cannot create a data directory")?;
+        let mut client = ClientConfig::default();
+        let tls = match security {
+            Security::Plain => vec![],
+            _ => certify(security, dir.path(), &mut client)?,
+        };
+        Ok(Arc::new(Self {
+            dir,
+            security,
+            tls,
+            client,
+        }))
+    }
 }
 
 impl Program {
@@ -84,39 +134,51 @@ impl Program {
 
     /// Starts the program on these cores and waits until it answers.
     pub async fn start(&self, security: Security, cores: Option<&str>) -> anyhow::Result<Server> {
-        let base = Path::new(MEMORY);
-        let dir = match base.is_dir() {
-            true => tempfile::tempdir_in(base),
-            false => tempfile::tempdir(),
-        };
-        let dir = dir.context("cannot create a data directory")?;
-        let (port, other) = (free_port()?, free_port()?);
-        let authority = format!("127.0.0.1:{port}");
-        let scheme = if security == Security::Plain { "http" } else { "https" };
-        let url = format!("{scheme}://{authority}");
-        let mut args = vec![
-            format!("--listen-client-urls={url}"),
-            format!("--advertise-client-urls={url}"),
-            "--quota-backend-bytes=8589934592".to_owned(),
-            "--log-level=error".to_owned(),
-        ];
-        if self.is_ours {
-            args.insert(0, "etcd".to_owned());
-        } else {
-            let peer = format!("http://127.0.0.1:{other}");
+        self.start_in(&Site::new(security)?, cores).await
+    }
+
+    /// Starts the program with an empty store at a site.
+    pub async fn start_in(&self, site: &Arc<Site>, cores: Option<&str>) -> anyhow::Result<Server> {
+        let mut args = vec!["--quota-backend-bytes=8589934592".to_owned()];
+        if !self.is_ours {
+            let peer = format!("http://127.0.0.1:{}", free_port()?);
             args.extend([
-                format!("--data-dir={}", dir.path().join("data").display()),
+                format!("--data-dir={}", site.dir.path().join("data").display()),
                 format!("--listen-peer-urls={peer}"),
                 format!("--initial-advertise-peer-urls={peer}"),
                 format!("--initial-cluster=default={peer}"),
             ]);
         }
-        let mut config = ClientConfig {
-            endpoints: vec![url],
-            ..ClientConfig::default()
-        };
-        if security != Security::Plain {
-            args.extend(certify(security, dir.path(), &mut config)?);
+        let server = self.launch(site, cores, args, START).await?;
+        // What follows a start, such as an election and the first garbage collection, is not measured.
+        sleep(Duration::from_millis(500)).await;
+        Ok(server)
+    }
+
+    /// Starts the program as a replica, and returns as soon as it answers.
+    pub async fn follow(&self, upstream: &Server, cores: Option<&str>, with: Follow<'_>) -> anyhow::Result<Server> {
+        let site = &upstream.site;
+        let file = site.dir.path().join("upstream.yaml");
+        std::fs::write(&file, yaml(&upstream.config)).with_context(|| format!("cannot write {}", file.display()))?;
+        let mut args = vec![format!("--follow={}", file.display())];
+        if let Some(data) = with.data {
+            args.push(format!("--data-dir={}", site.dir.path().join(data).display()));
+        }
+        self.launch(site, cores, args, LOAD).await
+    }
+
+    /// Starts the program with listeners for clients with and without TLS, and waits for its first answer.
+    async fn launch(
+        &self,
+        site: &Arc<Site>,
+        cores: Option<&str>,
+        args: Vec<String>,
+        limit: Duration,
+    ) -> anyhow::Result<Server> {
+        let authority = format!("127.0.0.1:{}", free_port()?);
+        let mut urls = vec![format!("http://{authority}")];
+        if site.security != Security::Plain {
+            urls.push(format!("https://127.0.0.1:{}", free_port()?));
         }
         let mut command = match cores {
             Some(cores) => {
@@ -126,59 +188,88 @@ impl Program {
             }
             None => Command::new(&self.path),
         };
-        let log = std::fs::File::create(dir.path().join("log"))?;
+        if self.is_ours {
+            command.arg("etcd");
+        }
+        command.arg(format!("--listen-client-urls={}", urls.join(",")));
+        command.arg(format!("--advertise-client-urls={}", urls.join(",")));
+        command.arg("--log-level=error").args(&site.tls).args(args);
+        let log = site.dir.path().join(format!("{authority}.log"));
+        let file = std::fs::File::create(&log)?;
+        let began = Instant::now();
         let process = command
-            .args(args)
             .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
+            .stdout(file.try_clone()?)
+            .stderr(file)
             .spawn();
         let mut server = Server {
             process: process.with_context(|| format!("cannot start {}", self.path.display()))?,
             authority,
-            config,
             is_ours: self.is_ours,
-            _dir: dir,
+            config: ClientConfig {
+                endpoints: urls.split_off(urls.len() - 1),
+                ..site.client.clone()
+            },
+            ready_after: Duration::ZERO,
+            site: Arc::clone(site),
+            log,
         };
         server
-            .ready(security)
+            .ready(limit)
             .await
             .with_context(|| format!("{} does not start", self.name))?;
+        server.ready_after = began.elapsed();
         Ok(server)
     }
 }
 
 impl Server {
-    /// Waits until a call is answered or, over TLS, until connections are accepted.
-    async fn ready(&mut self, security: Security) -> anyhow::Result<()> {
+    /// Waits until a call is answered.
+    async fn ready(&mut self, limit: Duration) -> anyhow::Result<()> {
         let began = Instant::now();
         loop {
-            let answered = match security {
-                Security::Plain => match Client::connect(&self.authority).await {
-                    Ok(client) => {
-                        let get = RangeRequest {
-                            key: "ready".into(),
-                            ..RangeRequest::default()
-                        };
-                        client.call(Call::Range, &get).await.is_ok()
-                    }
-                    Err(_) => false,
-                },
-                _ => tokio::net::TcpStream::connect(&self.authority).await.is_ok(),
-            };
-            if answered {
-                // What follows a start, such as an election and the first garbage collection, is not measured.
-                sleep(Duration::from_millis(500)).await;
-                return Ok(());
+            if let Ok(client) = Client::connect(&self.authority).await {
+                let get = RangeRequest {
+                    key: "ready".into(),
+                    ..RangeRequest::default()
+                };
+                if client.call(Call::Range, &get).await.is_ok() {
+                    return Ok(());
+                }
             }
             if let Some(status) = self.process.try_wait()? {
-                let log = std::fs::read_to_string(self._dir.path().join("log")).unwrap_or_default();
+                let log = std::fs::read_to_string(&self.log).unwrap_or_default();
                 bail!("ended with {status}: {}", log.lines().last().unwrap_or("no message"));
             }
-            if began.elapsed() > START {
-                bail!("no answer within {} s", START.as_secs());
+            if began.elapsed() > limit {
+                bail!("no answer within {} s", limit.as_secs());
             }
-            sleep(Duration::from_millis(50)).await;
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Sends a signal by its name, such as `STOP`.
+    pub fn signal(&self, name: &str) -> anyhow::Result<()> {
+        let mut command = Command::new("kill");
+        command.arg(format!("-{name}")).arg(self.process.id().to_string());
+        match command.status().context("cannot run kill")?.success() {
+            true => Ok(()),
+            false => bail!("cannot send SIG{name} to the server"),
+        }
+    }
+
+    /// Ends the server as an operator does.
+    pub async fn end(mut self) -> anyhow::Result<ExitStatus> {
+        self.signal("TERM")?;
+        let began = Instant::now();
+        loop {
+            if let Some(status) = self.process.try_wait()? {
+                return Ok(status);
+            }
+            if began.elapsed() > END {
+                bail!("the server did not end within {} s", END.as_secs());
+            }
+            sleep(Duration::from_millis(20)).await;
         }
     }
 
@@ -205,12 +296,15 @@ impl Server {
                 .and_then(|n| n.parse::<u64>().ok())
                 .context("/proc has no CPU time")
         };
-        let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kib = rss.and_then(|rss| rss.split_whitespace().next()?.parse::<u64>().ok());
+        let bytes = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+            Some(line.split_whitespace().next()?.parse::<u64>().ok()? << 10)
+        };
         Ok(Cost {
             // A tick is 10 ms on every Linux that Rust supports.
             cpu: Duration::from_millis((ticks(11)? + ticks(12)?) * 10),
-            rss: kib.context("/proc has no memory")? << 10,
+            rss: bytes("VmRSS:").context("/proc has no memory")?,
+            peak: bytes("VmHWM:").context("/proc has no memory")?,
         })
     }
 
@@ -230,6 +324,24 @@ impl Drop for Server {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+/// A client's file.
+fn yaml(config: &ClientConfig) -> String {
+    let mut text = "endpoints:\n".to_owned();
+    for endpoint in &config.endpoints {
+        let _ = writeln!(text, "- {endpoint}");
+    }
+    for (name, file) in [
+        ("trusted-ca-file", &config.trusted_ca_file),
+        ("cert-file", &config.cert_file),
+        ("key-file", &config.key_file),
+    ] {
+        if let Some(file) = file {
+            let _ = writeln!(text, "{name}: {}", file.display());
+        }
+    }
+    text
 }
 
 fn output(path: &Path, args: &[&str]) -> anyhow::Result<String> {

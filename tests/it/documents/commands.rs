@@ -97,6 +97,7 @@ pub const TESTED: &[Runner] = &[
     command("go run -C tests/adversary", MAKEFILE, "adversary"),
     // Long targets, which people run before a release.
     command("make bench", MAKEFILE, "bench"),
+    command("make bench-replicas", MAKEFILE, "bench-replicas"),
     command("make e2e", MAKEFILE, "e2e"),
     command("make release", MAKEFILE, "release"),
     // Commands that tests run with other values.
