@@ -1,7 +1,6 @@
 //! Why a load test, or one call of it, failed.
 
-use super::link::shown;
-use super::wire::Malformed;
+use super::wire::{Malformed, shown};
 use crate::http2::client as http2;
 use crate::kvstore::client;
 use std::io;

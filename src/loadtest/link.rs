@@ -209,13 +209,7 @@ fn percent_decoded(mut text: &[u8]) -> String {
             }
         }
     }
-    shown(&decoded)
-}
-
-/// A text of a server, which must not control a terminal.
-pub fn shown(text: &[u8]) -> String {
-    let text = String::from_utf8_lossy(text);
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+    wire::shown(&decoded)
 }
 
 impl Exchange {

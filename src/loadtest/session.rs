@@ -5,13 +5,13 @@
 use super::agent::{Agent, Ended, Reads};
 use super::error::Error;
 use super::histogram::Measure;
-use super::link::{Call, Exchange, Link, shown};
+use super::link::{Call, Exchange, Link};
 use super::plan::Prefix;
 use super::shared::Phase;
 use super::stamp::Stamp;
 use super::tally::{SinceAnswer, Tally, now_nanos};
 use super::verify::{Findings, Follower};
-use super::wire::{Event, Field, Header, KeyValue, frame};
+use super::wire::{Event, Field, Header, KeyValue, frame, shown};
 use crate::model::keys;
 use crate::pb::etcdserverpb::watch_request::RequestUnion;
 use crate::pb::etcdserverpb::{RangeRequest, WatchCreateRequest, WatchRequest};
@@ -24,8 +24,10 @@ use tokio::time::{Instant, interval_at, sleep_until, timeout};
 const HEARTBEAT_MAX: Duration = Duration::from_secs(120);
 /// Limit for the answer to a ping.
 const PING_TIMEOUT: Duration = Duration::from_secs(25);
-/// How long a reader that stopped reading looks at the end whether the store has disconnected it.
+/// How long a reader that stopped reading looks whether the store has disconnected it: at the end, and in the middle of a run,
+/// when others are measured afterwards.
 const STALL_CHECK: Duration = Duration::from_secs(5);
+const STALL_LOOK: Duration = Duration::from_secs(1);
 /// Limit for the confirmation of a watch.
 const CREATE_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -119,8 +121,12 @@ impl Agent {
             }
         }
         self.is_paused.store(false, Relaxed);
+        let limit = match *self.phase.borrow() {
+            Phase::End => STALL_LOOK,
+            _ => STALL_CHECK,
+        };
         // The end of what has piled up is the store's farewell, if there was one.
-        match timeout(STALL_CHECK, stream.discard()).await {
+        match timeout(limit, stream.discard()).await {
             Ok(closed) => closed.and(Err(Error::Closed)),
             Err(_) => Ok(Ended::Done),
         }

@@ -197,6 +197,12 @@ pub fn frame(message: &impl Message) -> bytes::Bytes {
     frame.into()
 }
 
+/// A text of a server, which must not control a terminal.
+pub fn shown(text: &[u8]) -> String {
+    let text = String::from_utf8_lossy(text);
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -163,7 +163,7 @@ async fn one_user_with_too_many_connections_is_told_why_and_several_users_have_r
     let tls = Tls::new();
     let server = etcd(&tls).arg("--max-connections=32").start();
     let flags = [
-        "--agents=24",
+        "--agents=30",
         "--rate=20",
         "--sync-timeout=3s",
         "--settle=1s",
@@ -208,7 +208,7 @@ async fn the_others_are_compared_without_with_and_after_slow_readers() {
         "--keys=100",
         "--slow-readers=3",
         "--burst=10",
-        "--duration=4500ms",
+        "--duration=9s",
     ]);
     let done = test
         .arg(format!("--endpoints={}", server.address().await))
