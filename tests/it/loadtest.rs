@@ -161,9 +161,9 @@ async fn results_of_two_machines_add_up_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn one_user_with_too_many_connections_is_told_why_and_several_users_have_room() {
     let tls = Tls::new();
-    let server = etcd(&tls).arg("--max-connections=32").start();
+    let server = etcd(&tls).arg("--max-connections=48").start();
     let flags = [
-        "--agents=30",
+        "--agents=44",
         "--rate=20",
         "--sync-timeout=3s",
         "--settle=1s",
@@ -184,12 +184,22 @@ async fn one_user_with_too_many_connections_is_told_why_and_several_users_have_r
         std::fs::copy(&pair.key, users.join(format!("{name}.key"))).unwrap();
     }
     let user_certs = format!("--user-certs={}", users.display());
-    let together = short_test(&tls, &server, &["--agents=20", "--writers=4", "--json", &user_certs])
-        .await
-        .run();
+    let together = short_test(
+        &tls,
+        &server,
+        &[
+            "--agents=40",
+            "--writers=4",
+            "--aborted-handshakes=false",
+            "--json",
+            &user_certs,
+        ],
+    )
+    .await
+    .run();
     assert!(together.succeeded(), "{}", together.text());
     let summary: Value = serde_json::from_str(&together.stdout).unwrap();
-    assert_eq!(summary["counts"]["verified"], 20, "{summary:#}");
+    assert_eq!(summary["counts"]["verified"], 40, "{summary:#}");
     assert_eq!(summary["result"]["plan"]["users"], 2, "{summary:#}");
     assert_eq!(summary["errors"], serde_json::json!({}), "{summary:#}");
 
