@@ -19,7 +19,7 @@ const LATE: Duration = Duration::from_secs(10);
 /// Revisions that a replica misses and takes in one after the other. With 20,000 it would load everything.
 const MISSED: usize = 15_000;
 /// Keys that are written by a hundred while a replica is stopped.
-const MISSED_KEYS: usize = 100_000;
+const MISSED_KEYS: usize = 50_000;
 /// A replica that was stopped for longer gives its connection up.
 const STOP_MAX: Duration = Duration::from_secs(8);
 /// Replicas whose cost is told from that of no replica.
@@ -148,7 +148,7 @@ pub async fn feed(bench: &Bench<'_>) -> anyhow::Result<Vec<Figure>> {
     };
     Ok(vec![
         of("behind by 15,000 revisions of one event", single, missed * rounds),
-        of("behind by 1,000 revisions of 100 events", batched, missed_keys),
+        of("behind by 500 revisions of 100 events", batched, missed_keys),
         of("live, at the upstream's highest rate", live_cpu, live.calls()),
         Figure::new("the upstream's highest rate", "puts/s").replica(live.calls() as f64 / live.secs()),
         Figure::new("live: CPU of the replica per event", "µs").replica(micros(live_cpu, live.calls())),
