@@ -31,6 +31,8 @@ type userOf struct {
 // the replicas are killed and stopped: a right that somebody has is never denied, one that nobody has is never granted, no answered
 // put is lost, and a right that is taken away through a replica counts with the answer.
 func TestReplicasUsersUnderFaults(t *testing.T) {
+	// The client would log every denial.
+	t.Setenv("ETCD_CLIENT_DEBUG", "fatal")
 	secret := filepath.Join(t.TempDir(), "secret")
 	if err := os.WriteFile(secret, []byte("a secret that the etcd and its replicas share"), 0o600); err != nil {
 		t.Fatal(err)
