@@ -96,8 +96,8 @@ pub const TESTED: &[Runner] = &[
     command("make adversary", CI, "adversary"),
     command("go run -C tests/adversary", MAKEFILE, "adversary"),
     // Long targets, which people run before a release.
-    command("make bench", MAKEFILE, "bench"),
     command("make bench-replicas", MAKEFILE, "bench-replicas"),
+    command("make bench", MAKEFILE, "bench"),
     command("make e2e", MAKEFILE, "e2e"),
     command("make release", MAKEFILE, "release"),
     // Commands that tests run with other values.
