@@ -61,7 +61,7 @@ impl Publisher {
 const WINDOW: usize = 15;
 /// Comparisons before the measurement counts as wrong. The figures rest on the quickest read and the quickest probe so far, which
 /// on a busy machine are quick enough only after a while.
-const WINDOWS: usize = 6;
+const WINDOWS: usize = 10;
 
 /// Compares what is measured of a remote cluster with what its commits really took, which is known here, where all clocks are the
 /// same. Returns both medians, in milliseconds, once they agree within 2 ms or 10 %.
