@@ -1,8 +1,13 @@
 //! Starts of a replica: from a snapshot of its upstream, and from its own directory.
 
-use super::{Bench, Figure, Target, fill_keys, loads};
+use super::{Bench, Figure, Target, fill_keys, loads, metric};
 use crate::server::{Follow, Security, Server};
 use anyhow::bail;
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+
+/// How long a replica may take to write its copy.
+const COPIED: Duration = Duration::from_secs(60);
 
 /// What a start has taken.
 struct Start {
@@ -37,6 +42,14 @@ pub async fn start(bench: &Bench<'_>) -> anyhow::Result<Vec<Figure>> {
     drop(replica);
     let with = || Follow { data: Some("copy") };
     let writing = bench.ours.follow(&upstream, bench.server_cpu(), with()).await?;
+    let begun = Instant::now();
+    // A copy that is incomplete when its replica ends is of no use.
+    while metric(&writing, "isthmus_durable_checkpoints_total").await? == 0.0 {
+        if begun.elapsed() > COPIED {
+            bail!("the replica has not written its copy within {COPIED:?}");
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
     let status = writing.end().await?;
     if !status.success() {
         bail!("the replica ended with {status}");
