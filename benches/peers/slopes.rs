@@ -31,8 +31,10 @@ pub async fn connections(server: &Server, scale: Scale) -> anyhow::Result<Vec<Fi
         let plan = Plan {
             agents,
             keys: 12,
+            // Of several writers each would write less than once in the time.
+            writers: 1,
             rate: DELIVERIES / agents as f64,
-            duration: scale.time() * 3 / 5,
+            duration: scale.time(),
             source_addresses: ADDRESSES,
             ..plan()
         };
