@@ -160,13 +160,19 @@ func TestReplicasKeepTheirClients(t *testing.T) {
 	}
 }
 
-// TestReplicasUsers lets users log in at a replica of an etcd with authentication, for each kind of token.
-func TestReplicasUsers(t *testing.T) {
+// signedTokens is the flag of an etcd and of its replicas for tokens that they sign with a new secret.
+func signedTokens(t *testing.T) string {
+	t.Helper()
 	secret := filepath.Join(t.TempDir(), "secret")
 	if err := os.WriteFile(secret, []byte("a secret that the etcd and its replicas share"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	jwt := "--auth-token=jwt,sign-method=HS256,priv-key=" + secret + ",ttl=5m"
+	return "--auth-token=jwt,sign-method=HS256,priv-key=" + secret + ",ttl=5m"
+}
+
+// TestReplicasUsers lets users log in at a replica of an etcd with authentication, for each kind of token.
+func TestReplicasUsers(t *testing.T) {
+	jwt := signedTokens(t)
 	for _, mode := range []struct {
 		name          string
 		etcd, replica []string

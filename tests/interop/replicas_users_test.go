@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"os"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -33,11 +31,7 @@ type userOf struct {
 func TestReplicasUsersUnderFaults(t *testing.T) {
 	// The client would log every denial.
 	t.Setenv("ETCD_CLIENT_DEBUG", "fatal")
-	secret := filepath.Join(t.TempDir(), "secret")
-	if err := os.WriteFile(secret, []byte("a secret that the etcd and its replicas share"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	jwt := "--auth-token=jwt,sign-method=HS256,priv-key=" + secret + ",ttl=5m"
+	jwt := signedTokens(t)
 	for _, mode := range []struct {
 		name          string
 		etcd, replica []string
