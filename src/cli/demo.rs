@@ -65,8 +65,10 @@ struct Cluster {
     manifests: PathBuf,
     /// Where the page of the cluster is served.
     page: String,
-    /// The tasks of this cluster, which stop without those of the other.
+    /// The tasks of this cluster but for its mirror, which stop without those of the other.
     life: Lifecycle,
+    /// The tasks of the mirror, which stop before any store does.
+    mirroring: Lifecycle,
 }
 
 /// A cluster that publishes its objects and mirrors those of the others.
@@ -207,6 +209,7 @@ impl DemoArgs {
             manifests,
             page: addresses.page.clone(),
             life,
+            mirroring: Lifecycle::default(),
         })
     }
 }
@@ -300,7 +303,7 @@ async fn run(cluster: Cluster) -> anyhow::Result<Running> {
     let source = ObjectSource::Manifests(cluster.manifests.clone());
     let metrics = app::metrics::DaemonMetrics::default();
     let publisher = app::start_publisher(options, source, cluster.etcd.backend(), &metrics, &published, life);
-    let mesh = app::start_mesh(config, cluster.etcd.backend(), &metrics, &mirrored, life);
+    let mesh = app::start_mesh(config, cluster.etcd.backend(), &metrics, &mirrored, &cluster.mirroring);
     let (name, store) = (cluster.info.name.to_string(), Arc::clone(&cluster.etcd.store));
     let synced = mirrored.clone();
     life.spawn_forever("changes", async move {

@@ -1,6 +1,6 @@
 //! The two clusters of the demo, each of which the user can stop and start again.
 
-use super::{Addresses, CLUSTERS, DemoArgs, Running, run};
+use super::{Addresses, CLUSTERS, Cluster, DemoArgs, Running, run};
 use crate::app::certs::Ca;
 use crate::cli::{GRACE, print};
 use crate::util::lifecycle::Lifecycle;
@@ -79,15 +79,20 @@ impl Sides<'_> {
     }
 
     async fn one_failed(&self) {
-        let lives = self.sides.iter().filter_map(|side| match side {
-            Side::Up(running) => Some(Box::pin(running.cluster.life.stop_token().cancelled())),
-            Side::Down { .. } => None,
-        });
-        let lives: Vec<_> = lives.collect();
-        match lives.is_empty() {
+        let lives = self.up().flat_map(|cluster| [&cluster.life, &cluster.mirroring]);
+        let stops: Vec<_> = lives.map(|life| Box::pin(life.stop_token().cancelled())).collect();
+        match stops.is_empty() {
             true => std::future::pending().await,
-            false => drop(select_all(lives).await),
+            false => drop(select_all(stops).await),
         }
+    }
+
+    /// The clusters that run.
+    fn up(&self) -> impl Iterator<Item = &Cluster> {
+        self.sides.iter().filter_map(|side| match side {
+            Side::Up(running) => Some(&running.cluster),
+            Side::Down { .. } => None,
+        })
     }
 
     async fn stop(&mut self, at: usize) -> anyhow::Result<()> {
@@ -95,7 +100,6 @@ impl Sides<'_> {
         let Side::Up(running) = &self.sides[at] else {
             return print::answer(&format!("{name} is stopped already.\n"));
         };
-        let life = running.cluster.life.clone();
         let mut addresses = Addresses::default();
         if let Some(store) = running.cluster.etcd.addresses.first() {
             addresses.store = store.to_string();
@@ -103,8 +107,8 @@ impl Sides<'_> {
         if let Some(page) = running.page {
             addresses.page = page.to_string();
         }
-        life.stop();
-        life.stopped(GRACE).await;
+        stop([&running.cluster.mirroring]).await;
+        stop([&running.cluster.life]).await;
         self.sides[at] = Side::Down { name, id, addresses };
         print::answer(&format!(
             "{name} is stopped: its mirrored keys stay in the other cluster. `start {name}` starts it again.\n"
@@ -123,23 +127,24 @@ impl Sides<'_> {
         Ok(())
     }
 
-    /// Stops the clusters that run; returns why clusters failed before. All are asked before one is awaited, so that no mirror
-    /// reports the end of the other cluster's store.
+    /// Stops the clusters that run; returns why clusters failed before. All mirrors have ended before the first store ends, so
+    /// that no mirror reports the end of the other cluster's store.
     pub(super) async fn stop_all(&mut self) -> Vec<String> {
-        let lives = self.sides.iter().filter_map(|side| match side {
-            Side::Up(running) => Some(&running.cluster.life),
-            Side::Down { .. } => None,
-        });
-        let lives: Vec<_> = lives.collect();
-        for life in &lives {
-            life.stop();
-        }
-        let mut failures = vec![];
-        for life in lives {
-            failures.extend(life.stopped(GRACE).await);
-        }
+        let mut failures = stop(self.up().map(|cluster| &cluster.mirroring)).await;
+        failures.extend(stop(self.up().map(|cluster| &cluster.life)).await);
         failures
     }
+}
+
+/// Stops the tasks of all `lives`, and waits for their end; returns why some failed before.
+async fn stop<'a>(lives: impl IntoIterator<Item = &'a Lifecycle>) -> Vec<String> {
+    let lives: Vec<_> = lives.into_iter().collect();
+    lives.iter().for_each(|life| life.stop());
+    let mut failures = vec![];
+    for life in lives {
+        failures.extend(life.stopped(GRACE).await);
+    }
+    failures
 }
 
 /// The lines of standard input. A full queue holds the reader up.
