@@ -275,7 +275,7 @@ impl Agent {
         let scopes = self.watched.iter().zip(&mut self.watches);
         let mut pairs: Vec<(&State, &mut Follower)> = scopes
             .filter_map(|(prefix, watch)| match prefix {
-                Prefix::Scope { number, .. } => Some((written.states.get(*number)?, &mut watch.follower)),
+                Prefix::Scope { number, .. } => Some((written.states.get(*number)?.as_ref()?, &mut watch.follower)),
                 _ => None,
             })
             .collect();

@@ -30,6 +30,8 @@ pub struct Lane {
     spare: VecDeque<u32>,
     /// The key that is written next.
     at: u32,
+    /// Whether a write was sent and not answered, so that the store may or may not have it.
+    is_open: bool,
 }
 
 impl Lane {
@@ -45,7 +47,18 @@ impl Lane {
             to_fill: (0..count).collect(),
             spare: (count..count + spare).collect(),
             at: 0,
+            is_open: false,
         }
+    }
+
+    /// A write is sent.
+    pub fn sent(&mut self) {
+        self.is_open = true;
+    }
+
+    /// Whether the store has all that this lane says, and nothing else: no write is without an answer.
+    pub fn is_known(&self) -> bool {
+        !self.is_open
     }
 
     /// How many keys the lane has, those that are not to be in the store included.
@@ -91,6 +104,7 @@ impl Lane {
 
     /// The store has these writes.
     pub fn written(&mut self, writes: &[Write]) {
+        self.is_open = false;
         for write in writes {
             self.sequence = write.sequence;
             self.keys[write.key as usize] = write.sequence;
@@ -109,6 +123,7 @@ impl Lane {
 
     /// The store has lost everything, so that all keys are to be written again. Sequence numbers go on.
     pub fn lost(&mut self) {
+        self.is_open = false;
         for (key, sequence) in self.keys.iter_mut().enumerate().filter(|(_, sequence)| **sequence > 0) {
             *sequence = 0;
             self.to_fill.push_back(key as u32);
@@ -190,6 +205,19 @@ mod tests {
             assert_eq!((lane.fill(99).len(), state(&lane).keys), (10, 0));
             reader.begin_list();
         }
+    }
+
+    #[test]
+    fn a_lane_is_not_known_while_a_write_has_no_answer() {
+        let mut lane = Lane::new(0, 0, 3);
+        assert!(lane.is_known());
+        lane.sent();
+        assert!(!lane.is_known());
+        // The same write is repeated, and answered.
+        lane.sent();
+        let writes = lane.fill(1);
+        lane.written(&writes);
+        assert!(lane.is_known());
     }
 
     #[test]

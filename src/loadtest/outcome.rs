@@ -109,6 +109,8 @@ pub struct Counts {
     pub relists: u64,
     pub verified: u64,
     pub behind: u64,
+    #[serde(default)]
+    pub unanswered: u64,
     pub stalled: u64,
     pub stalled_closed: u64,
 }
@@ -189,6 +191,7 @@ impl Counts {
             relists: tally.relists.get(),
             verified: tally.verified.get(),
             behind: tally.behind.get(),
+            unanswered: tally.unanswered.get(),
             stalled: tally.stalled.get(),
             stalled_closed: tally.stalled_closed.get(),
         }
@@ -216,6 +219,7 @@ impl Counts {
             (&mut self.relists, other.relists),
             (&mut self.verified, other.verified),
             (&mut self.behind, other.behind),
+            (&mut self.unanswered, other.unanswered),
             (&mut self.stalled, other.stalled),
             (&mut self.stalled_closed, other.stalled_closed),
         ] {

@@ -364,11 +364,17 @@ impl Leader<'_> {
                 lanes: vec![0; plan.lanes()],
                 ..State::default()
             };
-            states = vec![empty; plan.prefixes()];
+            states = vec![Some(empty); plan.prefixes()];
             for lane in &self.lanes {
                 let lane = lane.lock();
-                lane.add_to(&mut states[lane.prefix]);
+                let state = &mut states[lane.prefix];
+                match lane.is_known() {
+                    true => state.iter_mut().for_each(|state| lane.add_to(state)),
+                    false => *state = None,
+                }
             }
+            let unanswered = states.iter().filter(|state| state.is_none()).count();
+            self.shared.tally.unanswered.add(unanswered as u64);
         }
         let settle = if self.is_stopped() { HURRY } else { plan.settle };
         let deadline = Instant::now() + settle;

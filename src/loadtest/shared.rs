@@ -36,8 +36,9 @@ pub enum Phase {
 /// What has been written when the writers have ended.
 #[derive(Debug)]
 pub struct Written {
-    /// The state of each scope of each cluster; empty if nothing was written.
-    pub states: Vec<State>,
+    /// The state of each scope of each cluster, and `None` where the store has not answered the last write, so that nobody
+    /// knows the state; empty if nothing was written.
+    pub states: Vec<Option<State>>,
     /// Agents that have not received everything by then are behind.
     pub deadline: Instant,
 }

@@ -73,6 +73,8 @@ pub struct Tally {
     pub verified: Counter,
     /// Agents that had not received everything at the end, or were not connected.
     pub behind: Counter,
+    /// Prefixes whose last write the store has not answered.
+    pub unanswered: Counter,
     /// Agents that stopped reading, and those of them that the store has disconnected.
     pub stalled: Counter,
     pub stalled_closed: Counter,
@@ -111,6 +113,7 @@ impl Tally {
             relists: Counter::default(),
             verified: Counter::default(),
             behind: Counter::default(),
+            unanswered: Counter::default(),
             stalled: Counter::default(),
             stalled_closed: Counter::default(),
             findings: Mutex::default(),

@@ -26,8 +26,9 @@ impl Outcome {
     pub fn faults(&self) -> Vec<String> {
         let (findings, counts) = (&self.findings, &self.counts);
         let count = |n: u64, text: &str| (n > 0).then(|| format!("{n} {text}"));
-        // An interrupted run gives agents no time for the last events.
-        let behind = if self.interrupted { 0 } else { counts.behind };
+        // An interrupted run gives agents no time for the last events, and writers none for the last answers.
+        let ended = |n: u64| if self.interrupted { 0 } else { n };
+        let behind = ended(counts.behind);
         let behind = count(
             behind,
             "connections were lost or had not received everything at the end",
@@ -49,6 +50,10 @@ impl Outcome {
                 "prefixes of agents did not have the state that was written",
             ),
             behind,
+            count(
+                ended(counts.unanswered),
+                "prefixes were not compared, since the store did not answer the last write to them",
+            ),
             count(self.left_behind.len() as u64, "prefixes could not be emptied"),
             (saw_nothing && !self.interrupted)
                 .then(|| "agents saw no key: compare --cluster and --prefix with the keys of the store".to_owned()),
@@ -220,6 +225,19 @@ mod tests {
             outcome.faults()[0].contains("nothing listened"),
             "{:?}",
             outcome.faults()
+        );
+        outcome.interrupted = true;
+        assert_eq!(outcome.faults(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_write_without_an_answer_is_named_and_is_no_wrong_state() {
+        let mut outcome = outcome();
+        outcome.counts.unanswered = 1;
+        let faults = outcome.faults();
+        assert!(
+            faults.len() == 1 && faults[0].contains("did not answer the last write"),
+            "{faults:?}"
         );
         outcome.interrupted = true;
         assert_eq!(outcome.faults(), Vec::<String>::new());

@@ -405,7 +405,8 @@ impl Writer {
         let mut operations = Vec::with_capacity(writes.len() + 1);
         let lane = Arc::clone(&self.lanes[at]);
         let (number, ring) = {
-            let lane = lane.lock();
+            let mut lane = lane.lock();
+            lane.sent();
             let nanos = now_nanos();
             for write in &writes {
                 let value = lane.stamp(write, plan.run, self.attempt, nanos).value(plan.value_bytes);
