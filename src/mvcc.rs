@@ -4,7 +4,8 @@
 //! A write goes `store` → `write_txn` (changes the `state`) → `log` (one batch per revision). Publishing the revision
 //! leaves a frame in each interested `group`, and `watcher` cursors take the frames. With a `journal`, a revision is
 //! published only once it is durable. `recovery` makes a store again from a checkpoint and the changes recorded after.
-//! `adopt` is for a store that follows another one: it repeats revisions, and swaps the state for one with another past.
+//! `adopt` is for a store that follows another one: it repeats revisions, and swaps the state for one with another past; `seam`
+//! tells whether a state from beyond a compaction is of the same past.
 //!
 //! ```
 //! use isthmus::mvcc::{KeyRange, Put, RangeOptions, Store};
@@ -42,6 +43,7 @@ mod read_txn;
 mod reader;
 mod reads;
 mod recovery;
+mod seam;
 mod state;
 mod stats;
 mod store;
@@ -65,6 +67,7 @@ pub use lease_book::GrantedLease;
 pub use log::{Batch, Event, EventKind};
 pub use range::{KeyRange, RangeOptions, RangeResult, RevisionBounds, SortOrder, SortTarget, prefix_end};
 pub use recovery::{Loader, OutOfOrder, Recovery};
+pub use seam::Seam;
 pub use stats::Stats;
 pub use store::{RevokeResult, Store, Write};
 pub use txn::{Compare, CompareResult, DeleteResult, Op, OpResult, Put, PutResult, Target, Txn, TxnResult};

@@ -51,6 +51,8 @@ pub enum Divergence {
     Absent { revision: i64, key: String },
     #[error("revision {revision} is another one here")]
     Different { revision: i64 },
+    #[error("key {key} cannot come from what is here at revision {revision}")]
+    Key { key: String, revision: i64 },
 }
 
 /// The result of [`Store::compare`].
@@ -161,7 +163,9 @@ impl Store {
 
     /// Puts a later state of the same past into place, of which [`Store::adopt_from`] could not take the missing revisions:
     /// its history begins later. Watchers go on if they need nothing below its floor, such as those from a revision that was
-    /// not here yet; the others are cancelled as compacted. Long reads and walks end as with [`Store::swap`].
+    /// not here yet; the others are cancelled as compacted. Long reads and walks end as with [`Store::swap`]. The caller has
+    /// asked [`Store::seam`], and it was not torn: then a watcher that has seen everything here may miss a part of the next
+    /// revision.
     pub fn skip_to(&self, recovery: Recovery) {
         self.put_into_place(recovery, |groups, before, next| groups.skip(before, next.visible));
     }
@@ -321,7 +325,7 @@ fn follows(before: Live, revision: i64, event: &Followed) -> Result<Live, Diverg
     }
 }
 
-fn shown(key: &[u8]) -> String {
+pub(super) fn shown(key: &[u8]) -> String {
     let cut = &key[..key.len().min(SHOWN)];
     let more = if cut.len() < key.len() { "…" } else { "" };
     format!("\"{}\"{more}", cut.escape_ascii())

@@ -4,6 +4,7 @@ mod follow;
 pub(super) mod message;
 mod model;
 mod reads;
+mod seam;
 mod watch;
 mod writes;
 

@@ -11,12 +11,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// A store that follows nothing so far.
-fn follower() -> Arc<Store> {
+pub(super) fn follower() -> Arc<Store> {
     Recovery::following().open(Hooks::default())
 }
 
 /// Repeats everything that `leader` has beyond `follower`.
-fn catch_up(follower: &Store, leader: &Store) {
+pub(super) fn catch_up(follower: &Store, leader: &Store) {
     for batch in leader.batches(follower.revision() + 1, usize::MAX) {
         let events = batch.events.iter().map(Followed::from).collect();
         follower.adopt(batch.revision, events).unwrap();
@@ -24,7 +24,7 @@ fn catch_up(follower: &Store, leader: &Store) {
 }
 
 /// A store with `revisions` puts of 200 keys, with values that begin with `past`.
-fn past(past: &str, revisions: usize) -> Arc<Store> {
+pub(super) fn past(past: &str, revisions: usize) -> Arc<Store> {
     let store = Store::new();
     for n in 0..revisions {
         put(&store, &format!("k{:03}", n % 200), &format!("{past} {n}"));
@@ -33,7 +33,7 @@ fn past(past: &str, revisions: usize) -> Arc<Store> {
 }
 
 /// The state of a store that has followed `leader` from its beginning.
-fn state_of(leader: &Store) -> Recovery {
+pub(super) fn state_of(leader: &Store) -> Recovery {
     let mut recovery = Recovery::following();
     for batch in leader.batches(2, usize::MAX) {
         let events = batch.events.iter().map(|e| (e.kind, e.kv.clone()));
