@@ -34,6 +34,7 @@ use drive::{Driver, Settings};
 use feed::Load;
 use index::Index;
 use link::Link;
+use load::beside;
 use people::People;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -98,7 +99,7 @@ pub async fn connect(config: &Config, auth: Arc<AuthStore>) -> Result<Connected,
     let people = Arc::new(People::new(auth));
     let link = Arc::new(Link::new(&config.file, config.peers.clone(), people, Arc::default())?);
     let mut waiting = Waiting::new(config, &link);
-    while let Err(error) = Box::pin(drive::meet(&link)).await {
+    while let Err(error) = Box::pin(beside::meet(&link)).await {
         waiting.after(&error).await;
     }
     Ok(Connected {
@@ -124,7 +125,7 @@ impl Connected {
             if contents == Contents::Kept {
                 break None;
             }
-            match Box::pin(drive::load_first(&link, scratch.clone())).await {
+            match Box::pin(beside::load_first(&link, scratch.clone())).await {
                 Ok((loaded, feed, session)) => {
                     store.swap(loaded.store);
                     break Some((loaded.how.knows(), feed, session));

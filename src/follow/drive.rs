@@ -1,12 +1,11 @@
-//! Follows the upstream: carries out what the feed decides, connects again, and loads anew where it must.
+//! Follows the upstream: carries out what the feed decides, and connects again. `reload` loads everything anew where that must be.
+
+mod reload;
 
 use super::OnDivergence;
-use super::endpoints::{BEHIND, Candidate, Endpoints, Hashed, hash, is_other_past};
+use super::endpoints::{Candidate, Endpoints, Hashed, hash, is_other_past};
 use super::error::Error;
 use super::feed::{Action, Feed, Input, Load, Why};
-use super::link::{Link, Seen, read_from};
-use super::load::{self, Loaded};
-use super::member::{Member, Purpose};
 use super::session::{Received, Session};
 use super::upstream::{Following, Rewound};
 use super::witness::{Decision, Verdict};
@@ -43,15 +42,6 @@ enum Next {
     Reload(Why),
 }
 
-/// Whether other replicas are asked for their state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Sisters {
-    /// Those that have this revision: the others are behind, too.
-    From(i64),
-    /// They may have the past that is left.
-    Never,
-}
-
 /// What an operator has chosen.
 pub(super) struct Settings {
     pub(super) on_divergence: OnDivergence,
@@ -84,94 +74,6 @@ pub(super) struct Driver {
     hashing: Option<BoxFuture<'static, Result<Hashed, Error>>>,
     /// When the last session ended.
     left: Instant,
-}
-
-/// Connects to the upstream for the first time, and loads its users.
-pub(super) async fn meet(link: &Link) -> Result<(), Error> {
-    let member = link.connect_to_any(Purpose::Calls).await?;
-    load_users(link, &member).await
-}
-
-/// Loads users and roles. Nobody may read keys here before it is known who may read them there.
-async fn load_users(link: &Link, member: &Member) -> Result<(), Error> {
-    let users = link.people.reload(member).await;
-    users.map_err(|status| Error::Users {
-        endpoint: member.endpoint.clone(),
-        status,
-    })
-}
-
-/// Loads everything from an upstream that was never followed, while a watch from before the load is buffered.
-pub(super) async fn load_first(
-    link: &Link,
-    scratch: Option<PathBuf>,
-) -> Result<(Loaded, Feed, Option<Session>), Error> {
-    let member = link.connect_to_any(Purpose::Feed).await?;
-    // Proves that the member has a leader, and that its answers belong to the cluster.
-    let seen = read_from(&member).await?;
-    if seen.cluster_id != link.cluster_id() {
-        return Err(Error::OtherCluster {
-            endpoint: member.endpoint.clone(),
-            found: seen.cluster_id,
-            expected: link.cluster_id(),
-        });
-    }
-    let mut feed = Feed::new(0);
-    let (loaded, session) = load_beside(link, member, &mut feed, (Sisters::From(0), scratch)).await?;
-    Ok((loaded, feed, session))
-}
-
-/// Opens the watch, and loads while it is buffered.
-async fn load_beside(
-    link: &Link,
-    member: Member,
-    feed: &mut Feed,
-    (sisters, scratch): (Sisters, Option<PathBuf>),
-) -> Result<(Loaded, Option<Session>), Error> {
-    let begun = Instant::now();
-    load_users(link, &member).await?;
-    // The watch must not wait behind the load.
-    let source = link
-        .connect(&member.endpoint, Purpose::Feed, member.facts.cluster_id)
-        .await?;
-    let mut session = Some(Session::open(member, feed.start()).await?);
-    let mut loading = Box::pin(async {
-        if let Sisters::From(least) = sisters
-            && let Some(loaded) = load::load_from_sister(link, &source, least, scratch.clone()).await
-        {
-            return Ok(loaded);
-        }
-        load::load(&source, scratch).await
-    });
-    let loaded = loop {
-        let received = tokio::select! {
-            loaded = &mut loading => break loaded?,
-            received = next_of(session.as_mut()) => received,
-        };
-        match received {
-            Received::Input(input) => {
-                let asks = feed.input(input).contains(&Action::AskProgress);
-                if let Some(session) = session.as_mut().filter(|_| asks) {
-                    session.ask_progress();
-                }
-            }
-            Received::Broken(error) => {
-                tracing::info!(%error, "the watch ended during the load; it is opened again after the load");
-                feed.input(Input::Broken(Why::Broken));
-                session = None;
-            }
-        }
-    };
-    link.metrics.loaded(loaded.how.label(), begun.elapsed());
-    Ok((loaded, session))
-}
-
-/// The next of a session; nothing without one.
-async fn next_of(session: Option<&mut Session>) -> Received {
-    match session {
-        Some(session) => session.next().await,
-        None => std::future::pending().await,
-    }
 }
 
 /// The answer to the question for a hash; nothing while there is no question.
@@ -454,108 +356,5 @@ impl Driver {
         tracing::warn!(%error, revision = self.feed.applied(), "an endpoint of the upstream cannot be followed; another one is tried");
         self.following.link.metrics.disconnected(error.to_string());
         self.endpoints.unreachable(endpoint);
-    }
-
-    /// Loads everything anew. Where the histories meet, the missing revisions are adopted, and no watcher notices.
-    async fn reload(&mut self, why: Why) -> Result<(), Ended> {
-        tracing::warn!(%why, revision = self.following.store.revision(), "everything is loaded from the upstream anew");
-        let is_other = is_other_past(why);
-        if is_other {
-            self.following.doubtful.store(true, Ordering::Relaxed);
-            if self.settings.on_divergence == OnDivergence::Exit {
-                return Err(Ended::Diverged(why));
-            }
-        }
-        let mut backoff = Backoff::connect();
-        let (loaded, pin) = loop {
-            // A feed that has failed once buffers no more.
-            self.feed = Feed::new(0);
-            match Box::pin(self.load(is_other)).await {
-                Ok((loaded, seen)) => break (loaded, is_other.then_some(seen)),
-                Err(error) => {
-                    self.unreachable("", &error);
-                    self.following.link.prefer_next();
-                    backoff.wait().await;
-                }
-            }
-        };
-        self.replace(loaded, pin);
-        self.endpoints.begin();
-        self.following.doubtful.store(false, Ordering::Relaxed);
-        Ok(())
-    }
-
-    /// Loads from an endpoint of the followed cluster, or of any cluster.
-    async fn load(&mut self, any: bool) -> Result<(Loaded, Seen), Error> {
-        let link = Arc::clone(&self.following.link);
-        let member = match any {
-            false => link.connect_to_any(Purpose::Feed).await?,
-            true => link.connect_to_any_cluster(Purpose::Feed).await?,
-        };
-        let seen = read_from(&member).await?;
-        let sisters = match any {
-            true => Sisters::Never,
-            // A watch reads the rest.
-            false => Sisters::From((seen.revision - BEHIND / 2).max(self.following.store.revision() + 1)),
-        };
-        let scratch = self.settings.scratch.clone();
-        let (loaded, session) = load_beside(&link, member, &mut self.feed, (sisters, scratch)).await?;
-        self.session = session;
-        Ok((loaded, seen))
-    }
-
-    /// Puts a loaded state into place: as the continuation of the present one if it is that, or else instead of it. `pin` is
-    /// the cluster, or the past of a cluster, that is followed from now on.
-    fn replace(&mut self, loaded: Loaded, pin: Option<Seen>) {
-        let Loaded { how, store: newer, .. } = loaded;
-        let store = &self.following.store;
-        let (before, floor) = (store.revision(), newer.floor());
-        let continued = match pin {
-            // Watchers of another past must not go on, even if both agree at the present revision.
-            Some(_) => false,
-            None => match store.adopt_from(&newer) {
-                Ok(()) => true,
-                Err(divergence) => {
-                    tracing::info!(%divergence, before, floor, "the histories do not meet");
-                    false
-                }
-            },
-        };
-        let how = if continued {
-            tracing::info!(
-                before,
-                revision = store.revision(),
-                "the missing revisions were taken over in order"
-            );
-            Load::Exact
-        } else {
-            // Revisions are missing, and those that are left are of the same past.
-            let skips = pin.is_none() && floor > before;
-            let cancelled = match skips {
-                true => "watches that need a missing revision",
-                false => "all watches",
-            };
-            tracing::warn!(
-                before,
-                revision = newer.revision(),
-                floor,
-                "the state of the upstream replaces that of this replica: {cancelled} are cancelled as compacted, and their clients list again"
-            );
-            if let Some(seen) = pin {
-                self.following.link.pin(seen);
-            }
-            let is_exact = how.knows() == Load::Exact;
-            // Another replica must not be given a state whose order is not known.
-            self.following.exact.fetch_and(is_exact, Ordering::SeqCst);
-            match skips {
-                true => store.skip_to(newer),
-                false => store.swap(newer),
-            }
-            self.following.exact.store(is_exact, Ordering::SeqCst);
-            how.knows()
-        };
-        let revision = store.revision();
-        self.following.link.metrics.revision.set(revision);
-        self.first = vec![Input::Loaded { revision, how }];
     }
 }

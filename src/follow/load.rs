@@ -4,6 +4,8 @@
 //! the present keys only. Where the database file of the upstream is mostly free pages, which a snapshot has to carry, lists
 //! come first.
 
+pub(super) mod beside;
+
 use super::error::Error;
 use super::feed::Load;
 use super::link::{Link, local_revision};
