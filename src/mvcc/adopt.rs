@@ -90,7 +90,8 @@ impl Store {
     }
 
     /// Repeats what `newer` has beyond this store, revision by revision. Fails before the first change if the histories
-    /// do not meet: `newer` must have this store's revision, with the same events.
+    /// do not meet: `newer` must have this store's revision, with the same events, or with none if it was compacted to there. The
+    /// caller has compared the keys ([`Store::seam`]).
     pub fn adopt_from(&self, newer: &Recovery) -> Result<(), Divergence> {
         let (from, to) = (self.revision(), newer.state().current);
         let floor = newer.state().floor();
@@ -100,9 +101,12 @@ impl Store {
                 current: from,
             });
         }
-        let compared = events_of(newer.state(), from).map(|events| self.compare(from, &events));
-        // Revision 1 has no events.
-        if from > 1 && !matches!(compared, Some(Compared::Same | Compared::Part)) {
+        let is_same = match events_of(newer.state(), from) {
+            // Revision 1 has no events, and a compaction may have left none.
+            None => from <= 1 || (floor == from && to >= from),
+            Some(events) => matches!(self.compare(from, &events), Compared::Same | Compared::Part),
+        };
+        if !is_same {
             return Err(Divergence::Different { revision: from });
         }
         for revision in from + 1..=to {

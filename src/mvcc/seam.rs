@@ -1,11 +1,11 @@
-//! How a later state joins the state of a store where revisions are missing: upstream has compacted them, so that
-//! [`Store::adopt_from`] can repeat nothing, and no revision is on both sides to be compared.
+//! How a later state, as it was loaded from upstream, joins the state of a store.
 //!
-//! The keys tell instead. A state knows every key as it was at its compact revision, so a key that did not change since the
-//! store's revision must be the same here; and one that lived on was created at the same revision, and had fewer versions here.
-//! Another past breaks that at every key that is its own. What nothing on either side can show is another past whose own keys
-//! were all written again or deleted in the missing revisions: then only watchers that need none of these go on, as they would
-//! at upstream itself.
+//! The keys tell whether both have the same past. A later state knows every key as it was at its compact revision and since. If
+//! that reaches back to the revision of the store, all keys must be the same there. If upstream has compacted revisions that are
+//! missing here, no revision is on both sides; but a key that did not change in between must be the same, and one that lived on
+//! was created at the same revision, and had fewer versions here. Another past breaks that at every key of its own that is left.
+//! What nothing on either side can show is another past whose own keys were all written again or deleted in the missing revisions:
+//! then only watchers that need none of these go on, as they would at upstream itself.
 
 use super::adopt::{Divergence, shown};
 use super::encoded::Kv;
@@ -17,27 +17,29 @@ use super::store::Store;
 /// Keys that are compared under one lock.
 const PIECE: usize = if cfg!(test) { 7 } else { 2_000 };
 
-/// How a later state joins a store.
+/// How a later state of the same past joins a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seam {
+    /// The history of the later state reaches back to the store: [`Store::adopt_from`] can take it over.
+    Met,
     /// The later state begins where the store ends, and has everything that changed: whoever has seen all that is here misses
     /// nothing.
     Closed,
     /// Revisions are missing in between.
     Open,
     /// The later state begins with the next revision, of which a compaction has removed changes. etcd removes the deletions
-    /// of the revision to which it compacts, up to 3.5.18, and each version keeps only the last change of a key.
+    /// of the revision to which it compacts up to 3.5.18, and every version all changes of a key in it but the last.
     Torn,
 }
 
 impl Store {
-    /// How a state whose history begins after the revision of this store joins it. Fails if the state has another past.
+    /// How a later state joins this store. Fails if it has another past.
     pub fn seam(&self, newer: &Recovery) -> Result<Seam, Divergence> {
         let (newer, before) = (newer.state(), self.revision());
-        debug_assert!(newer.floor() > before, "the histories meet");
-        // All keys of `newer` are known as they were at its compact revision.
-        let seam = match newer.compacted - before {
-            0 => Seam::Closed,
+        let known = newer.compacted;
+        let seam = match known - before {
+            _ if newer.floor() <= before => Seam::Met,
+            ..=0 => Seam::Closed,
             1 if !newer.partial => Seam::Closed,
             _ => Seam::Open,
         };
@@ -51,7 +53,10 @@ impl Store {
             let ours = self.state.read();
             for history in theirs.by_ref().take(PIECE) {
                 let live = ours.index.get(history.key()).and_then(KeyHistory::live);
-                let whole = follows_from(live, &history.versions()[0], before);
+                let whole = match known <= before {
+                    true => (history.at(before) == live).then_some(true),
+                    false => follows_from(live, &history.versions()[0], before),
+                };
                 is_torn |= !whole.ok_or_else(|| diverges(history.key()))?;
             }
         }
@@ -60,7 +65,7 @@ impl Store {
         }
         let absent = self.first_live_key(|key| newer.index.get(key).is_none());
         match absent {
-            Some(key) if newer.compacted == before => Err(diverges(&key)),
+            Some(key) if known <= before => Err(diverges(&key)),
             None if !is_torn => Ok(seam),
             // The next revision has deleted the key, as far as anybody can tell.
             Some(_) | None => Ok(Seam::Torn),

@@ -72,14 +72,18 @@ fn seen(watcher: &mut Watcher, view: &mut BTreeMap<Vec<u8>, KeyValue>) -> Result
 /// Puts `newer` into place as a replica does, under a client that has seen all that `store` has; returns how it joined.
 fn join(store: &Arc<Store>, newer: Recovery) -> Result<Seam, Divergence> {
     let (mut watcher, mut view) = (watch_all(store, 0), content(store));
-    let seam = store.seam(&newer);
+    let seam = store.seam(&newer).and_then(|seam| match seam {
+        Seam::Met => store.adopt_from(&newer).map(|()| seam),
+        Seam::Closed | Seam::Open | Seam::Torn => Ok(seam),
+    });
     match seam {
+        Ok(Seam::Met) => {}
         Ok(Seam::Closed | Seam::Open) => store.skip_to(newer),
         Ok(Seam::Torn) | Err(_) => store.swap(newer),
     }
     let told = seen(&mut watcher, &mut view);
     match seam {
-        Ok(Seam::Closed) => {
+        Ok(Seam::Met | Seam::Closed) => {
             told.unwrap();
             assert_eq!(view, content(store), "the client has missed something");
         }
@@ -93,7 +97,14 @@ fn the_same_past_is_recognized_behind_a_compaction() {
     let leader = past("a", 300);
     let before = || follower_of(&past("a", 250));
     // The store is at revision 251.
-    for (at, seam) in [(252, Seam::Closed), (253, Seam::Open), (301, Seam::Open)] {
+    let seams = [
+        (2, Seam::Met),
+        (251, Seam::Met),
+        (252, Seam::Closed),
+        (253, Seam::Open),
+        (301, Seam::Open),
+    ];
+    for (at, seam) in seams {
         assert_eq!(join(&before(), compacted(&leader, at, true)), Ok(seam), "{at}");
     }
     assert_eq!(join(&before(), listed(&past("a", 250))), Ok(Seam::Closed));
@@ -111,7 +122,7 @@ fn another_past_is_recognized_behind_a_compaction() {
     let before = || follower_of(&past("a", 150));
     // The store is at revision 151, and each past has keys that are left from before.
     let other = past("b", 300);
-    for at in [152, 153, 190] {
+    for at in [2, 151, 152, 153, 190] {
         let refused = join(&before(), compacted(&other, at, true)).unwrap_err();
         assert!(refused.to_string().contains("at revision 151"), "{refused}");
     }
@@ -120,8 +131,12 @@ fn another_past_is_recognized_behind_a_compaction() {
     }
     // They differ in one key, whose value, version, creation or absence is another one.
     let differing: [fn(&Store); 4] = [
-        |store| drop(put(store, "k007", "another")),
-        |store| drop(put(store, "new", "")),
+        |store| {
+            put(store, "k007", "another");
+        },
+        |store| {
+            put(store, "new", "");
+        },
         |store| drop(store.delete(&KeyRange::key("k007"))),
         |store| {
             let again = [Write::Delete("k007".into()), Write::Put("k007".into(), "a 7".into())];
@@ -150,6 +165,17 @@ fn another_past_is_recognized_behind_a_compaction() {
             ),
         }
     }
+    // The events of the last revision are the same.
+    let (leader, other) = (past("a", 150), past("a", 150));
+    put(&leader, "k001", "a");
+    put(&other, "k001", "b");
+    put(&leader, "k002", "the same");
+    put(&other, "k002", "the same");
+    let store = follower_of(&leader);
+    put(&other, "k003", "");
+    store.adopt_from(&compacted(&other, 153, true)).unwrap();
+    let refused = join(&follower_of(&leader), compacted(&other, 153, true));
+    assert!(matches!(refused, Err(Divergence::Key { .. })), "{refused:?}");
     // Nothing tells both pasts apart: all that they wrote differently was written again. Nobody goes on who needs that.
     let (leader, other) = (past("a", 150), past("a", 150));
     for store in [&leader, &other] {
@@ -172,6 +198,12 @@ fn a_next_revision_without_its_deletions_cancels_all() {
     assert_eq!(join(&store, compacted(&leader, 52, false)), Ok(Seam::Torn));
     let store = follower_of(&past("a", 50));
     assert_eq!(join(&store, compacted(&leader, 52, true)), Ok(Seam::Closed));
+    // A replica that has seen the deletions misses nothing, also if nothing is left of their revision.
+    let emptied = past("a", 50);
+    emptied.delete(&KeyRange::all());
+    let store = follower_of(&emptied);
+    put(&emptied, "k009", "x");
+    assert_eq!(join(&store, compacted(&emptied, 52, false)), Ok(Seam::Met));
     // The key is there again.
     put(&leader, "k007", "again");
     let store = follower_of(&past("a", 50));
@@ -202,7 +234,7 @@ proptest! {
     fn clients_that_go_on_have_missed_nothing(
         shared in proptest::collection::vec(step(), 0..30), ours in proptest::collection::vec(step(), 0..6),
         theirs in proptest::collection::vec(step(), 1..30), is_same in any::<bool>(), is_listed in any::<bool>(),
-        has_deletions in any::<bool>(), ahead in 1i64..4,
+        has_deletions in any::<bool>(), ahead in -2i64..4,
     ) {
         let make = |parts: &[&[Step]]| {
             let store = Store::new();
@@ -215,14 +247,11 @@ proptest! {
         let (store, at) = (follower_of(&leader), leader.revision() + ahead);
         let newer = match is_listed {
             true if other.revision() >= leader.revision() => listed(&other),
-            false if other.revision() >= at => compacted(&other, at, has_deletions),
+            false if at > 1 && other.revision() >= at.max(leader.revision() + 1) => compacted(&other, at, has_deletions),
             _ => return Ok(()),
         };
-        // A list of an empty store has no history to begin.
-        if newer.floor() > store.revision() {
-            let seam = join(&store, newer);
-            prop_assert!(!is_same || seam.is_ok(), "{seam:?}");
-        }
+        let seam = join(&store, newer);
+        prop_assert!(!is_same || seam.is_ok(), "{seam:?}");
     }
 
     /// The state as it is loaded is that of a store that has compacted itself.
