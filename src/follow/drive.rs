@@ -335,21 +335,23 @@ impl Driver {
                         }
                         Err(error) => self.unreachable(&endpoint, &error),
                     },
-                    Ok(Candidate::Ahead) => return self.reload(Why::Behind).await,
-                    Ok(Candidate::Differs(why)) => {
-                        tracing::warn!(
-                            endpoint,
-                            why,
-                            "the endpoint has another past than this replica; it is shut out"
-                        );
-                        self.following.link.metrics.disconnected(format!("{endpoint}: {why}"));
-                    }
+                    Ok(Candidate::Ahead(_)) => return self.reload(Why::Behind).await,
+                    Ok(Candidate::Differs(why)) => self.differs(&endpoint, &why),
                     Err(error) => self.unreachable(&endpoint, &error),
                 }
             }
             self.following.link.prefer_next();
             backoff.wait().await;
         }
+    }
+
+    fn differs(&self, endpoint: &str, why: &str) {
+        tracing::warn!(
+            endpoint,
+            why,
+            "the endpoint has another past than this replica; it is shut out"
+        );
+        self.following.link.metrics.disconnected(format!("{endpoint}: {why}"));
     }
 
     fn unreachable(&mut self, endpoint: &str, error: &Error) {

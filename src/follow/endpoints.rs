@@ -6,7 +6,7 @@ use super::link::{Link, Seen, read_from};
 use super::member::{HASH, Member, Purpose, path};
 use super::upstream::Rewound;
 use super::wire::RangeResponse;
-use super::witness::{Decision, Header, Read, Sample, Verdict, Witness, samples};
+use super::witness::{Decision, Finding, Header, Read, Sample, Verdict, Witness, samples};
 use crate::mvcc::{Compared, Kv, Store, Versions};
 use crate::pb::etcdserverpb as pb;
 use bytes::Bytes;
@@ -25,8 +25,8 @@ const SAMPLE: Duration = Duration::from_secs(2);
 pub(super) enum Candidate {
     /// Its answers fit to the state here.
     Fits(Box<Member>),
-    /// It has more revisions than a watch should read.
-    Ahead,
+    /// Its answers fit, and it has more revisions than a watch should read.
+    Ahead(Box<Member>),
     /// It has another past, for this reason.
     Differs(String),
 }
@@ -146,6 +146,17 @@ impl Endpoints {
         verdict
     }
 
+    /// Notes that keys that were loaded from the endpoint cannot come after those of `revision` here.
+    pub(super) fn contradicted(&mut self, endpoint: &str, revision: i64) {
+        let (place, now) = (self.place(endpoint), self.now());
+        self.witness.differs(place, Finding::Keys { revision }, now);
+        self.tell(endpoint);
+    }
+
+    pub(super) fn is_shut_out(&self, endpoint: &str) -> bool {
+        self.witness.is_shut_out(self.place(endpoint))
+    }
+
     /// Notes that the endpoint has nothing that could be compared, as an empty store.
     pub(super) fn agrees(&mut self, endpoint: &str) {
         self.witness.agrees(self.place(endpoint));
@@ -185,7 +196,7 @@ impl Endpoints {
             return Ok(Candidate::Differs(why));
         }
         match seen.revision - applied > BEHIND {
-            true => Ok(Candidate::Ahead),
+            true => Ok(Candidate::Ahead(Box::new(member))),
             false => Ok(Candidate::Fits(Box::new(member))),
         }
     }

@@ -49,8 +49,8 @@ pub enum Error {
         found: u64,
         expected: u64,
     },
-    #[error("{0} sent other events than those that are here")]
-    OtherEvents(String),
+    #[error("{0} has another past than this replica")]
+    OtherPast(String),
     /// Another replica has another past.
     #[error("{endpoint} has other keys at revision {revision} than {upstream}")]
     OtherKeys {

@@ -289,7 +289,7 @@ impl Link {
         let mut errors = vec![];
         for endpoint in self.endpoints(&config) {
             if expected != 0 && self.shut_out.lock().contains(&endpoint) {
-                errors.push(Error::OtherEvents(endpoint));
+                errors.push(Error::OtherPast(endpoint));
                 continue;
             }
             match self.connect(&endpoint, purpose, expected).await {

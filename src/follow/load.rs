@@ -368,7 +368,9 @@ fn of_list(kvs: Vec<Kv>, revision: i64) -> Result<Recovery, OutOfOrder> {
 }
 
 /// Runs long work on a thread that may block.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,
         Err(panic) => Err(Error::Temporary(std::io::Error::other(panic))),

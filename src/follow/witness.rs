@@ -55,6 +55,7 @@ pub enum Finding {
     Events { revision: i64 },
     Sample { revision: i64 },
     Hash { revision: i64 },
+    Keys { revision: i64 },
 }
 
 /// What is known of one endpoint.
@@ -352,6 +353,7 @@ impl fmt::Display for Finding {
             Self::Events { revision } => write!(f, "revision {revision} has other events"),
             Self::Sample { revision } => write!(f, "a key has another value at revision {revision}"),
             Self::Hash { revision } => write!(f, "the hash of revision {revision} differs"),
+            Self::Keys { revision } => write!(f, "its keys cannot come after those of revision {revision}"),
         }
     }
 }

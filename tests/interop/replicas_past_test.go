@@ -194,6 +194,42 @@ func TestReplicasRestoredWithBumpedRevision(t *testing.T) {
 	})
 }
 
+// TestReplicasRestoredAndCompacted compacts the restored etcd to the next revision of the replica, and beyond, so that the replica has
+// no revision that it could compare: it knows the other past by the keys.
+func TestReplicasRestoredAndCompacted(t *testing.T) {
+	for name, beyond := range map[string]int64{"to the next revision": 1, "beyond": 40} {
+		t.Run(name, func(t *testing.T) {
+			restored(t, func(m *members, snapshot string) {
+				m.restore(t, 0, snapshot)
+				m.kept[0].up(t)
+				c := m.kept[0].client(t)
+				defer c.Close()
+				// The replica has 100 revisions more than the snapshot.
+				last := write(t, c, "other", 150)
+				try(c.Compact(ctx(t), last-50+beyond, clientv3.WithCompactPhysical())).or(t)
+			})
+		})
+	}
+}
+
+// TestReplicasCompactedToTheNext compacts the etcd to the next revision of a replica that is cut off, which is a deletion: nothing is
+// missing, so the watch goes on.
+func TestReplicasCompactedToTheNext(t *testing.T) {
+	m := cluster(t, 1)
+	c := m.kept[0].client(t)
+	defer c.Close()
+	before := write(t, c, "before", 100)
+	var last int64
+	r, _, watch := cutOff(t, m, before, func() {
+		m.kept[0].up(t)
+		next := try(c.Delete(ctx(t), "before/7")).or(t).Header.Revision
+		last = write(t, c, "missed", 100)
+		try(c.Compact(ctx(t), next, clientv3.WithCompactPhysical())).or(t)
+	})
+	bringsAll(t, watch, before+1, last)
+	same(t, m, r)
+}
+
 // TestReplicasCompactedPast compacts the etcd beyond the last revision of a replica that is cut off: the missing revisions are
 // nowhere, and watches say so.
 func TestReplicasCompactedPast(t *testing.T) {
