@@ -8,15 +8,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 #[derive(Clone, Debug, Default)]
 pub(super) struct Pinned(Arc<AtomicU64>);
 
-/// A key with its value and revisions, as a store sends it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// A key with its value and revisions, as a store sends it: `mvccpb.KeyValue`.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct KeyValue {
+    #[prost(bytes = "vec", tag = "1")]
     pub key: Vec<u8>,
-    pub value: Vec<u8>,
+    #[prost(int64, tag = "2")]
     pub create_revision: i64,
+    #[prost(int64, tag = "3")]
     pub mod_revision: i64,
+    #[prost(int64, tag = "4")]
     pub version: i64,
+    #[prost(bytes = "vec", tag = "5")]
+    pub value: Vec<u8>,
     /// The id of the lease; 0 without a lease.
+    #[prost(int64, tag = "6")]
     pub lease: i64,
 }
 

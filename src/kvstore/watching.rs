@@ -97,24 +97,7 @@ struct SentEvent {
     #[prost(int32, tag = "1")]
     kind: i32,
     #[prost(message, optional, tag = "2")]
-    kv: Option<SentKeyValue>,
-}
-
-/// `mvccpb.KeyValue`.
-#[derive(Clone, PartialEq, prost::Message)]
-struct SentKeyValue {
-    #[prost(bytes = "vec", tag = "1")]
-    key: Vec<u8>,
-    #[prost(int64, tag = "2")]
-    create_revision: i64,
-    #[prost(int64, tag = "3")]
-    mod_revision: i64,
-    #[prost(int64, tag = "4")]
-    version: i64,
-    #[prost(bytes = "vec", tag = "5")]
-    value: Vec<u8>,
-    #[prost(int64, tag = "6")]
-    lease: i64,
+    kv: Option<KeyValue>,
 }
 
 /// A codec that reserves [`BUFFER`].
@@ -206,7 +189,7 @@ impl From<etcd_client::WatchResponse> for Answer {
     fn from(from: etcd_client::WatchResponse) -> Self {
         let event = |event: &etcd_client::Event| SentEvent {
             kind: i32::from(event.event_type() == EventType::Delete),
-            kv: event.kv().cloned().map(SentKeyValue::from),
+            kv: event.kv().cloned().map(KeyValue::from),
         };
         Self {
             header: from.header().map(|header| Header {
@@ -222,39 +205,11 @@ impl From<etcd_client::WatchResponse> for Answer {
     }
 }
 
-impl From<etcd_client::KeyValue> for SentKeyValue {
-    fn from(kv: etcd_client::KeyValue) -> Self {
-        let KeyValue {
-            key,
-            value,
-            create_revision,
-            mod_revision,
-            version,
-            lease,
-        } = kv.into();
-        Self {
-            key,
-            create_revision,
-            mod_revision,
-            version,
-            value,
-            lease,
-        }
-    }
-}
-
 impl SentEvent {
     fn into_event(self) -> Option<Event> {
         let kv = self.kv?;
         Some(match self.kind {
-            0 => Event::Put(KeyValue {
-                key: kv.key,
-                value: kv.value,
-                create_revision: kv.create_revision,
-                mod_revision: kv.mod_revision,
-                version: kv.version,
-                lease: kv.lease,
-            }),
+            0 => Event::Put(kv),
             _ => Event::Delete {
                 key: kv.key,
                 mod_revision: kv.mod_revision,
