@@ -3,7 +3,7 @@
 use crate::kvstore::{client, config};
 use crate::mvcc::OutOfOrder;
 use crate::snapshot;
-use crate::util::causes::causes;
+use crate::util::causes::{causes, causes_after};
 use std::io;
 use std::time::Duration;
 use tonic::{Code, Status};
@@ -155,7 +155,7 @@ pub(super) fn is_of_transport(status: &Status) -> bool {
 pub(super) fn describe(status: &Status) -> String {
     let text = match std::error::Error::source(status) {
         Some(source) => causes(source),
-        None => status.message().to_owned(),
+        None => causes_after(status.message(), None),
     };
     match text.is_empty() {
         true => format!("{:?}", status.code()),

@@ -1,5 +1,6 @@
 //! Why a request to a store failed.
 
+use crate::util::causes::{GONE, causes, causes_after};
 use std::error::Error as _;
 use std::time::Duration;
 
@@ -25,7 +26,9 @@ pub enum Error {
     #[error("the store closed the connection")]
     ConnectionClosed,
     /// The connection is gone, or keepalive pings were not answered.
-    #[error("the connection broke, or a keepalive ping was not answered")]
+    #[error(
+        "the connection broke, or a keepalive ping was not answered: if that happens again and again, look at the log of the store, and at proxies and firewalls in between"
+    )]
     ConnectionBroken,
     #[error("no answer in {} s", .0.as_secs())]
     Timeout(Duration),
@@ -104,7 +107,7 @@ impl From<etcd_client::Error> for Error {
         } else if text.contains("frame with invalid size") {
             // A TLS alert, read as a frame.
             Self::NotPlain
-        } else if text.contains("stream closed because of a broken pipe") {
+        } else if text.contains("stream closed because of a broken pipe") || text == GONE {
             Self::ConnectionBroken
         } else {
             Self::Etcd(error)
@@ -114,26 +117,11 @@ impl From<etcd_client::Error> for Error {
 
 /// An error with its causes, which etcd-client's own text leaves out.
 fn describe(error: &etcd_client::Error) -> String {
-    let (text, mut source) = match error {
-        etcd_client::Error::GRpcStatus(status) => (status.message().to_owned(), status.source()),
-        etcd_client::Error::TransportError(e) => (e.to_string(), e.source()),
-        other => (other.to_string(), None),
-    };
-    let mut texts = vec![text];
-    while let Some(error) = source {
-        let text = error.to_string();
-        // Most layers repeat the text of the error inside them.
-        if !texts.iter().any(|t| t.contains(&text)) {
-            texts.push(text);
-        }
-        source = error.source();
+    match error {
+        etcd_client::Error::GRpcStatus(status) => causes_after(status.message(), status.source()),
+        etcd_client::Error::TransportError(e) => causes(e),
+        other => other.to_string(),
     }
-    // Texts that only name the layer are left out if another text says more.
-    let says_more = |t: &String| !["", "transport error", "connection error"].contains(&t.as_str());
-    if texts.iter().any(says_more) {
-        texts.retain(says_more);
-    }
-    texts.join(": ")
 }
 
 #[cfg(test)]
@@ -147,6 +135,9 @@ mod tests {
         assert_eq!(closed.to_string(), "the store closed the connection");
         let broken = of("h2 protocol error: stream closed because of a broken pipe");
         assert!(closed.is_connection_lost() && broken.is_connection_lost());
+        // What tonic and tower say of a connection whose task has ended.
+        let gone = of("Service was not ready: transport error");
+        assert!(gone.to_string().starts_with("the connection broke"), "{gone}");
         let other = of("etcdserver: no leader");
         assert_eq!(other.to_string(), "etcdserver: no leader");
         assert!(!other.is_connection_lost());

@@ -45,7 +45,9 @@ impl EtcdBackend {
                     *self.fence.lock() = Some(leadership.fence.clone());
                     return leadership;
                 }
-                Err(error) => tracing::warn!(lock, %error, "cannot take part in the election, trying again"),
+                Err(error) => {
+                    tracing::warn!(lock, store = self.describe(), %error, "cannot take part in the election, trying again")
+                }
             }
             backoff.wait().await;
         }
@@ -131,10 +133,12 @@ impl EtcdBackend {
                 Ok(()) => {}
                 Err(Error::Rejected(_)) => return,
                 Err(error) if leadership.renewed.elapsed() >= TTL => {
-                    tracing::error!(%error, "lost the leader lock: its lease could not be renewed");
+                    tracing::error!(store = self.describe(), %error, "lost the leader lock: its lease could not be renewed");
                     return;
                 }
-                Err(error) => tracing::warn!(%error, "cannot renew the lease of the leader lock; trying again"),
+                Err(error) => {
+                    tracing::warn!(store = self.describe(), %error, "cannot renew the lease of the leader lock; trying again")
+                }
             }
         }
     }

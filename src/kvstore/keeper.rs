@@ -53,7 +53,7 @@ pub async fn keep_latest(
                 REFRESH
             }
             Ok(Err(error)) => {
-                tracing::warn!(key, %error, "cannot write the key, trying again");
+                tracing::warn!(key, store = backend.describe(), %error, "cannot write the key, trying again");
                 RETRY
             }
             Err(_) => RETRY,
@@ -89,8 +89,8 @@ pub async fn beat(backend: Arc<dyn Backend>, metrics: Metrics) {
         let write = [Write::Put(keys::HEARTBEAT.into(), keys::timestamp().into())];
         match tokio::time::timeout(DEADLINE, backend.write(Class::Control, &write, Cause::Untraced)).await {
             Ok(Ok(_)) => drop(metrics.heartbeat.set(jiff::Timestamp::now().as_second() as f64)),
-            Ok(Err(error)) => tracing::warn!(%error, "the heartbeat was not written"),
-            Err(_) => tracing::warn!("the heartbeat was not written in time"),
+            Ok(Err(error)) => tracing::warn!(store = backend.describe(), %error, "the heartbeat was not written"),
+            Err(_) => tracing::warn!(store = backend.describe(), "the heartbeat was not written in time"),
         }
     }
 }

@@ -128,8 +128,8 @@ impl Watch {
             start_revision: watched.from,
             progress_notify: watched.with_progress,
         };
-        let opened = open(channel, Request { create: Some(create) }).await;
-        let messages = Messages::Small(Box::new(opened.map_err(failed)?));
+        let opened = open(channel, Request { create: Some(create) }).await?;
+        let messages = Messages::Small(Box::new(opened));
         Ok(Self { messages, pinned })
     }
 
@@ -161,17 +161,16 @@ fn failed(status: Status) -> Error {
     etcd_client::Error::from(status).into()
 }
 
-async fn open(channel: Channel, request: Request) -> Result<Streaming<Answer>, Status> {
+async fn open(channel: Channel, request: Request) -> Result<Streaming<Answer>, Error> {
     let mut grpc = tonic::client::Grpc::new(channel).max_decoding_message_size(CHANGES_MAX);
-    let ready = grpc.ready().await;
-    ready.map_err(|error| Status::unknown(format!("Service was not ready: {error}")))?;
+    grpc.ready().await.map_err(etcd_client::Error::TransportError)?;
     // The store ends a watch whose requests end.
     let mut request = tonic::Request::new(stream::iter([request]).chain(stream::pending()));
     // A member without a leader ends the stream, so that another member is tried.
     let metadata = request.metadata_mut();
     metadata.insert("hasleader", MetadataValue::from_static("true"));
     let answers = grpc.streaming(request, PathAndQuery::from_static(PATH), Small(PhantomData));
-    Ok(answers.await?.into_inner())
+    Ok(answers.await.map_err(failed)?.into_inner())
 }
 
 // === impl Messages ===

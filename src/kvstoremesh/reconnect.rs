@@ -72,15 +72,16 @@ fn failed(remote: &Remote, error: &Error) -> Duration {
     for scope in Scope::ALL {
         remote.sync.initial_read_pending(&scope.cache_prefix(&remote.name));
     }
+    let address = remote.options.dialer.address().map(|address| address.to_string());
     if retry.forget_address {
         remote.options.dialer.forget();
     }
     match retry.loudness {
         Loudness::Warning => {
-            tracing::warn!(cluster_name = %remote.name, error = retry.error, file = %remote.client_file.display(), "cannot connect to the remote cluster, or lost the connection; trying again");
+            tracing::warn!(cluster_name = %remote.name, error = retry.error, address, file = %remote.client_file.display(), "cannot connect to the remote cluster, or lost the connection; trying again");
         }
         Loudness::Debug => {
-            tracing::debug!(cluster_name = %remote.name, error = retry.error, "still cannot connect to the remote cluster");
+            tracing::debug!(cluster_name = %remote.name, error = retry.error, address, "still cannot connect to the remote cluster");
         }
     }
     retry.wait
