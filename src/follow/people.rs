@@ -6,6 +6,7 @@
 //! certificates itself, and asks every few seconds whether users or roles have changed. While authentication is off, reads
 //! carry a token that is refused once it is on.
 
+use super::error::describe;
 use crate::auth::{AuthState, AuthStore, ROOT};
 use crate::pb::authpb;
 use crate::pb::etcdserverpb as pb;
@@ -219,7 +220,7 @@ impl People {
     pub async fn keep(&self, upstream: &dyn Asked) {
         loop {
             if let Err(status) = self.look(upstream).await {
-                tracing::debug!(error = status.message(), "cannot ask the upstream for its users");
+                tracing::debug!(error = describe(&status), "cannot ask the upstream for its users");
             }
             let looked = Instant::now();
             while self.is_proven_by_reads() && looked.elapsed() < PROVEN_PERIOD {
@@ -227,7 +228,7 @@ impl People {
                 if self.age() >= PROOF
                     && let Err(status) = self.prove(upstream).await
                 {
-                    tracing::debug!(error = status.message(), "cannot prove the users of the upstream");
+                    tracing::debug!(error = describe(&status), "cannot prove the users of the upstream");
                 }
             }
             if !self.is_proven_by_reads() {

@@ -1,6 +1,6 @@
 //! The upstream as the server's services see it.
 
-use super::error::{Error, is_of_nobody, is_of_transport, is_stale_token, is_unsent};
+use super::error::{Error, describe, is_of_nobody, is_of_transport, is_stale_token, is_unsent};
 use super::index::{self, Index};
 use super::link::{Link, Seen};
 use super::load::How;
@@ -132,16 +132,16 @@ impl Following {
         match failed {
             Failed::Late => Some(lost()),
             Failed::Status(status) if is_unsent(&status) => {
-                self.link.leave(member, status.message());
+                self.link.leave(member, &describe(&status));
                 None
             }
             Failed::Status(status) if is_of_transport(&status) => {
-                self.link.leave(member, status.message());
+                self.link.leave(member, &describe(&status));
                 Some(lost())
             }
             // The password of this replica gets a new token with a new connection.
             Failed::Status(status) if *who == Credentials::Replica && member.has_token() && is_stale_token(&status) => {
-                self.link.leave(member, status.message());
+                self.link.leave(member, &describe(&status));
                 None
             }
             Failed::Status(status) => Some(status),
@@ -161,7 +161,7 @@ impl Asked for Following {
                     && self.link.has_password()
                     && !member.has_token() =>
             {
-                self.link.leave(&member, status.message());
+                self.link.leave(&member, &describe(status));
                 self.own_call(path, who, request).await
             }
             _ => answer,
