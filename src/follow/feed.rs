@@ -3,29 +3,24 @@
 //! A watch over everything sees each revision, so the next new revision is the last one plus one, and a lost event is
 //! seen at once. The feed has no clock and no IO: its owner passes what happens as [`Input`]s, and carries out the
 //! [`Action`]s in order. An action that the store refuses goes back as [`Input::Refused`], and the actions after it are
-//! dropped. `ARCHITECTURE.md` has the table of stages and inputs.
+//! dropped. `ARCHITECTURE.md` has the table of stages and inputs. `messages` joins fragments and splits messages into
+//! revisions, and `buffer` keeps what comes during a load.
+
+mod buffer;
+mod messages;
+mod why;
+
+pub use messages::FeedMessage;
+pub use why::Why;
 
 use crate::mvcc::Followed;
-use std::fmt;
+use buffer::Buffer;
+use messages::{Revision, Watch};
 
-/// Bytes of events that are buffered while the state is being loaded.
-const BUFFER_MAX: usize = if cfg!(test) { 16 << 10 } else { 256 << 20 };
-/// Memory that a buffered event takes beside its key-value, in bytes.
-const EVENT_COST: usize = 48;
 /// Faults in a row, without a new revision in between, after which the state is loaded anew.
 const FAULTS: u32 = 2;
 /// Periods of silence in a row after which the watch is opened anew.
 const SILENCES: u32 = 2;
-
-/// One message of the watch with events, or a fragment of one.
-#[derive(Clone, Debug)]
-pub struct FeedMessage {
-    /// The revision of the header, which says nothing about what was delivered.
-    pub header_revision: i64,
-    /// Whether further parts of the same message follow.
-    pub fragment: bool,
-    pub events: Vec<Followed>,
-}
 
 /// Something that happened.
 #[derive(Clone, Debug)]
@@ -93,41 +88,6 @@ pub enum Action {
     Reload { why: Why },
 }
 
-/// Why the watch is opened anew, or the state is loaded anew.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Why {
-    /// A revision was left out.
-    Gap,
-    /// Progress was reported beyond the last event.
-    Lost,
-    /// Messages that no etcd sends.
-    Disorder,
-    /// The watch did not begin with the events of the applied revision.
-    Unproven,
-    /// Upstream has other events than this store.
-    Diverged,
-    /// Upstream is at a revision below that of this store.
-    Rewound,
-    /// Upstream has compacted revisions that are missing here.
-    Compacted,
-    /// Upstream has ended the watch.
-    Cancelled,
-    /// Nothing came, not even progress that was asked for.
-    Silent,
-    /// The stream ended.
-    Broken,
-    /// The member has no leader.
-    NoLeader,
-    /// More revisions are missing than a watch should read.
-    Behind,
-    /// The watch that was buffered during a load cannot be continued.
-    Buffer,
-    /// Upstream is another cluster.
-    OtherCluster,
-    /// Endpoints have another past.
-    OtherPast,
-}
-
 /// The state machine. See the module's documentation.
 #[derive(Debug)]
 pub struct Feed {
@@ -154,39 +114,6 @@ enum Stage {
 enum Proof {
     Shown,
     Missing(Load),
-}
-
-/// What came on the watch while the state is being loaded.
-#[derive(Debug, Default)]
-struct Buffer {
-    /// Whole revisions, dense.
-    revisions: Vec<Revision>,
-    bytes: usize,
-    /// Upstream's revision when the watch was created: later revisions are in the buffer, or still come.
-    created: Option<i64>,
-    /// The watch ended, or the buffer was full.
-    is_lost: bool,
-}
-
-/// The present watch.
-#[derive(Debug, Default)]
-struct Watch {
-    is_created: bool,
-    /// The events of the last revision so far, while fragments of the message are missing.
-    begun: Vec<Followed>,
-    in_fragments: bool,
-    silences: u32,
-}
-
-/// All events of one revision.
-#[derive(Debug)]
-struct Revision {
-    number: i64,
-    events: Vec<Followed>,
-}
-
-fn revision_of(event: &Followed) -> i64 {
-    event.kv.fields().mod_revision
 }
 
 // === impl Feed ===
@@ -448,140 +375,6 @@ impl Proof {
             ..=1 => Self::Shown,
             _ => Self::Missing(how),
         }
-    }
-}
-
-// === impl Buffer ===
-
-impl Buffer {
-    fn push(&mut self, revision: Revision) -> Result<(), Why> {
-        if self.is_lost {
-            return Ok(());
-        }
-        if revision.number != self.last() + 1 {
-            return Err(Why::Gap);
-        }
-        let cost = |event: &Followed| event.kv.as_bytes().len() + EVENT_COST;
-        self.bytes += revision.events.iter().map(cost).sum::<usize>();
-        self.revisions.push(revision);
-        match self.bytes > BUFFER_MAX {
-            true => Err(Why::Buffer),
-            false => Ok(()),
-        }
-    }
-
-    /// The revision up to which everything has come.
-    fn last(&self) -> i64 {
-        self.revisions.last().map_or(self.created.unwrap_or(0), |r| r.number)
-    }
-
-    /// Forgets what came: the watch begins anew once the state is loaded.
-    fn lose(&mut self) {
-        *self = Self {
-            is_lost: true,
-            ..Self::default()
-        };
-    }
-}
-
-// === impl Watch ===
-
-impl Watch {
-    /// Takes a message or a part of one; returns the revisions that are whole.
-    fn joined(&mut self, message: FeedMessage) -> Result<Vec<Revision>, Why> {
-        let FeedMessage {
-            header_revision,
-            fragment,
-            events,
-        } = message;
-        let mut whole = vec![];
-        let mut begun = std::mem::take(&mut self.begun);
-        for event in events {
-            let revision = revision_of(&event);
-            match begun.first().map(revision_of) {
-                Some(last) if revision < last => return Err(Why::Disorder),
-                Some(last) if revision > last => whole.push(Revision {
-                    number: last,
-                    events: std::mem::take(&mut begun),
-                }),
-                _ => {}
-            }
-            if revision > header_revision {
-                return Err(Why::Disorder);
-            }
-            begun.push(event);
-        }
-        self.in_fragments = fragment;
-        match begun.first().map(revision_of).filter(|_| !fragment) {
-            Some(number) => whole.push(Revision { number, events: begun }),
-            None => self.begun = begun,
-        }
-        Ok(whole)
-    }
-}
-
-// === impl Why ===
-
-impl Why {
-    /// The word for metrics and logs.
-    pub const ALL: [Self; 15] = [
-        Self::Gap,
-        Self::Lost,
-        Self::Disorder,
-        Self::Unproven,
-        Self::Diverged,
-        Self::Rewound,
-        Self::Compacted,
-        Self::Cancelled,
-        Self::Silent,
-        Self::Broken,
-        Self::NoLeader,
-        Self::Behind,
-        Self::Buffer,
-        Self::OtherCluster,
-        Self::OtherPast,
-    ];
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Gap => "gap",
-            Self::Lost => "lost",
-            Self::Disorder => "disorder",
-            Self::Unproven => "unproven",
-            Self::Diverged => "diverged",
-            Self::Rewound => "rewound",
-            Self::Compacted => "compacted",
-            Self::Cancelled => "cancelled",
-            Self::Silent => "silent",
-            Self::Broken => "broken",
-            Self::NoLeader => "no_leader",
-            Self::Behind => "behind",
-            Self::Buffer => "buffer",
-            Self::OtherCluster => "other_cluster",
-            Self::OtherPast => "other_past",
-        }
-    }
-}
-
-impl fmt::Display for Why {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Gap => "a revision was left out",
-            Self::Lost => "progress was reported beyond the last event",
-            Self::Disorder => "the messages of the watch are out of order",
-            Self::Unproven => "the watch did not begin with the last revision that was applied",
-            Self::Diverged => "upstream has other events than this replica",
-            Self::Rewound => "upstream is at a revision before that of this replica",
-            Self::Compacted => "upstream has compacted revisions that are missing here",
-            Self::Cancelled => "upstream has ended the watch",
-            Self::Silent => "upstream sent nothing, not even progress",
-            Self::Broken => "the stream ended",
-            Self::NoLeader => "the member has no leader",
-            Self::Behind => "too many revisions are missing for a watch",
-            Self::Buffer => "the watch that ran during the load cannot be continued",
-            Self::OtherCluster => "upstream is another cluster",
-            Self::OtherPast => "upstream has another past",
-        })
     }
 }
 
