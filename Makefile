@@ -1,5 +1,5 @@
 # Every target first installs missing build tools (`make setup`). Targets that compare with peers also need Go.
-.PHONY: demo test check bench bench-replicas fuzz setup build fmt lint doc deny interop kubernetes interop-kubernetes interop-publisher \
+.PHONY: demo etcd35 replicas-older test check bench bench-replicas fuzz setup build fmt lint doc deny interop kubernetes interop-kubernetes interop-publisher \
 	interop-cilium peers helm deploy crash replicas load publish mesh mesh-replicas adversary guard profile monitoring bench-store image image-test release e2e e2e-up e2e-tools e2e-short page page-cost screenshots
 
 CARGO ?= cargo
@@ -186,12 +186,26 @@ mesh-replicas: peers ## run two clusters with replicas under kills and partition
 		-isthmus $(abspath $(TARGET))/$(or $(PROFILE),release)/clustermesh-apiserver -etcd $(PEERS)/etcd \
 		-run replicas -seconds $(or $(SECONDS),1200); else echo "Skipped: this system has no network namespaces for users."; fi
 
+etcd35: ## build etcd 3.5, which is upgraded under replicas
+	@PEERS=1 ./.ci/setup
+	go build -C tests/interop/etcd35 -o $(PEERS)/etcd35/etcd go.etcd.io/etcd/server/v3
+
 # `make interop` has a short form. One round takes about 10 s.
-replicas: peers ## kill and stop members and replicas of an etcd under hopping watchers, 3.7 and 3.6; ROUNDS=200
+replicas: peers etcd35 ## kill and stop members and replicas of an etcd under hopping watchers, 3.7 and 3.6; ROUNDS=200
 	$(CARGO) build --locked --release
 	@for etcd in $(PEERS) $(PEERS)/etcd36; do \
 		ISTHMUS_BIN=$(abspath $(TARGET))/release/clustermesh-apiserver PEERS_BIN=$$etcd go test -C tests/interop -count=1 -v \
 			-timeout 5h -run Replicas . -args -replicas.figures -replicas.rounds $(or $(ROUNDS),200) -replicas.seeds 10 -replicas.calls 1000 || exit 1; done
+
+# The older version is the last release, or what OLDER names.
+OLDER ?= $(shell git describe --tags --abbrev=0 2>/dev/null)
+replicas-older: peers ## run replicas of an older version beside those of this one, under hopping watchers; OLDER=REVISION ROUNDS=20
+	@test -n "$(OLDER)" || { echo "There is no release to compare with: name a revision, as in OLDER=main~50."; exit 1; }
+	$(CARGO) build --locked
+	rm -rf $(TARGET)/older-source && mkdir -p $(TARGET)/older-source && git archive $(OLDER) | tar -x -C $(TARGET)/older-source
+	$(CARGO) build --locked --manifest-path $(TARGET)/older-source/Cargo.toml --target-dir $(TARGET)/older
+	ISTHMUS_OLDER=$(abspath $(TARGET))/older/debug/clustermesh-apiserver $(GO_TEST) -v -timeout 1h -run ReplicasOlderBeside . \
+		-args -replicas.rounds $(or $(ROUNDS),10)
 
 crash: peers ## kill the store at random and drop unsynced writes, then check the data; ROUNDS=500 ENGINE=log MODE=sync
 	$(CARGO) build --locked --release

@@ -308,30 +308,3 @@ func TestReplicasFullDisk(t *testing.T) {
 		same(t, m, r)
 	}
 }
-
-// === upgrades ===
-
-// TestReplicasUpgrade replaces the members of an etcd 3.6 by those of 3.7, one after the other, under its replicas.
-func TestReplicasUpgrade(t *testing.T) {
-	newer := peerBin(t, "etcd")
-	older := filepath.Join(filepath.Dir(newer), "etcd36", "etcd")
-	if _, err := os.Stat(older); err != nil {
-		t.Skipf("there is no earlier etcd: %v", err)
-	}
-	t.Setenv("PEERS_BIN", filepath.Dir(older))
-	h := newHops(t, nil, make([]*peer.Host, 6))
-	h.run(1, func(*rand.Rand, time.Time) {
-		for _, k := range h.m.kept {
-			time.Sleep(time.Second)
-			k.Bin = newer
-			h.kill(k, syscall.SIGTERM, 0)
-		}
-		time.Sleep(time.Second)
-	})
-	for _, r := range h.replicas {
-		status := try(pb.NewMaintenanceClient(connectionTo(r.address)).Status(ctx(t), &pb.StatusRequest{})).or(t)
-		if !strings.HasPrefix(status.Version, "3.7") {
-			t.Errorf("%s says that it is etcd %s", r.Name, status.Version)
-		}
-	}
-}

@@ -58,10 +58,10 @@ type hops struct {
 	history hopHistory
 }
 
-// newHops starts an etcd of three members and three replicas, one on each host.
-func newHops(t *testing.T, net *peer.Network, hosts []*peer.Host) *hops {
+// newHops starts an etcd of three members and three replicas, one on each host, with further arguments for replicas.
+func newHops(t *testing.T, net *peer.Network, hosts []*peer.Host, further ...string) *hops {
 	// A member that was away gets a snapshot rather than the log.
-	m := clusterOn(t, hosts[:3], "--snapshot-count=200", "--snapshot-catchup-entries=20")
+	m := clusterOn(t, hosts[:3], "--snapshot-count=200", catchUp(t, peerBin(t, "etcd")))
 	h := &hops{t: t, m: m, net: net, figures: map[string]int{}, history: hopHistory{next: 2, before: 1}}
 	for i, host := range hosts[3:] {
 		name, args := "replica", []string{}
@@ -69,7 +69,7 @@ func newHops(t *testing.T, net *peer.Network, hosts []*peer.Host) *hops {
 			// These continue from their own copies after a kill.
 			name, args = fmt.Sprint("replica with data ", i), []string{"--data-dir=" + t.TempDir(), "--checkpoint-bytes=100000"}
 		}
-		r := replicaOn(t, host, name, upstreamFile(m.addresses()), args...)
+		r := replicaOn(t, host, name, upstreamFile(m.addresses()), append(args, further...)...)
 		r.answers(t)
 		h.replicas = append(h.replicas, r)
 	}
@@ -123,6 +123,7 @@ func (h *hops) run(rounds int, faults ...func(*rand.Rand, time.Time)) {
 	for _, w := range h.watches {
 		h.figures["watches"] += w.hops
 	}
+	h.leasesEnd()
 	h.t.Logf("%d rounds: %v", rounds, h.figures)
 }
 
@@ -142,6 +143,10 @@ func (h *hops) one(rng *rand.Rand, faults []func(*rand.Rand, time.Time)) {
 	}
 	own := source(10)
 	clients.Go(func() { h.compactions(own) })
+	for i := range 3 {
+		own := source(12)
+		clients.Go(func() { h.renewals(own, i) })
+	}
 	end := time.Now().Add(time.Duration(*hopSeconds) * time.Second)
 	for _, f := range faults {
 		own := source(11)

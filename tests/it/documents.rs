@@ -62,6 +62,43 @@ fn report(complaints: &[String]) {
 }
 
 #[test]
+fn the_tests_that_prove_a_promise_exist() {
+    let text = read("docs/replicas.md");
+    let (_, section) = text.split_once("\n## What proves it\n").expect("a section");
+    let sources = ["src/follow", "src/mvcc", "src/server", "tests/it", "tests/interop"]
+        .map(|directory| all_of(Path::new(directory)));
+    let sources = sources.concat();
+    let mut complaints = vec![];
+    for name in section.split('`').skip(1).step_by(2) {
+        let is_go = name.starts_with("Test");
+        let is_rust = name.contains('_') && !name.contains(['/', ' ', '-']);
+        let function = match is_go {
+            true => format!("func {name}("),
+            false => format!("fn {name}("),
+        };
+        if (is_go || is_rust) && name != "Test" && !sources.contains(&function) {
+            complaints.push(format!("docs/replicas.md: there is no test {name}"));
+        }
+    }
+    report(&complaints);
+}
+
+/// All sources in a directory of the repository.
+fn all_of(directory: &Path) -> String {
+    let mut text = String::new();
+    for entry in std::fs::read_dir(root().join(directory)).unwrap() {
+        let entry = entry.unwrap();
+        let path = directory.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            text += &all_of(&path);
+        } else if path.extension().is_some_and(|kind| kind == "rs" || kind == "go") {
+            text += &read(path.to_str().unwrap());
+        }
+    }
+    text
+}
+
+#[test]
 fn every_command_is_run_by_a_test_or_nobody_can_run_it() {
     let (mut complaints, mut used) = (vec![], BTreeSet::new());
     for (path, block) in blocks() {

@@ -22,6 +22,7 @@ mod etcd_flags;
 mod etcdctl;
 mod follow;
 mod follow_moves;
+mod follow_past;
 mod follow_sisters;
 mod follow_users;
 mod follow_writers;
