@@ -2,8 +2,9 @@
 //! upstream is a copy of the followed store that went another way and was compacted beyond the replica.
 
 use crate::follow::{Place, etcd_at, everything, put, replica, watch_all};
+use crate::support::files::free_port;
 use crate::support::store::{message, plain_client, revision};
-use crate::support::{PATIENCE, eventually, free_port};
+use crate::support::{PATIENCE, eventually};
 use etcd_client::*;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -59,17 +60,20 @@ async fn replaced_by_a_copy(beyond: i64) {
         // The replica looks for another endpoint for half a minute.
         let ended = timeout(PATIENCE + Duration::from_secs(30), watch.message()).await;
         let ended = ended.expect("the watch goes on").unwrap().expect("a last message");
-        assert!(ended.canceled() && ended.compact_revision() == last + beyond, "{ended:?}");
+        assert!(
+            ended.canceled() && ended.compact_revision() == last + beyond,
+            "{ended:?}"
+        );
     }
     assert_eq!(everything(client, 0).await, everything(up, 0).await);
 }
 
 #[tokio::test]
 async fn another_past_that_was_compacted_to_the_next_revision_ends_all_watches() {
-    replaced_by_a_copy(1).await;
+    Box::pin(replaced_by_a_copy(1)).await;
 }
 
 #[tokio::test]
 async fn another_past_that_was_compacted_beyond_the_next_revision_ends_all_watches() {
-    replaced_by_a_copy(20).await;
+    Box::pin(replaced_by_a_copy(20)).await;
 }

@@ -94,6 +94,7 @@ impl Driver {
             endpoint, %divergence,
             "the keys of the endpoint are of another past than those of this replica; it is shut out"
         );
+        self.following.doubtful.store(true, Ordering::Relaxed);
         self.endpoints.contradicted(endpoint, self.following.store.revision());
     }
 
