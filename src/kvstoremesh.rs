@@ -5,6 +5,7 @@ pub mod api;
 pub mod cluster;
 pub mod config_dir;
 mod connection;
+mod current;
 mod error;
 mod exports;
 pub mod filter;
@@ -28,30 +29,23 @@ mod witness;
 
 use crate::kvstore::client::Options;
 use crate::kvstore::dial::Dialer;
-use crate::kvstore::sync_store::{ChangeLimits, ReachedLimit, SyncStore};
+use crate::kvstore::sync_store::{ChangeLimits, SyncStore};
 use crate::kvstore::{self, Backend};
 use crate::model::cluster::{ClusterInfo, ClusterName};
 use crate::model::keys::Scope;
 use crate::util::backoff::Backoff;
-use crate::util::durations::Quantiles;
-use crate::util::expiry::Facts;
 use crate::util::lifecycle::Lifecycle;
 use crate::util::readiness::Ready;
 use cluster::Cluster;
 use config_dir::Event;
-use filter::Report;
 use import::Import;
-use observed::Observed;
 use parking_lot::Mutex;
-use prometheus_client::metrics::histogram::Histogram;
-use reflector::{Completeness, SizeLimit};
+use reflector::SizeLimit;
 use remote::{Remote, SharedCluster};
 use removal::{MirrorLock, Removal};
 use slots::Limits;
 use status::RemoteCluster;
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,6 +54,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span};
 
+pub use current::Snapshot;
 pub use import::Imports;
 
 /// The remote clusters to mirror, and the limits and waits of the mirror.
@@ -122,18 +117,6 @@ struct Mirror {
     /// Ends the writes to the mirror.
     stop_writes: CancellationToken,
     lock: Arc<MirrorLock>,
-}
-
-/// The present state of one remote cluster.
-pub struct Snapshot {
-    pub cluster: Cluster,
-    /// Why agents refuse the cluster's id, if they do.
-    pub conflict: Option<String>,
-    sync: Arc<SyncStore>,
-    state: SharedCluster,
-    import: Option<Arc<Import>>,
-    dialer: Dialer,
-    backend: Arc<dyn Backend>,
 }
 
 impl Mesh {
@@ -452,90 +435,6 @@ fn mirrors(members: &BTreeMap<ClusterName, Member>) -> impl Iterator<Item = (&Cl
         Member::Mirrored(mirror) => Some((name, mirror)),
         Member::Leaving(_) => None,
     })
-}
-
-// === impl Snapshot ===
-
-impl Snapshot {
-    /// The flag of the limit that holds the changes of the cluster up.
-    fn slowed_by(&self) -> Option<&'static str> {
-        self.sync.slowed_by().map(|limit| match limit {
-            ReachedLimit::Keys => "--clustermesh-max-changes",
-            ReachedLimit::Bytes => "--clustermesh-max-change-bytes",
-            ReachedLimit::History => "--clustermesh-max-history-bytes",
-        })
-    }
-
-    /// The number of mirrored keys of a scope.
-    pub fn keys(&self, scope: Scope) -> usize {
-        let prefix = scope.cache_prefix(self.cluster.name());
-        match self.cluster.completeness(scope) {
-            // Keys that an earlier process has mirrored.
-            Completeness::Disabled => self.sync.stored(&prefix),
-            _ => self.sync.desired(&prefix).keys,
-        }
-    }
-
-    /// What the scope file leaves of the cluster; `None` if every key is mirrored.
-    pub fn scope(&self) -> Option<Report> {
-        self.import.as_ref()?.report()
-    }
-
-    /// What is wrong, one sentence each.
-    pub fn troubles(&self) -> Vec<String> {
-        let mut troubles = status::troubles(&self.cluster, self.conflict.as_deref(), Instant::now());
-        if let Some(flag) = self.slowed_by() {
-            troubles.push(format!("its changes are slowed down: more than {flag} allows"));
-        }
-        troubles
-    }
-
-    /// What operators want to know beside the state.
-    pub fn observed(&self) -> Observed {
-        self.state.observed()
-    }
-
-    /// Looks at what operators want to know beside the state.
-    pub fn look<T>(&self, look: impl FnOnce(&Observed) -> T) -> T {
-        self.state.look(look)
-    }
-
-    /// How long commits of mirrored changes took to reach the last watcher of the store here, in the last `minutes`; `None` if
-    /// the store is another process.
-    pub fn delivery(&self, minutes: u64) -> Option<Quantiles> {
-        self.backend
-            .deliveries()?
-            .figures(self.cluster.name().as_str(), minutes)
-    }
-
-    /// The same of all commits so far, in seconds.
-    fn delivery_histogram(&self) -> Option<Histogram> {
-        self.backend.deliveries()?.histogram(self.cluster.name().as_str())
-    }
-
-    /// The address of the store that answered last.
-    pub fn address(&self) -> Option<SocketAddr> {
-        self.dialer.address()
-    }
-
-    /// The certificate that the store has shown last.
-    pub fn certificate(&self) -> Option<Facts> {
-        self.dialer.certificate()
-    }
-
-    fn status(&self) -> RemoteCluster {
-        let now = Instant::now();
-        let mut status = RemoteCluster::of(&self.cluster, self.conflict.as_deref(), now, |scope| self.keys(scope));
-        status.propagation = self
-            .look(|observed| observed.figures(1))
-            .map(|figures| (&figures).into());
-        status.scope = self.scope().map(Into::into);
-        status.delivery = self.delivery(1).map(|figures| (&figures).into());
-        if let Some(flag) = self.slowed_by() {
-            let _ = write!(status.status, "; its changes are slowed down: more than {flag} allows");
-        }
-        status
-    }
 }
 
 /// What became of the wait for a remote cluster.

@@ -15,7 +15,10 @@
 //! The tasks that do IO (`reconnect`, `connection`, `reflect`) report events by calling the methods below, and act on
 //! the results. No phase removes mirrored keys; only [`Cluster::revoke`] asks for their removal.
 
+mod attempts;
 mod view;
+
+pub(super) use attempts::{Cause, Loudness, Retry, STEADY, TOO_MUCH_WAIT};
 
 use super::exports::Exports;
 use super::position::{Position, ResumePoint};
@@ -25,20 +28,13 @@ use super::witness::Witness;
 use crate::kvstore::client::{Changes, Event, KeyValue};
 use crate::model::cluster::{ClusterConfig, ClusterName};
 use crate::model::keys::Scope;
-use crate::util::backoff::Backoff;
+use attempts::{Attempts, LOGGED_ATTEMPTS};
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
 /// Refused attempts after which a remote cluster is taken for one that does not serve.
 const REFUSING: u32 = 5;
-/// A connection that lasted this long resets the backoff, so the next attempt is made soon.
-pub(super) const STEADY: Duration = Duration::from_secs(30);
-/// Wait before the next attempt, if a remote cluster holds more than the limits allow.
-pub(super) const TOO_MUCH_WAIT: Duration = Duration::from_secs(300);
-/// A failure that repeats is logged as a warning once in this many attempts.
-const LOGGED_ATTEMPTS: u32 = 10;
-
 /// The scopes that send traffic to a remote cluster: they are revoked when the remote stays away.
 pub(super) const REVOCABLE: [Scope; 3] = [Scope::Services, Scope::ServiceExports, Scope::EndpointSlices];
 
@@ -76,55 +72,11 @@ pub struct Counters {
     pub revocations: u64,
 }
 
-/// Why an attempt or a connection ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Cause {
-    /// The client file cannot be read, or is not an etcd client configuration.
-    File,
-    /// The connection ended without an error from the store.
-    ConnectionLost,
-    /// Nothing listens at the addresses of the store.
-    Refused,
-    /// The remote cluster holds more than the limits allow.
-    TooMuch,
-    Other,
-}
-
-/// The level at which a failure is logged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Loudness {
-    /// The failure is new, or one in [`LOGGED_ATTEMPTS`] repetitions.
-    Warning,
-    /// The failure is the same as before.
-    Debug,
-}
-
-/// The reaction to a failure.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Retry {
-    pub(super) wait: Duration,
-    pub(super) loudness: Loudness,
-    /// The failure in full, for the log.
-    pub(super) error: String,
-    /// Whether to try other addresses before the last good address.
-    pub(super) forget_address: bool,
-}
-
 /// A time without a connection to the remote cluster.
 #[derive(Clone, Copy, Debug)]
 struct Absence {
     since: Instant,
     is_revoked: bool,
-}
-
-/// Attempts to connect, since the client file was read or changed.
-#[derive(Clone, Debug)]
-struct Attempts {
-    backoff: Backoff,
-    begun_at: Instant,
-    last_error: String,
-    /// Attempts in succession of which nothing listened at the addresses.
-    refused: u32,
 }
 
 /// See the module's documentation.
@@ -502,24 +454,6 @@ impl Cluster {
                 false => Phase::Listing,
             };
         }
-    }
-}
-
-// === impl Attempts ===
-
-impl Attempts {
-    fn new(now: Instant) -> Self {
-        Self {
-            backoff: Backoff::connect(),
-            begun_at: now,
-            last_error: String::new(),
-            refused: 0,
-        }
-    }
-
-    /// Whether the connection of the last attempt has lasted for [`STEADY`].
-    fn is_steady(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.begun_at) >= STEADY
     }
 }
 

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 /// Whether other replicas are asked for their state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in super::super) enum Sisters {
+pub(in crate::follow) enum Sisters {
     /// Those that have this revision: the others are behind, too.
     From(i64),
     /// They may have the past that is left.
@@ -19,7 +19,7 @@ pub(in super::super) enum Sisters {
 }
 
 /// Connects to the upstream for the first time, and loads its users.
-pub(in super::super) async fn meet(link: &Link) -> Result<(), Error> {
+pub(in crate::follow) async fn meet(link: &Link) -> Result<(), Error> {
     let member = link.connect_to_any(Purpose::Calls).await?;
     load_users(link, &member).await
 }
@@ -34,7 +34,7 @@ async fn load_users(link: &Link, member: &Member) -> Result<(), Error> {
 }
 
 /// Loads everything from an upstream that was never followed, while a watch from before the load is buffered.
-pub(in super::super) async fn load_first(
+pub(in crate::follow) async fn load_first(
     link: &Link,
     scratch: Option<PathBuf>,
 ) -> Result<(Loaded, Feed, Option<Session>), Error> {
@@ -54,7 +54,7 @@ pub(in super::super) async fn load_first(
 }
 
 /// Opens the watch, and loads while it is buffered.
-pub(in super::super) async fn load_beside(
+pub(in crate::follow) async fn load_beside(
     link: &Link,
     member: Member,
     feed: &mut Feed,
