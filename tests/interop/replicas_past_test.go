@@ -124,7 +124,7 @@ func bringsAll(t testing.TB, w clientv3.WatchChan, first, last int64) {
 
 // cutOff begins with an etcd of one member, a replica that has these writes, and a watch at the replica that waits for the next
 // revision. It stops the replica and kills the etcd, lets `away` happen, and lets the replica go on.
-func cutOff(t *testing.T, m *members, last int64, away func()) (*replica, *clientv3.Client, clientv3.WatchChan) {
+func cutOff(t *testing.T, m *members, last int64, away func(*replica)) (*replica, *clientv3.Client, clientv3.WatchChan) {
 	t.Helper()
 	r := replicasOf(t, 1, m.addresses())[0]
 	reachedBy(t, r, last)
@@ -136,7 +136,7 @@ func cutOff(t *testing.T, m *members, last int64, away func()) (*replica, *clien
 	}
 	_ = r.Signal(syscall.SIGSTOP)
 	m.kept[0].down(t, syscall.SIGKILL)
-	away()
+	away(r)
 	_ = r.Signal(syscall.SIGCONT)
 	return r, c, watch
 }
@@ -150,7 +150,7 @@ func restored(t *testing.T, restore func(m *members, snapshot string)) {
 	snapshot := m.backup(t)
 	last := write(t, c, "lost", 100)
 	c.Close()
-	r, rc, watch := cutOff(t, m, last, func() { restore(m, snapshot) })
+	r, rc, watch := cutOff(t, m, last, func(*replica) { restore(m, snapshot) })
 	ends(t, watch, 2*patience)
 	same(t, m, r)
 	// The replica goes on with the new past.
@@ -220,7 +220,7 @@ func TestReplicasCompactedToTheNext(t *testing.T) {
 	defer c.Close()
 	before := write(t, c, "before", 100)
 	var last int64
-	r, _, watch := cutOff(t, m, before, func() {
+	r, _, watch := cutOff(t, m, before, func(*replica) {
 		m.kept[0].up(t)
 		next := try(c.Delete(ctx(t), "before/7")).or(t).Header.Revision
 		last = write(t, c, "missed", 100)
@@ -237,7 +237,7 @@ func TestReplicasCompactedPast(t *testing.T) {
 	c := m.kept[0].client(t)
 	defer c.Close()
 	last := write(t, c, "before", 100)
-	r, _, watch := cutOff(t, m, last, func() {
+	r, _, watch := cutOff(t, m, last, func(*replica) {
 		m.kept[0].up(t)
 		last = write(t, c, "missed", 100)
 		try(c.Compact(ctx(t), last, clientv3.WithCompactPhysical())).or(t)
@@ -256,7 +256,7 @@ func TestReplicasFarBehind(t *testing.T) {
 	last := write(t, c, "before", 10)
 	c.Close()
 	const missing = 25_000
-	r, _, watch := cutOff(t, m, last, func() {
+	r, _, watch := cutOff(t, m, last, func(*replica) {
 		m.kept[0].up(t)
 		c := m.kept[0].client(t)
 		defer c.Close()
@@ -285,6 +285,51 @@ func TestReplicasFarBehind(t *testing.T) {
 	same(t, m, r)
 }
 
+// clone is another etcd with the ids of this one of one member, which went another way after the snapshot.
+func (m *members) clone(t testing.TB, snapshot string) *members {
+	t.Helper()
+	clone := &members{dir: t.TempDir(), args: m.args, peers: m.peers}
+	address := peer.FreePort()
+	flags := append(clone.flags(0, address), "--listen-peer-urls=http://"+peer.FreePort())
+	clone.kept = []*kept{{&server{process(t, "clone", peerBin(t, "etcd"), flags...), address}}}
+	clone.restore(t, 0, snapshot)
+	clone.kept[0].up(t)
+	c := clone.kept[0].client(t)
+	defer c.Close()
+	write(t, c, "clone", 60)
+	return clone
+}
+
+// names lets the file of a replica name both; it is read again for each connection.
+func (r *replica) names(t testing.TB, one, other *members) {
+	t.Helper()
+	both := upstreamFile(append(one.addresses(), other.addresses()...))
+	if err := os.WriteFile(r.follows, []byte(both), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestReplicasCloneWhileCompacted gives a replica that has to load anew, since the etcd was compacted, a clone as another endpoint:
+// nothing is loaded from it.
+func TestReplicasCloneWhileCompacted(t *testing.T) {
+	m := cluster(t, 1)
+	c := m.kept[0].client(t)
+	defer c.Close()
+	write(t, c, "before", 100)
+	snapshot := m.backup(t)
+	last := write(t, c, "real", 20)
+	r, _, watch := cutOff(t, m, last, func(r *replica) {
+		m.kept[0].up(t)
+		last = write(t, c, "missed", 100)
+		try(c.Compact(ctx(t), last, clientv3.WithCompactPhysical())).or(t)
+		r.names(t, m.clone(t, snapshot), m)
+	})
+	if compacted := ends(t, watch, 2*patience); compacted < last {
+		t.Errorf("the compact revision is %d, and the revisions up to %d are missing", compacted, last)
+	}
+	same(t, m, r)
+}
+
 // TestReplicasClone gives a replica a second endpoint that is a clone of the etcd with the same ids: it is shut out, whatever
 // happens to the etcd.
 func TestReplicasClone(t *testing.T) {
@@ -294,22 +339,11 @@ func TestReplicasClone(t *testing.T) {
 	write(t, c, "before", 100)
 	snapshot := m.backup(t)
 	last := write(t, c, "real", 20)
-	clone := &members{dir: t.TempDir(), args: m.args, peers: m.peers}
-	address := peer.FreePort()
-	flags := append(clone.flags(0, address), "--listen-peer-urls=http://"+peer.FreePort())
-	clone.kept = []*kept{{&server{process(t, "clone", peerBin(t, "etcd"), flags...), address}}}
-	clone.restore(t, 0, snapshot)
-	clone.kept[0].up(t)
-	cc := clone.kept[0].client(t)
-	defer cc.Close()
-	write(t, cc, "clone", 60)
+	clone := m.clone(t, snapshot)
 	r := replicasOf(t, 1, m.addresses())[0]
 	reachedBy(t, r, last)
 	// The file is read again for each connection.
-	both := fmt.Sprintf("endpoints: [\"http://%s\", \"http://%s\"]\n", address, m.kept[0].address)
-	if err := os.WriteFile(r.follows, []byte(both), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	r.names(t, clone, m)
 	rc := r.client(t)
 	defer rc.Close()
 	watch := rc.Watch(watching(t), "real/", clientv3.WithPrefix(), clientv3.WithRev(last+1))
