@@ -97,21 +97,18 @@ impl Results {
         for figure in figures {
             let count = self.servers.len();
             let is_row = |row: &Row| (row.scenario, row.figure) == (scenario.name, figure.name);
-            let at = self.rows.iter().position(is_row).unwrap_or_else(|| {
-                self.rows.push(Row {
-                    scenario: scenario.name,
-                    title: scenario.title,
-                    figure: figure.name,
-                    kind: figure.kind,
-                    unit: figure.unit,
-                    values: vec![vec![]; count],
-                    points: vec![vec![]; count],
-                    x: figure.x,
-                });
-                self.rows.len() - 1
+            let row = find_or_add(&mut self.rows, is_row, || Row {
+                scenario: scenario.name,
+                title: scenario.title,
+                figure: figure.name,
+                kind: figure.kind,
+                unit: figure.unit,
+                values: vec![vec![]; count],
+                points: vec![vec![]; count],
+                x: figure.x,
             });
-            self.rows[at].values[server].push(figure.value);
-            self.rows[at].points[server] = figure.points;
+            row.values[server].push(figure.value);
+            row.points[server] = figure.points;
         }
     }
 
@@ -130,6 +127,15 @@ impl Results {
             (failure.scenario, server, failure.why.as_str())
         })
     }
+}
+
+/// The first row that `is_row` accepts; without one, `new` makes it and it becomes the last.
+pub fn find_or_add<R>(rows: &mut Vec<R>, is_row: impl Fn(&R) -> bool, new: impl FnOnce() -> R) -> &mut R {
+    let at = rows.iter().position(is_row).unwrap_or_else(|| {
+        rows.push(new());
+        rows.len() - 1
+    });
+    &mut rows[at]
 }
 
 /// The value in the middle; `None` without values.

@@ -2,7 +2,7 @@
 
 use super::{Bench, Figure, Scenario, Target};
 use crate::report::{digits, measure, replace_marked};
-use crate::results::{Machine, median};
+use crate::results::{Machine, find_or_add, median};
 use crate::scenarios::Scale;
 use anyhow::Context;
 use serde::Serialize;
@@ -62,20 +62,17 @@ impl Results {
     pub fn add(&mut self, scenario: &Scenario, figures: Vec<Figure>) {
         for figure in figures {
             let is_row = |row: &Row| (row.scenario, row.figure) == (scenario.name, figure.name);
-            let at = self.rows.iter().position(is_row).unwrap_or_else(|| {
-                self.rows.push(Row {
-                    scenario: scenario.name,
-                    title: scenario.title,
-                    figure: figure.name,
-                    unit: figure.unit,
-                    direct: vec![],
-                    replica: vec![],
-                    target: figure.target,
-                });
-                self.rows.len() - 1
+            let row = find_or_add(&mut self.rows, is_row, || Row {
+                scenario: scenario.name,
+                title: scenario.title,
+                figure: figure.name,
+                unit: figure.unit,
+                direct: vec![],
+                replica: vec![],
+                target: figure.target,
             });
-            self.rows[at].direct.extend(figure.direct);
-            self.rows[at].replica.extend(figure.replica);
+            row.direct.extend(figure.direct);
+            row.replica.extend(figure.replica);
         }
     }
 
