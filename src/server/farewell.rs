@@ -1,5 +1,9 @@
 //! What a client is told when the server ends its connection: the code and the debug data of GOAWAY (RFC 9113, section
 //! 6.8). grpc-go shows both in the errors of the calls that end with the connection.
+//!
+//! A client whose TLS handshake is not over is told nothing. An alert could be sent without keys until the server's first
+//! message, but an alert is a number, and there is none for a connection that is one too many: `internal_error` would be
+//! taken for a fault of the certificates. Later alerts need the keys of the handshake, which rustls does not lend.
 
 use crate::http2::{Code, Violation};
 
