@@ -1,9 +1,10 @@
 //! Proves that `loadtest` finds nothing wrong with the store, reports in every form, removes what it wrote, and adds results up.
 
-use crate::support::store::plain_etcd;
+use crate::support::store::{add_user, plain_etcd};
 use crate::support::tls::etcd;
 use crate::support::{CommandLine, Process, Signal, Tls, isthmus};
 use etcd_client::GetOptions;
+use isthmus::mesh::pki::Authority;
 use serde_json::Value;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -205,6 +206,65 @@ async fn one_user_with_too_many_connections_is_told_why_and_several_users_have_r
 
     let plain = isthmus(["loadtest", "--endpoints=127.0.0.1:1"]).arg(&user_certs).run();
     assert!(plain.stderr.contains("need endpoints with TLS"), "{}", plain.stderr);
+}
+
+/// A store with users, as the chart makes it: agents are spread over users whose certificates the tester issues.
+#[tokio::test(flavor = "multi_thread")]
+async fn agents_of_issued_users_pass_once_the_store_knows_the_users() {
+    let tls = Tls::new();
+    let (data, bundle, key) = (tls.path("data"), tls.path("bundle.crt"), tls.path("issuer.key"));
+    let init = isthmus(["etcdinit", "--cluster-name=tokyo"]);
+    let init = init.arg(format!("--etcd-data-dir={}", data.display())).run();
+    assert!(init.succeeded(), "{}", init.text());
+    // The store trusts two authorities. The key of one of them is at hand.
+    let issuer = Authority::generate("issuer", jiff::Timestamp::now()).unwrap();
+    std::fs::write(&key, issuer.key()).unwrap();
+    let authorities = std::fs::read_to_string(tls.ca.path()).unwrap() + issuer.cert();
+    std::fs::write(&bundle, authorities).unwrap();
+    let server = etcd(&tls)
+        .arg("--name=clustermesh-apiserver")
+        .arg(format!("--data-dir={}", data.display()))
+        .arg(format!("--trusted-ca-file={}", bundle.display()))
+        .arg("--max-connections=36")
+        .start();
+    let address = server.address().await;
+    let (admin, file) = (tls.ca.client("admin", "admin-tokyo").unwrap(), tls.path("admin.yaml"));
+    tls.client_file(&file, &address, &admin);
+    let text = std::fs::read_to_string(&file).unwrap();
+    let text = text.replace(&tls.ca.path().display().to_string(), &bundle.display().to_string());
+    std::fs::write(&file, text).unwrap();
+    let test = |flags: &[&str]| {
+        isthmus([
+            "loadtest",
+            "quick",
+            "--agents=30",
+            "--writers=2",
+            "--keys=300",
+            "--json",
+        ])
+        .arg("--aborted-handshakes=false")
+        .arg(format!("--client-config={}", file.display()))
+        .arg(format!("--ca-key={}", key.display()))
+        .args(["--users=3", "--duration=3s"])
+        .args(flags)
+    };
+    let unknown = test(&["--sync-timeout=3s", "--settle=1s"]).run();
+    assert!(!unknown.succeeded(), "{}", unknown.text());
+    let why = "the agents' user loadtest-1: Range: etcdserver: permission denied";
+    assert!(unknown.text().contains(why), "{}", unknown.text());
+
+    let mut client = tls.client(&address, "admin-tokyo").await;
+    for name in ["loadtest-1", "loadtest-2", "loadtest-3"] {
+        add_user(&mut client, name).await;
+        client.user_grant_role(name, "local").await.unwrap();
+    }
+    let known = test(&["--settle=20s"]).run();
+    assert!(known.succeeded(), "{}", known.text());
+    let summary: Value = serde_json::from_str(&known.stdout).unwrap();
+    // One user may have 27 connections.
+    assert_eq!(summary["counts"]["verified"], 30, "{summary:#}");
+    assert_eq!(summary["result"]["plan"]["users"], 3, "{summary:#}");
+    assert_eq!(summary["errors"], serde_json::json!({}), "{summary:#}");
 }
 
 /// Readers that stop in the middle of a run: the others are measured without, with, and after them.
