@@ -38,6 +38,7 @@ mod lease_book;
 mod log;
 mod pages;
 mod pins;
+mod purge;
 mod range;
 mod read_txn;
 mod reader;

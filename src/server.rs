@@ -151,6 +151,8 @@ pub struct Core {
     snapshots: Arc<Semaphore>,
     /// Notified when there is history to purge.
     compacted: Arc<Notify>,
+    /// Held by a purge.
+    purging: tokio::sync::Mutex<()>,
     /// Notified when watchers have news.
     published: Arc<Notify>,
     /// Notified when all watchers with news have been woken.
@@ -226,6 +228,7 @@ impl Core {
             stop,
             snapshots: Arc::new(Semaphore::new(1)),
             compacted,
+            purging: tokio::sync::Mutex::default(),
             published,
             woken: Notify::new(),
             visible,

@@ -18,6 +18,7 @@ pub mod metrics;
 pub mod minima;
 pub mod net;
 pub mod outage;
+pub mod pace;
 pub mod pem;
 pub mod readiness;
 pub mod resolve;

@@ -5,8 +5,8 @@ use super::record::{self, Head, Metadata};
 use crate::mvcc::{self, Frozen};
 use prost::Message;
 
-/// Bytes of keys in one piece of a checkpoint. A group waits for at most one piece.
-pub(super) const PIECE: usize = 1 << 20;
+/// Bytes of keys in one piece of a checkpoint.
+pub(super) const PIECE: usize = 256 << 10;
 
 /// The frames of a checkpoint: its head, chunks of keys, its end.
 pub(super) struct Pieces {

@@ -25,6 +25,10 @@ const MANY: u64 = 8;
 const GROUP_BYTES: usize = 16 << 20;
 /// Time between attempts to write while an obstacle lasts.
 const RETRY: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 500 });
+/// Pieces of a checkpoint between two groups, at most: a group waits for them.
+const PIECES: usize = 4;
+/// Time in which others had the core that counts as rest of a checkpoint, at most.
+const RESTED: Duration = Duration::from_millis(2);
 /// Time between a failed checkpoint and the next attempt.
 const CHECKPOINT_RETRY: Duration = Duration::from_secs(30);
 
@@ -48,6 +52,8 @@ pub(super) struct Writer {
     /// When the oldest group that is not synced was written.
     unsynced: Option<Instant>,
     checkpoint: Option<Checkpoint>,
+    /// Earliest time of the next piece of the checkpoint.
+    next_piece: Instant,
     /// What the directory holds says nothing about the store until a checkpoint is complete.
     is_void: bool,
     /// Earliest time of the next group.
@@ -94,6 +100,7 @@ impl Writer {
             frame: vec![],
             unsynced: None,
             checkpoint: None,
+            next_piece: Instant::now(),
             is_void: loaded.is_void,
             next_group: None,
             next_checkpoint: None,
@@ -134,7 +141,7 @@ impl Writer {
     /// The longest wait for new work; `None` if nothing else is due.
     fn patience(&self) -> Option<Duration> {
         if self.checkpoint.is_some() {
-            return Some(Duration::ZERO);
+            return Some(self.next_piece.saturating_duration_since(Instant::now()));
         }
         let unsynced = self.unsynced.filter(|_| self.mode == Mode::Interval);
         let sync = unsynced.map(|since| self.interval.saturating_sub(since.elapsed()));
@@ -323,8 +330,22 @@ impl Writer {
     }
 
     fn go_on_with_checkpoint(&mut self) {
+        // Whoever waits for the core gets it for as long as a piece takes: a checkpoint is not urgent.
+        for _ in 0..PIECES {
+            if Instant::now() >= self.next_piece {
+                self.add_piece();
+            }
+        }
+    }
+
+    fn add_piece(&mut self) {
         let Some(checkpoint) = &mut self.checkpoint else { return };
-        let done = match checkpoint.pieces.next() {
+        let begun = Instant::now();
+        let piece = checkpoint.pieces.next();
+        // Writing is not counted: a disk lets others have the core.
+        let rested = begun.saturating_duration_since(self.next_piece).min(RESTED);
+        self.next_piece = (begun + 2 * begun.elapsed()).checked_sub(rested).unwrap_or(begun);
+        let done = match piece {
             Ok(Some(piece)) => {
                 checkpoint.bytes += piece.len() as u64;
                 self.engine.add(piece).map(|()| false)

@@ -7,8 +7,9 @@ use super::member::{HASH, Member, Purpose, path};
 use super::upstream::Rewound;
 use super::wire::RangeResponse;
 use super::witness::{Decision, Finding, Header, Read, Sample, Verdict, Witness, samples};
-use crate::mvcc::{Compared, Kv, Store, Versions};
+use crate::mvcc::{Compared, Kv, Store};
 use crate::pb::etcdserverpb as pb;
+use crate::util::pace::Rests;
 use bytes::Bytes;
 use futures::future::join_all;
 use std::sync::Arc;
@@ -31,11 +32,14 @@ pub(super) enum Candidate {
     Differs(String),
 }
 
-/// The upstream's hash of all keys, and the versions of which it must be the hash.
+/// The upstream's hash of all keys up to a revision, and the hash that it must be.
 pub(super) struct Hashed {
     endpoint: String,
-    versions: Versions,
-    hash: u32,
+    revision: i64,
+    /// `None` if it cannot be known here.
+    ours: Option<u32>,
+    theirs: u32,
+    /// The upstream's compact revision.
     compacted: i64,
 }
 
@@ -171,8 +175,8 @@ impl Endpoints {
     pub(super) fn hashed(&mut self, hashed: &Hashed) -> Option<String> {
         let (place, now) = (self.place(&hashed.endpoint), self.now());
         self.compacted = self.compacted.max(hashed.compacted);
-        let theirs = (hashed.hash, hashed.compacted);
-        let found = differs(self.witness.hashed(place, &hashed.versions, theirs, now));
+        let hashes = (hashed.ours, hashed.theirs);
+        let found = differs(self.witness.hashed(place, hashed.revision, hashes, now));
         self.tell(&hashed.endpoint);
         found
     }
@@ -261,13 +265,24 @@ pub(super) async fn hash(member: Arc<Member>, store: Arc<Store>) -> Result<Hashe
     let revision = store.revision();
     let request = pb::HashKvRequest { revision };
     let answer: pb::HashKvResponse = member.ask(path::HASH_KV, &request, HASH).await?;
-    let versions = tokio::task::spawn_blocking(move || store.versions(revision)).await;
-    let versions = versions.ok().and_then(Result::ok);
+    let compacted = answer.compact_revision;
+    let ours = tokio::task::spawn_blocking(move || {
+        let mut rests = Rests::begin();
+        let versions = store.versions_by_steps(revision, &mut || rests.rest()).ok()?;
+        let hash = versions.hash_compacted_by_steps(compacted, &mut || rests.rest());
+        Some((versions.revision, hash))
+    });
+    let (revision, ours) = ours
+        .await
+        .ok()
+        .flatten()
+        .ok_or_else(|| Error::Compacted(member.endpoint.clone()))?;
     Ok(Hashed {
         endpoint: member.endpoint.clone(),
-        versions: versions.ok_or_else(|| Error::Compacted(member.endpoint.clone()))?,
-        hash: answer.hash,
-        compacted: answer.compact_revision,
+        revision,
+        ours,
+        theirs: answer.hash,
+        compacted,
     })
 }
 

@@ -6,7 +6,7 @@
 //! fixed moment.
 
 use super::feed::Why;
-use crate::mvcc::{Compared, EventKind, Kv, Store, Versions};
+use crate::mvcc::{Compared, EventKind, Kv, Store};
 use std::fmt;
 use std::time::Duration;
 
@@ -186,21 +186,19 @@ impl Witness {
         Verdict::Differs(finding)
     }
 
-    /// Judges upstream's HashKV of the revision of `versions`, which names upstream's compact revision. The hash cannot be
-    /// judged after a load from lists, or if upstream keeps more history than this replica.
+    /// Judges upstream's HashKV of `revision` by the hash here. That is unknown after a load from lists, or if upstream
+    /// keeps more history than this replica.
     pub fn hashed(
         &mut self,
         endpoint: usize,
-        versions: &Versions,
-        (hash, compacted): (u32, i64),
+        revision: i64,
+        (ours, theirs): (Option<u32>, u32),
         now: Duration,
     ) -> Verdict {
         self.hashed = Some((now, self.term));
-        match versions.hash_compacted(compacted) {
-            Some(ours) if ours != hash => {
-                let finding = Finding::Hash {
-                    revision: versions.revision,
-                };
+        match ours {
+            Some(ours) if ours != theirs => {
+                let finding = Finding::Hash { revision };
                 self.differs(endpoint, finding, now);
                 Verdict::Differs(finding)
             }
@@ -453,7 +451,8 @@ mod tests {
         assert!(due(&witness, 0, 0), "never compared");
         let versions = store.versions(0).unwrap();
         witness.header(0, &header(7, 1, 2), Read::Local, secs(0));
-        witness.hashed(0, &versions, (versions.hash(), -1), secs(0));
+        let hash = versions.hash();
+        witness.hashed(0, versions.revision, (Some(hash), hash), secs(0));
         assert!(!due(&witness, 61, 599));
         assert!(due(&witness, 61, 600) && !due(&witness, 60, 600));
         witness.header(0, &header(7, 1, 3), Read::Local, secs(0));
@@ -476,13 +475,15 @@ mod tests {
                 upstream.compact(compacted).unwrap();
                 while upstream.purge() {}
             }
-            let theirs = upstream.versions(0).unwrap();
+            let theirs = upstream.versions(0).unwrap().hash();
             let versions = replica.versions(0).unwrap();
+            let (ours, revision) = (versions.hash_compacted(compacted), versions.revision);
+            assert!(ours.is_some());
             let mut witness = Witness::new(7, 1);
-            let verdict = witness.hashed(0, &versions, (theirs.hash(), compacted), secs(0));
+            let verdict = witness.hashed(0, revision, (ours, theirs), secs(0));
             assert_eq!(verdict, Verdict::Fits, "compacted to {compacted}");
             assert!(!witness.is_shut_out(0) && witness.opinion(0) == Opinion::Agrees);
-            let verdict = witness.hashed(0, &versions, (theirs.hash() ^ 1, compacted), secs(0));
+            let verdict = witness.hashed(0, revision, (ours, theirs ^ 1), secs(0));
             assert_eq!(verdict, Verdict::Differs(Finding::Hash { revision: 41 }));
         }
         // Less history is here than upstream has: nothing can be said.

@@ -4,6 +4,7 @@ use super::import::Import;
 use super::{Mesh, mirrors};
 use crate::kvstore::sync_store::SyncStore;
 use crate::model::cluster::ClusterName;
+use crate::util::pace::Pace;
 use std::sync::Arc;
 
 impl Mesh {
@@ -52,10 +53,11 @@ impl Mesh {
                 .filter_map(|(_, mirror)| mirror.import.clone())
                 .collect()
         };
+        let mut pace = Pace::default();
         for import in imports {
-            change(&import);
+            pace.step(|| change(&import));
             // A cluster with a million keys takes milliseconds.
-            tokio::task::yield_now().await;
+            pace.rest().await;
         }
     }
 }

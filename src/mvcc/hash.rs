@@ -10,6 +10,11 @@ use super::walk::Walk;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+/// Versions between two rests while they are hashed.
+const HASH_STEP: usize = 512;
+/// Bytes of keys between two rests while versions are collected.
+const STEP_BYTES: usize = 1 << 20;
+
 /// All versions up to one revision that compaction has kept, ordered by (main, sub).
 #[derive(Clone, Debug)]
 pub struct Versions {
@@ -67,15 +72,25 @@ impl Versions {
     /// etcd's HashKV: CRC-32C over the bucket's name, then over key and value of each version that a compaction
     /// does not drop. Equal bit by bit to etcd's hash (etcd: server/storage/mvcc/hash.go).
     pub fn hash(&self) -> u32 {
-        self.hash_of(self.compacted)
+        self.hash_by_steps(&mut || ())
+    }
+
+    /// Like [`Versions::hash`], and calls `rest` after every few versions.
+    pub fn hash_by_steps(&self, rest: &mut dyn FnMut()) -> u32 {
+        self.hash_of(self.compacted, rest)
     }
 
     /// The hash that a store with the same past has whose compact revision is `compacted`; `None` if that cannot be known,
     /// because too much history is gone here, or because the order inside of a revision is unknown.
     pub fn hash_compacted(&self, compacted: i64) -> Option<u32> {
+        self.hash_compacted_by_steps(compacted, &mut || ())
+    }
+
+    /// Like [`Versions::hash_compacted`], and calls `rest` after every few versions.
+    pub fn hash_compacted_by_steps(&self, compacted: i64, rest: &mut dyn FnMut()) -> Option<u32> {
         // −1, 0 and 1 all mean that nothing was compacted.
         let can_be_known = compacted.max(1) >= self.compacted.max(1) && self.is_exact();
-        can_be_known.then(|| self.hash_of(compacted))
+        can_be_known.then(|| self.hash_of(compacted, rest))
     }
 
     /// Whether the place of every version in its revision is known. A state from lists does not know the place of
@@ -84,15 +99,21 @@ impl Versions {
         self.all.iter().all(|version| version.sub != Version::UNORDERED)
     }
 
-    fn hash_of(&self, compact_revision: i64) -> u32 {
+    fn hash_of(&self, compact_revision: i64, rest: &mut dyn FnMut()) -> u32 {
         let mut newest = HashMap::new();
         for (at, version) in self.all.iter().enumerate() {
+            if at % HASH_STEP == 0 {
+                rest();
+            }
             newest.insert(version.kv.key(), at);
         }
         newest.retain(|_, at| !self.all[*at].tombstone);
         let kept = |at: usize, key: &[u8]| newest.is_empty() || newest.get(key) == Some(&at);
         let mut hash = crc32c::crc32c(b"key");
         for (at, version) in self.all.iter().enumerate() {
+            if at % HASH_STEP == 0 {
+                rest();
+            }
             let compacted = version.main <= compact_revision && !kept(at, version.kv.key());
             if compacted || (version.tombstone && version.main == compact_revision) {
                 continue;
@@ -136,6 +157,11 @@ impl Store {
 
     /// All versions up to `revision` (0: up to now). Writers wait for at most a few thousand keys.
     pub fn versions(self: &Arc<Self>, revision: i64) -> Result<Versions, Error> {
+        self.versions_by_steps(revision, &mut || ())
+    }
+
+    /// Like [`Store::versions`], and calls `rest` after every few thousand keys, without a lock.
+    pub fn versions_by_steps(self: &Arc<Self>, revision: i64, rest: &mut dyn FnMut()) -> Result<Versions, Error> {
         let (mut walk, revision, current, compacted) = {
             let state = self.state.read();
             let (current, compacted) = (state.visible, state.compacted);
@@ -146,7 +172,11 @@ impl Store {
                 r => (Walk::new(self, &state, r), r, current, compacted),
             }
         };
-        let all = walk.next(usize::MAX)?.unwrap_or_default();
+        let mut all = vec![];
+        while let Some(more) = walk.next(STEP_BYTES)? {
+            all.extend(more);
+            rest();
+        }
         drop(walk);
         Ok(Versions::new(all, revision, current, compacted))
     }

@@ -38,7 +38,7 @@ pub(super) struct Log {
     changes: Chunks<Kv>,
     /// For each revision, the number of changes ever committed up to its end, without the high bits.
     ends: Chunks<u32>,
-    /// The number of changes ever committed before the first revision, and in all.
+    /// The number of changes ever committed before the first one that is left, and in all.
     begin: u64,
     total: u64,
     /// The first revision, or the next one if the log is empty.
@@ -136,18 +136,31 @@ impl Log {
         (skip..self.ends.len()).filter_map(|at| self.get(at))
     }
 
-    /// Drops the revisions before `revision`.
-    pub(super) fn truncate_before(&mut self, revision: i64) {
+    /// The revision `revision`.
+    pub(super) fn at(&self, revision: i64) -> Option<Revision<'_>> {
+        self.get(usize::try_from(revision - self.first).ok()?)
+    }
+
+    /// Takes the first change off, if it is of a revision before `revision`. Its revision goes with its last change, and has
+    /// fewer changes until then.
+    pub(super) fn pop_before(&mut self, revision: i64) -> Option<Kv> {
         while self.first < revision
             && let Some(end) = self.end(0)
         {
-            for _ in self.begin..end {
-                self.changes.pop_front();
+            let change = match self.begin < end {
+                true => self.changes.pop_front(),
+                false => None,
+            };
+            self.begin += u64::from(change.is_some());
+            if self.begin == end {
+                self.ends.pop_front();
+                self.first += 1;
             }
-            self.begin = end;
-            self.ends.pop_front();
-            self.first += 1;
+            if change.is_some() {
+                return change;
+            }
         }
+        None
     }
 
     pub(super) fn len(&self) -> usize {
@@ -161,6 +174,12 @@ impl<'a> Revision<'a> {
     /// The number of changes.
     pub(super) fn len(self) -> usize {
         self.to - self.from
+    }
+
+    /// The change with this number, from 0.
+    pub(super) fn change(self, number: usize) -> Option<&'a Kv> {
+        let at = self.from.checked_add(number).filter(|at| *at < self.to)?;
+        self.log.changes.get(at)
     }
 
     /// The changes, in order.
@@ -188,7 +207,11 @@ mod tests {
         (log.begin, log.total) = (u64::from(u32::MAX) - 20, u64::from(u32::MAX) - 20);
         for revision in 2..40 {
             log.push(revision, changes(revision));
-            log.truncate_before(revision - 12);
+            while let Some(gone) = log.pop_before(revision - 12) {
+                let left = log.at(gone.mod_revision()).map_or(0, Revision::len);
+                let of_it = changes(gone.mod_revision()).count();
+                assert_eq!(left, of_it - 1 - usize::from(gone.key()[0] - 1));
+            }
             let first = (revision - 12).max(2);
             let all: Vec<_> = log
                 .since(0)

@@ -8,6 +8,7 @@ use super::hooks::Hooks;
 use super::key_history::Version;
 use super::lease_book::GrantedLease;
 use super::log::{EventKind, Log};
+use super::purge::Purge;
 use super::range::KeyRange;
 use super::state::State;
 use super::store::Store;
@@ -130,7 +131,7 @@ impl Loader {
         let mut state = self.state;
         let first = state.compacted.max(2);
         state.log = log(&state, first)?;
-        state.purged = state.compacted.max(0);
+        state.purge = Purge::done(state.compacted.max(0));
         // Revision 1 has no content.
         state.partial &= state.compacted > 1;
         Ok(Recovery(state))
@@ -206,7 +207,7 @@ impl Recovery {
     /// Repeats a compaction, and frees the compacted history.
     pub fn compact(&mut self, revision: i64) -> Result<(), Error> {
         self.0.compact(revision)?;
-        while self.0.purge(i64::MAX) {}
+        while self.0.purge(i64::MAX, &mut || true) {}
         Ok(())
     }
 

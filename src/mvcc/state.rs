@@ -6,11 +6,9 @@ use super::groups::Groups;
 use super::index::Index;
 use super::lease_book::LeaseBook;
 use super::log::{Log, Revision};
+use super::purge::Purge;
 use super::range::{KeyRange, RangeOptions, RangeResult};
 
-/// Events purged in one step, which takes a quarter of a millisecond: writers wait for it. A step always purges whole
-/// revisions, so it may purge more.
-const PURGE_STEP: usize = 250;
 /// Reported size of a store without keys, in bytes, like the empty file of an etcd.
 const EMPTY: usize = 20 << 10;
 /// Reported size of a lease, in bytes.
@@ -28,8 +26,7 @@ pub(super) struct State {
     pub(super) visible: i64,
     /// Reads below this revision fail; −1 if never compacted.
     pub(super) compacted: i64,
-    /// The history before this revision has been purged. Never above `compacted`.
-    pub(super) purged: i64,
+    pub(super) purge: Purge,
     /// Encoded bytes of all versions.
     pub(super) bytes: usize,
     /// Encoded bytes of the newest versions of live keys.
@@ -50,7 +47,7 @@ impl State {
             current: 1,
             visible: 1,
             compacted: -1,
-            purged: 0,
+            purge: Purge::default(),
             bytes: 0,
             live_bytes: 0,
             partial: false,
@@ -163,33 +160,11 @@ impl State {
         Ok(())
     }
 
-    /// Frees some of the compacted history before revision `pinned`; true if there is more to free.
-    pub(super) fn purge(&mut self, pinned: i64) -> bool {
+    /// Frees some of the compacted history before revision `pinned`, until `go_on` says no; true if there is more to free.
+    pub(super) fn purge(&mut self, pinned: i64, go_on: &mut dyn FnMut() -> bool) -> bool {
         let target = self.compacted.min(pinned);
-        if self.purged >= target {
-            return false;
-        }
-        let next = self.purged + 1;
-        let Self { log, index, bytes, .. } = self;
-        let (mut to, mut events) = (target, 0);
-        // The revision at the previous bound does not count: it can have more changes than a step, and then no step would
-        // come further.
-        for revision in log.since(next).take_while(|at| at.revision <= target) {
-            if events >= PURGE_STEP {
-                to = revision.revision - 1;
-                break;
-            }
-            events += revision.len();
-        }
-        // The revision at the previous bound is still in the log and is visited again: its tombstones were kept,
-        // because a tombstone at exactly the bound survives.
-        let revisions = log.since(0).take_while(|at| at.revision <= to);
-        for kv in revisions.flat_map(Revision::changes) {
-            *bytes = bytes.saturating_sub(index.compact(kv.key(), to));
-        }
-        log.truncate_before(to);
-        self.purged = to;
-        to < target
+        self.purge
+            .step(&mut self.log, &mut self.index, &mut self.bytes, target, go_on)
     }
 }
 

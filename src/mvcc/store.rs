@@ -263,8 +263,21 @@ impl Store {
     /// Frees some of the compacted history in one short lock; true if there is more to free. History that a long
     /// read has pinned stays until the `unpinned` hook was called.
     pub fn purge(&self) -> bool {
+        self.purge_while(&mut || true)
+    }
+
+    /// Like [`Store::purge`], and ends the step early once `go_on`, which is asked after every few changes, says no.
+    pub fn purge_while(&self, go_on: &mut dyn FnMut() -> bool) -> bool {
         let mut state = self.state.write();
         let pinned = self.pins.oldest().unwrap_or(i64::MAX);
-        state.purge(pinned)
+        let more = state.purge(pinned, go_on);
+        // Without handing the lock over, the next step would often have it before those who wait for it are awake.
+        RwLockWriteGuard::unlock_fair(state);
+        more
+    }
+
+    /// The history before this revision is purged. Revision 0 before the first purge.
+    pub fn purged(&self) -> i64 {
+        self.state.read().purge.revision()
     }
 }

@@ -1,6 +1,7 @@
 //! Compaction by policy, and the purge of compacted history.
 
 use super::Core;
+use crate::util::pace::{Pace, within_a_step};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -17,11 +18,27 @@ const KEPT_TICKS_WHEN_LARGE: usize = 1;
 /// The longest time between two periodic compactions. As in etcd.
 const PERIOD_MAX: Duration = Duration::from_secs(3600);
 
+/// How urgent a purge is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Haste {
+    /// It rests for as long as it works, or longer.
+    None,
+    /// The history grows faster than a purge that rests frees it.
+    Great,
+}
+
 impl Core {
-    /// Purges all compacted history, in steps between which writers run.
-    pub(super) async fn purge(&self) {
-        while self.store.purge() {
-            tokio::task::yield_now().await;
+    /// Purges the history before `revision`, as far as it is compacted and no long read needs it. Works in short steps,
+    /// between which requests are served and writers run. Ends whatever is written and compacted meanwhile.
+    pub(super) async fn purge(&self, revision: i64, haste: Haste) {
+        // Several at a time would not rest.
+        let _turn = self.purging.lock().await;
+        let mut pace = Pace::default();
+        while pace.step(|| self.store.purge_while(&mut within_a_step())) && self.store.purged() < revision {
+            match haste {
+                Haste::None => pace.rest().await,
+                Haste::Great => tokio::task::yield_now().await,
+            }
         }
     }
 
@@ -29,7 +46,8 @@ impl Core {
     pub(super) async fn purge_when_compacted(&self) {
         loop {
             self.compacted.notified().await;
-            self.purge().await;
+            // Not what is compacted meanwhile: others wait for their turn.
+            self.purge(self.store.compacted(), Haste::None).await;
         }
     }
 
@@ -53,7 +71,7 @@ impl Core {
             };
             if self.store.compact(revision).is_ok() {
                 tracing::debug!(revision, "compacted");
-                self.purge().await;
+                self.purge(revision, Haste::None).await;
             }
         }
     }
@@ -67,7 +85,7 @@ impl Core {
             let revision = self.store.revision() - keep;
             if revision > 0 && self.store.compact(revision).is_ok() {
                 tracing::debug!(revision, "compacted");
-                self.purge().await;
+                self.purge(revision, Haste::None).await;
             }
         }
     }
@@ -83,9 +101,9 @@ impl Core {
         loop {
             tick.tick().await;
             let bytes = self.store.history_bytes();
-            let kept = match bytes > 2 * most {
-                true => KEPT_TICKS_WHEN_LARGE,
-                false => KEPT_TICKS,
+            let (kept, haste) = match bytes > 2 * most {
+                true => (KEPT_TICKS_WHEN_LARGE, Haste::Great),
+                false => (KEPT_TICKS, Haste::None),
             };
             // The last `KEPT_TICKS` revisions, the latest at the front.
             let revision = revisions.get(kept - 1).copied();
@@ -100,7 +118,7 @@ impl Core {
                 self.history_goes(revision).await;
             }
             if self.store.compact(revision).is_ok() {
-                self.purge().await;
+                self.purge(revision, haste).await;
                 let left = self.store.history_bytes();
                 tracing::info!(
                     revision,
@@ -123,6 +141,25 @@ mod tests {
     use crate::util::lifecycle::Lifecycle;
     use std::sync::Arc;
 
+    /// A store and the server's part that compacts it.
+    fn core() -> (Arc<Store>, Arc<Core>) {
+        let (wakers, life) = (Wakers::default(), Lifecycle::default());
+        let store = Store::with_hooks(wakers.hooks());
+        let lessor = Arc::new(Lessor::new(Arc::clone(&store), 2));
+        let auth = Arc::new(AuthStore::new(auth::Config::default()).unwrap());
+        let config = Config::new(MemberIdentity::random());
+        let parts = Parts {
+            store: Arc::clone(&store),
+            lessor,
+            auth,
+            durable: None,
+            upstream: None,
+            wakers,
+        };
+        let core = Core::start(parts, config, &life);
+        (store, core)
+    }
+
     /// Puts one key `times` per second with 1000 bytes; returns the largest history.
     async fn change(store: &Store, seconds: usize, times: usize) -> usize {
         let mut largest = 0;
@@ -138,20 +175,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_history_over_its_size_is_compacted_and_the_last_seconds_are_kept() {
-        let (wakers, life) = (Wakers::default(), Lifecycle::default());
-        let store = Store::with_hooks(wakers.hooks());
-        let lessor = Arc::new(Lessor::new(Arc::clone(&store), 2));
-        let auth = Arc::new(AuthStore::new(auth::Config::default()).unwrap());
-        let config = Config::new(MemberIdentity::random());
-        let parts = Parts {
-            store: Arc::clone(&store),
-            lessor,
-            auth,
-            durable: None,
-            upstream: None,
-            wakers,
-        };
-        let core = Core::start(parts, config, &life);
+        let (store, core) = core();
         let wanted = AtomicBool::new(false);
         let drive = async {
             let largest = change(&store, 60, 10).await;
@@ -172,5 +196,47 @@ mod tests {
             assert!(store.compacted() > compacted, "a writer asked for a compaction");
         };
         tokio::select! { () = core.compact_by_size(150_000, &wanted) => {}, () = drive => {} }
+    }
+
+    #[tokio::test]
+    async fn a_purge_ends_although_history_is_written_and_compacted_meanwhile() {
+        let (store, core) = core();
+        let change = |n: usize| {
+            let writes = [0, 1, 2].map(|m| Write::Put(format!("k{}", (n + m) % 500).into(), n.to_string().into()));
+            store.apply(&writes)
+        };
+        let revision = (0..3000).fold(0, |_, n| change(n));
+        store.compact(revision).unwrap();
+        let mut more = 0;
+        let churn = async {
+            for n in 0.. {
+                let now = change(n);
+                store.compact(now).unwrap();
+                core.compacted.notify_one();
+                more = n;
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! { () = core.purge(revision, Haste::None) => {}, () = churn => {} }
+        assert!(store.purged() >= revision);
+        assert!(more > 10, "the purge left no time for others: {more}");
+    }
+
+    #[tokio::test]
+    async fn a_purge_whose_client_goes_away_is_ended_by_the_task() {
+        let (store, core) = core();
+        for n in 0..3000 {
+            store.apply(&[Write::Put("k".into(), n.to_string().into())]);
+        }
+        store.compact(store.revision()).unwrap();
+        core.compacted.notify_one();
+        tokio::select! {
+            biased;
+            () = core.purge(store.revision(), Haste::None) => panic!("so much is not purged at once"),
+            () = tokio::task::yield_now() => {}
+        }
+        while store.purged() < store.revision() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
 }

@@ -11,6 +11,7 @@ use super::moves::Moves;
 use super::peer::Peer;
 use super::refusals::{Budget, Refusals};
 use super::tls::{Identity, TlsConfig};
+use crate::util::pace::Pace;
 use parking_lot::Mutex;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -262,12 +263,17 @@ impl Connections {
     async fn end_untrusted(&self, now: SystemTime) {
         let of = |(id, open): (&u64, &Open)| Some((Arc::clone(open.trust.as_ref()?), *id));
         let open: Vec<_> = self.table.lock().open.iter().filter_map(of).collect();
+        let (mut pace, mut looked) = (Pace::default(), Instant::now());
         for (trust, id) in open {
-            if !trust.tls.still_trusts(&trust.identity, now) {
+            if !pace.step(|| trust.tls.still_trusts(&trust.identity, now)) {
                 self.end(&mut self.table.lock(), id, Farewell::Certificate);
             }
             // To verify thousands of certificates again takes seconds.
-            tokio::task::yield_now().await;
+            pace.rest().await;
+            if looked.elapsed() > CHECK {
+                self.end_stalled();
+                looked = Instant::now();
+            }
         }
     }
 }

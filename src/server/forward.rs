@@ -15,6 +15,7 @@ mod tests;
 
 use super::admission::{Call, Caller, Operation};
 use super::commit::REQUEST_TIMEOUT;
+use super::compaction::Haste;
 use super::fresh::Freshness;
 use super::kv::KvService;
 use super::observe;
@@ -523,9 +524,9 @@ impl Forward {
     async fn compact(&self, request: pb::CompactionRequest) {
         // A revision that is not here yet is compacted the next time.
         if self.core.store.compact(request.revision).is_ok() {
-            match request.physical {
-                true => self.core.purge().await,
-                false => self.core.compacted.notify_one(),
+            self.core.compacted.notify_one();
+            if request.physical {
+                self.core.purge(request.revision, Haste::None).await;
             }
         }
     }

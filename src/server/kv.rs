@@ -5,6 +5,7 @@ mod txn;
 
 use super::admission::{Call, Caller, Operation, PrevKv};
 use super::commit::Cause;
+use super::compaction::Haste;
 use super::fresh::Freshness;
 use super::lists::Streamed;
 use super::metrics::ReadOnlyTxn;
@@ -189,10 +190,12 @@ impl pb::kv_server::Kv for KvService {
         self.0.admit(&caller, &Operation::new(Call::Compact)).await?;
         let request = request.into_inner();
         let compacted = self.0.store.compact(request.revision);
-        match (&compacted, request.physical) {
-            (Ok(()), true) => self.0.purge().await,
-            (Ok(()), false) => self.0.compacted.notify_one(),
-            (Err(_), _) => {}
+        if compacted.is_ok() {
+            // Also if the client goes away before the end.
+            self.0.compacted.notify_one();
+            if request.physical {
+                self.0.purge(request.revision, Haste::None).await;
+            }
         }
         self.0.commit(compacted, |()| Cause::EveryChange).await?;
         let header = Some(self.0.header(self.0.store.revision()));

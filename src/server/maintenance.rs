@@ -7,6 +7,7 @@ use crate::lease::LeaseInfo;
 use crate::mvcc::Versions;
 use crate::pb::etcdserverpb as pb;
 use crate::snapshot::{Member, Snapshot};
+use crate::util::pace::Rests;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -186,7 +187,11 @@ impl pb::maintenance_server::Maintenance for MaintenanceService {
 impl Core {
     async fn versions(&self, revision: i64) -> Result<Versions, Status> {
         let store = Arc::clone(&self.store);
-        Ok(blocking(move || store.versions(revision)).await??)
+        let versions = move || {
+            let mut rests = Rests::begin();
+            store.versions_by_steps(revision, &mut || rests.rest())
+        };
+        Ok(blocking(versions).await??)
     }
 
     /// The versions up to `revision`, with a compact revision that is durable.
@@ -239,7 +244,11 @@ async fn blocking<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> 
 }
 
 async fn hash(versions: Versions) -> Result<u32, Status> {
-    blocking(move || versions.hash()).await
+    let hash = move || {
+        let mut rests = Rests::begin();
+        versions.hash_by_steps(&mut || rests.rest())
+    };
+    blocking(hash).await
 }
 
 /// The file in blobs, then the SHA-256 of the whole file.

@@ -11,6 +11,7 @@ use super::connection::UNIT;
 use super::peer::Peer;
 use super::refusals::Budget;
 use super::{Core, status};
+use crate::util::pace::Rests;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -169,7 +170,11 @@ impl Core {
         let core = Arc::clone(self);
         let run = tokio::task::spawn_blocking(move || {
             let _slot = slot;
-            work(&core, &mut || waits.load(Ordering::Relaxed))
+            let mut rests = Rests::begin();
+            work(&core, &mut || {
+                rests.rest();
+                waits.load(Ordering::Relaxed)
+            })
         });
         let value = run.await.map_err(|e| Status::internal(e.to_string()))?;
         drop(waiting);

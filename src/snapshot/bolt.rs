@@ -3,6 +3,7 @@
 //! Layout (bbolt: internal/common/{page,meta,bucket}.go): two meta pages, an empty freelist, then the leaves and
 //! branches of each bucket, then the root bucket, which holds the names of the other buckets.
 
+use crate::util::pace::Rests;
 use std::fs::File;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 
@@ -26,6 +27,7 @@ pub(super) struct Writer {
     /// The id of the next page.
     next: u64,
     buckets: Vec<(Vec<u8>, u64)>,
+    rests: Rests,
 }
 
 /// An entry of a page: in a leaf, a key and its value; in a branch, a child and its first key.
@@ -56,6 +58,7 @@ impl Writer {
             out,
             next: FIRST_PAGE,
             buckets: vec![],
+            rests: Rests::begin(),
         })
     }
 
@@ -124,6 +127,7 @@ impl Writer {
     /// Writes `page` and fills it up to whole pages.
     fn page(&mut self, mut page: Vec<u8>) -> io::Result<()> {
         page.resize(page.len().next_multiple_of(PAGE), 0);
+        self.rests.rest();
         self.out.write_all(&page)
     }
 }

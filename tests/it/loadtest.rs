@@ -213,6 +213,7 @@ async fn one_user_with_too_many_connections_is_told_why_and_several_users_have_r
 async fn agents_of_issued_users_pass_once_the_store_knows_the_users() {
     let tls = Tls::new();
     let (data, bundle, key) = (tls.path("data"), tls.path("bundle.crt"), tls.path("issuer.key"));
+    std::fs::create_dir(&data).unwrap();
     let init = isthmus(["etcdinit", "--cluster-name=tokyo"]);
     let init = init.arg(format!("--etcd-data-dir={}", data.display())).run();
     assert!(init.succeeded(), "{}", init.text());

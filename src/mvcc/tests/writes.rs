@@ -124,18 +124,51 @@ fn the_bytes_of_history_are_those_of_replaced_versions_and_tombstones() {
 #[test]
 fn revisions_with_more_changes_than_a_step_are_purged_to_the_end() {
     let store = Store::new();
-    let rounds = 3;
+    let (rounds, keys) = (3, 600);
     for round in 0..rounds {
-        let writes: Vec<_> = (0..600)
+        let writes: Vec<_> = (0..keys)
             .map(|n| Write::Put(format!("k{n}").into(), round.to_string().into()))
             .collect();
         store.apply(&writes);
     }
     assert!(store.history_bytes() > 0);
     store.compact(store.revision()).unwrap();
-    let steps = (0..=rounds).take_while(|_| store.purge()).count();
-    assert!(steps < rounds, "a step frees a revision at least");
+    let changes = rounds * keys;
+    let steps = (0..=changes).take_while(|_| store.purge()).count();
+    assert!(steps > rounds, "a step ends inside a revision");
+    assert!(steps < changes, "a step visits a change at least");
+    assert_eq!((store.purged(), store.history_bytes()), (store.revision(), 0));
     put(&store, "other", "");
     store.compact(store.revision()).unwrap();
-    assert!(!store.purge() && store.history_bytes() == 0);
+    while store.purge_while(&mut || false) {}
+    assert_eq!((store.purged(), store.history_bytes()), (store.revision(), 0));
+}
+
+#[test]
+fn a_compaction_during_a_purge_misses_no_tombstone() {
+    let store = Store::new();
+    // Each revision deletes what the one before has put.
+    for round in 0..6 {
+        let writes = (0..4).flat_map(|n| {
+            [
+                Write::Delete(format!("k{}-{n}", round - 1).into()),
+                Write::Put(format!("k{round}-{n}").into(), "v".into()),
+            ]
+        });
+        store.apply(&writes.collect::<Vec<_>>());
+    }
+    // Each purge is still inside of a revision when the next compaction comes.
+    for revision in 3..=store.revision() {
+        store.compact(revision).unwrap();
+        assert!((0..5).all(|_| store.purge_while(&mut || false)));
+    }
+    while store.purge() {}
+    let all = store.versions(0).unwrap().all;
+    let tombstones = all.iter().filter(|version| version.tombstone);
+    assert!(tombstones.into_iter().all(|version| version.main == store.revision()));
+    assert_eq!(
+        all.len(),
+        4 + 4,
+        "what is live, and the tombstones of the last revision"
+    );
 }
