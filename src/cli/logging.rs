@@ -2,6 +2,7 @@
 
 mod sink;
 
+use crate::util::words::is_hidden;
 use sink::{Lines as SinkLines, Sink};
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fmt::{self, Write as _};
@@ -303,7 +304,7 @@ fn log_line(writer: &mut Writer<'_>, format: Format, level: &str, at: SourceLine
 
 /// A value in logfmt: quoted where the format requires quotes.
 fn quoted(value: &str) -> String {
-    let plain = |c: char| !c.is_whitespace() && !c.is_control() && c != '"' && c != '=';
+    let plain = |c: char| !c.is_whitespace() && !is_hidden(c) && c != '"' && c != '=';
     match !value.is_empty() && value.chars().all(plain) {
         true => value.to_owned(),
         false => format!("{value:?}"),
@@ -331,6 +332,7 @@ mod tests {
         assert_eq!(quoted("two words"), "\"two words\"");
         assert_eq!(quoted("a=\"b\"\n"), "\"a=\\\"b\\\"\\n\"");
         assert_eq!(quoted(""), "\"\"");
+        assert_eq!(quoted("a\u{202e}b\u{200b}"), "\"a\\u{202e}b\\u{200b}\"");
     }
 
     /// Takes lines into a string.

@@ -2,6 +2,7 @@
 
 use crate::model::keys::Scope;
 use crate::model::slices;
+use crate::util::words::{shortened, visible};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use std::borrow::Cow;
@@ -76,20 +77,10 @@ pub(super) fn example(kind: Scope, name: &str, value: &[u8]) -> String {
     }
 }
 
-/// Text of a remote cluster for a terminal: shortened, and without control characters.
+/// Text of a remote cluster for a terminal: shortened, in one line, and without hidden characters.
 pub(super) fn shown(text: &str) -> String {
-    let mut shown = String::new();
-    for (at, c) in text.chars().enumerate() {
-        if at == SHOWN_MAX {
-            shown.push('…');
-            break;
-        }
-        match c.is_control() {
-            true => shown.extend(c.escape_default()),
-            false => shown.push(c),
-        }
-    }
-    shown
+    let line = shortened(text, SHOWN_MAX).replace('\n', "\\n").replace('\t', "\\t");
+    visible(&line).into_owned()
 }
 
 #[cfg(test)]

@@ -1,4 +1,6 @@
-//! Numbers as people read them.
+//! Numbers and texts as people read them.
+
+use std::borrow::Cow;
 
 /// A number with a comma between thousands.
 pub fn grouped(n: u64) -> String {
@@ -13,9 +15,67 @@ pub fn grouped(n: u64) -> String {
     text
 }
 
+/// Whether a character cannot be seen, or changes the order or the place of others: control characters except the line feed and
+/// the tab, format characters such as those of bidirectional text, and spaces without width. A text of somebody else could
+/// look like another text with them.
+pub fn is_hidden(c: char) -> bool {
+    match c {
+        '\n' | '\t' => false,
+        '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' => true,
+        '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' => true,
+        '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}' => true,
+        '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}' => true,
+        c => c.is_control(),
+    }
+}
+
+/// A text in which hidden characters are written as escapes, such as `\u{202e}`.
+pub fn visible(text: &str) -> Cow<'_, str> {
+    if !text.contains(is_hidden) {
+        return Cow::Borrowed(text);
+    }
+    let mut visible = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        match is_hidden(c) {
+            true => visible.extend(c.escape_unicode()),
+            false => visible.push(c),
+        }
+    }
+    Cow::Owned(visible)
+}
+
+/// The first `most` characters of a text, with an ellipsis if there are more.
+pub fn shortened(text: &str, most: usize) -> Cow<'_, str> {
+    match text.char_indices().nth(most) {
+        Some((end, _)) => Cow::Owned(format!("{}…", &text[..end])),
+        None => Cow::Borrowed(text),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn characters_that_nobody_sees_are_written_as_escapes() {
+        for (text, shown) in [
+            ("payments\n\tпривет é ●–", "payments\n\tпривет é ●–"),
+            ("gnp.\u{202e}cilbup", "gnp.\\u{202e}cilbup"),
+            ("pay\u{200b}ments", "pay\\u{200b}ments"),
+            (
+                "\u{2066}\u{feff}\r\0\u{1b}[31m",
+                "\\u{2066}\\u{feff}\\u{d}\\u{0}\\u{1b}[31m",
+            ),
+        ] {
+            assert_eq!(visible(text), shown);
+        }
+        assert!(matches!(visible("ä–b"), Cow::Borrowed("ä–b")));
+    }
+
+    #[test]
+    fn a_long_text_ends_with_an_ellipsis() {
+        assert_eq!([shortened("äöü", 3), shortened("äöü", 2)], ["äöü", "äö…"]);
+    }
 
     #[test]
     fn thousands_are_told_apart() {
