@@ -6,6 +6,7 @@
 
 pub mod access;
 mod api;
+mod asked;
 mod assets;
 mod cache;
 mod data;

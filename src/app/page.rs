@@ -13,12 +13,14 @@ use crate::model::cluster::ClusterInfo;
 use crate::mvcc;
 use crate::server::Core;
 use crate::server::tls::{TlsConfig, TlsFiles};
-use crate::ui::access::{Access, Credentials, Hosts};
-use crate::util::http::{self, NextTls};
+use crate::ui::access::{Access, Credentials, Hosts, TokenFile};
+use crate::util::http::{self, StillTrusted, Tls};
 use crate::util::lifecycle::Lifecycle;
 use crate::util::readiness::Ready;
 use anyhow::{Context, bail};
 use keys::{EtcdKeys, OwnKeys};
+use rustls::ServerConfig;
+use rustls::pki_types::CertificateDer;
 use snapshot::Process;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -78,8 +80,16 @@ async fn serve(config: PageConfig, shown: Shown, life: &Lifecycle) -> anyhow::Re
         return Ok(None);
     }
     let access = access(&config, &address, shown.cluster.name.as_str())?;
+    if let Some(token) = access
+        .credentials
+        .as_ref()
+        .and_then(|credentials| credentials.token.as_ref())
+    {
+        // A file that lets nobody in is logged now, and not only when somebody asks.
+        token.read().await;
+    }
     let tls = match config.tls {
-        Some(files) => Some(next_tls(TlsConfig::load(files)?)),
+        Some(files) => Some(Arc::new(PageTls(Arc::new(TlsConfig::load(files)?))) as Arc<dyn Tls>),
         None => None,
     };
     let (listener, bound) = match admin::bind(&address).await {
@@ -129,7 +139,7 @@ fn access(config: &PageConfig, address: &str, cluster: &str) -> anyhow::Result<A
         },
         credentials: asks.then(|| Credentials {
             cluster: cluster.to_owned(),
-            token_file: config.token_file.clone(),
+            token: config.token_file.clone().map(TokenFile::new),
         }),
     })
 }
@@ -141,13 +151,19 @@ fn is_loopback(address: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
-/// The files' configuration for each connection, for HTTP/1 alone.
-fn next_tls(tls: TlsConfig) -> NextTls {
-    Arc::new(move || {
-        let mut config = (*tls.next()).clone();
+/// The TLS of the files, for HTTP/1 alone.
+struct PageTls(Arc<TlsConfig>);
+
+impl Tls for PageTls {
+    fn next(&self) -> Arc<ServerConfig> {
+        let mut config = (*self.0.next()).clone();
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Arc::new(config)
-    })
+    }
+
+    fn trust(&self, chain: &[CertificateDer<'_>]) -> StillTrusted {
+        Box::new(self.0.trust(chain))
+    }
 }
 
 // === impl Shown ===

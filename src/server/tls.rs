@@ -266,6 +266,17 @@ impl TlsConfig {
         state.stamps = stamps;
     }
 
+    /// How to find out whether a client with this chain, which a handshake has just verified, would still be accepted.
+    pub fn trust(self: &Arc<Self>, chain: &[CertificateDer<'_>]) -> impl Fn() -> bool + Send + Sync + 'static {
+        // The files may have changed during the handshake: the first check verifies the chain again.
+        let identity = Identity::of(Some(chain), u64::MAX);
+        let tls = Arc::clone(self);
+        move || {
+            let trusted = |identity| tls.still_trusts(identity, SystemTime::now());
+            identity.as_ref().is_none_or(trusted)
+        }
+    }
+
     /// Whether a connecting client with `identity` would still be accepted: its certificates are neither expired nor
     /// revoked, and are signed by a CA of the present files.
     pub(super) fn still_trusts(&self, identity: &Identity, now: SystemTime) -> bool {

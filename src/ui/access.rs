@@ -2,7 +2,7 @@
 
 use super::reader::Reader;
 use super::view::Refusal;
-use crate::util::http::ClientName;
+use crate::util::http::{ClientName, Standing};
 use axum::body::Body;
 use axum::extract::Request;
 use axum::http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -12,13 +12,20 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use futures::StreamExt;
+use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+/// The type of the answers that go on as long as a page is open.
+pub(super) const EVENTS: &str = "text/event-stream";
 /// A wrong token is answered after this time.
 const GUESS: Duration = Duration::from_millis(300);
+/// How often the token of an open page is checked.
+const TOKEN_CHECK: Duration = Duration::from_secs(10);
 /// Headers of every answer. The page loads its own files only, runs no script but its own file, and is shown in no frame.
 const HEADERS: [(HeaderName, &str); 6] = [
     (
@@ -55,8 +62,16 @@ pub enum Hosts {
 pub struct Credentials {
     /// The name of this cluster. The certificates of its users `admin-<cluster>` and `local-<cluster>` open the page.
     pub cluster: String,
-    /// A file with a token, which a request shows as a bearer token, or as the password of any user.
-    pub token_file: Option<PathBuf>,
+    /// A token, which a request shows as a bearer token, or as the password of any user.
+    pub token: Option<TokenFile>,
+}
+
+/// A file with a token. It is read each time.
+#[derive(Clone, Debug)]
+pub struct TokenFile {
+    path: PathBuf,
+    /// Why the file lets nobody in, as it was logged last.
+    trouble: Arc<Mutex<Option<String>>>,
 }
 
 /// Why a request is refused.
@@ -75,8 +90,13 @@ pub(super) async fn guard(access: Access, request: Request, next: Next) -> Respo
     let (mut head, body) = request.into_parts();
     let mut response = match access.check(&head).await {
         Ok(reader) => {
+            if let Some(connection) = head.extensions.get::<Standing>() {
+                connection.raise(reader.standing());
+            }
             head.extensions.insert(reader);
-            next.run(Request::from_parts(head, body)).await
+            let shown = head.clone();
+            let response = next.run(Request::from_parts(head, body)).await;
+            while_let_in(access.clone(), shown, response)
         }
         Err(refused) => {
             if refused == Refused::Token {
@@ -93,6 +113,31 @@ pub(super) async fn guard(access: Access, request: Request, next: Next) -> Respo
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     }
     response
+}
+
+/// Ends the events of a page soon after its request would not be let in any more, because the token is another. The connection
+/// ends with the trust in the client certificate.
+fn while_let_in(access: Access, request: Parts, response: Response) -> Response {
+    let is_live = response
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|kind| kind == EVENTS);
+    let has_token = access
+        .credentials
+        .as_ref()
+        .is_some_and(|credentials| credentials.token.is_some());
+    if !is_live || !has_token || shown_token(&request.headers).is_none() {
+        return response;
+    }
+    let shut_out = async move {
+        loop {
+            tokio::time::sleep(TOKEN_CHECK).await;
+            if access.check(&request).await.is_err() {
+                return;
+            }
+        }
+    };
+    response.map(|body| Body::from_stream(body.into_data_stream().take_until(Box::pin(shut_out))))
 }
 
 // === impl Access ===
@@ -115,9 +160,9 @@ impl Access {
             .and_then(|name| name.0.as_deref());
         let user = name.and_then(|name| credentials.reader(name));
         // A token may do more than a user of agents, who can have the token as well.
-        match (&credentials.token_file, shown_token(&request.headers), user) {
+        match (&credentials.token, shown_token(&request.headers), user) {
             (.., Some(Reader::Operator)) => Ok(Reader::Operator),
-            (Some(file), Some(shown), _) if is_token(file, &shown).await => Ok(Reader::Operator),
+            (Some(token), Some(shown), _) if token.is(&shown).await => Ok(Reader::Operator),
             // A certificate of agents saves nobody the wait after a wrong token.
             (Some(_), Some(_), _) => Err(Refused::Token),
             (.., Some(Reader::Agent)) => Ok(Reader::Agent),
@@ -181,17 +226,39 @@ fn shown_token(headers: &HeaderMap) -> Option<String> {
     text.split_once(':').map(|(_, password)| password.to_owned())
 }
 
-/// Whether `shown` is the token in the file. Hashes are compared, so that the time tells nothing of the token.
-async fn is_token(file: &Path, shown: &str) -> bool {
-    match tokio::fs::read_to_string(file).await {
-        Ok(token) => {
-            let token = token.trim();
-            !token.is_empty() && Sha256::digest(token) == Sha256::digest(shown)
+// === impl TokenFile ===
+
+impl TokenFile {
+    pub fn new(path: PathBuf) -> Self {
+        Self {
+            path,
+            trouble: Arc::default(),
         }
-        Err(error) => {
-            tracing::warn!(file = %file.display(), %error, "cannot read the token of the page: nobody is let in by a token");
-            false
+    }
+
+    /// The token. A file that lets nobody in is logged, once for each reason.
+    pub async fn read(&self) -> Option<String> {
+        let (token, trouble) = match tokio::fs::read_to_string(&self.path).await {
+            // Editors of some systems begin a file with the mark of its byte order.
+            Ok(text) => match text.trim_start_matches('\u{feff}').trim() {
+                "" => (None, Some("the file is empty".to_owned())),
+                token => (Some(token.to_owned()), None),
+            },
+            Err(error) => (None, Some(error.to_string())),
+        };
+        let mut logged = self.trouble.lock();
+        if let Some(error) = trouble.as_ref().filter(|_| *logged != trouble) {
+            let file = self.path.display();
+            tracing::warn!(%file, error, "nobody is let in by the token of the mesh page (--ui-token-file)");
         }
+        *logged = trouble;
+        token
+    }
+
+    /// Whether `shown` is the token. Hashes are compared, so that the time tells nothing of the token.
+    async fn is(&self, shown: &str) -> bool {
+        let token = self.read().await;
+        token.is_some_and(|token| Sha256::digest(token) == Sha256::digest(shown))
     }
 }
 
@@ -315,14 +382,14 @@ mod tests {
     async fn a_certificate_of_an_operator_or_the_token_opens_the_page() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "secret\n").unwrap();
-        let access = |token_file| Access {
+        let access = |token| Access {
             hosts: Hosts::Any,
             credentials: Some(Credentials {
                 cluster: "tokyo".to_owned(),
-                token_file,
+                token,
             }),
         };
-        let with_token = access(Some(file.path().to_owned()));
+        let with_token = access(Some(TokenFile::new(file.path().to_owned())));
         let basic = format!("Basic {}", STANDARD.encode("any:secret"));
         for (shown, expected) in [
             ("Bearer secret", Ok(Reader::Operator)),
@@ -363,6 +430,11 @@ mod tests {
             let is_operator = name == "admin-tokyo";
             assert_eq!(guessed.is_ok(), is_operator, "{name} with a wrong token");
         }
+        for with_marks in ["\u{feff}secret\r\n", "\n secret "] {
+            std::fs::write(file.path(), with_marks).unwrap();
+            let request = request(&[("authorization", "Bearer secret")]);
+            assert_eq!(with_token.check(&request).await, Ok(Reader::Operator), "{with_marks:?}");
+        }
         std::fs::write(file.path(), "\n").unwrap();
         let empty = request(&[("authorization", "Bearer ")]);
         assert_eq!(
@@ -370,5 +442,32 @@ mod tests {
             Err(Refused::Token),
             "an empty file opens nothing"
         );
+    }
+    #[tokio::test(start_paused = true)]
+    async fn the_events_of_a_page_end_with_its_token() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "secret\n").unwrap();
+        let access = Access {
+            hosts: Hosts::Any,
+            credentials: Some(Credentials {
+                cluster: "tokyo".to_owned(),
+                token: Some(TokenFile::new(file.path().to_owned())),
+            }),
+        };
+        let events = |kind: &'static str| {
+            let body = Body::from_stream(futures::stream::pending::<Result<&str, std::convert::Infallible>>());
+            let response = ([(header::CONTENT_TYPE, kind)], body).into_response();
+            let request = request(&[("authorization", "Bearer secret")]);
+            let mut body = while_let_in(access.clone(), request, response)
+                .into_body()
+                .into_data_stream();
+            async move { body.next().await.is_none() }
+        };
+        let (live, other) = (events(EVENTS), events("text/plain"));
+        let mut live = std::pin::pin!(live);
+        assert!(tokio::time::timeout(5 * TOKEN_CHECK, &mut live).await.is_err());
+        std::fs::write(file.path(), "another").unwrap();
+        assert!(tokio::time::timeout(2 * TOKEN_CHECK, live).await.unwrap());
+        assert!(tokio::time::timeout(5 * TOKEN_CHECK, other).await.is_err());
     }
 }

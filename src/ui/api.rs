@@ -1,6 +1,7 @@
 //! The JSON API: what the pages show, for programs. Its OpenAPI document is made from this code.
 
 use super::access::refusal;
+use super::asked::{Fields, Name};
 use super::data::{Data, shortened};
 use super::reader::Reader;
 use super::view::{
@@ -9,8 +10,7 @@ use super::view::{
     Readiness, Refusal, RefusedKeys, Remote, RemoteCounters, RemoteDetail, Scoped, ScopedKind, ScopedRule, Service,
     ServiceIn, Services, State, StateChange, StoreFigures, Totals,
 };
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, State as Shared};
+use axum::extract::State as Shared;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -27,7 +27,8 @@ const SERVICES_MAX: usize = 1000;
     info(
         title = "Isthmus",
         description = "What the mesh page shows, for programs. Read-only. New fields may be added; fields that are there keep \
-                       their meaning.",
+                       their meaning. Whatever is not answered has the body `Refusal`: 400 for a malformed request, 401 without a \
+                       certificate or token that opens the page, 403 and 421 for requests of other sites and hosts.",
         version = "1"
     ),
     paths(overview, remotes, remote, services, clients, look_up),
@@ -90,7 +91,7 @@ struct Which {
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 struct Question {
-    /// An IP address, `namespace/name` of a pod or service, a number of an identity, a key or the beginning of keys, or a
+    /// An IP address, `namespace/name` of a pod or service, `namespace/`, a number of an identity, a key or the beginning of keys, or a
     /// part of a name.
     q: String,
 }
@@ -118,13 +119,6 @@ pub(super) fn router(data: Arc<Data>) -> Router {
         .with_state(data)
 }
 
-/// A query, or why it is none.
-type Asked<T> = Result<Query<T>, QueryRejection>;
-
-fn malformed(error: &QueryRejection) -> Response {
-    refusal(StatusCode::BAD_REQUEST, &error.body_text())
-}
-
 fn json(value: &impl Serialize) -> Response {
     match serde_json::to_string_pretty(value) {
         Ok(body) => ([(header::CONTENT_TYPE, "application/json")], body + "\n").into_response(),
@@ -149,9 +143,13 @@ async fn remotes(Shared(data): Shared<Arc<Data>>) -> Response {
     get,
     path = "/api/v1/remotes/{name}",
     params(("name" = String, Path, description = "The name of the cluster")),
-    responses((status = 200, body = RemoteDetail), (status = 404, description = "There is no such cluster", body = Refusal))
+    responses(
+        (status = 200, body = RemoteDetail),
+        (status = 400, description = "The name is malformed", body = Refusal),
+        (status = 404, description = "There is no such cluster", body = Refusal)
+    )
 )]
-async fn remote(Shared(data): Shared<Arc<Data>>, Path(name): Path<String>) -> Response {
+async fn remote(Shared(data): Shared<Arc<Data>>, Name(name): Name) -> Response {
     match data.remote(&name) {
         Some(detail) => json(&detail),
         None => refusal(StatusCode::NOT_FOUND, &format!("there is no remote cluster {name:?}")),
@@ -159,18 +157,20 @@ async fn remote(Shared(data): Shared<Arc<Data>>, Path(name): Path<String>) -> Re
 }
 
 /// The global services and exports of all clusters.
-#[utoipa::path(get, path = "/api/v1/services", params(Which), responses((status = 200, body = Services)))]
+#[utoipa::path(
+    get,
+    path = "/api/v1/services",
+    params(Which),
+    responses((status = 200, body = Services), (status = 400, description = "The query is malformed", body = Refusal))
+)]
 async fn services(
     Shared(data): Shared<Arc<Data>>,
     Extension(reader): Extension<Reader>,
-    which: Asked<Which>,
+    Fields(which): Fields<Which>,
 ) -> Response {
-    let which = match which {
-        Ok(Query(which)) => which,
-        Err(error) => return malformed(&error),
-    };
     let limit = which.limit.min(SERVICES_MAX);
-    json(&data.services(reader).await.page(&which.q, which.offset, limit))
+    let search = shortened(&which.q);
+    json(&data.services(reader).await.page(&search, which.offset, limit))
 }
 
 /// The clients of the store, by user.
@@ -185,18 +185,22 @@ async fn clients(Shared(data): Shared<Arc<Data>>) -> Response {
     get,
     path = "/api/v1/look-up",
     params(Question),
-    responses((status = 200, body = Findings), (status = 503, description = "The store cannot be read", body = Refusal))
+    responses(
+        (status = 200, body = Findings),
+        (status = 400, description = "The query is malformed, or asks for nothing", body = Refusal),
+        (status = 503, description = "The store cannot be read, or too many look-ups wait", body = Refusal)
+    )
 )]
 async fn look_up(
     Shared(data): Shared<Arc<Data>>,
     Extension(reader): Extension<Reader>,
-    question: Asked<Question>,
+    Fields(Question { q }): Fields<Question>,
 ) -> Response {
-    let question = match question {
-        Ok(Query(question)) => question,
-        Err(error) => return malformed(&error),
-    };
-    match data.look_up(&shortened(&question.q), reader).await {
+    let question = shortened(&q);
+    if question.is_empty() {
+        return refusal(StatusCode::BAD_REQUEST, "q is empty: say what to look up");
+    }
+    match data.look_up(&question, reader).await {
         Ok(findings) => json(&findings),
         Err(error) => refusal(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
     }

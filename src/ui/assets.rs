@@ -1,7 +1,8 @@
 //! The files that pages load: all of them are in this program.
 
+use super::asked::no_such_page;
 use axum::extract::Path;
-use axum::http::{StatusCode, header};
+use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -39,7 +40,7 @@ impl Asset {
 /// Answers `/assets/{name}`.
 pub(super) async fn serve(Path(name): Path<String>) -> Response {
     let Some(asset) = [STYLE, SCRIPT, ICON].into_iter().find(|asset| asset.name == name) else {
-        return StatusCode::NOT_FOUND.into_response();
+        return no_such_page();
     };
     let headers = [
         (header::CONTENT_TYPE, asset.kind),

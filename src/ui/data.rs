@@ -9,8 +9,11 @@ use super::view::{Client, Findings, Overview, Remote, RemoteDetail};
 use std::sync::Arc;
 use tokio::sync::Semaphore;
 
-/// Look-ups at a time. A look-up may visit every key of the store.
+/// Look-ups at a time of one kind of readers. A look-up may visit every key of the store. Agents are many, and must not keep
+/// operators waiting.
 const LOOK_UPS: usize = 1;
+/// Look-ups that wait for their turn, of one kind of readers.
+const WAITING_MAX: usize = 8;
 
 /// The longest search, in characters.
 const SEARCH_MAX: usize = 512;
@@ -29,7 +32,24 @@ pub(super) struct Data {
     clients: Cached<Option<Vec<Client>>>,
     services: Cached<AllServices>,
     agent_services: Cached<AllServices>,
-    look_ups: Semaphore,
+    look_ups: LookUps,
+    agent_look_ups: LookUps,
+}
+
+/// The look-ups of one kind of readers.
+struct LookUps {
+    /// Those that wait or run.
+    places: Semaphore,
+    turns: Semaphore,
+}
+
+/// Why a look-up has no answer.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum NoAnswer {
+    #[error(transparent)]
+    Unreadable(#[from] Unreadable),
+    #[error("too many look-ups wait for their turn: try again in a few seconds")]
+    Busy,
 }
 
 impl Data {
@@ -43,7 +63,8 @@ impl Data {
             clients: Cached::default(),
             services: Cached::default(),
             agent_services: Cached::default(),
-            look_ups: Semaphore::new(LOOK_UPS),
+            look_ups: LookUps::default(),
+            agent_look_ups: LookUps::default(),
         }
     }
 
@@ -63,6 +84,10 @@ impl Data {
         self.source.remote(name)
     }
 
+    pub(super) fn has_remote(&self, name: &str) -> bool {
+        self.source.has_remote(name)
+    }
+
     pub(super) async fn clients(&self) -> Arc<Option<Vec<Client>>> {
         self.clients.get(async || self.source.clients()).await
     }
@@ -79,12 +104,18 @@ impl Data {
         }
     }
 
-    pub(super) async fn look_up(&self, text: &str, reader: Reader) -> Result<Findings, Unreadable> {
+    pub(super) async fn look_up(&self, text: &str, reader: Reader) -> Result<Findings, NoAnswer> {
+        let look_ups = match reader {
+            Reader::Operator => &self.look_ups,
+            Reader::Agent => &self.agent_look_ups,
+        };
+        let _place = look_ups.places.try_acquire().map_err(|_| NoAnswer::Busy)?;
         // The semaphore is never closed.
-        let _turn = self.look_ups.acquire().await;
+        let _turn = look_ups.turns.acquire().await;
         let names: Vec<_> = self.remotes().await.iter().map(|remote| remote.name.clone()).collect();
         let found = lookup::look_up(self.keys_of(reader), &self.source.cluster(), &names, text).await;
-        found.map(|found| Findings {
+        let found = found?;
+        Ok(Findings {
             incomplete: with_restriction(found.incomplete, reader),
             ..found
         })
@@ -94,6 +125,17 @@ impl Data {
         match reader {
             Reader::Operator => &*self.keys,
             Reader::Agent => &*self.agent_keys,
+        }
+    }
+}
+
+// === impl LookUps ===
+
+impl Default for LookUps {
+    fn default() -> Self {
+        Self {
+            places: Semaphore::new(LOOK_UPS + WAITING_MAX),
+            turns: Semaphore::new(LOOK_UPS),
         }
     }
 }

@@ -2,10 +2,14 @@
 //!
 //! Pages with the same view share a topic, a task that renders the view again and again as long as somebody looks at it.
 //! A page says which version it has; it gets the pieces that changed since, or everything if its pieces are others.
+//!
+//! The views of a process are few: the fixed pages, and one for each remote cluster. Whoever makes up further ones, by searches
+//! for example, can neither keep others from these nor make rendering take more of a core.
 
 use super::data::Data;
 use super::markup::{Main, Piece};
 use super::pages::{self, View};
+use super::reader::Reader;
 use crate::util::lifecycle::Lifecycle;
 use bytes::Bytes;
 use futures::stream::{self, Stream};
@@ -15,14 +19,17 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 /// How often a view is rendered.
 const PERIOD: Duration = Duration::from_secs(1);
-/// A view is rendered again after this many times the time that rendering took.
+/// The longest time between two renderings of a view.
+const PERIOD_MAX: Duration = Duration::from_secs(30);
+/// A view is rendered again after this many times the time that rendering all views takes, if they take as long.
 const TIMES_COST: u32 = 20;
-/// Views that are followed at a time: each sort order and search is a view.
-const TOPICS_MAX: usize = 64;
+/// Views of one kind of readers that are followed at a time beside those that the process has anyhow: searches, further pages of
+/// services, and clusters that do not exist.
+const MADE_UP_MAX: usize = 64;
 /// Versions that are remembered: a page connects soon after it was loaded.
 const VERSIONS: usize = 30;
 /// A connection without news gets a comment, so that a page whose connection is dead notices.
@@ -32,10 +39,19 @@ const ALIVE: Duration = Duration::from_secs(15);
 pub(super) struct Topics {
     data: Arc<Data>,
     life: Lifecycle,
-    running: Arc<Mutex<HashMap<View, Topic>>>,
+    running: Running,
 }
 
+type Running = Arc<Mutex<HashMap<View, Followed>>>;
+
 type Topic = Arc<watch::Sender<Arc<Frame>>>;
+
+/// A view that is followed.
+struct Followed {
+    topic: Topic,
+    /// The reader that has made the view up; `None` for a view that the process has anyhow.
+    made_up_by: Option<Reader>,
+}
 
 /// A view as it was rendered last.
 #[derive(Default)]
@@ -75,15 +91,29 @@ impl Topics {
         }
     }
 
-    /// The events for a page that shows `view` in `version`; `None` if too many views are followed.
-    pub(super) fn follow(&self, view: View, version: Option<u64>) -> Option<impl Stream<Item = Bytes> + use<>> {
+    /// The events for a page that shows `view` in `version`; `None` if too many views that `reader` has made up are followed.
+    pub(super) fn follow(
+        &self,
+        view: View,
+        reader: Reader,
+        version: Option<u64>,
+    ) -> Option<impl Stream<Item = Bytes> + use<>> {
+        let made_up_by = (!view.is_of(&self.data)).then_some(reader);
         let mut running = self.running.lock();
+        let is_too_many = |running: &HashMap<View, Followed>| {
+            let as_this = |followed: &&Followed| followed.made_up_by == made_up_by;
+            made_up_by.is_some() && running.values().filter(as_this).count() >= MADE_UP_MAX
+        };
         let topic = match running.get(&view) {
-            Some(topic) => Arc::clone(topic),
-            None if running.len() >= TOPICS_MAX => return None,
+            Some(followed) => Arc::clone(&followed.topic),
+            None if is_too_many(&running) => return None,
             None => {
                 let topic: Topic = Arc::new(watch::Sender::new(Arc::default()));
-                running.insert(view.clone(), Arc::clone(&topic));
+                let followed = Followed {
+                    topic: Arc::clone(&topic),
+                    made_up_by,
+                };
+                running.insert(view.clone(), followed);
                 let (data, all, stop) = (
                     Arc::clone(&self.data),
                     Arc::clone(&self.running),
@@ -107,20 +137,20 @@ impl Topics {
 }
 
 /// Renders a view as long as a page follows it.
-async fn show(data: Arc<Data>, view: View, topic: Topic, all: Arc<Mutex<HashMap<View, Topic>>>) {
-    let _running = Running {
+async fn show(data: Arc<Data>, view: View, topic: Topic, all: Running) {
+    let _ending = Ending {
         view: view.clone(),
         topic: Arc::clone(&topic),
         all: Arc::clone(&all),
     };
     loop {
-        let begun = Instant::now();
         let rendered = pages::main(&data, &view).await;
         let frame = Arc::clone(&topic.borrow());
         if let Some(next) = frame.next(rendered.main) {
             topic.send_replace(Arc::new(next));
         }
-        tokio::time::sleep(PERIOD.max(begun.elapsed() * TIMES_COST)).await;
+        let views = all.lock().len();
+        tokio::time::sleep(period(rendered.cost, views)).await;
         let mut running = all.lock();
         if topic.receiver_count() == 0 {
             running.remove(&view);
@@ -129,19 +159,26 @@ async fn show(data: Arc<Data>, view: View, topic: Topic, all: Arc<Mutex<HashMap<
     }
 }
 
-/// Ends a topic when its task ends, however that happens.
-struct Running {
-    view: View,
-    topic: Topic,
-    all: Arc<Mutex<HashMap<View, Topic>>>,
+/// The time until a view is rendered again that took `cost`, one of so many.
+fn period(cost: Duration, views: usize) -> Duration {
+    let views = u32::try_from(views).unwrap_or(u32::MAX);
+    let all = cost.saturating_mul(views).saturating_mul(TIMES_COST);
+    all.clamp(PERIOD, PERIOD_MAX)
 }
 
-impl Drop for Running {
+/// Ends a topic when its task ends, however that happens.
+struct Ending {
+    view: View,
+    topic: Topic,
+    all: Running,
+}
+
+impl Drop for Ending {
     fn drop(&mut self) {
         let mut running = self.all.lock();
         if running
             .get(&self.view)
-            .is_some_and(|topic| Arc::ptr_eq(topic, &self.topic))
+            .is_some_and(|followed| Arc::ptr_eq(&followed.topic, &self.topic))
         {
             running.remove(&self.view);
         }
@@ -295,6 +332,17 @@ mod tests {
         for seen in [None, Some(3)] {
             assert!(text(other.news(seen)).starts_with("event: all\n"));
         }
+    }
+
+    #[test]
+    fn all_views_together_take_a_twentieth_of_a_core() {
+        let (short, long) = (Duration::from_micros(500), Duration::from_millis(40));
+        assert_eq!([period(short, 1), period(short, 50)], [PERIOD, PERIOD]);
+        assert_eq!(period(short, 500), Duration::from_secs(5));
+        assert_eq!(
+            [period(long, 10), period(long, 500)],
+            [Duration::from_secs(8), PERIOD_MAX]
+        );
     }
 
     #[tokio::test(start_paused = true)]

@@ -22,7 +22,7 @@ pub(super) enum Question {
     Identity(u32),
     /// A key, or the beginning of keys.
     Key(String),
-    /// A pod or a service, with its namespace.
+    /// A pod or a service, with its namespace; without a name, all of them.
     InNamespace {
         namespace: String,
         name: String,
@@ -99,6 +99,7 @@ impl Question {
             Self::Address(address) => format!("the address {address}"),
             Self::Identity(identity) => format!("the identity {identity}"),
             Self::Key(key) => format!("keys that begin with {key}"),
+            Self::InNamespace { namespace, name } if name.is_empty() => format!("the namespace {namespace}"),
             Self::InNamespace { namespace, name } => format!("{name} in the namespace {namespace}"),
             Self::Name(name) => format!("nodes, pods, services and clusters whose name contains {name}"),
         }
@@ -113,6 +114,7 @@ impl Search<'_> {
             Question::Address(address) => self.address(*address).await,
             Question::Identity(identity) => self.identity(*identity, None).await,
             Question::Key(key) => self.scan(key.clone(), |_| true).await,
+            Question::InNamespace { namespace, name } if name.is_empty() => self.namespace(namespace).await,
             Question::InNamespace { namespace, name } => {
                 let (space, pod) = (field("K8sNamespace", namespace), field("K8sPodName", name));
                 let is_pod = |entry: &Entry| contains(&entry.value, &space) && contains(&entry.value, &pod);
@@ -142,6 +144,19 @@ impl Search<'_> {
                 self.scan_scope(Scope::Endpoints, is_pod).await
             }
         }
+    }
+
+    /// The pods and services of a namespace.
+    async fn namespace(&mut self, namespace: &str) -> Result<(), Unreadable> {
+        let space = field("K8sNamespace", namespace);
+        self.scan_scope(Scope::Endpoints, |entry| contains(&entry.value, &space))
+            .await?;
+        // cilium/cache/services/v1/cluster/namespace/name
+        let segment = |entry: &Entry| entry.key.split(|&b| b == b'/').nth(5) == Some(namespace.as_bytes());
+        for scope in [Scope::Services, Scope::ServiceExports, Scope::EndpointSlices] {
+            self.scan_scope(scope, segment).await?;
+        }
+        Ok(())
     }
 
     /// The key of the address with its identity, and the nodes and services that mention the address.
@@ -408,6 +423,9 @@ pub(super) mod tests {
         assert_eq!(keys_found("7").await, identities);
         assert_eq!(keys_found("shop/web-1").await, ["cilium/cache/ip/v1/hk/10.2.0.1"]);
         assert_eq!(keys_found("shop/web").await, ["cilium/cache/services/v1/hk/shop/web"]);
+        let of_namespace = ["cilium/cache/ip/v1/hk/10.2.0.1", "cilium/cache/services/v1/hk/shop/web"];
+        assert_eq!(keys_found("shop/").await, of_namespace);
+        assert_eq!(keys_found("hk/").await, [""; 0], "hk is a cluster");
         assert_eq!(keys_found("web-").await.len(), 2);
         assert_eq!(
             keys_found("hk").await,

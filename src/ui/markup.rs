@@ -1,6 +1,9 @@
-//! The main part of a page: HTML in pieces, of which some are live.
+//! The main part of a page: HTML in pieces, of which some are live. Characters that nobody sees are shown as escapes, since
+//! names of a remote cluster could look like others with them.
 
+use crate::util::words::visible;
 use maud::{Markup, PreEscaped};
+use std::borrow::Cow;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// The main part of a page. All pieces one after the other are its HTML.
@@ -34,7 +37,7 @@ impl Piece {
 impl Main {
     /// Adds HTML that does not change.
     pub(super) fn fixed(&mut self, markup: Markup) -> &mut Self {
-        self.raw(&markup.0)
+        self.raw(&visible(&markup.0))
     }
 
     /// Adds HTML of our own that opens or closes an element.
@@ -48,8 +51,11 @@ impl Main {
 
     /// Adds an element that may change. Its markup has this id.
     pub(super) fn live(&mut self, id: impl Into<String>, markup: Markup) -> &mut Self {
-        let (id, html) = (id.into(), markup.0);
-        self.pieces.push(Piece::Live { id, html });
+        let html = match visible(&markup.0) {
+            Cow::Owned(html) => html,
+            Cow::Borrowed(_) => markup.0,
+        };
+        self.pieces.push(Piece::Live { id: id.into(), html });
         self
     }
 
@@ -103,5 +109,7 @@ mod tests {
         assert_eq!(changed.shape(), before.shape());
         assert!(changed.html().0.contains("&lt;b&gt;"));
         assert_ne!(main("a", &["x", "y"]).shape(), before.shape());
+        let turned = main("a\u{202e}b", &["x"]).html().0;
+        assert!(turned.contains(">a\\u{202e}b<"), "{turned}");
     }
 }

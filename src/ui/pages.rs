@@ -17,6 +17,7 @@ use super::data::Data;
 use super::markup::Main;
 use super::reader::Reader;
 use super::words::encoded;
+use std::time::{Duration, Instant};
 
 /// Services on one page.
 pub(super) const SERVICES: usize = 50;
@@ -41,43 +42,74 @@ pub(super) struct Rendered {
     pub(super) main: Main,
     /// Whether what the view names exists.
     pub(super) exists: bool,
+    /// The time that rendering took, once the values were there.
+    pub(super) cost: Duration,
 }
 
 /// Renders a view.
 pub(super) async fn main(data: &Data, view: &View) -> Rendered {
-    let of = |title: &str, main| Rendered {
-        title: title.to_owned(),
-        main,
-        exists: true,
-    };
     match view {
-        View::Overview => of(
-            "Overview",
-            overview::main(&*data.overview().await, &data.remotes().await),
-        ),
+        View::Overview => {
+            let (overview, remotes) = (data.overview().await, data.remotes().await);
+            rendered(|| ("Overview".to_owned(), overview::main(&overview, &remotes)))
+        }
         View::Topology(order) => {
             let (overview, remotes) = (data.overview().await, data.remotes().await);
-            of("Topology", topology::main(&overview, &remotes, *order))
+            rendered(|| ("Topology".to_owned(), topology::main(&overview, &remotes, *order)))
         }
-        View::Remote(name) => match data.remote(name) {
-            Some(detail) => of(name, remote::main(&detail)),
-            None => Rendered {
-                exists: false,
-                ..of("Not found", remote::missing(name))
-            },
-        },
+        View::Remote(name) => {
+            let detail = data.remote(name);
+            let exists = detail.is_some();
+            let render = || match &detail {
+                Some(detail) => (name.clone(), remote::main(detail)),
+                None => ("Not found".to_owned(), remote::missing(name)),
+            };
+            Rendered {
+                exists,
+                ..rendered(render)
+            }
+        }
         View::Services { search, offset, reader } => {
             let all = data.services(*reader).await;
-            let page = all.page(search, *offset, SERVICES);
-            of("Services", services::main(&page, search, all.clusters().len()))
+            rendered(|| {
+                let page = all.page(search, *offset, SERVICES);
+                (
+                    "Services".to_owned(),
+                    services::main(&page, search, all.clusters().len()),
+                )
+            })
         }
-        View::Clients => of("Clients", clients::main((*data.clients().await).as_deref())),
+        View::Clients => {
+            let clients = data.clients().await;
+            rendered(|| ("Clients".to_owned(), clients::main((*clients).as_deref())))
+        }
+    }
+}
+
+/// The title and the main part that `render` makes.
+fn rendered(render: impl FnOnce() -> (String, Main)) -> Rendered {
+    let begun = Instant::now();
+    let (title, main) = render();
+    Rendered {
+        title,
+        main,
+        exists: true,
+        cost: begun.elapsed(),
     }
 }
 
 // === impl View ===
 
 impl View {
+    /// Whether the process has this view, whatever readers look for.
+    pub(super) fn is_of(&self, data: &Data) -> bool {
+        match self {
+            Self::Overview | Self::Topology(_) | Self::Clients => true,
+            Self::Remote(name) => data.has_remote(name),
+            Self::Services { search, offset, .. } => search.is_empty() && *offset == 0,
+        }
+    }
+
     /// The path of the page, with its query.
     pub(super) fn path(&self) -> String {
         match self {

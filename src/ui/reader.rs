@@ -19,6 +19,14 @@ pub(super) struct AgentKeys(pub(super) Arc<dyn Keys>);
 // === impl Reader ===
 
 impl Reader {
+    /// How much the reader's connection is worth if there are too many: agents are many, and strangers are worth less.
+    pub(super) fn standing(self) -> u8 {
+        match self {
+            Self::Agent => 1,
+            Self::Operator => 2,
+        }
+    }
+
     /// Why an answer from the store's keys may lack something; `None` if the reader may read everything.
     pub(super) fn restriction(self) -> Option<&'static str> {
         match self {

@@ -4,6 +4,7 @@ use super::source::{Entry, Keys, Stopped, Unreadable, each};
 use super::view::{Service, ServiceIn, Services};
 use crate::model::keys::Scope;
 use crate::model::slices;
+use crate::util::words::shortened;
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -15,6 +16,10 @@ const KEYS_MAX: usize = 200_000;
 const LONGEST: Duration = Duration::from_secs(10);
 /// Addresses, ports and port conflicts of one service that are shown. A value of a remote cluster may have any number.
 const LISTED_MAX: usize = 100;
+/// Characters of a text of a value, such as the name of a port, that are shown. Names of Kubernetes have no more.
+const TEXT_MAX: usize = 253;
+/// The session affinity of an export that names none, in the words of Kubernetes.
+const NO_AFFINITY: &str = "None";
 /// The label of an endpoint slice that names its service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
@@ -153,7 +158,7 @@ fn gather(map: &mut Map, scope: Scope, place: &Place<'_>, value: &[u8]) {
         }
         Scope::EndpointSlices => {
             let Some(slice) = slices::decode(value) else { return };
-            let Some(name) = slice.labels.get(SERVICE_NAME) else {
+            let Some(name) = slice.labels.get(SERVICE_NAME).filter(|name| name.len() <= TEXT_MAX) else {
                 return;
             };
             let ready = |conditions: Option<&crate::model::values::slice::EndpointConditions>| {
@@ -177,28 +182,33 @@ fn gather(map: &mut Map, scope: Scope, place: &Place<'_>, value: &[u8]) {
 impl InCluster {
     fn legacy(&mut self, wire: &WireService) {
         self.view.shared = Some(wire.shared);
-        self.view.addresses = listed(wire.frontends.keys().cloned(), wire.frontends.len());
+        self.view.addresses = listed(
+            wire.frontends.keys().map(|address| short(address)),
+            wire.frontends.len(),
+        );
         self.backends = wire.backends.len();
         for (name, port) in wire.frontends.values().flatten() {
-            self.port(name, format!("{}/{}", port.port, port.protocol));
+            self.port(name, format!("{}/{}", port.port, short(&port.protocol)));
         }
     }
 
     /// Notes the port of a name; the first ones, if there are too many.
     fn port(&mut self, name: &str, port: String) {
-        if self.ports.len() < LISTED_MAX || self.ports.contains_key(name) {
-            self.ports.insert(name.to_owned(), port);
+        let name = short(name);
+        if self.ports.len() < LISTED_MAX || self.ports.contains_key(&name) {
+            self.ports.insert(name, port);
         }
     }
 
     fn export(&mut self, wire: &WireExport) {
         self.view.exported = true;
-        self.view.session_affinity = wire.session_affinity.clone().filter(|affinity| !affinity.is_empty());
+        let affinity = wire.session_affinity.as_deref().filter(|affinity| !affinity.is_empty());
+        self.view.session_affinity = affinity.map(short);
         for port in &wire.ports {
             let protocol = if port.protocol.is_empty() {
                 "TCP"
             } else {
-                &port.protocol
+                &*short(&port.protocol)
             };
             self.port(&port.name, format!("{}/{protocol}", port.port));
         }
@@ -237,7 +247,8 @@ impl Gathered {
         }
     }
 
-    /// Ports of one name that differ between clusters: traffic to a backend elsewhere goes to the wrong port, or nowhere.
+    /// Ports of one name that differ between clusters: traffic to a backend elsewhere goes to the wrong port, or nowhere. The
+    /// session affinity, too.
     fn conflicts(&self) -> Vec<String> {
         let mut ports: BTreeMap<&str, BTreeMap<&str, Vec<&str>>> = BTreeMap::new();
         for (cluster, service) in &self.clusters {
@@ -246,7 +257,8 @@ impl Gathered {
             }
         }
         let differing: Vec<_> = ports.into_iter().filter(|(_, numbers)| numbers.len() > 1).collect();
-        let all = differing.len();
+        let affinity = self.affinity_conflict();
+        let all = differing.len() + usize::from(affinity.is_some());
         let text = |(name, numbers): (&str, BTreeMap<&str, Vec<&str>>)| {
             let of = |(port, clusters): (&&str, &Vec<&str>)| format!("{port} in {}", clusters.join(", "));
             let all: Vec<_> = numbers.iter().map(of).collect();
@@ -255,8 +267,36 @@ impl Gathered {
                 name => format!("port {name} is {}", all.join(" and ")),
             }
         };
-        listed(differing.into_iter().map(text), all)
+        listed(affinity.into_iter().chain(differing.into_iter().map(text)), all)
     }
+
+    /// Exports whose session affinity differs: readers choose one of them.
+    fn affinity_conflict(&self) -> Option<String> {
+        let mut affinities: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for (cluster, service) in self.clusters.iter().filter(|(_, service)| service.view.exported) {
+            let affinity = service.view.session_affinity.as_deref().unwrap_or(NO_AFFINITY);
+            affinities.entry(affinity).or_default().push(cluster);
+        }
+        let of = |(affinity, clusters): (&&str, &Vec<&str>)| format!("{affinity} in {}", clusters.join(", "));
+        let all: Vec<_> = affinities.iter().map(of).collect();
+        (all.len() > 1).then(|| format!("the session affinity is {}", all.join(" and ")))
+    }
+}
+
+/// Whether `namespace/name` of a service contains `search`.
+fn is_in(search: &str, service: &Service) -> bool {
+    let Service { namespace, name, .. } = service;
+    // A namespace has no slash. There may be many services: no text is put together for each.
+    namespace.contains(search)
+        || name.contains(search)
+        || search
+            .split_once('/')
+            .is_some_and(|(end, begin)| namespace.ends_with(end) && name.starts_with(begin))
+}
+
+/// The beginning of a text of a value, which may have any length.
+fn short(text: &str) -> String {
+    shortened(text, TEXT_MAX).into_owned()
 }
 
 /// The first ones of `all` texts, and how many are left out.
@@ -271,9 +311,7 @@ fn listed(texts: impl Iterator<Item = String>, all: usize) -> Vec<String> {
 impl AllServices {
     /// The services whose namespace or name contains `search`, from `offset` on.
     pub(super) fn page(&self, search: &str, offset: usize, limit: usize) -> Services {
-        let matches = |service: &&Service| {
-            search.is_empty() || format!("{}/{}", service.namespace, service.name).contains(search)
-        };
+        let matches = |service: &&Service| is_in(search, service);
         let matching: Vec<_> = self.services.iter().filter(matches).collect();
         let offset = offset.min(matching.len());
         Services {
@@ -357,6 +395,17 @@ mod tests {
         let page = all.page("shop/a", 1, 5);
         assert_eq!((page.total, page.services.len(), &*page.services[0].name), (2, 1, "a2"));
         assert_eq!(all.page("", 0, 2).total, 3);
+        for (search, total) in [
+            ("op/a2", 1),
+            ("/a", 2),
+            ("sh", 3),
+            ("2", 1),
+            ("hop/", 3),
+            ("shop//", 0),
+            ("a/", 0),
+        ] {
+            assert_eq!(all.page(search, 0, 5).total, total, "{search}");
+        }
         assert_eq!(all.page("", usize::MAX, 2).offset, 3);
     }
 
@@ -383,5 +432,36 @@ mod tests {
             assert_eq!(here.addresses[LISTED_MAX], "and 400 more");
         }
         assert_eq!(web.conflicts.len(), LISTED_MAX);
+    }
+
+    #[tokio::test]
+    async fn exports_with_different_affinities_conflict() {
+        let (ip, none) = (br#"{"sessionAffinity":"ClientIP"}"#, br#"{"sessionAffinity":"None"}"#);
+        let conflicts = async |exports: &[(&str, &[u8])]| {
+            let key = |cluster: &str| format!("cilium/cache/serviceexports/v1/{cluster}/shop/web");
+            let keys: Vec<_> = exports.iter().map(|(cluster, value)| (key(cluster), *value)).collect();
+            let table = Table::of(keys.iter().map(|(key, value)| (&**key, *value)));
+            read(&table, "here").await.services.remove(0).conflicts
+        };
+        assert_eq!(conflicts(&[("a", none), ("b", b"{}")]).await, [""; 0]);
+        assert_eq!(
+            conflicts(&[("a", ip), ("b", none), ("c", b"{}")]).await,
+            ["the session affinity is ClientIP in a and None in b, c"]
+        );
+    }
+
+    #[tokio::test]
+    async fn texts_of_any_length_are_shortened() {
+        let long = "x".repeat(100_000);
+        let service =
+            format!(r#"{{"frontends":{{"{long}":{{"{long}":{{"Protocol":"{long}","Port":1}}}}}},"backends":{{}}}}"#);
+        let export = format!(r#"{{"sessionAffinity":"{long}","ports":[{{"name":"{long}a","protocol":"{long}"}}]}}"#);
+        let table = Table::of([
+            ("cilium/cache/services/v1/there/shop/web", service.as_bytes()),
+            ("cilium/cache/serviceexports/v1/there/shop/web", export.as_bytes()),
+        ]);
+        let all = read(&table, "here").await;
+        let shown = serde_json::to_string(&all.page("", 0, 9)).unwrap();
+        assert!(shown.contains("xxx…") && shown.len() < 10 * TEXT_MAX, "{shown}");
     }
 }

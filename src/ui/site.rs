@@ -1,15 +1,16 @@
 //! The routes of the page.
 
-use super::access::{self, Access, refusal};
+use super::access::{self, Access, EVENTS, refusal};
+use super::asked::{Fields, Wanted, no_such_page};
 use super::data::{Data, shortened};
 use super::live::{Topics, parse_version};
-use super::pages::{self, Order, Sort, View};
+use super::pages;
 use super::reader::Reader;
 use super::source::{Keys, Source};
 use super::{api, assets};
 use crate::util::lifecycle::Lifecycle;
 use axum::body::Body;
-use axum::extract::{Query, Request, State};
+use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
@@ -30,15 +31,11 @@ struct Site {
     topics: Topics,
 }
 
-/// The queries of all pages.
+/// The query of the look-up.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct Asked {
+struct Question {
     q: String,
-    offset: usize,
-    sort: String,
-    order: String,
-    version: String,
 }
 
 type Shared = State<Arc<Site>>;
@@ -60,27 +57,9 @@ pub fn router(source: Arc<dyn Source>, keys: Arc<dyn Keys>, access: Access, life
         .with_state(site)
         .route("/assets/{name}", get(assets::serve))
         .merge(api)
-        .fallback(async || refusal(StatusCode::NOT_FOUND, "there is no such page"))
+        .fallback(async || no_such_page())
+        .method_not_allowed_fallback(async || refusal(StatusCode::METHOD_NOT_ALLOWED, "the page is read-only: use GET"))
         .layer(guard)
-}
-
-/// The view that a path and its query name, for `reader`.
-fn view(path: &str, asked: &Asked, reader: Reader) -> Option<View> {
-    let path = path.strip_prefix("/live").unwrap_or(path);
-    Some(match path {
-        "/" | "/overview" => View::Overview,
-        "/topology" => View::Topology(Order {
-            sort: Sort::parse(&asked.sort).unwrap_or_default(),
-            is_descending: asked.order == "descending",
-        }),
-        "/services" => View::Services {
-            search: shortened(&asked.q),
-            offset: asked.offset,
-            reader,
-        },
-        "/clients" => View::Clients,
-        _ => View::Remote(path.strip_prefix("/remote/")?.to_owned()),
-    })
 }
 
 fn html(status: StatusCode, markup: Markup) -> Response {
@@ -88,48 +67,45 @@ fn html(status: StatusCode, markup: Markup) -> Response {
 }
 
 /// A live page.
-async fn page(
-    State(site): Shared,
-    Extension(reader): Extension<Reader>,
-    uri: axum::http::Uri,
-    Query(asked): Query<Asked>,
-) -> Response {
-    let Some(view) = view(uri.path(), &asked, reader) else {
-        return refusal(StatusCode::NOT_FOUND, "there is no such page");
-    };
-    let pages::Rendered { title, main, exists } = pages::main(&site.data, &view).await;
+async fn page(State(site): Shared, Wanted { view, .. }: Wanted) -> Response {
+    let pages::Rendered {
+        title, main, exists, ..
+    } = pages::main(&site.data, &view).await;
     let status = if exists { StatusCode::OK } else { StatusCode::NOT_FOUND };
     html(status, pages::page(&site.data.cluster(), &title, &main, Some(&view)))
 }
 
 /// The events of a live page.
-async fn live(
-    State(site): Shared,
-    Extension(reader): Extension<Reader>,
-    uri: axum::http::Uri,
-    headers: HeaderMap,
-    Query(asked): Query<Asked>,
-) -> Response {
-    let Some(view) = view(uri.path(), &asked, reader) else {
-        return refusal(StatusCode::NOT_FOUND, "there is no such page");
-    };
+async fn live(State(site): Shared, headers: HeaderMap, wanted: Wanted) -> Response {
+    let Wanted { view, reader, version } = wanted;
     let again = headers.get(LAST_EVENT).and_then(|version| version.to_str().ok());
-    let version = parse_version(again.unwrap_or(&asked.version));
-    let Some(events) = site.topics.follow(view, version) else {
-        return refusal(StatusCode::SERVICE_UNAVAILABLE, "too many different pages are open");
+    let version = parse_version(again.unwrap_or(&version));
+    let Some(events) = site.topics.follow(view, reader, version) else {
+        return refusal(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "too many different searches and pages of services are open: close some of them",
+        );
     };
     let body = Body::from_stream(events.map(Ok::<_, Infallible>));
-    ([(header::CONTENT_TYPE, "text/event-stream")], body).into_response()
+    ([(header::CONTENT_TYPE, EVENTS)], body).into_response()
 }
 
 /// The look-up, which is not live.
-async fn look_up(State(site): Shared, Extension(reader): Extension<Reader>, Query(asked): Query<Asked>) -> Response {
-    let question = shortened(&asked.q);
+async fn look_up(
+    State(site): Shared,
+    Extension(reader): Extension<Reader>,
+    Fields(Question { q }): Fields<Question>,
+) -> Response {
+    let question = shortened(&q);
     let answer = match question.is_empty() {
         true => None,
         false => Some(site.data.look_up(&question, reader).await),
     };
+    let status = match &answer {
+        Some(Err(_)) => StatusCode::SERVICE_UNAVAILABLE,
+        _ => StatusCode::OK,
+    };
     let own = site.data.cluster();
     let main = pages::look_up(&own, &question, answer.as_ref());
-    html(StatusCode::OK, pages::page(&own, "Look up", &main, None))
+    html(status, pages::page(&own, "Look up", &main, None))
 }

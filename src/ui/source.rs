@@ -13,6 +13,8 @@ pub trait Source: Send + Sync {
     fn overview(&self) -> Overview;
     /// All remote clusters, by name.
     fn remotes(&self) -> Vec<Remote>;
+    /// Whether there is a remote cluster of this name.
+    fn has_remote(&self, name: &str) -> bool;
     /// One remote cluster; `None` if there is none of this name.
     fn remote(&self, name: &str) -> Option<RemoteDetail>;
     /// The clients of the store, by user; `None` if the store is another process, which alone knows its clients.

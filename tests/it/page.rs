@@ -6,9 +6,10 @@ use crate::support::http::Request;
 use crate::support::mesh::{Mirror, RemoteStore, write_client_files};
 use crate::support::page::Page;
 use crate::support::tls::{etcd, trusting_file};
-use crate::support::{Process, Tls, eventually, isthmus};
+use crate::support::{PATIENCE, Process, Tls, eventually, isthmus};
 use rustls::ALL_VERSIONS;
 use serde_json::Value;
+use std::time::Duration;
 
 /// The pages that are the same in every cluster.
 const PAGES: [&str; 7] = [
@@ -98,20 +99,56 @@ async fn every_page_and_every_path_of_the_api_shows_the_demo() {
 }
 
 #[tokio::test]
-async fn a_query_that_is_none_is_refused_as_json() {
+async fn a_request_that_cannot_be_answered_is_refused_as_json() {
     let demo = isthmus(["demo"]).start();
     demo.line("Ctrl-C stops").await;
     let page = page_of(&demo, "tokyo-cluster").await;
     for (path, status) in [
         ("/services?offset=18446744073709551615", 200),
+        ("/remote/hk%2Dcluster", 200),
+        ("/api/v1/remotes/hk%2Dcluster", 200),
         ("/api/v1/services?limit=-1", 400),
         ("/api/v1/look-up", 400),
+        ("/api/v1/look-up?q=%20", 400),
+        ("/api/v1/remotes/%FF", 400),
+        ("/remote/%FF", 400),
+        ("/services?offset=all", 400),
+        ("/live/services?offset=-1", 400),
+        ("/topology?sort=lag&sort=name", 400),
+        ("/nothing", 404),
+        ("/live/look-up", 404),
+        ("/api/v1/nothing", 404),
+        ("/assets/nothing", 404),
     ] {
         let answer = page.get(path).await;
         assert_eq!(answer.status, status, "{path}");
-        let refused: Option<Value> = (status == 400).then(|| serde_json::from_str(&answer.body).unwrap());
+        let refused: Option<Value> = (status != 200).then(|| serde_json::from_str(&answer.body).unwrap());
         assert!(refused.is_none_or(|refused| refused["message"].is_string()), "{path}");
     }
+}
+
+#[tokio::test]
+async fn whoever_follows_many_searches_keeps_nobody_from_the_pages() {
+    let demo = isthmus(["demo"]).start();
+    demo.line("Ctrl-C stops").await;
+    let page = page_of(&demo, "tokyo-cluster").await;
+    let mut streams = vec![];
+    for n in 0..70 {
+        streams.push(page.stream(&format!("/live/services?q={n}")).await);
+    }
+    let refused = streams.iter().filter(|(status, _)| *status == 503).count();
+    assert_eq!(refused, 6, "64 searches are followed at a time");
+    for path in [
+        "/live/overview",
+        "/live/topology?sort=id&order=descending",
+        "/live/services",
+        "/live/clients",
+        "/live/remote/hk-cluster",
+    ] {
+        let (status, _stream) = page.stream(path).await;
+        assert_eq!(status, 200, "{path}");
+    }
+    assert_eq!(page.stream("/live/remote/nobody").await.0, 503);
 }
 
 #[tokio::test]
@@ -255,6 +292,10 @@ async fn what_a_hostile_remote_writes_is_shown_as_text() {
             format!("{{\"Labels\":{{\"{}\":1}}}}", EVIL.replace('"', "\\\"")),
         ),
         (format!("cilium/state/nodes/v1/hk/a//{EVIL}"), EVIL.to_owned()),
+        (
+            "cilium/state/services/v1/hk/shop/gnp.\u{202e}cilbup\u{200b}".to_owned(),
+            "{}".to_owned(),
+        ),
     ] {
         client.put(key, value, None).await.unwrap();
     }
@@ -283,6 +324,8 @@ async fn what_a_hostile_remote_writes_is_shown_as_text() {
         shown += usize::from(body.contains("&lt;script&gt;alert(1)"));
     }
     assert!(shown >= 4, "the texts are shown on {shown} pages");
+    let services = page.get("/services?q=cilbup").await.body;
+    assert!(services.contains("gnp.\\u{202e}cilbup\\u{200b}"), "{services}");
     let events = page.follow("/live/services").await.with("alert").await;
     assert!(!events.as_str().unwrap().contains("<script>alert"));
     assert_eq!(
@@ -340,6 +383,45 @@ async fn over_tls_the_page_asks_for_a_certificate_or_a_token() {
         .await
         .unwrap();
     assert_eq!(stale.status, 401, "a changed token counts at once");
+}
+
+#[tokio::test]
+async fn an_open_page_ends_with_its_token_and_with_the_trust_in_its_certificate() {
+    let (tls, others) = (Tls::new(), Tls::new());
+    let (token, ca) = (tls.path("token"), tls.path("page-ca.crt"));
+    std::fs::write(&token, "letmein\n").unwrap();
+    std::fs::copy(tls.ca.path(), &ca).unwrap();
+    write_client_files(&tls, &[]);
+    let target = etcd(&tls).start();
+    let (address, port) = (target.address().await, free_port());
+    let flag = |name: &str, path: &std::path::Path| format!("--{name}={}", path.display());
+    let flags = [
+        format!("--ui-addr=127.0.0.1:{port}"),
+        flag("ui-cert-file", &tls.server.cert),
+        flag("ui-key-file", &tls.server.key),
+        flag("ui-trusted-ca-file", &ca),
+        flag("ui-token-file", &token),
+    ];
+    let mirror = Mirror::start(&tls, &address, &flags.each_ref().map(String::as_str));
+    mirror.process.line("serving the mesh page").await;
+    let live = || Request::get(&format!("https://127.0.0.1:{port}/live/overview")).within(PATIENCE);
+    let pair = tls.ca.client("page-operator", "admin-local").unwrap();
+    // The answers end with the pages.
+    let by_certificate = live().tls(tls.rustls_client(&pair, ALL_VERSIONS)).send();
+    let by_token = live()
+        .tls(trusting_file(&tls.ca.path()))
+        .header("authorization", "Bearer letmein")
+        .send();
+    let open = async { tokio::join!(by_certificate, by_token) };
+    let mut open = std::pin::pin!(open);
+    let still_open = tokio::time::timeout(Duration::from_secs(1), &mut open).await;
+    assert!(still_open.is_err(), "{still_open:?}");
+    std::fs::write(&token, "another\n").unwrap();
+    std::fs::copy(others.ca.path(), &ca).unwrap();
+    let (by_certificate, by_token) = open.await;
+    assert!(by_token.unwrap().body.contains("event: all"));
+    let error = by_certificate.unwrap_err();
+    assert_ne!(error.kind(), std::io::ErrorKind::TimedOut, "the page is still open");
 }
 
 /// The keys of a `serve`: its own, those of its remote cluster, and one of somebody else.

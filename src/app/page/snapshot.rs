@@ -148,6 +148,11 @@ impl Source for Process {
         self.snapshots().iter().map(remote).collect()
     }
 
+    fn has_remote(&self, name: &str) -> bool {
+        let is_this = |snapshot: &Snapshot| snapshot.cluster.name().as_str() == name;
+        self.snapshots().iter().any(is_this)
+    }
+
     fn remote(&self, name: &str) -> Option<RemoteDetail> {
         let snapshots = self.snapshots();
         let snapshot = snapshots

@@ -1,19 +1,19 @@
 //! The look-up: a question, and what is known here.
 
 use super::parts::{facts, text};
+use crate::ui::data::NoAnswer;
 use crate::ui::markup::Main;
-use crate::ui::source::Unreadable;
 use crate::ui::view::{Finding, Findings};
 use crate::ui::words::{bytes, count, things};
 use maud::{Markup, html};
 use serde_json::Value;
 
 /// The page without a question, or with the answer to `question`.
-pub(in crate::ui) fn main(own: &str, question: &str, answer: Option<&Result<Findings, Unreadable>>) -> Main {
+pub(in crate::ui) fn main(own: &str, question: &str, answer: Option<&Result<Findings, NoAnswer>>) -> Main {
     let mut main = Main::default();
     main.raw("<h1>Look up</h1>").fixed(html! {
         form.search role="search" method="get" action="/look-up" {
-            label for="q" { "An IP address, a pod (namespace/name), an identity, a key or a name" }
+            label for="q" { "An IP address, a pod (namespace/name), a namespace (with a / at its end), an identity, a key or a name" }
             input #q name="q" type="search" value=(question) autofocus autocomplete="off" spellcheck="false" aria-keyshortcuts="/"
                 placeholder="such as 10.2.0.21, shop/catalog or cilium/cache/nodes/";
             button { "Look up" }

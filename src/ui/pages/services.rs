@@ -63,7 +63,7 @@ fn rows(service: &Service) -> Markup {
                     th scope="rowgroup" rowspan=(service.clusters.len()) {
                         span.quiet { (service.namespace) "/" } (service.name)
                         @for conflict in &service.conflicts {
-                            p.reason { span.state.bad { span.sign aria-hidden="true" { "✕" } " port conflict" } ": " (conflict) }
+                            p.reason { span.state.bad { span.sign aria-hidden="true" { "✕" } " conflict" } ": " (conflict) }
                         }
                     }
                 }

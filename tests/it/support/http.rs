@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 
-/// How long one exchange may take.
+/// How long one exchange may take, unless the request says otherwise.
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// An answer with its whole body.
@@ -29,6 +29,7 @@ pub struct Response {
 pub struct Request {
     request: http::Request<Full<Bytes>>,
     transport: Transport,
+    limit: Duration,
 }
 
 /// The transport to the server.
@@ -62,6 +63,7 @@ impl Request {
         Self {
             request,
             transport: Transport::Tcp,
+            limit: LIMIT,
         }
     }
 
@@ -83,9 +85,15 @@ impl Request {
         self
     }
 
+    /// Waits for the whole answer for so long.
+    pub fn within(mut self, limit: Duration) -> Self {
+        self.limit = limit;
+        self
+    }
+
     /// Sends the request over a connection of its own.
     pub async fn send(self) -> io::Result<Response> {
-        tokio::time::timeout(LIMIT, self.exchange()).await?
+        tokio::time::timeout(self.limit, self.exchange()).await?
     }
 
     async fn exchange(mut self) -> io::Result<Response> {

@@ -51,6 +51,17 @@ impl Page {
     }
 }
 
+impl Page {
+    /// Follows a live page; returns the status of the answer, too.
+    pub async fn stream(&self, path: &str) -> (u16, Events) {
+        let mut events = self.follow(path).await;
+        let mut line = String::new();
+        timeout(PATIENCE, events.0.read_line(&mut line)).await.unwrap().unwrap();
+        let status = line.split(' ').nth(1).and_then(|status| status.parse().ok());
+        (status.unwrap_or_else(|| panic!("no status: {line:?}")), events)
+    }
+}
+
 impl Events {
     /// Waits for an event whose data contains `part`; returns the data, decoded from JSON.
     pub async fn with(&mut self, part: &str) -> Value {
