@@ -109,9 +109,16 @@ pub fn ago(duration: Duration) -> SystemTime {
     now.checked_sub(duration).unwrap_or(now)
 }
 
-/// The text of a key, for an attribute.
+/// Bytes of a key that an attribute has. A key may have a megabyte, and thousands of spans may wait for a collector.
+const KEY_SHOWN: usize = 1024;
+
+/// The text of a key, for an attribute; the beginning of a long one.
 pub fn key(key: &[u8]) -> Value {
-    Value::Text(String::from_utf8_lossy(key).into_owned())
+    let text = |key| String::from_utf8_lossy(key).into_owned();
+    Value::Text(match key.len() > KEY_SHOWN {
+        true => text(&key[..KEY_SHOWN]) + "…",
+        false => text(key),
+    })
 }
 
 /// Mixes the bits of a number (the finalizer of SplitMix64).
@@ -177,6 +184,13 @@ impl From<usize> for Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_long_key_does_not_make_a_long_span() {
+        let text = |length: usize| key(&vec![b'k'; length]);
+        assert_eq!(text(KEY_SHOWN), Value::Text("k".repeat(KEY_SHOWN)));
+        assert_eq!(text(KEY_SHOWN + 1), Value::Text("k".repeat(KEY_SHOWN) + "…"));
+    }
     use std::collections::HashSet;
 
     #[test]

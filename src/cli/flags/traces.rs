@@ -3,8 +3,9 @@
 use crate::app::otlp::OtlpConfig;
 use crate::cli::variables::Variables;
 use crate::util::lifecycle::Lifecycle;
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use clap::Args;
+use http::Uri;
 
 /// The environment variables of `etcd` and `serve`.
 pub const VARIABLES: &[Variables] = &[
@@ -39,12 +40,25 @@ fn share(text: &str) -> Result<f64, String> {
     share.ok_or_else(|| format!("{text:?} is not a number from 0 to 1"))
 }
 
+/// Whether traces can be sent to `endpoint` at all. Otherwise only the first export would tell of the mistake, in the log.
+fn is_url(endpoint: &str) -> bool {
+    let Ok(url) = endpoint.parse::<Uri>() else {
+        return false;
+    };
+    matches!(url.scheme_str(), Some("http" | "https")) && url.host().is_some_and(|host| !host.is_empty())
+}
+
 impl TraceArgs {
     /// Begins tracing, if an endpoint is set. `command` and `instance` are the names of this process in traces.
     pub fn start(&self, command: &'static str, instance: &str, life: &Lifecycle) -> anyhow::Result<()> {
         if self.otlp_endpoint.is_empty() {
             return Ok(());
         }
+        ensure!(
+            is_url(&self.otlp_endpoint),
+            "--otlp-endpoint: {:?} is not a URL with http or https, such as http://localhost:4317",
+            self.otlp_endpoint
+        );
         let config = OtlpConfig {
             endpoint: self.otlp_endpoint.clone(),
             share: self.otlp_sample,
@@ -58,6 +72,28 @@ impl TraceArgs {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_endpoint_is_a_url() {
+        for url in [
+            "http://localhost:4317",
+            "https://[::1]:4317/",
+            "http://collector.observability.svc",
+        ] {
+            assert!(is_url(url), "{url}");
+        }
+        for wrong in [
+            "collector",
+            "127.0.0.1:4317",
+            "localhost:4317",
+            "ftp://x:1",
+            "http://",
+            "a b",
+            "/x",
+        ] {
+            assert!(!is_url(wrong), "{wrong}");
+        }
+    }
 
     #[test]
     fn a_share_is_from_zero_to_one() {
