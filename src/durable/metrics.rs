@@ -79,16 +79,28 @@ impl Metrics {
 
     /// Registers everything.
     pub fn register(&self, registry: &mut Registry) {
-        registry.register(SYNC_SECONDS, "How long syncing a group takes", self.sync.clone());
-        registry.register(WRITE_SECONDS, "How long writing a group takes", self.write.clone());
-        registry.register(WRITTEN_BYTES, "Bytes of groups written", self.bytes.clone());
+        registry.register(
+            SYNC_SECONDS,
+            "Time to sync a group of changes to the disk, in seconds",
+            self.sync.clone(),
+        );
+        registry.register(
+            WRITE_SECONDS,
+            "Time to write a group of changes, in seconds",
+            self.write.clone(),
+        );
+        registry.register(WRITTEN_BYTES, "Bytes of changes written to the log", self.bytes.clone());
         let ours = registry.sub_registry_with_prefix("isthmus_durable");
-        ours.register("groups", "Groups written", self.groups.clone());
-        ours.register("records", "Changes written, in groups", self.records.clone());
-        ours.register("checkpoints", "Checkpoints written", self.checkpoints.clone());
+        ours.register(
+            "groups",
+            "Number of groups of changes written; each is synced once",
+            self.groups.clone(),
+        );
+        ours.register("records", "Number of changes written", self.records.clone());
+        ours.register("checkpoints", "Number of checkpoints written", self.checkpoints.clone());
         let help = "How long the last checkpoint took";
         ours.register_with_unit("checkpoint", help, Unit::Seconds, self.checkpoint_secs.clone());
-        let help = "Groups since the checkpoint";
+        let help = "Size of the log since the checkpoint";
         ours.register_with_unit("log", help, Unit::Bytes, self.log_bytes.clone());
         let help = "Size of the checkpoint";
         ours.register_with_unit("checkpoint", help, Unit::Bytes, self.checkpoint_bytes.clone());

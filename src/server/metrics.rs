@@ -200,7 +200,7 @@ fn facts(registry: &mut Registry, member: u64) {
     ] {
         let family: Family<Labels, Gauge> = Family::default();
         family.get_or_create(&vec![(label, value)]).set(1);
-        registry.register(name, "1 for what runs", family);
+        registry.register(name, "1, with what runs in the labels", family);
     }
 }
 

@@ -16,8 +16,9 @@ const FILE: &str = "docs/metrics.md";
 const HEAD: &str = "\
 # Metrics
 
-`cargo test` compares this page with the code, which has the names, the types and the help texts. What is worth an alert, and what to
-do then, is in [operations.md](operations.md#metrics); rules and dashboards are in [deploy/monitoring](../deploy/monitoring/README.md).
+Which metrics are there, on which page, and what does each one mean? What is worth an alert, and what to do then, is in
+[operations.md](operations.md#metrics); rules and dashboards are in [deploy/monitoring](../deploy/monitoring/README.md). The names, the types
+and the texts are those of the code: a test compares them.
 
 | Page | Flag | Metrics |
 |---|---|---|
@@ -28,7 +29,7 @@ The page is in Prometheus' text format 0.0.4, or in OpenMetrics if the scraper a
 of a refusal that never happened, may not be on the page.
 
 Labels: `source_cluster` and `target_cluster` are names of clusters, `scope` is a kind of keys such as `ip/v1`, `reason` and `cause`
-are explained by the help text or by the log line that comes with them.
+are explained by the help text or by the log line that comes with them. A *group* is all changes that are written to the disk together.
 ";
 
 fn section(out: &mut String, title: &str, intro: &str, families: impl IntoIterator<Item = (String, String, String)>) {

@@ -58,7 +58,12 @@ impl Collector for Sizes {
         ];
         for (name, n) in gauges.into_iter().chain(ZERO_GAUGES.iter().map(|name| (*name, 0))) {
             let gauge = ConstGauge::new(n);
-            gauge.encode(encoder.encode_descriptor(name, "See etcd", None, gauge.metric_type())?)?;
+            let help = match name {
+                "os_fd_used" => "Number of open files, by etcd's name",
+                "os_fd_limit" => "Maximum number of open files, by etcd's name",
+                _ => "See etcd",
+            };
+            gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
         }
         let counters = [
             ("etcd_mvcc_range", stats.ranges),
