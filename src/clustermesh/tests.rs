@@ -1,9 +1,11 @@
 //! The publisher compared with what Cilium wrote for the same objects, and single rules.
 
+mod cost;
 mod invalid;
 mod scope;
 mod scope_model;
 mod scope_walk;
+mod scope_world;
 mod sequence;
 
 use super::publisher::{Action, Options, Publisher, ServiceMode};

@@ -49,6 +49,7 @@ mod remotes;
 mod scope;
 mod scope_explain;
 mod scope_import;
+mod scope_walk;
 mod shutdown;
 mod support;
 mod traces;

@@ -1,6 +1,8 @@
-//! A cluster, a scope, and the keys that follow from them, computed from scratch with loops and nothing else.
+//! A cluster, a scope, and the keys that follow from them, computed from scratch with loops and nothing else. The walk of the
+//! publisher uses it, and that of whole processes (`tests/it/scope_walk.rs`).
 
-use super::*;
+use super::Scope;
+use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
 pub(super) type Name = (String, String);
@@ -26,7 +28,7 @@ impl Random {
     }
 
     /// Each of `choices` with a chance of one half, at least one.
-    fn some_of(&mut self, choices: &[&str]) -> Vec<String> {
+    pub(super) fn some_of(&mut self, choices: &[&str]) -> Vec<String> {
         let mut some: Vec<String> = vec![];
         for choice in choices {
             if self.chance(50) {
@@ -74,39 +76,41 @@ pub(super) struct World {
 /// A rule with conditions that must all hold.
 #[derive(Clone, Debug)]
 pub(super) struct TestRule {
-    include: bool,
-    namespaces: Option<Vec<String>>,
-    env: Option<Vec<String>>,
+    pub(super) include: bool,
+    pub(super) namespaces: Option<Vec<String>>,
+    pub(super) env: Option<Vec<String>>,
     /// Values of the label `app`, and whether they are wanted; no values: whether the label exists.
-    app: Option<(Vec<String>, bool)>,
-    tier: Option<String>,
-    backends: Option<bool>,
+    pub(super) app: Option<(Vec<String>, bool)>,
+    pub(super) tier: Option<String>,
+    pub(super) backends: Option<bool>,
 }
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct TestScope {
     /// Whether the default is to exclude, and the rules.
-    endpoints: (bool, Vec<TestRule>),
-    services: (bool, Vec<TestRule>),
-    exports: (bool, Vec<TestRule>),
+    pub(super) endpoints: (bool, Vec<TestRule>),
+    pub(super) services: (bool, Vec<TestRule>),
+    pub(super) exports: (bool, Vec<TestRule>),
     pub(super) used: bool,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Outcome {
+/// What a list of rules says about a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
     Keep,
     LeaveOut,
+    /// The first rule that may hold asks for an identity that is not known.
     Open,
 }
 
 /// What is known of a key's object.
-struct Facts<'a> {
-    namespace: &'a str,
-    env: &'a str,
+pub(super) struct Facts<'a> {
+    pub(super) namespace: &'a str,
+    pub(super) env: &'a str,
     /// The label `app` of the identity; `None` outside if the identity is not known.
-    app: Option<Option<&'a str>>,
-    tier: Option<&'a str>,
-    is_backend: bool,
+    pub(super) app: Option<Option<&'a str>>,
+    pub(super) tier: Option<&'a str>,
+    pub(super) is_backend: bool,
 }
 
 impl TestRule {
@@ -136,7 +140,7 @@ impl TestRule {
     }
 }
 
-fn decide((excludes, rules): &(bool, Vec<TestRule>), facts: &Facts<'_>) -> Outcome {
+pub(super) fn decide((excludes, rules): &(bool, Vec<TestRule>), facts: &Facts<'_>) -> Outcome {
     for rule in rules {
         if !rule.others_hold(facts) {
             continue;
@@ -169,12 +173,12 @@ impl TestScope {
     }
 
     /// The file that says this.
-    pub(super) fn file(&self) -> crate::scope::ScopeFile {
+    pub(super) fn file(&self) -> Value {
         let list = |(excludes, rules): &(bool, Vec<TestRule>)| {
             let rules: Vec<_> = rules.iter().enumerate().map(|(at, rule)| rule.json(at)).collect();
             json!({"default": if *excludes { "exclude" } else { "include" }, "rules": rules})
         };
-        let file = json!({
+        json!({
             "apiVersion": "scope.isthmus.io/v1", "kind": "Scope",
             "export": {
                 "endpoints": list(&self.endpoints),
@@ -182,8 +186,7 @@ impl TestScope {
                 "serviceExports": list(&self.exports),
                 "identities": if self.used { "used" } else { "all" },
             },
-        });
-        crate::scope::ScopeFile::parse(file.to_string().as_bytes()).unwrap()
+        })
     }
 }
 
@@ -214,7 +217,7 @@ impl TestRule {
         rule
     }
 
-    fn json(&self, at: usize) -> Value {
+    pub(super) fn json(&self, at: usize) -> Value {
         let mut rule = json!({"name": format!("r{at}"), "action": if self.include { "include" } else { "exclude" }});
         if self.namespaces.is_some() || self.env.is_some() {
             rule["namespaces"] = json!({});

@@ -2,12 +2,13 @@
 //! computes from scratch, and no step deletes a key that is wanted before and after it.
 
 use super::scope_model::*;
+use super::scope_world::Change;
 use super::*;
+use crate::scope::ScopeFile;
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 const STEPS: usize = 2000;
-const NAMESPACES: [&str; 4] = ["foo", "bar", "team-a", "team-b"];
 
 /// A publisher and the store that it writes to.
 struct Run {
@@ -29,6 +30,10 @@ struct Run {
 fn keys(published: &Published) -> BTreeSet<(Scope, String)> {
     let addresses = published.addresses.keys().map(|ip| (Scope::Endpoints, ip.clone()));
     addresses.chain(published.others.iter().cloned()).collect()
+}
+
+fn file(scope: &TestScope) -> ScopeFile {
+    ScopeFile::parse(scope.file().to_string().as_bytes()).unwrap()
 }
 
 fn options(slices: bool) -> Options {
@@ -64,15 +69,15 @@ impl Run {
             }
             1..9 => {
                 self.model.scope = TestScope::random(&mut self.random);
-                let export = Arc::new(self.model.scope.file().export);
+                let export = Arc::new(file(&self.model.scope).export);
                 self.change(|run| {
                     let actions = run.publisher.set_scope(export);
                     run.act(actions);
                 });
             }
             _ => {
-                let event = self.event();
-                self.change(|run| run.send(event));
+                let change = self.model.world.change(&mut self.random, self.slices);
+                self.change(|run| run.send(event(change)));
             }
         }
     }
@@ -158,7 +163,7 @@ impl Run {
     fn restart(&mut self) {
         let addresses = self.store.keys().filter(|(scope, _)| *scope == Scope::Endpoints);
         let former: HashSet<Arc<str>> = addresses.map(|(_, name)| name.as_str().into()).collect();
-        let export = Arc::new(self.model.scope.file().export);
+        let export = Arc::new(file(&self.model.scope).export);
         self.publisher = Publisher::new(options(self.slices)).with_scope(export, former);
         self.declared.clear();
         self.synced.clear();
@@ -177,19 +182,23 @@ impl Run {
     /// All objects of the cluster, by kind.
     fn lists(&self) -> Vec<(Kind, Vec<Value>)> {
         let world = &self.model.world;
+        let changes = world.namespaces.keys().map(|name| world.namespace_change(name));
+        let changes = changes
+            .chain(world.identities.keys().map(|number| world.identity_change(*number)))
+            .chain(
+                world
+                    .endpoints
+                    .keys()
+                    .map(|name| world.endpoint_change(name, self.slices)),
+            )
+            .chain(world.services.keys().map(|name| world.service_change(name)))
+            .chain(world.slices.keys().map(|name| world.slice_change(name)))
+            .chain(world.exports.keys().map(|name| world.export_change(name)));
         let mut lists: BTreeMap<Kind, Vec<Value>> = Kind::ALL.iter().map(|kind| (*kind, vec![])).collect();
-        let mut add = |values: Vec<Value>| {
-            for value in values {
-                let kind = Kind::of(value["kind"].as_str().unwrap(), None).unwrap();
-                lists.get_mut(&kind).unwrap().push(value);
-            }
-        };
-        add(world.namespaces.keys().map(|name| self.namespace(name)).collect());
-        add(world.identities.keys().map(|number| self.identity(*number)).collect());
-        add(world.endpoints.keys().map(|name| self.endpoint(name)).collect());
-        add(world.services.keys().map(|name| self.service(name)).collect());
-        add(world.slices.keys().map(|name| self.slice(name)).collect());
-        add(world.exports.keys().map(|name| self.export(name)).collect());
+        for change in changes {
+            let kind = Kind::of(change.kind, None).unwrap();
+            lists.get_mut(&kind).unwrap().extend(change.object);
+        }
         lists.into_iter().collect()
     }
 
@@ -242,226 +251,21 @@ impl Run {
     }
 }
 
-// === the objects ===
-
-impl Run {
-    fn name(&mut self, prefix: &str, count: u64) -> Name {
-        let namespace = self.random.one_of(&NAMESPACES).to_owned();
-        (namespace, format!("{prefix}{}", self.random.below(count)))
-    }
-
-    /// Changes the world, and returns the event of it.
-    fn event(&mut self) -> Event {
-        let is_deletion = self.random.chance(20);
-        match self.random.below(100) {
-            0..12 => self.change_namespace(is_deletion),
-            12..25 => self.change_identity(is_deletion),
-            25..65 => self.change_endpoint(is_deletion),
-            65..78 => self.change_service(is_deletion),
-            78..92 => self.change_slice(is_deletion),
-            _ => self.change_export(is_deletion),
+fn event(change: Change) -> Event {
+    let Change {
+        kind,
+        namespace,
+        name,
+        object,
+    } = change;
+    match object {
+        Some(value) => super::object(value),
+        None => {
+            let kind = Kind::of(kind, None).unwrap();
+            let (namespace, name) = (namespace.into(), name.into());
+            Event::Delete(ObjectKey { kind, namespace, name })
         }
     }
-
-    fn change_namespace(&mut self, is_deletion: bool) -> Event {
-        let name = self.random.one_of(&NAMESPACES).to_owned();
-        if is_deletion && self.random.chance(50) {
-            self.model.world.namespaces.remove(&name);
-            return deleted(Kind::Namespace, "", &name);
-        }
-        let namespace = (self.random.chance(85), self.random.one_of(&["dev", "prod"]).to_owned());
-        self.model.world.namespaces.insert(name.clone(), namespace);
-        object(self.namespace(&name))
-    }
-
-    fn change_identity(&mut self, is_deletion: bool) -> Event {
-        let number = 1000 + self.random.below(6) as u32;
-        if is_deletion {
-            self.model.world.identities.remove(&number);
-            return deleted(Kind::Identity, "", &number.to_string());
-        }
-        // An identity that moves to a namespace that does not exist keeps its key until the namespace exists, which
-        // cannot be computed from the objects.
-        let before = self
-            .model
-            .world
-            .identities
-            .get(&number)
-            .map(|(namespace, _)| namespace.clone());
-        let namespace = before.unwrap_or_else(|| self.random.one_of(&NAMESPACES).to_owned());
-        let app = self
-            .random
-            .chance(80)
-            .then(|| self.random.one_of(&["a", "b", "c"]).to_owned());
-        self.model.world.identities.insert(number, (namespace, app));
-        object(self.identity(number))
-    }
-
-    fn change_endpoint(&mut self, is_deletion: bool) -> Event {
-        let name = self.name("p", 5);
-        if is_deletion {
-            self.model.world.endpoints.remove(&name);
-            return match self.slices {
-                true => deleted(Kind::CiliumEndpointSlice, "", &slice_name(&name)),
-                false => deleted(Kind::Endpoint, &name.0, &name.1),
-            };
-        }
-        let pods = match self.slices {
-            true => (0..self.random.below(4))
-                .map(|n| self.pod(&format!("{}-{n}", name.1)))
-                .collect(),
-            false => vec![self.pod(&name.1)],
-        };
-        self.model.world.endpoints.insert(name.clone(), pods);
-        object(self.endpoint(&name))
-    }
-
-    fn pod(&mut self, name: &str) -> Pod {
-        let random = &mut self.random;
-        let has_annotation = !self.slices && random.chance(20);
-        Pod {
-            name: name.to_owned(),
-            ips: (0..random.below(3))
-                .map(|_| format!("10.0.0.{}", random.below(12)))
-                .collect(),
-            identity: 1000 + random.below(7) as u32,
-            sync: has_annotation.then(|| random.chance(50)),
-            is_regional: !self.slices && random.chance(20),
-        }
-    }
-
-    fn change_service(&mut self, is_deletion: bool) -> Event {
-        let name = self.name("s", 3);
-        if is_deletion {
-            self.model.world.services.remove(&name);
-            return deleted(Kind::Service, &name.0, &name.1);
-        }
-        let service = Service {
-            is_global: self.random.chance(75),
-            tier: self.random.one_of(&["x", "y", "z"]).to_owned(),
-        };
-        self.model.world.services.insert(name.clone(), service);
-        object(self.service(&name))
-    }
-
-    fn change_slice(&mut self, is_deletion: bool) -> Event {
-        let name = self.name("e", 4);
-        if is_deletion {
-            self.model.world.slices.remove(&name);
-            return deleted(Kind::EndpointSlice, &name.0, &name.1);
-        }
-        let service = format!("s{}", self.random.below(3));
-        let addresses = (0..self.random.below(4)).map(|_| format!("10.0.0.{}", self.random.below(12)));
-        let slice = (service, addresses.collect());
-        self.model.world.slices.insert(name.clone(), slice);
-        object(self.slice(&name))
-    }
-
-    fn change_export(&mut self, is_deletion: bool) -> Event {
-        let name = self.name("s", 3);
-        if is_deletion {
-            self.model.world.exports.remove(&name);
-            return deleted(Kind::ServiceExport, &name.0, &name.1);
-        }
-        let tier = self.random.one_of(&["x", "y", "z"]).to_owned();
-        self.model.world.exports.insert(name.clone(), tier);
-        object(self.export(&name))
-    }
-
-    fn namespace(&self, name: &str) -> Value {
-        let (is_global, env) = &self.model.world.namespaces[name];
-        let mut value = namespace(name, Some(if *is_global { "true" } else { "false" }));
-        value["metadata"]["labels"] = json!({"env": env});
-        value
-    }
-
-    fn identity(&self, number: u32) -> Value {
-        let (namespace, app) = &self.model.world.identities[&number];
-        let mut labels = json!({"k8s:io.kubernetes.pod.namespace": namespace});
-        if let Some(app) = app {
-            labels["k8s:app"] = json!(app);
-        }
-        json!({"kind": "CiliumIdentity", "metadata": {"name": number.to_string()}, "security-labels": labels})
-    }
-
-    fn endpoint(&self, name: &Name) -> Value {
-        let pods = &self.model.world.endpoints[name];
-        let networking = |pod: &Pod| {
-            let addressing: Vec<_> = pod.ips.iter().map(|ip| json!({"ipv4": ip})).collect();
-            json!({"addressing": addressing, "node": "1.1.1.1"})
-        };
-        if self.slices {
-            let endpoints: Vec<_> = pods
-                .iter()
-                .map(|pod| json!({"name": pod.name, "id": pod.identity, "networking": networking(pod)}))
-                .collect();
-            return json!({
-                "kind": "CiliumEndpointSlice", "metadata": {"name": slice_name(name)},
-                "namespace": name.0, "endpoints": endpoints,
-            });
-        }
-        let pod = &pods[0];
-        let mut annotations = json!({});
-        if let Some(sync) = pod.sync {
-            annotations["clustermesh.cilium.io/sync"] = json!(if sync { "true" } else { "False" });
-        }
-        if pod.is_regional {
-            annotations["clustermesh.cilium.io/sync-scope"] = json!("regional");
-        }
-        json!({
-            "kind": "CiliumEndpoint",
-            "metadata": {"name": name.1, "namespace": name.0, "annotations": annotations},
-            "status": {"identity": {"id": pod.identity}, "networking": networking(pod)},
-        })
-    }
-
-    fn service(&self, name: &Name) -> Value {
-        let service = &self.model.world.services[name];
-        let annotations = if service.is_global {
-            json!({"service.cilium.io/global": "true"})
-        } else {
-            json!({})
-        };
-        json!({
-            "kind": "Service",
-            "metadata": {
-                "name": name.1, "namespace": name.0, "annotations": annotations, "labels": {"tier": service.tier},
-            },
-            "spec": {"clusterIP": "10.96.0.1", "ports": [{"name": "http", "port": 80, "protocol": "TCP"}]},
-        })
-    }
-
-    fn slice(&self, name: &Name) -> Value {
-        let (service, addresses) = &self.model.world.slices[name];
-        // A backend that is not ready is one nevertheless.
-        let endpoints: Vec<_> = addresses
-            .iter()
-            .enumerate()
-            .map(|(at, ip)| json!({"addresses": [ip], "conditions": {"ready": at % 2 == 0, "serving": at % 2 == 0}}))
-            .collect();
-        json!({
-            "kind": "EndpointSlice", "addressType": "IPv4",
-            "metadata": {"name": name.1, "namespace": name.0, "labels": {"kubernetes.io/service-name": service}},
-            "endpoints": endpoints, "ports": [{"name": "http", "port": 80}],
-        })
-    }
-
-    fn export(&self, name: &Name) -> Value {
-        let tier = &self.model.world.exports[name];
-        json!({
-            "kind": "ServiceExport",
-            "metadata": {"name": name.1, "namespace": name.0, "labels": {"tier": tier}},
-        })
-    }
-}
-
-fn slice_name((namespace, name): &Name) -> String {
-    format!("{namespace}-{name}")
-}
-
-fn deleted(kind: Kind, namespace: &str, name: &str) -> Event {
-    let (namespace, name) = (namespace.into(), name.into());
-    Event::Delete(ObjectKey { kind, namespace, name })
 }
 
 #[test]

@@ -38,7 +38,7 @@ pub struct KubernetesApi {
 }
 
 struct Cluster {
-    /// Path of a collection → name → object.
+    /// Path of a collection → name of an object, with its namespace if there is one → object.
     objects: Mutex<BTreeMap<String, BTreeMap<String, Value>>>,
     events: broadcast::Sender<Event>,
     /// Path of a collection → the changes since its last list, which a watch that continues from the list begins with.
@@ -130,7 +130,12 @@ impl KubernetesApi {
 
     /// Creates or replaces an object.
     pub fn apply(&self, collection: &str, object: Value) {
-        let name = object["metadata"]["name"].as_str().unwrap().to_owned();
+        let metadata = &object["metadata"];
+        let name = metadata["name"].as_str().unwrap();
+        let name = match metadata["namespace"].as_str() {
+            Some(namespace) => format!("{namespace}/{name}"),
+            None => name.to_owned(),
+        };
         let mut objects = self.state.objects.lock();
         objects
             .entry(collection.to_owned())
@@ -139,7 +144,7 @@ impl KubernetesApi {
         self.send(collection, "MODIFIED", &object);
     }
 
-    /// Deletes an object.
+    /// Deletes an object. `name` is `NAMESPACE/NAME` for an object in a namespace.
     pub fn delete(&self, collection: &str, name: &str) {
         let object = self.delete_without_event(collection, name);
         self.send(collection, "DELETED", &object);
