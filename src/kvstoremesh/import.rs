@@ -16,6 +16,12 @@ use tokio::sync::watch;
 /// The keys that a remote cluster may have for each key that the mirror may have: also what is left out is remembered.
 const KNOWN_MAX: usize = 16;
 
+/// Bytes that the filter may remember of the keys of one kind, for each key that the mirror may have: about sixteen for each key
+/// that the remote cluster may have, and the values of its identities.
+const REMEMBERED_PER_KEY: usize = 256;
+/// Bytes that the filter may always remember of the keys of one kind.
+const REMEMBERED_MIN: usize = 1 << 20;
+
 /// What decides about the keys of all remote clusters.
 #[derive(Clone, Debug)]
 pub struct Imports {
@@ -31,14 +37,6 @@ pub(super) struct Import {
     sync: Arc<SyncStore>,
     /// Counts what the tasks that read keys have to look at.
     changed: watch::Sender<u64>,
-}
-
-/// A limit of the scope file that a cluster exceeds.
-pub(super) struct Exceeded {
-    pub(super) keys: usize,
-    pub(super) limit: usize,
-    /// What set the limit.
-    pub(super) by: String,
 }
 
 impl Import {
@@ -161,10 +159,17 @@ impl Import {
 
     // --- limits
 
-    /// Whether the mirror of a kind has more keys than the scope file allows, or the remote cluster has more than can be
-    /// remembered.
-    pub(super) fn exceeded(&self, kind: Scope, mirrored: PrefixSize, keys_max: usize) -> Option<Exceeded> {
+    /// Says what is too much, if the mirror of a kind has more keys than the scope file allows, or the remote cluster has more
+    /// than may be remembered.
+    pub(super) fn exceeded(&self, kind: Scope, mirrored: PrefixSize, keys_max: usize) -> Option<String> {
         let filter = self.filter.lock();
+        let remembered = filter.remembered(kind);
+        let bytes_max = keys_max.saturating_mul(REMEMBERED_PER_KEY).max(REMEMBERED_MIN);
+        if remembered > bytes_max {
+            return Some(format!(
+                "names, backends or values that take {remembered} bytes of memory for the scope file, more than the limit of                  {bytes_max} ({REMEMBERED_PER_KEY} for each key of --clustermesh-max-keys); find what writes them there, or                  leave the kind out for this cluster with kinds in the scope file"
+            ));
+        }
         let entry = filter.entry().unwrap_or_default().to_owned();
         let limits = [
             (
@@ -180,7 +185,7 @@ impl Import {
         ];
         let exceeded = |(keys, limit, by): (usize, Option<usize>, String)| {
             let limit = limit.filter(|limit| keys > *limit)?;
-            Some(Exceeded { keys, limit, by })
+            Some(format!("{keys} keys, more than the limit of {limit} ({by})"))
         };
         limits.into_iter().find_map(exceeded)
     }

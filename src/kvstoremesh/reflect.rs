@@ -259,8 +259,9 @@ impl Reflection<'_> {
                 }
                 let state = &self.remote.state;
                 read.mirrored += self.write(state.note(|c| c.take_page(self.scope, &self.prefixes, keys)));
+                // Small values can name a great many backends, so that a whole page would be too much.
+                self.check_scope_limits(read.mirrored)?;
             }
-            self.check_scope_limits(read.mirrored)?;
         }
         self.end_list();
         // Deletes the keys that the list did not contain.
@@ -312,13 +313,13 @@ impl Reflection<'_> {
                 self.trace(events);
                 self.write(state.note(|c| c.take_changes(self.scope, &self.prefixes, events)));
                 self.count(events, arrived.elapsed());
+                self.check_scope_limits(sync.desired(&self.prefixes.mirror))?;
             }
             // After the changes are queued, because a position must not be ahead of the mirror.
             state.note(|c| c.advanced(self.scope, &changes));
             let mirrored = sync.desired(&self.prefixes.mirror);
             let fits = self.remote.size_limit.check(mirrored);
             fits.map_err(|what| self.too_much(what))?;
-            self.check_scope_limits(mirrored)?;
         }
     }
 

@@ -517,6 +517,59 @@ async fn a_file_with_a_mistake_changes_nothing_and_the_status_says_what_is_scope
 }
 
 #[tokio::test]
+async fn a_remote_cluster_that_makes_the_filter_remember_too_much_is_stopped_and_named() {
+    // Of 210 keys that may be mirrored, a mebibyte may be remembered.
+    let rules = entry(
+        "identities: used, endpoints: {default: exclude, rules: [
+        {name: shop, action: include, namespaces: {names: [shop]}}]}",
+    );
+    let mut rig = Rig::start(&rules, &["--clustermesh-max-keys=210"]).await;
+    rig.has(&[(0, 50)]).await;
+    let remembered = rig
+        .metric("isthmus_scope_remembered_bytes", r#"kind="identities""#)
+        .await
+        .unwrap();
+    assert!((100.0..10_000.0).contains(&remembered), "{remembered}");
+    let large = format!("k8s:app={};", "a".repeat(600_000));
+    for number in [300, 301] {
+        let key = format!("cilium/state/identities/v1/id/{number}");
+        rig.remote.put(&key, &large).await;
+    }
+    let status = eventually("the identities are stopped", async || {
+        let status = rig.mirror.admin.clusters().await[0]["status"].as_str()?.to_owned();
+        status.contains("bytes of memory for the scope file").then_some(status)
+    })
+    .await;
+    for part in [
+        "cilium/state/identities/v1/id/ holds",
+        "--clustermesh-max-keys",
+        "kinds in the scope file",
+    ] {
+        assert!(status.contains(part), "{status}");
+    }
+    let line = rig.mirror.process.line("exceeds a limit of the mirror").await;
+    assert!(line.contains("hk") && line.contains("bytes of memory"), "{line}");
+    let stopped = rig.metric("cilium_kvstoremesh_remote_cluster_kinds_stopped", "").await;
+    assert_eq!(stopped, Some(1.0));
+
+    // The other kinds go on; and rules that need no values end the stop without a wait.
+    rig.remote
+        .put("cilium/state/ip/v1/default/10.1.0.60", &endpoint(0, 60, "new"))
+        .await;
+    rig.has(&[(0, 51)]).await;
+    let whole = "endpoints: {default: exclude, rules: [{name: shop, action: include, namespaces: {names: [shop]}}]}";
+    write(&rig.scope, &entry(whole));
+    eventually("all identities are mirrored", async || {
+        (mirrored(&mut rig.local, "identities", "hk/id/").await.len() == 10).then_some(())
+    })
+    .await;
+    assert_eq!(
+        rig.metric("cilium_kvstoremesh_remote_cluster_kinds_stopped", "").await,
+        Some(0.0)
+    );
+}
+
+#[tokio::test]
 async fn the_mirror_of_serve_has_the_same_scope() {
     let tls = Tls::new();
     let (scope, manifests) = (tls.path("scope.yaml"), tls.path("manifests"));

@@ -44,6 +44,8 @@ pub(super) struct Addresses {
     others: HashMap<Box<[u8]>, Slot>,
     /// The number of entries in all blocks.
     in_blocks: usize,
+    /// Bytes of the names that are no addresses.
+    names: usize,
 }
 
 /// Low bits and flags, then the class in two halves, so that an entry needs no padding.
@@ -146,7 +148,9 @@ impl Addresses {
     pub(super) fn set(&mut self, name: &Name, slot: Slot) {
         match name {
             Name::Other(name) => {
-                self.others.insert(name.clone(), slot);
+                if self.others.insert(name.clone(), slot).is_none() {
+                    self.names += name.len();
+                }
             }
             Name::Address(address) => {
                 let (block, low) = address.split();
@@ -164,7 +168,11 @@ impl Addresses {
 
     pub(super) fn remove(&mut self, name: &Name) -> Option<Slot> {
         let address = match name {
-            Name::Other(name) => return self.others.remove(name),
+            Name::Other(name) => {
+                let slot = self.others.remove(name)?;
+                self.names -= name.len();
+                return Some(slot);
+            }
             Name::Address(address) => address,
         };
         let (block, low) = address.split();
@@ -176,6 +184,14 @@ impl Addresses {
             self.blocks.remove(&block);
         }
         Some(slot)
+    }
+
+    /// Bytes that are remembered, about.
+    pub(super) fn bytes(&self) -> usize {
+        self.in_blocks * size_of::<Entry>()
+            + self.blocks.len() * size_of::<(u128, Vec<Entry>)>()
+            + self.others.len() * size_of::<(Box<[u8]>, Slot)>()
+            + self.names
     }
 
     /// Calls `look` with every slot.
@@ -277,6 +293,8 @@ mod tests {
                 prop_assert_eq!(addresses.get(&name), model.get(&name).copied());
                 prop_assert_eq!(addresses.len(), model.len());
             }
+            let others = model.keys().filter(|name| name.address().is_none());
+            prop_assert_eq!(addresses.names, others.map(|name| name.to_bytes().len()).sum::<usize>());
             addresses.shrink();
             let mut all = HashMap::new();
             addresses.for_each(|name, slot| { all.insert(name, slot); });

@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Bytes of values that are compressed together. A value that is taken out costs the decompression of its block, some 60 µs.
 const BLOCK: usize = 64 << 10;
-/// Values that are not compressed, before those in blocks are compressed anew together with them.
-const LOOSE_MIN: usize = 64;
+/// Changes before the values are compressed anew.
+const CHANGES_MIN: usize = 64;
 /// The fastest level.
 const LEVEL: i32 = 1;
 
@@ -20,6 +20,11 @@ pub(super) struct Archive {
     blocks: Vec<Block>,
     /// The number of values in blocks.
     packed: usize,
+    /// Bytes of the values before their compression: a remote cluster can choose values that become large only when they are
+    /// read. Those in blocks count until the values are compressed anew.
+    bytes: usize,
+    /// Changes since the values were compressed.
+    changes: usize,
 }
 
 #[derive(Debug)]
@@ -68,29 +73,43 @@ impl Block {
 
 impl Archive {
     pub(super) fn put(&mut self, number: u32, value: &[u8]) {
-        self.loose.insert(number, value.into());
+        if let Some(former) = self.loose.insert(number, value.into()) {
+            self.bytes -= former.len();
+        }
+        self.bytes += value.len();
+        self.changes += 1;
     }
 
     /// The value may be forgotten.
     pub(super) fn remove(&mut self, number: u32) {
-        self.loose.remove(&number);
+        if let Some(value) = self.loose.remove(&number) {
+            self.bytes -= value.len();
+        }
+        self.changes += 1;
     }
 
-    /// Whether enough values are not compressed for [`Self::pack`] to be worthwhile.
+    /// Whether enough has changed for [`Self::pack`] to be worthwhile.
     pub(super) fn is_loose(&self) -> bool {
-        self.loose.len() > LOOSE_MIN.max(self.packed / 2)
+        self.changes > CHANGES_MIN.max(self.packed / 2)
+    }
+
+    /// Bytes of the values before their compression, or somewhat more.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// Compresses all values, but not those that are not there any more.
     pub(super) fn pack(&mut self, is_there: impl Fn(u32) -> bool) {
-        if self.loose.is_empty() {
+        if self.changes == 0 {
             return;
         }
+        self.changes = 0;
         let packed = self.blocks.iter().flat_map(Block::values);
         let mut values: BTreeMap<u32, Bytes> = packed.filter(|(number, _)| is_there(*number)).collect();
         values.extend(self.loose.drain().map(|(number, value)| (number, Bytes::from(value))));
         self.loose.shrink_to_fit();
         self.packed = values.len();
+        self.bytes = values.values().map(Bytes::len).sum();
         self.blocks.clear();
         let (mut first, mut plain) = (0, Vec::with_capacity(BLOCK));
         for (number, value) in values {
@@ -181,10 +200,14 @@ mod tests {
                     let found = archive.get(number);
                     prop_assert_eq!(found.as_deref(), Some(&value[..]));
                 }
+                let bytes: usize = model.values().map(Vec::len).sum();
+                prop_assert!(archive.bytes() >= bytes, "{} of {bytes}", archive.bytes());
                 let all = archive.get_all(&model.keys().copied().collect());
                 prop_assert_eq!(all.len(), model.len());
                 prop_assert!(all.iter().all(|(number, value)| model[number] == *value));
             }
+            archive.pack(|number| model.contains_key(&number));
+            prop_assert_eq!(archive.bytes(), model.values().map(Vec::len).sum::<usize>());
         }
     }
 }

@@ -21,6 +21,11 @@ impl Backends {
         address.is_some_and(|address| self.services.contains_key(&address))
     }
 
+    /// Bytes that are remembered, about.
+    pub(super) fn bytes(&self) -> usize {
+        self.services.len() * size_of::<(Address, u32)>() + self.held.len() * size_of::<Address>()
+    }
+
     /// A service has other backends than before.
     pub(super) fn replace(&mut self, old: &[Address], new: &[Address]) {
         for address in new {

@@ -109,6 +109,11 @@ impl Classes {
         all.filter(|(_, class)| !class.is_empty())
     }
 
+    /// Bytes that are remembered, about.
+    pub(super) fn bytes(&self) -> usize {
+        self.classes.len() * (size_of::<Class>() + size_of::<((Place, u32, bool), u32)>())
+    }
+
     /// The number above the highest number of a class.
     pub(super) fn bound(&self) -> usize {
         self.classes.len()

@@ -78,6 +78,11 @@ impl Endpoints {
         self.addresses.len()
     }
 
+    /// Bytes that are remembered, about.
+    pub(super) fn bytes(&self) -> usize {
+        self.addresses.bytes() + self.classes.bytes() + self.namespaces.bytes()
+    }
+
     /// The remote cluster has an endpoint with this value. `is_stored` says whether the mirror holds the key.
     pub(super) fn put(
         &mut self,

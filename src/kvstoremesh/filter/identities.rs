@@ -316,6 +316,11 @@ impl Identities {
         std::mem::take(&mut self.changed)
     }
 
+    /// Bytes that are remembered, about.
+    pub(super) fn bytes(&self) -> usize {
+        self.identities.len() * size_of::<(u32, Identity)>() + self.values.bytes()
+    }
+
     /// The verdict about one identity; `None` if the remote cluster does not have the identity.
     pub(super) fn verdict(&self, judge: Judge<'_>, number: u32) -> Option<Verdict> {
         let identity = self.identities.get(&number).filter(|identity| identity.is_there)?;

@@ -3,6 +3,10 @@
 use crate::scope::rules::{Bits, NamespaceFacts, Rules};
 use std::collections::{BTreeSet, HashMap};
 
+/// The longest name of a namespace that Kubernetes allows, in bytes. Rules see a longer one as no namespace, so that a remote
+/// cluster cannot make names large.
+const NAME_MAX: usize = 63;
+
 /// The number of a namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Place(u32);
@@ -56,6 +60,7 @@ impl Judge<'_> {
 impl Namespaces {
     /// The place of a namespace. A new one must be held.
     pub(super) fn place(&mut self, judge: Judge<'_>, name: &str) -> Place {
+        let name = if name.len() > NAME_MAX { "" } else { name };
         if let Some(place) = self.places.get(name) {
             return *place;
         }
@@ -76,6 +81,11 @@ impl Namespaces {
         };
         self.places.insert(name.into(), place);
         place
+    }
+
+    /// Bytes that are remembered, at most.
+    pub(super) fn bytes(&self) -> usize {
+        self.namespaces.len() * (size_of::<Namespace>() + size_of::<(Box<str>, Place)>() + 2 * NAME_MAX)
     }
 
     pub(super) fn bits(&self, Place(at): Place) -> Bits {

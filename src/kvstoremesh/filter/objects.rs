@@ -29,6 +29,8 @@ pub(super) struct Objects {
     /// Objects that should be mirrored, and whose values must be read.
     wanted: BTreeSet<Name>,
     left_out: Sizes,
+    /// Bytes of the names and the backends.
+    variable: usize,
 }
 
 /// The namespace in the name of a key.
@@ -41,6 +43,13 @@ fn verdict(judge: Judge<'_>, namespaces: &Namespaces, place: Place) -> Verdict {
     match judge.is_waiting() {
         true => Verdict::new(Decision::Pending, Cause::Default),
         false => judge.rules.name(namespaces.bits(place)),
+    }
+}
+
+impl Object {
+    /// Bytes that differ from object to object.
+    fn variable(&self, name: &[u8]) -> usize {
+        name.len() + size_of_val(&*self.backends)
     }
 }
 
@@ -68,6 +77,12 @@ impl Objects {
         self.objects.len()
     }
 
+    /// Bytes that are remembered, about.
+    pub(super) fn bytes(&self) -> usize {
+        let fixed = size_of::<(Name, Object)>() + size_of::<(Place, Tally)>();
+        self.objects.len() * fixed + self.variable + self.namespaces.bytes()
+    }
+
     /// The remote cluster has this key. `is_stored` says whether the mirror holds the key, and `backends` reads them in
     /// the value. Returns whether the key is mirrored, and whether the key was mirrored before.
     pub(super) fn put(
@@ -93,6 +108,7 @@ impl Objects {
         all.replace(old.unwrap_or_default(), &new);
         self.count(place, is_kept);
         if let Some(object) = before {
+            self.variable -= object.variable(name);
             self.uncount(&object);
         }
         let object = Object {
@@ -101,6 +117,7 @@ impl Objects {
             is_seen: true,
             backends: new,
         };
+        self.variable += object.variable(name);
         self.objects.insert(name.into(), object);
         self.wanted.remove(name);
         if !is_kept {
@@ -113,6 +130,7 @@ impl Objects {
     pub(super) fn remove(&mut self, name: &[u8], backends: &mut Backends) {
         self.wanted.remove(name);
         if let Some(object) = self.objects.remove(name) {
+            self.variable -= object.variable(name);
             self.uncount(&object);
             backends.replace(&object.backends, &[]);
         }
@@ -144,6 +162,7 @@ impl Objects {
     /// No rule asks for backends any more, or all values are read again.
     pub(super) fn forget_backends(&mut self, backends: &mut Backends) {
         for object in self.objects.values_mut() {
+            self.variable -= size_of_val(&*object.backends);
             backends.replace(&std::mem::take(&mut object.backends), &[]);
         }
     }
@@ -165,6 +184,7 @@ impl Objects {
                     if let Some(tally) = self.tallies.get_mut(&object.namespace) {
                         tally.kept -= 1;
                     }
+                    self.variable -= size_of_val(&*object.backends);
                     backends.replace(&std::mem::take(&mut object.backends), &[]);
                     gone.push(name.clone());
                 }

@@ -32,6 +32,8 @@ pub struct KindReport {
     pub pending: usize,
     /// An estimate of the bytes of the values that are left out.
     pub bytes_left_out: u64,
+    /// Bytes that are remembered of the keys, about.
+    pub remembered: usize,
     /// The numbers of keys by decision and rule.
     pub rules: BTreeMap<(Decision, String), usize>,
 }
@@ -49,6 +51,18 @@ impl Filter {
         })
     }
 
+    /// Bytes that are remembered of the keys of a kind, about. The remote cluster chooses names, backends and the values of
+    /// identities, so that a number of keys alone limits little.
+    pub(in super::super) fn remembered(&self, kind: Scope) -> usize {
+        match (kind, object_at(kind)) {
+            (Scope::Services | Scope::EndpointSlices, Some(at)) => self.objects[at].bytes() + self.backends.bytes(),
+            (_, Some(at)) => self.objects[at].bytes(),
+            (Scope::Identities, _) => self.identities.bytes(),
+            (Scope::Endpoints, _) => self.endpoints.bytes(),
+            _ => 0,
+        }
+    }
+
     fn kind_report(&self, kind: Scope) -> KindReport {
         let mut report = KindReport {
             kind,
@@ -57,6 +71,7 @@ impl Filter {
             left_out: 0,
             pending: 0,
             bytes_left_out: 0,
+            remembered: self.remembered(kind),
             rules: BTreeMap::new(),
         };
         let rules = self.setup.rules(kind);

@@ -1,6 +1,7 @@
 //! The filter by hand: what enters the mirror, what leaves it, and in which order.
 
 mod cost;
+mod memory;
 mod model;
 mod walk;
 

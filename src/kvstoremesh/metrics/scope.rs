@@ -14,7 +14,7 @@ pub struct ImportMetrics(pub MeshMetrics);
 impl Collector for ImportMetrics {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let mut page = Page(encoder);
-        let (mut keys, mut bytes, mut reads) = (vec![], vec![], vec![]);
+        let (mut keys, mut bytes, mut remembered, mut reads) = (vec![], vec![], vec![], vec![]);
         for snapshot in self.0.clusters().into_iter().flatten() {
             let Some(report) = snapshot.scope() else { continue };
             reads.push((label(&snapshot), snapshot.cluster.read_counters().wanted));
@@ -22,6 +22,7 @@ impl Collector for ImportMetrics {
                 let mut labels = label(&snapshot);
                 labels.push(("kind", kind_name(kind.kind).to_owned()));
                 bytes.push((labels.clone(), kind.bytes_left_out as f64));
+                remembered.push((labels.clone(), kind.remembered as f64));
                 for ((decision, rule), number) in kind.rules {
                     let more = [("decision", decision.word().to_owned()), ("rule", rule)];
                     keys.push(([&labels[..], &more].concat(), number as f64));
@@ -38,6 +39,12 @@ impl Collector for ImportMetrics {
             "isthmus_scope_left_out_bytes",
             "Estimated bytes of the values of a remote cluster that are not mirrored because of the scope file",
             bytes,
+        )?;
+        page.gauges(
+            "isthmus_scope_remembered_bytes",
+            "Estimated bytes of memory that the scope file takes for the keys of a remote cluster; the kind stops beyond 256 bytes \
+             for each key of --clustermesh-max-keys",
+            remembered,
         )?;
         page.counters(
             "isthmus_scope_keys_read_singly",

@@ -1,7 +1,7 @@
 //! What a scope file asks of the task that reads one prefix. Without a scope file, nothing of this waits or reads.
 
 use super::super::filter::Todo;
-use super::super::import::{Exceeded, Import};
+use super::super::import::Import;
 use super::super::reflector::SizeLimit;
 use super::{Error, Reflection};
 use crate::kvstore::Write;
@@ -149,8 +149,8 @@ impl Reflection<'_> {
     pub(super) fn check_scope_limits(&self, mirrored: PrefixSize) -> Result<(), Error> {
         let Some(import) = self.import() else { return Ok(()) };
         let limit = self.remote.size_limit;
-        if let Some(Exceeded { keys, limit, by }) = import.exceeded(self.scope, mirrored, limit.keys) {
-            return Err(self.too_much(format!("{keys} keys, more than the limit of {limit} ({by})")));
+        if let Some(what) = import.exceeded(self.scope, mirrored, limit.keys) {
+            return Err(self.too_much(what));
         }
         match import.is_filtered(self.scope) {
             true => limit.check(mirrored).map_err(|what| self.too_much(what)),
