@@ -32,12 +32,16 @@ pub fn start_imports(file: Watcher, source: ObjectSource, status: &Status, ready
     life.spawn_vital("namespaces for the scope file", async move {
         tokio::select! { () = stop.cancelled() => {}, () = follow => {} }
     });
-    let (asking, known) = (file.clone(), namespaces.clone());
+    let (asking, known, status) = (file.clone(), namespaces.clone(), status.clone());
     ready.condition("namespaces", Requirement::Informative, move || {
         let asks = asking.current().is_some_and(|scope| scope.import.need_existing());
         (asks && known.borrow().is_none()).then(|| {
-            "the scope file asks for the namespaces of this cluster, which are not known: keys that depend on them stay as they are"
-                .to_owned()
+            let why = status.trouble(Kind::Namespace);
+            let why = why.as_deref().unwrap_or("they have not been listed yet");
+            format!(
+                "the scope file asks for the namespaces of this cluster, which are not known, so that keys that depend on them \
+                 stay as they are: {why}"
+            )
         })
     });
     Imports { file, namespaces }

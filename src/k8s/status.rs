@@ -185,6 +185,13 @@ impl Status {
         })
     }
 
+    /// Why the lists or watches of a kind fail.
+    pub fn trouble(&self, kind: Kind) -> Option<String> {
+        let state = self.0.lock();
+        let failing = state.kinds.get(&kind)?.failing()?;
+        Some(failing.reason.clone())
+    }
+
     pub fn probes(&self) -> Probes {
         self.0.lock().probes
     }
@@ -258,6 +265,8 @@ mod tests {
             (outage.lasted.as_secs(), &*outage.reason),
             (10, "watching CiliumNode fails: refused")
         );
+        assert_eq!(status.trouble(Kind::Node).as_deref(), Some("refused"));
+        assert_eq!(status.trouble(Kind::Service), None);
         tokio::time::advance(OVER).await;
         assert!(!status.has_outage());
         status.probed(Err("away".to_owned()));

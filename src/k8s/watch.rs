@@ -209,7 +209,7 @@ impl KindWatch {
                             self.failed(&describe(&error));
                             return StreamEnd::Lost;
                         }
-                        Remedy::Repeat => self.failed(&describe(&error)),
+                        Remedy::Repeat => self.failed(&(describe(&error) + &missing_right(self.kind, &error))),
                     }
                     backoff.wait().await;
                     continue;
@@ -320,6 +320,22 @@ impl KindWatch {
     }
 }
 
+/// The remedy for a missing right, as the end of a sentence; empty for another error.
+fn missing_right(kind: Kind, error: &watcher::Error) -> String {
+    let ApiName { group, plural, .. } = kind.api_name();
+    let of_group = match group {
+        "" => String::new(),
+        group => format!(" of the API group {group}"),
+    };
+    match http_code(error) {
+        Some(403) => format!(
+            "; give the user or service account of this process the verbs list and watch for {plural}{of_group}, in a \
+             ClusterRole and a ClusterRoleBinding"
+        ),
+        _ => String::new(),
+    }
+}
+
 /// What follows from an error, as in client-go. The API refuses to continue from the version that was reached with 410
 /// (the version is too old) and, after its store was restored from a backup, with 504 (too new). `kube` lists only after
 /// the event 410.
@@ -371,6 +387,19 @@ mod tests {
             "status": "Failure", "code": code, "message": message, "reason": "", "details": {"causes": causes},
         });
         serde_json::from_value(status).unwrap()
+    }
+
+    #[test]
+    fn a_missing_right_is_named_with_its_remedy() {
+        use watcher::Error;
+        let failed = |code| Error::InitialListFailed(kube::Error::Api(status(code, "x is forbidden", None)));
+        assert_eq!(
+            missing_right(Kind::Namespace, &failed(403)),
+            "; give the user or service account of this process the verbs list and watch for namespaces, in a ClusterRole \
+             and a ClusterRoleBinding"
+        );
+        assert!(missing_right(Kind::Identity, &failed(403)).contains("ciliumidentities of the API group cilium.io,"));
+        assert_eq!(missing_right(Kind::Namespace, &failed(500)), "");
     }
 
     /// Case B1 from the field: all objects are listed, whether the API answers with a status or with an event.

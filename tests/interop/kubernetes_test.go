@@ -41,6 +41,12 @@ type dict = map[string]any
 
 func startAPIServer(t *testing.T, store string) *apiserver {
 	t.Helper()
+	return startAPIServerWith(t, store, "AlwaysAllow")
+}
+
+// startAPIServerWith starts a kube-apiserver that checks rights in this mode. The token `sesame` may do everything in any.
+func startAPIServerWith(t *testing.T, store, authorization string) *apiserver {
+	t.Helper()
 	bin := os.Getenv("KUBE_APISERVER")
 	if bin == "" {
 		t.Skip("KUBE_APISERVER is not set: run `make interop-kubernetes`")
@@ -65,7 +71,7 @@ func startAPIServer(t *testing.T, store string) *apiserver {
 		"--cert-dir="+filepath.Join(dir, "certs"), "--service-cluster-ip-range=10.0.0.0/24",
 		// The address is not used, but required on a machine without a default route.
 		"--advertise-address=192.0.2.1",
-		"--authorization-mode=AlwaysAllow", "--token-auth-file="+tokens,
+		"--authorization-mode="+authorization, "--token-auth-file="+tokens,
 		"--service-account-issuer=https://kubernetes.default.svc", "--service-account-key-file="+account,
 		"--service-account-signing-key-file="+account, "--endpoint-reconciler-type=none",
 		"--etcd-compaction-interval=60s", "--event-ttl=10s")

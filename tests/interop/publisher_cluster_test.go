@@ -83,11 +83,17 @@ func (a *apiserver) defineCilium() {
 // kubeconfig writes a client's file.
 func (a *apiserver) kubeconfig() string {
 	a.t.Helper()
+	return a.kubeconfigOf("sesame")
+}
+
+// kubeconfigOf writes the file of a client with this token.
+func (a *apiserver) kubeconfigOf(token string) string {
+	a.t.Helper()
 	file := filepath.Join(a.t.TempDir(), "kubeconfig")
 	text, _ := json.Marshal(dict{
 		"apiVersion": "v1", "kind": "Config", "current-context": "c",
 		"clusters": []any{dict{"name": "c", "cluster": dict{"server": a.url, "insecure-skip-tls-verify": true}}},
-		"users":    []any{dict{"name": "u", "user": dict{"token": "sesame"}}},
+		"users":    []any{dict{"name": "u", "user": dict{"token": token}}},
 		"contexts": []any{dict{"name": "c", "context": dict{"cluster": "c", "user": "u"}}},
 	})
 	if err := os.WriteFile(file, text, 0o600); err != nil {
