@@ -13,7 +13,8 @@ use std::sync::Arc;
 
 /// The state of a follower of `leader` that was loaded after a compaction to `compacted`, from a snapshot.
 fn compacted(leader: &Arc<Store>, compacted: i64, has_deletions: bool) -> Recovery {
-    let versions = leader.versions(0).unwrap().all;
+    let mut versions = leader.versions(0).unwrap().all;
+    versions.sort_by(|a, b| (a.kv.key(), a.main, a.sub).cmp(&(b.kv.key(), b.main, b.sub)));
     let mut loader = Loader::following(leader.revision(), compacted);
     let mut kept: Vec<Version> = vec![];
     for version in versions {
