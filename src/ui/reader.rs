@@ -32,7 +32,7 @@ impl Reader {
         match self {
             Self::Operator => None,
             Self::Agent => {
-                Some("keys that the role local must not read are left out, such as those of this cluster itself")
+                Some("keys that the role local may not read are left out, such as those of this cluster itself")
             }
         }
     }

@@ -475,7 +475,7 @@ async fn an_agent_sees_what_its_role_may_read() {
         let answer: Value = serde_json::from_str(&body).unwrap();
         let is_restricted = answer["incomplete"]
             .as_str()
-            .is_some_and(|why| why.contains("the role local must not read"));
+            .is_some_and(|why| why.contains("the role local may not read"));
         assert_eq!(is_restricted, user == agent, "{answer}");
         let findings = answer["findings"].as_array().unwrap().iter();
         findings

@@ -34,9 +34,8 @@ pub(in crate::ui) fn main(own: &str, question: &str, answer: Option<&Result<Find
 fn found(own: &str, findings: &Findings) -> Markup {
     html! {
         p role="status" {
-            (things(findings.findings.len(), "key", "keys")) " for " (findings.looked_for)
-            @if let Some(why) = &findings.incomplete { ": " (why) }
-            "."
+            "Looked for " (findings.looked_for) ": " (things(findings.findings.len(), "key", "keys")) " found."
+            @if let Some(why) = &findings.incomplete { " Incomplete: " (why) "." }
         }
         @for finding in &findings.findings { (one(own, finding)) }
     }

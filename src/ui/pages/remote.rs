@@ -170,7 +170,7 @@ fn configuration(configuration: Option<&Configuration>) -> Markup {
                     ("Cluster id", html! { (c.cluster_id) }),
                     ("Largest mesh", html! { (c.max_connected_clusters) " clusters" }),
                     ("Canaries", yes(c.sync_canaries)),
-                    ("Keys are mirrored ones", yes(c.cached)),
+                    ("Its keys come from a mirror", yes(c.cached)),
                     ("Service exports", text(&c.service_exports)),
                     ("Endpoint slices", text(&c.endpoint_slices)),
                 ])),

@@ -26,7 +26,7 @@ pub(super) fn main(page: &Services, search: &str, clusters: usize) -> Main {
             p #found role="status" {
                 (things(page.total, "service", "services")) @if !search.is_empty() { " with “" (search) "”" }
                 " in " (things(clusters, "cluster", "clusters"))
-                @if let Some(why) = &page.incomplete { ". Incomplete: " (why) }
+                "." @if let Some(why) = &page.incomplete { " Incomplete: " (why) "." }
             }
         },
     );
@@ -61,7 +61,7 @@ fn rows(service: &Service) -> Markup {
             tr {
                 @if at == 0 {
                     th scope="rowgroup" rowspan=(service.clusters.len()) {
-                        span.quiet { (service.namespace) "/" } (service.name)
+                        div.long { span.quiet { (service.namespace) "/" } (service.name) }
                         @for conflict in &service.conflicts {
                             p.reason { span.state.bad { span.sign aria-hidden="true" { "✕" } " conflict" } ": " (conflict) }
                         }
@@ -78,8 +78,8 @@ fn cells(here: &ServiceIn) -> Markup {
         td { (here.cluster) }
         td.number { @if here.ready == 0 { span.state.warn { span.sign aria-hidden="true" { "▲" } " 0" } } @else { (count(here.ready as u64)) } }
         td.number { (count(here.not_ready as u64)) }
-        td { (here.ports.join(", ")) }
-        td.path { (here.addresses.join(" ")) }
+        td { div.long { (here.ports.join(", ")) } }
+        td.path { div.long { (here.addresses.join(" ")) } }
         td { @match here.shared { Some(true) => "yes", Some(false) => "no", None => { span.quiet { "–" } } } }
         td { @if here.exported { "yes" } @else { span.quiet { "–" } } }
         td { @if let Some(affinity) = &here.session_affinity { (affinity) } @else { span.quiet { "–" } } }
