@@ -17,7 +17,8 @@ use super::data::Data;
 use super::markup::Main;
 use super::reader::Reader;
 use super::words::encoded;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// Services on one page.
 pub(super) const SERVICES: usize = 50;
