@@ -2,6 +2,7 @@
 
 use super::flags::duration;
 use super::kvstoremesh;
+use super::print::Visible;
 use crate::troubleshoot::{self, Mesh};
 use clap::error::Error as ClapError;
 use clap::{ArgMatches, Args, Command, FromArgMatches, Subcommand};
@@ -91,7 +92,7 @@ impl LocalArgs {
 /// Runs `look`, which prints its findings one by one.
 fn printed(look: impl AsyncFnOnce(&mut dyn Write) -> io::Result<()>) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let done = runtime.block_on(look(&mut io::stdout()));
+    let done = runtime.block_on(look(&mut Visible(io::stdout())));
     // Does not wait for a DNS lookup on a blocking thread.
     runtime.shutdown_background();
     match done {

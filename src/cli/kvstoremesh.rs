@@ -10,6 +10,7 @@ use crate::kvstore::etcd::EtcdBackend;
 use crate::kvstoremesh::status::{self, RemoteCluster, ReplicaStatus};
 use crate::util::lifecycle::Lifecycle;
 use crate::util::readiness::{Ready, Requirement};
+use crate::util::words::visible;
 use anyhow::{Context, bail};
 use clap::{ArgAction, Args, Subcommand, ValueEnum};
 use std::io::ErrorKind;
@@ -155,7 +156,7 @@ impl DbgArgs {
         Ok(match output {
             Some(Output::Json) => serde_json::to_string_pretty(&clusters)? + "\n",
             Some(Output::Yaml) => serde_saphyr::to_string(&clusters)?,
-            None => status::format(&clusters, *verbose) + &self.replica(),
+            None => visible(&(status::format(&clusters, *verbose) + &self.replica())).into_owned(),
         })
     }
 }

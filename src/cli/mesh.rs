@@ -255,7 +255,7 @@ impl Output for Terminal {
         match self.to_stderr {
             true => super::logging::complain(&text),
             // A closed or full output does not end a command that changes clusters.
-            false => drop(print::answer(&text)),
+            false => drop(print::text(&text)),
         }
     }
 

@@ -29,17 +29,25 @@ pub fn is_hidden(c: char) -> bool {
     }
 }
 
-/// A text in which hidden characters are written as escapes, such as `\u{202e}`.
+/// Whether the selector U+FE0F makes a picture of this character, as in a warning sign.
+fn is_symbol(c: char) -> bool {
+    matches!(c, '\u{2100}'..='\u{27bf}' | '\u{2900}'..='\u{2bff}' | '\u{1f000}'..='\u{1faff}')
+}
+
+/// A text in which hidden characters are written as escapes, such as `\u{202e}`. The selector of a symbol's picture stays.
 pub fn visible(text: &str) -> Cow<'_, str> {
     if !text.contains(is_hidden) {
         return Cow::Borrowed(text);
     }
     let mut visible = String::with_capacity(text.len() + 16);
+    let mut before = '\0';
     for c in text.chars() {
-        match is_hidden(c) {
+        let selects = c == '\u{fe0f}' && is_symbol(before);
+        match is_hidden(c) && !selects {
             true => visible.extend(c.escape_unicode()),
             false => visible.push(c),
         }
+        before = c;
     }
     Cow::Owned(visible)
 }
@@ -55,6 +63,12 @@ pub fn shortened(text: &str, most: usize) -> Cow<'_, str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_picture_of_a_symbol_stays_and_nothing_else_that_selects_one() {
+        assert_eq!(visible("\u{26a0}\u{fe0f}  hk\u{fe0f}"), "\u{26a0}\u{fe0f}  hk\\u{fe0f}");
+        assert_eq!(visible("\u{2139}\u{fe0f}\u{fe0f}"), "\u{2139}\u{fe0f}\\u{fe0f}");
+    }
 
     #[test]
     fn characters_that_nobody_sees_are_written_as_escapes() {

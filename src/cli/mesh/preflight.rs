@@ -44,10 +44,10 @@ impl PreflightArgs {
         };
         let to_stderr = self.output != Document::Summary;
         let report = Box::pin(preflight::run(&contexts, &options, &Terminal { to_stderr })).await;
-        print::answer(&match self.output.write(&report)? {
-            Some(document) => document,
-            None => report.to_string(),
-        })?;
+        match self.output.write(&report)? {
+            Some(document) => print::answer(&document)?,
+            None => print::text(&report.to_string())?,
+        }
         match report.failed {
             0 => Ok(()),
             1 => bail!("1 check failed"),

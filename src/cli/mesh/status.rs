@@ -49,10 +49,10 @@ impl StatusArgs {
             Ok(report) => report,
             Err(error) => Report::failed(&context, error.to_string()),
         };
-        print::answer(&match self.output.write(&report)? {
-            Some(document) => document,
-            None => report.summary(),
-        })?;
+        match self.output.write(&report)? {
+            Some(document) => print::answer(&document)?,
+            None => print::text(&report.summary())?,
+        }
         match report.problem() {
             None => Ok(()),
             Some(problem) => bail!("{problem}"),
