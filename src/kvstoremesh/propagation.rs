@@ -25,6 +25,9 @@ use prometheus_client::metrics::histogram::Histogram;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+/// The longest time that counts as a propagation: a day.
+const LONGEST_MS: f64 = 86_400_000.0;
+
 /// When something arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Arrival {
@@ -91,7 +94,10 @@ impl Propagation {
         let write = i64::try_from(probe.write_micros.unwrap_or_default()).unwrap_or(i64::MAX);
         let behind = difference.saturating_sub(smallest).saturating_add(write);
         let corrected_ms = millis(behind) + shortest.as_secs_f64() * 500.0;
-        self.measured.add(corrected_ms, arrival.at);
+        // The remote cluster chooses the times: what nobody can have waited for says nothing.
+        if corrected_ms <= LONGEST_MS {
+            self.measured.add(corrected_ms, arrival.at);
+        }
     }
 
     /// A read was answered after this time.
@@ -271,6 +277,26 @@ mod tests {
         assert!(close(figures.max, 4.0) && figures.samples == 60, "{figures:?}");
         assert_eq!(propagation.by_minute(at).len(), 1);
         assert_eq!(propagation.shortest_round_trip(at), Some(Duration::from_millis(8)));
+    }
+
+    #[test]
+    fn times_that_nobody_can_have_waited_for_are_no_figures() {
+        let mut propagation = Propagation::default();
+        let at = Duration::from_secs(60);
+        propagation.round_trip(Duration::from_millis(2), at);
+        for (write, run_micros) in [(0, HOUR), (u64::MAX, HOUR + 1), (0, i64::MIN)] {
+            let probe = Probe {
+                run: 1,
+                unix_micros: START,
+                run_micros,
+                write_micros: Some(write),
+                keys: BTreeMap::new(),
+            };
+            let arrival = Arrival { at, unix_micros: START };
+            propagation.probe(&probe, arrival);
+        }
+        let figures = propagation.figures(at, 5).unwrap();
+        assert!(figures.samples == 1 && figures.max < 10.0, "{figures:?}");
     }
 
     #[test]
