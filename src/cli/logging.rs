@@ -46,7 +46,7 @@ pub enum Output {
 pub fn init(format: Format, level: Level, output: Output) {
     // kube logs every retry; the Kubernetes room logs each failure once, with the kind of object.
     let filter = EnvFilter::new(format!(
-        "warn,kube_client=off,isthmus={}",
+        "warn,kube_client=off,kube_runtime=off,isthmus={}",
         level.as_str().to_ascii_lowercase()
     ));
     let _ = STARTED.set((format, output));
