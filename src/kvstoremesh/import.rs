@@ -167,7 +167,9 @@ impl Import {
         let bytes_max = keys_max.saturating_mul(REMEMBERED_PER_KEY).max(REMEMBERED_MIN);
         if remembered > bytes_max {
             return Some(format!(
-                "names, backends or values that take {remembered} bytes of memory for the scope file, more than the limit of                  {bytes_max} ({REMEMBERED_PER_KEY} for each key of --clustermesh-max-keys); find what writes them there, or                  leave the kind out for this cluster with kinds in the scope file"
+                "names, backends or values that take {remembered} bytes of memory for the scope file, more than the limit of \
+                 {bytes_max} ({REMEMBERED_PER_KEY} for each key of --clustermesh-max-keys); find what writes them there, or \
+                 leave the kind out for this cluster with kinds in the scope file"
             ));
         }
         let entry = filter.entry().unwrap_or_default().to_owned();
