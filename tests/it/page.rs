@@ -335,6 +335,18 @@ async fn what_a_hostile_remote_writes_is_shown_as_text() {
     );
 }
 
+/// The flags of a page over TLS that lets in clients of `ca`, and whoever knows the token.
+fn page_flags(tls: &Tls, port: u16, ca: &std::path::Path, token: &std::path::Path) -> [String; 5] {
+    let flag = |name: &str, path: &std::path::Path| format!("--{name}={}", path.display());
+    [
+        format!("--ui-addr=127.0.0.1:{port}"),
+        flag("ui-cert-file", &tls.server.cert),
+        flag("ui-key-file", &tls.server.key),
+        flag("ui-trusted-ca-file", ca),
+        flag("ui-token-file", token),
+    ]
+}
+
 #[tokio::test]
 async fn over_tls_the_page_asks_for_a_certificate_or_a_token() {
     let tls = Tls::new();
@@ -343,14 +355,7 @@ async fn over_tls_the_page_asks_for_a_certificate_or_a_token() {
     write_client_files(&tls, &[]);
     let target = etcd(&tls).start();
     let (address, port) = (target.address().await, free_port());
-    let flag = |name: &str, path: &std::path::Path| format!("--{name}={}", path.display());
-    let flags = [
-        format!("--ui-addr=127.0.0.1:{port}"),
-        flag("ui-cert-file", &tls.server.cert),
-        flag("ui-key-file", &tls.server.key),
-        flag("ui-trusted-ca-file", &tls.ca.path()),
-        flag("ui-token-file", &token),
-    ];
+    let flags = page_flags(&tls, port, &tls.ca.path(), &token);
     let mirror = Mirror::start(&tls, &address, &flags.each_ref().map(String::as_str));
     mirror.process.line("serving the mesh page").await;
     let url = format!("https://127.0.0.1:{port}/api/v1/overview");
@@ -394,14 +399,7 @@ async fn an_open_page_ends_with_its_token_and_with_the_trust_in_its_certificate(
     write_client_files(&tls, &[]);
     let target = etcd(&tls).start();
     let (address, port) = (target.address().await, free_port());
-    let flag = |name: &str, path: &std::path::Path| format!("--{name}={}", path.display());
-    let flags = [
-        format!("--ui-addr=127.0.0.1:{port}"),
-        flag("ui-cert-file", &tls.server.cert),
-        flag("ui-key-file", &tls.server.key),
-        flag("ui-trusted-ca-file", &ca),
-        flag("ui-token-file", &token),
-    ];
+    let flags = page_flags(&tls, port, &ca, &token);
     let mirror = Mirror::start(&tls, &address, &flags.each_ref().map(String::as_str));
     mirror.process.line("serving the mesh page").await;
     let live = || Request::get(&format!("https://127.0.0.1:{port}/live/overview")).within(PATIENCE);
