@@ -336,6 +336,7 @@ impl Core {
             Arc::clone(&self.connections),
             self.config.max_concurrent_streams,
             self.config.keepalive,
+            self.config.ping_answer_delay,
         ));
         let accept =
             |listener: Listener| listener.accept(Arc::clone(&transport), Arc::clone(&self.connections), life.clone());

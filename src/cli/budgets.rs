@@ -10,6 +10,8 @@ use std::time::Duration;
 const MIB: u64 = 1 << 20;
 /// A shorter time would end connections between the calls of a busy client, or let clients do nothing but connect.
 const IDLE_MIN: Duration = Duration::from_secs(1);
+/// Clients wait for the answer to a ping for some seconds at least.
+const PING_ANSWER_DELAY_MAX: Duration = Duration::from_secs(1);
 
 pub const VARIABLES: &[Variables] = &[
     Variables {
@@ -77,6 +79,11 @@ pub const VARIABLES: &[Variables] = &[
         etcd: "ETCD_WATCH_GATHER_TIME",
         serve: "CILIUM_WATCH_GATHER_TIME",
     },
+    Variables {
+        flag: "ping_answer_delay",
+        etcd: "ETCD_PING_ANSWER_DELAY",
+        serve: "CILIUM_PING_ANSWER_DELAY",
+    },
 ];
 
 /// The most that clients may make the server hold; docs/security.md says what happens when a budget is used up.
@@ -143,6 +150,22 @@ pub struct BudgetArgs {
     /// this. 0s sends each event at once, which costs a message for each event and watcher.
     #[arg(long, default_value = "4ms", value_parser = duration, value_name = "DURATION")]
     pub watch_gather_time: Duration,
+    /// Longest time for which the answer to a ping of HTTP/2 waits for the next output of its connection, at most 1s. Clients of gRPC ping
+    /// after data to measure their bandwidth; only a ping after at most 32 KiB waits, only one at a time, and 1 of 16 where events are
+    /// further apart. 0s answers
+    /// each ping at once, which costs about as much as sending an event.
+    #[arg(long, default_value = "100ms", value_parser = ping_answer_delay, value_name = "DURATION")]
+    pub ping_answer_delay: Duration,
+}
+
+/// A delay that no client takes for a silence.
+fn ping_answer_delay(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        delay if delay > PING_ANSWER_DELAY_MAX => {
+            Err("at most 1s, since clients would take the silence for a failure".to_owned())
+        }
+        delay => Ok(delay),
+    }
 }
 
 impl BudgetArgs {
@@ -191,6 +214,7 @@ mod tests {
         let config = crate::server::Config::new(crate::server::MemberIdentity::random());
         assert_eq!(args.max_concurrent_streams, config.max_concurrent_streams);
         assert_eq!(args.watch_gather_time, config.watch_gather_time);
+        assert_eq!(args.ping_answer_delay, config.ping_answer_delay);
         assert_eq!(args.drain_time, config.drain_time);
     }
 
@@ -199,6 +223,7 @@ mod tests {
         for flag in ["--max-leases-per-user=0", "--max-answer-bytes-per-connection=0"] {
             assert!(Line::try_parse_from(["etcd", flag]).is_err(), "{flag}");
         }
+        assert!(Line::try_parse_from(["etcd", "--ping-answer-delay=2s"]).is_err());
         let all = parse(&["--max-connections=99999999", "--idle-timeout=0s"]).budgets();
         assert_eq!(all.connections, descriptors::connections());
         assert_eq!(all.idle_timeout, IDLE_MIN);

@@ -358,6 +358,7 @@ impl EtcdArgs {
                 },
                 max_concurrent_streams: self.budgets.max_concurrent_streams,
                 watch_gather_time: self.budgets.watch_gather_time,
+                ping_answer_delay: self.budgets.ping_answer_delay,
                 drain_time: self.budgets.drain_time,
                 cancel_impossible_watches: self.follow.cancels_impossible_watches(false),
                 budgets: self.budgets.budgets(),

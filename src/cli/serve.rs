@@ -258,6 +258,7 @@ fn limits(budgets: &BudgetArgs) -> server::Config {
     server::Config {
         max_concurrent_streams: budgets.max_concurrent_streams,
         watch_gather_time: budgets.watch_gather_time,
+        ping_answer_delay: budgets.ping_answer_delay,
         drain_time: budgets.drain_time,
         budgets: budgets.budgets(),
         ..server::Config::new(MemberIdentity::random())

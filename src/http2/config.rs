@@ -24,6 +24,8 @@ pub struct Config {
     /// Bytes that wait for the socket. More are only taken for frames that the protocol requires.
     pub max_output: usize,
     pub keepalive: Option<Keepalive>,
+    /// The longest time for which the answer to a ping may wait for something to go with. Zero answers at once.
+    pub ping_answer_delay: Duration,
 }
 
 /// Pings of idle connections.
@@ -48,6 +50,7 @@ impl Default for Config {
             max_empty_data: 1000,
             max_output: 64 << 10,
             keepalive: None,
+            ping_answer_delay: Duration::ZERO,
         }
     }
 }

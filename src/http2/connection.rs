@@ -1,6 +1,7 @@
 //! A connection as one task: it reads frames, polls the calls that were woken, and writes everything that is ready at once.
 
 mod calls;
+mod late;
 mod liveness;
 mod reading;
 #[cfg(test)]
@@ -15,6 +16,7 @@ use bytes::Bytes;
 use calls::Calls;
 use http::{Request, Response};
 use http_body::Body;
+use late::LateAnswer;
 use liveness::Liveness;
 use reading::Received;
 use std::io::{self, IoSlice};
@@ -48,6 +50,7 @@ pub struct Connection<I, S, F, B> {
     /// Whether bytes were written that were not flushed.
     unflushed: bool,
     liveness: Option<Liveness>,
+    late_answer: LateAnswer,
     ending: Option<Box<Ending>>,
 }
 
@@ -73,6 +76,7 @@ where
             io,
             service,
             liveness: config.keepalive.map(Liveness::new),
+            late_answer: LateAnswer::default(),
             core: Core::new(config),
             calls: Calls::default(),
             rest: Vec::new(),
@@ -112,6 +116,7 @@ where
             let received = self.receive(cx)?;
             self.check_liveness(cx, received == Received::Nothing)?;
             self.calls.run(&mut self.core, &mut polls);
+            self.late_answer.poll(&mut self.core, cx);
             let written = self.poll_write(cx)?;
             match received {
                 Received::End if self.core.has_streams() => return Err(Error::ClosedAmidCalls),
@@ -162,7 +167,10 @@ where
         self.calls.clear();
         self.rest = Vec::new();
         let last_words = match &result {
-            Ok(()) => true,
+            Ok(()) => {
+                self.core.answer_late();
+                true
+            }
             Err(Error::Violation(violation)) => {
                 let violation: Violation = *violation;
                 self.core.fail(violation);

@@ -1,5 +1,6 @@
 //! The state machine of a connection, without IO: it takes frames, and makes events and output.
 
+mod pings;
 mod receive;
 mod send;
 #[cfg(test)]
@@ -16,6 +17,7 @@ use super::output::Output;
 use super::streams::Streams;
 use super::wakers::{SlotWaker, WakeSet};
 use http::Request;
+use pings::Pings;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -32,7 +34,6 @@ const ENDED_REMEMBERED: usize = 8;
 const SENT_PAYLOAD_MAX: u32 = 64 << 10;
 /// The data of the ping whose answer shows that the client knows of the end.
 const LAST_PING: [u8; 8] = *b"last one";
-const KEEPALIVE_PING: [u8; 8] = *b"isthere?";
 
 /// What a frame means for the calls.
 #[derive(Debug)]
@@ -109,6 +110,7 @@ pub(super) struct Core {
     resets: VecDeque<u32>,
     ended: VecDeque<u32>,
     counters: Counters,
+    pings: Pings,
     pub output: Output,
 }
 
@@ -146,6 +148,7 @@ impl Core {
             resets: VecDeque::new(),
             ended: VecDeque::new(),
             counters: Counters::default(),
+            pings: Pings::default(),
             output,
             config,
         }
@@ -187,11 +190,6 @@ impl Core {
     /// Whether the connection was shut down and no stream is left.
     pub fn is_done(&self) -> bool {
         matches!(self.end, End::After(_)) && self.streams.is_empty()
-    }
-
-    /// Asks the client whether it lives.
-    pub fn ping(&mut self) {
-        frame::ping(self.output.buffer(), 0, KEEPALIVE_PING);
     }
 
     /// Ends the connection. All calls must be dropped.

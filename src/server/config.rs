@@ -43,6 +43,8 @@ pub struct Config {
     /// The longest time for which the events of a watched range are gathered, once they follow each other closely and
     /// the range has many watchers. Zero sends each event at once.
     pub watch_gather_time: Duration,
+    /// The longest time for which the answer to a ping after little data waits for something to go with. Zero answers at once.
+    pub ping_answer_delay: Duration,
     /// The time between the wish to end the process and the stop, in which clients are asked to connect elsewhere.
     pub drain_time: Duration,
     /// Bytes that the store may take. A negative number means no limit.
@@ -95,6 +97,7 @@ impl Config {
             quiet_watch_time: None,
             cancel_impossible_watches: false,
             watch_gather_time: Duration::from_millis(4),
+            ping_answer_delay: Duration::from_millis(100),
             drain_time: Duration::ZERO,
             quota_bytes: 2 << 30,
             keepalive: Keepalive {

@@ -64,6 +64,7 @@ impl Transport {
         connections: Arc<Connections>,
         max_concurrent_streams: u32,
         keepalive: Keepalive,
+        ping_answer_delay: Duration,
     ) -> Self {
         let Keepalive { interval, timeout } = keepalive;
         let pings = !interval.is_zero() && !timeout.is_zero();
@@ -80,6 +81,7 @@ impl Transport {
             max_empty_data: EMPTY_DATA_MAX,
             max_output: SEND_BUFFER,
             keepalive: pings.then_some(http2::config::Keepalive { interval, timeout }),
+            ping_answer_delay,
         };
         Self {
             protocols: Arc::new(Protocols {

@@ -342,6 +342,72 @@ async fn a_silent_client_is_pinged_and_disconnected() {
     assert_eq!(began.elapsed().as_secs(), 113);
 }
 
+/// Reads until a frame of a kind comes.
+async fn read_until(near: &mut DuplexStream, wanted: u8) -> Vec<u8> {
+    loop {
+        let mut head = [0; frame::HEAD];
+        near.read_exact(&mut head).await.unwrap();
+        let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+        near.read_exact(&mut payload).await.unwrap();
+        if head[3] == wanted {
+            return payload;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_answer_to_a_ping_goes_with_data_or_alone_after_the_delay() {
+    let config = Config {
+        ping_answer_delay: Duration::from_millis(100),
+        ..Config::default()
+    };
+    let (mut near, far) = raw(1 << 10).await;
+    let (events, received) = mpsc::unbounded::<Bytes>();
+    let body = Cell::new(Some(received));
+    let service = |_| {
+        let events = body.take().unwrap();
+        std::future::ready(answer(StreamBody::new(events.map(|event| Ok(Frame::data(event))))))
+    };
+    let client = async {
+        near.write_all(&get(1)).await.unwrap();
+        let began = Instant::now();
+        // An answer that had to go alone was not worth the wait: the next ones do not wait.
+        for (round, waited) in (0..17).map(|round| (round, if round == 16 { 200 } else { 100 })) {
+            events.unbounded_send(Bytes::from_static(b"event")).unwrap();
+            assert_eq!(read_until(&mut near, kind::DATA).await, b"event");
+            let mut ping = Vec::new();
+            frame::ping(&mut ping, 0, [round; 8]);
+            near.write_all(&ping).await.unwrap();
+            assert_eq!(read_until(&mut near, kind::PING).await, [round; 8]);
+            assert_eq!(began.elapsed().as_millis(), waited, "ping {round}");
+        }
+        for _ in 0..15 {
+            events.unbounded_send(Bytes::from_static(b"event")).unwrap();
+            read_until(&mut near, kind::DATA).await;
+            let mut ping = Vec::new();
+            frame::ping(&mut ping, 0, [7; 8]);
+            near.write_all(&ping).await.unwrap();
+            read_until(&mut near, kind::PING).await;
+        }
+        let began = Instant::now();
+        for round in 0..3 {
+            let mut ping = Vec::new();
+            frame::ping(&mut ping, 0, [round; 8]);
+            events.unbounded_send(Bytes::from_static(b"event")).unwrap();
+            read_until(&mut near, kind::DATA).await;
+            near.write_all(&ping).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(90)).await;
+            events.unbounded_send(Bytes::from_static(b"event")).unwrap();
+            read_until(&mut near, kind::DATA).await;
+            assert_eq!(read_until(&mut near, kind::PING).await, [round; 8]);
+        }
+        assert_eq!(began.elapsed().as_millis(), 270, "with the next event");
+        drop(near);
+    };
+    let (ended, ()) = tokio::join!(accept(far, service, config), client);
+    assert!(matches!(ended, Err(Error::ClosedAmidCalls)), "{ended:?}");
+}
+
 #[tokio::test]
 async fn an_error_of_the_connection_is_told_and_ends_the_calls() {
     let (mut near, far) = raw(1 << 10).await;

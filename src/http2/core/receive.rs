@@ -1,6 +1,6 @@
 //! Frames of the client (RFC 9113, section 6).
 
-use super::{Block, Core, End, Event, LAST_PING, MAX_31, SENT_PAYLOAD_MAX};
+use super::{Block, Core, End, Event, MAX_31, SENT_PAYLOAD_MAX};
 use crate::http2::error::{Code, Violation};
 use crate::http2::frame::{self, Head, flag, kind, setting};
 use crate::http2::headers::{Fields, Opening, Refusal};
@@ -380,22 +380,6 @@ impl Core {
             }
         }
         Ok(())
-    }
-
-    fn pinged(&mut self, head: Head, payload: &[u8]) -> Result<Event, Violation> {
-        let Ok(data) = <[u8; 8]>::try_from(payload) else {
-            return Err(Violation::frame_size("PING of a wrong length"));
-        };
-        if head.stream != 0 {
-            return Err(Violation::protocol("PING of a stream"));
-        }
-        if !head.has(flag::ACK) {
-            frame::ping(self.output.buffer(), flag::ACK, data);
-        } else if data == LAST_PING && self.end == End::Announced {
-            self.end = End::After(self.last);
-            frame::go_away(self.output.buffer(), self.last, Code::NoError, self.reason);
-        }
-        Ok(Event::Nothing)
     }
 
     /// The client will open no more streams, and need not: it ends the connection itself.

@@ -61,6 +61,7 @@ impl Core {
         let length = data.len().min(window).min(self.client.max_payload as usize);
         stream.send_window -= length as i64;
         self.send_window -= length as i64;
+        self.pings.data_sent(length);
         let all = length == data.len();
         let flags = if all && end { flag::END_STREAM } else { 0 };
         frame::head(self.output.buffer(), length, kind::DATA, flags, stream.id);

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use std::io::IoSlice;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 /// POST, http, a path of `/`.
 const POST: &[u8] = b"\x83\x86\x84";
@@ -631,6 +632,81 @@ fn pings_are_answered_and_unknown_frames_ignored() {
     client.send(kind::SETTINGS, flag::ACK, 0, b"").unwrap();
     client.send(kind::SETTINGS, 0, 0, &settings(&[(0x99, 1)])).unwrap();
     assert_eq!(client.frames(), [(kind::SETTINGS, flag::ACK, 0, vec![])]);
+}
+
+/// A client whose pings may wait for an answer, and the slot of its watch.
+fn measuring() -> (Client, usize) {
+    let mut client = Client::with(Config {
+        ping_answer_delay: Duration::from_millis(100),
+        ..Config::default()
+    });
+    let slot = client.open(1, flag::END_HEADERS);
+    (client, slot)
+}
+
+fn pong(data: &[u8; 8]) -> Frame {
+    (kind::PING, flag::ACK, 0, data.to_vec())
+}
+
+fn event(length: usize) -> Bytes {
+    vec![7; length].into()
+}
+
+#[test]
+fn a_ping_after_a_small_event_is_answered_behind_the_next_one() {
+    let (mut client, slot) = measuring();
+    for ping in [b"ping   1", b"ping   2"] {
+        client.core.send_data(slot, &mut event(300), false);
+        client.frames();
+        client.send(kind::PING, 0, 0, ping).unwrap();
+        assert_eq!(client.frames(), []);
+        assert!(client.core.has_late_answer());
+        client.core.send_data(slot, &mut event(300), false);
+        client.core.answer_late();
+        let frames = client.frames();
+        assert_eq!((frames.len(), frames[0].0, &frames[1]), (2, kind::DATA, &pong(ping)));
+        assert!(!client.core.has_late_answer());
+    }
+}
+
+#[test]
+fn pings_that_want_to_know_something_now_are_answered_at_once() {
+    let (mut client, slot) = measuring();
+    client.send(kind::PING, 0, 0, b"no data.").unwrap();
+    assert_eq!(client.frames(), [pong(b"no data.")]);
+
+    client.core.send_data(slot, &mut event(16 << 10), false);
+    client.core.send_data(slot, &mut event(16 << 10), false);
+    client.core.send_data(slot, &mut event(1), false);
+    client.frames();
+    client.send(kind::PING, 0, 0, b"bulk....").unwrap();
+    assert_eq!(client.frames(), [pong(b"bulk....")]);
+
+    client.core.send_data(slot, &mut event(1), false);
+    client.frames();
+    client.send(kind::PING, 0, 0, b"waits...").unwrap();
+    client.send(kind::PING, 0, 0, b"another.").unwrap();
+    assert_eq!(
+        client.frames(),
+        [pong(b"waits..."), pong(b"another.")],
+        "in their order"
+    );
+
+    client.core.send_data(slot, &mut event(1), false);
+    client.core.shut_down("bye");
+    client.frames();
+    client.send(kind::PING, 0, 0, b"the end.").unwrap();
+    assert_eq!(client.frames(), [pong(b"the end.")]);
+}
+
+#[test]
+fn without_a_delay_every_ping_is_answered_at_once() {
+    let mut client = Client::new();
+    let slot = client.open(1, flag::END_HEADERS);
+    client.core.send_data(slot, &mut event(1), false);
+    client.frames();
+    client.send(kind::PING, 0, 0, b"12345678").unwrap();
+    assert_eq!(client.frames(), [pong(b"12345678")]);
 }
 
 fn frame() -> impl Strategy<Value = (u8, u8, u32, Vec<u8>)> {
