@@ -147,7 +147,9 @@ impl Driver {
             if let Some(next) = self.take(input) {
                 return next;
             }
-            self.joined();
+            if let Some(next) = self.joined().await {
+                return next;
+            }
         }
         let mut taken = 0;
         loop {
@@ -215,12 +217,26 @@ impl Driver {
         self.following.link.metrics.connected();
     }
 
-    /// The watch from before a load goes on behind it: both have the same past.
-    fn joined(&mut self) {
-        if self.session.is_some() {
-            self.connected();
-            self.endpoints.agrees(&self.endpoint());
-            self.is_proven = true;
+    /// The watch from before a load goes on behind it. The name of an endpoint may have led the load to another store than the
+    /// watch, so that the endpoint of the watch is judged like every other one.
+    async fn joined(&mut self) -> Option<Next> {
+        let member = Arc::clone(&self.session.as_ref()?.member);
+        self.connected();
+        match Box::pin(self.endpoints.judge(&member, self.feed.applied())).await {
+            Ok(None) => {
+                self.endpoints.agrees(&member.endpoint);
+                self.is_proven = true;
+                None
+            }
+            Ok(Some(why)) => {
+                self.following.link.metrics.divergences.inc();
+                self.differs(&member.endpoint, &why);
+                Some(Next::Reload(Why::OtherPast))
+            }
+            Err(error) => {
+                self.unreachable(&member.endpoint, &error);
+                Some(Next::Reconnect(Why::Broken))
+            }
         }
     }
 

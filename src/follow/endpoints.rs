@@ -193,15 +193,27 @@ impl Endpoints {
             return Ok(Candidate::Differs(why));
         }
         let seen = read_from(&member).await?;
-        if let Some(why) = self.header(endpoint, seen, Read::Linearizable { applied }) {
-            return Ok(Candidate::Differs(why));
-        }
-        if let Some(why) = self.sample(&member).await {
+        if let Some(why) = self.answers_differ(&member, seen, applied).await {
             return Ok(Candidate::Differs(why));
         }
         match seen.revision - applied > BEHIND {
             true => Ok(Candidate::Ahead(Box::new(member))),
             false => Ok(Candidate::Fits(Box::new(member))),
+        }
+    }
+
+    /// Judges a member of the followed cluster by what it answers now; the reason if it proves another past than that of revision
+    /// `applied` here.
+    pub(super) async fn judge(&mut self, member: &Member, applied: i64) -> Result<Option<String>, Error> {
+        let seen = read_from(member).await?;
+        Ok(self.answers_differ(member, seen, applied).await)
+    }
+
+    /// Judges a linearizable answer, and older key-values; the reason if they prove another past.
+    async fn answers_differ(&mut self, member: &Member, seen: Seen, applied: i64) -> Option<String> {
+        match self.header(&member.endpoint, seen, Read::Linearizable { applied }) {
+            Some(why) => Some(why),
+            None => self.sample(member).await,
         }
     }
 

@@ -302,15 +302,17 @@ impl Opinion {
 
 // === samples ===
 
-/// Chooses up to [`SAMPLES`] changes of revisions after `compacted`, upstream's compact revision.
+/// Chooses up to [`SAMPLES`] changes of revisions after `compacted`, upstream's compact revision; the first is of the last revision,
+/// which two pasts hardly share.
 pub fn samples(store: &Store, compacted: i64, mut random: impl FnMut() -> u64) -> Vec<Sample> {
     let (first, last) = (store.floor().max(compacted + 1).max(2), store.revision());
     let Ok(revisions @ 1..) = u64::try_from(last - first + 1) else {
         return vec![];
     };
     let mut samples: Vec<Sample> = vec![];
-    for _ in 0..SAMPLES {
-        let revision = first + i64::try_from(random() % revisions).unwrap_or(0);
+    for n in 0..SAMPLES {
+        let older = first + i64::try_from(random() % revisions).unwrap_or(0);
+        let revision = if n == 0 { last } else { older };
         let events = store.events_of(revision).unwrap_or_default();
         let Some(chosen) = usize::try_from(random())
             .ok()
@@ -521,6 +523,7 @@ mod tests {
             assert_eq!(witness.sampled(0, sample, found.as_ref(), secs(0)), Verdict::Fits);
         }
         assert!(chosen.iter().any(|sample| sample.expected.is_none()));
+        assert_eq!(chosen[0].revision, 51);
         let there = chosen.iter().find(|sample| sample.expected.is_some()).unwrap();
         let verdict = witness.sampled(0, there, None, secs(0));
         let revision = there.revision;
