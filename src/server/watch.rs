@@ -4,6 +4,7 @@
 //! that may have events puts its id into the stream's ready list, at most once; the stream takes all ready events of
 //! one watcher in one message. The header revision of a message is the last revision that was delivered as a whole.
 
+mod bell;
 mod fragment;
 mod quiet;
 mod ready;
@@ -23,8 +24,8 @@ use crate::mvcc::{KeyRange, Wake, WatchUpdate, Watcher};
 use crate::pb::etcdserverpb as pb;
 use crate::pb::{WatchHead, WatchResponse};
 use crate::util::trace::{self, Value};
+use bell::Bell;
 use fragment::fragments;
-use futures::FutureExt;
 use pb::watch_request::RequestUnion;
 use quiet::Told;
 use rand::RngExt;
@@ -33,10 +34,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Weak};
+use std::task::{Context, Poll};
 use std::time::Duration;
 use suspects::Suspects;
 use tokio::time::{Interval, MissedTickBehavior};
 use tokio_stream::Stream;
+use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::{Request, Response, Status, Streaming};
 
 /// Bytes of events in one message. Small enough for clients that decode at most 4 MiB, as Rust's do; large
@@ -81,6 +84,9 @@ struct WatchSession {
     /// The version of users and roles at which all watchers were allowed.
     allowed_at: AuthVersion,
     ended: bool,
+    /// Rings when something happens that is not an event.
+    bell: Bell,
+    stopped: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 /// A response that has to wait until the state on which it rests is durable.
@@ -139,14 +145,6 @@ impl pb::watch_server::Watch for WatchService {
     }
 }
 
-/// Waits for the future, or for ever if there is none.
-async fn or_never(future: Pin<&mut Option<impl Future<Output = ()>>>) {
-    match future.as_pin_mut() {
-        Some(future) => future.await,
-        None => std::future::pending().await,
-    }
-}
-
 /// Describes a watcher to whoever follows a write.
 fn reader(caller: &Caller, watch_id: i64, range: &KeyRange) -> Vec<(&'static str, Value)> {
     let peer = caller.peer();
@@ -179,6 +177,7 @@ impl WatchSession {
             allowed_at: core.admission.auth_version(),
             ticker: ticker(core.config.watch_progress_interval, 1.0..1.1),
             quiet: quiet::looks(&core),
+            stopped: Box::pin(core.stop.clone().cancelled_owned()),
             core,
             caller,
             inbound,
@@ -192,6 +191,7 @@ impl WatchSession {
             last_start: 0,
             suspects: Suspects::default(),
             ended: false,
+            bell: Bell::new(),
         }
     }
 
@@ -203,7 +203,7 @@ impl WatchSession {
         loop {
             // The transport asks for messages until it has enough for a large frame.
             tokio::task::coop::consume_budget().await;
-            if self.core.stop.is_cancelled() {
+            if self.bell.has_rung() && self.core.stop.is_cancelled() {
                 // After any other code, or a clean end, a Go client would not watch again.
                 return self.end(status::stopped());
             }
@@ -250,42 +250,70 @@ impl WatchSession {
 
     /// Waits until there may be something to do. Cancel-safe.
     async fn wait(&mut self) -> Happened {
-        let core = Arc::clone(&self.core);
         // Only a stream that owes an answer waits for others to be woken: each waiting stream costs time in every
         // publication.
-        let asked = self.progress_from.is_some();
-        let mut woken = pin!(asked.then(|| core.woken.notified()));
+        let core = self.progress_from.is_some().then(|| Arc::clone(&self.core));
+        let mut woken = pin!(core.as_ref().map(|core| core.woken.notified()));
         if let Some(woken) = woken.as_mut().as_pin_mut() {
             woken.enable();
         }
         if self.report_progress() {
             return Happened::Woken;
         }
-        let inbound = async {
-            match &mut self.inbound {
-                Some(inbound) => inbound.message().await,
-                None => std::future::pending().await,
+        std::future::poll_fn(|cx| {
+            let asked = woken.as_mut().as_pin_mut();
+            if self.ready.poll(cx).is_ready() || asked.is_some_and(|woken| woken.poll(cx).is_ready()) {
+                return Poll::Ready(Happened::Woken);
             }
-        };
-        tokio::select! {
-            () = self.core.stop.cancelled() => Happened::Woken,
-            () = self.ready.woken() => Happened::Woken,
-            () = or_never(woken) => Happened::Woken,
-            _ = self.ticker.tick() => Happened::Tick,
-            () = quiet::due(&mut self.quiet) => Happened::Look,
-            told = self.suspects.answer() => Happened::Judged(told),
-            request = inbound => Happened::Request(request),
+            match self.bell.heard(cx) {
+                true => {
+                    let found = self.look_around();
+                    self.bell.found(found)
+                }
+                false => Poll::Pending,
+            }
+        })
+        .await
+    }
+
+    /// Looks at everything that happens seldom.
+    fn look_around(&mut self) -> Poll<Happened> {
+        let waker = self.bell.waker();
+        let cx = &mut Context::from_waker(&waker);
+        if self.stopped.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Happened::Woken);
+        }
+        if self.ticker.poll_tick(cx).is_ready() {
+            return Poll::Ready(Happened::Tick);
+        }
+        if self.quiet.as_mut().is_some_and(|quiet| quiet.poll_tick(cx).is_ready()) {
+            return Poll::Ready(Happened::Look);
+        }
+        if let Poll::Ready(told) = self.suspects.poll(cx) {
+            return Poll::Ready(Happened::Judged(told));
+        }
+        self.poll_request().map(Happened::Request)
+    }
+
+    /// The next request, or the end of them.
+    fn poll_request(&mut self) -> Poll<Result<Option<pb::WatchRequest>, Status>> {
+        let waker = self.bell.waker();
+        match &mut self.inbound {
+            Some(inbound) => pin!(inbound.message()).poll(&mut Context::from_waker(&waker)),
+            None => Poll::Pending,
         }
     }
 
     /// Takes the requests that are there.
     fn take_requests(&mut self) -> Result<(), Status> {
+        if !self.bell.has_rung() {
+            return Ok(());
+        }
         for _ in 0..REQUESTS_AT_ONCE {
             if self.answers.len() >= ANSWERS_WAITING {
                 break;
             }
-            let Some(inbound) = &mut self.inbound else { break };
-            let Some(message) = inbound.message().now_or_never() else {
+            let Poll::Ready(message) = self.poll_request() else {
                 break;
             };
             self.received(message)?;

@@ -53,14 +53,6 @@ pub(super) fn looks(core: &Core) -> Option<Interval> {
     core.config.quiet_watch_time.map(|time| ticker(time, SPREAD))
 }
 
-/// Returns when it is time to look at the watches.
-pub(super) async fn due(looks: &mut Option<Interval>) {
-    match looks {
-        Some(looks) => drop(looks.tick().await),
-        None => std::future::pending().await,
-    }
-}
-
 impl WatchSession {
     /// Tells progress to the watches that had no message since the last look.
     pub(super) fn look_at_quiet(&mut self) {

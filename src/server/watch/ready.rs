@@ -6,15 +6,14 @@ use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
-use tokio::sync::Notify;
 use tokio::time::Instant;
 
 /// The ids of watchers that were woken and have not been looked at since, each at most once.
 #[derive(Debug, Default)]
 pub(super) struct ReadyList {
     ids: Mutex<Ids>,
-    notify: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -22,6 +21,8 @@ struct Ids {
     ids: VecDeque<i64>,
     /// Since when there have been ids.
     since: Option<Instant>,
+    /// Whom the next id wakes.
+    task: Option<Waker>,
 }
 
 /// Puts one watcher into the ready list.
@@ -46,16 +47,30 @@ impl ReadyList {
     }
 
     fn push(&self, id: i64) {
-        let mut ids = self.ids.lock();
-        if ids.since.is_none() {
-            ids.since = Some(Instant::now());
+        let task = {
+            let mut ids = self.ids.lock();
+            if ids.since.is_none() {
+                ids.since = Some(Instant::now());
+            }
+            ids.ids.push_back(id);
+            ids.task.take()
+        };
+        if let Some(task) = task {
+            task.wake();
         }
-        ids.ids.push_back(id);
     }
 
-    /// Returns when a watcher was put into the list.
-    pub(super) async fn woken(&self) {
-        self.notify.notified().await;
+    /// Ready while a watcher is in the list.
+    pub(super) fn poll(&self, cx: &Context<'_>) -> Poll<()> {
+        let mut ids = self.ids.lock();
+        if !ids.ids.is_empty() {
+            return Poll::Ready(());
+        }
+        match &mut ids.task {
+            Some(task) => task.clone_from(cx.waker()),
+            task => *task = Some(cx.waker().clone()),
+        }
+        Poll::Pending
     }
 }
 
@@ -85,7 +100,6 @@ impl Wake for WatcherWake {
     fn wake(&self) {
         if !self.queued.swap(true, Ordering::AcqRel) {
             self.list.push(self.id);
-            self.list.notify.notify_one();
         }
     }
 }

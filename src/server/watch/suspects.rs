@@ -8,6 +8,7 @@
 use super::{WatchHead, WatchSession};
 use crate::server::commit::Cause;
 use futures::future::BoxFuture;
+use std::task::{Context, Poll};
 use std::time::Duration;
 use tonic::Status;
 
@@ -27,11 +28,11 @@ pub(super) struct Suspects {
 }
 
 impl Suspects {
-    /// The answer to the present question. Cancel-safe.
-    pub(super) async fn answer(&mut self) -> Result<i64, Status> {
+    /// The answer to the present question.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<i64, Status>> {
         match &mut self.question {
-            Some(question) => question.await,
-            None => std::future::pending().await,
+            Some(question) => question.as_mut().poll(cx),
+            None => Poll::Pending,
         }
     }
 }
@@ -56,6 +57,7 @@ impl WatchSession {
                 tokio::time::sleep(pause).await;
                 upstream.index().await
             }));
+            self.bell.look_again();
         }
     }
 
