@@ -204,6 +204,11 @@ func (w *walk) op(depth int) *pb.RequestOp {
 		// A limit may cut equal keys anywhere, and the answer does not say which request a part belongs to.
 		q.SortTarget = pb.RangeRequest_KEY
 		q.KeysOnly = q.KeysOnly && !w.before37
+		if w.before37 && w.above {
+			// In etcd 3.6, only the member that proposed a transaction looks at its ranges. If one asks for a revision that is not there,
+			// this member refuses the transaction, and the others carry out its writes.
+			q.Revision = 0
+		}
 		return &pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: q}}
 	case n < 17 || depth == 0:
 		q := &pb.DeleteRangeRequest{Key: w.key(), PrevKv: w.chance(30)}
