@@ -150,10 +150,9 @@ pub struct BudgetArgs {
     /// this. 0s sends each event at once, which costs a message for each event and watcher.
     #[arg(long, default_value = "4ms", value_parser = duration, value_name = "DURATION")]
     pub watch_gather_time: Duration,
-    /// Longest time for which the answer to a ping of HTTP/2 waits for the next output of its connection, at most 1s. Clients of gRPC ping
-    /// after data to measure their bandwidth; only a ping after at most 32 KiB waits, only one at a time, and 1 of 16 where events are
-    /// further apart. 0s answers
-    /// each ping at once, which costs about as much as sending an event.
+    /// Longest time for which the answer to a ping of HTTP/2 waits for the next output of its connection, at most 1s. Clients
+    /// of gRPC ping after data to measure their bandwidth; only a ping after at most 32 KiB waits, only one at a time, and
+    /// 1 of 16 where events are further apart. 0s answers each ping at once, which costs about as much as sending an event.
     #[arg(long, default_value = "100ms", value_parser = ping_answer_delay, value_name = "DURATION")]
     pub ping_answer_delay: Duration,
 }
