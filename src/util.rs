@@ -6,6 +6,7 @@ pub mod backoff;
 pub mod blocking;
 pub mod causes;
 pub mod certificate;
+pub mod deadline;
 pub mod deliveries;
 pub mod descriptors;
 pub mod durations;

@@ -12,6 +12,7 @@ use super::protocol::{Protocol, Protocols};
 use super::refusals::Budget;
 use super::status;
 use crate::http2;
+use crate::util::deadline::Deadline;
 use crate::util::net::Keepalive;
 use axum::Router;
 use axum::body::{Body, Bytes, HttpBody};
@@ -20,11 +21,10 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioTimer;
 use std::convert::Infallible;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 use tower::ServiceExt;
 
 /// Bytes that a stream may send before its call reads them.
@@ -175,7 +175,7 @@ struct Shutdown {
     patient: bool,
     /// When the connection is old, and its client is moved.
     old_at: Option<Instant>,
-    deadline: Pin<Box<Sleep>>,
+    deadline: Deadline,
 }
 
 impl Shutdown {
@@ -187,16 +187,16 @@ impl Shutdown {
             parting: false,
             patient: false,
             old_at,
-            deadline: Box::pin(tokio::time::sleep_until(earlier(first, old_at))),
+            deadline: Deadline::new(earlier(first, old_at)),
         }
     }
 
     /// Ready when a client that was not heard of yet cannot be waited for any longer.
     fn poll_patience(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if !std::mem::replace(&mut self.parting, true) {
-            self.deadline.as_mut().reset(Instant::now() + PATIENCE);
+            self.deadline.reset(Instant::now() + PATIENCE);
         }
-        self.deadline.as_mut().poll(cx)
+        self.deadline.poll(cx)
     }
 
     /// Ready when the time of the connection is over. Calls `shut_down` when no more calls should begin.
@@ -213,9 +213,9 @@ impl Shutdown {
             self.patient = true;
         }
         if end == End::Soon && self.closing && std::mem::take(&mut self.patient) {
-            self.deadline.as_mut().reset(Instant::now() + GRACE);
+            self.deadline.reset(Instant::now() + GRACE);
         }
-        while self.deadline.as_mut().poll(cx).is_ready() {
+        while self.deadline.poll(cx).is_ready() {
             let now = Instant::now();
             let idle = peer.connection.idle();
             let next = if self.closing {
@@ -241,14 +241,14 @@ impl Shutdown {
                     None => earlier(now + budgets.idle_timeout, self.old_at),
                 }
             };
-            self.deadline.as_mut().reset(next);
+            self.deadline.reset(next);
         }
         if let Some(why) = close.filter(|_| !self.closing) {
             self.closing = true;
             shut_down(why);
-            self.deadline.as_mut().reset(Instant::now() + GRACE);
+            self.deadline.reset(Instant::now() + GRACE);
             // The deadline has to be polled to wake this task.
-            let _ = self.deadline.as_mut().poll(cx);
+            let _ = self.deadline.poll(cx);
         }
         Poll::Pending
     }

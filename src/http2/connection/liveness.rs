@@ -2,9 +2,9 @@
 
 use crate::http2::config::Keepalive;
 use crate::http2::error::Error;
-use std::pin::Pin;
+use crate::util::deadline::Deadline;
 use std::task::{Context, Poll};
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 
 pub(super) struct Liveness {
     keepalive: Keepalive,
@@ -12,7 +12,7 @@ pub(super) struct Liveness {
     heard: Instant,
     /// When the unanswered ping was sent.
     pinged: Option<Instant>,
-    timer: Pin<Box<Sleep>>,
+    timer: Deadline,
 }
 
 impl Liveness {
@@ -22,7 +22,7 @@ impl Liveness {
             keepalive,
             heard: now,
             pinged: None,
-            timer: Box::pin(tokio::time::sleep_until(now + keepalive.interval)),
+            timer: Deadline::new(now + keepalive.interval),
         }
     }
 
@@ -34,7 +34,7 @@ impl Liveness {
     /// Returns true if the client should be pinged now.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Result<bool, Error> {
         let mut ping = false;
-        while let Poll::Ready(()) = self.timer.as_mut().poll(cx) {
+        while let Poll::Ready(()) = self.timer.poll(cx) {
             let now = Instant::now();
             let next = match self.pinged {
                 Some(pinged) if self.heard < pinged => return Err(Error::PingTimeout),
@@ -48,7 +48,7 @@ impl Liveness {
                     self.heard + self.keepalive.interval
                 }
             };
-            self.timer.as_mut().reset(next);
+            self.timer.reset(next);
         }
         Ok(ping)
     }
