@@ -34,6 +34,7 @@ mod maintenance;
 mod metrics;
 mod moves;
 mod observe;
+mod own_body;
 pub mod peer;
 mod protocol;
 mod refusals;

@@ -340,7 +340,9 @@ impl HttpBody for AnswerBody {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let this = &mut *self;
         if this.rest.is_empty() {
-            if this.span != Span::Finite && this.call.call.connection().is_moving() {
+            // A message is not cut off: see `OwnBody`.
+            let between = this.inner.size_hint().lower() == 0;
+            if this.span != Span::Finite && between && this.call.call.connection().is_moving() {
                 return Poll::Ready(this.end());
             }
             if !this.urgent {

@@ -7,8 +7,9 @@ use super::admission::{Call, Caller, Operation, PrevKv};
 use super::commit::Cause;
 use super::compaction::Haste;
 use super::fresh::Freshness;
-use super::lists::Streamed;
+use super::lists::List;
 use super::metrics::ReadOnlyTxn;
+use super::own_body::OwnBody;
 use super::refusals::Budget;
 use super::traced::{Traced, written_key};
 use super::turns::{self, Done};
@@ -294,10 +295,10 @@ impl KvService {
             let message = self.range_response(result);
             return self.0.answer(caller.peer(), done, bytes, message).await;
         }
-        let list = Streamed::new(self.0.header(result.revision), result);
+        let list = List::new(self.0.header(result.revision), result);
         let empty = pb::RangeResponse::default();
         let mut response = self.0.answer(caller.peer(), done, bytes, empty).await?;
-        response.extensions_mut().insert(list);
+        response.extensions_mut().insert(OwnBody::new(list));
         Ok(response)
     }
 

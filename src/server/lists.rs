@@ -3,15 +3,14 @@
 //! An answer that is encoded as a whole takes its length in memory, which has to be written and read again. A piece is
 //! still in the processor's cache when it is written to the socket, and its key-values are released one by one.
 
+use super::own_body::trailers;
 use crate::mvcc::{Kv, RangeResult, put_varint, varint_len};
 use crate::pb::etcdserverpb as pb;
-use axum::body::{Body, Bytes, HttpBody};
-use axum::response::Response;
+use axum::body::{Bytes, HttpBody};
 use http_body::{Frame, SizeHint};
 use prost::Message;
 use std::convert::Infallible;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use tonic::Status;
 
@@ -20,12 +19,8 @@ const PIECE: usize = 64 << 10;
 /// The field `kvs` of a `RangeResponse`.
 const KVS: u8 = 2 << 3 | 2;
 
-/// An answer that is to be encoded piece by piece, in place of an empty one; attached to a response as an extension.
-#[derive(Clone)]
-pub(super) struct Streamed(Arc<List>);
-
 /// The body of an answer: one gRPC message with a list, then the trailers.
-struct List {
+pub(super) struct List {
     /// What was encoded and not sent: the beginning of the message.
     ready: Vec<u8>,
     kvs: std::vec::IntoIter<Kv>,
@@ -37,7 +32,7 @@ struct List {
     over: bool,
 }
 
-impl Streamed {
+impl List {
     /// The answer to a range read.
     pub(super) fn new(header: pb::ResponseHeader, result: RangeResult) -> Self {
         let RangeResult { kvs, count, more, .. } = result;
@@ -59,30 +54,15 @@ impl Streamed {
         ready.extend_from_slice(&prefix);
         // A Vec grows as it is written to.
         head.encode_raw(&mut ready);
-        Self(Arc::new(List {
+        Self {
             ready,
             kvs: kvs.into_iter(),
             tail,
             left: 1 + prefix.len() + length,
             over: false,
-        }))
-    }
-
-    /// Gives a response the body that was attached to it, if any.
-    pub(super) fn take(mut response: Response) -> Response {
-        let attached = response.extensions_mut().remove::<Self>();
-        match attached.and_then(|streamed| Arc::into_inner(streamed.0)) {
-            Some(list) => response.map(|_| Body::new(list)),
-            None => response,
         }
     }
-}
 
-fn field_len(len: usize) -> usize {
-    1 + varint_len(len as u64) + len
-}
-
-impl List {
     /// Encodes the next piece; empty at the end.
     fn piece(&mut self) -> Vec<u8> {
         let mut piece = std::mem::take(&mut self.ready);
@@ -105,6 +85,10 @@ impl List {
     }
 }
 
+fn field_len(len: usize) -> usize {
+    1 + varint_len(len as u64) + len
+}
+
 impl HttpBody for List {
     type Data = Bytes;
     type Error = Infallible;
@@ -118,8 +102,7 @@ impl HttpBody for List {
             return Poll::Ready(Some(Ok(Frame::data(piece.into()))));
         }
         self.over = true;
-        let trailers = Status::ok("").into_http::<Body>().into_parts().0.headers;
-        Poll::Ready(Some(Ok(Frame::trailers(trailers))))
+        Poll::Ready(Some(Ok(Frame::trailers(trailers(Status::ok(""))))))
     }
 
     /// The bytes that were not sent. The number is exact, but an exact one would add a header.
@@ -138,6 +121,9 @@ impl HttpBody for List {
 mod tests {
     use super::*;
     use crate::mvcc::Fields;
+    use crate::server::own_body::OwnBody;
+    use axum::body::Body;
+    use axum::response::Response;
     use http_body_util::BodyExt;
 
     fn result(kvs: impl Iterator<Item = usize>) -> RangeResult {
@@ -175,8 +161,10 @@ mod tests {
                 count: result.count as i64,
             };
             let mut response = Response::new(Body::empty());
-            response.extensions_mut().insert(Streamed::new(header, result));
-            let mut body = Streamed::take(response).into_body();
+            response
+                .extensions_mut()
+                .insert(OwnBody::new(List::new(header, result)));
+            let mut body = OwnBody::take(response).into_body();
             let whole = whole.encode_to_vec();
             let mut sent: Vec<u8> = Vec::new();
             loop {

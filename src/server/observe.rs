@@ -1,8 +1,8 @@
 //! Counts gRPC calls, their messages and their bytes. Replaces errors of the transport by grpc-go's texts.
 
 use super::frames::Frames;
-use super::lists::Streamed;
 use super::metrics::{Method, Metrics, ReadOnlyTxn, TxnKind};
+use super::own_body::OwnBody;
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderValue};
@@ -151,7 +151,7 @@ pub(super) async fn observe(metrics: &Metrics, request: Request, next: Next) -> 
             Err(_) => tonic::Status::deadline_exceeded("context deadline exceeded").into_http(),
         },
     };
-    let mut response = Streamed::take(response);
+    let mut response = OwnBody::take(response);
     // An answer without a body has its status in the headers.
     call.code = code_of(response.headers_mut());
     if response.extensions().get::<ReadOnlyTxn>().is_some() {

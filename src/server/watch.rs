@@ -4,6 +4,7 @@
 //! that may have events puts its id into the stream's ready list, at most once; the stream takes all ready events of
 //! one watcher in one message. The header revision of a message is the last revision that was delivered as a whole.
 
+mod answer;
 mod bell;
 mod fragment;
 mod quiet;
@@ -17,6 +18,7 @@ use super::Core;
 use super::admission::Caller;
 use super::commit::Cause;
 use super::connection::{Backlog, WatcherCount};
+use super::own_body::OwnBody;
 use super::status;
 use crate::auth::AuthVersion;
 use crate::durable::Point;
@@ -24,6 +26,7 @@ use crate::mvcc::{KeyRange, Wake, WatchUpdate, Watcher};
 use crate::pb::etcdserverpb as pb;
 use crate::pb::{WatchHead, WatchResponse};
 use crate::util::trace::{self, Value};
+use answer::WatchAnswer;
 use bell::Bell;
 use fragment::fragments;
 use pb::watch_request::RequestUnion;
@@ -38,7 +41,6 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use suspects::Suspects;
 use tokio::time::{Interval, MissedTickBehavior};
-use tokio_stream::Stream;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -129,7 +131,7 @@ enum Happened {
 
 #[tonic::async_trait]
 impl pb::watch_server::Watch for WatchService {
-    type WatchStream = Pin<Box<dyn Stream<Item = Result<WatchResponse, Status>> + Send>>;
+    type WatchStream = tokio_stream::Empty<Result<WatchResponse, Status>>;
 
     async fn watch(
         &self,
@@ -137,11 +139,11 @@ impl pb::watch_server::Watch for WatchService {
     ) -> Result<Response<Self::WatchStream>, Status> {
         let caller = Caller::of(&request);
         let session = WatchSession::new(Arc::clone(&self.0), caller, Some(request.into_inner()));
-        let stream = futures::stream::unfold(session, |mut session| async move {
-            let item = session.next().await?;
-            Some((item, session))
-        });
-        Ok(Response::new(Box::pin(stream)))
+        let mut response = Response::new(tokio_stream::empty());
+        response
+            .extensions_mut()
+            .insert(OwnBody::new(WatchAnswer::new(session)));
+        Ok(response)
     }
 }
 
