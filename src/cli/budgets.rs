@@ -146,8 +146,9 @@ pub struct BudgetArgs {
     #[arg(long, default_value = "0s", value_parser = duration, value_name = "DURATION")]
     pub drain_time: Duration,
     /// Longest time for which the events of a watched range are gathered into one message once they follow each other
-    /// closely; the first event after a pause is sent at once. The time is 20µs for each watcher of the range, and at most
-    /// this. 0s sends each event at once, which costs a message for each event and watcher.
+    /// closely; the first event after a pause is sent at once. The time begins when all watchers of the range were woken for
+    /// the events before; it is 20µs for each watcher, and at most this. 0s sends each event at once, which costs a message
+    /// for each event and watcher.
     #[arg(long, default_value = "4ms", value_parser = duration, value_name = "DURATION")]
     pub watch_gather_time: Duration,
     /// Longest time for which the answer to a ping of HTTP/2 waits for the next output of its connection, at most 1s. Clients

@@ -34,8 +34,11 @@ pub(super) struct Body {
 }
 
 /// The bytes of all frames of a store.
-#[derive(Default)]
-struct Memory(AtomicUsize);
+struct Memory {
+    held: AtomicUsize,
+    /// Above this nothing is joined.
+    limit: AtomicUsize,
+}
 
 /// What the frames of a store may take and do take.
 pub(super) struct Budget {
@@ -82,11 +85,36 @@ impl Frame {
     pub(super) fn bytes(&self) -> &Bytes {
         &self.body.bytes
     }
+
+    /// The events of all `frames`, in one frame with the last revision; `None` without frames, or if the budget for frames
+    /// has no room.
+    pub(super) fn join<'a>(frames: impl Iterator<Item = &'a Self> + Clone) -> Option<Self> {
+        let len = frames.clone().map(|frame| frame.bytes().len()).sum();
+        let last = frames.clone().last()?;
+        let memory = Arc::clone(&last.body.memory);
+        if memory.held.load(Ordering::Relaxed) + len > memory.limit.load(Ordering::Relaxed) {
+            return None;
+        }
+        let mut bytes = Vec::with_capacity(len);
+        frames.for_each(|frame| bytes.extend_from_slice(frame.bytes()));
+        memory.add(FRAME_COST);
+        Some(Self {
+            revision: last.revision,
+            body: Body::new(bytes.into(), memory),
+        })
+    }
 }
 
 impl Drop for Frame {
     fn drop(&mut self) {
         self.body.memory.sub(FRAME_COST);
+    }
+}
+
+impl Body {
+    fn new(bytes: Bytes, memory: Arc<Memory>) -> Arc<Self> {
+        memory.add(BODY_COST + bytes.len());
+        Arc::new(Self { bytes, memory })
     }
 }
 
@@ -98,11 +126,11 @@ impl Drop for Body {
 
 impl Memory {
     fn add(&self, bytes: usize) {
-        self.0.fetch_add(bytes, Ordering::Relaxed);
+        self.held.fetch_add(bytes, Ordering::Relaxed);
     }
 
     fn sub(&self, bytes: usize) {
-        self.0.fetch_sub(bytes, Ordering::Relaxed);
+        self.held.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
 
@@ -112,7 +140,10 @@ impl Default for Budget {
     fn default() -> Self {
         Self {
             limit: BUDGET,
-            memory: Arc::default(),
+            memory: Arc::new(Memory {
+                held: AtomicUsize::new(0),
+                limit: AtomicUsize::new(BUDGET),
+            }),
             recent: VecDeque::new(),
             recent_bytes: 0,
             old: 0,
@@ -125,7 +156,7 @@ impl Default for Budget {
 impl Budget {
     /// The bytes of all frames.
     pub(super) fn held(&self) -> usize {
-        self.memory.0.load(Ordering::Relaxed)
+        self.memory.held.load(Ordering::Relaxed)
     }
 
     pub(super) fn is_exceeded(&self) -> bool {
@@ -139,11 +170,8 @@ impl Budget {
 
     /// Bytes for the frames of the revision that is being published.
     pub(super) fn body(&mut self, bytes: Bytes) -> Arc<Body> {
-        let cost = BODY_COST + bytes.len();
-        self.making += cost;
-        self.memory.add(cost);
-        let memory = Arc::clone(&self.memory);
-        Arc::new(Body { bytes, memory })
+        self.making += BODY_COST + bytes.len();
+        Body::new(bytes, Arc::clone(&self.memory))
     }
 
     pub(super) fn frame(&mut self, revision: i64, body: &Arc<Body>) -> Frame {
@@ -190,6 +218,7 @@ impl Budget {
     #[cfg(test)]
     pub(super) fn limit(&mut self, bytes: usize) {
         self.limit = bytes;
+        self.memory.limit.store(bytes, Ordering::Relaxed);
     }
 }
 

@@ -16,6 +16,8 @@ use std::sync::{Arc, OnceLock};
 
 /// Bytes of frames up to which a group does not look for frames that no member needs.
 const FRAMES_RELAXED: usize = 16 << 10;
+/// Most bytes of frames that are joined for several members.
+const JOINED_MAX: usize = 256 << 10;
 /// Places for frames that a group may keep although it needs far fewer.
 const FRAMES_SPARE: usize = 1024;
 
@@ -52,6 +54,8 @@ pub struct Group {
 pub(super) struct GroupState {
     frames: VecDeque<Frame>,
     bytes: usize,
+    /// What members read at present, if that is several frames.
+    joined: Option<Joined>,
     /// Bytes of frames at which to look again for frames that every member has read.
     trim_at: usize,
     /// The group has the frames of every revision after this one.
@@ -59,6 +63,15 @@ pub(super) struct GroupState {
     /// Another state was put into place: the members are cancelled with this compact revision.
     pub(super) ended: Option<i64>,
     members: HashMap<u64, Member>,
+}
+
+/// The last frames of a group as one, until another frame follows or those have read it that had frames to read.
+struct Joined {
+    /// The revision of the first of these frames.
+    first: i64,
+    frame: Frame,
+    /// Members that may still read them.
+    readers: usize,
 }
 
 struct Member {
@@ -121,28 +134,43 @@ impl Group {
         self.due.store(at, Ordering::Relaxed);
     }
 
-    /// Wakes every member; returns their number.
-    pub(super) fn wake(&self) -> usize {
+    /// The members that have something to take, which the caller wakes; and the number of all members.
+    pub(super) fn to_wake(&self) -> (Vec<Arc<dyn Wake>>, usize) {
         self.dirty.store(false, Ordering::Release);
+        let state = self.state.lock();
+        let wakes = state.lagging().map(|m| Arc::clone(&m.wake)).collect();
+        (wakes, state.members.len())
+    }
+
+    /// The number of members.
+    pub(super) fn members(&self) -> usize {
+        self.state.lock().members.len()
+    }
+
+    /// Wakes every member.
+    pub(super) fn wake_all(&self) {
         // Collect first: a commit may be waiting for the lock.
-        let wakes: Vec<_> = self
-            .state
-            .lock()
-            .members
-            .values()
-            .map(|m| Arc::clone(&m.wake))
-            .collect();
+        let wakes: Vec<_> = {
+            let state = self.state.lock();
+            state.members.values().map(|m| Arc::clone(&m.wake)).collect()
+        };
         wakes.iter().for_each(|wake| wake.wake());
-        wakes.len()
     }
 }
 
 // === impl GroupState ===
 
 impl GroupState {
-    /// Frames from revision `next` on, up to `max` bytes but at least one; with the revision of the last.
-    pub(super) fn read(&self, next: i64, max: usize) -> (Vec<Bytes>, Option<i64>) {
+    /// Frames from revision `next` on, up to `max` bytes but at least one; with the revision of the last. Members that
+    /// read the same frames share the bytes.
+    pub(super) fn read(&mut self, next: i64, max: usize) -> (Vec<Bytes>, Option<i64>) {
         let from = self.frames.partition_point(|f| f.revision < next);
+        if self.frames.len() > from + 1
+            && self.members.len() > 1
+            && let Some(joined) = self.joined(from, max)
+        {
+            return joined;
+        }
         let (mut out, mut last, mut bytes) = (Vec::new(), None, 0);
         for frame in self.frames.range(from..) {
             if !out.is_empty() && bytes + frame.bytes().len() > max {
@@ -153,6 +181,41 @@ impl GroupState {
             last = Some(frame.revision);
         }
         (out, last)
+    }
+
+    /// All frames from the place `from` on as one, if they take `max` bytes at most. A burst is read by one member after the
+    /// other: each would otherwise count references to each frame.
+    fn joined(&mut self, from: usize, max: usize) -> Option<(Vec<Bytes>, Option<i64>)> {
+        let (first, last) = (self.frames.get(from)?.revision, self.frames.back()?.revision);
+        let wanted = self.frames.range(from..).try_fold(0, |sum, frame| {
+            let sum = sum + frame.bytes().len();
+            (sum <= max.min(JOINED_MAX)).then_some(sum)
+        })?;
+        // Members that have taken the beginning of a burst already read the end of what the others read.
+        if self.joined.as_ref().is_none_or(|joined| joined.first > first) {
+            let readers = self
+                .members
+                .values()
+                .filter(|m| m.next > self.complete_after && m.next <= last);
+            let readers = readers.count();
+            let frame = Frame::join(self.frames.range(from..))?;
+            self.joined = Some(Joined { first, frame, readers });
+        }
+        let joined = self.joined.as_mut()?;
+        let bytes = joined.frame.bytes();
+        let bytes = bytes.slice(bytes.len() - wanted..);
+        joined.readers = joined.readers.saturating_sub(1);
+        if joined.readers == 0 {
+            self.joined = None;
+        }
+        Some((vec![bytes], Some(last)))
+    }
+
+    /// The members that have something to take.
+    fn lagging(&self) -> impl Iterator<Item = &Member> {
+        let last = self.frames.back().map_or(self.complete_after, |frame| frame.revision);
+        let ended = self.ended.is_some();
+        self.members.values().filter(move |m| ended || m.next <= last)
     }
 
     pub(super) fn has_after(&self, next: i64) -> bool {
@@ -166,6 +229,7 @@ impl GroupState {
     }
 
     pub(super) fn push(&mut self, frame: Frame) {
+        self.joined = None;
         self.bytes += frame.bytes().len();
         self.frames.push_back(frame);
         if self.bytes > self.trim_at.max(FRAMES_RELAXED) {
@@ -206,6 +270,7 @@ impl GroupState {
     }
 
     fn drop_first(&mut self, n: usize) {
+        self.joined = None;
         let Some(last) = n.checked_sub(1).map(|at| self.frames[at].revision) else {
             return;
         };
@@ -232,14 +297,14 @@ impl GroupState {
     pub(super) fn leave(&mut self, member: u64) -> usize {
         self.members.remove(&member);
         if self.members.is_empty() {
-            (self.frames, self.bytes) = (VecDeque::new(), 0);
+            self.clear();
         }
         self.members.len()
     }
 
     /// Cancels the members with this compact revision.
     pub(super) fn end(&mut self, compacted: i64) {
-        (self.frames, self.bytes) = (VecDeque::new(), 0);
+        self.clear();
         self.ended = Some(compacted);
     }
 
@@ -252,8 +317,13 @@ impl GroupState {
             let seen = self.frames.get(at).map_or(before + 1, |frame| frame.revision);
             member.next = member.next.max(seen);
         }
-        (self.frames, self.bytes) = (VecDeque::new(), 0);
+        self.clear();
         self.complete_after = current;
+    }
+
+    /// Goes without frames.
+    fn clear(&mut self) {
+        (self.frames, self.bytes, self.joined) = (VecDeque::new(), 0, None);
     }
 
     /// The number of members.

@@ -128,7 +128,7 @@ impl Groups {
         for group in std::mem::take(&mut self.by_filter).into_values() {
             group.state.lock().end(compacted);
             if group.mark_dirty() {
-                ended.push(Dirty { group, since: i64::MAX });
+                ended.push(Dirty::new(group, i64::MAX));
             }
         }
         ended
@@ -144,7 +144,7 @@ impl Groups {
             group.state.lock().skip_state(before, current);
             if group.mark_dirty() {
                 let group = Arc::clone(group);
-                moved.push(Dirty { group, since: i64::MAX });
+                moved.push(Dirty::new(group, i64::MAX));
             }
         }
         moved
@@ -178,10 +178,7 @@ impl Groups {
         let keys: SmallVec<[&[u8]; 4]> = publishing.events.iter().map(|(key, _)| *key).collect();
         let mut publish = |group: &Arc<Group>, events: Range<usize>| {
             if publishing.publish(group, events) && group.mark_dirty() {
-                dirty.push(Dirty {
-                    group: Arc::clone(group),
-                    since: revision.revision,
-                });
+                dirty.push(Dirty::new(Arc::clone(group), revision.revision));
             }
         };
         self.by_range.containing(&keys, |group, of| publish(&group.0, of));

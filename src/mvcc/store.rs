@@ -217,16 +217,17 @@ impl Store {
         }
     }
 
-    /// Wakes the members of every group with new frames; returns the number of those groups. Calls wake one after
+    /// Wakes the members that have something to take; returns the number of their groups. Calls wake one after
     /// another, so a [`Wake`](super::Wake) must not call this.
     pub fn wake_watchers(&self) -> usize {
-        self.waking.wake(u64::MAX, Gathering::default()).groups
+        self.waking.wake(u64::MAX, Gathering::default(), usize::MAX).groups
     }
 
     /// Like [`Store::wake_watchers`], but leaves out the groups that still gather events at `now`, in nanoseconds since
-    /// any fixed moment. These are due at [`Woken::next`].
-    pub fn wake_due_watchers(&self, now: u64, gathering: Gathering) -> Woken {
-        self.waking.wake(now, gathering)
+    /// any fixed moment, which are due at [`Woken::next`]; and wakes small groups of about `at_once` members, and as many
+    /// members of a larger one. The others are woken by the next call.
+    pub fn wake_due_watchers(&self, now: u64, gathering: Gathering, at_once: usize) -> Woken {
+        self.waking.wake(now, gathering, at_once)
     }
 
     /// Wakes every watcher, with or without events to take. Like [`Store::wake_watchers`], not to be called by a
@@ -234,15 +235,15 @@ impl Store {
     pub fn wake_every_watcher(&self) {
         let groups = self.state.read().groups.all();
         for group in groups {
-            group.wake();
+            group.wake_all();
         }
     }
 
     /// The revision up to which every watcher was woken that has events to take.
     ///
     /// For each event of a revision up to this one, and for each watcher that wanted the event and existed when the
-    /// revision was published: since the event could be taken, the watcher's [`Wake`](super::Wake) was called, and
-    /// that call has returned. So a watcher that has taken everything ([`WatchUpdate::Nothing`](super::WatchUpdate))
+    /// revision was published: since the event could be taken, the watcher has taken it, or its [`Wake`](super::Wake) was
+    /// called and that call has returned. So a watcher that has taken everything ([`WatchUpdate::Nothing`](super::WatchUpdate))
     /// after each call of its `Wake`, and once when it was made, has taken every event up to this revision. An owner of
     /// several watchers that reads `woken` first and then finds none of them woken, or left in the middle, knows that
     /// all of them have taken everything up to there, except watchers that begin after it.

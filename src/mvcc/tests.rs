@@ -5,6 +5,7 @@ pub(super) mod message;
 mod model;
 mod reads;
 mod seam;
+mod waking;
 mod watch;
 mod writes;
 

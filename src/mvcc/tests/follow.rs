@@ -403,7 +403,8 @@ fn watchers_that_miss_nothing_go_on_in_a_later_state_of_the_same_past() {
     store.skip_to(next());
     assert_eq!((store.revision(), store.floor(), store.generation()), (201, 150, 2));
     store.wake_watchers();
-    assert!(woken.0.load(Ordering::Relaxed) >= before + missing.len() + going_on.len());
+    // The watcher that begins at 202 has nothing to take.
+    assert!(woken.0.load(Ordering::Relaxed) >= before + missing.len() + going_on.len() - 1);
     for watcher in &mut missing {
         assert_eq!(watcher.take_now(1 << 20), WatchUpdate::Compacted(150));
     }

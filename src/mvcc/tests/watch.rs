@@ -10,15 +10,15 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// An event, with the fields by which the property orders and compares events.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Seen {
-    revision: i64,
+pub(super) struct Seen {
+    pub(super) revision: i64,
     kind: EventType,
     key: Vec<u8>,
     value: Vec<u8>,
     prev_revision: Option<i64>,
 }
 
-fn seen(frames: &[bytes::Bytes]) -> Vec<Seen> {
+pub(super) fn seen(frames: &[bytes::Bytes]) -> Vec<Seen> {
     let seen = |event: message::Event| {
         let kind = event.r#type();
         let kv = event.kv.unwrap();
@@ -336,7 +336,7 @@ fn a_revision_that_is_longer_than_all_frames_may_be_is_read_from_the_log() {
 }
 
 /// Counts calls, and calls something else as well.
-struct Count<F>(AtomicUsize, F);
+pub(super) struct Count<F>(pub(super) AtomicUsize, pub(super) F);
 
 impl<F: Fn() + Send + Sync> Wake for Count<F> {
     fn wake(&self) {
@@ -378,51 +378,6 @@ fn a_revision_is_woken_once_every_watcher_that_wants_it_was_woken() {
     assert_eq!(store.wake_watchers(), 1);
     assert_eq!((store.woken(), b.0.load(Ordering::SeqCst)), (6, 1));
     assert_eq!((store.wake_watchers(), store.woken()), (0, 6));
-}
-
-#[test]
-fn a_range_with_many_watchers_gathers_events_and_a_quiet_one_does_not_wait() {
-    const GATHERING: Gathering = Gathering {
-        most: 1000,
-        per_member: 400,
-    };
-    let store = Store::new();
-    let wakes: Vec<_> = (0..5).map(|_| Arc::new(Count(AtomicUsize::new(0), || {}))).collect();
-    let watch = |key: &str, wake: &Arc<Count<_>>| {
-        let filter = WatchFilter::new(KeyRange::key(key.to_owned()));
-        store.watch(filter, 0, Arc::clone(wake) as _)
-    };
-    let mut many: Vec<_> = wakes[1..].iter().map(|wake| watch("many", wake)).collect();
-    let _one = watch("one", &wakes[0]);
-    let wake = |now| {
-        let Woken { groups, next } = store.wake_due_watchers(now, GATHERING);
-        (groups, next, store.woken())
-    };
-    put(&store, "many", "1");
-    put(&store, "one", "1");
-    assert_eq!(wake(5000), (2, None, 3), "both were quiet");
-    put(&store, "other", "");
-    put(&store, "many", "2");
-    put(&store, "one", "2");
-    assert_eq!(
-        wake(5100),
-        (0, Some(5400), 4),
-        "one watcher gathers for 400, four for 1000"
-    );
-    put(&store, "many", "3");
-    assert_eq!(wake(5400), (1, Some(6000), 4), "the range with one watcher is due");
-    assert_eq!(wake(5999), (0, Some(6000), 4));
-    assert_eq!(wakes[1].0.load(Ordering::SeqCst), 1);
-    assert_eq!(wake(6000), (1, None, 7));
-    assert_eq!(wakes[1].0.load(Ordering::SeqCst), 2);
-    let WatchUpdate::Events { frames, revision } = many[0].take_now(1000) else {
-        panic!("no events");
-    };
-    assert_eq!((seen(&frames).len(), revision), (3, 7), "gathered in one message");
-    put(&store, "many", "4");
-    assert_eq!(store.wake_watchers(), 1, "without gathering");
-    put(&store, "many", "5");
-    assert_eq!(wake(6001), (1, None, 9), "the range gathers nothing after that");
 }
 
 #[test]
