@@ -11,7 +11,7 @@ use super::log::{Event, EventKind, Log};
 use super::recovery::Recovery;
 use super::state::State;
 use super::store::Store;
-use super::waking::Dirty;
+use super::waking::Swapped;
 use super::write_txn::WriteTxn;
 use std::collections::HashMap;
 
@@ -162,7 +162,7 @@ impl Store {
     /// reads fail as compacted, and walks end.
     pub fn swap(&self, recovery: Recovery) {
         // A watch from the floor on sees all that is known of the new past.
-        self.put_into_place(recovery, |groups, _, next| groups.retire(next.floor()));
+        self.put_into_place(recovery, |groups, _, next| Swapped::Ended(groups.retire(next.floor())));
     }
 
     /// Puts a later state of the same past into place, of which [`Store::adopt_from`] could not take the missing revisions:
@@ -171,11 +171,13 @@ impl Store {
     /// asked [`Store::seam`], and it was not torn: then a watcher that has seen everything here may miss a part of the next
     /// revision.
     pub fn skip_to(&self, recovery: Recovery) {
-        self.put_into_place(recovery, |groups, before, next| groups.skip(before, next.visible));
+        self.put_into_place(recovery, |groups, before, next| {
+            Swapped::Further(groups.skip(before, next.visible))
+        });
     }
 
     /// Replaces the state. `move_groups` gets the revision of the former one, and returns the groups to be woken.
-    fn put_into_place(&self, recovery: Recovery, move_groups: impl FnOnce(&mut Groups, i64, &State) -> Vec<Dirty>) {
+    fn put_into_place(&self, recovery: Recovery, move_groups: impl FnOnce(&mut Groups, i64, &State) -> Swapped) {
         let mut next = recovery.into_state();
         let mut state = self.state.write();
         next.generation = state.generation + 1;

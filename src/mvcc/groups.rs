@@ -144,7 +144,7 @@ impl Groups {
             group.state.lock().skip_state(before, current);
             if group.mark_dirty() {
                 let group = Arc::clone(group);
-                moved.push(Dirty::new(group, i64::MAX));
+                moved.push(Dirty::new(group, before + 1));
             }
         }
         moved

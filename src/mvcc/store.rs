@@ -15,7 +15,7 @@ use super::range::KeyRange;
 use super::state::State;
 use super::stats::Counters;
 use super::txn::{DeleteResult, Put, PutResult, Txn, TxnResult};
-use super::waking::{Dirty, Gathering, Waking, Woken};
+use super::waking::{Gathering, Swapped, Waking, Woken};
 use super::write_txn::{Committed, WriteTxn};
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
@@ -177,10 +177,13 @@ impl Store {
         }
     }
 
-    /// Records that another state was put into place, and wakes the watchers of the former one.
-    pub(super) fn swapped(&self, state: RwLockWriteGuard<'_, State>, ended: Vec<Dirty>) {
+    /// Records that another state was put into place, and wakes watchers of the former one.
+    pub(super) fn swapped(&self, state: RwLockWriteGuard<'_, State>, groups: Swapped) {
         self.record(|| Change::Swapped);
-        self.waking.restart(state.visible, ended);
+        match groups {
+            Swapped::Ended(groups) => self.waking.restart(state.visible, groups),
+            Swapped::Further(groups) => self.waking.add(state.visible, groups),
+        }
         drop(state);
         (self.visible)();
         (self.published)();

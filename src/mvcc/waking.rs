@@ -53,6 +53,14 @@ impl Dirty {
     }
 }
 
+/// The groups to be woken once another state is put into place.
+pub(super) enum Swapped {
+    /// The groups have ended with the former state.
+    Ended(Vec<Dirty>),
+    /// The groups go on in the later state of the same past.
+    Further(Vec<Dirty>),
+}
+
 /// Wakes the members of groups that have new frames.
 pub(super) struct Waking {
     queue: Mutex<Queue>,

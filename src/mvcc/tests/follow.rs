@@ -402,7 +402,9 @@ fn watchers_that_miss_nothing_go_on_in_a_later_state_of_the_same_past() {
     let before = woken.0.load(Ordering::Relaxed);
     store.skip_to(next());
     assert_eq!((store.revision(), store.floor(), store.generation()), (201, 150, 2));
+    assert_eq!(store.woken(), 101, "nobody knows of what the later state has");
     store.wake_watchers();
+    assert_eq!(store.woken(), 201);
     // The watcher that begins at 202 has nothing to take.
     assert!(woken.0.load(Ordering::Relaxed) >= before + missing.len() + going_on.len() - 1);
     for watcher in &mut missing {
