@@ -138,13 +138,13 @@ impl Group {
     pub(super) fn to_wake(&self) -> (Vec<Arc<dyn Wake>>, usize) {
         self.dirty.store(false, Ordering::Release);
         let state = self.state.lock();
-        let wakes = state.lagging().map(|m| Arc::clone(&m.wake)).collect();
-        (wakes, state.members.len())
+        let wakes = state.lagging(i64::MAX).map(|m| Arc::clone(&m.wake)).collect();
+        (wakes, state.members())
     }
 
     /// The number of members.
     pub(super) fn members(&self) -> usize {
-        self.state.lock().members.len()
+        self.state.lock().members()
     }
 
     /// Wakes every member.
@@ -211,9 +211,11 @@ impl GroupState {
         Some((vec![bytes], Some(last)))
     }
 
-    /// The members that have something to take.
-    fn lagging(&self) -> impl Iterator<Item = &Member> {
-        let last = self.frames.back().map_or(self.complete_after, |frame| frame.revision);
+    /// The members that have events up to `revision`, or their cancellation, still to take.
+    fn lagging(&self, revision: i64) -> impl Iterator<Item = &Member> {
+        let frames = self.frames.partition_point(|f| f.revision <= revision);
+        let last = frames.checked_sub(1).map(|at| self.frames[at].revision);
+        let last = last.unwrap_or(0).max(self.complete_after.min(revision));
         let ended = self.ended.is_some();
         self.members.values().filter(move |m| ended || m.next <= last)
     }
@@ -333,12 +335,7 @@ impl GroupState {
 
     /// The number of members that have events up to `revision` still to take.
     pub(super) fn behind(&self, revision: i64) -> usize {
-        let frames = self.frames.partition_point(|f| f.revision <= revision);
-        let last = frames.checked_sub(1).map(|at| self.frames[at].revision);
-        let reads_log = self.complete_after.min(revision);
-        let members = self.members.values();
-        let behind = members.filter(|m| m.next <= reads_log || last.is_some_and(|last| m.next <= last));
-        behind.count()
+        self.lagging(revision).count()
     }
 
     /// The next revision of a member, as far as the group knows.

@@ -200,7 +200,7 @@ impl Groups {
 
     /// Number of watchers in all groups.
     pub(super) fn watchers(&self) -> usize {
-        self.by_filter.values().map(|g| g.state.lock().members()).sum()
+        self.by_filter.values().map(|g| g.members()).sum()
     }
 }
 
