@@ -1,10 +1,10 @@
 //! How members of groups are woken, and what they share.
 
 use super::super::*;
-use super::watch::{Count, seen};
+use super::watch::{Count, seen, woken_is_true};
 use super::{NoWake, limit_frames, put};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 #[test]
 fn a_range_with_many_watchers_gathers_events_and_a_quiet_one_does_not_wait() {
@@ -129,49 +129,13 @@ fn members_of_a_range_share_the_bytes_of_a_burst_while_some_have_not_read_it() {
 
 #[test]
 fn a_watcher_is_told_or_up_to_date_before_a_revision_counts_as_woken() {
-    const WRITES: i64 = 300;
-    let store = Store::new();
-    let told: Vec<_> = (0..5).map(|_| Arc::new(AtomicBool::new(false))).collect();
-    let watch = |told: &Arc<AtomicBool>| {
-        let told = Arc::clone(told);
-        let wake = Count(AtomicUsize::new(0), move || told.store(true, Ordering::SeqCst));
-        store.watch(WatchFilter::new(KeyRange::prefix("k")), 0, Arc::new(wake))
-    };
-    let mut watchers: Vec<_> = told.iter().map(|told| (watch(told), told, 0)).collect();
-    let last = 1 + 2 * WRITES;
     let gathering = Gathering {
         most: 2000,
         per_member: 400,
     };
     let clock = AtomicU64::new(0);
-    std::thread::scope(|scope| {
-        for key in ["k1", "k2"] {
-            let store = &store;
-            scope.spawn(move || {
-                for _ in 0..WRITES {
-                    put(store, key, "");
-                }
-            });
-        }
-        for _ in 0..2 {
-            scope.spawn(|| {
-                while store.woken() < last {
-                    store.wake_due_watchers(clock.fetch_add(300, Ordering::Relaxed), gathering, 1);
-                    std::thread::yield_now();
-                }
-            });
-        }
-        while watchers.iter().any(|(.., events)| *events < 2 * WRITES) {
-            for (watcher, told, events) in &mut watchers {
-                let revision = store.woken();
-                let was_told = told.swap(false, Ordering::SeqCst);
-                while let WatchUpdate::Events { frames, .. } = watcher.take_now(100) {
-                    let seen = seen(&frames);
-                    assert!(was_told || seen[0].revision > revision, "{revision}: {:?}", seen[0]);
-                    *events += seen.len() as i64;
-                }
-            }
-        }
+    woken_is_true(5, |store| {
+        store.wake_due_watchers(clock.fetch_add(300, Ordering::Relaxed), gathering, 1);
     });
 }
 

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 /// An event, with the fields by which the property orders and compares events.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Seen {
-    pub(super) revision: i64,
+    revision: i64,
     kind: EventType,
     key: Vec<u8>,
     value: Vec<u8>,
@@ -380,14 +380,17 @@ fn a_revision_is_woken_once_every_watcher_that_wants_it_was_woken() {
     assert_eq!((store.wake_watchers(), store.woken()), (0, 6));
 }
 
-#[test]
-fn a_watcher_that_was_not_woken_has_nothing_to_take_up_to_the_woken_revision() {
+/// Writes, and wakes with `wake`, on several threads. A watcher that was not woken has nothing to take up to [`Store::woken`].
+pub(super) fn woken_is_true(watchers: usize, wake: impl Fn(&Store) + Sync) {
     const WRITES: i64 = 500;
     let store = Store::new();
-    let woken = Arc::new(AtomicBool::new(false));
-    let wake = Arc::clone(&woken);
-    let wake = Count(AtomicUsize::new(0), move || wake.store(true, Ordering::SeqCst));
-    let mut watcher = store.watch(WatchFilter::new(KeyRange::prefix("k")), 0, Arc::new(wake));
+    let woken: Vec<_> = (0..watchers).map(|_| Arc::new(AtomicBool::new(false))).collect();
+    let watch = |woken: &Arc<AtomicBool>| {
+        let woken = Arc::clone(woken);
+        let wake = Count(AtomicUsize::new(0), move || woken.store(true, Ordering::SeqCst));
+        store.watch(WatchFilter::new(KeyRange::prefix("k")), 0, Arc::new(wake))
+    };
+    let mut watchers: Vec<_> = woken.iter().map(|woken| (watch(woken), woken, 0)).collect();
     let last = 1 + 3 * WRITES;
     std::thread::scope(|scope| {
         for key in ["k1", "k2", "other"] {
@@ -401,22 +404,30 @@ fn a_watcher_that_was_not_woken_has_nothing_to_take_up_to_the_woken_revision() {
         for _ in 0..2 {
             scope.spawn(|| {
                 while store.woken() < last {
-                    store.wake_watchers();
+                    wake(&store);
                     std::thread::yield_now();
                 }
             });
         }
-        let mut events = 0;
-        while events < 2 * WRITES {
-            let revision = store.woken();
-            let was_woken = woken.swap(false, Ordering::SeqCst);
-            while let WatchUpdate::Events { frames, .. } = watcher.take_now(100) {
-                let seen = seen(&frames);
-                assert!(was_woken || seen[0].revision > revision, "{revision}: {:?}", seen[0]);
-                events += seen.len() as i64;
+        while watchers.iter().any(|(.., events)| *events < 2 * WRITES) {
+            for (watcher, woken, events) in &mut watchers {
+                let revision = store.woken();
+                let was_woken = woken.swap(false, Ordering::SeqCst);
+                while let WatchUpdate::Events { frames, .. } = watcher.take_now(100) {
+                    let seen = seen(&frames);
+                    assert!(was_woken || seen[0].revision > revision, "{revision}: {:?}", seen[0]);
+                    *events += seen.len() as i64;
+                }
             }
         }
-        assert_eq!(events, 2 * WRITES);
+        assert!(watchers.iter().all(|(.., events)| *events == 2 * WRITES));
+    });
+}
+
+#[test]
+fn a_watcher_that_was_not_woken_has_nothing_to_take_up_to_the_woken_revision() {
+    woken_is_true(1, |store| {
+        store.wake_watchers();
     });
 }
 
