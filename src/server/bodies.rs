@@ -6,11 +6,11 @@
 
 use super::connection::{Length, OpenCall, UNIT};
 use super::frames::Frames;
+use super::own_body::trailers;
 use super::peer::Peer;
 use super::refusals::{Budget, Refusals};
 use super::status;
 use axum::body::{Body, Bytes, HttpBody};
-use axum::http::HeaderMap;
 use http_body::Frame;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
@@ -286,11 +286,7 @@ impl AnswerBody {
         self.inner = Body::empty();
         match std::mem::replace(&mut self.span, Span::Finite) {
             Span::Finite | Span::EndlessDocument => None,
-            Span::Endless => {
-                let mut trailers = HeaderMap::new();
-                let added = status::stopped().add_header(&mut trailers);
-                Some(added.map(|()| Frame::trailers(trailers)).map_err(axum::Error::new))
-            }
+            Span::Endless => Some(Ok(Frame::trailers(trailers(status::stopped())))),
         }
     }
 

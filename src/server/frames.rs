@@ -10,8 +10,20 @@ pub(super) struct Frames {
 
 #[derive(Default)]
 struct Header {
-    bytes: [u8; 5],
+    bytes: [u8; HEADER],
     len: usize,
+}
+
+/// Length of the flag and of the message's length.
+const HEADER: usize = 5;
+
+/// The flag, and the length, of a message of `length` bytes, in a buffer with room for `room` bytes of that message. No message
+/// that is sent comes near the 4 GiB that a length can say.
+pub(super) fn begin(length: usize, room: usize) -> Vec<u8> {
+    let mut message = Vec::with_capacity(HEADER + room);
+    message.push(0);
+    message.extend_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes());
+    message
 }
 
 impl Frames {

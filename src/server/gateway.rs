@@ -5,6 +5,7 @@
 //! 64-bit integers as strings, bytes in base64, default values left out.
 
 use crate::server::bodies::Held;
+use crate::server::frames;
 use crate::server::peer::Peer;
 use axum::Router;
 use axum::body::{Body, BodyDataStream, Bytes};
@@ -12,7 +13,7 @@ use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, post};
-use bytes::{Buf, BufMut, BytesMut};
+use bytes::{Buf, BytesMut};
 use futures::StreamExt;
 use http_body_util::{BodyExt, Limited};
 use prost::Message;
@@ -252,11 +253,10 @@ fn translate(
 
 /// A message with the prefix of a gRPC frame.
 fn frame(message: &DynamicMessage) -> Bytes {
-    let mut frame = BytesMut::new();
-    frame.put_u8(0);
-    frame.put_u32(u32::try_from(message.encoded_len()).unwrap_or(u32::MAX));
-    frame.put_slice(&message.encode_to_vec());
-    frame.freeze()
+    let message = message.encode_to_vec();
+    let mut frame = frames::begin(message.len(), message.len());
+    frame.extend_from_slice(&message);
+    frame.into()
 }
 
 /// Takes the next message from `buffer`; `None` if the message is incomplete.

@@ -3,6 +3,7 @@
 //! An answer that is encoded as a whole takes its length in memory, which has to be written and read again. A piece is
 //! still in the processor's cache when it is written to the socket, and its key-values are released one by one.
 
+use super::frames;
 use super::own_body::trailers;
 use crate::mvcc::{Kv, RangeResult, put_varint, varint_len};
 use crate::pb::etcdserverpb as pb;
@@ -48,17 +49,15 @@ impl List {
         let tail = tail.encode_to_vec();
         let list = kvs.iter().map(|kv| field_len(kv.as_bytes().len())).sum::<usize>();
         let length = head.encoded_len() + list + tail.len();
-        // The budget of long answers ends far below the longest message of gRPC.
-        let prefix = u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes();
-        let mut ready = vec![0];
-        ready.extend_from_slice(&prefix);
+        let mut ready = frames::begin(length, head.encoded_len());
+        let left = ready.len() + length;
         // A Vec grows as it is written to.
         head.encode_raw(&mut ready);
         Self {
             ready,
             kvs: kvs.into_iter(),
             tail,
-            left: 1 + prefix.len() + length,
+            left,
             over: false,
         }
     }

@@ -2,6 +2,7 @@
 
 use super::WatchSession;
 use crate::pb::WatchResponse;
+use crate::server::frames;
 use crate::server::own_body::trailers;
 use axum::body::{Bytes, HttpBody};
 use http_body::{Frame, SizeHint};
@@ -45,11 +46,8 @@ impl WatchAnswer {
             [events] if events_len > COPIED => std::mem::take(events),
             _ => Bytes::new(),
         };
-        let mut message = Vec::with_capacity(5 + head_len + events_len - rest.len());
-        message.push(0);
-        // A revision, and thus a message, is far shorter than 4 GiB.
-        let length = u32::try_from(head_len + events_len).unwrap_or(u32::MAX);
-        message.extend_from_slice(&length.to_be_bytes());
+        let length = head_len + events_len;
+        let mut message = frames::begin(length, length - rest.len());
         head.encode_raw(&mut message);
         events.iter().for_each(|events| message.extend_from_slice(events));
         (message.into(), rest)
