@@ -147,7 +147,7 @@ pub struct BudgetArgs {
     pub drain_time: Duration,
     /// Longest time for which the events of a watched range are gathered into one message once they follow each other
     /// closely; the first event after a pause is sent at once. The time begins when all watchers of the range were woken for
-    /// the events before; it is 20µs for each watcher, and at most this. 0s sends each event at once, which costs a message
+    /// the events before, and takes 20µs for each watcher, at most this. 0s sends each event at once, which costs a message
     /// for each event and watcher.
     #[arg(long, default_value = "4ms", value_parser = duration, value_name = "DURATION")]
     pub watch_gather_time: Duration,
