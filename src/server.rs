@@ -64,7 +64,7 @@ use crate::pb::etcdserverpb as pb;
 use crate::pb::v3electionpb::election_server::ElectionServer;
 use crate::pb::v3lockpb::lock_server::LockServer;
 use crate::util::lifecycle::Lifecycle;
-use crate::util::{blocking, deliveries};
+use crate::util::deliveries;
 use admission::{Admission, Admitted, Caller, Limits, Operation};
 use alarm::Alarms;
 use commit::{Cause, Durability};
@@ -99,10 +99,8 @@ pub const SNAPSHOT_VERSION: &str = "3.6.0";
 const CLUSTER_VERSION: &str = "3.7";
 /// About what a message to one client costs, in nanoseconds. Events of a range are gathered for so long for each watcher.
 const MESSAGE_COST_NANOS: u64 = 20_000;
-/// Watchers of a range that are woken for each core before the others: about a millisecond of messages.
-const WOKEN_AT_ONCE: usize = 64;
-/// Turns of the runtime in which these are polled.
-const TURNS: usize = WOKEN_AT_ONCE / blocking::EVENT_INTERVAL as usize;
+/// Watchers of a quiet range that are woken for each core before the others: about a millisecond of messages.
+const WOKEN_FIRST: usize = 64;
 
 /// The protocols that a listener serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -310,29 +308,22 @@ impl Core {
             most: u64::try_from(self.config.watch_gather_time.as_nanos()).unwrap_or(u64::MAX),
             per_member: MESSAGE_COST_NANOS,
         };
-        let at_once = tokio::runtime::Handle::current().metrics().num_workers() * WOKEN_AT_ONCE;
+        let first = tokio::runtime::Handle::current().metrics().num_workers() * WOKEN_FIRST;
         let begun = Instant::now();
-        let (mut due, mut more, mut told) = (None, false, 0);
+        let (mut due, mut told) = (None, 0);
         loop {
-            let gathered = async move {
+            let falls_due = async move {
                 match due {
                     Some(due) => tokio::time::sleep_until(begun + Duration::from_nanos(due)).await,
                     None => std::future::pending().await,
                 }
             };
-            if more {
-                for _ in 0..TURNS {
-                    tokio::task::yield_now().await;
-                }
-            } else {
-                tokio::select! {
-                    () = self.published.notified() => {}
-                    () = gathered => {}
-                }
+            tokio::select! {
+                () = self.published.notified() => {}
+                () = falls_due => {}
             }
             let now = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
-            let woken = self.store.wake_due_watchers(now, gathering, at_once);
-            (due, more) = (woken.next, woken.more);
+            due = self.store.wake_due_watchers(now, gathering, first).next;
             let woken = self.store.woken();
             if std::mem::replace(&mut told, woken) != woken {
                 self.woken.notify_waiters();

@@ -227,10 +227,9 @@ impl Store {
     }
 
     /// Like [`Store::wake_watchers`], but leaves out the groups that still gather events at `now`, in nanoseconds since
-    /// any fixed moment, which are due at [`Woken::next`]; and wakes small groups of about `at_once` members, and as many
-    /// members of a larger one. The others are woken by the next call.
-    pub fn wake_due_watchers(&self, now: u64, gathering: Gathering, at_once: usize) -> Woken {
-        self.waking.wake(now, gathering, at_once)
+    /// any fixed moment, and of a quiet group with very many members all but the `first`. These are due at [`Woken::next`].
+    pub fn wake_due_watchers(&self, now: u64, gathering: Gathering, first: usize) -> Woken {
+        self.waking.wake(now, gathering, first)
     }
 
     /// Wakes every watcher, with or without events to take. Like [`Store::wake_watchers`], not to be called by a

@@ -1,14 +1,13 @@
 //! The groups whose members wait to be woken, and the revision up to which all members were woken.
 //!
 //! Every message to a client has a price, however many events it carries. So the events of a range that has many
-//! watchers are *gathered*: a group that was quiet is woken at once, but not again before a while has passed. And the
-//! members of a large group are woken in two parts: first a few, and a little later all others. Until then the rest of a
-//! burst is committed, so that all but the first members take the whole burst at once. Times are arguments, in nanoseconds
-//! since any fixed moment.
+//! watchers are *gathered*: a group that was quiet is woken at once, but not again before a while has passed. And of a
+//! quiet group with very many members, only a few are woken at once, and all others a little later: the rest of a burst is
+//! committed until then, so that all but the first members take the whole burst in one message. Times are arguments, in
+//! nanoseconds since any fixed moment.
 
 use super::group::{Group, Wake};
 use parking_lot::Mutex;
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 /// How long the events of a group are gathered once its members were woken, in nanoseconds; by default not at all.
@@ -20,21 +19,19 @@ pub struct Gathering {
     pub per_member: u64,
 }
 
-/// How many times the members of the first part the others are, for the first part to be given time.
+/// A group has very many members if they are this many times those that are woken first.
 const MANY: usize = 8;
-/// This time, in nanoseconds: about what the messages to the members of the first part take. Most of the others are reached
-/// later than this in any case.
-const FIRST_PART: u64 = 1_000_000;
+/// How long the others wait, in nanoseconds: about what the messages to the first members take. Most of the others are
+/// reached later than this in any case.
+const HEAD_START: u64 = 1_000_000;
 
 /// The result of [`Store::wake_due_watchers`](super::Store::wake_due_watchers).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Woken {
-    /// The number of groups that were begun.
+    /// The number of groups that were woken. Those of which only the others were left do not count again.
     pub groups: usize,
-    /// When the next group, or the next part of one, is due, in nanoseconds.
+    /// When further members are due, in nanoseconds.
     pub next: Option<u64>,
-    /// Whether members that are due wait for the next call.
-    pub more: bool,
 }
 
 /// A group with events of which its members were not told.
@@ -42,14 +39,16 @@ pub(super) struct Dirty {
     group: Arc<Group>,
     /// The first revision that may have such an event; `i64::MAX` if the group has ended.
     since: i64,
-    /// Whether the group has gathered events.
-    gathered: bool,
 }
 
 impl Dirty {
     pub(super) fn new(group: Arc<Group>, since: i64) -> Self {
-        let gathered = false;
-        Self { group, since, gathered }
+        Self { group, since }
+    }
+
+    /// Whether the group gathers events no longer.
+    fn is_due(&self, now: u64) -> bool {
+        self.group.due() <= now
     }
 }
 
@@ -84,148 +83,82 @@ struct Queue {
 /// What only the caller that wakes uses.
 #[derive(Default)]
 struct Turn {
-    /// Groups that were taken from the queue and not looked at.
-    pending: VecDeque<Dirty>,
-    /// Large groups that wait for the one that is being woken.
-    large: VecDeque<Dirty>,
-    /// The group of which the first members were woken.
-    parts: Option<Parts>,
     /// Groups that gather events.
     gathering: Vec<Dirty>,
-    /// When the first of them is due.
-    next: Option<u64>,
+    /// Groups of which the first members were woken.
+    begun: Vec<Begun>,
     /// The generation of the revisions in the other fields.
     generation: u64,
 }
 
-/// A group whose members are being woken.
-struct Parts {
+/// A group of which the first members were woken. The group is due when the others are.
+struct Begun {
     dirty: Dirty,
-    wakes: std::vec::IntoIter<Arc<dyn Wake>>,
-    /// Whether some members were woken.
-    begun: bool,
-    /// When the others are due.
-    due: u64,
-    /// How long the group gathers events once all members were woken.
+    others: Vec<Arc<dyn Wake>>,
+    /// How long the group gathers events once the others were woken, in nanoseconds.
     gather: u64,
 }
 
-impl Parts {
-    fn new(dirty: Dirty, gathering: Gathering) -> Self {
-        let (wakes, members) = dirty.group.to_wake();
-        Self {
-            dirty,
-            wakes: wakes.into_iter(),
-            begun: false,
-            due: 0,
-            gather: gathering.per_member.saturating_mul(members as u64).min(gathering.most),
-        }
-    }
-
-    /// Wakes the next members; returns whether these were the last.
-    fn wake(&mut self, now: u64, members: usize) -> bool {
-        self.wakes.by_ref().take(members).for_each(|wake| wake.wake());
-        let over = self.wakes.len() == 0;
-        // A group of which nobody had anything to take stays as quiet as it was.
-        if over && (self.begun || members > 0) {
-            let gathers = self.gather > 0;
-            let due = if gathers { now.saturating_add(self.gather) } else { 0 };
-            self.dirty.group.set_due(due);
-        }
-        over
+impl Begun {
+    fn finish(self, now: u64) {
+        self.others.iter().for_each(|wake| wake.wake());
+        let due = match self.gather {
+            0 => 0,
+            gather => now.saturating_add(gather),
+        };
+        self.dirty.group.set_due(due);
     }
 }
 
 impl Turn {
-    /// The revision of the first frame of which a member was not told; `None` if there is no such frame.
-    fn oldest(&self) -> Option<i64> {
-        let groups = self.gathering.iter().chain(&self.pending).chain(&self.large);
-        let groups = groups.chain(self.parts.iter().map(|parts| &parts.dirty));
-        groups.map(|dirty| dirty.since).min()
+    /// Groups with members that were not told of everything.
+    fn groups(&mut self) -> impl Iterator<Item = &mut Dirty> {
+        let begun = self.begun.iter_mut().map(|begun| &mut begun.dirty);
+        self.gathering.iter_mut().chain(begun)
     }
 
-    /// Keeps no revision back any more.
-    fn forget_revisions(&mut self) {
-        let groups = self
-            .gathering
-            .iter_mut()
-            .chain(&mut self.pending)
-            .chain(&mut self.large);
-        let groups = groups.chain(self.parts.iter_mut().map(|parts| &mut parts.dirty));
-        groups.for_each(|dirty| dirty.since = i64::MAX);
-    }
-
-    /// Returns a group that is due at `now`, and puts another one among those that gather events.
-    fn take_due(&mut self, mut dirty: Dirty, now: u64) -> Option<Dirty> {
-        let due = dirty.group.due();
-        if due <= now {
-            return Some(dirty);
+    /// Wakes the members that are due: all those of former calls, and of groups that are `dirty` since then only the `first` if
+    /// they have very many. Returns the number of groups.
+    fn wake(&mut self, dirty: Vec<Dirty>, now: u64, gathering: Gathering, first: usize) -> usize {
+        let others = self.begun.extract_if(.., |begun| begun.dirty.is_due(now));
+        others.for_each(|begun| begun.finish(now));
+        let gathered: Vec<_> = self.gathering.extract_if(.., |dirty| dirty.is_due(now)).collect();
+        let mut groups = gathered.len();
+        for dirty in gathered {
+            self.begin(dirty, now, gathering, usize::MAX);
         }
-        dirty.gathered = true;
-        self.next = Some(self.next.map_or(due, |next| next.min(due)));
-        self.gathering.push(dirty);
-        None
-    }
-
-    /// Wakes groups of up to `at_once` members, and then as many members of a larger one, or all others of one that was begun
-    /// before; returns the number of groups that were begun.
-    fn wake(&mut self, now: u64, gathering: Gathering, at_once: usize) -> usize {
-        let (mut groups, mut left) = (0, at_once);
-        while left > 0
-            && let Some(dirty) = self.pending.pop_front()
-        {
-            let members = dirty.group.members();
-            if members > at_once {
-                self.large.push_back(dirty);
-            } else if let Some(dirty) = self.take_due(dirty, now) {
-                let mut parts = Parts::new(dirty, gathering);
-                parts.wake(now, parts.wakes.len());
-                left = left.saturating_sub(members);
+        for dirty in dirty {
+            if dirty.is_due(now) {
                 groups += 1;
-            }
-        }
-        let mut left = at_once;
-        while left > 0 {
-            let Some(mut parts) = self.parts.take() else {
-                let Some(dirty) = self.large.pop_front() else { break };
-                // A group may have been woken, and gather events, since it was put there.
-                self.parts = self.take_due(dirty, now).map(|dirty| Parts::new(dirty, gathering));
-                groups += usize::from(self.parts.is_some());
-                continue;
-            };
-            if parts.due > now {
-                self.parts = Some(parts);
-                break;
-            }
-            let members = match parts.begun {
-                true => parts.wakes.len(),
-                false => left.min(parts.wakes.len()),
-            };
-            left = left.saturating_sub(members);
-            if !parts.wake(now, members) {
-                let first = !std::mem::replace(&mut parts.begun, true);
-                if first && !parts.dirty.gathered && parts.wakes.len() / MANY >= at_once {
-                    parts.due = now.saturating_add(FIRST_PART);
-                }
-                self.parts = Some(parts);
+                self.begin(dirty, now, gathering, first);
+            } else {
+                self.gathering.push(dirty);
             }
         }
         groups
     }
 
-    /// Whether members wait that are due at `now`.
-    fn has_more(&self, now: u64) -> bool {
-        let parts = match &self.parts {
-            Some(parts) => parts.due <= now,
-            None => !self.large.is_empty(),
+    /// Wakes the members of a group, of very many only the `first`.
+    fn begin(&mut self, dirty: Dirty, now: u64, gathering: Gathering, first: usize) {
+        let (mut wakes, members) = dirty.group.to_wake();
+        // A group of which nobody has anything to take stays as quiet as it was.
+        if wakes.is_empty() {
+            return;
+        }
+        let others = match wakes.len() / MANY >= first {
+            true => wakes.split_off(first),
+            false => vec![],
         };
-        parts || !self.pending.is_empty()
-    }
-
-    /// When something is due that is not due at `now`.
-    fn next(&self, now: u64) -> Option<u64> {
-        let part = self.parts.as_ref().map(|parts| parts.due).filter(|due| *due > now);
-        self.next.into_iter().chain(part).min()
+        wakes.iter().for_each(|wake| wake.wake());
+        let gather = gathering.per_member.saturating_mul(members as u64).min(gathering.most);
+        let begun = Begun { dirty, others, gather };
+        match begun.others.is_empty() {
+            true => begun.finish(now),
+            false => {
+                begun.dirty.group.set_due(now.saturating_add(HEAD_START));
+                self.begun.push(begun);
+            }
+        }
     }
 }
 
@@ -267,10 +200,9 @@ impl Waking {
         queue.groups.extend(ended);
     }
 
-    /// Wakes members of the groups that are due at `now`: small groups of about `at_once` members, and as many members of a
-    /// larger group or all others of one that was begun before. What is left waits for the next call.
-    /// Calls with a time that goes backwards are answered late.
-    pub(super) fn wake(&self, now: u64, gathering: Gathering, at_once: usize) -> Woken {
+    /// Wakes the members of the groups that are due at `now`; of a quiet group with very many members only the `first`, and the
+    /// others in a later call. Calls with a time that goes backwards are answered late.
+    pub(super) fn wake(&self, now: u64, gathering: Gathering, first: usize) -> Woken {
         let mut turn = self.turn.lock();
         let (groups, revision, generation) = {
             let mut queue = self.queue.lock();
@@ -278,16 +210,10 @@ impl Waking {
             (std::mem::take(&mut queue.groups), queue.published, queue.generation)
         };
         if std::mem::replace(&mut turn.generation, generation) != generation {
-            turn.forget_revisions();
+            turn.groups().for_each(|dirty| dirty.since = i64::MAX);
         }
-        turn.pending.extend(groups);
-        if turn.next.is_some_and(|next| next <= now) {
-            turn.next = None;
-            let due = std::mem::take(&mut turn.gathering);
-            turn.pending.extend(due);
-        }
-        let groups = turn.wake(now, gathering, at_once);
-        let oldest = turn.oldest();
+        let groups = turn.wake(groups, now, gathering, first);
+        let oldest = turn.groups().map(|dirty| dirty.since).min();
         let mut queue = self.queue.lock();
         queue.waits = oldest.is_some();
         // Otherwise the revisions have begun anew meanwhile.
@@ -296,8 +222,7 @@ impl Waking {
         }
         Woken {
             groups,
-            next: turn.next(now),
-            more: turn.has_more(now),
+            next: turn.groups().map(|dirty| dirty.group.due()).min(),
         }
     }
 

@@ -9,7 +9,7 @@ use tokio::runtime::Runtime;
 /// The runtime ends an idle blocking thread after ten seconds; work at half that interval keeps one.
 const INTERVAL: Duration = Duration::from_secs(5);
 /// Tasks that a thread of the runtime polls before it looks for network events. A poll may take a millisecond.
-pub const EVENT_INTERVAL: u32 = 16;
+const EVENT_INTERVAL: u32 = 16;
 /// Threads beside those of the runtime: one for the data directory, and two for blocking work while the directory is
 /// opened.
 const OTHERS: usize = 3;

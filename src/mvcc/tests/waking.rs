@@ -21,8 +21,7 @@ fn a_range_with_many_watchers_gathers_events_and_a_quiet_one_does_not_wait() {
     let mut many: Vec<_> = wakes[1..].iter().map(|wake| watch("many", wake)).collect();
     let _one = watch("one", &wakes[0]);
     let wake = |now| {
-        let Woken { groups, next, more, .. } = store.wake_due_watchers(now, GATHERING, usize::MAX);
-        assert!(!more);
+        let Woken { groups, next } = store.wake_due_watchers(now, GATHERING, usize::MAX);
         (groups, next, store.woken())
     };
     put(&store, "many", "1");
@@ -53,7 +52,7 @@ fn a_range_with_many_watchers_gathers_events_and_a_quiet_one_does_not_wait() {
 }
 
 #[test]
-fn members_are_woken_in_two_parts_and_those_that_have_taken_everything_are_not_woken() {
+fn members_that_have_taken_everything_are_not_woken() {
     let store = Store::new();
     let wakes: Vec<_> = (0..5).map(|_| Arc::new(Count(AtomicUsize::new(0), || {}))).collect();
     let filter = || WatchFilter::new(KeyRange::prefix("k"));
@@ -61,26 +60,24 @@ fn members_are_woken_in_two_parts_and_those_that_have_taken_everything_are_not_w
         .iter()
         .map(|wake| store.watch(filter(), 0, Arc::clone(wake) as _))
         .collect();
-    let woken = || wakes.iter().map(|wake| wake.0.load(Ordering::SeqCst)).sum::<usize>();
-    let wake = || {
-        let Woken { groups, more, .. } = store.wake_due_watchers(0, Gathering::default(), 2);
-        (groups, more, woken(), store.woken())
+    let woken = || {
+        wakes
+            .iter()
+            .map(|wake| wake.0.load(Ordering::SeqCst))
+            .collect::<Vec<_>>()
     };
     put(&store, "k1", "1");
-    assert_eq!(wake(), (1, true, 2, 1), "three members are not told of revision 2");
-    put(&store, "k2", "2");
-    let early: Vec<bool> = wakes.iter().map(|wake| wake.0.load(Ordering::SeqCst) > 0).collect();
-    for (watcher, _) in watchers.iter_mut().zip(&early).filter(|(_, early)| !**early) {
-        let WatchUpdate::Events { frames, revision } = watcher.take_now(1000) else {
+    for watcher in &mut watchers[..3] {
+        let WatchUpdate::Events { revision, .. } = watcher.take_now(1000) else {
             panic!("no events");
         };
-        assert_eq!((seen(&frames).len(), revision), (2, 3));
+        assert_eq!(revision, 2);
     }
-    assert_eq!(wake(), (0, true, 5, 2), "the others");
-    assert_eq!(wake(), (1, false, 7, 3), "only two members lack revision 3");
-    put(&store, "k3", "3");
     assert_eq!(store.wake_watchers(), 1);
-    assert_eq!(woken(), 12);
+    assert_eq!(woken(), [0, 0, 0, 1, 1]);
+    put(&store, "k2", "2");
+    assert_eq!(store.wake_watchers(), 1);
+    assert_eq!(woken(), [1, 1, 1, 2, 2]);
 }
 
 #[test]
@@ -140,27 +137,58 @@ fn a_watcher_is_told_or_up_to_date_before_a_revision_counts_as_woken() {
 }
 
 #[test]
-fn the_first_part_of_a_large_group_has_time_and_a_small_group_does_not_wait_for_it() {
+fn the_first_members_of_a_large_quiet_group_have_a_head_start_and_other_groups_do_not_wait() {
     let store = Store::new();
-    let wakes: Vec<_> = (0..20).map(|_| Arc::new(Count(AtomicUsize::new(0), || {}))).collect();
+    let wakes: Vec<_> = (0..18).map(|_| Arc::new(Count(AtomicUsize::new(0), || {}))).collect();
     let watch = |(at, wake): (usize, &Arc<Count<_>>)| {
-        let filter = WatchFilter::new(KeyRange::key(if at < 18 { "large" } else { "small" }));
+        let filter = WatchFilter::new(KeyRange::key(if at < 16 { "large" } else { "small" }));
         store.watch(filter, 0, Arc::clone(wake) as _)
     };
-    let _watchers: Vec<_> = wakes.iter().enumerate().map(watch).collect();
-    let woken = |of: &[Arc<Count<_>>]| of.iter().map(|wake| wake.0.load(Ordering::SeqCst)).sum::<usize>();
+    let mut watchers: Vec<_> = wakes.iter().enumerate().map(watch).collect();
+    let told = |wake: &Arc<Count<_>>| wake.0.load(Ordering::SeqCst);
     let wake = |now| {
-        let gathering = Gathering { most: 1, per_member: 1 };
-        let Woken { next, more, .. } = store.wake_due_watchers(now, gathering, 2);
-        (next, more, woken(&wakes[..18]), woken(&wakes[18..]), store.woken())
+        let gathering = Gathering { most: 9, per_member: 1 };
+        let Woken { groups, next } = store.wake_due_watchers(now, gathering, 2);
+        let (large, small) = wakes.split_at(16);
+        let sum = |of: &[_]| of.iter().map(told).sum::<usize>();
+        (groups, next, sum(large), sum(small), store.woken())
     };
+    let start = 1_000_000;
     put(&store, "large", "1");
-    let part = 1_000_000;
-    assert_eq!(wake(5), (Some(5 + part), false, 2, 0, 1), "the others are due later");
-    put(&store, "small", "2");
-    assert_eq!(wake(6), (Some(5 + part), false, 2, 2, 1));
-    assert_eq!(wake(5 + part), (None, false, 18, 2, 3));
+    assert_eq!(
+        wake(5),
+        (1, Some(5 + start), 2, 0, 1),
+        "14 members are not told of revision 2"
+    );
+    let early: Vec<_> = wakes.iter().map(|wake| told(wake) > 0).collect();
+    put(&store, "small", "1");
+    put(&store, "large", "2");
+    assert_eq!(
+        wake(6),
+        (1, Some(5 + start), 2, 2, 1),
+        "the first members wait as well now"
+    );
+    assert_eq!(
+        wake(5 + start),
+        (0, Some(14 + start), 16, 2, 3),
+        "the others; the first are not told of revision 4"
+    );
+    for (at, watcher) in watchers.iter_mut().enumerate().filter(|(at, _)| !early[*at]) {
+        let WatchUpdate::Events { frames, .. } = watcher.take_now(1000) else {
+            panic!("no events");
+        };
+        assert_eq!(seen(&frames).len(), if at < 16 { 2 } else { 1 });
+    }
+    assert_eq!(
+        wake(14 + start),
+        (1, None, 18, 2, 4),
+        "only the first members lack revision 4"
+    );
     put(&store, "large", "3");
-    assert_eq!(wake(5 + part), (Some(6 + part), false, 18, 2, 3), "gathers now");
-    assert_eq!(wake(6 + part), (None, true, 20, 2, 3), "no time for the first part now");
+    assert_eq!(wake(15 + start), (0, Some(23 + start), 18, 2, 4));
+    assert_eq!(
+        wake(23 + start),
+        (1, None, 34, 2, 5),
+        "nobody has a head start once the group has gathered"
+    );
 }
