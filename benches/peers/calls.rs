@@ -290,6 +290,6 @@ pub async fn growth(server: &Server, scale: Scale) -> anyhow::Result<Vec<Figure>
         .enumerate()
         .map(|(at, us)| ((keys / PARTS * (at + 1)) as f64, *us));
     figures[0].points = points.collect();
-    figures[0].x = "keys";
+    figures[0].x = "keys".to_owned();
     Ok(figures)
 }

@@ -24,11 +24,11 @@ mod slopes;
 use anyhow::{Context, bail};
 use clap::Parser;
 use results::{Machine, Results};
-use scenarios::{Scale, Scenario};
+use scenarios::{Figure, Scale, Scenario};
 use server::Program;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Stdio};
 
 /// That of the shipped binary: the loader should cost little.
 #[global_allocator]
@@ -37,6 +37,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Marks the process that `taskset` has pinned to the loader's core.
 const PINNED: &str = "ISTHMUS_BENCH_PINNED";
 const CPUS: &str = "a list of two CPUs or ranges of CPUs";
+
+/// The figures of one measurement, or why it failed.
+type Measured = Result<Vec<Figure>, String>;
 
 /// Measure Isthmus beside etcd
 #[derive(Debug, Parser)]
@@ -76,6 +79,13 @@ struct Args {
     /// Directory for stacks of the servers, recorded by perf. `make profile` draws flame graphs of them.
     #[arg(long, value_name = "DIR")]
     stacks: Option<PathBuf>,
+    /// Measure the scenarios for the results that the directory has already, by default benches/results, in place of their
+    /// former figures. Servers and machine must be those of these results.
+    #[arg(long)]
+    again: bool,
+    /// What this program runs for each measurement: a scenario and a server, both by their whole names.
+    #[arg(long, hide = true, num_args = 2)]
+    one: Vec<String>,
     #[command(flatten)]
     sizes: replicas::Sizes,
     /// Given by `cargo bench`.
@@ -112,9 +122,15 @@ fn run() -> anyhow::Result<()> {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let cpus = is_pinned.then_some((server_cpu.as_str(), loader_cpu.as_str()));
+    if let [scenario, server] = &args.one[..] {
+        let figures = runtime.block_on(Box::pin(one(&args, scenario, server, cpus.map(|(server, _)| server))));
+        let figures: Measured = figures.map_err(|error| format!("{error:#}"));
+        println!("{}", serde_json::to_string(&figures)?);
+        return Ok(());
+    }
     match args.scenarios.iter().any(|name| name.starts_with(replicas::PREFIX)) {
         true => runtime.block_on(Box::pin(measure_replicas(&args, cpus))),
-        false => runtime.block_on(Box::pin(measure(&args, cpus.map(|(server, _)| server)))),
+        false => measure(&args),
     }
 }
 
@@ -137,11 +153,12 @@ fn pin(server: &str, loader: &str) -> anyhow::Result<bool> {
     Err(error).context("cannot run taskset, which is a part of util-linux")
 }
 
-async fn measure(args: &Args, cpu: Option<&str>) -> anyhow::Result<()> {
+fn measure(args: &Args) -> anyhow::Result<()> {
     let (scale, rounds) = args.extent();
     let chosen = chosen(&scenarios::ALL, &args.scenarios, args.exact)?;
     let programs = programs(args)?;
     let is_whole = chosen.len() == scenarios::ALL.len() && args.servers.is_empty() && scale == Scale::Full;
+    let is_whole = is_whole || args.again;
     let output = match (&args.output, is_whole) {
         (Some(output), _) => output.clone(),
         (None, true) => PathBuf::from("benches/results"),
@@ -152,24 +169,28 @@ async fn measure(args: &Args, cpu: Option<&str>) -> anyhow::Result<()> {
         scale,
         programs.iter().map(|program| program.name.clone()),
     );
+    if args.again {
+        results = results.continued(&output)?;
+    }
     for scenario in &chosen {
+        results.remove(scenario);
         let rounds = if scenario.is_long { 1 } else { rounds };
         for round in 1..=rounds {
             // In turns, so that noise of the machine hits all servers.
             for (at, program) in programs.iter().enumerate() {
                 let label = format!("{}, round {round} of {rounds}, {}", scenario.name, program.name);
                 eprintln!("{label}");
-                let stacks = args.stacks.as_deref().map(|dir| dir.join(scenario.name));
-                match once(scenario, program, scale, cpu, stacks.as_deref()).await {
+                match apart(scenario, program) {
                     Ok(figures) => results.add(scenario, at, figures),
                     Err(error) => {
-                        eprintln!("{label}: {error:#}");
-                        results.fail(scenario, at, &format!("{error:#}"));
+                        eprintln!("{label}: {error}");
+                        results.fail(scenario, at, &error);
                     }
                 }
             }
         }
     }
+    results.sort(&scenarios::ALL);
     report::write(&results, &output)?;
     if is_whole && args.output.is_none() {
         report::summarize(&results, Path::new("README.md"), &output)?;
@@ -182,15 +203,30 @@ async fn measure(args: &Args, cpu: Option<&str>) -> anyhow::Result<()> {
     }
 }
 
-async fn once(
-    scenario: &Scenario,
-    program: &Program,
-    scale: Scale,
-    cpu: Option<&str>,
-    stacks: Option<&Path>,
-) -> anyhow::Result<Vec<scenarios::Figure>> {
+/// Measures in a process of its own, so that no scenario finds a loader that has worked for others.
+fn apart(scenario: &Scenario, program: &Program) -> Measured {
+    let run = || -> anyhow::Result<Measured> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(std::env::args_os().skip(1));
+        command.args(["--one", scenario.name, &program.name]);
+        command.stdin(Stdio::null()).stderr(Stdio::inherit());
+        let output = command.output().context("cannot run this program again")?;
+        serde_json::from_slice(&output.stdout).with_context(|| format!("the loader reports nothing: {}", output.status))
+    };
+    run().unwrap_or_else(|error| Err(format!("{error:#}")))
+}
+
+/// One scenario with one server.
+async fn one(args: &Args, scenario: &str, server: &str, cpu: Option<&str>) -> anyhow::Result<Vec<Figure>> {
+    let (scale, _) = args.extent();
+    let scenario = scenarios::ALL.iter().find(|known| known.name == scenario);
+    let scenario = scenario.context("--one names no scenario")?;
+    let programs = programs(args)?;
+    let program = programs.iter().find(|program| program.name == server);
+    let program = program.context("--one names no server")?;
     let server = program.start(scenario.security, cpu).await?;
-    let recording = stacks.map(|file| server.record(file)).transpose()?;
+    let stacks = args.stacks.as_deref().map(|dir| dir.join(scenario.name));
+    let recording = stacks.map(|file| server.record(&file)).transpose()?;
     let figures = scenario.run(&server, scale).await;
     drop(server);
     if let Some(mut recording) = recording {

@@ -65,9 +65,9 @@ pub fn bars(title: &str, servers: &[String], rows: &[&Row]) -> String {
             out,
             "<text x=\"0\" y=\"{:.1}\">{}</text><text x=\"0\" y=\"{:.1}\" font-size=\"11\" opacity=\"0.85\">{}</text>",
             middle - 2.0,
-            escaped(row.title),
+            escaped(&row.title),
             middle + 12.0,
-            escaped(row.figure)
+            escaped(&row.figure)
         );
         let first = row.median(0).filter(|first| *first > 0.0);
         for server in 0..servers.len() {
@@ -84,7 +84,7 @@ pub fn bars(title: &str, servers: &[String], rows: &[&Row]) -> String {
                 BAR - 1.5,
                 LEFT + length + 5.0,
                 top + BAR - 2.5,
-                measure(value, row.unit)
+                measure(value, &row.unit)
             );
         }
     }

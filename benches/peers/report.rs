@@ -42,10 +42,10 @@ fn summary(results: &Results, dir: &Path) -> String {
     );
     let mut scenario = "";
     for row in &results.rows {
-        if std::mem::replace(&mut scenario, row.scenario) == row.scenario {
+        if std::mem::replace(&mut scenario, &row.scenario) == row.scenario {
             continue;
         }
-        let value = |at| row.median(at).map_or("–".to_owned(), |value| measure(value, row.unit));
+        let value = |at| row.median(at).map_or("–".to_owned(), |value| measure(value, &row.unit));
         let ratio = row
             .ratio(last)
             .map_or("–".to_owned(), |ratio| format!("{} ×", digits(ratio)));
@@ -84,8 +84,8 @@ pub fn write(results: &Results, dir: &Path) -> anyhow::Result<()> {
             continue;
         }
         let title = format!("{}, {}: {}", row.figure, row.unit, row.title);
-        let file = format!("{}-{}.svg", row.scenario, slug(row.figure));
-        write(&file, plot::lines(&title, row.x, &results.servers, &row.points))?;
+        let file = format!("{}-{}.svg", row.scenario, slug(&row.figure));
+        write(&file, plot::lines(&title, &row.x, &results.servers, &row.points))?;
         images.push((file, title));
     }
     remove_stale(dir, &images)?;
@@ -163,9 +163,9 @@ pub fn table(results: &Results) -> String {
         } else {
             format!("{} (`{}`)", row.title, row.scenario)
         };
-        last = row.scenario;
-        let mut cells = vec![title, row.figure.to_owned()];
-        let value = |at| row.median(at).map_or("–".to_owned(), |value| measure(value, row.unit));
+        last = &row.scenario;
+        let mut cells = vec![title, row.figure.clone()];
+        let value = |at| row.median(at).map_or("–".to_owned(), |value| measure(value, &row.unit));
         cells.extend((0..servers.len()).map(value));
         let ratio = |at| {
             row.ratio(at)

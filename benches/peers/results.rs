@@ -1,10 +1,12 @@
 //! The figures of all rounds, and where they were measured.
 
 use crate::scenarios::{Figure, Kind, Scale, Scenario};
-use serde::Serialize;
+use anyhow::{Context, bail};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
 
 /// Where and when.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 pub struct Machine {
     pub date: String,
     pub cpu: String,
@@ -13,31 +15,31 @@ pub struct Machine {
 }
 
 /// One figure of a scenario, for all servers.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 pub struct Row {
-    pub scenario: &'static str,
-    pub title: &'static str,
-    pub figure: &'static str,
+    pub scenario: String,
+    pub title: String,
+    pub figure: String,
     pub kind: Kind,
-    pub unit: &'static str,
+    pub unit: String,
     /// The values of the rounds, for each server.
     pub values: Vec<Vec<f64>>,
     /// The line of the last round, for each server; empty for most figures.
     pub points: Vec<Vec<(f64, f64)>>,
     /// What grows along the line.
-    pub x: &'static str,
+    pub x: String,
 }
 
 /// A measurement that failed.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 struct Failure {
-    scenario: &'static str,
+    scenario: String,
     server: usize,
     why: String,
 }
 
 /// Everything that was measured.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 pub struct Results {
     pub machine: Machine,
     pub is_quick: bool,
@@ -92,15 +94,46 @@ impl Results {
         }
     }
 
+    /// The results of an earlier run in `dir`, which these results continue: the same servers on the same machine.
+    pub fn continued(self, dir: &Path) -> anyhow::Result<Self> {
+        let file = dir.join("results.json");
+        let text = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        let mut earlier: Self =
+            serde_json::from_slice(&text).with_context(|| format!("{} has no results", file.display()))?;
+        let extent = |of: &Self| (of.servers.clone(), of.is_quick, of.machine.cpu.clone(), of.machine.cpus);
+        if extent(&earlier) != extent(&self) {
+            bail!(
+                "{} cannot be continued: its servers ({}), its machine ({}), or its extent are others",
+                file.display(),
+                earlier.servers.join(", "),
+                earlier.machine.cpu
+            );
+        }
+        earlier.machine = self.machine;
+        Ok(earlier)
+    }
+
+    /// Removes what is known of a scenario.
+    pub fn remove(&mut self, scenario: &Scenario) {
+        self.rows.retain(|row| row.scenario != scenario.name);
+        self.failures.retain(|failure| failure.scenario != scenario.name);
+    }
+
+    /// Puts the rows into the order of the scenarios.
+    pub fn sort(&mut self, scenarios: &[Scenario]) {
+        let at = |name: &str| scenarios.iter().position(|scenario| scenario.name == name);
+        self.rows.sort_by_key(|row| at(&row.scenario));
+    }
+
     /// Adds the figures of one round of one server.
     pub fn add(&mut self, scenario: &Scenario, server: usize, figures: Vec<Figure>) {
         for figure in figures {
             let count = self.servers.len();
-            let is_row = |row: &Row| (row.scenario, row.figure) == (scenario.name, figure.name);
+            let is_row = |row: &Row| row.scenario == scenario.name && row.figure == figure.name;
             let row = find_or_add(&mut self.rows, is_row, || Row {
-                scenario: scenario.name,
-                title: scenario.title,
-                figure: figure.name,
+                scenario: scenario.name.to_owned(),
+                title: scenario.title.to_owned(),
+                figure: figure.name.clone(),
                 kind: figure.kind,
                 unit: figure.unit,
                 values: vec![vec![]; count],
@@ -114,17 +147,17 @@ impl Results {
 
     pub fn fail(&mut self, scenario: &Scenario, server: usize, why: &str) {
         self.failures.push(Failure {
-            scenario: scenario.name,
+            scenario: scenario.name.to_owned(),
             server,
             why: why.to_owned(),
         });
     }
 
     /// The scenario, the server and the reason of each failure.
-    pub fn failures(&self) -> impl Iterator<Item = (&'static str, &str, &str)> {
+    pub fn failures(&self) -> impl Iterator<Item = (&str, &str, &str)> {
         self.failures.iter().map(|failure| {
             let server = self.servers[failure.server].as_str();
-            (failure.scenario, server, failure.why.as_str())
+            (failure.scenario.as_str(), server, failure.why.as_str())
         })
     }
 }

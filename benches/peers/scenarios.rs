@@ -4,7 +4,7 @@ use crate::agents;
 use crate::calls;
 use crate::server::{Security, Server};
 use crate::slopes;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// Whether a run is for results or for a look.
@@ -30,7 +30,7 @@ impl Scale {
 }
 
 /// What a figure is about. Figures of one kind are in one plot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
     Cpu,
@@ -42,26 +42,26 @@ pub enum Kind {
 }
 
 /// A measured number.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Figure {
-    pub name: &'static str,
+    pub name: String,
     pub kind: Kind,
-    pub unit: &'static str,
+    pub unit: String,
     pub value: f64,
     /// A line of a plot, if the figure changes while the scenario runs, and what grows meanwhile.
     pub points: Vec<(f64, f64)>,
-    pub x: &'static str,
+    pub x: String,
 }
 
 impl Figure {
-    pub fn new(name: &'static str, kind: Kind, unit: &'static str, value: f64) -> Self {
+    pub fn new(name: &str, kind: Kind, unit: &str, value: f64) -> Self {
         Self {
-            name,
+            name: name.to_owned(),
             kind,
-            unit,
+            unit: unit.to_owned(),
             value,
             points: vec![],
-            x: "",
+            x: String::new(),
         }
     }
 }

@@ -17,8 +17,8 @@ const DELIVERIES: f64 = 9000.0;
 /// Addresses that agents connect from: a store gives one of them three quarters of its connections at most.
 const ADDRESSES: u32 = 4;
 
-fn line(mut figure: Figure, x: &'static str, points: Vec<(f64, f64)>) -> Figure {
-    figure.x = x;
+fn line(mut figure: Figure, x: &str, points: Vec<(f64, f64)>) -> Figure {
+    figure.x = x.to_owned();
     figure.points = points;
     figure
 }
