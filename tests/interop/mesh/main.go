@@ -46,6 +46,7 @@ var (
 	durability    = flag.String("durability", "sync", "--durability of the store, for -shape serve")
 	qps           = flag.String("qps", "1000", "rate limit of a mirror into an etcd, in operations per second")
 	rate          = flag.Int("rate", 325, "writes per second, over all remote clusters")
+	rates         = flag.String("rates", "", "for -run churn: rates to be measured one after the other instead of -rate, such as 1000,3000")
 	seconds       = flag.Int("seconds", 30, "duration of each phase of writes, in seconds")
 	kills         = flag.Int("kills", 20, "number of kills of a remote store or of the mirror")
 	away          = flag.Duration("away", 5*time.Minute, "duration of the partition")

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -25,8 +26,9 @@ func usual(dir string, ca *authority, todo []string) error {
 		return err
 	}
 	if slices.Contains(todo, "churn") {
-		churn(r, "churn", time.Duration(*seconds)*time.Second)
-		verify(r, "churn", 10*time.Second)
+		if err := churns(r); err != nil {
+			return err
+		}
 	}
 	if slices.Contains(todo, "restart") {
 		if err := restart(r); err != nil {
@@ -117,20 +119,42 @@ func cold(r *rig) error {
 	return nil
 }
 
+// churns measures changes at each of the rates.
+func churns(r *rig) error {
+	measure := func(title string) {
+		churn(r, title, time.Duration(*seconds)*time.Second)
+		verify(r, title, 10*time.Second)
+	}
+	if *rates == "" {
+		measure("churn")
+		return nil
+	}
+	for _, text := range strings.Split(*rates, ",") {
+		n, err := strconv.Atoi(text)
+		if err != nil || n <= 0 {
+			return fmt.Errorf("-rates contains %q, which is no number of writes per second", text)
+		}
+		*rate = n
+		measure(text + "/s")
+	}
+	return nil
+}
+
 // churn writes to all good sources at the rate, and measures the latency of the mirror.
 func churn(r *rig, title string, length time.Duration) {
 	l := r.watcher.latency
 	l.begin()
 	r.watcher.begin()
-	mirror, store, _ := r.spent()
-	failures, before := r.failures(), peer.Load()
+	mirror, store, sources := r.spent()
+	failures, before, starved := r.failures(), peer.Load(), r.mirror.Starved()
 	done, late := writes(r, length)
 	began := time.Now()
 	for _, left := l.result(); left > 0 && time.Since(began) < 20*time.Second; _, left = l.result() {
 		time.Sleep(50 * time.Millisecond)
 	}
 	took, left := l.result()
-	mirror2, store2, _ := r.spent()
+	mirror2, store2, sources2 := r.spent()
+	starved = r.mirror.Starved() - starved
 	now := r.watcher.now()
 	if left > 0 {
 		finding("%s: %d of %d changes did not arrive", title, left, done)
@@ -146,10 +170,11 @@ func churn(r *rig, title string, length time.Duration) {
 		return
 	}
 	at := func(of int) string { return ms(took[min(len(took)-1, len(took)*of/1000)]) }
+	share := func(of time.Duration) string { return fmt.Sprintf("%.1f", 100*of.Seconds()/length.Seconds()) }
 	peer.Table([][]string{
-		{title, "load", "writes", "late", "p50 ms", "p99 ms", "p99.9 ms", "max ms", "lost", "reconnects", "mirror CPU %", "store CPU %", "RSS MiB"},
+		{title, "load", "writes", "late", "p50 ms", "p99 ms", "p99.9 ms", "max ms", "lost", "reconnects", "mirror CPU %", "starved %", "store CPU %", "sources CPU %", "RSS MiB"},
 		{r.shape, fmt.Sprintf("%.1f-%.1f", before, peer.Load()), fmt.Sprint(done), fmt.Sprint(late), at(500), at(990), at(999), at(1000), fmt.Sprint(left), fmt.Sprint(lost),
-			fmt.Sprintf("%.1f", 100*(mirror2-mirror).Seconds()/length.Seconds()), fmt.Sprintf("%.1f", 100*(store2-store).Seconds()/length.Seconds()), inMiB(r.mirror.Memory().RSS)},
+			share(mirror2 - mirror), share(starved), share(store2 - store), share(sources2 - sources), inMiB(r.mirror.Memory().RSS)},
 	})
 }
 
