@@ -146,7 +146,8 @@ pub struct BudgetArgs {
     #[arg(long, default_value = "0s", value_parser = duration, value_name = "DURATION")]
     pub drain_time: Duration,
     /// Longest time for which the events of a watched range are gathered into one message once they follow each other
-    /// closely; the first event after a pause is sent at once. The time begins when all watchers of the range were woken for
+    /// closely; the first event after a pause is sent at once, but of more than 512 watchers for each core most get the event
+    /// a millisecond later. The time begins when all watchers of the range were woken for
     /// the events before, and takes 20µs for each watcher, at most this. 0s sends each event at once, which costs a message
     /// for each event and watcher.
     #[arg(long, default_value = "4ms", value_parser = duration, value_name = "DURATION")]

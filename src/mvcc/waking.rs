@@ -19,7 +19,14 @@ pub struct Gathering {
     pub per_member: u64,
 }
 
-/// A group has very many members if they are this many times those that are woken first.
+impl Gathering {
+    /// The time for a group of so many members, in nanoseconds.
+    fn time(self, members: usize) -> u64 {
+        self.per_member.saturating_mul(members as u64).min(self.most)
+    }
+}
+
+/// A group has very many members if those that have something to take are this many times those that are woken first.
 const MANY: usize = 8;
 /// How long the others wait, in nanoseconds: about what the messages to the first members take. Most of the others are
 /// reached later than this in any case.
@@ -28,7 +35,7 @@ const HEAD_START: u64 = 1_000_000;
 /// The result of [`Store::wake_due_watchers`](super::Store::wake_due_watchers).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Woken {
-    /// The number of groups that were woken. Those of which only the others were left do not count again.
+    /// The number of groups that were due. A group of which some members are woken later counts once.
     pub groups: usize,
     /// When further members are due, in nanoseconds.
     pub next: Option<u64>,
@@ -95,16 +102,17 @@ struct Turn {
 struct Begun {
     dirty: Dirty,
     others: Vec<Arc<dyn Wake>>,
-    /// How long the group gathers events once the others were woken, in nanoseconds.
-    gather: u64,
+    /// The number of all members.
+    members: usize,
 }
 
 impl Begun {
-    fn finish(self, now: u64) {
+    /// Wakes the others. From now on the group gathers events.
+    fn finish(self, now: u64, gathering: Gathering) {
         self.others.iter().for_each(|wake| wake.wake());
-        let due = match self.gather {
+        let due = match gathering.time(self.members) {
             0 => 0,
-            gather => now.saturating_add(gather),
+            time => now.saturating_add(time),
         };
         self.dirty.group.set_due(due);
     }
@@ -117,11 +125,11 @@ impl Turn {
         self.gathering.iter_mut().chain(begun)
     }
 
-    /// Wakes the members that are due: all those of former calls, and of groups that are `dirty` since then only the `first` if
-    /// they have very many. Returns the number of groups.
+    /// Wakes the members that are due: all those of groups of former calls, and of groups that are `dirty` since then only the
+    /// `first` where they have very many. Groups that are not due gather events. Returns the number of groups that were due.
     fn wake(&mut self, dirty: Vec<Dirty>, now: u64, gathering: Gathering, first: usize) -> usize {
         let others = self.begun.extract_if(.., |begun| begun.dirty.is_due(now));
-        others.for_each(|begun| begun.finish(now));
+        others.for_each(|begun| begun.finish(now, gathering));
         let gathered: Vec<_> = self.gathering.extract_if(.., |dirty| dirty.is_due(now)).collect();
         let mut groups = gathered.len();
         for dirty in gathered {
@@ -145,15 +153,14 @@ impl Turn {
         if wakes.is_empty() {
             return;
         }
-        let others = match wakes.len() / MANY >= first {
+        let others = match gathering.time(members) > 0 && wakes.len() / MANY >= first {
             true => wakes.split_off(first),
             false => vec![],
         };
         wakes.iter().for_each(|wake| wake.wake());
-        let gather = gathering.per_member.saturating_mul(members as u64).min(gathering.most);
-        let begun = Begun { dirty, others, gather };
+        let begun = Begun { dirty, others, members };
         match begun.others.is_empty() {
-            true => begun.finish(now),
+            true => begun.finish(now, gathering),
             false => {
                 begun.dirty.group.set_due(now.saturating_add(HEAD_START));
                 self.begun.push(begun);

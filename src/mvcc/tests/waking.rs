@@ -127,12 +127,13 @@ fn members_of_a_range_share_the_bytes_of_a_burst_while_some_have_not_read_it() {
 #[test]
 fn a_watcher_is_told_or_up_to_date_before_a_revision_counts_as_woken() {
     let gathering = Gathering {
-        most: 2000,
-        per_member: 400,
+        most: 2_000_000,
+        per_member: 400_000,
     };
     let clock = AtomicU64::new(0);
-    woken_is_true(5, |store| {
-        store.wake_due_watchers(clock.fetch_add(300, Ordering::Relaxed), gathering, 1);
+    // So many that all but one are woken after a head start.
+    woken_is_true(16, |store| {
+        store.wake_due_watchers(clock.fetch_add(300_000, Ordering::Relaxed), gathering, 1);
     });
 }
 
@@ -191,4 +192,16 @@ fn the_first_members_of_a_large_quiet_group_have_a_head_start_and_other_groups_d
         (1, None, 34, 2, 5),
         "nobody has a head start once the group has gathered"
     );
+    let later = 9 * start;
+    for watcher in &mut watchers {
+        while let WatchUpdate::Events { .. } = watcher.take_now(1000) {}
+    }
+    put(&store, "large", "4");
+    assert_eq!(wake(later), (1, Some(later + start), 36, 2, 5));
+    drop(watchers.remove(15));
+    assert_eq!(store.wake_watchers(), 0, "only the others were left");
+    assert_eq!(store.woken(), 6);
+    put(&store, "large", "5");
+    let (groups, ..) = wake(later + 1);
+    assert_eq!(groups, 1, "the group gathers nothing after that");
 }
