@@ -46,7 +46,7 @@ var (
 	durability    = flag.String("durability", "sync", "--durability of the store, for -shape serve")
 	qps           = flag.String("qps", "1000", "rate limit of a mirror into an etcd, in operations per second")
 	rate          = flag.Int("rate", 325, "writes per second, over all remote clusters")
-	rates         = flag.String("rates", "", "for -run churn: rates to be measured one after the other instead of -rate, such as 1000,3000")
+	rates         = flag.String("rates", "", "for -run churn: writes per second to be measured one after the other instead of -rate, such as 1000,3000")
 	seconds       = flag.Int("seconds", 30, "duration of each phase of writes, in seconds")
 	kills         = flag.Int("kills", 20, "number of kills of a remote store or of the mirror")
 	away          = flag.Duration("away", 5*time.Minute, "duration of the partition")
@@ -103,6 +103,10 @@ func run() error {
 	} else {
 		defer os.RemoveAll(dir)
 	}
+	perSecond, err := ratesOf(*rates)
+	if err != nil {
+		return err
+	}
 	ca, err := newAuthority(filepath.Join(dir, "certs"))
 	if err != nil {
 		return err
@@ -115,7 +119,7 @@ func run() error {
 	todo := strings.Split(*runs, ",")
 	fmt.Printf("%d CPUs, load %.1f, %d clusters of %d keys, shape %s\n", runtime.NumCPU(), peer.Load(), *clusters, *nodesPer+*identitiesPer+*ipsPer, *shape)
 	if slices.Contains(todo, "cold") || slices.Contains(todo, "churn") || slices.Contains(todo, "restart") {
-		if err := usual(dir, ca, todo); err != nil {
+		if err := usual(dir, ca, todo, perSecond); err != nil {
 			return err
 		}
 	}

@@ -16,7 +16,9 @@ import (
 )
 
 // usual measures the usual events of a mirror: a first start, changes, and a restart.
-func usual(dir string, ca *authority, todo []string) error {
+// Changes are measured at each of the rates.
+func usual(dir string, ca *authority, todo []string, rates []int) error {
+	defer func(given int) { *rate = given }(*rate)
 	r, end, err := setup(dir, ca, *clusters, false)
 	defer func() { end() }()
 	if err != nil {
@@ -26,8 +28,10 @@ func usual(dir string, ca *authority, todo []string) error {
 		return err
 	}
 	if slices.Contains(todo, "churn") {
-		if err := churns(r); err != nil {
-			return err
+		for _, *rate = range rates {
+			title := fmt.Sprintf("churn at %d/s", *rate)
+			churn(r, title, time.Duration(*seconds)*time.Second)
+			verify(r, title, 10*time.Second)
 		}
 	}
 	if slices.Contains(todo, "restart") {
@@ -119,25 +123,19 @@ func cold(r *rig) error {
 	return nil
 }
 
-// churns measures changes at each of the rates.
-func churns(r *rig) error {
-	measure := func(title string) {
-		churn(r, title, time.Duration(*seconds)*time.Second)
-		verify(r, title, 10*time.Second)
+// ratesOf returns the rates that a list names: without one, that of -rate.
+func ratesOf(list string) (rates []int, err error) {
+	if list == "" {
+		return []int{*rate}, nil
 	}
-	if *rates == "" {
-		measure("churn")
-		return nil
-	}
-	for _, text := range strings.Split(*rates, ",") {
-		n, err := strconv.Atoi(text)
+	for text := range strings.SplitSeq(list, ",") {
+		n, err := strconv.Atoi(strings.TrimSpace(text))
 		if err != nil || n <= 0 {
-			return fmt.Errorf("-rates contains %q, which is no number of writes per second", text)
+			return nil, fmt.Errorf("-rates contains %q, which is no number of writes per second", text)
 		}
-		*rate = n
-		measure(text + "/s")
+		rates = append(rates, n)
 	}
-	return nil
+	return rates, nil
 }
 
 // churn writes to all good sources at the rate, and measures the latency of the mirror.
@@ -147,12 +145,14 @@ func churn(r *rig, title string, length time.Duration) {
 	r.watcher.begin()
 	mirror, store, sources := r.spent()
 	failures, before, starved := r.failures(), peer.Load(), r.mirror.Starved()
+	writing := time.Now()
 	done, late := writes(r, length)
 	began := time.Now()
 	for _, left := l.result(); left > 0 && time.Since(began) < 20*time.Second; _, left = l.result() {
 		time.Sleep(50 * time.Millisecond)
 	}
 	took, left := l.result()
+	whole := time.Since(writing)
 	mirror2, store2, sources2 := r.spent()
 	starved = r.mirror.Starved() - starved
 	now := r.watcher.now()
@@ -170,10 +170,10 @@ func churn(r *rig, title string, length time.Duration) {
 		return
 	}
 	at := func(of int) string { return ms(took[min(len(took)-1, len(took)*of/1000)]) }
-	share := func(of time.Duration) string { return fmt.Sprintf("%.1f", 100*of.Seconds()/length.Seconds()) }
+	share := func(of time.Duration) string { return fmt.Sprintf("%.1f", 100*of.Seconds()/whole.Seconds()) }
 	peer.Table([][]string{
-		{title, "load", "writes", "late", "p50 ms", "p99 ms", "p99.9 ms", "max ms", "lost", "reconnects", "mirror CPU %", "starved %", "store CPU %", "sources CPU %", "RSS MiB"},
-		{r.shape, fmt.Sprintf("%.1f-%.1f", before, peer.Load()), fmt.Sprint(done), fmt.Sprint(late), at(500), at(990), at(999), at(1000), fmt.Sprint(left), fmt.Sprint(lost),
+		{title, "load", "writes", "per second", "late", "p50 ms", "p99 ms", "p99.9 ms", "max ms", "lost", "reconnects", "mirror CPU %", "its threads starved %", "store CPU %", "sources CPU %", "RSS MiB"},
+		{r.shape, fmt.Sprintf("%.1f-%.1f", before, peer.Load()), fmt.Sprint(done), fmt.Sprintf("%.0f", float64(done)/began.Sub(writing).Seconds()), fmt.Sprint(late), at(500), at(990), at(999), at(1000), fmt.Sprint(left), fmt.Sprint(lost),
 			share(mirror2 - mirror), share(starved), share(store2 - store), share(sources2 - sources), inMiB(r.mirror.Memory().RSS)},
 	})
 }
