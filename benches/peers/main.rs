@@ -73,14 +73,15 @@ struct Args {
     /// Directory with etcd, and with etcd of version 3.6 in etcd36.
     #[arg(long, value_name = "DIR", env = "PEERS_BIN", default_value = "target/peers")]
     peers: PathBuf,
-    /// Directory for the results. By default target/bench and, for a whole run, benches/results, with a summary in README.md.
+    /// Directory for the results. By default target/bench; for a whole run, and with --again, benches/results, with a summary
+    /// in README.md.
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
     /// Directory for stacks of the servers, recorded by perf. `make profile` draws flame graphs of them.
     #[arg(long, value_name = "DIR")]
     stacks: Option<PathBuf>,
-    /// Measure the scenarios for the results that the directory has already, by default benches/results, in place of their
-    /// former figures. Servers and machine must be those of these results.
+    /// Replace the figures of the selected scenarios in the results that the directory has already. Servers, machine and
+    /// --quick must be those of these results. A scenario that fails keeps its former figures.
     #[arg(long)]
     again: bool,
     /// What this program runs for each measurement: a scenario and a server, both by their whole names.
@@ -129,6 +130,7 @@ fn run() -> anyhow::Result<()> {
         return Ok(());
     }
     match args.scenarios.iter().any(|name| name.starts_with(replicas::PREFIX)) {
+        true if args.again => bail!("--again is not for replicas: `make bench-replicas` measures all of them anew"),
         true => runtime.block_on(Box::pin(measure_replicas(&args, cpus))),
         false => measure(&args),
     }
@@ -158,8 +160,8 @@ fn measure(args: &Args) -> anyhow::Result<()> {
     let chosen = chosen(&scenarios::ALL, &args.scenarios, args.exact)?;
     let programs = programs(args)?;
     let is_whole = chosen.len() == scenarios::ALL.len() && args.servers.is_empty() && scale == Scale::Full;
-    let is_whole = is_whole || args.again;
-    let output = match (&args.output, is_whole) {
+    let is_shown = is_whole || args.again;
+    let output = match (&args.output, is_shown) {
         (Some(output), _) => output.clone(),
         (None, true) => PathBuf::from("benches/results"),
         (None, false) => PathBuf::from("target/bench"),
@@ -169,18 +171,15 @@ fn measure(args: &Args) -> anyhow::Result<()> {
         scale,
         programs.iter().map(|program| program.name.clone()),
     );
-    if args.again {
-        results = results.continued(&output)?;
-    }
+    let earlier = args.again.then(|| results.earlier(&output)).transpose()?;
     for scenario in &chosen {
-        results.remove(scenario);
         let rounds = if scenario.is_long { 1 } else { rounds };
         for round in 1..=rounds {
             // In turns, so that noise of the machine hits all servers.
             for (at, program) in programs.iter().enumerate() {
                 let label = format!("{}, round {round} of {rounds}, {}", scenario.name, program.name);
                 eprintln!("{label}");
-                match apart(scenario, program) {
+                match apart(scenario, program)? {
                     Ok(figures) => results.add(scenario, at, figures),
                     Err(error) => {
                         eprintln!("{label}: {error}");
@@ -190,30 +189,38 @@ fn measure(args: &Args) -> anyhow::Result<()> {
             }
         }
     }
+    let failed = results.failures().next();
+    let failed = failed.map(|(scenario, program, why)| format!("{scenario} failed with {program}: {why}"));
+    if let Some(earlier) = earlier {
+        results = results.put_into(earlier, &chosen);
+    }
     results.sort(&scenarios::ALL);
     report::write(&results, &output)?;
-    if is_whole && args.output.is_none() {
+    if is_shown && args.output.is_none() {
         report::summarize(&results, Path::new("README.md"), &output)?;
     }
     println!("{}", report::table(&results));
     println!("The results are in {}.", output.display());
-    match results.failures().next() {
+    match failed {
         None => Ok(()),
-        Some((scenario, program, why)) => bail!("{scenario} failed with {program}: {why}"),
+        Some(failed) => bail!(failed),
     }
 }
 
-/// Measures in a process of its own, so that no scenario finds a loader that has worked for others.
-fn apart(scenario: &Scenario, program: &Program) -> Measured {
-    let run = || -> anyhow::Result<Measured> {
-        let mut command = Command::new(std::env::current_exe()?);
-        command.args(std::env::args_os().skip(1));
-        command.args(["--one", scenario.name, &program.name]);
-        command.stdin(Stdio::null()).stderr(Stdio::inherit());
-        let output = command.output().context("cannot run this program again")?;
-        serde_json::from_slice(&output.stdout).with_context(|| format!("the loader reports nothing: {}", output.status))
-    };
-    run().unwrap_or_else(|error| Err(format!("{error:#}")))
+/// Measures in a process of its own, so that no scenario finds a loader that has worked for others. Fails if that process
+/// does not report, since its server may still run then.
+fn apart(scenario: &Scenario, program: &Program) -> anyhow::Result<Measured> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["--one", scenario.name, &program.name]);
+    command.args(std::env::args_os().skip(1));
+    command.stdin(Stdio::null()).stderr(Stdio::inherit());
+    let output = command.output().context("cannot run this program again")?;
+    serde_json::from_slice(&output.stdout).with_context(|| {
+        format!(
+            "the loader has ended ({}) without figures that can be read",
+            output.status
+        )
+    })
 }
 
 /// One scenario with one server.

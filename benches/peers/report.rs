@@ -134,6 +134,18 @@ fn page(results: &Results, images: &[(String, String)]) -> String {
         let _ = writeln!(out, "![{title}]({file})\n");
     }
     out += &table(results);
+    if !results.again.is_empty() {
+        let again = results
+            .again
+            .iter()
+            .map(|(scenario, date)| format!("`{scenario}` ({date})"));
+        let again: Vec<_> = again.collect();
+        let _ = writeln!(
+            out,
+            "\nMeasured again later, all servers in turns: {}.",
+            again.join(", ")
+        );
+    }
     let mut failures = results.failures().peekable();
     if failures.peek().is_some() {
         out += "\n## Failures\n\n";

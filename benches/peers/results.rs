@@ -3,6 +3,7 @@
 use crate::scenarios::{Figure, Kind, Scale, Scenario};
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Where and when.
@@ -46,6 +47,9 @@ pub struct Results {
     /// The first is the one that others are compared with.
     pub servers: Vec<String>,
     pub rows: Vec<Row>,
+    /// The scenarios that were measured again later, and when.
+    #[serde(default)]
+    pub again: BTreeMap<String, String>,
     failures: Vec<Failure>,
 }
 
@@ -90,38 +94,56 @@ impl Results {
             is_quick: scale == Scale::Quick,
             servers: servers.collect(),
             rows: vec![],
+            again: BTreeMap::new(),
             failures: vec![],
         }
     }
 
-    /// The results of an earlier run in `dir`, which these results continue: the same servers on the same machine.
-    pub fn continued(self, dir: &Path) -> anyhow::Result<Self> {
+    /// The results of an earlier run in `dir`, of the same extent, servers and machine as these.
+    pub fn earlier(&self, dir: &Path) -> anyhow::Result<Self> {
         let file = dir.join("results.json");
         let text = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
-        let mut earlier: Self =
+        let earlier: Self =
             serde_json::from_slice(&text).with_context(|| format!("{} has no results", file.display()))?;
-        let extent = |of: &Self| (of.servers.clone(), of.is_quick, of.machine.cpu.clone(), of.machine.cpus);
-        if extent(&earlier) != extent(&self) {
+        let conditions = |of: &Self| {
+            let machine = &of.machine;
+            let machine = (machine.cpu.clone(), machine.cpus, machine.kernel.clone());
+            (of.servers.clone(), of.is_quick, machine)
+        };
+        if conditions(&earlier) != conditions(self) {
             bail!(
-                "{} cannot be continued: its servers ({}), its machine ({}), or its extent are others",
+                "the results in {} are of other servers ({}), of another machine ({}, Linux {}), or of a run with --quick",
                 file.display(),
                 earlier.servers.join(", "),
-                earlier.machine.cpu
+                earlier.machine.cpu,
+                earlier.machine.kernel
             );
         }
-        earlier.machine = self.machine;
         Ok(earlier)
     }
 
-    /// Removes what is known of a scenario.
-    pub fn remove(&mut self, scenario: &Scenario) {
-        self.rows.retain(|row| row.scenario != scenario.name);
-        self.failures.retain(|failure| failure.scenario != scenario.name);
+    /// Puts the figures of `scenarios` that did not fail into the place of those that `earlier` results have.
+    pub fn put_into(self, mut earlier: Self, scenarios: &[&Scenario]) -> Self {
+        for scenario in scenarios {
+            if self.failures.iter().any(|failure| failure.scenario == scenario.name) {
+                continue;
+            }
+            earlier.rows.retain(|row| row.scenario != scenario.name);
+            earlier.failures.retain(|failure| failure.scenario != scenario.name);
+            let date = self.machine.date.clone();
+            earlier.again.insert(scenario.name.to_owned(), date);
+        }
+        let replaced = self.rows.into_iter();
+        let replaced = replaced.filter(|row| !earlier.rows.iter().any(|kept| kept.scenario == row.scenario));
+        let replaced: Vec<_> = replaced.collect();
+        earlier.rows.extend(replaced);
+        earlier
     }
 
-    /// Puts the rows into the order of the scenarios.
+    /// Puts the rows into the order of the scenarios, and drops those of scenarios that do not exist any more.
     pub fn sort(&mut self, scenarios: &[Scenario]) {
         let at = |name: &str| scenarios.iter().position(|scenario| scenario.name == name);
+        self.rows.retain(|row| at(&row.scenario).is_some());
         self.rows.sort_by_key(|row| at(&row.scenario));
     }
 
