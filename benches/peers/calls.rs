@@ -280,7 +280,9 @@ pub async fn growth(server: &Server, scale: Scale) -> anyhow::Result<Vec<Figure>
         parts.push(micros(server.cost()?.cpu - before.cpu, keys / PARTS));
     }
     let grown = server.cost()?.rss.saturating_sub(first.rss);
+    let mean = parts.iter().sum::<f64>() / PARTS as f64;
     let mut figures = vec![
+        Figure::new("server CPU per put", Kind::Cpu, "µs", mean),
         Figure::new("first tenth: server CPU per put", Kind::Cpu, "µs", parts[0]),
         Figure::new("last tenth: server CPU per put", Kind::Cpu, "µs", parts[PARTS - 1]),
         Figure::new("memory per key", Kind::Memory, "B", grown as f64 / keys as f64),

@@ -73,8 +73,8 @@ struct Args {
     /// Directory with etcd, and with etcd of version 3.6 in etcd36.
     #[arg(long, value_name = "DIR", env = "PEERS_BIN", default_value = "target/peers")]
     peers: PathBuf,
-    /// Directory for the results. By default target/bench; for a whole run, and with --again, benches/results, with a summary
-    /// in README.md.
+    /// Directory for the results. By default target/bench; for a whole run, and with --again or --redraw, benches/results,
+    /// with a summary in README.md.
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
     /// Directory for stacks of the servers, recorded by perf. `make profile` draws flame graphs of them.
@@ -84,6 +84,9 @@ struct Args {
     /// --quick must be those of these results. A scenario that fails keeps its former figures.
     #[arg(long)]
     again: bool,
+    /// Measure nothing: write the table and the plots of the results that the directory has already.
+    #[arg(long)]
+    redraw: bool,
     /// What this program runs for each measurement: a scenario and a server, both by their whole names.
     #[arg(long, hide = true, num_args = 2)]
     one: Vec<String>,
@@ -156,16 +159,20 @@ fn pin(server: &str, loader: &str) -> anyhow::Result<bool> {
 }
 
 fn measure(args: &Args) -> anyhow::Result<()> {
+    if args.redraw {
+        return show(
+            args,
+            &args.results(true),
+            &mut Results::read(&args.results(true))?,
+            true,
+        );
+    }
     let (scale, rounds) = args.extent();
     let chosen = chosen(&scenarios::ALL, &args.scenarios, args.exact)?;
     let programs = programs(args)?;
     let is_whole = chosen.len() == scenarios::ALL.len() && args.servers.is_empty() && scale == Scale::Full;
     let is_shown = is_whole || args.again;
-    let output = match (&args.output, is_shown) {
-        (Some(output), _) => output.clone(),
-        (None, true) => PathBuf::from("benches/results"),
-        (None, false) => PathBuf::from("target/bench"),
-    };
+    let output = args.results(is_shown);
     let mut results = Results::new(
         Machine::here(),
         scale,
@@ -194,17 +201,23 @@ fn measure(args: &Args) -> anyhow::Result<()> {
     if let Some(earlier) = earlier {
         results = results.put_into(earlier, &chosen);
     }
-    results.sort(&scenarios::ALL);
-    report::write(&results, &output)?;
-    if is_shown && args.output.is_none() {
-        report::summarize(&results, Path::new("README.md"), &output)?;
-    }
-    println!("{}", report::table(&results));
-    println!("The results are in {}.", output.display());
+    show(args, &output, &mut results, is_shown)?;
     match failed {
         None => Ok(()),
         Some(failed) => bail!(failed),
     }
+}
+
+/// Writes results into a directory and, where they are those of README.md, into that.
+fn show(args: &Args, output: &Path, results: &mut Results, is_shown: bool) -> anyhow::Result<()> {
+    results.sort(&scenarios::ALL);
+    report::write(results, output)?;
+    if is_shown && args.output.is_none() {
+        report::summarize(results, Path::new("README.md"), output)?;
+    }
+    println!("{}", report::table(results));
+    println!("The results are in {}.", output.display());
+    Ok(())
 }
 
 /// Measures in a process of its own, so that no scenario finds a loader that has worked for others. Fails if that process
@@ -260,6 +273,12 @@ async fn measure_replicas(args: &Args, cpus: Option<(&str, &str)>) -> anyhow::Re
 }
 
 impl Args {
+    /// The directory for the results, which README.md shows or not.
+    fn results(&self, is_shown: bool) -> PathBuf {
+        let usual = if is_shown { "benches/results" } else { "target/bench" };
+        self.output.clone().unwrap_or_else(|| PathBuf::from(usual))
+    }
+
     /// The scale, and the number of rounds.
     fn extent(&self) -> (Scale, usize) {
         let scale = if self.quick { Scale::Quick } else { Scale::Full };

@@ -1,6 +1,6 @@
 //! Plots as SVG files that a light and a dark page can show: no background, and colours that both can carry.
 
-use crate::report::measure;
+use crate::report::{digits, measure, whole};
 use crate::results::Row;
 use std::fmt::Write as _;
 
@@ -17,6 +17,8 @@ const TOP: f64 = 58.0;
 /// The size of the picture of lines, and the space around the lines.
 const HEIGHT: f64 = 300.0;
 const AXIS: f64 = 60.0;
+/// About the width of a character.
+const CHARACTER: f64 = 7.0;
 /// The colours of etcd, of another etcd, and of Isthmus, which comes last.
 const PEERS: [&str; 2] = ["#7d8590", "#c08a3e"];
 const OURS: &str = "#2f81f7";
@@ -125,16 +127,27 @@ pub fn lines(title: &str, x_title: &str, servers: &[String], lines: &[Vec<(f64, 
             y_at(y),
             AXIS - 8.0,
             y_at(y) + 4.0,
-            measure(y, "")
+            tick(y)
         );
     }
+    // From the right, where the last number has the unit. A number that has no room is left out.
+    let mut room = WIDTH;
     for x in numbers.iter().rev().step_by(numbers.len().div_ceil(NUMBERS).max(1)) {
+        let (text, at, anchor) = match *x >= right {
+            true => (format!("{} {x_title}", tick(*x)), WIDTH, "end"),
+            false => (tick(*x), x_at(*x), "middle"),
+        };
+        let width = CHARACTER * text.chars().count() as f64;
+        let ends = if anchor == "end" { at } else { at + width / 2.0 };
+        if ends > room {
+            continue;
+        }
+        room = ends - width - CHARACTER;
         let _ = writeln!(
             out,
-            "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
-            x_at(*x).min(WIDTH - 45.0),
+            "<text x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"{anchor}\">{}</text>",
             HEIGHT - 12.0,
-            measure(*x, if *x >= right { x_title } else { "" })
+            escaped(&text)
         );
     }
     for (at, line) in lines.iter().enumerate() {
@@ -158,6 +171,14 @@ pub fn lines(title: &str, x_title: &str, servers: &[String], lines: &[Vec<(f64, 
         );
     }
     out + "</svg>\n"
+}
+
+/// A number at an axis.
+fn tick(value: f64) -> String {
+    match value.fract() {
+        0.0 => whole(value),
+        _ => digits(value),
+    }
 }
 
 /// The next number whose quarters have few digits.

@@ -209,10 +209,13 @@ pub fn digits(value: f64) -> String {
         v if v < 0.1 => format!("{value:.3}"),
         v if v < 10.0 => format!("{value:.2}"),
         v if v < 100.0 => format!("{value:.1}"),
-        _ => {
-            let whole = format!("{value:.0}");
-            let parts: Vec<_> = whole.as_bytes().rchunks(3).rev().map(String::from_utf8_lossy).collect();
-            parts.join(",")
-        }
+        _ => whole(value),
     }
+}
+
+/// A number without decimals, and with a separator for thousands.
+pub fn whole(value: f64) -> String {
+    let whole = format!("{value:.0}");
+    let parts: Vec<_> = whole.as_bytes().rchunks(3).rev().map(String::from_utf8_lossy).collect();
+    parts.join(",")
 }

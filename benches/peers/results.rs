@@ -99,12 +99,16 @@ impl Results {
         }
     }
 
-    /// The results of an earlier run in `dir`, of the same extent, servers and machine as these.
-    pub fn earlier(&self, dir: &Path) -> anyhow::Result<Self> {
+    /// The results of an earlier run in `dir`.
+    pub fn read(dir: &Path) -> anyhow::Result<Self> {
         let file = dir.join("results.json");
         let text = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
-        let earlier: Self =
-            serde_json::from_slice(&text).with_context(|| format!("{} has no results", file.display()))?;
+        serde_json::from_slice(&text).with_context(|| format!("{} has no results", file.display()))
+    }
+
+    /// The results of an earlier run in `dir`, of the same extent, servers and machine as these.
+    pub fn earlier(&self, dir: &Path) -> anyhow::Result<Self> {
+        let earlier = Self::read(dir)?;
         let conditions = |of: &Self| {
             let machine = &of.machine;
             let machine = (machine.cpu.clone(), machine.cpus, machine.kernel.clone());
@@ -113,7 +117,7 @@ impl Results {
         if conditions(&earlier) != conditions(self) {
             bail!(
                 "the results in {} are of other servers ({}), of another machine ({}, Linux {}), or of a run with --quick",
-                file.display(),
+                dir.display(),
                 earlier.servers.join(", "),
                 earlier.machine.cpu,
                 earlier.machine.kernel
