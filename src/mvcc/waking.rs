@@ -107,9 +107,8 @@ struct Begun {
 }
 
 impl Begun {
-    /// Wakes the others. From now on the group gathers events.
-    fn finish(self, now: u64, gathering: Gathering) {
-        self.others.iter().for_each(|wake| wake.wake());
+    /// From `now` on the group gathers events: the others are woken by the same call.
+    fn gather(&self, now: u64, gathering: Gathering) {
         let due = match gathering.time(self.members) {
             0 => 0,
             time => now.saturating_add(time),
@@ -128,13 +127,11 @@ impl Turn {
     /// Wakes the members that are due: all those of groups of former calls, and of groups that are `dirty` since then only the
     /// `first` where they have very many. Groups that are not due gather events. Returns the number of groups that were due.
     fn wake(&mut self, dirty: Vec<Dirty>, now: u64, gathering: Gathering, first: usize) -> usize {
-        let others = self.begun.extract_if(.., |begun| begun.dirty.is_due(now));
-        others.for_each(|begun| begun.finish(now, gathering));
+        let begun: Vec<_> = self.begun.extract_if(.., |begun| begun.dirty.is_due(now)).collect();
+        begun.iter().for_each(|begun| begun.gather(now, gathering));
         let gathered: Vec<_> = self.gathering.extract_if(.., |dirty| dirty.is_due(now)).collect();
         let mut groups = gathered.len();
-        for dirty in gathered {
-            self.begin(dirty, now, gathering, usize::MAX);
-        }
+        // Quiet groups come first: the few members of a small one do not wait for the many of another.
         for dirty in dirty {
             if dirty.is_due(now) {
                 groups += 1;
@@ -142,6 +139,12 @@ impl Turn {
             } else {
                 self.gathering.push(dirty);
             }
+        }
+        for dirty in gathered {
+            self.begin(dirty, now, gathering, usize::MAX);
+        }
+        for begun in begun {
+            begun.others.iter().for_each(|wake| wake.wake());
         }
         groups
     }
@@ -160,7 +163,7 @@ impl Turn {
         wakes.iter().for_each(|wake| wake.wake());
         let begun = Begun { dirty, others, members };
         match begun.others.is_empty() {
-            true => begun.finish(now, gathering),
+            true => begun.gather(now, gathering),
             false => {
                 begun.dirty.group.set_due(now.saturating_add(HEAD_START));
                 self.begun.push(begun);

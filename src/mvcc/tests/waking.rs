@@ -3,6 +3,7 @@
 use super::super::*;
 use super::watch::{Count, seen, woken_is_true};
 use super::{NoWake, limit_frames, put};
+use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -204,4 +205,23 @@ fn the_first_members_of_a_large_quiet_group_have_a_head_start_and_other_groups_d
     put(&store, "large", "5");
     let (groups, ..) = wake(later + 1);
     assert_eq!(groups, 1, "the group gathers nothing after that");
+}
+
+#[test]
+fn a_quiet_range_is_woken_before_the_others_of_a_large_one() {
+    let (store, order) = (Store::new(), Arc::new(Mutex::new(vec![])));
+    let watch = |key: &'static str| {
+        let order = Arc::clone(&order);
+        let wake = Count(AtomicUsize::new(0), move || order.lock().push(key));
+        store.watch(WatchFilter::new(KeyRange::key(key)), 0, Arc::new(wake))
+    };
+    let _large: Vec<_> = (0..8).map(|_| watch("large")).collect();
+    let _small = watch("small");
+    let gathering = Gathering { most: 1, per_member: 1 };
+    put(&store, "large", "");
+    let next = store.wake_due_watchers(5, gathering, 1).next.unwrap();
+    put(&store, "small", "");
+    assert_eq!(store.wake_due_watchers(next, gathering, 1).groups, 1);
+    let order = std::mem::take(&mut *order.lock());
+    assert_eq!(order, [vec!["large", "small"], vec!["large"; 7]].concat());
 }
