@@ -2,7 +2,7 @@
 
 use super::encoded::Kv;
 use super::frame::Seen;
-use super::group::{Group, Wake, WatchFilter};
+use super::group::{Group, GroupState, Wake, WatchFilter};
 use super::state::State;
 use super::store::Store;
 use bytes::Bytes;
@@ -26,6 +26,8 @@ pub struct Watcher {
     created_at: i64,
     /// The compact revision, if the watcher asked for history before it.
     too_late: Option<i64>,
+    /// Up to here the watcher reads the log even where its group has frames.
+    log_through: i64,
 }
 
 /// The result of [`Watcher::take`].
@@ -101,6 +103,8 @@ impl Store {
         // The group may still hold frames from before the compaction, but a new watcher must not see them.
         let first = state.first_watched();
         let too_late = Some(first).filter(|first| start < *first);
+        // Frames from before the compaction show what was before the compact revision. New watchers of etcd do not see that.
+        let log_through = if filter.prev_kv { state.compacted } else { 0 };
         let (group, member) = state.groups.join(filter, current, start, wake);
         Watcher {
             store: Arc::clone(self),
@@ -110,6 +114,7 @@ impl Store {
             start,
             created_at: current,
             too_late,
+            log_through,
         }
     }
 
@@ -175,7 +180,7 @@ impl Watcher {
             if let Some(compacted) = state.ended {
                 return WatchUpdate::Compacted(compacted);
             }
-            if self.next > state.complete_after {
+            if self.next > self.log_end(&state) {
                 let (frames, last) = state.read(self.next, max);
                 let Some(revision) = last else {
                     return WatchUpdate::Nothing;
@@ -206,7 +211,7 @@ impl Watcher {
         let read = store.state.read();
         let state = group.state.lock();
         self.next = self.next.max(state.next_of(self.member));
-        let (first, complete_after) = (read.first_watched(), state.complete_after);
+        let (first, log_end) = (read.first_watched(), self.log_end(&state));
         if let Some(compacted) = state.ended {
             return WatchUpdate::Compacted(compacted);
         }
@@ -214,11 +219,11 @@ impl Watcher {
         if self.next < first {
             return WatchUpdate::Compacted(first);
         }
-        let missed = Missed::read(&read, &group.filter, self.next, complete_after);
+        let missed = Missed::read(&read, &group.filter, self.next, log_end);
         drop(read);
 
         let (mut frames, mut bytes) = (Vec::new(), 0);
-        let mut all = missed.last().is_none_or(|missed| missed.revision == complete_after);
+        let mut all = missed.last().is_none_or(|missed| missed.revision == log_end);
         for missed in &missed {
             if bytes > max {
                 all = false;
@@ -232,11 +237,11 @@ impl Watcher {
         }
         if all {
             // Revision 1 and purged revisions have no batch.
-            self.next = self.next.max(complete_after + 1);
+            self.next = self.next.max(log_end + 1);
         }
         let mut state = group.state.lock();
         state.moved(self.member, self.next);
-        let joined = self.next > state.complete_after;
+        let joined = self.next > self.log_end(&state);
         drop(state);
         if !frames.is_empty() {
             let revision = self.next - 1;
@@ -246,6 +251,11 @@ impl Watcher {
             true => self.take(max),
             false => WatchUpdate::Later,
         }
+    }
+
+    /// The last revision that the watcher reads from the log.
+    fn log_end(&self, group: &GroupState) -> i64 {
+        group.complete_after.max(self.log_through)
     }
 
     /// Whether the watcher has taken everything up to `current`, the store's revision, which was read under the same

@@ -244,6 +244,37 @@ fn a_new_watcher_from_before_the_compaction_is_cancelled_although_its_group_has_
 }
 
 #[test]
+fn a_new_watcher_sees_no_previous_value_from_before_the_compaction_although_its_group_has_the_frames() {
+    let store = Store::new();
+    let filter = WatchFilter {
+        prev_kv: true,
+        ..WatchFilter::new(KeyRange::all())
+    };
+    let mut early = watch(&store, filter.clone(), 0);
+    let first = put(&store, "a", "1");
+    let compacted = put(&store, "a", "2");
+    let last = put(&store, "a", "3");
+    store.compact(compacted).unwrap();
+    let previous = |watcher: &mut Watcher, max| {
+        let mut previous = vec![];
+        while let WatchUpdate::Events { frames, .. } = watcher.take_now(max) {
+            previous.extend(seen(&frames).into_iter().map(|event| event.prev_revision));
+        }
+        previous
+    };
+    let mut new = watch(&store, filter.clone(), compacted);
+    assert_eq!(previous(&mut new, 1), [None, Some(compacted)]);
+    assert_eq!(previous(&mut watch(&store, filter, last), 1), [Some(compacted)]);
+    assert_eq!(
+        previous(&mut early, 1 << 20),
+        [None, Some(first), Some(compacted)],
+        "an earlier watcher was owed the value"
+    );
+    put(&store, "a", "4");
+    assert_eq!(previous(&mut new, 1), [Some(last)]);
+}
+
+#[test]
 fn a_slow_member_does_not_make_its_group_hold_more_than_the_bound() {
     let store = Store::new();
     let filter = WatchFilter::new(KeyRange::prefix("p/"));
