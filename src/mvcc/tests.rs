@@ -36,6 +36,14 @@ fn watch(store: &Arc<Store>, filter: WatchFilter, start: i64) -> Watcher {
     store.watch(filter, start, Arc::new(NoWake))
 }
 
+/// With previous key-values.
+fn with_previous(range: KeyRange) -> WatchFilter {
+    WatchFilter {
+        prev_kv: true,
+        ..WatchFilter::new(range)
+    }
+}
+
 fn watch_all(store: &Arc<Store>, start: i64) -> Watcher {
     watch(store, WatchFilter::new(KeyRange::all()), start)
 }

@@ -3,7 +3,7 @@
 use super::super::*;
 use super::message::events;
 use super::model::step;
-use super::{NoWake, limit_frames, put, put_of, watch, watch_all};
+use super::{NoWake, limit_frames, put, put_of, watch, watch_all, with_previous};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use proptest::prelude::*;
@@ -49,10 +49,7 @@ fn versions(store: &Arc<Store>) -> Vec<(i64, u32, bool, Kv)> {
 
 /// All events from revision 2 on, with previous key-values, encoded.
 fn history(store: &Arc<Store>) -> Vec<Bytes> {
-    let filter = WatchFilter {
-        prev_kv: true,
-        ..WatchFilter::new(KeyRange::all())
-    };
+    let filter = with_previous(KeyRange::all());
     let (mut watcher, mut all) = (watch(store, filter, 2), vec![]);
     while let WatchUpdate::Events { frames, .. } = watcher.take_now(1) {
         all.extend(frames);

@@ -3,7 +3,7 @@
 use super::super::*;
 use super::message::{self, EventType};
 use super::model::{Model, Step, range, step};
-use super::{compact_and_purge, limit_frames, put, watch, watch_all};
+use super::{compact_and_purge, limit_frames, put, watch, watch_all, with_previous};
 use proptest::prelude::*;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -50,10 +50,7 @@ struct Story {
 impl Story {
     fn new(range: KeyRange, start: i64) -> Self {
         let store = Store::new();
-        let filter = WatchFilter {
-            prev_kv: true,
-            ..WatchFilter::new(range.clone())
-        };
+        let filter = with_previous(range.clone());
         let watcher = watch(&store, filter, start);
         let first = if start == 0 { watcher.created_at() + 1 } else { start };
         Self {
@@ -246,10 +243,7 @@ fn a_new_watcher_from_before_the_compaction_is_cancelled_although_its_group_has_
 #[test]
 fn a_new_watcher_sees_no_previous_value_from_before_the_compaction_although_its_group_has_the_frames() {
     let store = Store::new();
-    let filter = WatchFilter {
-        prev_kv: true,
-        ..WatchFilter::new(KeyRange::all())
-    };
+    let filter = with_previous(KeyRange::all());
     let mut early = watch(&store, filter.clone(), 0);
     let first = put(&store, "a", "1");
     let compacted = put(&store, "a", "2");
@@ -348,10 +342,7 @@ fn watchers_of_nested_ranges_share_the_bytes_of_a_frame() {
 #[test]
 fn a_revision_that_is_longer_than_all_frames_may_be_is_read_from_the_log() {
     let store = Store::new();
-    let filter = WatchFilter {
-        prev_kv: true,
-        ..WatchFilter::new(KeyRange::all())
-    };
+    let filter = with_previous(KeyRange::all());
     let mut watcher = watch(&store, filter, 0);
     let big = "x".repeat(3 << 20);
     for _ in 0..2 {
