@@ -160,12 +160,8 @@ fn pin(server: &str, loader: &str) -> anyhow::Result<bool> {
 
 fn measure(args: &Args) -> anyhow::Result<()> {
     if args.redraw {
-        return show(
-            args,
-            &args.results(true),
-            &mut Results::read(&args.results(true))?,
-            true,
-        );
+        let output = args.results(true);
+        return show(args, &output, &mut Results::read(&output)?, true);
     }
     let (scale, rounds) = args.extent();
     let chosen = chosen(&scenarios::ALL, &args.scenarios, args.exact)?;
